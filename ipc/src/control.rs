@@ -1,0 +1,189 @@
+//! Supervisor ⇄ worker.
+//!
+//! The worker connects to `run/supervisor.sock` and says [`Hello`]; the supervisor answers
+//! [`Welcome`] with the snapshot, the ledger and the listening sockets. A new supervisor
+//! that finds workers alive gets the same descriptors back from them ([`ToSupervisor::Return`]).
+
+#![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::operator::{PathRow, QueueRow};
+use crate::shard_map::ShardMap;
+
+/// Kind of the only frame from a worker: archive [`ToSupervisor`].
+pub const TO_SUPERVISOR: u8 = 1;
+/// Kind of the only frame to a worker: archive [`ToWorker`].
+pub const TO_WORKER: u8 = 2;
+
+/// Worker → supervisor.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub enum ToSupervisor {
+    /// First frame.
+    Hello(Hello),
+    /// Second frame of a worker that already serves: snapshot, ledger, then listeners as
+    /// descriptors, the listeners named by their addresses.
+    Return {
+        /// Addresses of the listeners, in the order of their descriptors.
+        listeners: Vec<String>,
+        /// Accounting files in use.
+        accounting: Vec<AccountingFile>,
+        /// The shard map in force.
+        map: ShardMap,
+    },
+    /// Recovered and serving.
+    Serving,
+    /// Alive; twice a second.
+    Heartbeat(Heartbeat),
+    /// A snapshot is in force, or why it is not.
+    Reloaded {
+        /// The snapshot's generation.
+        generation: u64,
+        /// Why it was refused.
+        error: Option<String>,
+    },
+    /// All mail that moved with this epoch has been handed over and confirmed.
+    MapApplied {
+        /// The epoch.
+        epoch: u64,
+    },
+    /// Answer to [`ToWorker::Rows`].
+    Rows {
+        /// The request's number.
+        request: u64,
+        /// Its rows.
+        rows: Rows,
+    },
+    /// Accounting has switched and everything written to the old file is on disk.
+    AccountingSwitched {
+        /// Number of the switch.
+        switch: u64,
+    },
+    /// Stopped taking work and flushed; the process exits next.
+    Leaving,
+}
+
+/// The first frame.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub struct Hello {
+    /// Shard number.
+    pub shard: u8,
+    /// Process id.
+    pub pid: i32,
+    /// Program version.
+    pub version: String,
+    /// Generation of the snapshot in force; 0 when there is none yet.
+    pub generation: u64,
+    /// Already serving.
+    pub serving: bool,
+    /// CPU that the process is pinned to.
+    pub cpu: u32,
+}
+
+/// Statistics of one shard.
+#[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// `recovering`, `serving`, `draining`.
+    pub state: String,
+    /// Recipients queued.
+    pub recipients: u64,
+    /// Messages queued.
+    pub messages: u64,
+    /// Bytes of content queued.
+    pub queued_bytes: u64,
+    /// Destinations with mail.
+    pub domains: u64,
+    /// Outbound connections.
+    pub connections_out: u32,
+    /// Inbound sessions.
+    pub connections_in: u32,
+    /// Shares kept under handoff.
+    pub handoffs: u64,
+    /// Recipients, messages, bytes accepted since start.
+    pub received: [u64; 3],
+    /// Recipients, messages, bytes delivered since start.
+    pub delivered: [u64; 3],
+    /// Recipients bounced since start.
+    pub bounced: u64,
+    /// Attempts deferred since start.
+    pub deferred: u64,
+    /// Group commits since start.
+    pub syncs: u64,
+    /// Bytes written to the segment log since start.
+    pub log_bytes: u64,
+}
+
+/// An accounting file that all workers append to.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct AccountingFile {
+    /// Index of the `<acct-file>` in the snapshot.
+    pub index: u32,
+    /// The file now written.
+    pub path: String,
+}
+
+/// Supervisor → worker.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Answer to [`Hello`]; descriptors: snapshot, ledger, then the listeners.
+    Welcome(Welcome),
+    /// Answer to the hello of a worker that serves already: adopted, go on.
+    Adopted,
+    /// New configuration: descriptors are the snapshot, then the listeners that are new.
+    Reload {
+        /// Every listener that shall be served, by address.
+        listeners: Vec<String>,
+        /// Those whose descriptors come along, in order.
+        added: Vec<String>,
+    },
+    /// A new shard map; hand over what is no longer owned.
+    Map(ShardMap),
+    /// Write accounting to these files from now on, acknowledge when the old are synced.
+    SwitchAccounting {
+        /// Number of the switch.
+        switch: u64,
+        /// The new files.
+        files: Vec<AccountingFile>,
+    },
+    /// Report live state.
+    Rows {
+        /// Number for the answer.
+        request: u64,
+        /// What to report.
+        what: RowsOf,
+    },
+    /// Finish transactions within the grace time, flush, exit.
+    Stop {
+        /// Milliseconds.
+        grace_ms: u64,
+    },
+}
+
+/// What a worker starts with.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The shard map.
+    pub map: ShardMap,
+    /// Addresses of the listeners, in the order of their descriptors.
+    pub listeners: Vec<String>,
+    /// Accounting files.
+    pub accounting: Vec<AccountingFile>,
+}
+
+/// Live state that a worker can report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum RowsOf {
+    /// `show queues`
+    Queues,
+    /// `show paths`
+    Paths,
+}
+
+/// Rows of live state.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub enum Rows {
+    /// `show queues`
+    Queues(Vec<QueueRow>),
+    /// `show paths`
+    Paths(Vec<PathRow>),
+}

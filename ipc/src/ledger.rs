@@ -1,0 +1,120 @@
+//! Limits that span shards: a memfd of atomics that every process maps.
+//!
+//! A connection in use is a *slot* tagged with its owner, taken and given back by one
+//! compare-and-swap, so a kill at any instant leaks nothing: the supervisor frees the slots
+//! of a dead worker by their tag.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::descriptors::{Mapping, shared_memfd};
+use crate::limits::{LEDGER_SLOTS, SHARDS_MAX};
+
+/// A class of connections that is limited over all shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// `total-max-smtp-in`
+    SmtpIn,
+    /// `total-max-smtp-out`
+    SmtpOut,
+}
+
+const CLASSES: usize = 2;
+const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
+const BYTES: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
+
+/// The mapped ledger of one process.
+#[derive(Debug)]
+pub struct Ledger {
+    map: Mapping,
+}
+
+/// A slot in use; give it back with [`Ledger::give`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a slot that is dropped stays taken until its shard restarts"]
+pub struct Slot {
+    class: Class,
+    index: u32,
+}
+
+impl Ledger {
+    /// A new ledger and the descriptor to hand to the workers.
+    ///
+    /// # Errors
+    /// As `memfd_create(2)`.
+    pub fn create() -> std::io::Result<(Ledger, OwnedFd)> {
+        let fd = shared_memfd("sluice-ledger", BYTES)?;
+        Ok((Self::open(&fd)?, fd))
+    }
+
+    /// Maps a ledger that another process made.
+    ///
+    /// # Errors
+    /// `EINVAL` when its size is not this version's.
+    pub fn open(fd: &OwnedFd) -> std::io::Result<Ledger> {
+        Ok(Ledger { map: Mapping::shared(fd, BYTES)? })
+    }
+
+    fn slots(&self, class: Class) -> &[AtomicU32] {
+        self.map.atomics(class as usize * LEDGER_SLOTS * 4, LEDGER_SLOTS)
+    }
+
+    /// Takes a slot for `shard` if fewer than `limit` are taken. `hint` spreads the search;
+    /// any number will do.
+    pub fn take(&self, class: Class, shard: u8, limit: usize, hint: usize) -> Option<Slot> {
+        let limit = limit.min(LEDGER_SLOTS);
+        let slots = &self.slots(class)[..limit];
+        (0..limit).map(|i| (hint + i) % limit).find_map(|i| {
+            let free = slots[i].load(Relaxed) == 0
+                && slots[i].compare_exchange(0, u32::from(shard) + 1, Relaxed, Relaxed).is_ok();
+            free.then_some(Slot { class, index: i as u32 })
+        })
+    }
+
+    /// Gives a slot back.
+    pub fn give(&self, slot: Slot) {
+        self.slots(slot.class)[slot.index as usize].store(0, Relaxed);
+    }
+
+    /// Frees what a dead worker held.
+    pub fn free_all_of(&self, shard: u8) {
+        for class in [Class::SmtpIn, Class::SmtpOut] {
+            for s in self.slots(class) {
+                let _ = s.compare_exchange(u32::from(shard) + 1, 0, Relaxed, Relaxed);
+            }
+        }
+        self.set_sessions(shard, 0);
+    }
+
+    /// Publishes how many SMTP sessions `shard` serves.
+    pub fn set_sessions(&self, shard: u8, n: u32) {
+        self.map.atomics(SESSIONS_AT, SHARDS_MAX + 1)[usize::from(shard)].store(n, Relaxed);
+    }
+
+    /// The mean of sessions over the first `shards` shards.
+    pub fn mean_sessions(&self, shards: &[u8]) -> u32 {
+        let all = self.map.atomics(SESSIONS_AT, SHARDS_MAX + 1);
+        let sum: u32 = shards.iter().map(|s| all[usize::from(*s)].load(Relaxed)).sum();
+        sum / (shards.len().max(1) as u32)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_holds_over_shards_and_a_dead_one_gives_back() {
+        let (a, fd) = Ledger::create().unwrap();
+        let b = Ledger::open(&fd).unwrap();
+        let first = a.take(Class::SmtpIn, 0, 2, 7).unwrap();
+        assert!(b.take(Class::SmtpIn, 1, 2, 7).is_some());
+        assert!(a.take(Class::SmtpIn, 0, 2, 0).is_none(), "third of two");
+        assert!(a.take(Class::SmtpOut, 0, 2, 0).is_some(), "classes are apart");
+        b.free_all_of(1);
+        assert!(b.take(Class::SmtpIn, 1, 2, 0).is_some());
+        a.give(first);
+        assert!(b.take(Class::SmtpIn, 1, 2, 0).is_some());
+    }
+}

@@ -1,0 +1,24 @@
+//! What crosses process borders in Sluice.
+//!
+//! | channel  | between                | carries                                           | module |
+//! |----------|------------------------|---------------------------------------------------|--------|
+//! | control  | worker → supervisor    | hello, descriptors, heartbeat, statistics, reports | [`control`] |
+//! | control  | supervisor → worker    | snapshot, listeners, shard map, commands           | [`control`] |
+//! | mesh     | worker ⇄ worker        | handoff of accepted mail, acknowledgement, release  | [`mesh`] |
+//! | operator | client ⇄ supervisor    | commands of the operator and their answers          | [`operator`] |
+//!
+//! Frames are rkyv archives ([`frame`]), validated before they are read. The compiled
+//! configuration ([`snapshot`]) and the cross-shard limits ([`ledger`]) are shared memory.
+
+pub mod control;
+pub mod descriptors;
+pub mod frame;
+pub mod ledger;
+pub mod limits;
+pub mod mesh;
+pub mod message;
+pub mod operator;
+pub mod rules;
+pub mod shard_map;
+pub mod snapshot;
+pub mod stream;

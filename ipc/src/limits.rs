@@ -1,0 +1,41 @@
+//! Every bound on what one process accepts from another, with its unit and its relation
+//! to the others. Bounds that operators set are directives and live in [`crate::rules`].
+
+/// Version of every frame and archive layout on control, mesh and operator channels.
+/// Peers with another version are refused in the first frame.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Largest archive in one frame, in bytes. The largest legitimate ones are the envelope of
+/// a message with [`RECIPIENTS_PER_MESSAGE_MAX`] recipients and a page of queue rows.
+pub const ARCHIVE_BYTES_MAX: usize = 64 << 20;
+
+/// Largest message content in one frame, in bytes; `max-message-size` cannot exceed it.
+pub const CONTENT_BYTES_MAX: usize = 1 << 30;
+
+/// Most recipients of one message, whatever `max-rcpt-per-message` says: recipient indexes
+/// are 16 bits wide in the queues.
+pub const RECIPIENTS_PER_MESSAGE_MAX: usize = 60_000;
+
+/// Most shards of one node. Shard numbers are one byte in the ledger.
+pub const SHARDS_MAX: usize = 255;
+
+/// Most descriptors one control frame carries (SCM_RIGHTS allows 253 in one message).
+pub const DESCRIPTORS_PER_FRAME_MAX: usize = 200;
+
+/// Bytes a mesh connection may have waiting to be written before handoffs are kept by the
+/// accepting shard instead.
+pub const MESH_BACKLOG_BYTES_MAX: usize = 16 << 20;
+
+/// Handoffs of one origin that may wait for an acknowledgement at one owner.
+pub const HANDOFFS_IN_FLIGHT_MAX: usize = 4096;
+
+/// Connections the ledger can count in each direction.
+pub const LEDGER_SLOTS: usize = 65_536;
+
+/// Rows of one operator answer (`show queues`, `show paths`).
+pub const OPERATOR_ROWS_MAX: usize = 200_000;
+
+const _: () = assert!(RECIPIENTS_PER_MESSAGE_MAX < u16::MAX as usize);
+const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
+const _: () = assert!(CONTENT_BYTES_MAX < u32::MAX as usize && ARCHIVE_BYTES_MAX < u32::MAX as usize);
+const _: () = assert!(MESH_BACKLOG_BYTES_MAX < CONTENT_BYTES_MAX);

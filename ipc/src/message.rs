@@ -1,0 +1,216 @@
+//! A message as it travels between shards and lies in the spool: identity, envelope,
+//! recipients.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Identity of one accepted message, the same in every shard that holds a share of it.
+///
+/// 48 bits of Unix milliseconds, 8 bits of shard, 72 bits of counter started from the
+/// process's start time in nanoseconds, so identities do not repeat across restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct MessageId(pub [u8; 16]);
+
+impl MessageId {
+    /// The identity made at `unix_ms` by `shard` with this `counter`.
+    pub fn new(unix_ms: i64, shard: u8, counter: u64) -> Self {
+        let v = (u128::from(unix_ms as u64 & 0xFFFF_FFFF_FFFF) << 80)
+            | (u128::from(shard) << 72)
+            | u128::from(counter);
+        MessageId(v.to_be_bytes())
+    }
+}
+
+impl fmt::Display for MessageId {
+    /// 26 characters of Crockford's base 32, sortable by time of acceptance.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        let v = u128::from_be_bytes(self.0);
+        let text: [u8; 26] = std::array::from_fn(|i| ALPHABET[(v >> (5 * (25 - i)) & 31) as usize]);
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+/// How mail came in; the accounting field `srcType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug, PartialEq))]
+pub enum SourceType {
+    /// An SMTP session.
+    Smtp,
+    /// `sluice inject`, later HTTP.
+    Api,
+    /// A report that Sluice made itself.
+    Report,
+}
+
+/// BODY= of RFC 6152.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug, PartialEq))]
+pub enum BodyType {
+    /// BODY=7BIT or not given, and no octet above 127 seen.
+    SevenBit,
+    /// BODY=8BITMIME, or octets above 127 seen.
+    EightBit,
+}
+
+/// RET= of RFC 3461 §4.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug, PartialEq))]
+pub enum Ret {
+    /// Not given.
+    Unset,
+    /// RET=FULL
+    Full,
+    /// RET=HDRS
+    Headers,
+}
+
+/// NOTIFY= of RFC 3461 §4.1 as bits; 0 means not given.
+pub mod notify {
+    /// NOTIFY=NEVER
+    pub const NEVER: u8 = 1;
+    /// NOTIFY=SUCCESS
+    pub const SUCCESS: u8 = 2;
+    /// NOTIFY=FAILURE
+    pub const FAILURE: u8 = 4;
+    /// NOTIFY=DELAY
+    pub const DELAY: u8 = 8;
+}
+
+/// Where a message was handed from, see architecture "The life of a message" 4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct HandoffId {
+    /// The accepting shard.
+    pub origin: u8,
+    /// Its sequence number; never reused, also across restarts.
+    pub sequence: u64,
+}
+
+/// One recipient.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct Recipient {
+    /// The address as given in RCPT TO, without angle brackets.
+    pub address: String,
+    /// What it is queued under, see [`destination_of`].
+    pub destination: String,
+    /// [`notify`] bits.
+    pub notify: u8,
+    /// ORCPT= as given, xtext not decoded; empty when not given.
+    pub orcpt: String,
+}
+
+/// Everything about a message but its content. Recipients are sorted by destination, so
+/// that those of one queue are a range of indexes.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct Envelope {
+    /// Identity of the message.
+    pub id: MessageId,
+    /// When the message was accepted, Unix milliseconds.
+    pub received_unix_ms: i64,
+    /// Reverse-path without angle brackets; empty for the null sender.
+    pub sender: String,
+    /// Virtual MTA or pool that the message chose; empty for `{default}`.
+    pub vmta: String,
+    /// x-job.
+    pub job_id: String,
+    /// ENVID= (xtext not decoded) or x-envid; empty when not given.
+    pub envid: String,
+    /// RET=
+    pub ret: Ret,
+    /// BODY=
+    pub body_type: BodyType,
+    /// SMTPUTF8 given (RFC 6531).
+    pub smtputf8: bool,
+    /// `suppress-local-dsn` of the source.
+    pub suppress_dsn: bool,
+    /// How it came in.
+    pub source_type: SourceType,
+    /// EHLO name of the submitter.
+    pub source_name: String,
+    /// Address of the submitter; empty for other than SMTP.
+    pub source_ip: String,
+    /// Our address that it connected to; empty for other than SMTP.
+    pub local_ip: String,
+    /// Set on shares that came over the mesh, and on shares kept under handoff.
+    pub handoff: Option<HandoffId>,
+    /// The recipients of this share.
+    pub recipients: Vec<Recipient>,
+}
+
+/// What an address is queued under: the domain as lower-case A-labels without a final dot
+/// (RFC 5890), or the address literal in lower case.
+///
+/// # Errors
+/// A sentence naming what is wrong with the domain.
+pub fn destination_of(address: &str) -> Result<String, String> {
+    let (_, domain) =
+        address.rsplit_once('@').ok_or_else(|| format!("address <{address}> has no domain"))?;
+    normalise_domain(domain)
+}
+
+/// A domain or address literal in the one spelling that queues and limits use.
+///
+/// # Errors
+/// A sentence naming what is wrong.
+pub fn normalise_domain(domain: &str) -> Result<String, String> {
+    if let Some(literal) = domain.strip_prefix('[').and_then(|d| d.strip_suffix(']')) {
+        return match parse_literal(literal) {
+            Some(std::net::IpAddr::V4(v4)) => Ok(format!("[{v4}]")),
+            Some(std::net::IpAddr::V6(v6)) => Ok(format!("[ipv6:{v6}]")),
+            None => Err(format!("[{literal}] is not an address literal (RFC 5321 section 4.1.3)")),
+        };
+    }
+    let domain = domain.strip_suffix('.').unwrap_or(domain);
+    let simple = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_');
+    let ascii = if domain.bytes().all(simple) && !domain.contains("xn--") {
+        domain.to_owned()
+    } else {
+        idna::domain_to_ascii(domain).map_err(|_| format!("{domain} is not a domain name"))?
+    };
+    let label_ok = |l: &str| {
+        !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if ascii.is_empty() || ascii.len() > 253 || !ascii.split('.').all(label_ok) {
+        return Err(format!("{domain} is not a domain name"));
+    }
+    Ok(ascii)
+}
+
+/// The address inside an address literal, without its brackets.
+pub fn parse_literal(literal: &str) -> Option<std::net::IpAddr> {
+    if literal.get(..5).is_some_and(|p| p.eq_ignore_ascii_case("ipv6:")) {
+        return literal[5..].parse::<Ipv6Addr>().ok().map(Into::into);
+    }
+    literal.parse::<Ipv4Addr>().ok().map(Into::into)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_spelling_for_a_destination() {
+        assert_eq!(destination_of("a@EXAMPLE.Com.").unwrap(), "example.com");
+        assert_eq!(destination_of("a@bücher.example").unwrap(), "xn--bcher-kva.example");
+        assert_eq!(destination_of("\"x@y\"@b.test").unwrap(), "b.test");
+        assert_eq!(destination_of("a@[127.0.0.1]").unwrap(), "[127.0.0.1]");
+        assert_eq!(destination_of("a@[IPv6:::1]").unwrap(), "[ipv6:::1]");
+        assert!(destination_of("a@b..c").is_err() && destination_of("a@[1.2.3]").is_err());
+        assert!(destination_of("local").is_err());
+    }
+
+    #[test]
+    fn identities_sort_by_time_and_print_as_26_characters() {
+        let (a, b) = (MessageId::new(1, 9, 9), MessageId::new(2, 0, 0));
+        assert!(a < b && a.to_string() < b.to_string());
+        assert_eq!(a.to_string().len(), 26);
+    }
+}

@@ -1,0 +1,155 @@
+//! Operator's client ⇄ supervisor, over `run/control.sock`.
+//!
+//! One request and one answer a connection. Rows carry the names that `--json` prints.
+
+#![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Kind of a request: archive [`Request`].
+pub const REQUEST: u8 = 1;
+/// Kind of an answer: archive [`Answer`].
+pub const ANSWER: u8 = 2;
+
+/// What an operator asks.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Request {
+    /// `status`
+    Status,
+    /// `show shards`, `shard list`
+    Shards,
+    /// `show queues`
+    Queues,
+    /// `show paths`
+    Paths,
+    /// `shard restart N`
+    ShardRestart {
+        /// Shard number.
+        shard: u8,
+        /// Answer when it serves again.
+        wait: bool,
+    },
+    /// `scale N`
+    Scale {
+        /// Number of workers.
+        workers: u32,
+        /// Answer when all mail has moved.
+        wait: bool,
+    },
+    /// `reload`
+    Reload,
+    /// `stop`
+    Stop,
+    /// `rotate acct`
+    RotateAccounting,
+    /// Where a worker takes injected mail.
+    InjectSocket,
+}
+
+/// What the supervisor answers.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done; a sentence for the operator.
+    Done(String),
+    /// The operation failed or is refused.
+    Failed(String),
+    /// The request is wrong (exit code 2), such as a configuration with errors.
+    Wrong(String),
+    /// `status`, as JSON text in PowerMTA's shape.
+    Status(String),
+    /// `show shards`
+    Shards(Vec<ShardRow>),
+    /// `show queues`
+    Queues(Vec<QueueRow>),
+    /// `show paths`
+    Paths(Vec<PathRow>),
+    /// Path of a worker's socket.
+    Socket(String),
+}
+
+/// One row of `show shards`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct ShardRow {
+    /// Shard number.
+    pub shard: u8,
+    /// Process id; 0 while down.
+    pub pid: i32,
+    /// CPU that it is pinned to.
+    pub cpu: u32,
+    /// `starting`, `recovering`, `serving`, `draining`, `waiting` (for its restart), `hung`.
+    pub state: String,
+    /// Restarts since the supervisor started.
+    pub restarts: u32,
+    /// Seconds since the process started.
+    pub uptime_s: u64,
+    /// Resident memory, bytes.
+    pub rss_bytes: u64,
+    /// Recipients queued.
+    pub recipients: u64,
+    /// Outbound connections.
+    pub connections_out: u32,
+    /// Inbound sessions.
+    pub connections_in: u32,
+    /// Shares kept under handoff for other shards.
+    pub handoffs: u64,
+    /// Group commits since start.
+    pub syncs: u64,
+    /// Bytes written to the segment log since start.
+    pub log_bytes: u64,
+}
+
+/// One row of `show queues`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct QueueRow {
+    /// `destination/vmta`
+    pub queue: String,
+    /// Destination.
+    pub destination: String,
+    /// Virtual MTA; empty when a pool's queue.
+    pub vmta: String,
+    /// Pool; empty when a virtual MTA's queue.
+    pub pool: String,
+    /// Shard.
+    pub shard: u8,
+    /// Recipients waiting.
+    pub recipients: u64,
+    /// Kilobytes of content waiting, counted once a message.
+    pub kbytes: u64,
+    /// Open connections of its paths.
+    pub connections: u32,
+    /// `normal` or `backoff`.
+    pub mode: String,
+    /// Paused by an operator.
+    pub paused: bool,
+    /// When the queue is tried again, `YYYY-MM-DD HH:MM:SS` local; empty when it is runnable.
+    pub next_retry: String,
+    /// The last failure; empty for none.
+    pub last_error: String,
+    /// Age of the oldest recipient, seconds.
+    pub oldest_s: u64,
+}
+
+/// One row of `show paths`.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct PathRow {
+    /// `destination/vmta`
+    pub path: String,
+    /// Destination.
+    pub destination: String,
+    /// Virtual MTA.
+    pub vmta: String,
+    /// Shard.
+    pub shard: u8,
+    /// Open connections.
+    pub connections: u32,
+    /// `normal` or `backoff`.
+    pub mode: String,
+    /// Share of recent attempts that succeeded, 0 to 1.
+    pub health: f32,
+    /// `max-smtp-out` in force.
+    pub max_smtp_out: u32,
+    /// `max-msg-rate` in force; empty when unlimited.
+    pub max_msg_rate: String,
+    /// `max-msg-per-connection` in force; 0 when unlimited.
+    pub max_msg_per_connection: u32,
+}

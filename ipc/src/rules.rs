@@ -1,0 +1,235 @@
+//! Directives in force: for one path ([`DomainRules`]) and for one client ([`SourceRules`]).
+//!
+//! The snapshot holds sparse settings (key and value); a worker resolves them to these plain
+//! structures when a path or a session begins. Defaults are stated here and nowhere else.
+
+#![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
+
+use std::time::Duration;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// A parsed value. Absent limits are 0 and absent durations [`NEVER_MS`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub enum Value {
+    /// yes, no
+    Flag(bool),
+    /// A count, a size in bytes, or a choice by its position.
+    Number(u64),
+    /// A duration in milliseconds.
+    Millis(u64),
+    /// Durations in milliseconds.
+    MillisList(Vec<u64>),
+    /// `count` events in `per_ms`; a count of 0 is unlimited.
+    Rate {
+        /// Events.
+        count: u64,
+        /// Window in milliseconds.
+        per_ms: u64,
+    },
+    /// Anything else, as written.
+    Text(String),
+    /// Texts.
+    TextList(Vec<String>),
+}
+
+/// The duration that `never` stands for.
+pub const NEVER_MS: u64 = u64::MAX / 4;
+
+/// A limit of `count` events in any window of `per`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate {
+    /// Events; 0 is unlimited.
+    pub count: u64,
+    /// The window.
+    pub per: Duration,
+}
+
+/// One directive set at one place.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct Setting {
+    /// Number of the [`DomainKey`] or [`SourceKey`].
+    pub key: u16,
+    /// Its value.
+    pub value: Value,
+}
+
+/// Conversion from the archived value; a wrong type is a bug of the compiler of the
+/// configuration and leaves the default in force.
+trait FromValue: Sized {
+    fn from_value(v: &ArchivedValue) -> Option<Self>;
+}
+
+impl FromValue for bool {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        matches!(v, ArchivedValue::Flag(_)).then(|| matches!(v, ArchivedValue::Flag(true)))
+    }
+}
+
+impl FromValue for u64 {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        if let ArchivedValue::Number(n) = v { Some(n.to_native()) } else { None }
+    }
+}
+
+impl FromValue for Duration {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        if let ArchivedValue::Millis(n) = v { Some(Duration::from_millis(n.to_native())) } else { None }
+    }
+}
+
+impl FromValue for Vec<Duration> {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        if let ArchivedValue::MillisList(l) = v {
+            Some(l.iter().map(|n| Duration::from_millis(n.to_native())).collect())
+        } else {
+            None
+        }
+    }
+}
+
+impl FromValue for Rate {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        if let ArchivedValue::Rate { count, per_ms } = v {
+            Some(Rate { count: count.to_native(), per: Duration::from_millis(per_ms.to_native()) })
+        } else {
+            None
+        }
+    }
+}
+
+impl FromValue for String {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
+    }
+}
+
+impl FromValue for Vec<String> {
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        if let ArchivedValue::TextList(l) = v {
+            Some(l.iter().map(|t| t.as_str().to_owned()).collect())
+        } else {
+            None
+        }
+    }
+}
+
+macro_rules! rules {
+    ($(#[$doc:meta])* $rules:ident, $key:ident { $( $name:literal $variant:ident $field:ident: $type:ty = $default:expr; )* }) => {
+        /// Numbers of the directives of one scope, as they stand in the snapshot.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u16)]
+        #[allow(missing_docs)]
+        pub enum $key { $( $variant ),* }
+
+        impl $key {
+            /// The directive of this name, if it is in force in this scope.
+            pub fn named(name: &str) -> Option<Self> {
+                match name { $( $name => Some(Self::$variant), )* _ => None }
+            }
+
+            /// The directive's name.
+            pub fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name ),* }
+            }
+        }
+
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq)]
+        #[allow(missing_docs)]
+        pub struct $rules { $( pub $field: $type ),* }
+
+        impl Default for $rules {
+            fn default() -> Self { $rules { $( $field: $default ),* } }
+        }
+
+        impl $rules {
+            /// Lets a setting take the place of what is in force.
+            pub fn apply(&mut self, setting: &ArchivedSetting) {
+                $( if setting.key.to_native() == $key::$variant as u16 {
+                    if let Some(v) = <$type as FromValue>::from_value(&setting.value) { self.$field = v; }
+                    return;
+                } )*
+            }
+        }
+    };
+}
+
+const fn minutes(n: u64) -> Duration {
+    Duration::from_secs(n * 60)
+}
+
+rules! {
+    /// Directives in force for one path (destination and virtual MTA). Names are those of
+    /// the directives; counts of 0 mean unlimited.
+    DomainRules, DomainKey {
+        "max-smtp-out" MaxSmtpOut max_smtp_out: u64 = 20;
+        "max-msg-per-connection" MaxMsgPerConnection max_msg_per_connection: u64 = 0;
+        "max-rcpt-per-transaction" MaxRcptPerTransaction max_rcpt_per_transaction: u64 = 1000;
+        "max-msg-rate" MaxMsgRate max_msg_rate: Rate = Rate { count: 0, per: Duration::ZERO };
+        "max-errors-per-connection" MaxErrorsPerConnection max_errors_per_connection: u64 = 0;
+        "use-starttls" UseStarttls use_starttls: bool = true;
+        "require-starttls" RequireStarttls require_starttls: bool = false;
+        "retry-after" RetryAfter retry_after: Vec<Duration> = vec![minutes(10)];
+        "retry-recipients-after" RetryRecipientsAfter retry_recipients_after: Duration = minutes(10);
+        "retry-upon-new-mail" RetryUponNewMail retry_upon_new_mail: bool = false;
+        "bounce-after" BounceAfter bounce_after: Duration = minutes(4 * 1440 + 720);
+        "notify-of-delay-every" NotifyOfDelayEvery notify_of_delay_every: Duration = minutes(240);
+        "bounce-upon-no-mx" BounceUponNoMx bounce_upon_no_mx: bool = false;
+        "bounce-upon-5xx-greeting" BounceUpon5xxGreeting bounce_upon_5xx_greeting: bool = true;
+        "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
+        "smtp-hosts" SmtpHosts smtp_hosts: String = String::new();
+        "default-smtp-port" DefaultSmtpPort default_smtp_port: u64 = 25;
+        "mx-connection-attempts" MxConnectionAttempts mx_connection_attempts: u64 = 10;
+        "connect-timeout" ConnectTimeout connect_timeout: Duration = minutes(2);
+        "smtp-greeting-timeout" SmtpGreetingTimeout smtp_greeting_timeout: Duration = minutes(5);
+        "smtp-multiple-line-response-timeout" SmtpMultipleLineResponseTimeout smtp_multiple_line_response_timeout: Duration = minutes(5);
+        "data-send-timeout" DataSendTimeout data_send_timeout: Duration = minutes(3);
+        "smtp-data-termination-timeout" SmtpDataTerminationTimeout smtp_data_termination_timeout: Duration = minutes(10);
+        "connection-idle-timeout" ConnectionIdleTimeout connection_idle_timeout: Duration = Duration::ZERO;
+        "ignore-8bitmime" Ignore8bitmime ignore_8bitmime: bool = false;
+        "ignore-chunking" IgnoreChunking ignore_chunking: bool = false;
+        "ignore-pipelining" IgnorePipelining ignore_pipelining: bool = false;
+        "ignore-dsn" IgnoreDsn ignore_dsn: bool = false;
+        "dsn-format" DsnFormat dsn_format: u64 = 0;
+        "disable-acct-records" DisableAcctRecords disable_acct_records: Vec<String> = Vec::new();
+        "log-transfer-failures" LogTransferFailures log_transfer_failures: bool = false;
+    }
+}
+
+rules! {
+    /// Directives in force for one SMTP client, merged from all `<source>` blocks that
+    /// contain its address and the listener's named source.
+    SourceRules, SourceKey {
+        "always-allow-relaying" AlwaysAllowRelaying always_allow_relaying: bool = false;
+        "smtp-service" SmtpService smtp_service: bool = true;
+        "add-date-header" AddDateHeader add_date_header: u64 = 0;
+        "add-message-id-header" AddMessageIdHeader add_message_id_header: bool = false;
+        "add-received-header" AddReceivedHeader add_received_header: bool = true;
+        "hide-message-source" HideMessageSource hide_message_source: bool = false;
+        "allow-starttls" AllowStarttls allow_starttls: bool = false;
+        "allow-chunking" AllowChunking allow_chunking: bool = true;
+        "allow-smtputf8" AllowSmtputf8 allow_smtputf8: bool = true;
+        "max-message-size" MaxMessageSize max_message_size: u64 = 0;
+        "max-message-hops" MaxMessageHops max_message_hops: u64 = 100;
+        "max-rcpt-per-message" MaxRcptPerMessage max_rcpt_per_message: u64 = 0;
+        "too-many-rcpts-fails-message" TooManyRcptsFailsMessage too_many_rcpts_fails_message: bool = false;
+        "process-x-envid" ProcessXEnvid process_x_envid: bool = false;
+        "process-x-job" ProcessXJob process_x_job: bool = false;
+        "retain-x-job" RetainXJob retain_x_job: bool = false;
+        "process-x-virtual-mta" ProcessXVirtualMta process_x_virtual_mta: bool = false;
+        "retain-x-virtual-mta" RetainXVirtualMta retain_x_virtual_mta: bool = false;
+        "allow-empty-x-virtual-mta" AllowEmptyXVirtualMta allow_empty_x_virtual_mta: bool = false;
+        "reject-invalid-virtual-mta" RejectInvalidVirtualMta reject_invalid_virtual_mta: bool = true;
+        "default-virtual-mta" DefaultVirtualMta default_virtual_mta: String = String::new();
+        "suppress-local-dsn" SuppressLocalDsn suppress_local_dsn: bool = false;
+        "dsn-return-default" DsnReturnDefault dsn_return_default: u64 = 0;
+        "smtp-command-timeout" SmtpCommandTimeout smtp_command_timeout: Duration = minutes(10);
+        "smtp-data-timeout" SmtpDataTimeout smtp_data_timeout: Duration = minutes(10);
+        "smtp-session-timeout" SmtpSessionTimeout smtp_session_timeout: Duration = minutes(24 * 60);
+        "max-smtp-commands" MaxSmtpCommands max_smtp_commands: u64 = 0;
+        "log-connections" LogConnections log_connections: bool = false;
+    }
+}

@@ -1,0 +1,399 @@
+//! Bytes on disk, described once: log records, and the values of the index.
+//!
+//! A record is a 40-byte header, `meta`, `body`, and zeroes up to a multiple of 8:
+//!
+//! ```text
+//! 0  magic     u32
+//! 4  version   u8    FORMAT_VERSION
+//! 5  kind      u8    Kind
+//! 6  reserved  u16
+//! 8  sequence  u64   order over all segments of the shard; the key of a message
+//! 16 segment   u32   segment that the record was written for
+//! 20 meta_len  u32
+//! 24 body_len  u32
+//! 28 body_crc  u32   CRC-32C of body
+//! 32 crc       u32   CRC-32C of bytes 0..32 and meta
+//! 36 reserved  u32
+//! ```
+//! The body has a checksum of its own so that a restart can trust a record without reading
+//! the message's content.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Version of records and index values. Older versions are read by `recover`.
+pub const FORMAT_VERSION: u8 = 1;
+/// Bytes of a record's header.
+pub const HEADER_BYTES: usize = 40;
+/// Largest meta part accepted from disk.
+pub const META_BYTES_MAX: usize = 64 << 20;
+/// Largest body accepted from disk.
+pub const BODY_BYTES_MAX: usize = 1 << 30;
+/// Recipients in one value of the index.
+pub const RECIPIENTS_PER_CHUNK: usize = 4;
+
+const MAGIC: u32 = 0x4C53_4D31;
+/// The magic as it stands on disk, for finding the next record after damage.
+pub const MAGIC_BYTES: [u8; 4] = MAGIC.to_le_bytes();
+
+/// What a record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// First record of a segment: [`StartMeta`].
+    Start = 1,
+    /// A message: meta is the archived envelope, body the content. Its sequence is its key.
+    Message = 2,
+    /// Recipients' states after an attempt: [`UpdateMeta`].
+    Update = 3,
+    /// Final outcomes: [`DoneMeta`].
+    Done = 4,
+    /// A message copied forward with its state: [`MovedMeta`], body the content.
+    Moved = 5,
+    /// A value that outlives the index: [`PutMeta`].
+    Put = 6,
+    /// An origin will not repeat handoffs below a sequence: [`ForgetMeta`].
+    Forget = 7,
+}
+
+impl Kind {
+    fn from_byte(b: u8) -> Option<Kind> {
+        [Kind::Start, Kind::Message, Kind::Update, Kind::Done, Kind::Moved, Kind::Put, Kind::Forget]
+            .into_iter()
+            .find(|k| *k as u8 == b)
+    }
+}
+
+/// A record's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What it says.
+    pub kind: Kind,
+    /// Order over all segments.
+    pub sequence: u64,
+    /// Segment it was written for.
+    pub segment: u32,
+    /// Bytes of meta.
+    pub meta_len: usize,
+    /// Bytes of body.
+    pub body_len: usize,
+    /// CRC-32C of body.
+    pub body_crc: u32,
+}
+
+impl Header {
+    /// Bytes that the whole record takes.
+    pub fn record_len(&self) -> usize {
+        (HEADER_BYTES + self.meta_len + self.body_len).next_multiple_of(8)
+    }
+
+    /// Appends the header's bytes, checksummed together with `meta`, to `out`.
+    pub fn encode(&self, meta: &[u8], out: &mut Vec<u8>) {
+        let at = out.len();
+        out.extend_from_slice(&MAGIC_BYTES);
+        out.extend_from_slice(&[FORMAT_VERSION, self.kind as u8, 0, 0]);
+        out.extend_from_slice(&self.sequence.to_le_bytes());
+        out.extend_from_slice(&self.segment.to_le_bytes());
+        out.extend_from_slice(&(self.meta_len as u32).to_le_bytes());
+        out.extend_from_slice(&(self.body_len as u32).to_le_bytes());
+        out.extend_from_slice(&self.body_crc.to_le_bytes());
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&out[at..]), meta);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+    }
+
+    /// Reads a header; `None` for anything that is not one. The checksum is left to
+    /// [`Header::checks`], which needs the meta part.
+    pub fn decode(b: &[u8]) -> Option<Header> {
+        let b: &[u8; HEADER_BYTES] = b.first_chunk()?;
+        let u32_at = |i: usize| u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+        if u32_at(0) != MAGIC || b[4] != FORMAT_VERSION {
+            return None;
+        }
+        let h = Header {
+            kind: Kind::from_byte(b[5])?,
+            sequence: u64::from(u32_at(8)) | u64::from(u32_at(12)) << 32,
+            segment: u32_at(16),
+            meta_len: u32_at(20) as usize,
+            body_len: u32_at(24) as usize,
+            body_crc: u32_at(28),
+        };
+        (h.meta_len <= META_BYTES_MAX && h.body_len <= BODY_BYTES_MAX).then_some(h)
+    }
+
+    /// Whether header bytes and meta are what was written.
+    pub fn checks(header: &[u8], meta: &[u8]) -> bool {
+        let Some(h) = header.first_chunk::<HEADER_BYTES>() else { return false };
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&h[..32]), meta);
+        crc.to_le_bytes() == h[32..36]
+    }
+}
+
+/// Meta of [`Kind::Start`]: everything that must outlive older segments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct StartMeta {
+    /// Whether this is a cold segment (whose other fields are empty).
+    pub cold: bool,
+    /// All values of [`Kind::Put`].
+    pub values: Vec<(String, Vec<u8>)>,
+    /// Handoffs taken and not yet forgotten, by origin.
+    pub seen: Vec<(u8, u64, Vec<u64>)>,
+}
+
+/// State of one recipient that has been tried and will be tried again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RecipientState {
+    /// When it may be tried next, Unix milliseconds.
+    pub due_unix_ms: i64,
+    /// Attempts so far.
+    pub attempts: u16,
+    /// Delay reports sent so far.
+    pub delay_reports: u16,
+    /// The last reply.
+    pub last_reply: String,
+}
+
+/// A recipient's new state.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct UpdateEntry {
+    /// The message.
+    pub key: u64,
+    /// Index in its envelope.
+    pub recipient: u16,
+    /// The state.
+    pub state: RecipientState,
+}
+
+/// Meta of [`Kind::Update`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct UpdateMeta {
+    /// New states.
+    pub entries: Vec<UpdateEntry>,
+    /// Accounting rows, opaque to the spool.
+    pub rows: Vec<Vec<u8>>,
+}
+
+/// Meta of [`Kind::Done`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct DoneMeta {
+    /// Recipients that ended: message and index.
+    pub entries: Vec<(u64, u16)>,
+    /// Messages of which nothing is left.
+    pub settled: Vec<u64>,
+    /// Accounting rows, opaque to the spool.
+    pub rows: Vec<Vec<u8>>,
+}
+
+/// Meta of [`Kind::Moved`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct MovedMeta {
+    /// The message's key: the sequence of its first record.
+    pub key: u64,
+    /// Archived envelope.
+    pub envelope: Vec<u8>,
+    /// Recipients' states.
+    pub states: Vec<(u16, RecipientState)>,
+    /// Recipients that have ended.
+    pub done: Vec<u16>,
+}
+
+/// Meta of [`Kind::Put`]; an empty value removes the name.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct PutMeta {
+    /// Name.
+    pub name: String,
+    /// Value.
+    pub value: Vec<u8>,
+}
+
+/// Meta of [`Kind::Forget`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ForgetMeta {
+    /// Origin shard.
+    pub origin: u8,
+    /// Lowest sequence that may still be repeated.
+    pub below: u64,
+}
+
+/// Where a message's record lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Location {
+    /// Segment.
+    pub segment: u32,
+    /// Offset of the record's header.
+    pub offset: u32,
+}
+
+/// What the index knows of one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexedRecipient {
+    /// What it is queued under.
+    pub destination: String,
+    /// Ended.
+    pub done: bool,
+    /// Its state; the default before the first attempt.
+    pub state: RecipientState,
+    /// Segment of the record that holds the state; 0 for none.
+    pub state_segment: u32,
+}
+
+/// What the index knows of one message: enough to queue it without reading the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Where its record lies.
+    pub location: Location,
+    /// Bytes of content.
+    pub body_len: u32,
+    /// When it was accepted, Unix milliseconds.
+    pub received_unix_ms: i64,
+    /// Kept for another shard.
+    pub handoff: bool,
+    /// Virtual MTA or pool chosen.
+    pub vmta: String,
+    /// All recipients in order.
+    pub recipients: Vec<IndexedRecipient>,
+}
+
+impl Summary {
+    /// The values of the index for this message: chunk number and bytes. The last reply is
+    /// cut so that a value stays near 500 bytes.
+    pub fn encode(&self) -> Vec<Vec<u8>> {
+        let reply_max = if self.recipients.len() == 1 { 250 } else { 60 };
+        let mut chunks = Vec::with_capacity(self.recipients.len().div_ceil(RECIPIENTS_PER_CHUNK));
+        for (n, part) in self.recipients.chunks(RECIPIENTS_PER_CHUNK).enumerate() {
+            let mut v = vec![FORMAT_VERSION];
+            if n == 0 {
+                v.extend_from_slice(&self.location.segment.to_le_bytes());
+                v.extend_from_slice(&self.location.offset.to_le_bytes());
+                v.extend_from_slice(&self.body_len.to_le_bytes());
+                v.extend_from_slice(&self.received_unix_ms.to_le_bytes());
+                v.extend_from_slice(&(self.recipients.len() as u16).to_le_bytes());
+                v.push(u8::from(self.handoff));
+                put_text(&mut v, &self.vmta, 255);
+            }
+            for r in part {
+                v.push(u8::from(r.done));
+                put_text(&mut v, &r.destination, 255);
+                v.extend_from_slice(&r.state.due_unix_ms.to_le_bytes());
+                v.extend_from_slice(&r.state.attempts.to_le_bytes());
+                v.extend_from_slice(&r.state.delay_reports.to_le_bytes());
+                v.extend_from_slice(&r.state_segment.to_le_bytes());
+                put_text(&mut v, &r.state.last_reply, reply_max);
+            }
+            chunks.push(v);
+        }
+        chunks
+    }
+
+    /// Reads chunk `n` into the summary; chunks come in order.
+    pub fn decode_chunk(&mut self, n: u16, mut v: &[u8]) -> Option<()> {
+        let v = &mut v;
+        if take::<1>(v)?[0] != FORMAT_VERSION {
+            return None;
+        }
+        if n == 0 {
+            self.location.segment = u32::from_le_bytes(take(v)?);
+            self.location.offset = u32::from_le_bytes(take(v)?);
+            self.body_len = u32::from_le_bytes(take(v)?);
+            self.received_unix_ms = i64::from_le_bytes(take(v)?);
+            let count = u16::from_le_bytes(take(v)?);
+            self.handoff = take::<1>(v)?[0] != 0;
+            self.vmta = take_text(v)?;
+            self.recipients = Vec::with_capacity(usize::from(count));
+        }
+        while !v.is_empty() {
+            let done = take::<1>(v)?[0] != 0;
+            let destination = take_text(v)?;
+            let state = RecipientState {
+                due_unix_ms: i64::from_le_bytes(take(v)?),
+                attempts: u16::from_le_bytes(take(v)?),
+                delay_reports: u16::from_le_bytes(take(v)?),
+                last_reply: String::new(),
+            };
+            let state_segment = u32::from_le_bytes(take(v)?);
+            let state = RecipientState { last_reply: take_text(v)?, ..state };
+            self.recipients.push(IndexedRecipient { destination, done, state, state_segment });
+        }
+        Some(())
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str, max: usize) {
+    let mut end = text.len().min(max).min(255);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.push(end as u8);
+    out.extend_from_slice(&text.as_bytes()[..end]);
+}
+
+fn take<const N: usize>(v: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = v.split_first_chunk::<N>()?;
+    *v = rest;
+    Some(*head)
+}
+
+fn take_text(v: &mut &[u8]) -> Option<String> {
+    let n = usize::from(take::<1>(v)?[0]);
+    let (head, rest) = v.split_at_checked(n)?;
+    *v = rest;
+    String::from_utf8(head.to_vec()).ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_changed_bit_anywhere_is_noticed() {
+        let meta = b"envelope";
+        let h = Header { kind: Kind::Message, sequence: 9, segment: 2, meta_len: 8, body_len: 3, body_crc: 5 };
+        let mut bytes = Vec::new();
+        h.encode(meta, &mut bytes);
+        assert_eq!(Header::decode(&bytes), Some(h));
+        assert!(Header::checks(&bytes, meta));
+        for bit in 0..32 * 8 {
+            let mut b = bytes.clone();
+            b[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&b).is_none() || !Header::checks(&b, meta), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn values_of_ordinary_mail_stay_below_500_bytes() {
+        let r = IndexedRecipient {
+            destination: "mail.example.com".into(),
+            done: false,
+            state: RecipientState { last_reply: "x".repeat(400), ..Default::default() },
+            state_segment: 7,
+        };
+        for n in [1, 4, 1000] {
+            let s = Summary { recipients: vec![r.clone(); n], vmta: "vmta-1".into(), ..Default::default() };
+            assert!(s.encode().iter().all(|v| v.len() <= 500));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn summaries_survive_the_index(n in 1usize..20, due in any::<i64>(), reply in ".{0,40}") {
+            let r = IndexedRecipient {
+                destination: "d.test".into(), done: due % 2 == 0,
+                state: RecipientState { due_unix_ms: due, attempts: 3, delay_reports: 1, last_reply: reply.chars().take(15).collect() },
+                state_segment: 4,
+            };
+            let s = Summary { recipients: vec![r; n], vmta: "v".into(), body_len: 5, ..Default::default() };
+            let mut back = Summary::default();
+            for (i, v) in s.encode().iter().enumerate() {
+                prop_assert!(back.decode_chunk(i as u16, v).is_some());
+            }
+            prop_assert_eq!(s, back);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_not(v in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Summary::default().decode_chunk(0, &v);
+            let _ = Header::decode(&v);
+        }
+    }
+}

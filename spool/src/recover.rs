@@ -1,0 +1,377 @@
+//! Opening a spool: trust the index and replay what is newer, or rebuild it from the
+//! segments. Bodies are read only where a crash may have torn them.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use bytes::Bytes;
+
+use crate::SpoolError;
+use crate::checkpoint::{POSITION_KEY, Position, SegmentEntry};
+use crate::disk::Disk;
+use crate::index::{Index, IndexError};
+use crate::layout::{
+    DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, MovedMeta, PutMeta, StartMeta, Summary, UpdateMeta,
+};
+use crate::segment::{Log, Record};
+use crate::store::{PROJECTED, Recovered, RecoveredRecipient, Seen, Store, aligned};
+
+/// What opening a spool took.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// The index was rebuilt from the segments, and why.
+    pub rebuilt: Option<String>,
+    /// Records read from the log.
+    pub replayed: u64,
+    /// Messages with recipients left.
+    pub messages: u64,
+    /// Stretches of damaged bytes.
+    pub damaged: u64,
+}
+
+impl<D: Disk, I: Index> Store<D, I> {
+    /// Opens a spool and passes every message that has recipients left.
+    ///
+    /// `boot` names the machine's boot: an index that another boot left without an orderly
+    /// stop may have lost entries to power loss and is rebuilt.
+    ///
+    /// # Errors
+    /// [`SpoolError`] when the folder or even a fresh index fails.
+    pub fn open(
+        disk: D,
+        index: I,
+        shard: u8,
+        boot: &str,
+        each: &mut dyn FnMut(Recovered),
+    ) -> Result<(Self, Opened), SpoolError> {
+        let log = Log::open(disk).map_err(|e| SpoolError::Write(e.to_string()))?;
+        let mut store = Store {
+            log,
+            index,
+            shard,
+            boot: boot.to_owned(),
+            dirty: HashMap::new(),
+            seen: Default::default(),
+            values: Default::default(),
+            checkpoint: None,
+            checkpointed: 0,
+            compaction: None,
+            projected: 0,
+            index_failed: false,
+            quarantine: Vec::new(),
+        };
+        let mut opened = Opened::default();
+        let trusted = match store.position() {
+            Ok(p) => store.replay(Some(p), &mut opened).and_then(|()| store.emit(&mut opened, each)),
+            Err(why) => Err(SpoolError::Index(why)),
+        };
+        if let Err(e) = trusted {
+            store.rebuild(&mut opened, &e.to_string(), each)?;
+        }
+        let position = store.value(PROJECTED).and_then(|v| v.first_chunk::<8>());
+        store.projected = position.map_or(0, |b| u64::from_le_bytes(*b));
+        Ok((store, opened))
+    }
+
+    fn rebuild(&mut self, opened: &mut Opened, why: &str, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
+        if !self.log.segments.is_empty() {
+            opened.rebuilt = Some(why.to_owned());
+            tracing::warn!(why, "rebuilding the index from the segments");
+        }
+        self.index.wipe()?;
+        self.dirty.clear();
+        self.seen.clear();
+        self.values.clear();
+        self.checkpointed = 0;
+        for s in self.log.segments.values_mut() {
+            (s.live, s.live_bytes, s.changed) = (0, 0, true);
+            s.refs.clear();
+        }
+        self.replay(None, opened)?;
+        self.emit(opened, each)
+    }
+
+    /// The index's position, if it can be trusted.
+    fn position(&self) -> Result<Position, String> {
+        let bytes = self.index.get(POSITION_KEY).map_err(|e| e.to_string())?.ok_or("it has no position")?;
+        let p: Position = ipc::frame::unarchive(0, &aligned(&bytes)).map_err(|e| e.to_string())?;
+        if p.version != FORMAT_VERSION {
+            return Err(format!("it has format version {}", p.version));
+        }
+        if !p.clean && p.boot != self.boot {
+            return Err("the machine stopped without an orderly stop of the spool".into());
+        }
+        match p.active.iter().find(|(id, _)| !self.log.segments.contains_key(id)) {
+            Some((id, _)) => Err(format!("segment {id} is missing")),
+            None => Ok(p),
+        }
+    }
+
+    /// Reads the log from `from` (or all of it) into the state of messages.
+    fn replay(&mut self, from: Option<Position>, opened: &mut Opened) -> Result<(), SpoolError> {
+        let io = |e: io::Error| SpoolError::Write(e.to_string());
+        let from = from.unwrap_or_default();
+        if from.next_sequence > 0 {
+            self.checkpointed = from.next_sequence - 1;
+            self.log.next_sequence = from.next_sequence;
+            self.segment_entries(&from)?;
+        }
+        let mut settled = HashSet::new();
+        let ids: Vec<u32> = self.log.segments.keys().copied().collect();
+        let newest = |cold| self.log.segments.iter().rev().find(|(_, s)| s.cold == cold).map(|(id, _)| *id);
+        let newest = [newest(false), newest(true)];
+        for id in ids {
+            let active = from.active.iter().find(|(a, _)| *a == id).map(|(_, len)| *len);
+            let newer = id >= from.next_segment;
+            // Values and handoffs have no entries in the index: the newest hot segment, which
+            // is never freed, begins with all of them.
+            if active.is_none() && !newer && newest[0] != Some(id) {
+                continue;
+            }
+            let changes_from = if newer { 0 } else { active.unwrap_or(u64::MAX) };
+            // The last segments may end in a group that a crash tore; older ones were sealed
+            // after their last sync.
+            let torn = newest.contains(&Some(id)) || from.next_sequence == 0;
+            let mut records = Vec::new();
+            let mut damage = Vec::new();
+            let end = self
+                .log
+                .scan(id, 0, torn, &mut damage, &mut |r| {
+                    records.push(r);
+                    Ok(())
+                })
+                .map_err(io)?;
+            for d in damage {
+                opened.damaged += 1;
+                tracing::error!(segment = d.segment, from = d.from, to = d.to, "damaged bytes in the segment log; set aside in quarantine");
+                if let Ok(bytes) = self.log.raw(d.segment, d.from, d.to) {
+                    self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
+                }
+            }
+            self.log.set_len(id, end);
+            for r in records {
+                opened.replayed += 1;
+                let counts = u64::from(r.location.offset) >= changes_from;
+                self.replay_record(r, counts, &mut settled);
+            }
+        }
+        for s in self.log.segments.values_mut() {
+            if s.last_sequence == 0 {
+                s.last_sequence = self.checkpointed;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies one record. What lies before the checkpoint (`counts` false) is in the index
+    /// already, but for the values that have no entry there.
+    fn replay_record(&mut self, r: Record, counts: bool, settled: &mut HashSet<u64>) {
+        let id = r.location.segment;
+        self.log.next_sequence = self.log.next_sequence.max(r.header.sequence + 1);
+        if let Some(s) = self.log.segments.get_mut(&id) {
+            s.last_sequence = s.last_sequence.max(r.header.sequence);
+        }
+        let meta = aligned(&r.meta);
+        match r.header.kind {
+            Kind::Start => {
+                if let Ok(m) = ipc::frame::unarchive::<StartMeta>(0, &meta)
+                    && !m.cold
+                {
+                    self.values = m.values.into_iter().collect();
+                    for (origin, below, sequences) in m.seen {
+                        self.seen.insert(origin, Seen { below, sequences: sequences.into_iter().collect() });
+                    }
+                }
+            }
+            Kind::Message if counts => {
+                if !settled.contains(&r.header.sequence) {
+                    self.note_message(r.header.sequence, r.location, Bytes::from(r.meta), r.header.body_len as u32);
+                }
+            }
+            Kind::Message => self.note_handoff(&r.meta),
+            Kind::Update if counts => {
+                if let Ok(mut m) = ipc::frame::unarchive::<UpdateMeta>(0, &meta) {
+                    m.entries.retain(|e| !settled.contains(&e.key) && !self.is_done(e.key, e.recipient));
+                    self.note_update(&m, id);
+                }
+            }
+            Kind::Done if counts => {
+                if let Ok(m) = ipc::frame::unarchive::<DoneMeta>(0, &meta) {
+                    settled.extend(&m.settled);
+                    self.note_done(&m, id);
+                }
+            }
+            Kind::Moved if counts => {
+                if let Ok(m) = ipc::frame::unarchive::<MovedMeta>(0, &meta)
+                    && !settled.contains(&m.key)
+                {
+                    self.replay_moved(&r, m);
+                }
+            }
+            Kind::Put => {
+                if let Ok(m) = ipc::frame::unarchive::<PutMeta>(0, &meta) {
+                    self.note_put(&m);
+                }
+            }
+            Kind::Forget => {
+                if let Ok(m) = ipc::frame::unarchive::<ForgetMeta>(0, &meta) {
+                    self.note_forget(m);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_done(&self, key: u64, recipient: u16) -> bool {
+        self.dirty.get(&key).is_some_and(|d| d.done.contains(&recipient))
+    }
+
+    fn note_handoff(&mut self, envelope: &[u8]) {
+        let shard = self.shard;
+        crate::store::envelope_of(envelope, |e| {
+            if let Some(h) = e.handoff.as_ref().filter(|h| h.origin != shard) {
+                let seen = self.seen.entry(h.origin).or_default();
+                if h.sequence.to_native() >= seen.below {
+                    seen.sequences.insert(h.sequence.to_native());
+                }
+            }
+        });
+    }
+
+    fn replay_moved(&mut self, r: &Record, mut m: MovedMeta) {
+        let known = self.dirty.get(&m.key);
+        // The copy knows less than what happened after it; only add what is new.
+        let from = known.and_then(|d| d.location).map_or(0, |at| at.segment);
+        if let Some(d) = known {
+            m.states.retain(|(i, _)| !d.states.contains_key(i) && !d.done.contains(i));
+        }
+        let fresh = known.is_none_or(|d| d.envelope.is_empty());
+        let envelope = Bytes::copy_from_slice(&m.envelope);
+        self.note_moved(m.key, r.location, &m, from);
+        if fresh && self.checkpointed == 0 {
+            // Rebuilding: the original segment is gone and no index entry will come.
+            if let Some(d) = self.dirty.get_mut(&m.key) {
+                d.envelope = envelope;
+                d.indexed = false;
+            }
+        }
+    }
+
+    fn segment_entries(&mut self, from: &Position) -> Result<(), SpoolError> {
+        let log = &mut self.log;
+        self.index.scan(b"s", &mut |k, v| {
+            let id = k.get(1..5).and_then(|b| b.first_chunk::<4>()).map(|b| u32::from_be_bytes(*b));
+            if let Some(s) = id.and_then(|id| log.segments.get_mut(&id)) {
+                let e: SegmentEntry =
+                    ipc::frame::unarchive(0, &aligned(v)).map_err(|e| IndexError(e.to_string()))?;
+                s.refs = e.refs.into_iter().collect();
+                s.last_sequence = e.last_sequence;
+                s.changed = false;
+            }
+            Ok(())
+        })?;
+        for (_, s) in log.segments.range_mut(..from.next_segment) {
+            if s.last_sequence == 0 {
+                s.last_sequence = from.next_sequence - 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes every message with recipients left: those of the index, with what the replay
+    /// changed, then those that only the replay knows. Counts what lives in each segment.
+    fn emit(&mut self, opened: &mut Opened, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
+        let mut pins: HashMap<u32, (i64, i64)> = HashMap::new();
+        let mut known = Vec::new();
+        let mut emitted = 0u64;
+        let dirty = &self.dirty;
+        let mut finish = |key: u64, s: &mut Summary| {
+            let at = s.location.segment;
+            let change = dirty.get(&key);
+            if change.is_none_or(|d| d.location.is_none()) {
+                let p = pins.entry(at).or_default();
+                (p.0, p.1) = (p.0 + 1, p.1 + i64::from(s.body_len));
+            }
+            for r in s.recipients.iter().filter(|r| r.state_segment != 0) {
+                pins.entry(r.state_segment).or_default().0 += 1;
+            }
+            if let Some(d) = change {
+                known.push(key);
+                if d.settled {
+                    return;
+                }
+                d.merge_into(s);
+            }
+            emitted += u64::from(pass(key, s, each));
+        };
+        let mut open: Option<(u64, Summary)> = None;
+        self.index.scan(b"m", &mut |k, v| {
+            let bad = || IndexError("an entry does not decode".into());
+            let key = k.get(1..9).and_then(|b| b.first_chunk()).map(|b| u64::from_be_bytes(*b)).ok_or_else(bad)?;
+            let n = k.get(9..11).and_then(|b| b.first_chunk()).map(|b| u16::from_be_bytes(*b)).ok_or_else(bad)?;
+            if n == 0 && let Some((key, mut s)) = open.take() {
+                finish(key, &mut s);
+            }
+            let (of, s) = open.get_or_insert_with(|| (key, Summary::default()));
+            if *of != key {
+                return Err(bad());
+            }
+            s.decode_chunk(n, v).ok_or_else(bad)
+        })?;
+        if let Some((key, mut s)) = open.take() {
+            finish(key, &mut s);
+        }
+        for (id, (live, bytes)) in pins {
+            if !self.log.segments.contains_key(&id) {
+                return Err(SpoolError::Index(format!("segment {id} is missing")));
+            }
+            self.log.pin(id, live, bytes);
+        }
+        for key in &known {
+            if let Some(d) = self.dirty.get_mut(key) {
+                d.indexed = true;
+            }
+        }
+        let known: HashSet<u64> = known.into_iter().collect();
+        let fresh: Vec<u64> = self.dirty.keys().copied().filter(|k| !known.contains(k)).collect();
+        for key in fresh {
+            let Some(d) = self.dirty.get(&key) else { continue };
+            match d.fresh_summary(self.shard).filter(|_| !d.settled) {
+                Some(mut s) => {
+                    d.merge_into(&mut s);
+                    emitted += u64::from(pass(key, &s, each));
+                }
+                // Changes to a message that has left the index already.
+                None => drop(self.dirty.remove(&key)),
+            }
+        }
+        opened.messages = emitted;
+        Ok(())
+    }
+}
+
+fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
+    let recipients: Vec<RecoveredRecipient> = s
+        .recipients
+        .iter()
+        .enumerate()
+        .filter(|(_, r)| !r.done)
+        .map(|(i, r)| RecoveredRecipient {
+            index: i as u16,
+            destination: r.destination.clone(),
+            due_unix_ms: r.state.due_unix_ms,
+            delay_reports: r.state.delay_reports,
+        })
+        .collect();
+    // A message whose last recipient was settled by a record that did not say so stays an
+    // entry; passing it lets the caller settle it.
+    each(Recovered {
+        key,
+        body_len: s.body_len,
+        received_unix_ms: s.received_unix_ms,
+        handoff: s.handoff,
+        vmta: s.vmta.clone(),
+        recipients,
+    });
+    true
+}

@@ -1,0 +1,589 @@
+//! The spool's state machine: groups of operations become records, records change the state
+//! of messages, and the index follows behind. No threads, no clock: tests drive it directly.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+
+use bytes::Bytes;
+use ipc::message::{ArchivedEnvelope, HandoffId};
+
+use crate::SpoolError;
+use crate::checkpoint::Checkpoint;
+use crate::compact::Compaction;
+use crate::disk::Disk;
+use crate::index::Index;
+use crate::layout::{
+    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, PutMeta, RecipientState, StartMeta, Summary,
+    UpdateEntry, UpdateMeta,
+};
+use crate::segment::{Log, Pending, STEP_BYTES, Stream};
+
+/// Room kept allocated behind new mail, so that outcomes of queued mail can be written when
+/// the disk is full.
+pub const RESERVE_BYTES: u64 = STEP_BYTES;
+
+/// A message to be made durable.
+#[derive(Debug)]
+pub struct NewMessage {
+    /// Archived [`ipc::message::Envelope`], validated by the caller.
+    pub envelope: Bytes,
+    /// The content in two pieces: the header as changed, and the rest as received.
+    pub body: [Bytes; 2],
+    /// May use the reserve: a share of a message in progress that its owner did not take.
+    pub in_progress: bool,
+}
+
+/// Recipients of one message that ended.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// The message.
+    pub key: u64,
+    /// Their indexes in its envelope.
+    pub recipients: Vec<u16>,
+    /// Nothing is left of the message.
+    pub last: bool,
+    /// Accounting rows that belong to them.
+    pub rows: Vec<Vec<u8>>,
+}
+
+/// What happens to the spool in one group.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// Messages to store.
+    pub store: Vec<NewMessage>,
+    /// Recipients that ended.
+    pub done: DoneMeta,
+    /// Recipients that will be tried again.
+    pub update: UpdateMeta,
+    /// Values to keep.
+    pub put: Vec<PutMeta>,
+    /// Origins' watermarks.
+    pub forget: Vec<ForgetMeta>,
+}
+
+impl Group {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+            && self.done.entries.is_empty()
+            && self.done.rows.is_empty()
+            && self.update.entries.is_empty()
+            && self.update.rows.is_empty()
+            && self.put.is_empty()
+            && self.forget.is_empty()
+    }
+
+    /// Adds recipients that ended.
+    pub fn settle(&mut self, s: Settled) {
+        self.done.entries.extend(s.recipients.iter().map(|r| (s.key, *r)));
+        if s.last {
+            self.done.settled.push(s.key);
+        }
+        self.done.rows.extend(s.rows);
+    }
+}
+
+/// A recipient found at opening.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredRecipient {
+    /// Index in the envelope.
+    pub index: u16,
+    /// What it is queued under.
+    pub destination: String,
+    /// When it may be tried next, Unix milliseconds; 0 before the first attempt.
+    pub due_unix_ms: i64,
+    /// Delay reports sent so far.
+    pub delay_reports: u16,
+}
+
+/// A message found at opening, with the recipients that are left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its key.
+    pub key: u64,
+    /// Bytes of content.
+    pub body_len: u32,
+    /// When it was accepted, Unix milliseconds.
+    pub received_unix_ms: i64,
+    /// Kept for another shard.
+    pub handoff: bool,
+    /// Virtual MTA or pool chosen.
+    pub vmta: String,
+    /// Its recipients that are left.
+    pub recipients: Vec<RecoveredRecipient>,
+}
+
+/// Where accounting rows go. Called on the spool's thread after each group is durable;
+/// rows passed again after [`Projection::resume`] must be recognised and skipped.
+pub trait Projection: Send {
+    /// A message was accepted.
+    fn message(&mut self, envelope: &[u8]);
+    /// A row of an outcome.
+    fn row(&mut self, row: &[u8]);
+    /// Writes out what was passed so far.
+    ///
+    /// # Errors
+    /// When it could not be written; everything since the last [`Projection::sync`] is
+    /// passed again later, after a [`Projection::resume`].
+    fn write(&mut self) -> io::Result<()>;
+    /// Makes it durable and answers the state to resume from.
+    ///
+    /// # Errors
+    /// As for [`Projection::write`].
+    fn sync(&mut self) -> io::Result<Vec<u8>>;
+    /// What follows begins behind this state.
+    fn resume(&mut self, state: &[u8]);
+}
+
+/// A message that the index does not know yet, or changes that it does not know yet.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    /// Where its record lies; `None` when only the index knows.
+    pub location: Option<Location>,
+    pub envelope: Bytes,
+    pub body_len: u32,
+    /// The index has an entry.
+    pub indexed: bool,
+    pub settled: bool,
+    pub done: BTreeSet<u16>,
+    pub states: BTreeMap<u16, (RecipientState, u32)>,
+    /// Segments of the records that say so.
+    pub done_in: BTreeSet<u32>,
+}
+
+/// Handoffs taken from one origin.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub below: u64,
+    pub sequences: BTreeSet<u64>,
+}
+
+/// The spool of one shard over some disk and index.
+pub struct Store<D: Disk, I: Index> {
+    pub(crate) log: Log<D>,
+    pub(crate) index: I,
+    pub(crate) shard: u8,
+    pub(crate) boot: String,
+    pub(crate) dirty: HashMap<u64, Dirty>,
+    pub(crate) seen: BTreeMap<u8, Seen>,
+    pub(crate) values: BTreeMap<String, Vec<u8>>,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// Sequence up to which the index holds everything.
+    pub(crate) checkpointed: u64,
+    pub(crate) compaction: Option<Compaction>,
+    /// Sequence up to which rows are durable in accounting.
+    pub(crate) projected: u64,
+    /// The index failed; nothing more is written to it, and the next start rebuilds it.
+    pub(crate) index_failed: bool,
+    pub(crate) quarantine: Vec<(String, Vec<u8>)>,
+}
+
+impl<D: Disk, I: Index> std::fmt::Debug for Store<D, I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("shard", &self.shard).field("dirty", &self.dirty.len()).finish_non_exhaustive()
+    }
+}
+
+/// A validated view of an archived envelope. The bytes were validated before they were
+/// stored and carry a checksum, but a disk is outside the process all the same.
+pub(crate) fn envelope_of<T>(bytes: &[u8], f: impl FnOnce(&ArchivedEnvelope) -> T) -> Option<T> {
+    let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(bytes.len());
+    aligned.extend_from_slice(bytes);
+    rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&aligned).ok().map(f)
+}
+
+impl<D: Disk, I: Index> Store<D, I> {
+    fn start_meta(&self) -> StartMeta {
+        StartMeta {
+            cold: false,
+            values: self.values.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            seen: self.seen.iter().map(|(o, s)| (*o, s.below, s.sequences.iter().copied().collect())).collect(),
+        }
+    }
+
+    /// Makes a group durable and answers, for each message to store, its key or why not.
+    /// Outcomes go in even when new mail does not find room.
+    ///
+    /// # Errors
+    /// When nothing of the group is durable. The caller offers outcomes again.
+    pub fn commit(&mut self, group: &Group) -> Result<Vec<Result<u64, SpoolError>>, SpoolError> {
+        let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len());
+        let mut records = Vec::with_capacity(group.store.len() + 4);
+        self.outcome_records(group, &mut records);
+        let outcomes: u64 = records.iter().map(Pending::len).sum();
+        let intake: u64 = group.store.iter().map(|m| message_record(m).len()).sum();
+        let start = self.start_meta();
+        let keep = if group.store.iter().all(|m| m.in_progress) { 0 } else { RESERVE_BYTES };
+        let room = if group.store.is_empty() {
+            Err(io::ErrorKind::NotFound.into())
+        } else {
+            self.log.reserve(Stream::Hot, intake + outcomes, keep, || start.clone())
+        };
+        let taken = room.is_ok();
+        let first = records.len();
+        match room {
+            Ok(()) => records.extend(group.store.iter().map(message_record)),
+            Err(e) => {
+                results.extend(group.store.iter().map(|_| Err(full(&e))));
+                if records.is_empty() {
+                    return Ok(results);
+                }
+                self.log.reserve(Stream::Hot, outcomes, 0, || start).map_err(|e| full(&e))?;
+            }
+        }
+        let before = self.log.position(Stream::Hot).map_or(0, |(_, len)| len);
+        let placed = self.log.append(Stream::Hot, &records).map_err(|e| {
+            self.log.take_back(Stream::Hot, before);
+            SpoolError::Write(e.to_string())
+        })?;
+        if let Err(e) = self.log.sync(Stream::Hot) {
+            self.log.take_back(Stream::Hot, before);
+            return Err(SpoolError::Sync(e.to_string()));
+        }
+        if taken {
+            for (m, (key, at)) in group.store.iter().zip(&placed[first..]) {
+                let len = (m.body[0].len() + m.body[1].len()) as u32;
+                self.note_message(*key, *at, m.envelope.clone(), len);
+                results.push(Ok(*key));
+            }
+        }
+        let segment = placed.first().map_or(0, |(_, at)| at.segment);
+        self.note_update(&group.update, segment);
+        self.note_done(&group.done, segment);
+        group.put.iter().for_each(|p| self.note_put(p));
+        group.forget.iter().for_each(|f| self.note_forget(*f));
+        Ok(results)
+    }
+
+    fn outcome_records(&self, group: &Group, records: &mut Vec<Pending>) {
+        if !group.update.entries.is_empty() || !group.update.rows.is_empty() {
+            records.push(Pending::of(Kind::Update, ipc::frame::archive(&group.update)));
+        }
+        if !group.done.entries.is_empty() || !group.done.rows.is_empty() {
+            records.push(Pending::of(Kind::Done, ipc::frame::archive(&group.done)));
+        }
+        for p in &group.put {
+            records.push(Pending::of(Kind::Put, ipc::frame::archive(p)));
+        }
+        for f in &group.forget {
+            records.push(Pending::of(Kind::Forget, ipc::frame::archive(f)));
+        }
+    }
+
+    /// Whether this handoff was taken before.
+    pub fn has_seen(&self, id: HandoffId) -> bool {
+        self.seen
+            .get(&id.origin)
+            .is_some_and(|s| id.sequence < s.below || s.sequences.contains(&id.sequence))
+    }
+
+    /// A value kept with `put`.
+    pub fn value(&self, name: &str) -> Option<&[u8]> {
+        self.values.get(name).map(Vec::as_slice)
+    }
+
+    /// All values whose names begin with `prefix`.
+    pub fn values(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        let from = self.values.range(prefix.to_owned()..);
+        from.take_while(|(k, _)| k.starts_with(prefix)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// Reads a message: its archived envelope and content.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unreadable`] when it is not there or does not validate; the bytes are
+    /// then in quarantine.
+    pub fn read(&mut self, key: u64) -> Result<(Vec<u8>, Bytes), SpoolError> {
+        let unreadable = |reason: String| SpoolError::Unreadable { key, reason };
+        let at = self.location(key)?.ok_or_else(|| unreadable("not in the spool".into()))?;
+        let (record, body) = self.log.read(at, true).map_err(|e| {
+            self.set_aside(key, at, &e.to_string());
+            unreadable(e.to_string())
+        })?;
+        match record.header.kind {
+            Kind::Message => Ok((record.meta, body)),
+            Kind::Moved => {
+                let meta = ipc::frame::unarchive::<crate::layout::MovedMeta>(0, &record.meta)
+                    .map_err(|e| unreadable(e.to_string()))?;
+                Ok((meta.envelope, body))
+            }
+            _ => Err(unreadable("no message at its place".into())),
+        }
+    }
+
+    /// The last state of a recipient that was tried before.
+    ///
+    /// # Errors
+    /// [`SpoolError::Index`].
+    pub fn state(&self, key: u64, recipient: u16) -> Result<Option<RecipientState>, SpoolError> {
+        if let Some((s, _)) = self.dirty.get(&key).and_then(|d| d.states.get(&recipient)) {
+            return Ok(Some(s.clone()));
+        }
+        let indexed = self.indexed(key)?;
+        Ok(indexed.and_then(|s| s.recipients.get(usize::from(recipient)).map(|r| r.state.clone())))
+    }
+
+    pub(crate) fn location(&self, key: u64) -> Result<Option<Location>, SpoolError> {
+        match self.dirty.get(&key) {
+            Some(d) if d.settled => Ok(None),
+            Some(Dirty { location: Some(at), .. }) => Ok(Some(*at)),
+            _ => Ok(self.indexed(key)?.map(|s| s.location)),
+        }
+    }
+
+    /// What the index holds of a message.
+    pub(crate) fn indexed(&self, key: u64) -> Result<Option<Summary>, SpoolError> {
+        let mut summary = Summary::default();
+        let Some(first) = self.index.get(&message_key(key, 0))? else { return Ok(None) };
+        let count = first.get(21..23).map_or(0, |b| usize::from(u16::from_le_bytes([b[0], b[1]])));
+        let bad = || SpoolError::Index(format!("entry of message {key} does not decode"));
+        summary.decode_chunk(0, &first).ok_or_else(bad)?;
+        for n in 1..count.div_ceil(crate::layout::RECIPIENTS_PER_CHUNK) as u16 {
+            let v = self.index.get(&message_key(key, n))?.ok_or_else(bad)?;
+            summary.decode_chunk(n, &v).ok_or_else(bad)?;
+        }
+        Ok(Some(summary))
+    }
+
+    /// What is known of a message, log and index together.
+    pub(crate) fn summary(&self, key: u64) -> Result<Option<Summary>, SpoolError> {
+        let Some(d) = self.dirty.get(&key) else { return self.indexed(key) };
+        if d.settled {
+            return Ok(None);
+        }
+        let base = if d.envelope.is_empty() { self.indexed(key)? } else { d.fresh_summary(self.shard) };
+        Ok(base.map(|mut s| {
+            d.merge_into(&mut s);
+            s
+        }))
+    }
+
+    fn set_aside(&mut self, key: u64, at: Location, why: &str) {
+        tracing::error!(key, segment = at.segment, offset = at.offset, why, "message does not validate; set aside in quarantine");
+        let len = self.log.segments.get(&at.segment).map_or(0, |s| s.len);
+        let to = (u64::from(at.offset) + (1 << 20)).min(len);
+        if let Ok(bytes) = self.log.raw(at.segment, u64::from(at.offset).min(to), to) {
+            self.quarantine.push((format!("message-{key}"), bytes));
+        }
+    }
+
+    /// Stretches of damaged bytes found since the last call, to be written to a file each.
+    pub fn take_quarantine(&mut self) -> Vec<(String, Vec<u8>)> {
+        std::mem::take(&mut self.quarantine)
+    }
+
+    // What each record means, for commits and for replays alike.
+
+    pub(crate) fn note_message(&mut self, key: u64, at: Location, envelope: Bytes, body_len: u32) {
+        let handoff = envelope_of(&envelope, |e| {
+            e.handoff.as_ref().map(|h| HandoffId { origin: h.origin, sequence: h.sequence.to_native() })
+        });
+        if let Some(Some(id)) = handoff
+            && id.origin != self.shard
+        {
+            self.seen.entry(id.origin).or_default().sequences.insert(id.sequence);
+        }
+        self.log.pin(at.segment, 1, i64::from(body_len));
+        let d = self.dirty.entry(key).or_default();
+        d.location = Some(at);
+        d.envelope = envelope;
+        d.body_len = body_len;
+    }
+
+    pub(crate) fn note_update(&mut self, update: &UpdateMeta, segment: u32) {
+        for UpdateEntry { key, recipient, state } in &update.entries {
+            self.log.pin(segment, 1, 0);
+            let d = self.dirty.entry(*key).or_insert_with(Dirty::of_index);
+            if let Some((_, old)) = d.states.insert(*recipient, (state.clone(), segment)) {
+                self.log.pin(old, -1, 0);
+                self.log.refer(segment, old);
+            }
+        }
+    }
+
+    pub(crate) fn note_done(&mut self, done: &DoneMeta, segment: u32) {
+        for (key, recipient) in &done.entries {
+            let d = self.dirty.entry(*key).or_insert_with(Dirty::of_index);
+            d.done_in.insert(segment);
+            d.done.insert(*recipient);
+            if let Some((_, old)) = d.states.remove(recipient) {
+                self.log.pin(old, -1, 0);
+                self.log.refer(segment, old);
+            }
+        }
+        for key in &done.settled {
+            let Some(d) = self.dirty.get_mut(key) else { continue };
+            d.settled = true;
+            for (_, old) in std::mem::take(&mut d.states).into_values() {
+                self.log.pin(old, -1, 0);
+                self.log.refer(segment, old);
+            }
+            // Mail that came and went between two checkpoints never touches the index.
+            if let (Some(at), false) = (d.location, d.indexed) {
+                let (body_len, done_in) = (i64::from(d.body_len), std::mem::take(&mut d.done_in));
+                self.dirty.remove(key);
+                self.log.pin(at.segment, -1, -body_len);
+                done_in.into_iter().for_each(|s| self.log.refer(s, at.segment));
+            }
+        }
+    }
+
+    pub(crate) fn note_put(&mut self, p: &PutMeta) {
+        if p.value.is_empty() {
+            self.values.remove(&p.name);
+        } else {
+            self.values.insert(p.name.clone(), p.value.clone());
+        }
+    }
+
+    pub(crate) fn note_forget(&mut self, f: ForgetMeta) {
+        let seen = self.seen.entry(f.origin).or_default();
+        seen.below = seen.below.max(f.below);
+        seen.sequences = seen.sequences.split_off(&seen.below);
+    }
+
+    /// Bytes of all segments.
+    pub fn disk_bytes(&self) -> u64 {
+        self.log.segments.values().map(|s| s.len).sum()
+    }
+
+    /// Bytes appended since opening.
+    pub fn written_bytes(&self) -> u64 {
+        self.log.written
+    }
+
+    /// Sequence of the last durable record.
+    pub fn last_sequence(&self) -> u64 {
+        self.log.next_sequence - 1
+    }
+
+    /// Passes every row behind the last durable accounting position.
+    ///
+    /// # Errors
+    /// By the disk.
+    pub fn project_from(&mut self, projection: &mut dyn Projection) -> io::Result<()> {
+        let from = self.projected;
+        let behind: Vec<u32> =
+            self.log.segments.iter().filter(|(_, s)| s.last_sequence > from && !s.cold).map(|(id, _)| *id).collect();
+        for id in behind {
+            self.log.scan(id, 0, false, &mut Vec::new(), &mut |r| {
+                if r.header.sequence > from {
+                    project_record(r.header.kind, &r.meta, projection);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Notes that rows up to `sequence` are durable in accounting; `state` is the
+    /// projection's, and goes into the log with the next group.
+    pub fn set_projected(&mut self, sequence: u64, state: &[u8]) -> PutMeta {
+        self.projected = sequence;
+        let mut value = sequence.to_le_bytes().to_vec();
+        value.extend_from_slice(state);
+        PutMeta { name: PROJECTED.into(), value }
+    }
+
+    /// The projection's state at the last durable position.
+    pub fn projection_state(&self) -> &[u8] {
+        self.value(PROJECTED).and_then(|v| v.get(8..)).unwrap_or_default()
+    }
+}
+
+/// Name of the value that holds the accounting position.
+pub(crate) const PROJECTED: &str = "spool/projected";
+
+/// Passes the rows of one record.
+pub(crate) fn project_record(kind: Kind, meta: &[u8], projection: &mut dyn Projection) {
+    match kind {
+        Kind::Message => projection.message(meta),
+        Kind::Update => {
+            if let Ok(u) = ipc::frame::unarchive::<UpdateMeta>(0, &aligned(meta)) {
+                u.rows.iter().for_each(|r| projection.row(r));
+            }
+        }
+        Kind::Done => {
+            if let Ok(d) = ipc::frame::unarchive::<DoneMeta>(0, &aligned(meta)) {
+                d.rows.iter().for_each(|r| projection.row(r));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A copy that rkyv can read in place.
+pub(crate) fn aligned(bytes: &[u8]) -> rkyv::util::AlignedVec<16> {
+    let mut a = rkyv::util::AlignedVec::with_capacity(bytes.len());
+    a.extend_from_slice(bytes);
+    a
+}
+
+fn message_record(m: &NewMessage) -> Pending {
+    Pending { kind: Kind::Message, meta: m.envelope.clone(), body: m.body.clone() }
+}
+
+fn full(e: &io::Error) -> SpoolError {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full(e.to_string()),
+        _ => SpoolError::Write(e.to_string()),
+    }
+}
+
+/// Key of chunk `n` of a message in the index.
+pub(crate) fn message_key(key: u64, n: u16) -> Vec<u8> {
+    let mut k = Vec::with_capacity(11);
+    k.push(b'm');
+    k.extend_from_slice(&key.to_be_bytes());
+    k.extend_from_slice(&n.to_be_bytes());
+    k
+}
+
+impl Dirty {
+    /// Changes to a message that only the index knows.
+    pub(crate) fn of_index() -> Dirty {
+        Dirty { indexed: true, ..Default::default() }
+    }
+
+    /// The summary of a message by its envelope, before any attempt.
+    pub(crate) fn fresh_summary(&self, shard: u8) -> Option<Summary> {
+        let location = self.location?;
+        envelope_of(&self.envelope, |e| Summary {
+            location,
+            body_len: self.body_len,
+            received_unix_ms: e.received_unix_ms.to_native(),
+            handoff: e.handoff.as_ref().is_some_and(|h| h.origin == shard),
+            vmta: e.vmta.as_str().to_owned(),
+            recipients: e
+                .recipients
+                .iter()
+                .map(|r| IndexedRecipient {
+                    destination: r.destination.as_str().to_owned(),
+                    done: false,
+                    state: RecipientState::default(),
+                    state_segment: 0,
+                })
+                .collect(),
+        })
+    }
+
+    /// Applies the changes to a summary.
+    pub(crate) fn merge_into(&self, s: &mut Summary) {
+        if let Some(at) = self.location {
+            s.location = at;
+        }
+        for (i, r) in s.recipients.iter_mut().enumerate() {
+            if self.done.contains(&(i as u16)) {
+                r.done = true;
+                r.state = RecipientState::default();
+                r.state_segment = 0;
+            } else if let Some((state, segment)) = self.states.get(&(i as u16)) {
+                r.state = state.clone();
+                r.state_segment = *segment;
+            }
+        }
+    }
+}
+
+/// Values kept with `put`, by name.
+pub type Values = Vec<(String, Vec<u8>)>;

@@ -1,0 +1,287 @@
+//! The store against a model: random operations, kills, power loss, full disks and failures
+//! at the n-th write or sync. Nothing acknowledged is lost, nothing settled comes back.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ipc::message::{BodyType, Envelope, HandoffId, MessageId, Recipient, Ret, SourceType};
+use proptest::prelude::*;
+use spool::layout::{RecipientState, UpdateEntry};
+use spool::memory::{MemoryDisk, MemoryIndex};
+use spool::store::{Group, NewMessage, Settled, Store};
+
+#[derive(Debug, Clone)]
+enum Op {
+    Store { recipients: u16, body: usize, handoff: bool },
+    Settle { pick: usize, recipient: u16 },
+    SettleAll { pick: usize },
+    Update { pick: usize, recipient: u16, due: i64 },
+    Checkpoint { steps: u8 },
+    Compact,
+    Kill,
+    PowerLoss { torn: usize },
+    LoseIndex,
+    FailIn(u32),
+    Stop,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => (1u16..7, 0usize..6_000_000, any::<bool>()).prop_map(|(recipients, body, handoff)| Op::Store { recipients, body, handoff }),
+        6 => (any::<usize>(), 0u16..7).prop_map(|(pick, recipient)| Op::Settle { pick, recipient }),
+        6 => any::<usize>().prop_map(|pick| Op::SettleAll { pick }),
+        5 => (any::<usize>(), 0u16..7, 1i64..1000).prop_map(|(pick, recipient, due)| Op::Update { pick, recipient, due }),
+        4 => (1u8..4).prop_map(|steps| Op::Checkpoint { steps }),
+        2 => Just(Op::Compact),
+        2 => Just(Op::Kill),
+        2 => (0usize..100_000).prop_map(|torn| Op::PowerLoss { torn }),
+        1 => Just(Op::LoseIndex),
+        2 => (0u32..6).prop_map(Op::FailIn),
+        1 => Just(Op::Stop),
+    ]
+}
+
+fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
+    let e = Envelope {
+        id: MessageId([1; 16]),
+        received_unix_ms: 5,
+        sender: "s@x.test".into(),
+        vmta: "v".into(),
+        job_id: String::new(),
+        envid: String::new(),
+        ret: Ret::Unset,
+        body_type: BodyType::SevenBit,
+        smtputf8: false,
+        suppress_dsn: false,
+        source_type: SourceType::Smtp,
+        source_name: String::new(),
+        source_ip: String::new(),
+        local_ip: String::new(),
+        handoff: handoff.map(|sequence| HandoffId { origin: 9, sequence }),
+        recipients: (0..n)
+            .map(|i| Recipient { address: format!("r{i}@d.test"), destination: "d.test".into(), notify: 0, orcpt: String::new() })
+            .collect(),
+    };
+    Bytes::copy_from_slice(&ipc::frame::archive(&e))
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Message {
+    /// Recipients left, with the time they are due.
+    left: BTreeMap<u16, i64>,
+    body: u8,
+    body_len: usize,
+}
+
+struct World {
+    disk: MemoryDisk,
+    index: MemoryIndex,
+    store: Store<MemoryDisk, MemoryIndex>,
+    model: BTreeMap<u64, Message>,
+    handoffs: BTreeSet<u64>,
+    /// Mail that was refused while the disk failed even at taking it back: it may return.
+    unknown: Vec<Message>,
+    boot: u32,
+    stamp: u8,
+}
+
+impl World {
+    fn new(capacity: u64) -> World {
+        let (disk, index) = (MemoryDisk::new(capacity), MemoryIndex::default());
+        let (store, _) = Store::open(disk.clone(), index.clone(), 0, "boot0", &mut |_| {}).unwrap();
+        World { disk, index, store, model: BTreeMap::new(), handoffs: BTreeSet::new(), unknown: Vec::new(), boot: 0, stamp: 0 }
+    }
+
+    fn key(&self, pick: usize) -> Option<u64> {
+        (!self.model.is_empty()).then(|| *self.model.keys().nth(pick % self.model.len()).unwrap())
+    }
+
+    /// Outcomes are offered until they are durable, as the spool's thread does.
+    fn commit(&mut self, mut group: Group) -> Option<Result<u64, spool::SpoolError>> {
+        for _ in 0..3 {
+            match self.store.commit(&group) {
+                Ok(mut r) => return r.pop(),
+                Err(_) => {
+                    self.disk.fail_in(None);
+                    group.store.clear();
+                }
+            }
+        }
+        panic!("the disk is healthy and outcomes do not go in");
+    }
+
+    fn reopen(&mut self) {
+        self.disk.fail_in(None);
+        let mut found = BTreeMap::new();
+        let (store, _) = Store::open(self.disk.clone(), self.index.clone(), 0, &format!("boot{}", self.boot), &mut |r| {
+            let left: BTreeMap<u16, i64> = r.recipients.iter().map(|x| (x.index, x.due_unix_ms)).collect();
+            assert!(found.insert(r.key, left).is_none(), "message {} twice", r.key);
+        })
+        .unwrap();
+        self.store = store;
+        for (key, left) in found.iter().filter(|(k, _)| !self.model.contains_key(k)).collect::<Vec<_>>() {
+            let (_, body) = self.store.read(*key).unwrap();
+            let at = self.unknown.iter().position(|m| m.left == *left && m.body_len == body.len());
+            let m = self.unknown.remove(at.unwrap_or_else(|| panic!("message {key} came back")));
+            self.model.insert(*key, m);
+        }
+        let left: BTreeMap<u64, BTreeMap<u16, i64>> = self.model.iter().map(|(k, m)| (*k, m.left.clone())).collect();
+        assert_eq!(found, left);
+        for h in &self.handoffs {
+            assert!(self.store.has_seen(HandoffId { origin: 9, sequence: *h }), "handoff {h} forgotten");
+        }
+        for (k, m) in &self.model {
+            let (_, body) = self.store.read(*k).unwrap();
+            assert!(body.len() == m.body_len && body.iter().all(|b| *b == m.body), "content of {k}");
+        }
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Store { recipients, body, handoff } => {
+                self.stamp = self.stamp.wrapping_add(1);
+                let sequence = handoff.then(|| u64::from(self.stamp) + 1000 * self.handoffs.len() as u64);
+                let content = Bytes::from(vec![self.stamp; body]);
+                let halves = [content.slice(..body / 2), content.slice(body / 2..)];
+                let m = NewMessage { envelope: envelope(recipients, sequence), body: halves, in_progress: false };
+                let refused = self.commit(Group { store: vec![m], ..Default::default() });
+                if let Some(Ok(key)) = refused {
+                    let left = (0..recipients).map(|r| (r, 0)).collect();
+                    self.model.insert(key, Message { left, body: self.stamp, body_len: body });
+                    self.handoffs.extend(sequence);
+                } else {
+                    let left = (0..recipients).map(|r| (r, 0)).collect();
+                    self.unknown.push(Message { left, body: self.stamp, body_len: body });
+                }
+            }
+            Op::Settle { pick, recipient } => {
+                let Some(key) = self.key(pick) else { return };
+                let m = self.model.get_mut(&key).unwrap();
+                if m.left.remove(&recipient).is_none() {
+                    return;
+                }
+                let last = m.left.is_empty();
+                self.settle(key, vec![recipient], last);
+            }
+            Op::SettleAll { pick } => {
+                let Some(key) = self.key(pick) else { return };
+                let all = self.model[&key].left.keys().copied().collect();
+                self.settle(key, all, true);
+            }
+            Op::Update { pick, recipient, due } => {
+                let Some(key) = self.key(pick) else { return };
+                let Some(d) = self.model.get_mut(&key).unwrap().left.get_mut(&recipient) else { return };
+                *d = due;
+                let state = RecipientState { due_unix_ms: due, attempts: 1, ..Default::default() };
+                let mut g = Group::default();
+                g.update.entries.push(UpdateEntry { key, recipient, state });
+                self.commit(g);
+            }
+            Op::Checkpoint { steps } => {
+                self.store.begin_checkpoint();
+                for _ in 0..steps {
+                    self.store.step_checkpoint().unwrap();
+                }
+            }
+            Op::Compact => {
+                if self.store.choose_compaction() {
+                    let _ = self.store.step_compaction();
+                    self.disk.fail_in(None);
+                }
+            }
+            Op::Kill => self.reopen(),
+            Op::PowerLoss { torn } => {
+                self.boot += 1;
+                self.disk.lose_power(torn);
+                self.index.lose_power();
+                self.reopen();
+            }
+            Op::LoseIndex => {
+                spool::index::Index::wipe(&mut self.index).unwrap();
+                self.reopen();
+            }
+            Op::FailIn(n) => self.disk.fail_in(Some(n)),
+            Op::Stop => {
+                self.disk.fail_in(None);
+                self.store.close().unwrap();
+                self.boot += 1;
+                self.reopen();
+            }
+        }
+        self.store.set_projected(self.store.last_sequence(), &[]);
+    }
+
+    fn settle(&mut self, key: u64, recipients: Vec<u16>, last: bool) {
+        let mut g = Group::default();
+        g.settle(Settled { key, recipients, last, rows: vec![] });
+        self.commit(g);
+        if last {
+            self.model.remove(&key);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn nothing_acknowledged_is_lost_and_nothing_settled_returns(ops in proptest::collection::vec(op(), 1..70)) {
+        let mut w = World::new(400 << 20);
+        for op in ops {
+            w.apply(op);
+        }
+        w.apply(Op::Kill);
+        w.apply(Op::LoseIndex);
+    }
+
+    #[test]
+    fn a_full_disk_refuses_mail_and_takes_outcomes(ops in proptest::collection::vec(op(), 1..60)) {
+        let mut w = World::new(40 << 20);
+        for op in ops {
+            if !matches!(op, Op::FailIn(_)) {
+                w.apply(op);
+            }
+        }
+        while let Some(key) = w.key(0) {
+            let all = w.model[&key].left.keys().copied().collect();
+            w.settle(key, all, true);
+        }
+        w.apply(Op::Kill);
+    }
+}
+
+#[test]
+fn ten_fills_and_drains_give_the_disk_back() {
+    let mut w = World::new(4 << 30);
+    for _ in 0..10 {
+        for _ in 0..40 {
+            w.apply(Op::Store { recipients: 1, body: 5_000_000, handoff: false });
+        }
+        let full = w.disk.used();
+        while w.key(0).is_some() {
+            w.apply(Op::SettleAll { pick: 0 });
+        }
+        w.apply(Op::Checkpoint { steps: 3 });
+        assert!(full > 200_000_000 && w.disk.used() < 90_000_000, "{} of {full} bytes left", w.disk.used());
+    }
+}
+
+#[test]
+fn one_deferred_message_does_not_keep_its_segment() {
+    let mut w = World::new(4 << 30);
+    w.apply(Op::Store { recipients: 2, body: 1000, handoff: false });
+    w.apply(Op::Update { pick: 0, recipient: 1, due: 77 });
+    for _ in 0..40 {
+        w.apply(Op::Store { recipients: 1, body: 5_000_000, handoff: false });
+        w.apply(Op::SettleAll { pick: 1 });
+    }
+    w.apply(Op::Checkpoint { steps: 3 });
+    for _ in 0..500 {
+        w.apply(Op::Compact);
+        w.apply(Op::Checkpoint { steps: 3 });
+    }
+    assert!(w.disk.used() < 90_000_000, "{} bytes for one message", w.disk.used());
+    w.apply(Op::Kill);
+    w.apply(Op::LoseIndex);
+}
