@@ -100,7 +100,7 @@ impl Shared {
 /// a short lock. New mail is collected until [`Spool::flush`] wakes the thread.
 pub struct Spool {
     shared: Arc<Shared>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Spool {
@@ -134,7 +134,7 @@ impl Spool {
                 Err(e) => drop(ready.send(Err(e))),
             }
         })?;
-        Ok((Spool { shared, thread: Some(thread) }, opened))
+        Ok((Spool { shared, thread: Mutex::new(Some(thread)) }, opened))
     }
 
     /// Makes a message durable. Resolves, after [`Spool::flush`], when the group that holds
@@ -248,15 +248,13 @@ impl Spool {
         &self.shared.statistics
     }
 
-    /// Writes everything out, marks the stop as orderly and ends the thread. Blocks.
-    pub fn close(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
+    /// Writes everything out, marks the stop as orderly and ends the thread. Blocks; what is
+    /// given afterwards is not written.
+    pub fn finish(&self) {
         self.shared.lock().stop = true;
         self.shared.wake.notify_one();
-        if let Some(t) = self.thread.take()
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(t) = thread
             && t.join().is_err()
         {
             tracing::error!("the spool's thread panicked; the next start replays the log");
@@ -266,7 +264,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.end();
+        self.finish();
     }
 }
 

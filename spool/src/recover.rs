@@ -11,7 +11,7 @@ use crate::checkpoint::{POSITION_KEY, Position, SegmentEntry};
 use crate::disk::Disk;
 use crate::index::{Index, IndexError};
 use crate::layout::{
-    DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, MovedMeta, PutMeta, StartMeta, Summary, UpdateMeta,
+    DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, Location, MovedMeta, PutMeta, StartMeta, Summary, UpdateMeta,
 };
 use crate::segment::{Log, Record};
 use crate::store::{PROJECTED, Recovered, RecoveredRecipient, Seen, Store, aligned};
@@ -118,20 +118,24 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         let mut settled = HashSet::new();
         let ids: Vec<u32> = self.log.segments.keys().copied().collect();
-        let newest = |cold| self.log.segments.iter().rev().find(|(_, s)| s.cold == cold).map(|(id, _)| *id);
-        let newest = [newest(false), newest(true)];
+        let started = |id: u32| {
+            let first = self.log.read(Location { segment: id, offset: 0 }, false);
+            first.is_ok_and(|(r, _)| r.header.kind == Kind::Start)
+        };
+        let newest_hot =
+            self.log.segments.iter().rev().find(|(id, s)| !s.cold && started(**id)).map(|(id, _)| *id);
         for id in ids {
             let active = from.active.iter().find(|(a, _)| *a == id).map(|(_, len)| *len);
             let newer = id >= from.next_segment;
             // Values and handoffs have no entries in the index: the newest hot segment, which
             // is never freed, begins with all of them.
-            if active.is_none() && !newer && newest[0] != Some(id) {
+            if active.is_none() && !newer && newest_hot != Some(id) {
                 continue;
             }
             let changes_from = if newer { 0 } else { active.unwrap_or(u64::MAX) };
-            // The last segments may end in a group that a crash tore; older ones were sealed
-            // after their last sync.
-            let torn = newest.contains(&Some(id)) || from.next_sequence == 0;
+            // Any segment replayed may hold a group that a crash or a failed write tore, so the
+            // bodies behind the checkpoint are read; what the index already holds is not.
+            let torn = changes_from != u64::MAX;
             let mut records = Vec::new();
             let mut damage = Vec::new();
             let end = self

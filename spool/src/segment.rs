@@ -211,15 +211,21 @@ impl<D: Disk> Log<D> {
         };
         self.segments.insert(id, segment);
         let meta = ipc::frame::archive(&StartMeta { cold, ..start });
-        let begun = self.allocate(id, room + meta.len() as u64 + 64);
+        let before = self.active(stream).replace(id);
+        let begun = self
+            .allocate(id, room + meta.len() as u64 + 64)
+            .and_then(|()| self.append(stream, &[Pending::of(Kind::Start, meta)]))
+            .and_then(|_| self.sync(stream));
+        let new = std::mem::replace(self.active(stream), before);
         if let Err(e) = begun {
+            // A segment counts only once its first record is durable: older ones that hold
+            // the same values may be freed after that.
             self.segments.remove(&id);
             let _ = self.disk.remove(&name);
             return Err(e);
         }
         self.seal(stream);
-        *self.active(stream) = Some(id);
-        self.append(stream, &[Pending::of(Kind::Start, meta)])?;
+        *self.active(stream) = new;
         Ok(())
     }
 

@@ -1,1 +1,56 @@
-//! .
+//! One shard as a process: accepts mail, routes it, spools what it owns, schedules, connects,
+//! delivers, accounts. Reading the modules from `accept` to `account` is following a message.
+
+pub mod accept;
+pub mod account;
+pub mod classify;
+pub mod clock;
+pub mod connect;
+pub mod control;
+pub mod deliver;
+pub mod prepare;
+pub mod report;
+pub mod rights;
+pub mod route;
+pub mod schedule;
+pub mod shard;
+
+use std::path::PathBuf;
+
+/// What the supervisor tells a worker on its command line; the rest comes over control.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Shard number.
+    pub shard: u8,
+    /// CPU to be pinned to.
+    pub cpu: usize,
+    /// Folder of the sockets.
+    pub run_dir: PathBuf,
+}
+
+/// Runs the worker until it is told to stop.
+///
+/// # Errors
+/// A sentence when it cannot serve; the supervisor starts it again.
+pub fn run(start: Start) -> Result<(), String> {
+    // Before anything starts a thread, so that all of them inherit it.
+    rights::pin(start.cpu);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(31)
+        .build()
+        .map_err(|e| format!("the runtime cannot be built: {e}"))?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, control::serve(start))
+}
+
+/// A local time by a `strftime` pattern.
+pub fn local_time(unix_s: i64, pattern: &str) -> String {
+    let Ok(t) = jiff::Timestamp::from_second(unix_s) else { return String::new() };
+    t.to_zoned(jiff::tz::TimeZone::system()).strftime(pattern).to_string()
+}
+
+/// A date by RFC 5322 §3.3.
+pub fn rfc5322_date(unix_s: i64) -> String {
+    local_time(unix_s, "%a, %d %b %Y %H:%M:%S %z")
+}

@@ -1,0 +1,249 @@
+//! The command line, and which function serves each command.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{self, compile::Overrides};
+use crate::operator::client;
+use crate::{Failure, run};
+
+/// Outbound mail transfer agent for senders of millions of messages a day.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Control socket of the running server [default: <run-dir>/control.sock]
+    #[arg(long, global = true, env = "SLUICE_CONTROL", value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server in the foreground
+    Run {
+        /// Configuration file; without one a built-in configuration serves 127.0.0.1
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Number of workers, instead of the configuration's
+        #[arg(long, value_name = "N")]
+        workers: Option<u32>,
+        /// Folder for spool, accounting and sockets, instead of the configuration's
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    #[command(hide = true)]
+    Worker {
+        #[arg(long)]
+        shard: u8,
+        #[arg(long)]
+        cpu: usize,
+        #[arg(long)]
+        run_dir: PathBuf,
+    },
+    /// Show counters of the running server
+    Status(Output),
+    /// Show live state
+    Show {
+        #[command(subcommand)]
+        what: Show,
+    },
+    /// List or restart shards
+    Shard {
+        #[command(subcommand)]
+        what: ShardCommand,
+    },
+    /// Change the number of workers of the running server
+    Scale {
+        /// Number of workers
+        workers: u32,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Put the changed configuration file in force
+    Reload,
+    /// Stop the running server in order
+    Stop,
+    /// Begin new files
+    Rotate {
+        #[command(subcommand)]
+        what: Rotate,
+    },
+    /// Submit a message from a file or standard input
+    Inject {
+        /// Envelope sender; empty for the null sender
+        #[arg(long, default_value = "")]
+        from: String,
+        /// Recipient; repeat for several
+        #[arg(long, required = true)]
+        to: Vec<String>,
+        /// Virtual MTA or pool
+        #[arg(long, default_value = "")]
+        vmta: String,
+        /// File, or - for standard input
+        file: PathBuf,
+    },
+    /// Check and explain configurations
+    Config {
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
+    /// Print the completion script for a shell
+    Completions {
+        /// bash, elvish, fish, powershell, zsh
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+enum Show {
+    /// Worker processes
+    Shards(Output),
+    /// Queues with mail or connections
+    Queues(Output),
+    /// Paths: connections and limits of each virtual MTA at each destination
+    Paths(Output),
+}
+
+#[derive(Debug, Subcommand)]
+enum ShardCommand {
+    /// Same as `show shards`
+    List(Output),
+    /// Restart one shard; the others go on
+    Restart {
+        /// Shard number
+        shard: u8,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Rotate {
+    /// Accounting files
+    Acct,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Report all errors and warnings of a file
+    Check {
+        /// Configuration file
+        file: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print the table of directives
+    Directives(Output),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Failure`] with the exit code and the sentence to print.
+pub fn execute(cli: Cli) -> Result<(), Failure> {
+    let control = client::Target(cli.control);
+    match cli.command {
+        Command::Run { config, workers, data_dir } => {
+            log_to_stderr();
+            run::run(config, Overrides { workers, data_dir })
+        }
+        Command::Worker { shard, cpu, run_dir } => {
+            log_to_stderr();
+            worker::run(worker::Start { shard, cpu, run_dir }).map_err(|e| {
+                tracing::error!(shard, error = e, "worker ends");
+                Failure::Failed(String::new())
+            })
+        }
+        Command::Status(o) => client::status(&control, o.json),
+        Command::Show { what: Show::Shards(o) } | Command::Shard { what: ShardCommand::List(o) } => {
+            client::shards(&control, o.json)
+        }
+        Command::Show { what: Show::Queues(o) } => client::queues(&control, o.json),
+        Command::Show { what: Show::Paths(o) } => client::paths(&control, o.json),
+        Command::Shard { what: ShardCommand::Restart { shard, no_wait } } => {
+            client::act(&control, ipc::operator::Request::ShardRestart { shard, wait: !no_wait })
+        }
+        Command::Scale { workers, no_wait } => {
+            client::act(&control, ipc::operator::Request::Scale { workers, wait: !no_wait })
+        }
+        Command::Reload => client::act(&control, ipc::operator::Request::Reload),
+        Command::Stop => client::act(&control, ipc::operator::Request::Stop),
+        Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
+        Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
+        Command::Config { what: ConfigCommand::Check { file, output } } => check(&file, output.json),
+        Command::Config { what: ConfigCommand::Directives(o) } => directives(o.json),
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut out);
+            print(&out)
+        }
+        Command::Man => {
+            let mut out = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut out).map_err(|e| Failure::Failed(e.to_string()))?;
+            print(&out)
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has gone is no failure.
+pub fn print(bytes: &[u8]) -> Result<(), Failure> {
+    match std::io::stdout().write_all(bytes) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Failed(e.to_string())),
+        _ => Ok(()),
+    }
+}
+
+fn log_to_stderr() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| "info".into());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+fn check(file: &std::path::Path, json: bool) -> Result<(), Failure> {
+    let (_, all) = config::compile(Some(file), &Overrides::default())
+        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
+    let (errors, warnings): (Vec<_>, Vec<_>) = all.iter().partition(|d| d.is_error);
+    if json {
+        let v = serde_json::json!({ "errors": errors, "warnings": warnings });
+        print(format!("{v:#}\n").as_bytes())?;
+    } else {
+        let mut text = String::new();
+        for d in &all {
+            text.push_str(&format!("{d}\n\n"));
+        }
+        text.push_str(&format!("{}: {} errors, {} warnings\n", file.display(), errors.len(), warnings.len()));
+        print(text.as_bytes())?;
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Failure::Wrong(String::new())) }
+}
+
+fn directives(json: bool) -> Result<(), Failure> {
+    let all = config::directives::all();
+    if json {
+        let v = serde_json::to_string_pretty(all).map_err(|e| Failure::Failed(e.to_string()))?;
+        return print(format!("{v}\n").as_bytes());
+    }
+    let rows = all.iter().map(|d| {
+        let status = format!("{:?}", d.status).to_lowercase();
+        vec![d.name.to_owned(), d.blocks.join(","), status, d.unit.to_owned(), d.default.to_owned()]
+    });
+    client::table(&["directive", "blocks", "status", "value", "default"], rows.collect())
+}

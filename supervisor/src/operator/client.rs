@@ -1,0 +1,233 @@
+//! Commands that ask the running server.
+
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use bytes::BytesMut;
+use ipc::frame::{Frame, Header, archive, unarchive};
+use ipc::mesh;
+use ipc::operator::{ANSWER, Answer, REQUEST, Request};
+
+use crate::Failure;
+use crate::cli::print;
+
+/// The server to ask: its control socket, if one was named.
+#[derive(Debug)]
+pub struct Target(pub Option<PathBuf>);
+
+impl Target {
+    fn path(&self) -> PathBuf {
+        self.0.clone().unwrap_or_else(|| {
+            let places = ["./sluice-data/run/control.sock", "/run/sluice/control.sock", "/var/lib/sluice/run/control.sock"];
+            places.iter().map(PathBuf::from).find(|p| p.exists()).unwrap_or_else(|| places[0].into())
+        })
+    }
+}
+
+fn exchange(path: &Path, kind: u8, request: &[u8], raw: &[u8]) -> Result<Frame, Failure> {
+    let mut io = UnixStream::connect(path).map_err(|e| {
+        Failure::NoServer(format!("no server answers at {} ({e}); start one with `sluice run`, or name its socket with --control", path.display()))
+    })?;
+    let lost = |e: std::io::Error| Failure::Failed(format!("the server at {} broke off: {e}", path.display()));
+    if kind == mesh::INJECT {
+        let hello = archive(&mesh::Hello { shard: None, epoch: 0 });
+        io.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).map_err(lost)?;
+        io.write_all(&hello).map_err(lost)?;
+    }
+    io.write_all(&Header::new(kind, request.len(), raw.len()).encode()).map_err(lost)?;
+    io.write_all(request).map_err(lost)?;
+    io.write_all(raw).map_err(lost)?;
+    let mut buf = BytesMut::new();
+    let mut chunk = vec![0u8; 64 << 10];
+    loop {
+        if let Some(f) = Frame::take(&mut buf).map_err(|e| Failure::Failed(e.to_string()))? {
+            return Ok(f);
+        }
+        match io.read(&mut chunk).map_err(lost)? {
+            0 => return Err(Failure::Failed(format!("the server at {} closed without an answer", path.display()))),
+            n => buf.extend_from_slice(&chunk[..n]),
+        }
+    }
+}
+
+fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
+    let f = exchange(&target.path(), REQUEST, &archive(request), &[])?;
+    match unarchive::<Answer>(ANSWER, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {
+        Answer::Failed(t) => Err(Failure::Failed(t)),
+        Answer::Wrong(t) => Err(Failure::Wrong(t)),
+        a => Ok(a),
+    }
+}
+
+/// A request whose answer is a sentence.
+///
+/// # Errors
+/// [`Failure`]
+pub fn act(target: &Target, request: Request) -> Result<(), Failure> {
+    match ask(target, &request)? {
+        Answer::Done(t) => print(format!("{t}\n").as_bytes()),
+        _ => Err(unexpected()),
+    }
+}
+
+fn unexpected() -> Failure {
+    Failure::Failed("the server gave an answer of another kind; is it another version?".into())
+}
+
+fn json<T: serde::Serialize>(rows: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(rows).map_err(|e| Failure::Failed(e.to_string()))?;
+    print(format!("{text}\n").as_bytes())
+}
+
+/// Prints rows: aligned columns for a terminal and for pipes alike, no colour.
+///
+/// # Errors
+/// When standard output fails.
+pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
+    let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
+    for r in &rows {
+        for (w, c) in widths.iter_mut().zip(r) {
+            *w = (*w).max(c.chars().count());
+        }
+    }
+    let last = widths.len() - 1;
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut out = String::new();
+        for (i, c) in cells.enumerate() {
+            out.push_str(c);
+            if i < last {
+                out.push_str(&" ".repeat(widths[i] - c.chars().count() + 2));
+            }
+        }
+        out.push('\n');
+        out
+    };
+    let mut out = line(&mut head.iter().copied());
+    if std::io::stdout().is_terminal() {
+        out.push_str(&line(&mut widths.iter().map(|w| "-".repeat(*w)).collect::<Vec<_>>().iter().map(String::as_str)));
+    }
+    for r in &rows {
+        out.push_str(&line(&mut r.iter().map(String::as_str)));
+    }
+    print(out.as_bytes())
+}
+
+/// `status`
+///
+/// # Errors
+/// [`Failure`]
+pub fn status(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Status(text) = ask(target, &Request::Status)? else { return Err(unexpected()) };
+    if as_json {
+        return print(format!("{text}\n").as_bytes());
+    }
+    let v: serde_json::Value = serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string()))?;
+    print(crate::status::as_text(&v).as_bytes())
+}
+
+/// `show shards`
+///
+/// # Errors
+/// [`Failure`]
+pub fn shards(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Shards(rows) = ask(target, &Request::Shards)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&rows);
+    }
+    let cells = rows.iter().map(|r| {
+        vec![
+            r.shard.to_string(),
+            r.pid.to_string(),
+            r.cpu.to_string(),
+            r.state.clone(),
+            r.restarts.to_string(),
+            r.uptime_s.to_string(),
+            (r.rss_bytes >> 20).to_string(),
+            r.recipients.to_string(),
+            r.connections_out.to_string(),
+            r.connections_in.to_string(),
+        ]
+    });
+    table(&["shard", "pid", "cpu", "state", "restarts", "uptime_s", "rss_mb", "recipients", "out", "in"], cells.collect())
+}
+
+/// `show queues`
+///
+/// # Errors
+/// [`Failure`]
+pub fn queues(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Queues(rows) = ask(target, &Request::Queues)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&rows);
+    }
+    let cells = rows.iter().map(|r| {
+        vec![
+            r.queue.clone(),
+            r.recipients.to_string(),
+            r.kbytes.to_string(),
+            r.connections.to_string(),
+            r.shard.to_string(),
+            r.mode.clone(),
+            r.next_retry.clone(),
+            r.last_error.clone(),
+        ]
+    });
+    table(&["queue", "#rcpt", "kbytes", "conn", "shard", "mode", "retry", "last error"], cells.collect())
+}
+
+/// `show paths`
+///
+/// # Errors
+/// [`Failure`]
+pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Paths(rows) = ask(target, &Request::Paths)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&rows);
+    }
+    let cells = rows.iter().map(|r| {
+        vec![
+            r.path.clone(),
+            r.shard.to_string(),
+            r.connections.to_string(),
+            r.mode.clone(),
+            format!("{:.2}", r.health),
+            r.max_smtp_out.to_string(),
+            r.max_msg_rate.clone(),
+        ]
+    });
+    table(&["path", "shard", "conn", "mode", "health", "max-smtp-out", "max-msg-rate"], cells.collect())
+}
+
+/// `inject`
+///
+/// # Errors
+/// [`Failure`]
+pub fn inject(target: &Target, sender: String, recipients: Vec<String>, vmta: String, file: &Path) -> Result<(), Failure> {
+    let Answer::Socket(socket) = ask(target, &Request::InjectSocket)? else { return Err(unexpected()) };
+    let mut message = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().read_to_end(&mut message)
+    } else {
+        std::fs::File::open(file).and_then(|mut f| f.read_to_end(&mut message))
+    };
+    read.map_err(|e| Failure::Failed(format!("cannot read {}: {e}", file.display())))?;
+    let message = with_crlf(&message);
+    let request = mesh::Inject { sender, recipients, vmta };
+    let f = exchange(Path::new(&socket), mesh::INJECT, &archive(&request), &message)?;
+    match unarchive::<mesh::Injected>(mesh::INJECTED, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {
+        mesh::Injected::Queued(id) => print(format!("{id}\n").as_bytes()),
+        mesh::Injected::Refused(why) => Err(Failure::Failed(why)),
+    }
+}
+
+/// Text files end lines in LF; messages in CR LF.
+fn with_crlf(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + text.len() / 40);
+    for line in text.split_inclusive(|b| *b == b'\n') {
+        let bare = line.strip_suffix(b"\n").map(|l| l.strip_suffix(b"\r").unwrap_or(l)).unwrap_or(line);
+        out.extend_from_slice(bare);
+        out.extend_from_slice(b"\r\n");
+    }
+    out
+}

@@ -1,0 +1,4 @@
+//! The operator's socket: [`server`] in the supervisor, [`client`] in every other command.
+
+pub mod client;
+pub mod server;

@@ -1,0 +1,564 @@
+//! `sluice run`: start order, reload, scaling, stop.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
+use ipc::ledger::Ledger;
+use ipc::shard_map::ShardMap;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::spawn_local;
+
+use crate::accounting::Files;
+use crate::config::compile::Overrides;
+use crate::config::{self, Compiled};
+use crate::shards::{Slot, State, control, process};
+use crate::{Failure, http, listen, operator, rights};
+
+/// How long workers may take to answer an operator's question.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// The supervisor's state.
+pub struct Supervisor {
+    file: Option<PathBuf>,
+    overrides: Overrides,
+    /// The configuration in force.
+    pub compiled: RefCell<Compiled>,
+    /// Its generation.
+    pub generation: Cell<u64>,
+    snapshot: RefCell<OwnedFd>,
+    /// Limits over all shards.
+    pub ledger: RefCell<Ledger>,
+    ledger_fd: RefCell<OwnedFd>,
+    listeners: RefCell<Vec<(String, OwnedFd)>>,
+    /// Shards.
+    pub slots: RefCell<Vec<Slot>>,
+    /// Who owns what.
+    pub map: RefCell<ShardMap>,
+    /// Accounting files.
+    pub accounting: RefCell<Files>,
+    /// Something changed in a slot.
+    pub changed: Notify,
+    /// The server is stopping.
+    pub stopping: Cell<bool>,
+    /// Asks for an orderly stop.
+    pub stop: Notify,
+    /// When the supervisor started.
+    pub started: SystemTime,
+    questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
+    next_question: Cell<u64>,
+}
+
+/// Runs the server until it is stopped.
+///
+/// # Errors
+/// [`Failure`]
+pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
+    let (compiled, diagnostics) = config::compile(file.as_deref(), &overrides)
+        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("")).display())))?;
+    let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
+    if !errors.is_empty() {
+        return Err(Failure::Wrong(format!("the configuration has errors\n\n{}", errors.join("\n\n"))));
+    }
+    let pending = diagnostics.iter().filter(|d| d.code == "pending").count();
+    if pending > 0 {
+        tracing::warn!(lines = pending, "some directives are not in force yet; `sluice config check` names them");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::Failed(format!("the runtime cannot be built: {e}")))?;
+    tokio::task::LocalSet::new().block_on(&runtime, serve(file, overrides, compiled)).map_err(Failure::Failed)
+}
+
+async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compiled) -> Result<(), String> {
+    let mut listeners = listen::inherited();
+    for l in &compiled.snapshot.listeners {
+        if !listeners.iter().any(|(a, _)| *a == l.address) {
+            match listen::bind_to(&l.address) {
+                Ok(fd) => listeners.push((l.address.clone(), fd)),
+                // Workers that survived a supervisor hold the socket and hand it back.
+                Err(e) if any_worker_alive(&compiled) => tracing::info!(error = e, "listener is with running workers"),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    let run_dir = PathBuf::from(&compiled.snapshot.global.run_dir);
+    std::fs::create_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
+    let spools: Vec<PathBuf> = compiled.snapshot.global.spools.iter().map(|s| PathBuf::from(&s.path)).collect();
+    let accounts: Vec<PathBuf> =
+        compiled.snapshot.accounting.iter().filter_map(|a| Path::new(&a.path).parent().map(Path::to_path_buf)).collect();
+    let folders: Vec<&Path> =
+        [&compiled.data_dir, &run_dir].into_iter().chain(&spools).chain(&accounts).map(PathBuf::as_path).collect();
+    if !compiled.run_as_root {
+        rights::drop_to(&compiled.run_as_user, &folders)?;
+    }
+    let _ = std::fs::set_permissions(&run_dir, std::fs::Permissions::from_mode(0o750));
+    compiled.snapshot.generation = 1;
+    let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
+    let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
+    let files = Files::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
+    let cpus = cpus(&compiled);
+    let workers = compiled.workers.unwrap_or(cpus.len() as u32).max(1) as usize;
+    let http_port = compiled.http_port;
+    let sup = Rc::new(Supervisor {
+        file,
+        overrides,
+        compiled: RefCell::new(compiled),
+        generation: Cell::new(1),
+        snapshot: RefCell::new(snapshot),
+        ledger: RefCell::new(ledger),
+        ledger_fd: RefCell::new(ledger_fd),
+        listeners: RefCell::new(listeners),
+        slots: RefCell::new((0..workers).map(|i| Slot::new(i as u8, cpus[i % cpus.len()])).collect()),
+        map: RefCell::new(ShardMap { epoch: 1, shards: (0..workers as u8).collect() }),
+        accounting: RefCell::new(files),
+        changed: Notify::new(),
+        stopping: Cell::new(false),
+        stop: Notify::new(),
+        started: SystemTime::now(),
+        questions: RefCell::default(),
+        next_question: Cell::new(0),
+    });
+    spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock")?));
+    spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock")?));
+    if http_port != 0 {
+        http::serve(Rc::clone(&sup), http_port).await?;
+    }
+    for n in 0..workers as u8 {
+        spawn_local(process::keep(Rc::clone(&sup), n));
+    }
+    spawn_local(process::watch(Rc::clone(&sup)));
+    spawn_local(rotate_files(Rc::clone(&sup)));
+    spawn_local(keep_systemd_informed(Rc::clone(&sup)));
+    sup.until_stopped().await;
+    Ok(())
+}
+
+fn any_worker_alive(c: &Compiled) -> bool {
+    let run = Path::new(&c.snapshot.global.run_dir);
+    (0..=255u8).any(|n| std::os::unix::net::UnixStream::connect(run.join(format!("shard-{n:02}.sock"))).is_ok())
+}
+
+fn socket(run_dir: &Path, name: &str) -> Result<UnixListener, String> {
+    let path = run_dir.join(name);
+    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        return Err(format!("another server runs here: it answers at {}", path.display()));
+    }
+    let _ = std::fs::remove_file(&path);
+    let l = UnixListener::bind(&path).map_err(failed)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(l)
+}
+
+/// CPUs to pin to: those named, else those the process may use.
+fn cpus(c: &Compiled) -> Vec<usize> {
+    if !c.worker_cpus.is_empty() {
+        return c.worker_cpus.clone();
+    }
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok();
+    let list: Vec<usize> = allowed
+        .map(|set| (0..nix::sched::CpuSet::count()).filter(|i| set.is_set(*i).unwrap_or(false)).collect())
+        .unwrap_or_default();
+    if list.is_empty() { vec![0] } else { list }
+}
+
+impl Supervisor {
+    /// Folder of the sockets.
+    pub fn run_dir(&self) -> PathBuf {
+        PathBuf::from(&self.compiled.borrow().snapshot.global.run_dir)
+    }
+
+    /// Looks at a slot.
+    pub fn slot<T>(&self, number: u8, f: impl FnOnce(&Slot) -> T) -> Option<T> {
+        self.slots.borrow().iter().find(|s| s.number == number).map(f)
+    }
+
+    /// Changes a slot.
+    pub fn slot_mut<T>(&self, number: u8, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        self.slots.borrow_mut().iter_mut().find(|s| s.number == number).map(f)
+    }
+
+    fn cloned(fd: &OwnedFd) -> Option<OwnedFd> {
+        fd.try_clone().map_err(|e| tracing::error!(error = %e, "a descriptor cannot be duplicated")).ok()
+    }
+
+    /// What a worker starts with: listener addresses; snapshot, ledger, listeners.
+    pub fn descriptors(&self) -> (Vec<String>, Vec<OwnedFd>) {
+        let listeners = self.listeners.borrow();
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        fds.extend(Self::cloned(&self.snapshot.borrow()));
+        fds.extend(Self::cloned(&self.ledger_fd.borrow()));
+        fds.extend(listeners.iter().filter_map(|(_, fd)| Self::cloned(fd)));
+        (listeners.iter().map(|(a, _)| a.clone()).collect(), fds)
+    }
+
+    /// A worker hands back what a new supervisor cannot make.
+    pub fn take_back(&self, names: Vec<String>, fds: Vec<OwnedFd>, accounting: &[AccountingFile], map: &ShardMap) {
+        let mut fds = fds.into_iter().skip(1);
+        if let Some(ledger) = fds.next() {
+            match Ledger::open(&ledger) {
+                Ok(l) => {
+                    *self.ledger.borrow_mut() = l;
+                    *self.ledger_fd.borrow_mut() = ledger;
+                }
+                Err(e) => tracing::error!(error = %e, "the workers' ledger cannot be used"),
+            }
+        }
+        let mut mine = self.listeners.borrow_mut();
+        for (name, fd) in names.into_iter().zip(fds) {
+            if !mine.iter().any(|(a, _)| *a == name) {
+                mine.push((name, fd));
+            }
+        }
+        if accounting.len() == self.accounting.borrow().current.len() {
+            self.accounting.borrow_mut().adopt(accounting.to_vec());
+        }
+        let mut own = self.map.borrow_mut();
+        if map.epoch >= own.epoch && map.shards == own.shards {
+            own.epoch = map.epoch;
+        }
+    }
+
+    /// A worker has begun to serve: what changed since it was welcomed.
+    pub fn bring_up_to_date(&self, number: u8) {
+        let map = self.map.borrow().clone();
+        let (switch, current) = {
+            let a = self.accounting.borrow();
+            (a.switch, a.current.clone())
+        };
+        self.slot(number, |s| {
+            s.order(ToWorker::Map(map), Vec::new());
+            if s.switched < switch {
+                s.order(ToWorker::SwitchAccounting { switch, files: current }, Vec::new());
+            }
+        });
+        if self.generation.get() > self.slot(number, |s| s.generation).unwrap_or(0) {
+            self.send_reload(number);
+        }
+    }
+
+    /// Whether all shards serve.
+    fn all_serve(&self) -> bool {
+        self.slots.borrow().iter().all(|s| s.state == State::Serving)
+    }
+
+    /// The mesh socket of a shard that serves.
+    pub fn serving_socket(&self) -> Option<String> {
+        let run = self.run_dir();
+        let slots = self.slots.borrow();
+        let s = slots.iter().find(|s| s.state == State::Serving)?;
+        Some(run.join(format!("shard-{:02}.sock", s.number)).display().to_string())
+    }
+
+    /// Asks all workers and collects what comes in time.
+    pub async fn ask_workers(&self, what: RowsOf) -> Vec<Rows> {
+        let mut waiting = Vec::new();
+        for s in self.slots.borrow().iter() {
+            let request = self.next_question.get();
+            self.next_question.set(request + 1);
+            let (tx, rx) = oneshot::channel();
+            if s.order(ToWorker::Rows { request, what }, Vec::new()) {
+                self.questions.borrow_mut().insert(request, tx);
+                waiting.push((request, rx));
+            }
+        }
+        let until = tokio::time::Instant::now() + ANSWER_WAIT;
+        let mut all = Vec::new();
+        for (request, rx) in waiting {
+            if let Ok(Ok(rows)) = tokio::time::timeout_at(until, rx).await {
+                all.push(rows);
+            }
+            self.questions.borrow_mut().remove(&request);
+        }
+        all
+    }
+
+    /// A worker answered.
+    pub fn rows_came(&self, request: u64, rows: Rows) {
+        if let Some(tx) = self.questions.borrow_mut().remove(&request) {
+            let _ = tx.send(rows);
+        }
+    }
+
+    /// Waits until `done`, looking whenever a slot changes.
+    async fn until(&self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let until = tokio::time::Instant::now() + limit;
+        while !done(self) {
+            if tokio::time::Instant::now() >= until {
+                return false;
+            }
+            let step = tokio::time::Instant::now() + Duration::from_millis(100);
+            let _ = tokio::time::timeout_at(step.min(until), self.changed.notified()).await;
+        }
+        true
+    }
+
+    fn grace(&self) -> Duration {
+        Duration::from_millis(self.compiled.borrow().snapshot.global.stop_grace_ms)
+    }
+
+    /// Restarts one shard.
+    ///
+    /// # Errors
+    /// A sentence when there is no such shard or it does not come back.
+    pub async fn restart_shard(&self, number: u8, wait: bool) -> Result<String, String> {
+        let grace = self.grace();
+        let old = self
+            .slot_mut(number, |s| {
+                s.state = State::Draining;
+                s.delay = Duration::ZERO;
+                s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
+                s.pid
+            })
+            .ok_or_else(|| format!("there is no shard {number}; `sluice shard list` names them"))?;
+        if !wait {
+            return Ok(format!("shard {number} restarts"));
+        }
+        let back = self
+            .until(grace + Duration::from_secs(30), |s| {
+                s.slot(number, |s| s.state == State::Serving && s.pid != old).unwrap_or(false)
+            })
+            .await;
+        if back { Ok(format!("shard {number} restarted")) } else { Err(format!("shard {number} did not come back in time")) }
+    }
+
+    /// Changes the number of workers.
+    ///
+    /// # Errors
+    /// A sentence when the number is out of range or mail does not move in time.
+    pub async fn scale(self: &Rc<Self>, workers: u32, wait: bool) -> Result<String, String> {
+        if workers == 0 || workers as usize > ipc::limits::SHARDS_MAX {
+            return Err(format!("expected a number of workers from 1 to {}, found {workers}", ipc::limits::SHARDS_MAX));
+        }
+        let cpus = cpus(&self.compiled.borrow());
+        let have = self.slots.borrow().len() as u32;
+        for n in have..workers {
+            self.slots.borrow_mut().push(Slot::new(n as u8, cpus[n as usize % cpus.len()]));
+            spawn_local(process::keep(Rc::clone(self), n as u8));
+        }
+        if !self.until(Duration::from_secs(60), Self::all_serve).await {
+            return Err("the new workers do not serve; see the log".into());
+        }
+        {
+            let mut map = self.map.borrow_mut();
+            map.epoch += 1;
+            map.shards = (0..workers as u8).collect();
+        }
+        let map = self.map.borrow().clone();
+        for s in self.slots.borrow().iter() {
+            s.order(ToWorker::Map(map.clone()), Vec::new());
+        }
+        let sup = Rc::clone(self);
+        let retire = async move { sup.retire_above(workers).await };
+        if !wait {
+            spawn_local(retire);
+            return Ok(format!("scaling to {workers} workers"));
+        }
+        retire.await?;
+        Ok(format!("{workers} workers"))
+    }
+
+    /// Shards that own nothing any more hand their mail over and end.
+    async fn retire_above(self: Rc<Self>, workers: u32) -> Result<(), String> {
+        let leaving: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).filter(|n| u32::from(*n) >= workers).collect();
+        for number in leaving {
+            let asked = std::time::Instant::now();
+            let empty = self
+                .until(Duration::from_secs(3600), |s| {
+                    s.slot(number, |s| s.beat_at > asked + Duration::from_secs(1) && s.heartbeat.recipients == 0).unwrap_or(true)
+                })
+                .await;
+            if !empty {
+                return Err(format!("shard {number} still holds mail; it goes on handing it over"));
+            }
+            let grace = self.grace();
+            self.slot_mut(number, |s| {
+                s.retired = true;
+                s.state = State::Draining;
+                s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
+            });
+            self.until(grace + Duration::from_secs(10), |s| s.slot(number, |s| s.pid == 0).unwrap_or(true)).await;
+            self.slots.borrow_mut().retain(|s| s.number != number);
+        }
+        Ok(())
+    }
+
+    /// Puts the changed file in force.
+    ///
+    /// # Errors
+    /// The errors of the file; the old configuration stays.
+    pub async fn reload(self: &Rc<Self>) -> Result<String, String> {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading)]);
+        let result = self.try_reload().await;
+        let status = match &result {
+            Ok(t) => t.clone(),
+            Err(_) => "reload refused: the configuration has errors; the old one stays in force".to_owned(),
+        };
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
+        result
+    }
+
+    async fn try_reload(self: &Rc<Self>) -> Result<String, String> {
+        let (mut compiled, diagnostics) = config::compile(self.file.as_deref(), &self.overrides).map_err(|e| e.to_string())?;
+        let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
+        if !errors.is_empty() {
+            return Err(format!("the configuration has errors, the old one stays in force\n\n{}", errors.join("\n\n")));
+        }
+        let mut added = Vec::new();
+        for l in &compiled.snapshot.listeners {
+            if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
+                added.push((l.address.clone(), listen::bind_to(&l.address)?));
+            }
+        }
+        compiled.snapshot.generation = self.generation.get() + 1;
+        let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
+        self.generation.set(compiled.snapshot.generation);
+        self.listeners.borrow_mut().retain(|(a, _)| compiled.snapshot.listeners.iter().any(|l| l.address == *a));
+        self.listeners.borrow_mut().extend(added);
+        *self.snapshot.borrow_mut() = fd;
+        *self.compiled.borrow_mut() = compiled;
+        let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
+        for n in numbers {
+            self.slot_mut(n, |s| s.reload_error = None);
+            self.send_reload(n);
+        }
+        let generation = self.generation.get();
+        let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
+        self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
+        let refused = self.slots.borrow().iter().find_map(|s| s.reload_error.clone());
+        refused.map_or_else(|| Ok("Configuration reloaded.".into()), Err)
+    }
+
+    /// Every listener goes along: a worker takes those it does not have.
+    fn send_reload(&self, number: u8) {
+        let (names, mut fds) = self.descriptors();
+        if fds.len() > 1 {
+            fds.remove(1);
+        }
+        let order = ToWorker::Reload { listeners: names.clone(), added: names };
+        self.slot(number, |s| s.order(order, fds));
+    }
+
+    /// Begins new accounting files where they are due.
+    ///
+    /// # Errors
+    /// A sentence when a file cannot be made, or a shard is down.
+    pub fn rotate_accounting(&self, force: bool) -> Result<(), String> {
+        // A shard that is down has rows to write into the old files first.
+        if !self.all_serve() || self.slots.borrow().iter().any(|s| s.switched < self.accounting.borrow().switch) {
+            return if force { Err("a shard is starting or switching; try again".into()) } else { Ok(()) };
+        }
+        let all = self.compiled.borrow().snapshot.accounting.clone();
+        let changed = self.accounting.borrow_mut().rotate(&all, force).map_err(|e| format!("accounting: {e}"))?;
+        if changed {
+            let a = self.accounting.borrow();
+            for s in self.slots.borrow().iter() {
+                s.order(ToWorker::SwitchAccounting { switch: a.switch, files: a.current.clone() }, Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// A worker has switched; when all have, finished files are moved.
+    pub fn accounting_switched(&self) {
+        let switch = self.accounting.borrow().switch;
+        if self.slots.borrow().iter().all(|s| s.switched >= switch) {
+            let all = self.compiled.borrow().snapshot.accounting.clone();
+            self.accounting.borrow_mut().switched(&all);
+        }
+    }
+
+    async fn until_stopped(self: &Rc<Self>) {
+        let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+        else {
+            tracing::error!("signals cannot be handled");
+            return;
+        };
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                () = self.stop.notified() => break,
+                _ = hup.recv() => match self.reload().await {
+                    Ok(t) => tracing::info!("{t}"),
+                    Err(e) => tracing::error!("{e}"),
+                },
+            }
+        }
+        tracing::info!("stopping");
+        self.stopping.set(true);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let grace = self.grace();
+        for s in self.slots.borrow_mut().iter_mut() {
+            s.retired = true;
+            s.state = State::Draining;
+            s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
+        }
+        let gone = self.until(grace + Duration::from_secs(20), |s| s.slots.borrow().iter().all(|s| s.pid == 0));
+        let orderly = tokio::select! {
+            done = gone => done,
+            _ = term.recv() => false,
+            _ = int.recv() => false,
+        };
+        if !orderly {
+            for s in self.slots.borrow().iter().filter(|s| s.pid != 0) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(s.pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        let run = self.run_dir();
+        let _ = std::fs::remove_file(run.join("control.sock"));
+        let _ = std::fs::remove_file(run.join("supervisor.sock"));
+        tracing::info!("stopped");
+    }
+}
+
+async fn rotate_files(sup: Rc<Supervisor>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Err(e) = sup.rotate_accounting(false) {
+            tracing::error!(error = e, "accounting files cannot be rotated");
+        }
+    }
+}
+
+/// `READY=1` when every worker serves, then the watchdog and a line of status.
+async fn keep_systemd_informed(sup: Rc<Supervisor>) {
+    sup.until(Duration::from_secs(86_400), Supervisor::all_serve).await;
+    announce(&sup);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        let text = {
+            let slots = sup.slots.borrow();
+            let serving = slots.iter().filter(|s| s.state == State::Serving).count();
+            let recipients: u64 = slots.iter().map(|s| s.heartbeat.recipients).sum();
+            format!("{serving} of {} shards serve, {recipients} recipients queued", slots.len())
+        };
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&text)]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+fn announce(sup: &Supervisor) {
+    let c = sup.compiled.borrow();
+    let listeners: Vec<&str> = c.snapshot.listeners.iter().map(|l| l.address.as_str()).collect();
+    tracing::info!(listeners = listeners.join(" "), shards = sup.slots.borrow().len(), data = %c.data_dir.display(), "ready");
+    if sup.file.is_none() {
+        eprintln!(
+            "\nSluice runs with its built-in configuration.\n  SMTP       {}  (open to 127.0.0.1)\n  status     http://127.0.0.1:{}/\n  data       {}\n  delivery   by MX on port 25\n\nA first message:\n  swaks --server {} --from you@example.com --to someone@example.net\n",
+            listeners.join(" "),
+            c.http_port,
+            c.data_dir.display(),
+            listeners.first().copied().unwrap_or_default(),
+        );
+    }
+}

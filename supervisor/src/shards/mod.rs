@@ -1,0 +1,133 @@
+//! The lives of the workers: start, pin, watch, restart with growing delay, adopt, stop.
+
+pub mod control;
+pub mod process;
+
+use std::time::{Duration, Instant};
+
+use ipc::control::{AccountingFile, Heartbeat, ToWorker};
+use std::os::fd::OwnedFd;
+use tokio::sync::mpsc;
+
+/// Where a shard is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// No process yet, or waiting before the next.
+    Waiting,
+    /// A process that has not said that it serves.
+    Starting,
+    /// Serving.
+    Serving,
+    /// Told to stop.
+    Draining,
+}
+
+/// What is sent to a worker.
+pub type Order = (ToWorker, Vec<OwnedFd>);
+
+/// One shard as the supervisor sees it.
+#[derive(Debug)]
+pub struct Slot {
+    /// Shard number.
+    pub number: u8,
+    /// CPU it is pinned to.
+    pub cpu: usize,
+    /// Where it is.
+    pub state: State,
+    /// Process; 0 for none.
+    pub pid: i32,
+    /// Starts but the first.
+    pub restarts: u32,
+    /// When the process was started.
+    pub started: Instant,
+    /// Since when it serves.
+    pub serving_since: Option<Instant>,
+    /// Delay before the next start.
+    pub delay: Duration,
+    /// To its control connection.
+    pub orders: Option<mpsc::Sender<Order>>,
+    /// Last heartbeat.
+    pub heartbeat: Heartbeat,
+    /// When it came.
+    pub beat_at: Instant,
+    /// Accounting files that it writes.
+    pub accounting: Vec<AccountingFile>,
+    /// Last switch of accounting that it acknowledged.
+    pub switched: u64,
+    /// Generation of the snapshot it serves, and why it refused a newer one.
+    pub generation: u64,
+    /// Error of the last reload.
+    pub reload_error: Option<String>,
+    /// Not to be started again.
+    pub retired: bool,
+}
+
+impl Slot {
+    /// A shard that is not running.
+    pub fn new(number: u8, cpu: usize) -> Slot {
+        let now = Instant::now();
+        Slot {
+            number,
+            cpu,
+            state: State::Waiting,
+            pid: 0,
+            restarts: 0,
+            started: now,
+            serving_since: None,
+            delay: Duration::ZERO,
+            orders: None,
+            heartbeat: Heartbeat::default(),
+            beat_at: now,
+            accounting: Vec::new(),
+            switched: 0,
+            generation: 0,
+            reload_error: None,
+            retired: false,
+        }
+    }
+
+    /// How the state is named to operators.
+    pub fn state_name(&self) -> &str {
+        match self.state {
+            State::Waiting => "waiting",
+            State::Starting if self.heartbeat.state == "recovering" => "recovering",
+            State::Starting => "starting",
+            State::Serving => "serving",
+            State::Draining => "draining",
+        }
+    }
+
+    /// Sends an order; false when there is nobody to hear it.
+    pub fn order(&self, what: ToWorker, fds: Vec<OwnedFd>) -> bool {
+        self.orders.as_ref().is_some_and(|o| o.try_send((what, fds)).is_ok())
+    }
+
+    /// The process ended: when to start the next one. At once after it has served, then 1 s
+    /// doubling to 60 s; anew after 10 s of serving.
+    pub fn ended(&mut self) -> Duration {
+        let served = self.serving_since.take().map(|t| t.elapsed()).unwrap_or_default();
+        if served >= Duration::from_secs(10) {
+            self.delay = Duration::ZERO;
+        }
+        let wait = self.delay;
+        self.delay = (self.delay * 2).clamp(Duration::from_secs(1), Duration::from_secs(60));
+        self.state = State::Waiting;
+        self.pid = 0;
+        self.orders = None;
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_at_once_then_after_growing_delays() {
+        let mut s = Slot::new(0, 0);
+        let waits: Vec<u64> = (0..9).map(|_| s.ended().as_secs()).collect();
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        s.serving_since = Instant::now().checked_sub(Duration::from_secs(11));
+        assert_eq!(s.ended().as_secs(), 0);
+    }
+}

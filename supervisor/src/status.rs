@@ -1,0 +1,108 @@
+//! The server's state for people and scripts, in PowerMTA's shape.
+
+use std::time::SystemTime;
+
+use ipc::operator::ShardRow;
+use serde_json::{Value, json};
+
+use crate::run::Supervisor;
+
+fn local(t: SystemTime) -> String {
+    let s = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    worker::local_time(s as i64, "%Y-%m-%d %H:%M:%S")
+}
+
+fn resident_bytes(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+/// `show shards`
+pub fn shard_rows(sup: &Supervisor) -> Vec<ShardRow> {
+    let slots = sup.slots.borrow();
+    let row = |s: &crate::shards::Slot| ShardRow {
+        shard: s.number,
+        pid: s.pid,
+        cpu: s.cpu as u32,
+        state: s.state_name().to_owned(),
+        restarts: s.restarts,
+        uptime_s: if s.pid == 0 { 0 } else { s.started.elapsed().as_secs() },
+        rss_bytes: if s.pid == 0 { 0 } else { resident_bytes(s.pid) },
+        recipients: s.heartbeat.recipients,
+        connections_out: s.heartbeat.connections_out,
+        connections_in: s.heartbeat.connections_in,
+        handoffs: s.heartbeat.handoffs,
+        syncs: s.heartbeat.syncs,
+        log_bytes: s.heartbeat.log_bytes,
+    };
+    slots.iter().map(row).collect()
+}
+
+/// `status --json` and `GET /status`.
+pub fn as_json(sup: &Supervisor) -> Value {
+    let slots = sup.slots.borrow();
+    let sum3 = |f: &dyn Fn(&ipc::control::Heartbeat) -> [u64; 3]| {
+        slots.iter().fold([0u64; 3], |mut a, s| {
+            let v = f(&s.heartbeat);
+            for i in 0..3 {
+                a[i] += v[i];
+            }
+            a
+        })
+    };
+    let (received, delivered) = (sum3(&|h| h.received), sum3(&|h| h.delivered));
+    let sum = |f: &dyn Fn(&ipc::control::Heartbeat) -> u64| slots.iter().map(|s| f(&s.heartbeat)).sum::<u64>();
+    let kb = |b: u64| (b as f64 / 102.4).round() / 10.0;
+    let c = sup.compiled.borrow();
+    let g = &c.snapshot.global;
+    let state = if sup.stopping.get() { "stopping" } else { "running" };
+    json!({ "data": {
+        "mta": {
+            "product": { "name": "Sluice", "version": env!("CARGO_PKG_VERSION") },
+            "fullHostName": g.host_name,
+            "hostId": g.host_id,
+        },
+        "status": {
+            "timeNow": local(SystemTime::now()),
+            "startupTime": local(sup.started),
+            "shuttingDown": sup.stopping.get(),
+            "traffic": { "total": {
+                "out": { "rcp": delivered[0], "msg": delivered[1], "kb": kb(delivered[2]) },
+                "in": { "rcp": received[0], "msg": received[1], "kb": kb(received[2]) },
+                "bounced": sum(&|h| h.bounced),
+                "deferred": sum(&|h| h.deferred),
+            } },
+            "conn": {
+                "smtpIn": { "cur": sum(&|h| u64::from(h.connections_in)), "max": g.total_max_smtp_in },
+                "smtpOut": { "cur": sum(&|h| u64::from(h.connections_out)), "max": g.total_max_smtp_out },
+            },
+            "queue": { "smtp": {
+                "rcp": sum(&|h| h.recipients),
+                "dom": sum(&|h| h.domains),
+                "kb": kb(sum(&|h| h.queued_bytes)),
+            } },
+            "spool": { "totalRcp": sum(&|h| h.recipients), "maxRcp": g.spool_max_recipients },
+            "shards": slots.iter().map(|s| json!({ "shard": s.number, "pid": s.pid, "state": s.state_name() })).collect::<Vec<_>>(),
+            "status": state,
+        } },
+        "status": "success", "message": "",
+    })
+}
+
+/// `status` for a terminal.
+pub fn as_text(v: &Value) -> String {
+    let s = &v["data"]["status"];
+    let n = |p: &str| s.pointer(p).map(ToString::to_string).unwrap_or_default();
+    let host = v["data"]["mta"]["fullHostName"].as_str().unwrap_or_default();
+    let text = |p: &str| s.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
+    format!(
+        "Sluice {} on {host}, {}\n\n  Traffic        rcpts        msgs      kbytes\n  Inbound  {:>11} {:>11} {:>11}\n  Outbound {:>11} {:>11} {:>11}\n\n  Connections  active     maximum\n  Inbound  {:>10} {:>11}\n  Outbound {:>10} {:>11}\n\n  Queued   {:>10} recipients in {} domains, {} kbytes\n  Status   {}, started {}\n",
+        v["data"]["mta"]["product"]["version"].as_str().unwrap_or_default(),
+        text("/timeNow"),
+        n("/traffic/total/in/rcp"), n("/traffic/total/in/msg"), n("/traffic/total/in/kb"),
+        n("/traffic/total/out/rcp"), n("/traffic/total/out/msg"), n("/traffic/total/out/kb"),
+        n("/conn/smtpIn/cur"), n("/conn/smtpIn/max"), n("/conn/smtpOut/cur"), n("/conn/smtpOut/max"),
+        n("/queue/smtp/rcp"), n("/queue/smtp/dom"), n("/queue/smtp/kb"),
+        text("/status"), text("/startupTime"),
+    )
+}

@@ -1,0 +1,211 @@
+//! SMTP commands as text (RFC 5321 §4.1, RFC 3461 §4, RFC 1870, RFC 3030).
+
+use ipc::message::{BodyType, Ret, notify};
+
+/// A reply to the client: code, enhanced status, text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal(pub u16, pub &'static str, pub String);
+
+fn refuse<T>(code: u16, status: &'static str, text: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal(code, status, text.into()))
+}
+
+/// Parameters of MAIL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mail {
+    /// Reverse-path; empty for null.
+    pub sender: String,
+    /// SIZE=
+    pub size: u64,
+    /// BODY=
+    pub body: BodyType,
+    /// SMTPUTF8
+    pub smtputf8: bool,
+    /// RET=
+    pub ret: Ret,
+    /// ENVID=
+    pub envid: String,
+}
+
+/// Parameters of RCPT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rcpt {
+    /// Forward-path.
+    pub address: String,
+    /// NOTIFY= as [`notify`] bits.
+    pub notify: u8,
+    /// ORCPT=
+    pub orcpt: String,
+}
+
+/// Longest path and longest local part (RFC 5321 §4.5.3.1), in octets.
+const PATH_MAX: usize = 254;
+const LOCAL_MAX: usize = 64;
+
+/// Splits `<path> parameters`.
+fn path(arg: &str) -> Result<(&str, &str), Refusal> {
+    let Some(rest) = arg.trim_start().strip_prefix('<') else {
+        return refuse(501, "5.5.4", "Expected an address in angle brackets");
+    };
+    let mut quoted = false;
+    let mut escaped = false;
+    for (i, c) in rest.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            '>' if !quoted => {
+                let after = &rest[i + 1..];
+                if !after.is_empty() && !after.starts_with(' ') {
+                    return refuse(501, "5.5.4", "Expected a blank behind the address");
+                }
+                return Ok((&rest[..i], after.trim()));
+            }
+            _ => {}
+        }
+    }
+    refuse(501, "5.5.4", "Expected '>' behind the address")
+}
+
+/// Checks the syntax of a mailbox and strips an obsolete source route.
+fn mailbox(path: &str, utf8: bool) -> Result<String, Refusal> {
+    let path = match path.strip_prefix('@').and_then(|p| p.split_once(':')) {
+        Some((_, mailbox)) => mailbox,
+        None => path,
+    };
+    let bad = |why: &str| refuse(501, "5.1.3", format!("Address <{path}> {why}"));
+    if path.len() > PATH_MAX {
+        return refuse(501, "5.1.3", format!("Address is longer than {PATH_MAX} octets"));
+    }
+    if !utf8 && !path.is_ascii() {
+        return refuse(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not given in MAIL");
+    }
+    let Some((local, _)) = path.rsplit_once('@') else { return bad("has no domain") };
+    if local.is_empty() || local.len() > LOCAL_MAX {
+        return bad("has a local part that is empty or longer than 64 octets");
+    }
+    let quoted = local.len() >= 2 && local.starts_with('"') && local.ends_with('"');
+    let fine = if quoted {
+        !local.chars().any(char::is_control)
+    } else {
+        let atom = |c: char| !c.is_control() && !" \"(),:;<>@[\\]".contains(c);
+        local.chars().all(atom) && local.split('.').all(|a| !a.is_empty())
+    };
+    if !fine {
+        return bad("has a local part that is neither atoms nor a quoted string");
+    }
+    match ipc::message::destination_of(path) {
+        Ok(_) => Ok(path.to_owned()),
+        Err(_) => bad("has no valid domain"),
+    }
+}
+
+/// xtext of RFC 3461 §4, bounded.
+fn xtext(v: &str, max: usize) -> bool {
+    !v.is_empty() && v.len() <= max && v.bytes().all(|b| (33..=126).contains(&b) && b != b'=')
+}
+
+/// What follows `MAIL FROM:`.
+///
+/// # Errors
+/// The reply that names what is wrong.
+pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
+    let (path, params) = path(arg)?;
+    let mut m = Mail {
+        sender: String::new(),
+        size: 0,
+        body: BodyType::SevenBit,
+        smtputf8: false,
+        ret: Ret::Unset,
+        envid: String::new(),
+    };
+    for p in params.split_ascii_whitespace() {
+        let (name, value) = p.split_once('=').unwrap_or((p, ""));
+        match (name.to_ascii_uppercase().as_str(), value.to_ascii_uppercase().as_str()) {
+            ("SIZE", v) if v.len() <= 20 => match v.parse() {
+                Ok(n) => m.size = n,
+                Err(_) => return refuse(501, "5.5.4", "SIZE is not a number"),
+            },
+            ("BODY", "7BIT") => m.body = BodyType::SevenBit,
+            ("BODY", "8BITMIME") => m.body = BodyType::EightBit,
+            ("SMTPUTF8", "") if allow_utf8 => m.smtputf8 = true,
+            ("RET", "FULL") => m.ret = Ret::Full,
+            ("RET", "HDRS") => m.ret = Ret::Headers,
+            ("ENVID", _) if xtext(value, 100) => m.envid = value.to_owned(),
+            ("AUTH", _) => {}
+            _ => return refuse(555, "5.5.4", format!("Parameter {p} is not supported or malformed")),
+        }
+    }
+    if !path.is_empty() {
+        m.sender = mailbox(path, m.smtputf8)?;
+    }
+    Ok(m)
+}
+
+/// What follows `RCPT TO:`.
+///
+/// # Errors
+/// The reply that names what is wrong.
+pub fn rcpt(arg: &str, utf8: bool) -> Result<Rcpt, Refusal> {
+    let (path, params) = path(arg)?;
+    let mut r = Rcpt { address: mailbox(path, utf8)?, notify: 0, orcpt: String::new() };
+    for p in params.split_ascii_whitespace() {
+        let (name, value) = p.split_once('=').unwrap_or((p, ""));
+        match name.to_ascii_uppercase().as_str() {
+            "NOTIFY" => r.notify = notify_bits(value)?,
+            "ORCPT" if xtext_orcpt(value) => r.orcpt = value.to_owned(),
+            _ => return refuse(555, "5.5.4", format!("Parameter {p} is not supported or malformed")),
+        }
+    }
+    Ok(r)
+}
+
+fn xtext_orcpt(v: &str) -> bool {
+    let printable = |s: &str| s.chars().all(|c| !c.is_control() && c != ' ');
+    v.len() <= 500 && v.split_once(';').is_some_and(|(t, a)| xtext(t, 50) && !a.is_empty() && printable(a))
+}
+
+fn notify_bits(v: &str) -> Result<u8, Refusal> {
+    let mut bits = 0;
+    for word in v.split(',') {
+        bits |= match word.to_ascii_uppercase().as_str() {
+            "NEVER" => notify::NEVER,
+            "SUCCESS" => notify::SUCCESS,
+            "FAILURE" => notify::FAILURE,
+            "DELAY" => notify::DELAY,
+            _ => return refuse(501, "5.5.4", format!("NOTIFY={v} is not valid")),
+        };
+    }
+    if bits & notify::NEVER != 0 && bits != notify::NEVER {
+        return refuse(501, "5.5.4", "NOTIFY=NEVER must stand alone");
+    }
+    Ok(bits)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paths_as_they_come() {
+        assert_eq!(mail("<>", true).unwrap().sender, "");
+        assert_eq!(mail("<@a,@b:u@d.test> SIZE=5", true).unwrap().sender, "u@d.test");
+        assert_eq!(rcpt("<\"a>b c\"@d.test> NOTIFY=FAILURE,DELAY", false).unwrap().notify, 12);
+        assert_eq!(rcpt("<u@[127.0.0.1]>", false).unwrap().address, "u@[127.0.0.1]");
+        assert_eq!(rcpt("<\u{fc}@d.test>", false).unwrap_err().0, 553);
+        for bad in ["u@d.test", "<u>", "<u@>", "<.u@d.test>", "<u@d.test", "<u@d..test>", "<u v@d.test>", "<u@d.test>x"] {
+            assert!(rcpt(bad, true).is_err(), "{bad}");
+        }
+        assert!(rcpt("<u@d.test> NOTIFY=NEVER,DELAY", true).is_err());
+        assert!(mail("<u@d.test> FOO=1", true).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_command_or_a_refusal(s in "\\PC{0,80}") {
+            let _ = (mail(&s, true), rcpt(&s, true));
+        }
+    }
+}

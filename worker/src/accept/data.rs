@@ -1,0 +1,209 @@
+//! Message content as it arrives: DATA with its dots (RFC 5321 §4.5.2), BDAT by length
+//! (RFC 3030).
+//!
+//! Only CR LF . CR LF ends DATA. A bare CR or LF anywhere in the content refuses the
+//! message: servers behind that read one as a line end could be made to see a second
+//! message where we saw one (SMTP smuggling).
+
+use bytes::{BufMut, BytesMut};
+
+/// Longest line of content, CR LF excluded. RFC 5321 says 998; bulk mailers send longer ones
+/// and receivers take them, but beyond this nothing good is meant.
+pub const LINE_MAX: usize = 100 * 1024;
+
+/// What is wrong with the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A CR or LF that is not part of CR LF.
+    BareLineEnd,
+    /// More bytes than `max-message-size`.
+    TooLarge,
+    /// A line longer than [`LINE_MAX`].
+    LineTooLong,
+}
+
+/// Collects the content of one message. After a fault it goes on to the end without keeping
+/// anything.
+#[derive(Debug)]
+pub struct Content {
+    bytes: BytesMut,
+    max: usize,
+    /// The end of the last piece: how far into CR LF . CR LF.
+    tail: Tail,
+    line: usize,
+    /// First thing found wrong.
+    pub fault: Option<Fault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    LineStart,
+    Line,
+    Cr,
+    Dot,
+    DotCr,
+}
+
+impl Content {
+    /// For a message of at most `max` bytes (0: the protocol's own limit), `hint` expected.
+    pub fn new(max: u64, hint: u64) -> Content {
+        let limit = ipc::limits::CONTENT_BYTES_MAX as u64;
+        let max = if max == 0 { limit } else { max.min(limit) } as usize;
+        let hint = (hint as usize).clamp(4096, 256 << 10).min(max);
+        Content { bytes: BytesMut::with_capacity(hint), max, tail: Tail::LineStart, line: 0, fault: None }
+    }
+
+    /// Takes bytes of DATA; answers how many, and whether the end was among them.
+    pub fn data(&mut self, input: &[u8]) -> (usize, bool) {
+        let mut at = 0;
+        while at < input.len() {
+            let b = input[at];
+            match self.tail {
+                Tail::LineStart if b == b'.' => {
+                    self.tail = Tail::Dot;
+                    at += 1;
+                }
+                Tail::LineStart | Tail::Line => at += self.line(&input[at..]),
+                Tail::Cr => {
+                    if b == b'\n' {
+                        self.keep(b"\r\n");
+                        self.tail = Tail::LineStart;
+                        self.line = 0;
+                        at += 1;
+                    } else {
+                        self.fail(Fault::BareLineEnd);
+                        self.tail = Tail::Line;
+                    }
+                }
+                Tail::Dot => {
+                    if b == b'\r' {
+                        self.tail = Tail::DotCr;
+                        at += 1;
+                    } else {
+                        // The dot was stuffing, or should have been: RFC 5321 drops it.
+                        self.tail = Tail::Line;
+                    }
+                }
+                Tail::DotCr => {
+                    if b == b'\n' {
+                        return (at + 1, true);
+                    }
+                    self.fail(Fault::BareLineEnd);
+                    self.tail = Tail::Line;
+                }
+            }
+        }
+        (at, false)
+    }
+
+    /// Takes the rest of a line up to its CR, or what there is of it.
+    fn line(&mut self, input: &[u8]) -> usize {
+        let end = memchr::memchr2(b'\r', b'\n', input).unwrap_or(input.len());
+        self.keep(&input[..end]);
+        self.line += end;
+        if self.line > LINE_MAX {
+            self.fail(Fault::LineTooLong);
+        }
+        self.tail = Tail::Line;
+        match input.get(end) {
+            Some(b'\r') => {
+                self.tail = Tail::Cr;
+                end + 1
+            }
+            Some(_) => {
+                self.fail(Fault::BareLineEnd);
+                end + 1
+            }
+            None => end,
+        }
+    }
+
+    /// Takes bytes of a BDAT chunk as they are.
+    pub fn chunk(&mut self, input: &[u8]) {
+        self.keep(input);
+    }
+
+    /// The content, checked as a whole when it came in chunks.
+    pub fn finish(mut self, chunked: bool) -> Result<BytesMut, Fault> {
+        if chunked && self.fault.is_none() {
+            self.fault = check(&self.bytes);
+        }
+        self.fault.map_or(Ok(self.bytes), Err)
+    }
+
+    fn keep(&mut self, b: &[u8]) {
+        if self.fault.is_some() {
+            return;
+        }
+        if self.bytes.len() + b.len() > self.max {
+            self.fail(Fault::TooLarge);
+            return;
+        }
+        self.bytes.put_slice(b);
+    }
+
+    fn fail(&mut self, f: Fault) {
+        if self.fault.is_none() {
+            self.fault = Some(f);
+            self.bytes = BytesMut::new();
+        }
+    }
+}
+
+fn check(bytes: &[u8]) -> Option<Fault> {
+    let mut at = 0;
+    while let Some(i) = memchr::memchr2(b'\r', b'\n', &bytes[at..]) {
+        if i > LINE_MAX {
+            return Some(Fault::LineTooLong);
+        }
+        if !bytes[at + i..].starts_with(b"\r\n") {
+            return Some(Fault::BareLineEnd);
+        }
+        at += i + 2;
+    }
+    (bytes.len() - at > LINE_MAX).then_some(Fault::LineTooLong)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn whole(input: &[u8]) -> (Result<BytesMut, Fault>, usize, bool) {
+        let mut c = Content::new(0, 0);
+        let (n, end) = c.data(input);
+        (c.finish(false), n, end)
+    }
+
+    #[test]
+    fn only_crlf_dot_crlf_ends_and_nothing_else_does() {
+        let (c, n, end) = whole(b"a\r\n..b\r\n.\r\nQUIT");
+        assert!(end && n == 11 && c.unwrap() == b"a\r\n.b\r\n"[..]);
+        for smuggled in [&b"a\n.\n"[..], b"a\n.\r\n", b"a\r\n.\n", b"a\r.\r", b"a\r\n.\r", b"a\n.\r\nMAIL"] {
+            let (_, _, end) = whole(smuggled);
+            assert!(!end, "{smuggled:?}");
+        }
+        let (c, _, end) = whole(b"a\n.\r\nb\r\n.\r\n");
+        assert!(end && c == Err(Fault::BareLineEnd));
+        assert!(whole(b".\r\n").2);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(parts in proptest::collection::vec("[a.\r\n]{0,6}", 0..8)) {
+            let all = parts.concat();
+            let (want, n, end) = whole(all.as_bytes());
+            let mut c = Content::new(0, 0);
+            let (mut taken, mut ended) = (0, false);
+            for p in &parts {
+                if ended { break; }
+                let (k, e) = c.data(p.as_bytes());
+                taken += k;
+                ended = e;
+            }
+            prop_assert_eq!((taken, ended), (n, end));
+            prop_assert_eq!(c.finish(false), want);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Sockets and time for [`super::session`].
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use ipc::ledger::Class;
+use ipc::message::SourceType;
+use spool::SpoolError;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout};
+
+use super::command::Refusal;
+use super::data::Fault;
+use super::session::{Event, Session, Transaction};
+use crate::prepare::message::{Submitter, prepare};
+use crate::route::submit::submit;
+use crate::shard::Shard;
+
+/// Connections taken in one turn, so that other workers get their share.
+const ACCEPTS_PER_TURN: u32 = 8;
+/// A worker with this many sessions more than the mean leaves new ones to the others.
+const SESSIONS_ABOVE_MEAN: u32 = 16;
+/// How long the greeting is held back from a client that may speak too early.
+const EARLY_TALKER_WAIT: Duration = Duration::from_millis(0);
+
+/// Accepts on one listening socket, shared with the other workers, until the shard stops.
+pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
+    let mut turn = 0;
+    loop {
+        let busy = {
+            let mean = shard.ledger.mean_sessions(&shard.map.borrow().shards);
+            shard.sessions.get() > mean + SESSIONS_ABOVE_MEAN.max(mean / 4)
+        };
+        if busy {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if shard.sessions.get() > 2 * shard.ledger.mean_sessions(&shard.map.borrow().shards) {
+                continue;
+            }
+        }
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                if !shard.serves(&address) {
+                    return;
+                }
+                let (shard, address) = (Rc::clone(&shard), address.clone());
+                tokio::task::spawn_local(async move { serve(shard, &address, stream, peer).await });
+                turn += 1;
+                if turn % ACCEPTS_PER_TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Err(e) => {
+                tracing::warn!(listener = address, error = %e, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: SocketAddr) {
+    let _ = stream.set_nodelay(true);
+    let config = shard.config();
+    let limit = config.global.total_max_smtp_in as usize;
+    let Some(slot) = shard.ledger.take(Class::SmtpIn, shard.number, limit, usize::from(peer.port())) else {
+        let text = format!("421 4.3.2 {} has no free connection (total-max-smtp-in), try again later\r\n", config.global.host_name);
+        let _ = stream.write_all(text.as_bytes()).await;
+        return;
+    };
+    shard.session_count(1);
+    let rules = Rc::new(config.snapshot.get().source_rules(Some(canonical(peer.ip())), &config.overlay_of(address)));
+    let tls = config.tls_of(address);
+    let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), tls.is_some());
+    let mut client = Client { shard: &shard, peer, local: stream.local_addr().ok(), rules, buf: BytesMut::new(), began: Instant::now() };
+    if session.may_serve() {
+        match client.run(&mut session, &mut stream, true).await {
+            After::StartTls => {
+                if let Some(tls) = tls {
+                    client.run_tls(&mut session, stream, tls).await;
+                }
+            }
+            After::Close => linger(stream).await,
+        }
+    } else {
+        let text = format!("521 5.3.2 {} does not accept mail from you (smtp-service)\r\n", config.global.host_name);
+        let _ = stream.write_all(text.as_bytes()).await;
+    }
+    shard.session_count(-1);
+    shard.ledger.give(slot);
+}
+
+/// IPv4 clients of a dual-stack socket count as IPv4.
+fn canonical(ip: std::net::IpAddr) -> std::net::IpAddr {
+    ip.to_canonical()
+}
+
+/// Lets the last reply arrive: closing with unread input would reset the connection.
+async fn linger(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let mut rest = [0u8; 4096];
+    let _ = timeout(Duration::from_millis(200), async { while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {} }).await;
+}
+
+enum After {
+    Close,
+    StartTls,
+}
+
+struct Client<'a> {
+    shard: &'a Rc<Shard>,
+    peer: SocketAddr,
+    local: Option<SocketAddr>,
+    rules: Rc<ipc::rules::SourceRules>,
+    buf: BytesMut,
+    began: Instant,
+}
+
+impl Client<'_> {
+    async fn run_tls(&mut self, session: &mut Session, stream: TcpStream, tls: Arc<rustls::ServerConfig>) {
+        let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
+        match timeout(self.rules.smtp_command_timeout, handshake).await {
+            Ok(Ok(mut stream)) => {
+                session.tls_started();
+                self.run(session, &mut stream, false).await;
+                let _ = stream.shutdown().await;
+            }
+            Ok(Err(e)) => tracing::debug!(peer = %self.peer, error = %e, "TLS handshake with a client failed"),
+            Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake with a client timed out"),
+        }
+    }
+
+    async fn run(&mut self, session: &mut Session, io: &mut (impl AsyncRead + AsyncWrite + Unpin), fresh: bool) -> After {
+        if fresh && self.talks_early(io).await {
+            session.out.clear();
+            session.reply(554, "5.5.0", "You spoke before the greeting");
+            let _ = io.write_all(&session.out).await;
+            return After::Close;
+        }
+        if self.send(session, io).await.is_err() {
+            return After::Close;
+        }
+        loop {
+            let waiting = if session.in_data() { self.rules.smtp_data_timeout } else { self.rules.smtp_command_timeout };
+            let left = self.rules.smtp_session_timeout.saturating_sub(self.began.elapsed());
+            if left.is_zero() && session.between_messages() {
+                session.reply(421, "4.4.2", "Session is too long (smtp-session-timeout), closing");
+                let _ = self.send(session, io).await;
+                return After::Close;
+            }
+            if self.buf.capacity() - self.buf.len() < 4096 {
+                self.buf.reserve(32 << 10);
+            }
+            let stopping = self.shard.stop_signal();
+            let got = tokio::select! {
+                biased;
+                got = timeout(waiting.min(left.max(Duration::from_secs(1))), io.read_buf(&mut self.buf)) => got,
+                () = stopping.wait(), if session.between_messages() => {
+                    session.reply(421, "4.3.2", "Service is restarting, connect again");
+                    let _ = self.send(session, io).await;
+                    return After::Close;
+                }
+            };
+            match got {
+                Ok(Ok(0) | Err(_)) => return After::Close,
+                Ok(Ok(_)) => {}
+                Err(_) if left.is_zero() => continue,
+                Err(_) => {
+                    session.reply(421, "4.4.2", "Timeout waiting for you, closing");
+                    let _ = self.send(session, io).await;
+                    return After::Close;
+                }
+            }
+            if let Some(after) = self.consume(session, io).await {
+                return after;
+            }
+            if self.buf.is_empty() && self.buf.capacity() > (64 << 10) {
+                self.buf = BytesMut::new();
+            }
+        }
+    }
+
+    /// Feeds everything received; answers how the session ends, if it does.
+    async fn consume(&mut self, session: &mut Session, io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<After> {
+        loop {
+            let (n, event) = session.feed(&self.buf);
+            self.buf.advance(n);
+            match event {
+                Event::None if n == 0 || self.buf.is_empty() => break,
+                Event::None => {}
+                Event::Message(t) => {
+                    // Replies to pipelined commands before the content go out first.
+                    if !session.out.is_empty() && self.send(session, io).await.is_err() {
+                        return Some(After::Close);
+                    }
+                    let result = self.store(session, t).await;
+                    session.stored(result);
+                }
+                Event::StartTls => {
+                    let injected = !self.buf.is_empty();
+                    if injected {
+                        session.out.clear();
+                        session.reply(501, "5.5.1", "Commands behind STARTTLS, closing");
+                    }
+                    let sent = self.send(session, io).await;
+                    return Some(if injected || sent.is_err() { After::Close } else { After::StartTls });
+                }
+                Event::Close => {
+                    let _ = self.send(session, io).await;
+                    return Some(After::Close);
+                }
+            }
+        }
+        if self.send(session, io).await.is_err() {
+            return Some(After::Close);
+        }
+        None
+    }
+
+    /// A client that sends before the greeting does not wait for replies, so its pipelining
+    /// cannot be trusted.
+    async fn talks_early(&mut self, io: &mut (impl AsyncRead + Unpin)) -> bool {
+        matches!(timeout(EARLY_TALKER_WAIT, io.read_buf(&mut self.buf)).await, Ok(Ok(n)) if n > 0)
+    }
+
+    async fn send(&self, session: &mut Session, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+        if session.out.is_empty() {
+            return Ok(());
+        }
+        let written = timeout(self.rules.smtp_command_timeout, async {
+            io.write_all(&session.out).await?;
+            io.flush().await
+        })
+        .await;
+        session.out.clear();
+        written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn store(&self, session: &Session, mut t: Transaction) -> Result<String, Refusal> {
+        let max = self.rules.max_message_size;
+        let content = t.take_content().map_err(|f| match f {
+            Fault::BareLineEnd => Refusal(550, "5.6.0", "Message has a bare CR or LF (RFC 5321 section 2.3.8)".into()),
+            Fault::TooLarge => Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)")),
+            Fault::LineTooLong => Refusal(550, "5.6.0", format!("Message has a line of more than {} octets", super::data::LINE_MAX)),
+        })?;
+        let config = self.shard.config();
+        let id = self.shard.next_message_id();
+        let from = Submitter {
+            source_type: SourceType::Smtp,
+            name: session.hello.clone(),
+            ip: Some(canonical(self.peer.ip())),
+            local: self.local.map(|a| canonical(a.ip())),
+            protocol: match (t.mail.smtputf8, session.tls) {
+                (true, true) => "UTF8SMTPS",
+                (true, false) => "UTF8SMTP",
+                (false, true) => "ESMTPS",
+                (false, false) => "ESMTP",
+            },
+            vmta: String::new(),
+        };
+        let now = crate::clock::now_ms();
+        let (envelope, body) = prepare(
+            config.snapshot.get(),
+            &config.global,
+            &self.rules,
+            &from,
+            id,
+            now,
+            t.mail,
+            t.recipients,
+            content,
+        )?;
+        let (recipients, bytes) = (envelope.recipients.len() as u64, (body[0].len() + body[1].len()) as u64);
+        match submit(self.shard, envelope, body).await {
+            Ok(()) => {
+                self.shard.count_received(recipients, bytes);
+                tracing::debug!(message = %id, recipients, bytes, peer = %self.peer, "accepted");
+                Ok(id.to_string())
+            }
+            Err(SpoolError::Full(why)) => Err(Refusal(452, "4.3.1", format!("No room for new mail: {why}"))),
+            Err(e) => {
+                tracing::error!(message = %id, error = %e, "message refused");
+                Err(Refusal(451, "4.3.0", "The spool cannot take mail now".into()))
+            }
+        }
+    }
+}

@@ -1,0 +1,532 @@
+//! The server's side of a session, without sockets: bytes in, replies and events out.
+
+use std::rc::Rc;
+
+use ipc::rules::SourceRules;
+use ipc::snapshot::Global;
+
+use super::command::{self, Mail, Rcpt, Refusal};
+use super::data::{Content, Fault};
+use super::source::may_relay;
+
+/// Longest command line (RFC 5321 §4.5.3.1.4 says 512; long VERP senders and DSN parameters
+/// need more), CR LF included.
+pub const COMMAND_MAX: usize = 4096;
+/// Commands that are refused before the session is closed.
+const ERRORS_MAX: u32 = 50;
+/// Commands without a message accepted before the session is closed, unless
+/// `max-smtp-commands` says otherwise.
+const COMMANDS_WITHOUT_MAIL_MAX: u64 = 10_000;
+
+/// What the session asks of its surroundings.
+#[derive(Debug)]
+pub enum Event {
+    /// Nothing: give more input.
+    None,
+    /// Store this message, then say [`Session::stored`].
+    Message(Transaction),
+    /// Negotiate TLS, then go on with [`Session::tls_started`].
+    StartTls,
+    /// Send what is there and close.
+    Close,
+}
+
+/// A mail transaction.
+#[derive(Debug)]
+pub struct Transaction {
+    /// MAIL
+    pub mail: Mail,
+    /// RCPTs that were accepted, with their destinations.
+    pub recipients: Vec<(Rcpt, String)>,
+    content: Option<Content>,
+    chunked: bool,
+    too_many: bool,
+}
+
+impl Transaction {
+    /// The content, or what is wrong with it.
+    ///
+    /// # Errors
+    /// [`Fault`]
+    pub fn take_content(&mut self) -> Result<bytes::BytesMut, Fault> {
+        match self.content.take() {
+            Some(c) => c.finish(self.chunked),
+            None => Ok(bytes::BytesMut::new()),
+        }
+    }
+}
+
+enum State {
+    /// EHLO is due.
+    Fresh,
+    /// Between transactions.
+    Ready,
+    /// MAIL was accepted.
+    Mail(Box<Transaction>),
+    /// Content after DATA.
+    Data(Box<Transaction>),
+    /// Content of a BDAT chunk: bytes left, and whether it is the last.
+    Chunk(Option<Box<Transaction>>, u64, bool),
+    /// A message is being stored.
+    Storing,
+}
+
+/// One client's session.
+pub struct Session {
+    rules: Rc<SourceRules>,
+    global: Rc<Global>,
+    state: State,
+    /// EHLO name; empty before.
+    pub hello: String,
+    esmtp: bool,
+    tls_available: bool,
+    /// TLS is in use.
+    pub tls: bool,
+    errors: u32,
+    commands: u64,
+    since_mail: u64,
+    /// Replies to send.
+    pub out: Vec<u8>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("hello", &self.hello).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session with its greeting, or its refusal, ready to send.
+    pub fn new(rules: Rc<SourceRules>, global: Rc<Global>, tls_available: bool) -> Session {
+        let mut s = Session {
+            rules,
+            global,
+            state: State::Fresh,
+            hello: String::new(),
+            esmtp: false,
+            tls_available,
+            tls: false,
+            errors: 0,
+            commands: 0,
+            since_mail: 0,
+            out: Vec::with_capacity(256),
+        };
+        let greeting = format!("220 {} ESMTP Sluice service ready\r\n", s.global.host_name);
+        s.out.extend_from_slice(greeting.as_bytes());
+        s
+    }
+
+    /// Whether the client may use the service at all.
+    pub fn may_serve(&self) -> bool {
+        self.rules.smtp_service
+    }
+
+    /// No transaction is in progress.
+    pub fn between_messages(&self) -> bool {
+        matches!(self.state, State::Fresh | State::Ready)
+    }
+
+    /// Content is expected rather than a command.
+    pub fn in_data(&self) -> bool {
+        matches!(self.state, State::Data(_) | State::Chunk(..))
+    }
+
+    /// Adds a reply.
+    pub fn reply(&mut self, code: u16, status: &str, text: &str) {
+        let line = if status.is_empty() { format!("{code} {text}\r\n") } else { format!("{code} {status} {text}\r\n") };
+        self.out.extend_from_slice(line.as_bytes());
+    }
+
+    fn refuse(&mut self, r: &Refusal) -> Event {
+        self.reply(r.0, r.1, &r.2);
+        self.errors += 1;
+        if self.errors > ERRORS_MAX {
+            self.reply(421, "4.7.0", "Too many errors, closing");
+            return Event::Close;
+        }
+        Event::None
+    }
+
+    /// Takes input; answers how much was used and what to do next. Called again with the
+    /// rest until it uses nothing.
+    pub fn feed(&mut self, input: &[u8]) -> (usize, Event) {
+        match std::mem::replace(&mut self.state, State::Storing) {
+            State::Data(mut t) => {
+                let (n, end) = t.content.as_mut().map_or((0, true), |c| c.data(input));
+                if end {
+                    return (n, Event::Message(*t));
+                }
+                self.state = State::Data(t);
+                (n, Event::None)
+            }
+            State::Chunk(t, left, last) => self.feed_chunk(t, left, last, input),
+            State::Storing => (0, Event::None),
+            state => {
+                self.state = state;
+                self.feed_line(input)
+            }
+        }
+    }
+
+    fn feed_chunk(&mut self, mut t: Option<Box<Transaction>>, left: u64, last: bool, input: &[u8]) -> (usize, Event) {
+        let n = (input.len() as u64).min(left) as usize;
+        if let Some(c) = t.as_mut().and_then(|t| t.content.as_mut()) {
+            c.chunk(&input[..n]);
+        }
+        let left = left - n as u64;
+        if left > 0 {
+            self.state = State::Chunk(t, left, last);
+            return (n, Event::None);
+        }
+        match t {
+            Some(t) if last => (n, Event::Message(*t)),
+            Some(t) => {
+                self.reply(250, "2.0.0", "chunk ok");
+                self.state = State::Mail(t);
+                (n, Event::None)
+            }
+            None => {
+                self.state = State::Ready;
+                (n, self.refuse(&Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into())))
+            }
+        }
+    }
+
+    fn feed_line(&mut self, input: &[u8]) -> (usize, Event) {
+        let Some(end) = memchr::memchr(b'\n', input) else {
+            if input.len() > COMMAND_MAX {
+                self.reply(500, "5.5.2", "Line too long, closing");
+                return (input.len(), Event::Close);
+            }
+            return (0, Event::None);
+        };
+        let line = &input[..end];
+        let n = end + 1;
+        if n > COMMAND_MAX {
+            return (n, self.refuse(&Refusal(500, "5.5.2", "Line too long".into())));
+        }
+        let Some(line) = line.strip_suffix(b"\r") else {
+            return (n, self.refuse(&Refusal(500, "5.5.2", "Lines must end in CR LF".into())));
+        };
+        let limit = match self.rules.max_smtp_commands {
+            0 => u64::MAX,
+            n => n,
+        };
+        self.commands += 1;
+        self.since_mail += 1;
+        if self.commands > limit || self.since_mail > COMMANDS_WITHOUT_MAIL_MAX {
+            self.reply(421, "4.7.0", "Too many commands in this session (max-smtp-commands), closing");
+            return (n, Event::Close);
+        }
+        let event = match std::str::from_utf8(line) {
+            Ok(text) if !text.contains(['\r', '\0']) => self.command(text),
+            _ => self.refuse(&Refusal(501, "5.5.2", "Command is not valid UTF-8 text".into())),
+        };
+        (n, event)
+    }
+
+    fn command(&mut self, line: &str) -> Event {
+        let (verb, arg) = line.split_once(' ').unwrap_or((line, ""));
+        let upper = verb.to_ascii_uppercase();
+        let result = match upper.as_str() {
+            "EHLO" | "HELO" => self.hello(upper == "EHLO", arg.trim()),
+            "MAIL" => self.mail(arg),
+            "RCPT" => self.rcpt(arg),
+            "DATA" => self.data(arg),
+            "BDAT" if self.rules.allow_chunking => return self.bdat(arg),
+            "STARTTLS" => return self.starttls(arg),
+            "RSET" => {
+                self.end_transaction();
+                self.reply(250, "2.0.0", "ok");
+                Ok(())
+            }
+            "NOOP" => {
+                self.reply(250, "2.0.0", "ok");
+                Ok(())
+            }
+            "QUIT" => {
+                let name = self.global.host_name.clone();
+                self.reply(221, "2.0.0", &format!("{name} says goodbye"));
+                return Event::Close;
+            }
+            "VRFY" => {
+                self.reply(252, "2.5.0", "Send some mail, I will try my best");
+                Ok(())
+            }
+            "HELP" => {
+                self.reply(214, "2.0.0", "EHLO MAIL RCPT DATA BDAT RSET NOOP QUIT STARTTLS; see RFC 5321");
+                Ok(())
+            }
+            "EXPN" | "AUTH" | "ETRN" | "TURN" => Err(Refusal(502, "5.5.1", format!("{upper} is not offered here"))),
+            _ => Err(Refusal(500, "5.5.1", "Command not recognized".into())),
+        };
+        match result {
+            Ok(()) => Event::None,
+            Err(r) => self.refuse(&r),
+        }
+    }
+
+    fn end_transaction(&mut self) {
+        if !self.hello.is_empty() {
+            self.state = State::Ready;
+        }
+    }
+
+    fn hello(&mut self, esmtp: bool, name: &str) -> Result<(), Refusal> {
+        let clean: String = name.chars().filter(|c| c.is_ascii_graphic()).take(255).collect();
+        if clean.is_empty() {
+            return Err(Refusal(501, "5.5.4", "Expected a host name".into()));
+        }
+        self.hello = clean;
+        self.esmtp = esmtp;
+        self.state = State::Ready;
+        if !esmtp {
+            let host = self.global.host_name.clone();
+            self.reply(250, "", &format!("{host} says hello"));
+            return Ok(());
+        }
+        let r = Rc::clone(&self.rules);
+        let mut lines = vec![format!("{} says hello", self.global.host_name), "ENHANCEDSTATUSCODES".into(), "PIPELINING".into()];
+        if r.allow_chunking {
+            lines.push("CHUNKING".into());
+        }
+        lines.push("8BITMIME".into());
+        lines.push(format!("SIZE {}", r.max_message_size));
+        lines.push("DSN".into());
+        if r.allow_smtputf8 {
+            lines.push("SMTPUTF8".into());
+        }
+        if r.allow_starttls && self.tls_available && !self.tls {
+            lines.push("STARTTLS".into());
+        }
+        let last = lines.len() - 1;
+        for (i, l) in lines.iter().enumerate() {
+            let sep = if i == last { ' ' } else { '-' };
+            self.out.extend_from_slice(format!("250{sep}{l}\r\n").as_bytes());
+        }
+        Ok(())
+    }
+
+    fn mail(&mut self, arg: &str) -> Result<(), Refusal> {
+        match &self.state {
+            State::Ready => {}
+            State::Fresh => return Err(Refusal(503, "5.5.1", "EHLO first".into())),
+            _ => return Err(Refusal(503, "5.5.1", "A transaction is in progress; RSET first".into())),
+        }
+        let arg = keyword(arg, "FROM:").ok_or_else(|| Refusal(501, "5.5.4", "Expected MAIL FROM:<address>".into()))?;
+        let mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
+        let max = self.rules.max_message_size;
+        if max != 0 && mail.size > max {
+            return Err(Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)")));
+        }
+        let text = format!("<{}> sender ok", mail.sender);
+        self.state = State::Mail(Box::new(Transaction {
+            mail,
+            recipients: Vec::new(),
+            content: None,
+            chunked: false,
+            too_many: false,
+        }));
+        self.reply(250, "2.1.0", &text);
+        Ok(())
+    }
+
+    fn rcpt(&mut self, arg: &str) -> Result<(), Refusal> {
+        let State::Mail(t) = &mut self.state else {
+            return Err(Refusal(503, "5.5.1", "MAIL first".into()));
+        };
+        if t.content.is_some() {
+            return Err(Refusal(503, "5.5.1", "RCPT after BDAT".into()));
+        }
+        let arg = keyword(arg, "TO:").ok_or_else(|| Refusal(501, "5.5.4", "Expected RCPT TO:<address>".into()))?;
+        let limit = match self.rules.max_rcpt_per_message {
+            0 => ipc::limits::RECIPIENTS_PER_MESSAGE_MAX as u64,
+            n => n.min(ipc::limits::RECIPIENTS_PER_MESSAGE_MAX as u64),
+        };
+        if t.recipients.len() as u64 >= limit {
+            t.too_many = true;
+            return Err(Refusal(452, "4.5.3", format!("Too many recipients, the limit is {limit} (max-rcpt-per-message)")));
+        }
+        let rcpt = command::rcpt(arg, t.mail.smtputf8)?;
+        let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
+        if !may_relay(&self.rules, &self.global, &rcpt.address, &destination) {
+            return Err(Refusal(550, "5.7.1", format!("<{}> relaying is not allowed for you (always-allow-relaying)", rcpt.address)));
+        }
+        let text = format!("<{}> recipient ok", rcpt.address);
+        t.recipients.push((rcpt, destination));
+        self.reply(250, "2.1.5", &text);
+        Ok(())
+    }
+
+    fn data(&mut self, arg: &str) -> Result<(), Refusal> {
+        if !arg.is_empty() {
+            return Err(Refusal(501, "5.5.4", "DATA takes no argument".into()));
+        }
+        match std::mem::replace(&mut self.state, State::Ready) {
+            State::Mail(t) if t.content.is_some() => {
+                self.state = State::Mail(t);
+                Err(Refusal(503, "5.5.1", "DATA after BDAT".into()))
+            }
+            State::Mail(t) if t.recipients.is_empty() => {
+                self.state = State::Mail(t);
+                Err(Refusal(554, "5.5.1", "No valid recipients".into()))
+            }
+            State::Mail(t) if t.too_many && self.rules.too_many_rcpts_fails_message => {
+                Err(Refusal(554, "5.5.3", "Too many recipients (too-many-rcpts-fails-message)".into()))
+            }
+            State::Mail(mut t) => {
+                t.content = Some(Content::new(self.rules.max_message_size, t.mail.size));
+                self.state = State::Data(t);
+                self.reply(354, "", "send message, end with a single dot");
+                Ok(())
+            }
+            other => {
+                self.state = other;
+                Err(Refusal(503, "5.5.1", "MAIL first".into()))
+            }
+        }
+    }
+
+    fn bdat(&mut self, arg: &str) -> Event {
+        let mut words = arg.split_ascii_whitespace();
+        let size = words.next().filter(|w| w.len() <= 19).and_then(|w| w.parse::<u64>().ok());
+        let last = match words.next() {
+            None => Some(false),
+            Some(w) => w.eq_ignore_ascii_case("LAST").then_some(true),
+        };
+        let (Some(size), Some(last), None) = (size, last, words.next()) else {
+            // How many bytes follow is unknown, so nothing after this can be understood.
+            self.reply(501, "5.5.4", "Expected BDAT SIZE [LAST], closing");
+            return Event::Close;
+        };
+        if size > ipc::limits::CONTENT_BYTES_MAX as u64 {
+            self.reply(552, "5.3.4", "Chunk is larger than any message may be, closing");
+            return Event::Close;
+        }
+        let t = match std::mem::replace(&mut self.state, State::Ready) {
+            State::Mail(mut t) if !t.recipients.is_empty() => {
+                t.chunked = true;
+                let max = self.rules.max_message_size;
+                t.content.get_or_insert_with(|| Content::new(max, size));
+                Some(t)
+            }
+            State::Fresh => {
+                self.state = State::Fresh;
+                None
+            }
+            _ => None,
+        };
+        self.feed_chunk(t, size, last, &[]).1
+    }
+
+    fn starttls(&mut self, arg: &str) -> Event {
+        if !(self.rules.allow_starttls && self.tls_available) {
+            return self.refuse(&Refusal(502, "5.5.1", "STARTTLS is not offered here".into()));
+        }
+        if self.tls || !arg.is_empty() || !self.between_messages() {
+            return self.refuse(&Refusal(503, "5.5.1", "STARTTLS is not possible now".into()));
+        }
+        self.reply(220, "2.0.0", "ready to start TLS");
+        Event::StartTls
+    }
+
+    /// The session begins anew under TLS (RFC 3207 §4.2).
+    pub fn tls_started(&mut self) {
+        self.tls = true;
+        self.state = State::Fresh;
+        self.hello.clear();
+    }
+
+    /// The message was stored, or why not; the next transaction may begin.
+    pub fn stored(&mut self, result: Result<String, Refusal>) -> Event {
+        self.state = State::Ready;
+        match result {
+            Ok(id) => {
+                self.since_mail = 0;
+                self.reply(250, "2.6.0", &format!("message received {id}"));
+                Event::None
+            }
+            Err(r) => {
+                self.reply(r.0, r.1, &r.2);
+                Event::None
+            }
+        }
+    }
+}
+
+/// Strips `FROM:` or `TO:`, in any case.
+fn keyword<'a>(arg: &'a str, word: &str) -> Option<&'a str> {
+    let arg = arg.trim_start();
+    arg.get(..word.len()).filter(|w| w.eq_ignore_ascii_case(word)).map(|_| &arg[word.len()..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn session(rules: SourceRules) -> Session {
+        Session::new(Rc::new(rules), Rc::new(Global::default()), false)
+    }
+
+    fn run(s: &mut Session, mut input: &[u8]) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            let (n, e) = s.feed(input);
+            input = &input[n..];
+            let more = n > 0;
+            match e {
+                Event::None if !more => return events,
+                Event::None => {}
+                Event::Message(t) => {
+                    events.push(Event::Message(t));
+                    s.stored(Ok("id".into()));
+                }
+                Event::Close => return events,
+                e => events.push(e),
+            }
+        }
+    }
+
+    fn open() -> SourceRules {
+        SourceRules { always_allow_relaying: true, ..Default::default() }
+    }
+
+    #[test]
+    fn a_pipelined_transaction() {
+        let mut s = session(open());
+        let events = run(&mut s, b"EHLO c.test\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nDATA\r\nhi\r\n.\r\nQUIT\r\n");
+        assert!(matches!(&events[..], [Event::Message(t)] if t.recipients.len() == 1));
+        let out = String::from_utf8_lossy(&s.out);
+        assert!(out.contains("354 ") && out.contains("250 2.6.0 message received id") && out.contains("221 "));
+    }
+
+    #[test]
+    fn chunks_make_a_message_and_a_lost_one_is_skipped() {
+        let mut s = session(open());
+        let events = run(&mut s, b"EHLO c\r\nBDAT 6 LAST\r\nQUIT\r\nNOOP\r\n");
+        let out = String::from_utf8_lossy(&s.out).into_owned();
+        assert!(events.is_empty() && out.contains("503 ") && !out.contains("221 "), "{out}");
+        let mut s = session(open());
+        let mut events = run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 3\r\na\r\nBDAT 2 LAST\r\nb\n");
+        let Some(Event::Message(t)) = events.first_mut() else { panic!("{:?}", String::from_utf8_lossy(&s.out)) };
+        assert_eq!(t.take_content(), Err(Fault::BareLineEnd));
+    }
+
+    #[test]
+    fn relaying_is_refused_by_default() {
+        let mut s = session(SourceRules::default());
+        run(&mut s, b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\n");
+        assert!(String::from_utf8_lossy(&s.out).contains("550 5.7.1"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_leave_the_session_alive_or_closed(b in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let mut s = session(open());
+            run(&mut s, b"EHLO c\r\n");
+            run(&mut s, &b);
+            prop_assert!(s.out.len() < 200_000);
+        }
+    }
+}

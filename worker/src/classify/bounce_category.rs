@@ -1,0 +1,56 @@
+//! PowerMTA's bounce categories, by the enhanced status of the reply (RFC 3463).
+
+/// The category to account for a failed or deferred recipient.
+pub fn of(status: &str, text: &str) -> &'static str {
+    let mut parts = status.splitn(2, '.');
+    let (_, detail) = (parts.next(), parts.next().unwrap_or_default());
+    match detail {
+        "1.1" | "1.0" | "1.3" | "1.6" => "bad-mailbox",
+        "1.2" | "1.10" => "bad-domain",
+        "1.7" | "1.8" => "invalid-sender",
+        "2.1" => "inactive-mailbox",
+        "2.2" => "quota-issues",
+        "2.3" | "3.4" | "6.0" | "6.1" | "6.2" | "6.3" => "content-related",
+        "3.5" => "bad-configuration",
+        "4.1" => "no-answer-from-host",
+        "4.2" => "bad-connection",
+        "4.3" | "4.4" | "4.6" => "routing-errors",
+        "4.7" => "message-expired",
+        "5.0" | "5.1" | "5.2" | "5.4" | "5.6" => "protocol-errors",
+        "7.1" if text.to_ascii_lowercase().contains("relay") => "relaying-issues",
+        d if d.starts_with("7.") => "policy-related",
+        _ => "other",
+    }
+}
+
+/// The words that accounting puts behind a status: `5.1.1 (bad destination mailbox address)`.
+pub fn words(status: &str) -> &'static str {
+    let mut parts = status.splitn(2, '.');
+    let (class, detail) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    match (class, detail) {
+        ("2", _) => "success",
+        (_, "1.1") => "bad destination mailbox address",
+        (_, "1.2") => "bad destination system address",
+        (_, "1.3") => "bad destination mailbox address syntax",
+        (_, "1.10") => "recipient address has null MX",
+        (_, "2.0") => "mailbox-related failure",
+        (_, "2.1") => "mailbox disabled, not accepting messages",
+        (_, "2.2") => "mailbox full",
+        (_, "3.0") => "mail system-related failure",
+        (_, "3.4") => "message too big for system",
+        (_, "3.5") => "system incorrectly configured",
+        (_, "4.1") => "no answer from host",
+        (_, "4.2") => "bad connection",
+        (_, "4.3") => "directory server failure",
+        (_, "4.4") => "unable to route",
+        (_, "4.7") => "delivery time expired",
+        (_, "5.0") => "protocol-related failure",
+        (_, "5.1") => "invalid command",
+        (_, "5.2") => "syntax error",
+        (_, "5.4") => "invalid command arguments",
+        (_, "6.3") => "conversion required but not supported",
+        (_, "7.0") => "other or undefined security status",
+        (_, "7.1") => "delivery not authorized",
+        _ => "undefined status",
+    }
+}

@@ -1,0 +1,4 @@
+//! What a reply means for the recipient and for the sender's statistics.
+
+pub mod bounce_category;
+pub mod outcome;

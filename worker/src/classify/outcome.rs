@@ -1,0 +1,45 @@
+//! The one place that decides what a failure does to a recipient.
+
+use crate::deliver::reply::Reply;
+
+/// What happened to a recipient in one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Accepted by the receiver.
+    Delivered,
+    /// Will never be accepted.
+    Bounced,
+    /// May be accepted later.
+    Deferred,
+}
+
+/// Outcome and its words for one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What becomes of it.
+    pub outcome: Outcome,
+    /// RFC 3463 status.
+    pub status: String,
+    /// The remote reply, or our own diagnosis.
+    pub diagnostic: String,
+    /// The diagnostic is a remote reply.
+    pub remote: bool,
+}
+
+impl Verdict {
+    /// By the receiver's reply to RCPT, or to the content.
+    pub fn of_reply(reply: &Reply) -> Verdict {
+        let outcome = match reply.code / 100 {
+            2 => Outcome::Delivered,
+            5 => Outcome::Bounced,
+            _ => Outcome::Deferred,
+        };
+        Verdict { outcome, status: reply.enhanced_status(), diagnostic: reply.text(), remote: true }
+    }
+
+    /// By our own decision; the status's class says what becomes of the recipient.
+    pub fn own(status: &str, diagnostic: impl Into<String>) -> Verdict {
+        let outcome = if status.starts_with('5') { Outcome::Bounced } else { Outcome::Deferred };
+        Verdict { outcome, status: status.to_owned(), diagnostic: diagnostic.into(), remote: false }
+    }
+}

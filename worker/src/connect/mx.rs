@@ -1,0 +1,280 @@
+//! Mail hosts of a destination (RFC 5321 §5): `smtp-hosts`, MX in order of preference,
+//! implicit MX, null MX (RFC 7505), address literals.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::RData;
+use ipc::message::parse_literal;
+use ipc::rules::DomainRules;
+
+/// Why no host can be named.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DnsFault {
+    /// The domain does not exist; authoritative.
+    #[error("domain {0} does not exist (NXDOMAIN)")]
+    NoSuchDomain(String),
+    /// The domain accepts no mail (RFC 7505).
+    #[error("domain {0} has a null MX: it accepts no mail")]
+    NullMx(String),
+    /// Neither MX nor address.
+    #[error("domain {0} has neither MX nor address records")]
+    NoRecords(String),
+    /// No MX, and `bounce-upon-no-mx` is on.
+    #[error("domain {0} has no MX record (bounce-upon-no-mx)")]
+    NoMx(String),
+    /// The servers could not say.
+    #[error("{status} resolving {domain}: {reason}", status = "StatusDnsQueryFailed")]
+    Temporary {
+        /// The name asked for.
+        domain: String,
+        /// SERVFAIL, timeout …
+        reason: String,
+    },
+}
+
+impl DnsFault {
+    /// RFC 3463 status; class 5 only where absence is authoritative.
+    pub fn status(&self) -> &'static str {
+        match self {
+            DnsFault::NoSuchDomain(_) => "5.1.2",
+            DnsFault::NullMx(_) => "5.1.10",
+            DnsFault::NoRecords(_) | DnsFault::NoMx(_) => "5.4.4",
+            DnsFault::Temporary { .. } => "4.4.3",
+        }
+    }
+}
+
+/// A host and its addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name, or the literal.
+    pub name: String,
+    /// Where to connect.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Entries of the caches.
+const CACHE_ENTRIES: u64 = 16_384;
+/// How long a temporary failure is remembered: SERVFAIL and timeouts are not cached below.
+const FAILURE_TTL: Duration = Duration::from_secs(20);
+/// Failures remembered at once.
+const FAILURES_MAX: usize = 10_000;
+/// Hosts considered for one destination.
+const HOSTS_MAX: usize = 16;
+
+/// A worker's resolver.
+pub struct Resolver {
+    inner: TokioResolver,
+    failures: RefCell<HashMap<String, (Instant, DnsFault)>>,
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    /// A resolver that asks `servers` (`IP:PORT`), or the system's when there are none.
+    ///
+    /// # Errors
+    /// A sentence when neither can be used.
+    pub fn new(servers: &[String]) -> Result<Resolver, String> {
+        let mut builder = if servers.is_empty() {
+            TokioResolver::builder_tokio().map_err(|e| format!("the system's resolver configuration cannot be used: {e}; name one with name-server"))?
+        } else {
+            let configs = servers.iter().filter_map(|s| s.parse::<SocketAddr>().ok()).map(|a| {
+                let mut c = NameServerConfig::udp_and_tcp(a.ip());
+                c.connections.iter_mut().for_each(|x| x.port = a.port());
+                c
+            });
+            let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        };
+        let o = builder.options_mut();
+        o.cache_size = CACHE_ENTRIES;
+        o.negative_min_ttl = Some(Duration::from_secs(10));
+        o.positive_max_ttl = Some(Duration::from_secs(86_400));
+        o.attempts = 2;
+        o.timeout = Duration::from_secs(5);
+        o.ndots = 0;
+        o.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
+        let inner = builder.build().map_err(|e| format!("the resolver cannot be set up: {e}"))?;
+        Ok(Resolver { inner, failures: RefCell::default() })
+    }
+
+    /// The hosts to try for `destination`, in order; equal preferences in random order.
+    ///
+    /// # Errors
+    /// [`DnsFault`].
+    pub async fn hosts(&self, destination: &str, rules: &DomainRules) -> Result<Vec<Host>, DnsFault> {
+        if let Some((until, fault)) = self.failures.borrow().get(destination)
+            && *until > Instant::now()
+        {
+            return Err(fault.clone());
+        }
+        let result = self.look_up(destination, rules).await;
+        if let Err(fault @ DnsFault::Temporary { .. }) = &result {
+            let mut failures = self.failures.borrow_mut();
+            if failures.len() >= FAILURES_MAX {
+                let now = Instant::now();
+                failures.retain(|_, (until, _)| *until > now);
+                if failures.len() >= FAILURES_MAX {
+                    failures.clear();
+                }
+            }
+            failures.insert(destination.to_owned(), (Instant::now() + FAILURE_TTL, fault.clone()));
+        }
+        result
+    }
+
+    async fn look_up(&self, destination: &str, rules: &DomainRules) -> Result<Vec<Host>, DnsFault> {
+        let port = rules.default_smtp_port as u16;
+        if !rules.smtp_hosts.is_empty() {
+            return self.configured(&rules.smtp_hosts, port).await;
+        }
+        if let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
+            return Ok(vec![Host { name: destination.to_owned(), addresses: vec![SocketAddr::new(ip, port)] }]);
+        }
+        self.by_mx(destination, port, rules.bounce_upon_no_mx).await
+    }
+
+    /// `h1, h2; [10.1.1.1]:2525; lookup-mx:D`: commas part equals, semicolons levels.
+    async fn configured(&self, spec: &str, port: u16) -> Result<Vec<Host>, DnsFault> {
+        let mut hosts = Vec::new();
+        let mut fault = None;
+        for level in spec.split(';') {
+            let mut names: Vec<&str> = level.split(',').map(str::trim).filter(|h| !h.is_empty()).collect();
+            shuffle(&mut names);
+            for name in names {
+                let found = match name.strip_prefix("lookup-mx:") {
+                    Some(d) => self.by_mx(d, port, false).await,
+                    None => self.one(name, port).await.map(|h| vec![h]),
+                };
+                match found {
+                    Ok(h) => hosts.extend(h),
+                    Err(e) => fault = Some(e),
+                }
+            }
+        }
+        match fault {
+            // Absence of a configured host is the operator's to mend, never the recipient's.
+            Some(f) if hosts.is_empty() => Err(DnsFault::Temporary { domain: spec.to_owned(), reason: f.to_string() }),
+            _ => Ok(hosts),
+        }
+    }
+
+    async fn one(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
+        let (host, port) = split_port(name, port);
+        if let Some(ip) = host.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
+            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)] });
+        }
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)] });
+        }
+        self.addresses(host, port).await
+    }
+
+    async fn by_mx(&self, domain: &str, port: u16, only_mx: bool) -> Result<Vec<Host>, DnsFault> {
+        let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(format!("{domain}.")).await {
+            Ok(found) => found
+                .answers()
+                .iter()
+                .filter_map(|r| match &r.data {
+                    RData::MX(mx) => Some((mx.preference, mx.exchange.to_ascii())),
+                    _ => None,
+                })
+                .collect(),
+            Err(e) if e.is_nx_domain() => return Err(DnsFault::NoSuchDomain(domain.to_owned())),
+            Err(e) if e.is_no_records_found() => Vec::new(),
+            Err(e) => return Err(temporary(domain, &e)),
+        };
+        if mx.is_empty() {
+            if only_mx {
+                return Err(DnsFault::NoMx(domain.to_owned()));
+            }
+            return self.addresses(domain, port).await.map(|h| vec![h]);
+        }
+        if mx.iter().any(|(_, host)| host == ".") {
+            return Err(DnsFault::NullMx(domain.to_owned()));
+        }
+        shuffle(&mut mx);
+        mx.sort_by_key(|(preference, _)| *preference);
+        let mut hosts = Vec::new();
+        let mut fault = None;
+        for (_, name) in mx.iter().take(HOSTS_MAX) {
+            match self.addresses(name.trim_end_matches('.'), port).await {
+                Ok(h) => hosts.push(h),
+                Err(e) => fault = Some(e),
+            }
+            // The first hosts serve nearly always; the others are looked up when needed,
+            // which a second call does.
+            if hosts.len() >= 4 {
+                break;
+            }
+        }
+        match fault {
+            Some(DnsFault::Temporary { domain, reason }) if hosts.is_empty() => Err(DnsFault::Temporary { domain, reason }),
+            Some(_) if hosts.is_empty() => Err(DnsFault::NoRecords(domain.to_owned())),
+            _ => Ok(hosts),
+        }
+    }
+
+    async fn addresses(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
+        match self.inner.lookup_ip(format!("{name}.")).await {
+            Ok(found) => {
+                let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, port)).collect();
+                shuffle(&mut addresses);
+                Ok(Host { name: name.to_owned(), addresses })
+            }
+            Err(e) if e.is_nx_domain() => Err(DnsFault::NoSuchDomain(name.to_owned())),
+            Err(e) if e.is_no_records_found() => Err(DnsFault::NoRecords(name.to_owned())),
+            Err(e) => Err(temporary(name, &e)),
+        }
+    }
+}
+
+fn temporary(domain: &str, e: &NetError) -> DnsFault {
+    DnsFault::Temporary { domain: domain.to_owned(), reason: e.to_string() }
+}
+
+/// Splits `HOST:PORT`; an IPv6 literal keeps its colons inside brackets.
+fn split_port(name: &str, default: u16) -> (&str, u16) {
+    match name.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && (!host.contains(':') || host.ends_with(']')) => {
+            port.parse().map_or((name, default), |p| (host, p))
+        }
+        _ => (name, default),
+    }
+}
+
+/// A random order; seeded by the clock, for load spreading only.
+fn shuffle<T>(items: &mut [T]) {
+    let mut seed = crate::clock::now_ns() as u64 | 1;
+    for i in (1..items.len()).rev() {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        items.swap(i, (seed % (i as u64 + 1)) as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_in_smtp_hosts() {
+        assert_eq!(split_port("h.test:2525", 25), ("h.test", 2525));
+        assert_eq!(split_port("[IPv6:::1]:26", 25), ("[IPv6:::1]", 26));
+        assert_eq!(split_port("[IPv6:::1]", 25), ("[IPv6:::1]", 25));
+        assert_eq!(split_port("h.test", 25), ("h.test", 25));
+    }
+}

@@ -1,0 +1,439 @@
+//! The worker's side of the control channel, and its life from start to exit.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ipc::control::{
+    AccountingFile, Heartbeat, Hello, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
+};
+use ipc::frame::{archive, unarchive};
+use ipc::ledger::Ledger;
+use ipc::operator::{PathRow, QueueRow};
+use ipc::shard_map::ShardMap;
+use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
+use ipc::stream::FrameStream;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::task::{AbortHandle, spawn_local};
+
+use crate::account::file::{Files, Target};
+use crate::shard::{Config, Shard};
+use crate::{Start, clock};
+
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+const RECONNECT_EVERY: Duration = Duration::from_millis(200);
+
+/// What a worker holds for a supervisor that has to be adopted.
+struct Held {
+    snapshot: OwnedFd,
+    ledger: OwnedFd,
+    listeners: Vec<(String, OwnedFd)>,
+    accounting: Vec<AccountingFile>,
+    generation: u64,
+}
+
+/// Connects, recovers, serves, leaves.
+///
+/// # Errors
+/// A sentence when the worker cannot serve.
+pub async fn serve(start: Start) -> Result<(), String> {
+    let socket = start.run_dir.join("supervisor.sock");
+    let stream = UnixStream::connect(&socket)
+        .await
+        .map_err(|e| format!("the supervisor does not answer at {}: {e}", socket.display()))?;
+    let mut control = FrameStream::new(stream);
+    say(&control, &ToSupervisor::Hello(hello(&start, 0, false))).await.map_err(|e| e.to_string())?;
+    let (welcome, fds) = welcome(&mut control).await?;
+    let mut fds = fds.into_iter();
+    let (Some(snapshot_fd), Some(ledger_fd)) = (fds.next(), fds.next()) else {
+        return Err("the supervisor sent no snapshot".into());
+    };
+    let snapshot = MappedSnapshot::map(&snapshot_fd).map_err(|e| format!("snapshot: {e}"))?;
+    let ledger = Ledger::open(&ledger_fd).map_err(|e| format!("ledger: {e}"))?;
+    let generation = snapshot.get().generation.to_native();
+    let config = Config::of(snapshot)?;
+    let folder = shard_folder(&config, start.shard)?;
+    let _lock = lock(&folder)?;
+    let held = Held {
+        snapshot: snapshot_fd,
+        ledger: ledger_fd,
+        listeners: welcome.listeners.iter().cloned().zip(fds).collect(),
+        accounting: welcome.accounting.clone(),
+        generation,
+    };
+    let shard = open_shard(&start, config, ledger, welcome.map, &held.accounting, &folder, &control).await?;
+    let mut worker = Worker { start, shard, held, accepting: HashMap::new(), leaving: false };
+    worker.begin()?;
+    say(&control, &ToSupervisor::Serving).await.map_err(|e| e.to_string())?;
+    worker.run(control).await;
+    worker.leave().await;
+    Ok(())
+}
+
+async fn say(control: &FrameStream, message: &ToSupervisor) -> std::io::Result<()> {
+    control.send(TO_SUPERVISOR, &archive(message), &[], &[]).await
+}
+
+fn hello(start: &Start, generation: u64, serving: bool) -> Hello {
+    Hello {
+        shard: start.shard,
+        pid: std::process::id() as i32,
+        version: env!("CARGO_PKG_VERSION").into(),
+        generation,
+        serving,
+        cpu: start.cpu as u32,
+    }
+}
+
+async fn welcome(control: &mut FrameStream) -> Result<(Welcome, Vec<OwnedFd>), String> {
+    match control.next().await {
+        Ok(Some((f, fds))) if f.header.kind == TO_WORKER => {
+            match unarchive::<ToWorker>(TO_WORKER, &f.archive).map_err(|e| e.to_string())? {
+                ToWorker::Welcome(w) => Ok((w, fds)),
+                other => Err(format!("expected a welcome from the supervisor, found {other:?}")),
+            }
+        }
+        Ok(_) => Err("the supervisor closed the control channel".into()),
+        Err(e) => Err(format!("control channel: {e}")),
+    }
+}
+
+/// The shard's folder: where it exists already, else in the spool of highest priority.
+fn shard_folder(config: &Config, shard: u8) -> Result<PathBuf, String> {
+    let name = format!("shard-{shard:02}");
+    let all: Vec<PathBuf> = config.global.spools.iter().map(|s| Path::new(&s.path).join(&name)).collect();
+    let existing = all.iter().find(|p| p.join("log").exists()).or(all.first());
+    existing.cloned().ok_or_else(|| "no spool is configured".to_owned())
+}
+
+/// One process at a time works in a shard's folder.
+fn lock(folder: &Path) -> Result<Flock<File>, String> {
+    let failed = |e: std::io::Error| format!("spool {}: {e}", folder.display());
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let file = File::options().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(failed)?;
+    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| format!("spool {} is in use by another process ({e})", folder.display()))?;
+    // A supervisor that finds the lock held reads here whom to wait for.
+    locked.set_len(0).and_then(|()| writeln!(locked, "{}", std::process::id())).map_err(failed)?;
+    Ok(locked)
+}
+
+async fn open_shard(
+    start: &Start,
+    config: Config,
+    ledger: Ledger,
+    map: ShardMap,
+    accounting: &[AccountingFile],
+    folder: &Path,
+    control: &FrameStream,
+) -> Result<Rc<Shard>, String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let min_free_bytes = config
+        .global
+        .spools
+        .iter()
+        .find(|s| folder.starts_with(&s.path))
+        .map_or(0, |s| s.min_free_space);
+    let options = spool::Options {
+        path: folder.to_owned(),
+        shard: start.shard,
+        sync: config.global.spool_sync,
+        min_free_bytes,
+        boot: boot.trim().to_owned(),
+    };
+    let files = files(config.snapshot.get(), accounting, start.shard);
+    let (tx, mut found) = tokio::sync::mpsc::channel(1024);
+    let each = Box::new(move |r| drop(tx.blocking_send(r)));
+    let (spool, opened) = spool::Spool::open(options, Box::new(files), each).map_err(|e| format!("spool: {e}"))?;
+    let shard = Shard::new(start.shard, config, spool, ledger, map)?;
+    let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+    loop {
+        tokio::select! {
+            r = found.recv() => match r {
+                Some(r) => shard.enqueue_recovered(&r),
+                None => break,
+            },
+            _ = beat.tick() => {
+                let h = Heartbeat { state: "recovering".into(), ..heartbeat(&shard) };
+                say(control, &ToSupervisor::Heartbeat(h)).await.map_err(|e| e.to_string())?;
+            }
+        }
+    }
+    opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?.map_err(|e| e.to_string())?;
+    Ok(shard)
+}
+
+/// The accounting files of a snapshot as this worker writes them.
+fn files(snapshot: &ArchivedSnapshot, accounting: &[AccountingFile], shard: u8) -> Files {
+    let targets = accounting.iter().filter_map(|f| {
+        let a = snapshot.accounting.get(f.index as usize)?;
+        let kinds = a.records.iter().filter(|k| k.len() == 1).map(|k| k.as_bytes()[0]).collect();
+        Some(Target::new(PathBuf::from(&f.path), kinds, a.iso_times))
+    });
+    Files::new(targets.collect(), shard)
+}
+
+fn heartbeat(shard: &Shard) -> Heartbeat {
+    let s = shard.scheduler.borrow();
+    let st = shard.spool.statistics();
+    let c = &shard.counters;
+    Heartbeat {
+        state: if shard.stopping() { "draining" } else { "serving" }.into(),
+        recipients: s.recipients + shard.handoffs.kept_recipients(),
+        messages: s.messages.len() as u64,
+        queued_bytes: s.queued_bytes,
+        domains: s.queues.iter().filter(|(_, q)| q.recipients > 0).count() as u64,
+        connections_out: shard.connections.get(),
+        connections_in: shard.sessions.get(),
+        handoffs: shard.handoffs.kept_recipients(),
+        received: c.received.get(),
+        delivered: c.delivered.get(),
+        bounced: c.bounced.get(),
+        deferred: c.deferred.get(),
+        syncs: st.syncs.load(Relaxed),
+        log_bytes: st.log_bytes.load(Relaxed),
+    }
+}
+
+struct Worker {
+    start: Start,
+    shard: Rc<Shard>,
+    held: Held,
+    accepting: HashMap<String, AbortHandle>,
+    leaving: bool,
+}
+
+impl Worker {
+    /// Starts everything that serves.
+    fn begin(&mut self) -> Result<(), String> {
+        let shard = Rc::clone(&self.shard);
+        let path = shard.socket_of(shard.number);
+        let _ = std::fs::remove_file(&path);
+        let mesh = UnixListener::bind(&path).map_err(|e| format!("mesh socket {}: {e}", path.display()))?;
+        spawn_local(crate::route::owner::serve(Rc::clone(&shard), mesh));
+        spawn_local(Rc::clone(&shard).form_groups());
+        spawn_local(Rc::clone(&shard).run_timers());
+        spawn_local(crate::route::handoff::pass_on(Rc::clone(&shard)));
+        crate::route::handoff::keep_links(&shard);
+        self.listen()?;
+        let ids: Vec<usize> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| shard.pump(id));
+        Ok(())
+    }
+
+    /// Accepts on every listener held and not yet served.
+    fn listen(&mut self) -> Result<(), String> {
+        for (address, fd) in &self.held.listeners {
+            if self.accepting.contains_key(address) {
+                continue;
+            }
+            let failed = |e: std::io::Error| format!("listener {address}: {e}");
+            let socket = std::net::TcpListener::from(fd.try_clone().map_err(failed)?);
+            socket.set_nonblocking(true).map_err(failed)?;
+            let listener = TcpListener::from_std(socket).map_err(failed)?;
+            let task = spawn_local(crate::accept::listener::accept(Rc::clone(&self.shard), address.clone(), listener));
+            self.accepting.insert(address.clone(), task.abort_handle());
+        }
+        Ok(())
+    }
+
+    /// Speaks with the supervisor, and with its successor if it dies, until told to stop.
+    async fn run(&mut self, mut control: FrameStream) {
+        let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            let alive = tokio::select! {
+                frame = control.next() => match frame {
+                    Ok(Some((f, fds))) => match unarchive::<ToWorker>(TO_WORKER, &f.archive) {
+                        Ok(m) => self.obey(m, fds, &control).await,
+                        Err(e) => {
+                            tracing::error!(error = %e, "bad frame from the supervisor");
+                            false
+                        }
+                    },
+                    Ok(None) => false,
+                    Err(e) => {
+                        tracing::warn!(error = %e, "control channel failed");
+                        false
+                    }
+                },
+                _ = beat.tick() => say(&control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await.is_ok(),
+            };
+            if self.leaving {
+                let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &ToSupervisor::Leaving)).await;
+                return;
+            }
+            if !alive {
+                tracing::warn!("the supervisor is gone; deliveries go on, waiting for its successor");
+                control = self.reconnect().await;
+            }
+        }
+    }
+
+    async fn reconnect(&self) -> FrameStream {
+        let socket = self.start.run_dir.join("supervisor.sock");
+        loop {
+            tokio::time::sleep(RECONNECT_EVERY).await;
+            let Ok(stream) = UnixStream::connect(&socket).await else { continue };
+            let control = FrameStream::new(stream);
+            let fds = [&self.held.snapshot, &self.held.ledger]
+                .into_iter()
+                .chain(self.held.listeners.iter().map(|(_, fd)| fd))
+                .map(OwnedFd::try_clone)
+                .collect::<Result<Vec<_>, _>>();
+            let Ok(fds) = fds else { continue };
+            let back = ToSupervisor::Return {
+                listeners: self.held.listeners.iter().map(|(a, _)| a.clone()).collect(),
+                accounting: self.held.accounting.clone(),
+                map: ShardMap::clone(&self.shard.map.borrow()),
+            };
+            let said = say(&control, &ToSupervisor::Hello(hello(&self.start, self.held.generation, true))).await;
+            if said.is_ok() && control.send(TO_SUPERVISOR, &archive(&back), &[], &fds).await.is_ok() {
+                return control;
+            }
+        }
+    }
+
+    /// Does what the supervisor says; false when the channel is out of step.
+    async fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>, control: &FrameStream) -> bool {
+        let answer = match message {
+            ToWorker::Welcome(_) => return false,
+            ToWorker::Adopted => {
+                tracing::info!(shard = self.start.shard, "adopted by a new supervisor");
+                None
+            }
+            ToWorker::Reload { listeners, added } => Some(self.reload(&listeners, &added, fds)),
+            ToWorker::Map(map) => {
+                self.shard.set_map(map);
+                None
+            }
+            ToWorker::SwitchAccounting { switch, files } => Some(self.switch_accounting(switch, files).await),
+            ToWorker::Rows { request, what } => {
+                let rows = match what {
+                    RowsOf::Queues => Rows::Queues(self.queue_rows()),
+                    RowsOf::Paths => Rows::Paths(self.path_rows()),
+                };
+                Some(ToSupervisor::Rows { request, rows })
+            }
+            ToWorker::Stop { grace_ms } => {
+                self.stop(Duration::from_millis(grace_ms), control).await;
+                None
+            }
+        };
+        match answer {
+            Some(a) => say(control, &a).await.is_ok(),
+            None => true,
+        }
+    }
+
+    fn reload(&mut self, listeners: &[String], added: &[String], fds: Vec<OwnedFd>) -> ToSupervisor {
+        let mut fds = fds.into_iter();
+        let taken = fds.next().ok_or_else(|| "no snapshot came with the reload".to_owned()).and_then(|fd| {
+            let mapped = MappedSnapshot::map(&fd).map_err(|e| e.to_string())?;
+            let generation = mapped.get().generation.to_native();
+            self.shard.reload(Config::of(mapped)?)?;
+            self.held.snapshot = fd;
+            self.held.generation = generation;
+            self.held.listeners.retain(|(a, _)| listeners.contains(a));
+            self.held.listeners.extend(added.iter().cloned().zip(fds));
+            let gone: Vec<String> = self.accepting.keys().filter(|a| !listeners.contains(a)).cloned().collect();
+            for a in gone {
+                if let Some(task) = self.accepting.remove(&a) {
+                    task.abort();
+                }
+            }
+            self.listen()
+        });
+        ToSupervisor::Reloaded { generation: self.held.generation, error: taken.err() }
+    }
+
+    async fn switch_accounting(&mut self, switch: u64, accounting: Vec<AccountingFile>) -> ToSupervisor {
+        let config = self.shard.config();
+        let next = files(config.snapshot.get(), &accounting, self.start.shard);
+        loop {
+            let next = Box::new(next.again());
+            match self.shard.spool.switch_projection(next).await {
+                Ok(()) => break,
+                Err(spool::SpoolError::Closed) => break,
+                Err(e) => {
+                    tracing::warn!(error = %e, "accounting cannot switch files yet");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+        self.held.accounting = accounting;
+        ToSupervisor::AccountingSwitched { switch }
+    }
+
+    /// Stops taking work and lets transactions end, for the grace time at most.
+    async fn stop(&mut self, grace: Duration, control: &FrameStream) {
+        tracing::info!(shard = self.start.shard, "stopping");
+        for (_, task) in self.accepting.drain() {
+            task.abort();
+        }
+        self.shard.stop_signal().raise();
+        let until = tokio::time::Instant::now() + grace;
+        while tokio::time::Instant::now() < until && (self.shard.sessions.get() > 0 || self.shard.connections.get() > 0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
+        }
+        self.leaving = true;
+    }
+
+    /// Makes everything durable.
+    async fn leave(self) {
+        if let Err(e) = self.shard.spool.barrier().await {
+            tracing::error!(error = %e, "accounting is behind; its rows are written at the next start");
+        }
+        let _ = std::fs::remove_file(self.shard.socket_of(self.start.shard));
+        self.shard.spool.finish();
+        tracing::info!(shard = self.start.shard, "stopped");
+    }
+
+    fn queue_rows(&self) -> Vec<QueueRow> {
+        let s = self.shard.scheduler.borrow();
+        let now = clock::now_ms();
+        let rows = s.queues.iter().filter(|(_, q)| q.recipients > 0 || q.connections > 0).map(|(_, q)| QueueRow {
+            queue: q.name(),
+            destination: q.destination.as_ref().to_owned(),
+            vmta: q.vmta_name.as_ref().to_owned(),
+            pool: q.pool.as_ref().to_owned(),
+            shard: self.start.shard,
+            recipients: q.recipients,
+            kbytes: q.bytes.div_ceil(1024),
+            connections: q.connections,
+            mode: "normal".into(),
+            paused: false,
+            next_retry: if q.retry_at_ms > now { crate::local_time(q.retry_at_ms / 1000, "%Y-%m-%d %H:%M:%S") } else { String::new() },
+            last_error: q.last_error.clone(),
+            oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
+        });
+        rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
+    }
+
+    fn path_rows(&self) -> Vec<PathRow> {
+        let s = self.shard.scheduler.borrow();
+        let rows = s.queues.iter().map(|(_, q)| {
+            let rate = q.rules.max_msg_rate;
+            PathRow {
+                path: q.name(),
+                destination: q.destination.as_ref().to_owned(),
+                vmta: q.vmta_name.as_ref().to_owned(),
+                shard: self.start.shard,
+                connections: q.connections,
+                mode: "normal".into(),
+                health: q.health,
+                max_smtp_out: q.rules.max_smtp_out as u32,
+                max_msg_rate: if rate.count == 0 { String::new() } else { format!("{}/{}s", rate.count, rate.per.as_secs_f64()) },
+                max_msg_per_connection: q.rules.max_msg_per_connection as u32,
+            }
+        });
+        rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
+    }
+}

@@ -1,0 +1,12 @@
+//! One connection to a receiver: from MX to QUIT.
+//!
+//! ```text
+//! hosts → connect → greeting → EHLO → STARTTLS → EHLO ┐
+//!        ┌─────────────────────────────────────────────┘
+//!        └▶ next batch → MAIL RCPT… DATA|BDAT → replies → outcome ─▶ … → QUIT
+//! ```
+
+pub mod connection;
+pub mod reply;
+pub mod session;
+pub mod transaction;

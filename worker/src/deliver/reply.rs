@@ -1,0 +1,188 @@
+//! SMTP replies from receivers (RFC 5321 §4.2), bounded in lines and length.
+
+/// Most bytes of one reply that are read; the rest of a longer one is an error.
+pub const REPLY_BYTES_MAX: usize = 16 << 10;
+/// Most characters of a reply that are kept for logs, accounting and reports.
+const TEXT_MAX: usize = 1000;
+
+/// A complete reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The three digits.
+    pub code: u16,
+    /// Lines without their codes.
+    pub lines: Vec<String>,
+}
+
+impl Reply {
+    /// 2yz
+    pub fn is_positive(&self) -> bool {
+        self.code / 100 == 2
+    }
+
+    /// 5yz
+    pub fn is_permanent(&self) -> bool {
+        self.code / 100 == 5
+    }
+
+    /// One line for accounting: code and text, lines joined by a blank.
+    pub fn text(&self) -> String {
+        let mut t = format!("{} {}", self.code, self.lines.join(" "));
+        if let Some((cut, _)) = t.char_indices().nth(TEXT_MAX) {
+            t.truncate(cut);
+        }
+        t.trim_end().to_owned()
+    }
+
+    /// The `class.subject.detail` to account for this reply (RFC 3463 §2).
+    ///
+    /// Read from the start of the text if its class equals the code's first digit, as
+    /// RFC 2034 §4 requires; otherwise `class.0.0` of the code.
+    pub fn enhanced_status(&self) -> String {
+        let class = self.code / 100;
+        let first = self.lines.first().and_then(|l| l.split_ascii_whitespace().next()).unwrap_or_default();
+        let parts: Vec<&str> = first.split('.').collect();
+        let numeric = |p: &&str| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());
+        if parts.len() == 3 && parts.iter().all(numeric) && parts[0] == class.to_string() {
+            return first.to_owned();
+        }
+        format!("{class}.0.0")
+    }
+}
+
+/// Why bytes are not a reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// Not three digits and a separator.
+    #[error("expected an SMTP reply, found {0:?}")]
+    Malformed(String),
+    /// Longer than [`REPLY_BYTES_MAX`].
+    #[error("reply is longer than {REPLY_BYTES_MAX} bytes")]
+    TooLong,
+}
+
+/// Takes the first complete reply from `input`: the reply and the bytes it took, or `None`
+/// while more is needed.
+///
+/// # Errors
+/// [`ReplyError`]; the connection is then of no further use.
+pub fn parse(input: &[u8]) -> Result<Option<(Reply, usize)>, ReplyError> {
+    let mut lines = Vec::new();
+    let mut at = 0;
+    loop {
+        let Some(end) = memchr::memchr(b'\n', &input[at..]) else {
+            return if input.len() > REPLY_BYTES_MAX { Err(ReplyError::TooLong) } else { Ok(None) };
+        };
+        let line = &input[at..at + end];
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        at += end + 1;
+        if at > REPLY_BYTES_MAX {
+            return Err(ReplyError::TooLong);
+        }
+        let malformed = || ReplyError::Malformed(String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned());
+        let (code, rest) = line.split_at_checked(3).ok_or_else(malformed)?;
+        if !code.iter().all(u8::is_ascii_digit) || !(b'2'..=b'5').contains(&code[0]) {
+            return Err(malformed());
+        }
+        let code = code.iter().fold(0u16, |n, d| n * 10 + u16::from(d - b'0'));
+        let (more, text) = match rest.split_first() {
+            None => (false, &rest[..0]),
+            Some((b' ', text)) => (false, text),
+            Some((b'-', text)) => (true, text),
+            Some(_) => return Err(malformed()),
+        };
+        let clean = String::from_utf8_lossy(text);
+        lines.push(clean.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned());
+        if !more {
+            return Ok(Some((Reply { code, lines }, at)));
+        }
+    }
+}
+
+/// What EHLO offers (RFC 5321 §4.1.1.1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// PIPELINING (RFC 2920)
+    pub pipelining: bool,
+    /// CHUNKING (RFC 3030)
+    pub chunking: bool,
+    /// 8BITMIME (RFC 6152)
+    pub eight_bit: bool,
+    /// SMTPUTF8 (RFC 6531)
+    pub smtputf8: bool,
+    /// STARTTLS (RFC 3207)
+    pub starttls: bool,
+    /// DSN (RFC 3461)
+    pub dsn: bool,
+    /// SIZE (RFC 1870): the limit, 0 for none
+    pub size: Option<u64>,
+    /// All keywords, comma-joined, for accounting.
+    pub names: String,
+}
+
+impl Extensions {
+    /// From the lines of a reply to EHLO, the first being the greeting.
+    pub fn of(reply: &Reply) -> Extensions {
+        let mut e = Extensions::default();
+        let mut names = Vec::new();
+        for line in reply.lines.iter().skip(1) {
+            let mut words = line.split_ascii_whitespace();
+            let Some(word) = words.next() else { continue };
+            let name = word.to_ascii_uppercase();
+            match name.as_str() {
+                "PIPELINING" => e.pipelining = true,
+                "CHUNKING" => e.chunking = true,
+                "8BITMIME" => e.eight_bit = true,
+                "SMTPUTF8" => e.smtputf8 = true,
+                "STARTTLS" => e.starttls = true,
+                "DSN" => e.dsn = true,
+                "SIZE" => e.size = Some(words.next().and_then(|n| n.parse().ok()).unwrap_or(0)),
+                _ => {}
+            }
+            names.push(name);
+        }
+        e.names = names.join(",");
+        e
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn several_lines_are_one_reply() {
+        let (r, n) = parse(b"250-mx hello\r\n250-SIZE 100\r\n250 DSN\r\n220 x").unwrap().unwrap();
+        assert_eq!((r.code, r.lines.len(), n), (250, 3, 37));
+        let e = Extensions::of(&r);
+        assert_eq!((e.size, e.dsn, e.names.as_str()), (Some(100), true, "SIZE,DSN"));
+        assert!(parse(b"250-a\r\n").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_enhanced_status_must_agree_with_the_code() {
+        let s = |t: &[u8]| parse(t).unwrap().unwrap().0.enhanced_status();
+        assert_eq!(s(b"550 5.1.1 no such user\r\n"), "5.1.1");
+        assert_eq!(s(b"450 5.1.1 no such user\r\n"), "4.0.0");
+        assert_eq!(s(b"550 127.0.0.1 blocked\r\n"), "5.0.0");
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        assert!(parse(b"HTTP/1.1 200 OK\r\n").is_err());
+        assert!(parse(b"999 no\r\n").is_err());
+        assert!(parse(&vec![b'2'; REPLY_BYTES_MAX + 1]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_handled(b in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(Some((r, n))) = parse(&b) {
+                prop_assert!(n <= b.len());
+                let _ = (r.text(), r.enhanced_status(), Extensions::of(&r));
+            }
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The client's side of a session: bytes out, replies in, under timeouts.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+
+use super::reply::{self, Extensions, Reply};
+
+/// Why a session cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionFault {
+    /// The operating system's error.
+    #[error("{what} {host} ({ip}): {error}")]
+    Io {
+        /// `connecting to`, `in connection to`
+        what: &'static str,
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+        /// Error.
+        error: String,
+    },
+    /// The receiver closed.
+    #[error("EDISCON in connection to {host} ({ip})")]
+    Closed {
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+    },
+    /// No answer in time.
+    #[error("ETIMEDOUT {what} {host} ({ip})")]
+    Timeout {
+        /// `connecting to`, `in connection to`
+        what: &'static str,
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+    },
+    /// A reply that ends the session.
+    #[error("\"{reply}\" from {host} ({ip})", reply = .reply.text())]
+    Refused {
+        /// The reply.
+        reply: Reply,
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+    },
+    /// Not SMTP.
+    #[error("{reason} from {host} ({ip})")]
+    Protocol {
+        /// What was found.
+        reason: String,
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+    },
+}
+
+enum Io {
+    Clear(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Gone,
+}
+
+/// A session with a receiver.
+pub struct Session {
+    io: Io,
+    buf: BytesMut,
+    /// Host name, from MX.
+    pub host: String,
+    /// Its address.
+    pub peer: SocketAddr,
+    /// Our address.
+    pub local: IpAddr,
+    /// What the last EHLO offered.
+    pub extensions: Extensions,
+    /// TLS version and cipher in use.
+    pub tls: Option<String>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("host", &self.host).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Connects from `source`, if given.
+    ///
+    /// # Errors
+    /// [`SessionFault::Io`], [`SessionFault::Timeout`].
+    pub async fn connect(
+        host: &str,
+        peer: SocketAddr,
+        source: Option<IpAddr>,
+        limit: Duration,
+    ) -> Result<Session, SessionFault> {
+        let fault = |e: std::io::Error| SessionFault::Io {
+            what: "connecting to",
+            host: host.to_owned(),
+            ip: peer.ip(),
+            error: errno_name(&e),
+        };
+        let socket = if peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(fault)?;
+        if let Some(ip) = source {
+            socket.bind(SocketAddr::new(ip, 0)).map_err(|e| SessionFault::Io {
+                what: "binding the source address for",
+                host: host.to_owned(),
+                ip,
+                error: errno_name(&e),
+            })?;
+        }
+        let stream = timeout(limit, socket.connect(peer))
+            .await
+            .map_err(|_| SessionFault::Timeout { what: "connecting to", host: host.to_owned(), ip: peer.ip() })?
+            .map_err(fault)?;
+        let _ = stream.set_nodelay(true);
+        let local = stream.local_addr().map_or(IpAddr::from([0, 0, 0, 0]), |a| a.ip());
+        Ok(Session {
+            io: Io::Clear(stream),
+            buf: BytesMut::new(),
+            host: host.to_owned(),
+            peer,
+            local,
+            extensions: Extensions::default(),
+            tls: None,
+        })
+    }
+
+    fn timed_out(&self) -> SessionFault {
+        SessionFault::Timeout { what: "in connection to", host: self.host.clone(), ip: self.peer.ip() }
+    }
+
+    fn closed(&self) -> SessionFault {
+        SessionFault::Closed { host: self.host.clone(), ip: self.peer.ip() }
+    }
+
+    fn io_fault(&self, e: &std::io::Error) -> SessionFault {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        if matches!(e.kind(), ConnectionReset | BrokenPipe | ConnectionAborted | UnexpectedEof) {
+            return self.closed();
+        }
+        SessionFault::Io { what: "in connection to", host: self.host.clone(), ip: self.peer.ip(), error: errno_name(e) }
+    }
+
+    /// This reply as a fault.
+    pub fn refused(&self, reply: Reply) -> SessionFault {
+        SessionFault::Refused { reply, host: self.host.clone(), ip: self.peer.ip() }
+    }
+
+    /// Writes all parts.
+    ///
+    /// # Errors
+    /// [`SessionFault`] when the receiver does not take them in `limit`.
+    pub async fn write(&mut self, parts: &mut [std::io::IoSlice<'_>], limit: Duration) -> Result<(), SessionFault> {
+        let result = match &mut self.io {
+            Io::Clear(s) => timeout(limit, write_all_vectored(s, parts)).await,
+            Io::Tls(s) => timeout(limit, async {
+                write_all_vectored(&mut **s, parts).await?;
+                s.flush().await
+            })
+            .await,
+            Io::Gone => return Err(self.closed()),
+        };
+        match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(self.io_fault(&e)),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    /// The next reply.
+    ///
+    /// # Errors
+    /// [`SessionFault`] when there is none in `limit`.
+    pub async fn reply(&mut self, limit: Duration) -> Result<Reply, SessionFault> {
+        loop {
+            match reply::parse(&self.buf) {
+                Ok(Some((r, n))) => {
+                    let _ = self.buf.split_to(n);
+                    return Ok(r);
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    return Err(SessionFault::Protocol { reason: e.to_string(), host: self.host.clone(), ip: self.peer.ip() });
+                }
+            }
+            let got = match &mut self.io {
+                Io::Clear(s) => timeout(limit, read_more(s, &mut self.buf)).await,
+                Io::Tls(s) => timeout(limit, read_more(&mut **s, &mut self.buf)).await,
+                Io::Gone => return Err(self.closed()),
+            };
+            match got {
+                Ok(Ok(0)) => return Err(self.closed()),
+                Ok(Ok(_)) => {}
+                Ok(Err(e)) => return Err(self.io_fault(&e)),
+                Err(_) => return Err(self.timed_out()),
+            }
+        }
+    }
+
+    /// Resolves when the receiver speaks or closes while nothing is expected of it.
+    pub async fn disturbed(&mut self) {
+        if !self.buf.is_empty() {
+            return;
+        }
+        let _ = match &mut self.io {
+            Io::Clear(s) => read_more(s, &mut self.buf).await,
+            Io::Tls(s) => read_more(&mut **s, &mut self.buf).await,
+            Io::Gone => Ok(0),
+        };
+    }
+
+    /// Sends a command and waits for its reply.
+    ///
+    /// # Errors
+    /// [`SessionFault`].
+    pub async fn command(&mut self, line: &str, limit: Duration) -> Result<Reply, SessionFault> {
+        self.write(&mut [std::io::IoSlice::new(line.as_bytes()), std::io::IoSlice::new(b"\r\n")], limit).await?;
+        self.reply(limit).await
+    }
+
+    /// EHLO, or HELO where the receiver knows no EHLO.
+    ///
+    /// # Errors
+    /// [`SessionFault::Refused`] when it takes neither.
+    pub async fn hello(&mut self, name: &str, limit: Duration) -> Result<(), SessionFault> {
+        let reply = self.command(&format!("EHLO {name}"), limit).await?;
+        if reply.is_positive() {
+            self.extensions = Extensions::of(&reply);
+            return Ok(());
+        }
+        if reply.code == 421 {
+            return Err(self.refused(reply));
+        }
+        let reply = self.command(&format!("HELO {name}"), limit).await?;
+        self.extensions = Extensions::default();
+        if reply.is_positive() { Ok(()) } else { Err(self.refused(reply)) }
+    }
+
+    /// Negotiates TLS after the receiver's `220` to STARTTLS. What it sent in the clear
+    /// behind that reply is an injection and ends the session (RFC 3207 §6).
+    ///
+    /// # Errors
+    /// [`SessionFault`] when the handshake fails; the session is then over.
+    pub async fn start_tls(&mut self, config: std::sync::Arc<rustls::ClientConfig>, limit: Duration) -> Result<(), SessionFault> {
+        let fault = |me: &Self, reason: String| SessionFault::Protocol { reason, host: me.host.clone(), ip: me.peer.ip() };
+        if !self.buf.is_empty() {
+            return Err(fault(self, "clear text after the reply to STARTTLS".into()));
+        }
+        let Io::Clear(stream) = std::mem::replace(&mut self.io, Io::Gone) else { return Ok(()) };
+        let name = ServerName::try_from(self.host.trim_end_matches('.').to_owned())
+            .unwrap_or(ServerName::IpAddress(self.peer.ip().into()));
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let tls = timeout(limit, connector.connect(name, stream))
+            .await
+            .map_err(|_| self.timed_out())?
+            .map_err(|e| fault(self, format!("TLS handshake failed ({e})")))?;
+        let (_, c) = tls.get_ref();
+        self.tls = Some(format!(
+            "{:?} {:?}",
+            c.protocol_version(),
+            c.negotiated_cipher_suite().map(|s| s.suite())
+        ));
+        self.io = Io::Tls(Box::new(tls));
+        Ok(())
+    }
+}
+
+async fn read_more(io: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> std::io::Result<usize> {
+    buf.reserve(1024);
+    io.read_buf(buf).await
+}
+
+async fn write_all_vectored(io: &mut (impl AsyncWrite + Unpin), mut parts: &mut [std::io::IoSlice<'_>]) -> std::io::Result<()> {
+    std::io::IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        let n = io.write_vectored(parts).await?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        std::io::IoSlice::advance_slices(&mut parts, n);
+    }
+    Ok(())
+}
+
+/// `ECONNREFUSED` and the like, as operators search for them.
+fn errno_name(e: &std::io::Error) -> String {
+    match e.raw_os_error() {
+        Some(n) => format!("{:?}", nix::errno::Errno::from_raw(n)),
+        None => e.to_string(),
+    }
+}

@@ -1,0 +1,179 @@
+//! From an SMTP transaction to an envelope and content ready to be stored.
+
+use std::net::IpAddr;
+
+use bytes::{Bytes, BytesMut};
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, SourceType};
+use ipc::rules::SourceRules;
+use ipc::snapshot::{ArchivedSnapshot, Global};
+
+use super::headers;
+use crate::accept::command::{Mail, Rcpt, Refusal};
+
+/// Where a message comes from.
+#[derive(Debug, Clone)]
+pub struct Submitter {
+    /// How.
+    pub source_type: SourceType,
+    /// EHLO name.
+    pub name: String,
+    /// Client's address.
+    pub ip: Option<IpAddr>,
+    /// Our address.
+    pub local: Option<IpAddr>,
+    /// `ESMTP`, `ESMTPS`, `UTF8SMTP` …; RFC 3848, RFC 6531.
+    pub protocol: &'static str,
+    /// Virtual MTA chosen by other means than a header; empty for none.
+    pub vmta: String,
+}
+
+/// Builds envelope and content.
+///
+/// # Errors
+/// The reply when the message breaks a rule of its source.
+pub fn prepare(
+    snapshot: &ArchivedSnapshot,
+    global: &Global,
+    rules: &SourceRules,
+    from: &Submitter,
+    id: MessageId,
+    now_ms: i64,
+    mail: Mail,
+    recipients: Vec<(Rcpt, String)>,
+    content: BytesMut,
+) -> Result<(Envelope, [Bytes; 2]), Refusal> {
+    let mut e = Envelope {
+        id,
+        received_unix_ms: now_ms,
+        sender: mail.sender,
+        vmta: from.vmta.clone(),
+        job_id: String::new(),
+        envid: mail.envid,
+        ret: mail.ret,
+        body_type: mail.body,
+        smtputf8: mail.smtputf8,
+        suppress_dsn: rules.suppress_local_dsn,
+        source_type: from.source_type,
+        source_name: from.name.clone(),
+        source_ip: from.ip.map(|i| i.to_string()).unwrap_or_default(),
+        local_ip: from.local.map(|i| i.to_string()).unwrap_or_default(),
+        handoff: None,
+        recipients: recipients
+            .into_iter()
+            .map(|(r, destination)| Recipient { address: r.address, destination, notify: r.notify, orcpt: r.orcpt })
+            .collect(),
+    };
+    // Recipients of one queue must be neighbours; the order among equals is kept.
+    e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination));
+    if e.body_type == BodyType::SevenBit && !content.is_ascii() {
+        e.body_type = BodyType::EightBit;
+    }
+    let content = content.freeze();
+    let (fields, end) = headers::parse(&content);
+    let mut removed = Vec::new();
+    let (mut hops, mut has_date, mut has_id) = (0u64, false, false);
+    for f in &fields {
+        match f.name.to_ascii_lowercase().as_str() {
+            "received" => hops += 1,
+            "date" => {
+                has_date = true;
+                if rules.add_date_header == 2 {
+                    removed.push(f.range.clone());
+                }
+            }
+            "message-id" => has_id = true,
+            "x-virtual-mta" if rules.process_x_virtual_mta => {
+                e.vmta = chosen_vmta(snapshot, rules, &headers::unfolded(f.value))?;
+                if !rules.retain_x_virtual_mta {
+                    removed.push(f.range.clone());
+                }
+            }
+            "x-job" if rules.process_x_job => {
+                let job = headers::unfolded(f.value);
+                if job.len() > 200 || !job.bytes().all(|b| b.is_ascii_graphic()) {
+                    return Err(Refusal(550, "5.6.0", "x-job is not a printable word of at most 200 characters".into()));
+                }
+                e.job_id = job;
+                if !rules.retain_x_job {
+                    removed.push(f.range.clone());
+                }
+            }
+            "x-envid" if rules.process_x_envid => {
+                let envid = headers::unfolded(f.value);
+                e.envid = envid.chars().filter(|c| c.is_ascii_graphic()).take(100).collect();
+                removed.push(f.range.clone());
+            }
+            _ => {}
+        }
+    }
+    if hops > rules.max_message_hops && rules.max_message_hops != 0 {
+        let text = format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
+        return Err(Refusal(554, "5.4.6", text));
+    }
+    if e.vmta.is_empty() {
+        e.vmta = default_vmta(snapshot, rules, from);
+    }
+    let mut head = Vec::with_capacity(end + 512);
+    if rules.add_received_header {
+        received(&mut head, &e, global, rules, from);
+    }
+    let mut at = 0;
+    for r in removed {
+        head.extend_from_slice(&content[at..r.start]);
+        at = r.end;
+    }
+    head.extend_from_slice(&content[at..end]);
+    if rules.add_date_header == 2 || (rules.add_date_header == 1 && !has_date) {
+        head.extend_from_slice(format!("Date: {}\r\n", crate::rfc5322_date(now_ms / 1000)).as_bytes());
+    }
+    if rules.add_message_id_header && !has_id {
+        head.extend_from_slice(format!("Message-ID: <{id}.{}@{}>\r\n", global.host_id, global.host_name).as_bytes());
+    }
+    // Content without an empty line behind its header gets one, or the body would become
+    // part of what was added.
+    if end < content.len() && !content[end..].starts_with(b"\r\n") {
+        head.extend_from_slice(b"\r\n");
+    }
+    Ok((e, [Bytes::from(head), content.slice(end..)]))
+}
+
+fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, name: &str) -> Result<String, Refusal> {
+    if name.is_empty() && rules.allow_empty_x_virtual_mta {
+        return Ok(String::new());
+    }
+    if known_vmta(snapshot, name) || !rules.reject_invalid_virtual_mta {
+        return Ok(name.to_owned());
+    }
+    Err(Refusal(550, "5.3.5", format!("x-virtual-mta names {name:?}, which is neither a virtual MTA nor a pool here (reject-invalid-virtual-mta)")))
+}
+
+/// Whether a virtual MTA or pool of this name exists.
+pub fn known_vmta(snapshot: &ArchivedSnapshot, name: &str) -> bool {
+    let key = name.to_lowercase();
+    snapshot.vmta_by_name.contains_key(key.as_str()) || snapshot.pool_by_name.contains_key(key.as_str())
+}
+
+fn default_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, from: &Submitter) -> String {
+    if rules.default_virtual_mta != "by-smtp-source-ip" {
+        return rules.default_virtual_mta.clone();
+    }
+    let local = from.local.map(|i| i.to_string()).unwrap_or_default();
+    let of_ip = snapshot.vmtas.iter().skip(1).find(|v| v.source_hosts.iter().any(|h| h.ip == local));
+    of_ip.map(|v| v.name.as_str().to_owned()).unwrap_or_default()
+}
+
+/// The trace header (RFC 5321 §4.4).
+fn received(out: &mut Vec<u8>, e: &Envelope, global: &Global, rules: &SourceRules, from: &Submitter) {
+    use std::io::Write;
+    let _ = match (from.ip, rules.hide_message_source) {
+        (Some(ip), false) => {
+            let tag = if ip.is_ipv6() { "IPv6:" } else { "" };
+            write!(out, "Received: from {} ([{tag}{ip}])\r\n\tby {} (Sluice) with {} id {}", from.name, global.host_name, from.protocol, e.id)
+        }
+        _ => write!(out, "Received: by {} (Sluice) with {} id {}", global.host_name, from.protocol, e.id),
+    };
+    if let ([only], false) = (&e.recipients[..], rules.hide_message_source) {
+        let _ = write!(out, "\r\n\tfor <{}>", only.address);
+    }
+    let _ = write!(out, "; {}\r\n", crate::rfc5322_date(e.received_unix_ms / 1000));
+}

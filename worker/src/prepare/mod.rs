@@ -1,0 +1,6 @@
+//! Once per message: read the header, take out what was meant for us, add trace, date and
+//! identity. The content is not copied: what changes becomes a new first piece, the rest
+//! stays where it was received.
+
+pub mod headers;
+pub mod message;

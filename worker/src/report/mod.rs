@@ -1,0 +1,3 @@
+//! Mail that Sluice writes itself.
+
+pub mod dsn;

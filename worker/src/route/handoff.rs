@@ -1,0 +1,277 @@
+//! The origin's side of the mesh: shares offered to their owners, and shares kept for
+//! owners that are away.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ipc::frame::Header;
+use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
+use ipc::mesh;
+use ipc::stream::FrameReader;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, oneshot};
+
+use crate::shard::Shard;
+
+/// A frame waiting to be written.
+struct Outgoing {
+    header: [u8; ipc::frame::HEADER_BYTES],
+    archive: Bytes,
+    body: [Bytes; 2],
+}
+
+impl Outgoing {
+    fn len(&self) -> usize {
+        self.header.len() + self.archive.len() + self.body[0].len() + self.body[1].len()
+    }
+}
+
+#[derive(Default)]
+struct Link {
+    queue: RefCell<VecDeque<Outgoing>>,
+    queued_bytes: Cell<usize>,
+    waiting: RefCell<HashMap<u64, oneshot::Sender<bool>>>,
+    wake: Notify,
+    connected: Cell<bool>,
+    started: Cell<bool>,
+}
+
+/// A share kept under handoff.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    key: u64,
+    recipients: u64,
+}
+
+/// All handoffs of this shard.
+#[derive(Default)]
+pub struct Handoffs {
+    links: RefCell<HashMap<u8, Rc<Link>>>,
+    next: Cell<u64>,
+    /// Sequences that may still be repeated.
+    open: RefCell<BTreeSet<u64>>,
+    /// Kept shares by owner; those found at start have their sequences in their envelopes.
+    kept: RefCell<HashMap<u8, VecDeque<Kept>>>,
+    kept_recipients: Cell<u64>,
+    /// Shares found at start whose sequences are not known yet: nothing may be forgotten.
+    recovered: Cell<u64>,
+    kept_wake: Notify,
+}
+
+impl std::fmt::Debug for Handoffs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handoffs").field("kept", &self.kept_recipients).finish_non_exhaustive()
+    }
+}
+
+impl Handoffs {
+    /// Sequences begin at the time in microseconds, far above those of earlier runs.
+    pub fn start(&self, now_ns: u128) {
+        self.next.set((now_ns / 1000) as u64);
+    }
+
+    /// The identity of the next handoff.
+    pub fn next_sequence(&self) -> u64 {
+        let n = self.next.get();
+        self.next.set(n + 1);
+        self.open.borrow_mut().insert(n);
+        n
+    }
+
+    /// Recipients kept for other shards.
+    pub fn kept_recipients(&self) -> u64 {
+        self.kept_recipients.get()
+    }
+
+    /// A handoff is settled and will not be repeated.
+    pub fn confirmed(&self, sequence: u64) {
+        self.open.borrow_mut().remove(&sequence);
+    }
+
+    fn watermark(&self) -> u64 {
+        if self.recovered.get() > 0 {
+            return 0;
+        }
+        self.open.borrow().first().copied().unwrap_or(self.next.get())
+    }
+
+    fn link(&self, owner: u8) -> Rc<Link> {
+        Rc::clone(self.links.borrow_mut().entry(owner).or_default())
+    }
+
+    /// Offers a share to its owner; the answer says whether the owner has it on disk. It
+    /// fails at once when the owner is not connected or too much waits for it.
+    pub fn offer(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<bool> {
+        let (tx, rx) = oneshot::channel();
+        let link = self.link(owner);
+        let full = link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX || link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX;
+        if !link.connected.get() || full {
+            link.wake.notify_one();
+            return rx;
+        }
+        let mut h = Header::new(mesh::HANDOFF, archive.len(), body[0].len() + body[1].len());
+        (h.a, h.b) = (sequence, self.watermark());
+        let frame = Outgoing { header: h.encode(), archive, body: body.clone() };
+        link.queued_bytes.set(link.queued_bytes.get() + frame.len());
+        link.queue.borrow_mut().push_back(frame);
+        link.waiting.borrow_mut().insert(sequence, tx);
+        link.wake.notify_one();
+        rx
+    }
+
+    /// A share is durable here and will be passed on.
+    pub fn kept(&self, owner: u8, _sequence: u64, key: u64, recipients: u64) {
+        self.kept_recipients.set(self.kept_recipients.get() + recipients);
+        self.kept.borrow_mut().entry(owner).or_default().push_back(Kept { key, recipients });
+        self.kept_wake.notify_one();
+    }
+
+    /// A kept share was found when the spool opened.
+    pub fn recovered(&self, owner: u8, key: u64, recipients: u64) {
+        self.recovered.set(self.recovered.get() + 1);
+        self.kept(owner, 0, key, recipients);
+    }
+}
+
+/// Connects to every other shard of the map, now and whenever it changes.
+pub fn keep_links(shard: &Rc<Shard>) {
+    let map = Rc::clone(&shard.map.borrow());
+    for owner in map.shards.iter().copied().filter(|s| *s != shard.number) {
+        let link = shard.handoffs.link(owner);
+        if !link.started.replace(true) {
+            tokio::task::spawn_local(run_link(Rc::clone(shard), owner, link));
+        }
+    }
+}
+
+async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
+    loop {
+        if !shard.map.borrow().shards.contains(&owner) {
+            link.started.set(false);
+            return;
+        }
+        let path = shard.socket_of(owner);
+        if let Ok(io) = UnixStream::connect(&path).await {
+            link.connected.set(true);
+            shard.handoffs.kept_wake.notify_one();
+            if let Err(e) = speak(&shard, &link, io).await {
+                tracing::info!(owner, error = %e, "mesh connection ended");
+            }
+            link.connected.set(false);
+            // Unanswered shares are kept by those who wait for them.
+            link.waiting.borrow_mut().clear();
+            link.queue.borrow_mut().clear();
+            link.queued_bytes.set(0);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: UnixStream) -> Result<(), ipc::frame::FrameError> {
+    let (mut read, mut write) = io.into_split();
+    let hello = ipc::frame::archive(&mesh::Hello { shard: Some(shard.number), epoch: shard.map.borrow().epoch });
+    write.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await?;
+    write.write_all(&hello).await?;
+    let answers = async {
+        let mut frames = FrameReader::default();
+        while let Some(f) = frames.next(&mut read).await? {
+            match f.header.kind {
+                mesh::ACCEPTED | mesh::REFUSED => {
+                    if let Some(tx) = link.waiting.borrow_mut().remove(&f.header.a) {
+                        let _ = tx.send(f.header.kind == mesh::ACCEPTED);
+                    }
+                }
+                k => return Err(ipc::frame::FrameError::Kind(k)),
+            }
+        }
+        Ok(())
+    };
+    let frames = async {
+        loop {
+            let batch: Vec<Outgoing> = {
+                let mut q = link.queue.borrow_mut();
+                let n = q.len().min(64);
+                q.drain(..n).collect()
+            };
+            if batch.is_empty() {
+                link.wake.notified().await;
+                continue;
+            }
+            let bytes: usize = batch.iter().map(Outgoing::len).sum();
+            let parts = batch.iter().flat_map(|f| [&f.header[..], &f.archive, &f.body[0], &f.body[1]]);
+            let mut slices: Vec<IoSlice<'_>> = parts.filter(|p| !p.is_empty()).map(IoSlice::new).collect();
+            let mut left = &mut slices[..];
+            while !left.is_empty() {
+                let n = write.write_vectored(left).await?;
+                if n == 0 {
+                    return Err(ipc::frame::FrameError::Truncated);
+                }
+                IoSlice::advance_slices(&mut left, n);
+            }
+            link.queued_bytes.set(link.queued_bytes.get().saturating_sub(bytes));
+        }
+    };
+    tokio::select! { r = answers => r, r = frames => r }
+}
+
+/// Passes kept shares on, oldest first, whenever their owner is there.
+pub async fn pass_on(shard: Rc<Shard>) {
+    loop {
+        let owners: Vec<u8> = shard.handoffs.kept.borrow().iter().filter(|(_, q)| !q.is_empty()).map(|(o, _)| *o).collect();
+        let mut progress = false;
+        for recorded in owners {
+            let Some(kept) = shard.handoffs.kept.borrow_mut().get_mut(&recorded).and_then(VecDeque::pop_front) else { continue };
+            match pass_one(&shard, kept).await {
+                true => {
+                    progress = true;
+                    let h = &shard.handoffs;
+                    h.kept_recipients.set(h.kept_recipients.get().saturating_sub(kept.recipients));
+                }
+                false => shard.handoffs.kept.borrow_mut().entry(recorded).or_default().push_front(kept),
+            }
+        }
+        if !progress {
+            let _ = tokio::time::timeout(Duration::from_millis(250), shard.handoffs.kept_wake.notified()).await;
+        }
+    }
+}
+
+/// Offers one kept share to whoever owns its destination now; true when it is settled here.
+async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
+    let (envelope, body) = match shard.spool.read(kept.key).await {
+        Ok(m) => m,
+        Err(e) => {
+            tracing::error!(key = kept.key, error = %e, "a share kept under handoff cannot be read");
+            return matches!(e, spool::SpoolError::Unreadable { .. });
+        }
+    };
+    let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(envelope.len());
+    aligned.extend_from_slice(&envelope);
+    let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&aligned) else { return true };
+    let (Some(sequence), Some(destination)) =
+        (e.handoff.as_ref().map(|h| h.sequence.to_native()), e.recipients.first().map(|r| r.destination.as_str()))
+    else {
+        return true;
+    };
+    let all: Vec<u16> = (0..e.recipients.len() as u16).collect();
+    let owner = shard.map.borrow().owner(destination);
+    shard.handoffs.open.borrow_mut().insert(sequence);
+    let taken = if owner == shard.number {
+        crate::route::submit::store_archived(shard, aligned.clone(), [body, Bytes::new()], true).await.is_ok()
+    } else {
+        let answer = shard.handoffs.offer(owner, sequence, Bytes::from(envelope), &[body, Bytes::new()]);
+        matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(true)))
+    };
+    if taken {
+        shard.spool.settle(spool::Settled { key: kept.key, recipients: all, last: true, rows: Vec::new() });
+        shard.handoffs.confirmed(sequence);
+        let h = &shard.handoffs;
+        h.recovered.set(h.recovered.get().saturating_sub(1));
+    }
+    taken
+}

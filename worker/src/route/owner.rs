@@ -1,0 +1,208 @@
+//! The owner's side of the mesh: takes handoffs, makes them durable, acknowledges; and takes
+//! mail that `sluice inject` submits.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use bytes::BytesMut;
+use ipc::frame::{Frame, FrameError, Header};
+use ipc::mesh::{self, Inject, Injected, Refusal};
+use ipc::message::{ArchivedEnvelope, HandoffId, SourceType};
+use ipc::stream::FrameReader;
+use spool::SpoolError;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use crate::accept::command::{Mail, Rcpt};
+use crate::prepare::message::{Submitter, prepare};
+use crate::route::submit::{store_archived, submit};
+use crate::shard::Shard;
+
+/// Answers that may wait to be written to one origin.
+const ANSWERS_MAX: usize = 2 * ipc::limits::HANDOFFS_IN_FLIGHT_MAX;
+
+/// Handoffs being stored, and the highest sequence taken from each origin.
+#[derive(Debug, Default)]
+pub struct Taken {
+    in_progress: RefCell<HashSet<HandoffId>>,
+    highest: RefCell<std::collections::HashMap<u8, u64>>,
+    forgotten: RefCell<std::collections::HashMap<u8, u64>>,
+}
+
+/// Serves the shard's socket.
+pub async fn serve(shard: Rc<Shard>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((io, _)) => {
+                let shard = Rc::clone(&shard);
+                tokio::task::spawn_local(async move {
+                    if let Err(e) = serve_one(&shard, io).await {
+                        tracing::warn!(error = %e, "mesh peer sent a bad frame; connection closed");
+                    }
+                });
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "mesh socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> {
+    let (mut read, write) = io.into_split();
+    let mut frames = FrameReader::default();
+    let Some(first) = frames.next(&mut read).await? else { return Ok(()) };
+    if first.header.kind != mesh::HELLO {
+        return Err(FrameError::Kind(first.header.kind));
+    }
+    let hello: mesh::Hello = ipc::frame::unarchive(mesh::HELLO, &first.archive)?;
+    let (answers, queue) = mpsc::channel(ANSWERS_MAX);
+    tokio::task::spawn_local(write_answers(write, queue));
+    while let Some(f) = frames.next(&mut read).await? {
+        match (f.header.kind, hello.shard) {
+            (mesh::HANDOFF, Some(origin)) => take(shard, origin, f, &answers)?,
+            (mesh::INJECT, None) => {
+                let answer = inject(shard, f).await?;
+                let archive = ipc::frame::archive(&answer);
+                let mut bytes = Header::new(mesh::INJECTED, archive.len(), 0).encode().to_vec();
+                bytes.extend_from_slice(&archive);
+                let _ = answers.send(bytes).await;
+            }
+            (k, _) => return Err(FrameError::Kind(k)),
+        }
+    }
+    Ok(())
+}
+
+async fn write_answers(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+    let mut all = Vec::new();
+    while let Some(first) = queue.recv().await {
+        all.clear();
+        all.extend_from_slice(&first);
+        while let Ok(more) = queue.try_recv() {
+            all.extend_from_slice(&more);
+        }
+        if write.write_all(&all).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(kind: u8, sequence: u64, why: Option<Refusal>) -> Vec<u8> {
+    let archive = why.map(|w| ipc::frame::archive(&w)).unwrap_or_default();
+    let mut h = Header::new(kind, archive.len(), 0);
+    h.a = sequence;
+    let mut bytes = h.encode().to_vec();
+    bytes.extend_from_slice(&archive);
+    bytes
+}
+
+fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>) -> Result<(), FrameError> {
+    let (sequence, below) = (f.header.a, f.header.b);
+    let id = HandoffId { origin, sequence };
+    let valid = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&f.archive)
+        .map_err(|e| FrameError::Archive { kind: mesh::HANDOFF, reason: e.to_string() })?;
+    let recipients = valid.recipients.len();
+    forget(shard, origin, below);
+    let taken = &shard.taken;
+    if !taken.in_progress.borrow_mut().insert(id) {
+        // The first copy is being stored; the origin asks again if its answer is lost.
+        return Ok(());
+    }
+    let repeat_possible = {
+        let mut highest = taken.highest.borrow_mut();
+        let h = highest.entry(origin).or_insert(u64::MAX);
+        let possible = *h == u64::MAX || sequence <= *h;
+        *h = if *h == u64::MAX { sequence } else { sequence.max(*h) };
+        possible
+    };
+    let (shard, answers) = (Rc::clone(shard), answers.clone());
+    tokio::task::spawn_local(async move {
+        let reply = if repeat_possible && shard.spool.has_seen(id).await {
+            answer(mesh::ACCEPTED, sequence, None)
+        } else {
+            let refused = match shard.check_room(recipients) {
+                Ok(()) if shard.stopping() => Some(Refusal::Stopping),
+                Ok(()) => None,
+                Err(_) => Some(Refusal::Full),
+            };
+            match refused {
+                Some(why) => answer(mesh::REFUSED, sequence, Some(why)),
+                None => match store_archived(&shard, f.archive, [f.raw, bytes::Bytes::new()], false).await {
+                    Ok(_) => answer(mesh::ACCEPTED, sequence, None),
+                    Err(SpoolError::Full(_)) => answer(mesh::REFUSED, sequence, Some(Refusal::Full)),
+                    Err(_) => answer(mesh::REFUSED, sequence, Some(Refusal::Spool)),
+                },
+            }
+        };
+        shard.taken.in_progress.borrow_mut().remove(&id);
+        let _ = answers.send(reply).await;
+    });
+    Ok(())
+}
+
+/// Passes the origin's watermark to the spool, in steps.
+fn forget(shard: &Rc<Shard>, origin: u8, below: u64) {
+    const STEP: u64 = 4096;
+    let mut forgotten = shard.taken.forgotten.borrow_mut();
+    let last = forgotten.entry(origin).or_default();
+    if below > *last + STEP {
+        *last = below;
+        shard.spool.forget(origin, below);
+    }
+}
+
+async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
+    let request: Inject = ipc::frame::unarchive(mesh::INJECT, &f.archive)?;
+    let config = shard.config();
+    let rules = config.snapshot.get().source_rules(None, "{api}");
+    let from = Submitter {
+        source_type: SourceType::Api,
+        name: "sluice-inject".into(),
+        ip: None,
+        local: None,
+        protocol: "local",
+        vmta: request.vmta.clone(),
+    };
+    if !request.vmta.is_empty() && !crate::prepare::message::known_vmta(config.snapshot.get(), &request.vmta) {
+        return Ok(Injected::Refused(format!("{} is neither a virtual MTA nor a pool here", request.vmta)));
+    }
+    let mut recipients = Vec::new();
+    for address in &request.recipients {
+        match crate::accept::command::rcpt(&format!("<{address}>"), true) {
+            Ok(r) => match ipc::message::destination_of(&r.address) {
+                Ok(d) => recipients.push((Rcpt { ..r }, d)),
+                Err(e) => return Ok(Injected::Refused(e)),
+            },
+            Err(r) => return Ok(Injected::Refused(r.2)),
+        }
+    }
+    let utf8 = !request.sender.is_ascii() || request.recipients.iter().any(|r| !r.is_ascii());
+    let mail = match crate::accept::command::mail(&format!("<{}>{}", request.sender, if utf8 { " SMTPUTF8" } else { "" }), true) {
+        Ok(m) => Mail { ..m },
+        Err(r) => return Ok(Injected::Refused(r.2)),
+    };
+    let id = shard.next_message_id();
+    let prepared = prepare(
+        config.snapshot.get(),
+        &config.global,
+        &rules,
+        &from,
+        id,
+        crate::clock::now_ms(),
+        mail,
+        recipients,
+        BytesMut::from(&f.raw[..]),
+    );
+    Ok(match prepared {
+        Err(r) => Injected::Refused(r.2),
+        Ok((envelope, body)) => match submit(shard, envelope, body).await {
+            Ok(()) => Injected::Queued(id.to_string()),
+            Err(e) => Injected::Refused(e.to_string()),
+        },
+    })
+}

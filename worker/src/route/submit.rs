@@ -1,0 +1,115 @@
+//! Makes every share of a message durable before the client hears `250` (architecture,
+//! "The life of a message" 4).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ipc::message::{Envelope, HandoffId};
+use rkyv::util::AlignedVec;
+use spool::{NewMessage, SpoolError};
+use tokio::time::timeout;
+
+use crate::schedule::scheduler::Content;
+use crate::shard::Shard;
+
+/// How long an owner may take before the share is kept here.
+const OWNER_WAIT: Duration = Duration::from_secs(1);
+
+/// A share that is with its owner.
+struct Offered {
+    owner: u8,
+    sequence: u64,
+    envelope: AlignedVec<16>,
+    answer: tokio::sync::oneshot::Receiver<bool>,
+}
+
+/// Stores a message, here or with the owners of its destinations.
+///
+/// # Errors
+/// [`SpoolError`] when nothing was accepted.
+pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
+    shard.check_room(envelope.recipients.len())?;
+    let map = Rc::clone(&shard.map.borrow());
+    let me = shard.number;
+    let owner_of = |d: &str| if map.shards.is_empty() { me } else { map.owner(d) };
+    let first = envelope.recipients.first().map_or(me, |r| owner_of(&r.destination));
+    // Nearly all mail has one owner.
+    if first == me && envelope.recipients.iter().all(|r| owner_of(&r.destination) == me) {
+        return store_own(shard, envelope, body).await;
+    }
+    let mut owners: Vec<u8> = envelope.recipients.iter().map(|r| owner_of(&r.destination)).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let share = |owner: u8| {
+        let mut e = Envelope { recipients: Vec::new(), ..envelope.clone() };
+        e.recipients = envelope.recipients.iter().filter(|r| owner_of(&r.destination) == owner).cloned().collect();
+        e
+    };
+    let mut offered = Vec::new();
+    for owner in owners.iter().copied().filter(|o| *o != me) {
+        let sequence = shard.handoffs.next_sequence();
+        let e = Envelope { handoff: Some(HandoffId { origin: me, sequence }), ..share(owner) };
+        let envelope = ipc::frame::archive(&e);
+        let answer = shard.handoffs.offer(owner, sequence, Bytes::copy_from_slice(&envelope), &body);
+        offered.push(Offered { owner, sequence, envelope, answer });
+    }
+    let own = if owners.contains(&me) { store_own(shard, share(me), body.clone()).await } else { Ok(()) };
+    let mut result = own;
+    for o in offered {
+        let taken = matches!(timeout(OWNER_WAIT, o.answer).await, Ok(Ok(true)));
+        if taken {
+            shard.handoffs.confirmed(o.sequence);
+            continue;
+        }
+        let kept = keep(shard, o.owner, o.sequence, o.envelope, &body).await;
+        if result.is_ok() {
+            result = kept;
+        }
+    }
+    result
+}
+
+async fn store_own(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
+    let archive = ipc::frame::archive(&envelope);
+    store_archived(shard, archive, body, false).await.map(|_| ())
+}
+
+/// Stores an archived envelope that this shard owns, and queues it.
+///
+/// # Errors
+/// [`SpoolError`]
+pub async fn store_archived(
+    shard: &Rc<Shard>,
+    envelope: AlignedVec<16>,
+    body: [Bytes; 2],
+    in_progress: bool,
+) -> Result<u64, SpoolError> {
+    let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress };
+    let key = shard.store(message).await?;
+    shard.enqueue(key, Rc::new(Content { envelope, body }));
+    Ok(key)
+}
+
+/// Keeps a share that its owner did not take in time, to pass it on later.
+async fn keep(
+    shard: &Rc<Shard>,
+    owner: u8,
+    sequence: u64,
+    envelope: AlignedVec<16>,
+    body: &[Bytes; 2],
+) -> Result<(), SpoolError> {
+    let recipients = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
+        .map_or(0, |e| e.recipients.len());
+    let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress: true };
+    match shard.store(message).await {
+        Ok(key) => {
+            shard.handoffs.kept(owner, sequence, key, recipients as u64);
+            Ok(())
+        }
+        Err(e) => {
+            shard.handoffs.confirmed(sequence);
+            Err(e)
+        }
+    }
+}
