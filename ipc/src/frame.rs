@@ -15,9 +15,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use rkyv::util::AlignedVec;
 
-use crate::limits::{
-    ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX, PROTOCOL_VERSION,
-};
+use crate::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX, PROTOCOL_VERSION};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 32;
@@ -173,11 +171,7 @@ impl Frame {
 pub fn archive<T>(value: &T) -> AlignedVec<16>
 where
     T: for<'a> rkyv::Serialize<
-            rkyv::api::high::HighSerializer<
-                AlignedVec,
-                rkyv::ser::allocator::ArenaHandle<'a>,
-                rkyv::rancor::Error,
-            >,
+            rkyv::api::high::HighSerializer<AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rkyv::rancor::Error>,
         >,
 {
     rkyv::to_bytes::<rkyv::rancor::Error>(value).expect("serialising to memory")
@@ -193,8 +187,7 @@ where
     T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
         + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rkyv::rancor::Error>>,
 {
-    rkyv::from_bytes::<T, rkyv::rancor::Error>(bytes)
-        .map_err(|e| FrameError::Archive { kind, reason: e.to_string() })
+    rkyv::from_bytes::<T, rkyv::rancor::Error>(bytes).map_err(|e| FrameError::Archive { kind, reason: e.to_string() })
 }
 
 #[cfg(test)]

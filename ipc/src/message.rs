@@ -18,9 +18,7 @@ pub struct MessageId(pub [u8; 16]);
 impl MessageId {
     /// The identity made at `unix_ms` by `shard` with this `counter`.
     pub fn new(unix_ms: i64, shard: u8, counter: u64) -> Self {
-        let v = (u128::from(unix_ms as u64 & 0xFFFF_FFFF_FFFF) << 80)
-            | (u128::from(shard) << 72)
-            | u128::from(counter);
+        let v = (u128::from(unix_ms as u64 & 0xFFFF_FFFF_FFFF) << 80) | (u128::from(shard) << 72) | u128::from(counter);
         MessageId(v.to_be_bytes())
     }
 }
@@ -154,8 +152,7 @@ pub struct Envelope {
 /// # Errors
 /// A sentence naming what is wrong with the domain.
 pub fn destination_of(address: &str) -> Result<String, String> {
-    let (_, domain) =
-        address.rsplit_once('@').ok_or_else(|| format!("address <{address}> has no domain"))?;
+    let (_, domain) = address.rsplit_once('@').ok_or_else(|| format!("address <{address}> has no domain"))?;
     normalise_domain(domain)
 }
 

@@ -108,11 +108,7 @@ impl FromValue for String {
 
 impl FromValue for Vec<String> {
     fn from_value(v: &ArchivedValue) -> Option<Self> {
-        if let ArchivedValue::TextList(l) = v {
-            Some(l.iter().map(|t| t.as_str().to_owned()).collect())
-        } else {
-            None
-        }
+        if let ArchivedValue::TextList(l) = v { Some(l.iter().map(|t| t.as_str().to_owned()).collect()) } else { None }
     }
 }
 

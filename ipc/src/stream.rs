@@ -68,9 +68,9 @@ impl FrameStream {
             self.io.readable().await?;
             let (raw, buf, fds) = (self.io.as_raw_fd(), &mut self.buf, &mut self.fds);
             let mut chunk = [0u8; 16 << 10];
-            let got = self.io.try_io(Interest::READABLE, || {
-                descriptors::receive_with(raw, &mut chunk, fds).map_err(Into::into)
-            });
+            let got = self
+                .io
+                .try_io(Interest::READABLE, || descriptors::receive_with(raw, &mut chunk, fds).map_err(Into::into));
             match got {
                 Ok(0) if buf.is_empty() => return Ok(None),
                 Ok(0) => return Err(FrameError::Truncated),

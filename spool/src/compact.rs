@@ -100,7 +100,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Ok(());
         }
         let io = |e: std::io::Error| SpoolError::Write(e.to_string());
-        let bytes = records.iter().map(Pending::len).sum();
+        let bytes = records.iter().map(Pending::bytes).sum();
         self.log.reserve(Stream::Cold, bytes, 0, StartMeta::default).map_err(io)?;
         let before = self.log.position(Stream::Cold).map_or(0, |(_, len)| len);
         let placed = self.log.append(Stream::Cold, &records).map_err(io)?;
@@ -142,8 +142,11 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .collect(),
             done: each().filter(|(_, r)| r.done).map(|(i, _)| i as u16).collect(),
         };
-        let pending =
-            Pending { kind: Kind::Moved, meta: Bytes::from_owner(ipc::frame::archive(&meta)), body: [body, Bytes::new()] };
+        let pending = Pending {
+            kind: Kind::Moved,
+            meta: Bytes::from_owner(ipc::frame::archive(&meta)),
+            body: [body, Bytes::new()],
+        };
         Ok(Some((key, pending, meta)))
     }
 
@@ -153,7 +156,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             let Some(s) = self.summary(e.key)? else { continue };
             let current = s.recipients.get(usize::from(e.recipient));
             let already = states.entries.iter().any(|x| x.key == e.key && x.recipient == e.recipient);
-            if current.is_some_and(|c| !c.done && c.state_segment == segment && c.state.due_unix_ms == e.state.due_unix_ms)
+            if current
+                .is_some_and(|c| !c.done && c.state_segment == segment && c.state.due_unix_ms == e.state.due_unix_ms)
                 && !already
             {
                 states.entries.push(UpdateEntry { state: e.state, ..e });
@@ -176,11 +180,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         d.body_len = bytes;
         d.done.extend(&meta.done);
         let states = UpdateMeta {
-            entries: meta
-                .states
-                .iter()
-                .map(|(i, s)| UpdateEntry { key, recipient: *i, state: s.clone() })
-                .collect(),
+            entries: meta.states.iter().map(|(i, s)| UpdateEntry { key, recipient: *i, state: s.clone() }).collect(),
             rows: Vec::new(),
         };
         self.note_update(&states, to.segment);

@@ -291,7 +291,8 @@ impl Running {
         each: &mut dyn FnMut(Recovered),
         shared: Arc<Shared>,
     ) -> Result<Running, SpoolError> {
-        let failed = |e: std::io::Error| SpoolError::Open { path: options.path.display().to_string(), reason: e.to_string() };
+        let failed =
+            |e: std::io::Error| SpoolError::Open { path: options.path.display().to_string(), reason: e.to_string() };
         let ballast = options.path.join("ballast");
         std::fs::create_dir_all(&options.path).map_err(failed)?;
         let folder = Folder::open(&options.path.join("log"), options.sync).map_err(failed)?;
@@ -389,7 +390,8 @@ impl Running {
 
     fn commit(&mut self, mut group: Group, mut replies: Vec<StoreReply>) {
         if let Some(e) = self.intake_refusal() {
-            let kept: Vec<bool> = group.store.iter().map(|m| m.in_progress && !matches!(e, SpoolError::Sync(_))).collect();
+            let kept: Vec<bool> =
+                group.store.iter().map(|m| m.in_progress && !matches!(e, SpoolError::Sync(_))).collect();
             let mut keep = kept.iter();
             group.store.retain(|_| *keep.next().unwrap_or(&false));
             let mut still = Vec::new();
@@ -579,9 +581,8 @@ impl Running {
         if path.exists() || self.store.log.disk.free_bytes().unwrap_or(0) < 4 * BALLAST_BYTES {
             return;
         }
-        let made = std::fs::File::create(&path).and_then(|f| {
-            nix::fcntl::posix_fallocate(&f, 0, BALLAST_BYTES as i64).map_err(std::io::Error::from)
-        });
+        let made = std::fs::File::create(&path)
+            .and_then(|f| nix::fcntl::posix_fallocate(&f, 0, BALLAST_BYTES as i64).map_err(std::io::Error::from));
         if made.is_err() {
             let _ = std::fs::remove_file(&path);
         }

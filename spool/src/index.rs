@@ -9,6 +9,9 @@ pub struct IndexError(pub String);
 /// A change: a key and its new value, or its removal.
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
 
+/// What [`Index::scan`] calls.
+pub type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), IndexError> + 'a;
+
 /// An ordered key–value store.
 pub trait Index: Send {
     /// Makes changes visible; durable only after [`Index::flush`].
@@ -30,11 +33,7 @@ pub trait Index: Send {
     ///
     /// # Errors
     /// [`IndexError`] by the engine, or from `each`.
-    fn scan(
-        &self,
-        prefix: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
-    ) -> Result<(), IndexError>;
+    fn scan(&self, prefix: &[u8], each: &mut Each<'_>) -> Result<(), IndexError>;
     /// Sets the whole index aside and begins an empty one.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::Disk;
-use crate::index::{Change, Index, IndexError};
+use crate::index::{Change, Each, Index, IndexError};
 
 #[derive(Debug, Default, Clone)]
 struct FileState {
@@ -243,11 +243,7 @@ impl Index for MemoryIndex {
         if s.fail { Err(IndexError("injected failure".into())) } else { Ok(s.now.get(key).cloned()) }
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
-    ) -> Result<(), IndexError> {
+    fn scan(&self, prefix: &[u8], each: &mut Each<'_>) -> Result<(), IndexError> {
         let s = self.state();
         s.now.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix)).try_for_each(|(k, v)| each(k, v))
     }

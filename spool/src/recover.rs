@@ -122,8 +122,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             let first = self.log.read(Location { segment: id, offset: 0 }, false);
             first.is_ok_and(|(r, _)| r.header.kind == Kind::Start)
         };
-        let newest_hot =
-            self.log.segments.iter().rev().find(|(id, s)| !s.cold && started(**id)).map(|(id, _)| *id);
+        let newest_hot = self.log.segments.iter().rev().find(|(id, s)| !s.cold && started(**id)).map(|(id, _)| *id);
         for id in ids {
             let active = from.active.iter().find(|(a, _)| *a == id).map(|(_, len)| *len);
             let newer = id >= from.next_segment;
@@ -147,7 +146,12 @@ impl<D: Disk, I: Index> Store<D, I> {
                 .map_err(io)?;
             for d in damage {
                 opened.damaged += 1;
-                tracing::error!(segment = d.segment, from = d.from, to = d.to, "damaged bytes in the segment log; set aside in quarantine");
+                tracing::error!(
+                    segment = d.segment,
+                    from = d.from,
+                    to = d.to,
+                    "damaged bytes in the segment log; set aside in quarantine"
+                );
                 if let Ok(bytes) = self.log.raw(d.segment, d.from, d.to) {
                     self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
                 }
@@ -187,10 +191,8 @@ impl<D: Disk, I: Index> Store<D, I> {
                     }
                 }
             }
-            Kind::Message if counts => {
-                if !settled.contains(&r.header.sequence) {
-                    self.note_message(r.header.sequence, r.location, Bytes::from(r.meta), r.header.body_len as u32);
-                }
+            Kind::Message if counts && !settled.contains(&r.header.sequence) => {
+                self.note_message(r.header.sequence, r.location, Bytes::from(r.meta), r.header.body_len as u32);
             }
             Kind::Message => self.note_handoff(&r.meta),
             Kind::Update if counts => {
@@ -266,8 +268,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.index.scan(b"s", &mut |k, v| {
             let id = k.get(1..5).and_then(|b| b.first_chunk::<4>()).map(|b| u32::from_be_bytes(*b));
             if let Some(s) = id.and_then(|id| log.segments.get_mut(&id)) {
-                let e: SegmentEntry =
-                    ipc::frame::unarchive(0, &aligned(v)).map_err(|e| IndexError(e.to_string()))?;
+                let e: SegmentEntry = ipc::frame::unarchive(0, &aligned(v)).map_err(|e| IndexError(e.to_string()))?;
                 s.refs = e.refs.into_iter().collect();
                 s.last_sequence = e.last_sequence;
                 s.changed = false;
@@ -313,7 +314,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             let bad = || IndexError("an entry does not decode".into());
             let key = k.get(1..9).and_then(|b| b.first_chunk()).map(|b| u64::from_be_bytes(*b)).ok_or_else(bad)?;
             let n = k.get(9..11).and_then(|b| b.first_chunk()).map(|b| u16::from_be_bytes(*b)).ok_or_else(bad)?;
-            if n == 0 && let Some((key, mut s)) = open.take() {
+            if n == 0
+                && let Some((key, mut s)) = open.take()
+            {
                 finish(key, &mut s);
             }
             let (of, s) = open.get_or_insert_with(|| (key, Summary::default()));

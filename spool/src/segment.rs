@@ -46,7 +46,7 @@ impl Pending {
     }
 
     /// Bytes that it will take on disk.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         (HEADER_BYTES + self.meta.len() + self.body[0].len() + self.body[1].len()).next_multiple_of(8) as u64
     }
 }
@@ -173,8 +173,15 @@ impl<D: Disk> Log<D> {
     ///
     /// # Errors
     /// `ENOSPC` when there is no room; others by the disk.
-    pub fn reserve(&mut self, stream: Stream, bytes: u64, keep: u64, start: impl FnOnce() -> StartMeta) -> io::Result<()> {
-        let full = self.position(stream).is_none_or(|(_, len)| len + bytes > SEGMENT_BYTES && len > HEADER_BYTES as u64);
+    pub fn reserve(
+        &mut self,
+        stream: Stream,
+        bytes: u64,
+        keep: u64,
+        start: impl FnOnce() -> StartMeta,
+    ) -> io::Result<()> {
+        let full =
+            self.position(stream).is_none_or(|(_, len)| len + bytes > SEGMENT_BYTES && len > HEADER_BYTES as u64);
         if full {
             self.roll(stream, bytes + keep, start())?;
         }
@@ -265,7 +272,7 @@ impl<D: Disk> Log<D> {
             header.encode(&r.meta, &mut headers);
             placed.push((sequence, Location { segment: id, offset: at as u32 }));
             sequence += 1;
-            at += r.len();
+            at += r.bytes();
         }
         let mut parts = Vec::with_capacity(records.len() * 5);
         for (r, h) in records.iter().zip(headers.chunks_exact(HEADER_BYTES)) {

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use crate::index::{Change, Index, IndexError};
+use crate::index::{Change, Each, Index, IndexError};
 
 /// Bytes of cache that sled may use.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -55,13 +55,8 @@ impl SledIndex {
     }
 
     fn start(path: &Path) -> Result<(sled::Db, Option<File>), IndexError> {
-        let db = guarded("open", || {
-            sled::Config::new()
-                .path(path)
-                .cache_capacity(CACHE_BYTES)
-                .flush_every_ms(None)
-                .open()
-        })?;
+        let db =
+            guarded("open", || sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open())?;
         Ok((db, File::open(path.join("db")).ok()))
     }
 
@@ -99,11 +94,7 @@ impl Index for SledIndex {
         guarded("read", || Ok(db.get(key)?.map(|v| v.to_vec())))
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
-    ) -> Result<(), IndexError> {
+    fn scan(&self, prefix: &[u8], each: &mut Each<'_>) -> Result<(), IndexError> {
         let db = self.db()?;
         let mut from_each = Ok(());
         guarded("scan", || {

@@ -13,8 +13,8 @@ use crate::compact::Compaction;
 use crate::disk::Disk;
 use crate::index::Index;
 use crate::layout::{
-    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, PutMeta, RecipientState, StartMeta, Summary,
-    UpdateEntry, UpdateMeta,
+    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, PutMeta, RecipientState, StartMeta, Summary, UpdateEntry,
+    UpdateMeta,
 };
 use crate::segment::{Log, Pending, STEP_BYTES, Stream};
 
@@ -210,8 +210,8 @@ impl<D: Disk, I: Index> Store<D, I> {
         let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len());
         let mut records = Vec::with_capacity(group.store.len() + 4);
         self.outcome_records(group, &mut records);
-        let outcomes: u64 = records.iter().map(Pending::len).sum();
-        let intake: u64 = group.store.iter().map(|m| message_record(m).len()).sum();
+        let outcomes: u64 = records.iter().map(Pending::bytes).sum();
+        let intake: u64 = group.store.iter().map(|m| message_record(m).bytes()).sum();
         let start = self.start_meta();
         let keep = if group.store.iter().all(|m| m.in_progress) { 0 } else { RESERVE_BYTES };
         let room = if group.store.is_empty() {
@@ -272,9 +272,7 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// Whether this handoff was taken before.
     pub fn has_seen(&self, id: HandoffId) -> bool {
-        self.seen
-            .get(&id.origin)
-            .is_some_and(|s| id.sequence < s.below || s.sequences.contains(&id.sequence))
+        self.seen.get(&id.origin).is_some_and(|s| id.sequence < s.below || s.sequences.contains(&id.sequence))
     }
 
     /// A value kept with `put`.
@@ -359,7 +357,13 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     fn set_aside(&mut self, key: u64, at: Location, why: &str) {
-        tracing::error!(key, segment = at.segment, offset = at.offset, why, "message does not validate; set aside in quarantine");
+        tracing::error!(
+            key,
+            segment = at.segment,
+            offset = at.offset,
+            why,
+            "message does not validate; set aside in quarantine"
+        );
         let len = self.log.segments.get(&at.segment).map_or(0, |s| s.len);
         let to = (u64::from(at.offset) + (1 << 20)).min(len);
         if let Ok(bytes) = self.log.raw(at.segment, u64::from(at.offset).min(to), to) {

@@ -60,7 +60,12 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
         local_ip: String::new(),
         handoff: handoff.map(|sequence| HandoffId { origin: 9, sequence }),
         recipients: (0..n)
-            .map(|i| Recipient { address: format!("r{i}@d.test"), destination: "d.test".into(), notify: 0, orcpt: String::new() })
+            .map(|i| Recipient {
+                address: format!("r{i}@d.test"),
+                destination: "d.test".into(),
+                notify: 0,
+                orcpt: String::new(),
+            })
             .collect(),
     };
     Bytes::copy_from_slice(&ipc::frame::archive(&e))
@@ -90,7 +95,16 @@ impl World {
     fn new(capacity: u64) -> World {
         let (disk, index) = (MemoryDisk::new(capacity), MemoryIndex::default());
         let (store, _) = Store::open(disk.clone(), index.clone(), 0, "boot0", &mut |_| {}).unwrap();
-        World { disk, index, store, model: BTreeMap::new(), handoffs: BTreeSet::new(), unknown: Vec::new(), boot: 0, stamp: 0 }
+        World {
+            disk,
+            index,
+            store,
+            model: BTreeMap::new(),
+            handoffs: BTreeSet::new(),
+            unknown: Vec::new(),
+            boot: 0,
+            stamp: 0,
+        }
     }
 
     fn key(&self, pick: usize) -> Option<u64> {
@@ -114,11 +128,12 @@ impl World {
     fn reopen(&mut self) {
         self.disk.fail_in(None);
         let mut found = BTreeMap::new();
-        let (store, _) = Store::open(self.disk.clone(), self.index.clone(), 0, &format!("boot{}", self.boot), &mut |r| {
-            let left: BTreeMap<u16, i64> = r.recipients.iter().map(|x| (x.index, x.due_unix_ms)).collect();
-            assert!(found.insert(r.key, left).is_none(), "message {} twice", r.key);
-        })
-        .unwrap();
+        let (store, _) =
+            Store::open(self.disk.clone(), self.index.clone(), 0, &format!("boot{}", self.boot), &mut |r| {
+                let left: BTreeMap<u16, i64> = r.recipients.iter().map(|x| (x.index, x.due_unix_ms)).collect();
+                assert!(found.insert(r.key, left).is_none(), "message {} twice", r.key);
+            })
+            .unwrap();
         self.store = store;
         for (key, left) in found.iter().filter(|(k, _)| !self.model.contains_key(k)).collect::<Vec<_>>() {
             let (_, body) = self.store.read(*key).unwrap();

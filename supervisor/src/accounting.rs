@@ -34,11 +34,14 @@ fn numbered(path: &Path, date: &str, n: u32) -> PathBuf {
 /// The highest number in use today, in the file's own folder and where files are moved.
 fn last_number(a: &Accounting, date: &str) -> Option<u32> {
     let path = Path::new(&a.path);
-    let moved = |p: &Path| (!a.move_to.is_empty()).then(|| Path::new(&a.move_to).join(p.file_name().unwrap_or_default()));
-    (0..10_000).take_while(|n| {
-        let p = numbered(path, date, *n);
-        p.exists() || moved(&p).is_some_and(|m| m.exists())
-    }).last()
+    let moved =
+        |p: &Path| (!a.move_to.is_empty()).then(|| Path::new(&a.move_to).join(p.file_name().unwrap_or_default()));
+    (0..10_000)
+        .take_while(|n| {
+            let p = numbered(path, date, *n);
+            p.exists() || moved(&p).is_some_and(|m| m.exists())
+        })
+        .last()
 }
 
 impl Files {

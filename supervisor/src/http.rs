@@ -60,7 +60,14 @@ fn page(v: &serde_json::Value) -> String {
     let shards = v["data"]["status"]["shards"].as_array().cloned().unwrap_or_default();
     let rows: String = shards
         .iter()
-        .map(|s| format!("<tr><td>{}</td><td>{}</td><td>{}</td></tr>", s["shard"], s["pid"], s["state"].as_str().unwrap_or_default()))
+        .map(|s| {
+            format!(
+                "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
+                s["shard"],
+                s["pid"],
+                s["state"].as_str().unwrap_or_default()
+            )
+        })
         .collect();
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"5\"><title>Sluice</title>\

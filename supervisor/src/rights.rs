@@ -21,5 +21,8 @@ pub fn drop_to(user: &str, folders: &[&Path]) -> Result<(), String> {
             .and_then(|()| std::os::unix::fs::chown(f, Some(u.uid.as_raw()), Some(u.gid.as_raw())))
             .map_err(|e| format!("{}: {e}", f.display()))?;
     }
-    setgroups(&[u.gid]).and_then(|()| setgid(u.gid)).and_then(|()| setuid(u.uid)).map_err(|e| format!("becoming user {user}: {e}"))
+    setgroups(&[u.gid])
+        .and_then(|()| setgid(u.gid))
+        .and_then(|()| setuid(u.uid))
+        .map_err(|e| format!("becoming user {user}: {e}"))
 }

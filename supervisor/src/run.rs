@@ -61,8 +61,9 @@ pub struct Supervisor {
 /// # Errors
 /// [`Failure`]
 pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
-    let (compiled, diagnostics) = config::compile(file.as_deref(), &overrides)
-        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("")).display())))?;
+    let (compiled, diagnostics) = config::compile(file.as_deref(), &overrides).map_err(|e| {
+        Failure::Wrong(format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("")).display()))
+    })?;
     let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
     if !errors.is_empty() {
         return Err(Failure::Wrong(format!("the configuration has errors\n\n{}", errors.join("\n\n"))));
@@ -93,8 +94,12 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     let run_dir = PathBuf::from(&compiled.snapshot.global.run_dir);
     std::fs::create_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
     let spools: Vec<PathBuf> = compiled.snapshot.global.spools.iter().map(|s| PathBuf::from(&s.path)).collect();
-    let accounts: Vec<PathBuf> =
-        compiled.snapshot.accounting.iter().filter_map(|a| Path::new(&a.path).parent().map(Path::to_path_buf)).collect();
+    let accounts: Vec<PathBuf> = compiled
+        .snapshot
+        .accounting
+        .iter()
+        .filter_map(|a| Path::new(&a.path).parent().map(Path::to_path_buf))
+        .collect();
     let folders: Vec<&Path> =
         [&compiled.data_dir, &run_dir].into_iter().chain(&spools).chain(&accounts).map(PathBuf::as_path).collect();
     if !compiled.run_as_root {
@@ -328,7 +333,11 @@ impl Supervisor {
                 s.slot(number, |s| s.state == State::Serving && s.pid != old).unwrap_or(false)
             })
             .await;
-        if back { Ok(format!("shard {number} restarted")) } else { Err(format!("shard {number} did not come back in time")) }
+        if back {
+            Ok(format!("shard {number} restarted"))
+        } else {
+            Err(format!("shard {number} did not come back in time"))
+        }
     }
 
     /// Changes the number of workers.
@@ -369,12 +378,14 @@ impl Supervisor {
 
     /// Shards that own nothing any more hand their mail over and end.
     async fn retire_above(self: Rc<Self>, workers: u32) -> Result<(), String> {
-        let leaving: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).filter(|n| u32::from(*n) >= workers).collect();
+        let leaving: Vec<u8> =
+            self.slots.borrow().iter().map(|s| s.number).filter(|n| u32::from(*n) >= workers).collect();
         for number in leaving {
             let asked = std::time::Instant::now();
             let empty = self
                 .until(Duration::from_secs(3600), |s| {
-                    s.slot(number, |s| s.beat_at > asked + Duration::from_secs(1) && s.heartbeat.recipients == 0).unwrap_or(true)
+                    s.slot(number, |s| s.beat_at > asked + Duration::from_secs(1) && s.heartbeat.recipients == 0)
+                        .unwrap_or(true)
                 })
                 .await;
             if !empty {
@@ -397,7 +408,10 @@ impl Supervisor {
     /// # Errors
     /// The errors of the file; the old configuration stays.
     pub async fn reload(self: &Rc<Self>) -> Result<String, String> {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading, sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading)]);
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::Reloading,
+            sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),
+        ]);
         let result = self.try_reload().await;
         let status = match &result {
             Ok(t) => t.clone(),
@@ -408,7 +422,8 @@ impl Supervisor {
     }
 
     async fn try_reload(self: &Rc<Self>) -> Result<String, String> {
-        let (mut compiled, diagnostics) = config::compile(self.file.as_deref(), &self.overrides).map_err(|e| e.to_string())?;
+        let (mut compiled, diagnostics) =
+            config::compile(self.file.as_deref(), &self.overrides).map_err(|e| e.to_string())?;
         let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
         if !errors.is_empty() {
             return Err(format!("the configuration has errors, the old one stays in force\n\n{}", errors.join("\n\n")));

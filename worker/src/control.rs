@@ -134,12 +134,8 @@ async fn open_shard(
     control: &FrameStream,
 ) -> Result<Rc<Shard>, String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let min_free_bytes = config
-        .global
-        .spools
-        .iter()
-        .find(|s| folder.starts_with(&s.path))
-        .map_or(0, |s| s.min_free_space);
+    let min_free_bytes =
+        config.global.spools.iter().find(|s| folder.starts_with(&s.path)).map_or(0, |s| s.min_free_space);
     let options = spool::Options {
         path: folder.to_owned(),
         shard: start.shard,
@@ -247,8 +243,15 @@ impl Worker {
     async fn run(&mut self, mut control: FrameStream) {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
         loop {
             let alive = tokio::select! {
+                _ = term.recv() => {
+                    // Without a supervisor this is how a worker is stopped in order.
+                    let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
+                    self.stop(grace, &control).await;
+                    true
+                }
                 frame = control.next() => match frame {
                     Ok(Some((f, fds))) => match unarchive::<ToWorker>(TO_WORKER, &f.archive) {
                         Ok(m) => self.obey(m, fds, &control).await,
@@ -271,7 +274,14 @@ impl Worker {
             }
             if !alive {
                 tracing::warn!("the supervisor is gone; deliveries go on, waiting for its successor");
-                control = self.reconnect().await;
+                control = tokio::select! {
+                    c = self.reconnect() => c,
+                    _ = term.recv() => {
+                        let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
+                        self.stop(grace, &control).await;
+                        return;
+                    }
+                };
             }
         }
     }
@@ -379,7 +389,8 @@ impl Worker {
         }
         self.shard.stop_signal().raise();
         let until = tokio::time::Instant::now() + grace;
-        while tokio::time::Instant::now() < until && (self.shard.sessions.get() > 0 || self.shard.connections.get() > 0) {
+        while tokio::time::Instant::now() < until && (self.shard.sessions.get() > 0 || self.shard.connections.get() > 0)
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
             let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
         }
@@ -410,7 +421,11 @@ impl Worker {
             connections: q.connections,
             mode: "normal".into(),
             paused: false,
-            next_retry: if q.retry_at_ms > now { crate::local_time(q.retry_at_ms / 1000, "%Y-%m-%d %H:%M:%S") } else { String::new() },
+            next_retry: if q.retry_at_ms > now {
+                crate::local_time(q.retry_at_ms / 1000, "%Y-%m-%d %H:%M:%S")
+            } else {
+                String::new()
+            },
             last_error: q.last_error.clone(),
             oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
         });
@@ -430,7 +445,11 @@ impl Worker {
                 mode: "normal".into(),
                 health: q.health,
                 max_smtp_out: q.rules.max_smtp_out as u32,
-                max_msg_rate: if rate.count == 0 { String::new() } else { format!("{}/{}s", rate.count, rate.per.as_secs_f64()) },
+                max_msg_rate: if rate.count == 0 {
+                    String::new()
+                } else {
+                    format!("{}/{}s", rate.count, rate.per.as_secs_f64())
+                },
                 max_msg_per_connection: q.rules.max_msg_per_connection as u32,
             }
         });

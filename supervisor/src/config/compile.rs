@@ -120,7 +120,12 @@ impl Compiler {
                 self.warning(&s.at, "pending", format!("{} is not in force yet", s.name), "");
                 return None;
             }
-            Status::Pending => self.warning(&s.at, "pending", format!("{} is not in force yet: the value is checked and stored", s.name), ""),
+            Status::Pending => self.warning(
+                &s.at,
+                "pending",
+                format!("{} is not in force yet: the value is checked and stored", s.name),
+                "",
+            ),
             Status::Supported => {}
         }
         // "" clears what is inherited.
@@ -221,14 +226,21 @@ impl Compiler {
             "host-name" => self.out.host_names.push(t.to_ascii_lowercase()),
             "relay-domain" => g.relay_domains.push(t.to_ascii_lowercase()),
             "relay-address" if !t.starts_with('/') => g.relay_addresses.push(t),
-            "relay-address" => self.warning(&s.at, "pending", "relay-address with an expression is not in force yet", ""),
+            "relay-address" => {
+                self.warning(&s.at, "pending", "relay-address with an expression is not in force yet", "")
+            }
             "data-dir" => self.out.data_dir = Some(t.into()),
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
             "workers" if t.eq_ignore_ascii_case("auto") => self.out.workers = None,
             "workers" => match t.parse::<u32>() {
                 Ok(n) if (1..=ipc::limits::SHARDS_MAX as u32).contains(&n) => self.out.workers = Some(n),
-                _ => self.error(&s.at, "bad-value", format!("workers: expected a number from 1 to {} or auto, found {t:?}", ipc::limits::SHARDS_MAX), ""),
+                _ => self.error(
+                    &s.at,
+                    "bad-value",
+                    format!("workers: expected a number from 1 to {} or auto, found {t:?}", ipc::limits::SHARDS_MAX),
+                    "",
+                ),
             },
             "name-server" => match name_server(&t) {
                 Some(a) => g.name_servers.push(a),
@@ -256,7 +268,12 @@ impl Compiler {
         let name = words.next().unwrap_or_default().to_owned();
         if ip.parse::<IpAddr>().is_err() {
             let what = if ip.contains('/') { "CIDR entries are not in force yet" } else { "expected IP HOST-NAME" };
-            self.error(&s.at, "bad-value", format!("smtp-source-host: {what}, found {:?}", s.value), "form: IP HOST-NAME");
+            self.error(
+                &s.at,
+                "bad-value",
+                format!("smtp-source-host: {what}, found {:?}", s.value),
+                "form: IP HOST-NAME",
+            );
             return None;
         }
         Some(SourceHost { ip: ip.to_owned(), name })
@@ -269,7 +286,12 @@ impl Compiler {
             Ok(pem) => match worker::connect::tls::listener(&pem) {
                 Ok(_) => pem,
                 Err(e) => {
-                    self.error(&s.at, "bad-certificate", format!("{path}: {e}"), "the file holds the certificate chain and its private key in PEM");
+                    self.error(
+                        &s.at,
+                        "bad-certificate",
+                        format!("{path}: {e}"),
+                        "the file holds the certificate chain and its private key in PEM",
+                    );
                     String::new()
                 }
             },
@@ -285,7 +307,11 @@ impl Compiler {
             Ok(a) if self.snapshot.listeners.iter().any(|l| l.address == a.to_string()) => {
                 self.error(&s.at, "duplicate", format!("listener {a} is given twice"), "");
             }
-            Ok(a) => self.snapshot.listeners.push(Listener { address: a.to_string(), source: source.to_lowercase(), tls_pem }),
+            Ok(a) => self.snapshot.listeners.push(Listener {
+                address: a.to_string(),
+                source: source.to_lowercase(),
+                tls_pem,
+            }),
             Err(_) => self.error(&s.at, "bad-value", format!("smtp-listener: expected IP:PORT, found {address:?}"), ""),
         }
     }
@@ -372,7 +398,12 @@ impl Compiler {
                         None => 1,
                         Some(Some(n)) if n > 0 => n,
                         _ => {
-                            self.error(&i.at, "bad-value", format!("virtual-mta: expected NAME [weight=N], found {:?}", i.value), "");
+                            self.error(
+                                &i.at,
+                                "bad-value",
+                                format!("virtual-mta: expected NAME [weight=N], found {:?}", i.value),
+                                "",
+                            );
                             1
                         }
                     };
@@ -388,7 +419,9 @@ impl Compiler {
         for i in &s.inside {
             match (i.name.as_str(), self.check("spool", i)) {
                 ("priority", Some(Value::Number(n))) if (1..=100).contains(&n) => d.priority = n as u32,
-                ("priority", Some(_)) => self.error(&i.at, "bad-value", "priority: expected a number from 1 to 100", ""),
+                ("priority", Some(_)) => {
+                    self.error(&i.at, "bad-value", "priority: expected a number from 1 to 100", "")
+                }
                 ("min-free-space", Some(Value::Number(n))) => d.min_free_space = n,
                 _ => {}
             }
@@ -416,8 +449,15 @@ impl Compiler {
                     for word in l {
                         match record_type(&word) {
                             Some(t @ ("d" | "b" | "t" | "r")) => a.records.push(t.into()),
-                            Some(t) => self.warning(&i.at, "pending", format!("records of type {t} are not written yet"), ""),
-                            None => self.error(&i.at, "bad-value", format!("records: {word:?} is no record type"), "types: d, b, t, tq, r, rb, rs, f"),
+                            Some(t) => {
+                                self.warning(&i.at, "pending", format!("records of type {t} are not written yet"), "")
+                            }
+                            None => self.error(
+                                &i.at,
+                                "bad-value",
+                                format!("records: {word:?} is no record type"),
+                                "types: d, b, t, tq, r, rb, rs, f",
+                            ),
                         }
                     }
                 }
@@ -473,16 +513,28 @@ impl Compiler {
                     self.snapshot.vmtas[*i as usize].pool = Some(pool);
                 }
                 None => {
-                    let near = nearest(&name, self.snapshot.vmtas.iter().map(|v| v.name.as_str())).map(|n| format!("did you mean {n}?"));
-                    self.error(&at, "unknown-virtual-mta", format!("virtual MTA {name} is not defined"), near.unwrap_or_default());
+                    let near = nearest(&name, self.snapshot.vmtas.iter().map(|v| v.name.as_str()))
+                        .map(|n| format!("did you mean {n}?"));
+                    self.error(
+                        &at,
+                        "unknown-virtual-mta",
+                        format!("virtual MTA {name} is not defined"),
+                        near.unwrap_or_default(),
+                    );
                 }
             }
         }
         for (key, at) in std::mem::take(&mut self.pool_places) {
             if self.snapshot.vmta_by_name.contains_key(&key) {
-                self.error(&at, "duplicate", format!("{key} names a virtual MTA and a pool"), "virtual MTAs and pools share one name space");
+                self.error(
+                    &at,
+                    "duplicate",
+                    format!("{key} names a virtual MTA and a pool"),
+                    "virtual MTAs and pools share one name space",
+                );
             }
-            if self.snapshot.pool_by_name.get(&key).is_some_and(|i| self.snapshot.pools[*i as usize].members.is_empty()) {
+            if self.snapshot.pool_by_name.get(&key).is_some_and(|i| self.snapshot.pools[*i as usize].members.is_empty())
+            {
                 self.error(&at, "empty-pool", format!("pool {key} has no virtual-mta"), "");
             }
         }
@@ -491,7 +543,8 @@ impl Compiler {
     fn finish(mut self, overrides: &Overrides) -> (Compiled, Vec<Diagnostic>) {
         self.references();
         self.domain_blocks();
-        let data_dir = overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
+        let data_dir =
+            overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
         let s = &mut self.snapshot;
         s.vmtas[0].source_hosts = std::mem::take(&mut self.out.default_hosts);
@@ -527,7 +580,11 @@ impl Compiler {
             l.tls_pem.clone_from(&self.tls_pem);
         }
         if s.listeners.is_empty() {
-            s.listeners.push(Listener { address: "0.0.0.0:25".into(), source: String::new(), tls_pem: self.tls_pem.clone() });
+            s.listeners.push(Listener {
+                address: "0.0.0.0:25".into(),
+                source: String::new(),
+                tls_pem: self.tls_pem.clone(),
+            });
         }
         // Wider networks first: what is narrower is applied over them. Named ones come last.
         s.sources.sort_by_key(|x| x.network.map_or(255, |n| n.bits));
@@ -600,5 +657,9 @@ fn network(t: &str) -> Option<Network> {
 }
 
 fn system_host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into()).to_lowercase()
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|n| n.into_string().ok())
+        .unwrap_or_else(|| "localhost".into())
+        .to_lowercase()
 }

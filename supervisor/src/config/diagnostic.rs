@@ -69,7 +69,8 @@ impl std::fmt::Display for Diagnostic {
         writeln!(f, "{}:{}:{}: {kind}: {} [{}]", self.file.display(), self.line, self.column, self.message, self.code)?;
         let number = self.line.to_string();
         writeln!(f, " {number} | {}", self.excerpt.trim_end())?;
-        let blank: String = self.excerpt.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let blank: String =
+            self.excerpt.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         write!(f, " {} | {blank}{}", " ".repeat(number.len()), "^".repeat(self.width))?;
         if !self.suggestion.is_empty() {
             write!(f, "\n {} = {}", " ".repeat(number.len()), self.suggestion)?;

@@ -38,9 +38,6 @@ pub struct Directive {
     pub status: Status,
     /// Why it is accepted or refused.
     pub reason: &'static str,
-    /// May be given more than once.
-    #[serde(skip)]
-    pub repeat: bool,
     /// Meaning.
     pub doc: &'static str,
 }
@@ -67,8 +64,7 @@ fn row(line: &'static str) -> Option<Directive> {
             _ => Status::Pending,
         },
         reason: c.next()?,
-        repeat: c.next()? == "yes",
-        doc: c.next()?,
+        doc: c.nth(1)?,
     })
 }
 

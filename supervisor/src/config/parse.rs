@@ -123,14 +123,13 @@ impl Parser {
     }
 
     fn close(&mut self, tag: &str, at: &Place, open: &mut Vec<Open>, top: &mut Vec<Statement>) {
-        let word = tag.trim_end().trim_end_matches('>').split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+        let word =
+            tag.trim_end().trim_end_matches('>').split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
         match open.pop() {
-            Some(o) if o.statement.name == format!("<{word}>") => {
-                match open.last_mut() {
-                    Some(outer) => outer.statement.inside.push(o.statement),
-                    None => top.push(o.statement),
-                }
-            }
+            Some(o) if o.statement.name == format!("<{word}>") => match open.last_mut() {
+                Some(outer) => outer.statement.inside.push(o.statement),
+                None => top.push(o.statement),
+            },
             Some(o) => {
                 let expected = o.statement.name.replace('<', "</");
                 let message = format!("expected {expected}, which line {} opens, found </{word}>", o.statement.at.line);
@@ -175,7 +174,10 @@ impl Parser {
             }
         };
         if self.depth >= INCLUDE_DEPTH_MAX {
-            let message = format!("includes are nested more than {INCLUDE_DEPTH_MAX} deep; does {} include itself?", pattern.display());
+            let message = format!(
+                "includes are nested more than {INCLUDE_DEPTH_MAX} deep; does {} include itself?",
+                pattern.display()
+            );
             self.diagnostics.push(Diagnostic::error(&s.at, "include-cycle", message, ""));
             return Vec::new();
         }
@@ -209,7 +211,8 @@ impl Parser {
         }
         let rest = &pattern[at + 1..];
         let len = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
-        let items = self.macros.get(&rest[..len]).ok_or_else(|| format!("domain-macro {} is not defined", &rest[..len]))?;
+        let items =
+            self.macros.get(&rest[..len]).ok_or_else(|| format!("domain-macro {} is not defined", &rest[..len]))?;
         let mut all = Vec::new();
         for item in items {
             all.extend(self.expand_within(&format!("{}{item}{}", &pattern[..at], &rest[len..]), depth + 1)?);

@@ -19,7 +19,8 @@ pub struct Target(pub Option<PathBuf>);
 impl Target {
     fn path(&self) -> PathBuf {
         self.0.clone().unwrap_or_else(|| {
-            let places = ["./sluice-data/run/control.sock", "/run/sluice/control.sock", "/var/lib/sluice/run/control.sock"];
+            let places =
+                ["./sluice-data/run/control.sock", "/run/sluice/control.sock", "/var/lib/sluice/run/control.sock"];
             places.iter().map(PathBuf::from).find(|p| p.exists()).unwrap_or_else(|| places[0].into())
         })
     }
@@ -27,7 +28,10 @@ impl Target {
 
 fn exchange(path: &Path, kind: u8, request: &[u8], raw: &[u8]) -> Result<Frame, Failure> {
     let mut io = UnixStream::connect(path).map_err(|e| {
-        Failure::NoServer(format!("no server answers at {} ({e}); start one with `sluice run`, or name its socket with --control", path.display()))
+        Failure::NoServer(format!(
+            "no server answers at {} ({e}); start one with `sluice run`, or name its socket with --control",
+            path.display()
+        ))
     })?;
     let lost = |e: std::io::Error| Failure::Failed(format!("the server at {} broke off: {e}", path.display()));
     if kind == mesh::INJECT {
@@ -149,7 +153,10 @@ pub fn shards(target: &Target, as_json: bool) -> Result<(), Failure> {
             r.connections_in.to_string(),
         ]
     });
-    table(&["shard", "pid", "cpu", "state", "restarts", "uptime_s", "rss_mb", "recipients", "out", "in"], cells.collect())
+    table(
+        &["shard", "pid", "cpu", "state", "restarts", "uptime_s", "rss_mb", "recipients", "out", "in"],
+        cells.collect(),
+    )
 }
 
 /// `show queues`
@@ -203,7 +210,13 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`]
-pub fn inject(target: &Target, sender: String, recipients: Vec<String>, vmta: String, file: &Path) -> Result<(), Failure> {
+pub fn inject(
+    target: &Target,
+    sender: String,
+    recipients: Vec<String>,
+    vmta: String,
+    file: &Path,
+) -> Result<(), Failure> {
     let Answer::Socket(socket) = ask(target, &Request::InjectSocket)? else { return Err(unexpected()) };
     let mut message = Vec::new();
     let read = if file == Path::new("-") {

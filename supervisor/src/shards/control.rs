@@ -78,7 +78,11 @@ async fn greet(sup: &Rc<Supervisor>, stream: &mut FrameStream) -> Option<u8> {
     });
     known?;
     let (names, fds) = sup.descriptors();
-    let welcome = Welcome { map: sup.map.borrow().clone(), listeners: names, accounting: sup.accounting.borrow().current.clone() };
+    let welcome = Welcome {
+        map: sup.map.borrow().clone(),
+        listeners: names,
+        accounting: sup.accounting.borrow().current.clone(),
+    };
     let sent = stream.send(TO_WORKER, &archive(&ToWorker::Welcome(welcome)), &[], &fds).await;
     sent.is_ok().then_some(number)
 }
@@ -86,7 +90,8 @@ async fn greet(sup: &Rc<Supervisor>, stream: &mut FrameStream) -> Option<u8> {
 /// Takes a worker over that another supervisor started.
 async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::control::Hello) -> Option<u8> {
     let Ok(Some((f, fds))) = stream.next().await else { return None };
-    let Ok(ToSupervisor::Return { listeners, accounting, map }) = unarchive::<ToSupervisor>(TO_SUPERVISOR, &f.archive) else {
+    let Ok(ToSupervisor::Return { listeners, accounting, map }) = unarchive::<ToSupervisor>(TO_SUPERVISOR, &f.archive)
+    else {
         return None;
     };
     sup.take_back(listeners, fds, &accounting, &map);

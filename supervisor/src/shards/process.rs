@@ -122,7 +122,12 @@ pub async fn watch(sup: Rc<Supervisor>) {
             .map(|s| (s.number, s.pid))
             .collect();
         for (shard, pid) in hung {
-            tracing::error!(shard, pid, seconds = HUNG_AFTER.as_secs(), "worker is hung; it is killed and started again");
+            tracing::error!(
+                shard,
+                pid,
+                seconds = HUNG_AFTER.as_secs(),
+                "worker is hung; it is killed and started again"
+            );
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -195,7 +195,8 @@ mod tests {
         assert_eq!(rcpt("<\"a>b c\"@d.test> NOTIFY=FAILURE,DELAY", false).unwrap().notify, 12);
         assert_eq!(rcpt("<u@[127.0.0.1]>", false).unwrap().address, "u@[127.0.0.1]");
         assert_eq!(rcpt("<\u{fc}@d.test>", false).unwrap_err().0, 553);
-        for bad in ["u@d.test", "<u>", "<u@>", "<.u@d.test>", "<u@d.test", "<u@d..test>", "<u v@d.test>", "<u@d.test>x"] {
+        for bad in ["u@d.test", "<u>", "<u@>", "<.u@d.test>", "<u@d.test", "<u@d..test>", "<u v@d.test>", "<u@d.test>x"]
+        {
             assert!(rcpt(bad, true).is_err(), "{bad}");
         }
         assert!(rcpt("<u@d.test> NOTIFY=NEVER,DELAY", true).is_err());

@@ -1,9 +1,10 @@
 //! Message content as it arrives: DATA with its dots (RFC 5321 §4.5.2), BDAT by length
 //! (RFC 3030).
 //!
-//! Only CR LF . CR LF ends DATA. A bare CR or LF anywhere in the content refuses the
+//! Only CR LF . CR LF ends DATA. A bare LF anywhere, and a bare CR before a dot, refuse the
 //! message: servers behind that read one as a line end could be made to see a second
-//! message where we saw one (SMTP smuggling).
+//! message where we saw one (SMTP smuggling). Other bare CRs are passed on as they are, for
+//! bulk mailers do send them and receivers take them.
 
 use bytes::{BufMut, BytesMut};
 
@@ -14,7 +15,7 @@ pub const LINE_MAX: usize = 100 * 1024;
 /// What is wrong with the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// A CR or LF that is not part of CR LF.
+    /// An LF without CR, or a CR without LF before a dot.
     BareLineEnd,
     /// More bytes than `max-message-size`.
     TooLarge,
@@ -70,9 +71,13 @@ impl Content {
                         self.tail = Tail::LineStart;
                         self.line = 0;
                         at += 1;
-                    } else {
+                    } else if b == b'.' {
                         self.fail(Fault::BareLineEnd);
                         self.tail = Tail::Line;
+                    } else {
+                        self.keep(b"\r");
+                        self.tail = if b == b'\r' { Tail::Cr } else { Tail::Line };
+                        at += usize::from(b == b'\r');
                     }
                 }
                 Tail::Dot => {
@@ -151,17 +156,22 @@ impl Content {
 }
 
 fn check(bytes: &[u8]) -> Option<Fault> {
-    let mut at = 0;
+    let (mut at, mut line) = (0, 0);
     while let Some(i) = memchr::memchr2(b'\r', b'\n', &bytes[at..]) {
-        if i > LINE_MAX {
-            return Some(Fault::LineTooLong);
-        }
-        if !bytes[at + i..].starts_with(b"\r\n") {
+        let here = at + i;
+        if bytes[here] == b'\n' || bytes.get(here + 1) == Some(&b'.') {
             return Some(Fault::BareLineEnd);
         }
-        at += i + 2;
+        let whole = bytes.get(here + 1) == Some(&b'\n');
+        if whole && here - line > LINE_MAX {
+            return Some(Fault::LineTooLong);
+        }
+        at = here + 1 + usize::from(whole);
+        if whole {
+            line = at;
+        }
     }
-    (bytes.len() - at > LINE_MAX).then_some(Fault::LineTooLong)
+    (bytes.len() - line > LINE_MAX).then_some(Fault::LineTooLong)
 }
 
 #[cfg(test)]
@@ -187,6 +197,10 @@ mod tests {
         let (c, _, end) = whole(b"a\n.\r\nb\r\n.\r\n");
         assert!(end && c == Err(Fault::BareLineEnd));
         assert!(whole(b".\r\n").2);
+        let (c, _, end) = whole(b"a\rb\r\r\n.\r\n");
+        assert!(end && c == Ok(BytesMut::from(&b"a\rb\r\r\n"[..])), "a bare CR inside a line stays");
+        assert_eq!(check(b"a\r.\r\n"), Some(Fault::BareLineEnd));
+        assert_eq!(check(b"a\rb\r\n"), None);
     }
 
     proptest! {

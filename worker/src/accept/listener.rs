@@ -66,7 +66,10 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     let config = shard.config();
     let limit = config.global.total_max_smtp_in as usize;
     let Some(slot) = shard.ledger.take(Class::SmtpIn, shard.number, limit, usize::from(peer.port())) else {
-        let text = format!("421 4.3.2 {} has no free connection (total-max-smtp-in), try again later\r\n", config.global.host_name);
+        let text = format!(
+            "421 4.3.2 {} has no free connection (total-max-smtp-in), try again later\r\n",
+            config.global.host_name
+        );
         let _ = stream.write_all(text.as_bytes()).await;
         return;
     };
@@ -74,7 +77,14 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     let rules = Rc::new(config.snapshot.get().source_rules(Some(canonical(peer.ip())), &config.overlay_of(address)));
     let tls = config.tls_of(address);
     let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), tls.is_some());
-    let mut client = Client { shard: &shard, peer, local: stream.local_addr().ok(), rules, buf: BytesMut::new(), began: Instant::now() };
+    let mut client = Client {
+        shard: &shard,
+        peer,
+        local: stream.local_addr().ok(),
+        rules,
+        buf: BytesMut::new(),
+        began: Instant::now(),
+    };
     if session.may_serve() {
         match client.run(&mut session, &mut stream, true).await {
             After::StartTls => {
@@ -101,7 +111,9 @@ fn canonical(ip: std::net::IpAddr) -> std::net::IpAddr {
 async fn linger(mut stream: TcpStream) {
     let _ = stream.shutdown().await;
     let mut rest = [0u8; 4096];
-    let _ = timeout(Duration::from_millis(200), async { while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {} }).await;
+    let _ =
+        timeout(Duration::from_millis(200), async { while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {} })
+            .await;
 }
 
 enum After {
@@ -132,7 +144,12 @@ impl Client<'_> {
         }
     }
 
-    async fn run(&mut self, session: &mut Session, io: &mut (impl AsyncRead + AsyncWrite + Unpin), fresh: bool) -> After {
+    async fn run(
+        &mut self,
+        session: &mut Session,
+        io: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        fresh: bool,
+    ) -> After {
         if fresh && self.talks_early(io).await {
             session.out.clear();
             session.reply(554, "5.5.0", "You spoke before the greeting");
@@ -143,7 +160,8 @@ impl Client<'_> {
             return After::Close;
         }
         loop {
-            let waiting = if session.in_data() { self.rules.smtp_data_timeout } else { self.rules.smtp_command_timeout };
+            let waiting =
+                if session.in_data() { self.rules.smtp_data_timeout } else { self.rules.smtp_command_timeout };
             let left = self.rules.smtp_session_timeout.saturating_sub(self.began.elapsed());
             if left.is_zero() && session.between_messages() {
                 session.reply(421, "4.4.2", "Session is too long (smtp-session-timeout), closing");
@@ -183,7 +201,11 @@ impl Client<'_> {
     }
 
     /// Feeds everything received; answers how the session ends, if it does.
-    async fn consume(&mut self, session: &mut Session, io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<After> {
+    async fn consume(
+        &mut self,
+        session: &mut Session,
+        io: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> Option<After> {
         loop {
             let (n, event) = session.feed(&self.buf);
             self.buf.advance(n);
@@ -241,9 +263,15 @@ impl Client<'_> {
     async fn store(&self, session: &Session, mut t: Transaction) -> Result<String, Refusal> {
         let max = self.rules.max_message_size;
         let content = t.take_content().map_err(|f| match f {
-            Fault::BareLineEnd => Refusal(550, "5.6.0", "Message has a bare CR or LF (RFC 5321 section 2.3.8)".into()),
-            Fault::TooLarge => Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)")),
-            Fault::LineTooLong => Refusal(550, "5.6.0", format!("Message has a line of more than {} octets", super::data::LINE_MAX)),
+            Fault::BareLineEnd => {
+                Refusal(550, "5.6.0", "Message has a line end that is not CR LF (RFC 5321 section 2.3.8)".into())
+            }
+            Fault::TooLarge => {
+                Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)"))
+            }
+            Fault::LineTooLong => {
+                Refusal(550, "5.6.0", format!("Message has a line of more than {} octets", super::data::LINE_MAX))
+            }
         })?;
         let config = self.shard.config();
         let id = self.shard.next_message_id();
@@ -261,17 +289,8 @@ impl Client<'_> {
             vmta: String::new(),
         };
         let now = crate::clock::now_ms();
-        let (envelope, body) = prepare(
-            config.snapshot.get(),
-            &config.global,
-            &self.rules,
-            &from,
-            id,
-            now,
-            t.mail,
-            t.recipients,
-            content,
-        )?;
+        let (envelope, body) =
+            prepare(config.snapshot.get(), &config.global, &self.rules, &from, id, now, t.mail, t.recipients, content)?;
         let (recipients, bytes) = (envelope.recipients.len() as u64, (body[0].len() + body[1].len()) as u64);
         match submit(self.shard, envelope, body).await {
             Ok(()) => {

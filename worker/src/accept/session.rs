@@ -286,7 +286,8 @@ impl Session {
             return Ok(());
         }
         let r = Rc::clone(&self.rules);
-        let mut lines = vec![format!("{} says hello", self.global.host_name), "ENHANCEDSTATUSCODES".into(), "PIPELINING".into()];
+        let mut lines =
+            vec![format!("{} says hello", self.global.host_name), "ENHANCEDSTATUSCODES".into(), "PIPELINING".into()];
         if r.allow_chunking {
             lines.push("CHUNKING".into());
         }
@@ -317,7 +318,11 @@ impl Session {
         let mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
         let max = self.rules.max_message_size;
         if max != 0 && mail.size > max {
-            return Err(Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)")));
+            return Err(Refusal(
+                552,
+                "5.3.4",
+                format!("Message is larger than the limit of {max} bytes (max-message-size)"),
+            ));
         }
         let text = format!("<{}> sender ok", mail.sender);
         self.state = State::Mail(Box::new(Transaction {
@@ -345,12 +350,20 @@ impl Session {
         };
         if t.recipients.len() as u64 >= limit {
             t.too_many = true;
-            return Err(Refusal(452, "4.5.3", format!("Too many recipients, the limit is {limit} (max-rcpt-per-message)")));
+            return Err(Refusal(
+                452,
+                "4.5.3",
+                format!("Too many recipients, the limit is {limit} (max-rcpt-per-message)"),
+            ));
         }
         let rcpt = command::rcpt(arg, t.mail.smtputf8)?;
         let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
         if !may_relay(&self.rules, &self.global, &rcpt.address, &destination) {
-            return Err(Refusal(550, "5.7.1", format!("<{}> relaying is not allowed for you (always-allow-relaying)", rcpt.address)));
+            return Err(Refusal(
+                550,
+                "5.7.1",
+                format!("<{}> relaying is not allowed for you (always-allow-relaying)", rcpt.address),
+            ));
         }
         let text = format!("<{}> recipient ok", rcpt.address);
         t.recipients.push((rcpt, destination));
@@ -495,7 +508,8 @@ mod tests {
     #[test]
     fn a_pipelined_transaction() {
         let mut s = session(open());
-        let events = run(&mut s, b"EHLO c.test\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nDATA\r\nhi\r\n.\r\nQUIT\r\n");
+        let events =
+            run(&mut s, b"EHLO c.test\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nDATA\r\nhi\r\n.\r\nQUIT\r\n");
         assert!(matches!(&events[..], [Event::Message(t)] if t.recipients.len() == 1));
         let out = String::from_utf8_lossy(&s.out);
         assert!(out.contains("354 ") && out.contains("250 2.6.0 message received id") && out.contains("221 "));
@@ -508,7 +522,8 @@ mod tests {
         let out = String::from_utf8_lossy(&s.out).into_owned();
         assert!(events.is_empty() && out.contains("503 ") && !out.contains("221 "), "{out}");
         let mut s = session(open());
-        let mut events = run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 3\r\na\r\nBDAT 2 LAST\r\nb\n");
+        let mut events =
+            run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 3\r\na\r\nBDAT 2 LAST\r\nb\n");
         let Some(Event::Message(t)) = events.first_mut() else { panic!("{:?}", String::from_utf8_lossy(&s.out)) };
         assert_eq!(t.take_content(), Err(Fault::BareLineEnd));
     }

@@ -76,8 +76,29 @@ pub fn write_receipts(e: &ArchivedEnvelope, alone: bool, iso: bool, out: &mut Ve
             &[&e.sender, &r.address, &r.orcpt, source, &mta, &e.source_ip, &e.local_ip, &e.vmta, &e.job_id, &e.envid]
         } else {
             &[
-                "", &e.sender, &r.address, &r.orcpt, "", "", "", "", "", source, &mta, "", "", "", "", "", &e.vmta,
-                &e.job_id, &e.envid, "", "", &e.source_ip, &e.local_ip,
+                "",
+                &e.sender,
+                &r.address,
+                &r.orcpt,
+                "",
+                "",
+                "",
+                "",
+                "",
+                source,
+                &mta,
+                "",
+                "",
+                "",
+                "",
+                "",
+                &e.vmta,
+                &e.job_id,
+                &e.envid,
+                "",
+                "",
+                &e.source_ip,
+                &e.local_ip,
             ]
         };
         for f in fields {

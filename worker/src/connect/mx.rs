@@ -88,7 +88,9 @@ impl Resolver {
     /// A sentence when neither can be used.
     pub fn new(servers: &[String]) -> Result<Resolver, String> {
         let mut builder = if servers.is_empty() {
-            TokioResolver::builder_tokio().map_err(|e| format!("the system's resolver configuration cannot be used: {e}; name one with name-server"))?
+            TokioResolver::builder_tokio().map_err(|e| {
+                format!("the system's resolver configuration cannot be used: {e}; name one with name-server")
+            })?
         } else {
             let configs = servers.iter().filter_map(|s| s.parse::<SocketAddr>().ok()).map(|a| {
                 let mut c = NameServerConfig::udp_and_tcp(a.ip());
@@ -221,7 +223,9 @@ impl Resolver {
             }
         }
         match fault {
-            Some(DnsFault::Temporary { domain, reason }) if hosts.is_empty() => Err(DnsFault::Temporary { domain, reason }),
+            Some(DnsFault::Temporary { domain, reason }) if hosts.is_empty() => {
+                Err(DnsFault::Temporary { domain, reason })
+            }
             Some(_) if hosts.is_empty() => Err(DnsFault::NoRecords(domain.to_owned())),
             _ => Ok(hosts),
         }

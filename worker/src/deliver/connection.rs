@@ -137,7 +137,9 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
             }
             match greet(shard, path, &host.name, *address, true).await {
                 Ok(s) => return Some(s),
-                Err(SessionFault::Refused { reply, .. }) if reply.is_permanent() && path.rules.bounce_upon_5xx_greeting => {
+                Err(SessionFault::Refused { reply, .. })
+                    if reply.is_permanent() && path.rules.bounce_upon_5xx_greeting =>
+                {
                     bounce_queue(shard, path, &Verdict::of_reply(&reply)).await;
                     return None;
                 }
@@ -297,7 +299,14 @@ async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>, spo
 }
 
 /// One transaction; false when the session is over.
-async fn attempt(shard: &Rc<Shard>, path: &Path, s: &mut Session, batch: Batch, reused: bool, errors: &mut u64) -> bool {
+async fn attempt(
+    shard: &Rc<Shard>,
+    path: &Path,
+    s: &mut Session,
+    batch: Batch,
+    reused: bool,
+    errors: &mut u64,
+) -> bool {
     let content = match load(shard, batch.slot, batch.key).await {
         Ok(c) => c,
         Err(e) => {
@@ -376,7 +385,8 @@ async fn conclude(
     let now = clock::now_ms();
     report(shard, path, e, body, &verdicts, at, now).await;
     let size = (body[0].len() + body[1].len()) as u64;
-    let (mut ended, mut rows, mut retry, mut updates, mut t_rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let due = now + path.rules.retry_recipients_after.as_millis() as i64;
     let mut delivered = 0u64;
     for (r, v) in &verdicts {
@@ -390,7 +400,8 @@ async fn conclude(
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
         if v.outcome == Outcome::Deferred {
             retry.push(*r);
-            let state = RecipientState { due_unix_ms: due, attempts: 1, delay_reports: 0, last_reply: v.diagnostic.clone() };
+            let state =
+                RecipientState { due_unix_ms: due, attempts: 1, delay_reports: 0, last_reply: v.diagnostic.clone() };
             updates.push(UpdateEntry { key, recipient: *r, state });
             t_rows.extend(line);
         } else {
@@ -517,7 +528,12 @@ async fn bounce_queue(shard: &Rc<Shard>, path: &Path, v: &Verdict) {
     conclude_entries(shard, path, entries, |_| v.clone()).await;
 }
 
-async fn conclude_entries(shard: &Rc<Shard>, path: &Path, entries: Vec<Entry>, verdict: impl Fn(Option<String>) -> Verdict) {
+async fn conclude_entries(
+    shard: &Rc<Shard>,
+    path: &Path,
+    entries: Vec<Entry>,
+    verdict: impl Fn(Option<String>) -> Verdict,
+) {
     for entry in entries {
         let Some(key) = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key) else { continue };
         let recipients: Vec<u16> = (entry.start..entry.end).collect();

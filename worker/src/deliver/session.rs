@@ -166,11 +166,13 @@ impl Session {
     pub async fn write(&mut self, parts: &mut [std::io::IoSlice<'_>], limit: Duration) -> Result<(), SessionFault> {
         let result = match &mut self.io {
             Io::Clear(s) => timeout(limit, write_all_vectored(s, parts)).await,
-            Io::Tls(s) => timeout(limit, async {
-                write_all_vectored(&mut **s, parts).await?;
-                s.flush().await
-            })
-            .await,
+            Io::Tls(s) => {
+                timeout(limit, async {
+                    write_all_vectored(&mut **s, parts).await?;
+                    s.flush().await
+                })
+                .await
+            }
             Io::Gone => return Err(self.closed()),
         };
         match result {
@@ -193,7 +195,11 @@ impl Session {
                 }
                 Ok(None) => {}
                 Err(e) => {
-                    return Err(SessionFault::Protocol { reason: e.to_string(), host: self.host.clone(), ip: self.peer.ip() });
+                    return Err(SessionFault::Protocol {
+                        reason: e.to_string(),
+                        host: self.host.clone(),
+                        ip: self.peer.ip(),
+                    });
                 }
             }
             let got = match &mut self.io {
@@ -254,8 +260,13 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionFault`] when the handshake fails; the session is then over.
-    pub async fn start_tls(&mut self, config: std::sync::Arc<rustls::ClientConfig>, limit: Duration) -> Result<(), SessionFault> {
-        let fault = |me: &Self, reason: String| SessionFault::Protocol { reason, host: me.host.clone(), ip: me.peer.ip() };
+    pub async fn start_tls(
+        &mut self,
+        config: std::sync::Arc<rustls::ClientConfig>,
+        limit: Duration,
+    ) -> Result<(), SessionFault> {
+        let fault =
+            |me: &Self, reason: String| SessionFault::Protocol { reason, host: me.host.clone(), ip: me.peer.ip() };
         if !self.buf.is_empty() {
             return Err(fault(self, "clear text after the reply to STARTTLS".into()));
         }
@@ -268,11 +279,7 @@ impl Session {
             .map_err(|_| self.timed_out())?
             .map_err(|e| fault(self, format!("TLS handshake failed ({e})")))?;
         let (_, c) = tls.get_ref();
-        self.tls = Some(format!(
-            "{:?} {:?}",
-            c.protocol_version(),
-            c.negotiated_cipher_suite().map(|s| s.suite())
-        ));
+        self.tls = Some(format!("{:?} {:?}", c.protocol_version(), c.negotiated_cipher_suite().map(|s| s.suite())));
         self.io = Io::Tls(Box::new(tls));
         Ok(())
     }
@@ -283,7 +290,10 @@ async fn read_more(io: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> std
     io.read_buf(buf).await
 }
 
-async fn write_all_vectored(io: &mut (impl AsyncWrite + Unpin), mut parts: &mut [std::io::IoSlice<'_>]) -> std::io::Result<()> {
+async fn write_all_vectored(
+    io: &mut (impl AsyncWrite + Unpin),
+    mut parts: &mut [std::io::IoSlice<'_>],
+) -> std::io::Result<()> {
     std::io::IoSlice::advance_slices(&mut parts, 0);
     while !parts.is_empty() {
         let n = io.write_vectored(parts).await?;

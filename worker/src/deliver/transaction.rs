@@ -71,7 +71,12 @@ fn rcpt_command(r: &ipc::message::ArchivedRecipient, dsn: bool, out: &mut Vec<u8
     out.extend_from_slice(r.address.as_bytes());
     out.push(b'>');
     if dsn && r.notify != 0 {
-        let names = [(notify::NEVER, "NEVER"), (notify::SUCCESS, "SUCCESS"), (notify::FAILURE, "FAILURE"), (notify::DELAY, "DELAY")];
+        let names = [
+            (notify::NEVER, "NEVER"),
+            (notify::SUCCESS, "SUCCESS"),
+            (notify::FAILURE, "FAILURE"),
+            (notify::DELAY, "DELAY"),
+        ];
         let given: Vec<&str> = names.iter().filter(|(bit, _)| r.notify & bit != 0).map(|(_, n)| *n).collect();
         out.extend_from_slice(format!(" NOTIFY={}", given.join(",")).as_bytes());
     }
@@ -91,9 +96,10 @@ fn unsupported(e: &ArchivedEnvelope, s: &Session, rules: &DomainRules, size: usi
         return Some(Verdict::own("5.6.3", "the receiver does not support 8BITMIME, which the message needs"));
     }
     match s.extensions.size {
-        Some(limit) if limit != 0 && size as u64 > limit => {
-            Some(Verdict::own("5.3.4", format!("message of {size} bytes is larger than the receiver's limit of {limit}")))
-        }
+        Some(limit) if limit != 0 && size as u64 > limit => Some(Verdict::own(
+            "5.3.4",
+            format!("message of {size} bytes is larger than the receiver's limit of {limit}"),
+        )),
         _ => None,
     }
 }

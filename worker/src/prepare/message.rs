@@ -31,6 +31,7 @@ pub struct Submitter {
 ///
 /// # Errors
 /// The reply when the message breaks a rule of its source.
+#[allow(clippy::too_many_arguments)] // each is a different thing, used once
 pub fn prepare(
     snapshot: &ArchivedSnapshot,
     global: &Global,
@@ -91,7 +92,11 @@ pub fn prepare(
             "x-job" if rules.process_x_job => {
                 let job = headers::unfolded(f.value);
                 if job.len() > 200 || !job.bytes().all(|b| b.is_ascii_graphic()) {
-                    return Err(Refusal(550, "5.6.0", "x-job is not a printable word of at most 200 characters".into()));
+                    return Err(Refusal(
+                        550,
+                        "5.6.0",
+                        "x-job is not a printable word of at most 200 characters".into(),
+                    ));
                 }
                 e.job_id = job;
                 if !rules.retain_x_job {
@@ -107,7 +112,8 @@ pub fn prepare(
         }
     }
     if hops > rules.max_message_hops && rules.max_message_hops != 0 {
-        let text = format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
+        let text =
+            format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
         return Err(Refusal(554, "5.4.6", text));
     }
     if e.vmta.is_empty() {
@@ -144,7 +150,13 @@ fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, name: &str) -> 
     if known_vmta(snapshot, name) || !rules.reject_invalid_virtual_mta {
         return Ok(name.to_owned());
     }
-    Err(Refusal(550, "5.3.5", format!("x-virtual-mta names {name:?}, which is neither a virtual MTA nor a pool here (reject-invalid-virtual-mta)")))
+    Err(Refusal(
+        550,
+        "5.3.5",
+        format!(
+            "x-virtual-mta names {name:?}, which is neither a virtual MTA nor a pool here (reject-invalid-virtual-mta)"
+        ),
+    ))
 }
 
 /// Whether a virtual MTA or pool of this name exists.
@@ -168,7 +180,11 @@ fn received(out: &mut Vec<u8>, e: &Envelope, global: &Global, rules: &SourceRule
     let _ = match (from.ip, rules.hide_message_source) {
         (Some(ip), false) => {
             let tag = if ip.is_ipv6() { "IPv6:" } else { "" };
-            write!(out, "Received: from {} ([{tag}{ip}])\r\n\tby {} (Sluice) with {} id {}", from.name, global.host_name, from.protocol, e.id)
+            write!(
+                out,
+                "Received: from {} ([{tag}{ip}])\r\n\tby {} (Sluice) with {} id {}",
+                from.name, global.host_name, from.protocol, e.id
+            )
         }
         _ => write!(out, "Received: by {} (Sluice) with {} id {}", global.host_name, from.protocol, e.id),
     };

@@ -42,7 +42,12 @@ pub fn wanted(e: &ArchivedEnvelope, recipient: u16, outcome: &Outcome) -> bool {
 ///
 /// # Errors
 /// [`spool::SpoolError`] when it could not be stored; the caller tries again.
-pub async fn send(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &[Bytes; 2]) -> Result<(), spool::SpoolError> {
+pub async fn send(
+    shard: &Rc<Shard>,
+    e: &ArchivedEnvelope,
+    parts: &[Part],
+    content: &[Bytes; 2],
+) -> Result<(), spool::SpoolError> {
     let config = shard.config();
     let id = shard.next_message_id();
     let now = crate::clock::now_ms();
@@ -91,8 +96,14 @@ fn compose(
     };
     let action = parts.first().map_or("failed", |p| p.action);
     let (subject, sentence) = match action {
-        "delayed" => ("Delivery Status Notification (Delay)", "Your message has not been delivered yet to the recipients below. Delivery goes on; you need not send it again."),
-        "relayed" => ("Delivery Status Notification (Success)", "Your message was relayed for the recipients below to a system that may not report further."),
+        "delayed" => (
+            "Delivery Status Notification (Delay)",
+            "Your message has not been delivered yet to the recipients below. Delivery goes on; you need not send it again.",
+        ),
+        "relayed" => (
+            "Delivery Status Notification (Success)",
+            "Your message was relayed for the recipients below to a system that may not report further.",
+        ),
         _ => ("Delivery Status Notification (Failure)", "Your message could not be delivered to the recipients below."),
     };
     let mut t = format!(
@@ -105,7 +116,9 @@ fn compose(
             t.push_str(&format!("<{}>: {}\r\n", r.address, one_line(&p.verdict.diagnostic)));
         }
     }
-    t.push_str(&format!("\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; {host}\r\n"));
+    t.push_str(&format!(
+        "\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; {host}\r\n"
+    ));
     if !e.envid.is_empty() {
         t.push_str(&format!("Original-Envelope-Id: {}\r\n", e.envid));
     }
@@ -117,7 +130,10 @@ fn compose(
             t.push_str(&format!("Original-Recipient: {}\r\n", r.orcpt));
         }
         let kind = if r.address.is_ascii() { "rfc822" } else { "utf-8" };
-        t.push_str(&format!("Final-Recipient: {kind}; {}\r\nAction: {}\r\nStatus: {}\r\n", r.address, p.action, p.verdict.status));
+        t.push_str(&format!(
+            "Final-Recipient: {kind}; {}\r\nAction: {}\r\nStatus: {}\r\n",
+            r.address, p.action, p.verdict.status
+        ));
         if !p.remote.is_empty() {
             t.push_str(&format!("Remote-MTA: dns; {}\r\n", p.remote));
         }

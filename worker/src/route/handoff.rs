@@ -109,7 +109,8 @@ impl Handoffs {
     pub fn offer(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<bool> {
         let (tx, rx) = oneshot::channel();
         let link = self.link(owner);
-        let full = link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX || link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX;
+        let full =
+            link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX || link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX;
         if !link.connected.get() || full {
             link.wake.notify_one();
             return rx;
@@ -222,10 +223,13 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: UnixStream) -> Result<(),
 /// Passes kept shares on, oldest first, whenever their owner is there.
 pub async fn pass_on(shard: Rc<Shard>) {
     loop {
-        let owners: Vec<u8> = shard.handoffs.kept.borrow().iter().filter(|(_, q)| !q.is_empty()).map(|(o, _)| *o).collect();
+        let owners: Vec<u8> =
+            shard.handoffs.kept.borrow().iter().filter(|(_, q)| !q.is_empty()).map(|(o, _)| *o).collect();
         let mut progress = false;
         for recorded in owners {
-            let Some(kept) = shard.handoffs.kept.borrow_mut().get_mut(&recorded).and_then(VecDeque::pop_front) else { continue };
+            let Some(kept) = shard.handoffs.kept.borrow_mut().get_mut(&recorded).and_then(VecDeque::pop_front) else {
+                continue;
+            };
             match pass_one(&shard, kept).await {
                 true => {
                     progress = true;

@@ -182,7 +182,10 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         }
     }
     let utf8 = !request.sender.is_ascii() || request.recipients.iter().any(|r| !r.is_ascii());
-    let mail = match crate::accept::command::mail(&format!("<{}>{}", request.sender, if utf8 { " SMTPUTF8" } else { "" }), true) {
+    let mail = match crate::accept::command::mail(
+        &format!("<{}>{}", request.sender, if utf8 { " SMTPUTF8" } else { "" }),
+        true,
+    ) {
         Ok(m) => Mail { ..m },
         Err(r) => return Ok(Injected::Refused(r.2)),
     };
