@@ -114,6 +114,9 @@ impl<D: Disk, I: Index> Store<D, I> {
         if from.next_sequence > 0 {
             self.checkpointed = from.next_sequence - 1;
             self.log.next_sequence = from.next_sequence;
+            // Numbers of freed segments are not given again: what has a number below this is
+            // taken for known to the index.
+            self.log.next_segment = self.log.next_segment.max(from.next_segment);
             self.segment_entries(&from)?;
         }
         let mut settled = HashSet::new();

@@ -266,6 +266,18 @@ proptest! {
     }
 }
 
+/// A spool that failed to make its first segment, was stopped in order and killed later lost
+/// the mail in between: the number of the failed segment was used again.
+#[test]
+fn numbers_of_segments_are_not_given_twice() {
+    let mut w = World::new(400 << 20);
+    w.apply(Op::FailIn(0));
+    w.apply(Op::Store { recipients: 1, body: 0, handoff: false });
+    w.apply(Op::Stop);
+    w.apply(Op::Store { recipients: 1, body: 0, handoff: false });
+    w.apply(Op::Kill);
+}
+
 #[test]
 fn ten_fills_and_drains_give_the_disk_back() {
     let mut w = World::new(4 << 30);

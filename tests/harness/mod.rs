@@ -1,1 +1,46 @@
-//! .
+//! What black-box tests need: a running server, scripted receivers, an SMTP client, and
+//! accounting counted. Everything listens on 127.0.0.0/8 with ports from the kernel.
+#![allow(clippy::unwrap_used, missing_docs)] // a test that cannot set up should stop there
+
+pub mod accounting;
+pub mod client;
+pub mod engine;
+pub mod receiver;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `done`, or panics naming what did not happen.
+pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < until, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Numbers for tests that vary: printed, and set with SLUICE_SEED to repeat a run.
+#[derive(Debug)]
+pub struct Seed(u64);
+
+impl Seed {
+    pub fn new() -> Seed {
+        let from_env = std::env::var("SLUICE_SEED").ok().and_then(|s| s.parse().ok());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let seed = from_env.unwrap_or(now.as_nanos() as u64 | 1);
+        println!("SLUICE_SEED={seed}");
+        Seed(seed)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+impl Default for Seed {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,156 @@
+//! A server of its own folder and ports.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::eventually;
+
+/// A running `sluice`.
+#[derive(Debug)]
+pub struct Engine {
+    dir: tempfile::TempDir,
+    child: Child,
+    pub smtp: SocketAddr,
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("SLUICE_BIN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/sluice"), PathBuf::from)
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Engine {
+    /// Starts a server with `workers` workers; `config` is added to listener, source and
+    /// accounting.
+    pub fn start(workers: u32, config: &str) -> Engine {
+        let dir = tempfile::tempdir().unwrap();
+        let smtp: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+        let text = format!(
+            "data-dir {}\nhost-name mta.test\npostmaster admin@mta.test\nworkers {workers}\nsmtp-listener {smtp}\nhttp-mgmt-port 0\n\
+             <source 127.0.0.1>\n always-allow-relaying yes\n process-x-virtual-mta yes\n process-x-job yes\n</source>\n\
+             <acct-file acct/acct.csv>\n records d,b,t\n</acct-file>\n{config}\n",
+            dir.path().display()
+        );
+        std::fs::write(dir.path().join("sluice.conf"), text).unwrap();
+        let child = Self::spawn(dir.path());
+        let engine = Engine { dir, child, smtp };
+        engine.wait_ready();
+        engine
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+        Command::new(binary())
+            .args(["run", "--config"])
+            .arg(dir.join("sluice.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary is built")
+    }
+
+    /// Waits until every shard serves.
+    pub fn wait_ready(&self) {
+        eventually("every shard serves", Duration::from_secs(30), || {
+            let rows = self.json(&["show", "shards", "--json"]);
+            let all = rows.as_array().is_some_and(|r| !r.is_empty() && r.iter().all(|s| s["state"] == "serving"));
+            all && TcpStream::connect(self.smtp).is_ok()
+        });
+    }
+
+    /// Runs a client command.
+    pub fn sluice(&self, args: &[&str]) -> Output {
+        Command::new(binary())
+            .args(args)
+            .env("SLUICE_CONTROL", self.dir.path().join("run/control.sock"))
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a client command and parses its JSON; null if it fails.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_slice(&self.sluice(args).stdout).unwrap_or_default()
+    }
+
+    /// Process ids of the workers.
+    pub fn workers(&self) -> Vec<i32> {
+        let rows = self.json(&["show", "shards", "--json"]);
+        let pids = rows.as_array().cloned().unwrap_or_default();
+        pids.iter().filter_map(|s| s["pid"].as_i64()).map(|p| p as i32).filter(|p| *p > 0).collect()
+    }
+
+    /// Recipients queued in all shards.
+    pub fn queued(&self) -> u64 {
+        let rows = self.json(&["show", "shards", "--json"]);
+        rows.as_array().map_or(u64::MAX, |r| r.iter().filter_map(|s| s["recipients"].as_u64()).sum())
+    }
+
+    /// Kills a process at once.
+    pub fn kill(pid: i32) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+
+    /// Kills the supervisor alone.
+    pub fn kill_supervisor(&mut self) {
+        Self::kill(self.child.id() as i32);
+        let _ = self.child.wait();
+    }
+
+    /// Kills supervisor and workers.
+    pub fn kill_all(&mut self) {
+        let workers = self.workers();
+        self.kill_supervisor();
+        workers.into_iter().for_each(Self::kill);
+    }
+
+    /// Starts the supervisor again.
+    pub fn start_again(&mut self) {
+        self.child = Self::spawn(self.dir.path());
+        self.wait_ready();
+    }
+
+    /// Replaces text in the configuration file.
+    pub fn edit_config(&self, from: &str, to: &str) {
+        let path = self.dir.path().join("sluice.conf");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(path, text.replace(from, to)).unwrap();
+    }
+
+    /// Stops in order; answers whether the exit code was 0.
+    pub fn stop(&mut self) -> bool {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
+        self.child.wait().unwrap().success()
+    }
+
+    /// The data folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("--- the server's log\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        self.kill_all();
+    }
+}

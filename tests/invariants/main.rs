@@ -1,0 +1,8 @@
+//! The architecture's invariants, each by name, against the built binary.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod i1_nothing_lost;
+mod i3_limits_hold_at_the_receiver;
+mod i4_shards_are_independent;
+mod i5_reload_is_safe;
+mod i7_hostile_input_is_contained;
