@@ -79,10 +79,6 @@ pub mod notify {
     pub const DELAY: u8 = 8;
 }
 
-/// Bit of a handoff's sequence: the mail moved from one owner to another after it was
-/// accepted (`sluice scale`), so its receipt is accounted already.
-pub const MOVED: u64 = 1 << 63;
-
 /// Where a message was handed from, see architecture "The life of a message" 4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
@@ -142,6 +138,9 @@ pub struct Envelope {
     pub local_ip: String,
     /// Set on shares that came over the mesh, and on shares kept under handoff.
     pub handoff: Option<HandoffId>,
+    /// The mail moved from one owner to another after it was accepted (`sluice scale`), so
+    /// its receipt is accounted already.
+    pub moved: bool,
     /// The recipients of this share.
     pub recipients: Vec<Recipient>,
 }

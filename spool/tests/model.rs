@@ -59,6 +59,7 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
         source_ip: String::new(),
         local_ip: String::new(),
         handoff: handoff.map(|sequence| HandoffId { origin: 9, sequence }),
+        moved: false,
         recipients: (0..n)
             .map(|i| Recipient {
                 address: format!("r{i}@d.test"),

@@ -24,6 +24,8 @@ use crate::{Failure, http, listen, operator, rights};
 
 /// How long workers may take to answer an operator's question.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long killed processes may take to let go of a listening socket.
+const LET_GO_WAIT: Duration = Duration::from_secs(3);
 
 /// The supervisor's state.
 pub struct Supervisor {
@@ -82,13 +84,11 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
 async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compiled) -> Result<(), String> {
     let mut listeners = listen::inherited();
     for l in &compiled.snapshot.listeners {
-        if !listeners.iter().any(|(a, _)| *a == l.address) {
-            match listen::bind_to(&l.address) {
-                Ok(fd) => listeners.push((l.address.clone(), fd)),
-                // Workers that survived a supervisor hold the socket and hand it back.
-                Err(e) if any_worker_alive(&compiled) => tracing::info!(error = e, "listener is with running workers"),
-                Err(e) => return Err(e),
-            }
+        if listeners.iter().any(|(a, _)| *a == l.address) {
+            continue;
+        }
+        if let Some(fd) = bind_or_leave_to_workers(&compiled, &l.address).await? {
+            listeners.push((l.address.clone(), fd));
         }
     }
     let run_dir = PathBuf::from(&compiled.snapshot.global.run_dir);
@@ -145,6 +145,23 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     spawn_local(keep_systemd_informed(Rc::clone(&sup)));
     sup.until_stopped().await;
     Ok(())
+}
+
+/// Binds a listener; `None` when workers that survived a supervisor hold it and will hand it
+/// back. Workers that were killed with their supervisor may take a moment to let go of it.
+async fn bind_or_leave_to_workers(c: &Compiled, address: &str) -> Result<Option<OwnedFd>, String> {
+    let until = tokio::time::Instant::now() + LET_GO_WAIT;
+    loop {
+        match listen::bind_to(address) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(e) if any_worker_alive(c) => {
+                tracing::info!(error = e, "listener is with running workers");
+                return Ok(None);
+            }
+            Err(e) if tokio::time::Instant::now() >= until => return Err(e),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
 fn any_worker_alive(c: &Compiled) -> bool {
@@ -248,6 +265,24 @@ impl Supervisor {
         });
         if self.generation.get() > self.slot(number, |s| s.generation).unwrap_or(0) {
             self.send_reload(number);
+        }
+    }
+
+    /// Binds listeners that were left to running workers which then died.
+    pub async fn bind_missing(&self) {
+        let wanted: Vec<String> = self.compiled.borrow().snapshot.listeners.iter().map(|l| l.address.clone()).collect();
+        let until = tokio::time::Instant::now() + LET_GO_WAIT;
+        for address in wanted {
+            while !self.listeners.borrow().iter().any(|(a, _)| *a == address) {
+                match listen::bind_to(&address) {
+                    Ok(fd) => self.listeners.borrow_mut().push((address.clone(), fd)),
+                    Err(e) if tokio::time::Instant::now() >= until => {
+                        tracing::error!(error = e, "a listener is not served");
+                        break;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
         }
     }
 

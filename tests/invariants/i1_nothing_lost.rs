@@ -74,12 +74,16 @@ fn kill_under_load(kills: u32, mut each: impl FnMut(&mut Engine, &mut Seed)) {
 
 #[test]
 fn workers_killed_under_load() {
-    kill_under_load(120, |engine, seed| {
+    kill_under_load(50, |engine, seed| {
         let w = engine.workers();
         if !w.is_empty() {
             Engine::kill(w[seed.below(w.len() as u64) as usize]);
         }
         engine.wait_ready();
+        // A worker that dies again soon is started with growing delay; a new supervisor
+        // adopts the workers and begins to count anew.
+        engine.kill_supervisor();
+        engine.start_again();
     });
 }
 
@@ -95,7 +99,7 @@ fn supervisor_killed_under_load() {
 
 #[test]
 fn whole_tree_killed_under_load() {
-    kill_under_load(40, |engine, _| {
+    kill_under_load(60, |engine, _| {
         engine.kill_all();
         engine.start_again();
     });

@@ -109,3 +109,29 @@ fn exit_codes() {
     let codes: Vec<&str> = v["errors"].as_array().unwrap().iter().map(|e| e["code"].as_str().unwrap()).collect();
     assert_eq!(codes, ["wrong-block", "unclosed-block", "bad-value"]);
 }
+
+#[test]
+fn scaling_moves_mail_and_loses_none() {
+    let receiver = Receiver::start();
+    let engine = Engine::start(2, &format!("<domain *>\n {}\n retry-recipients-after 1h\n</domain>", receiver.hosts()));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let mut send = |from: u32| {
+        for n in from..from + 60 {
+            let (a, b) = (format!("u{n}@d{n}.test"), format!("later-{n}@d{n}.test"));
+            let sent = c.send("me@x.test", &[&a, &b], "Subject: x\r\n\r\nx").unwrap();
+            assert_eq!(sent.0, 250, "{}", sent.1);
+        }
+    };
+    send(0);
+    let done = engine.sluice(&["scale", "4"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(engine.workers().len(), 4);
+    send(60);
+    eventually("mail is delivered", Duration::from_secs(10), || receiver.unique() == 120);
+    drop(c);
+    let done = engine.sluice(&["scale", "1"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(engine.workers().len(), 1);
+    eventually("all deferred mail is with the last shard", Duration::from_secs(10), || engine.queued() == 120);
+    assert_eq!(receiver.duplicates(), 0);
+}

@@ -471,8 +471,16 @@ impl Shard {
 
     /// Takes a new shard map into use.
     pub fn set_map(self: &Rc<Self>, map: ShardMap) {
+        if map.epoch < self.map.borrow().epoch {
+            return;
+        }
+        let owned = |d: &str| map.owner(d) == self.number;
+        for (_, q) in &mut self.scheduler.borrow_mut().queues {
+            q.held = q.held && !owned(&q.destination);
+        }
         *self.map.borrow_mut() = Rc::new(map);
         crate::route::handoff::keep_links(self);
+        tokio::task::spawn_local(crate::route::moving::move_out(Rc::clone(self)));
     }
 }
 

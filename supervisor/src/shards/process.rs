@@ -45,6 +45,7 @@ pub async fn keep(sup: Rc<Supervisor>, number: u8) {
 }
 
 async fn run_once(sup: &Rc<Supervisor>, number: u8) {
+    sup.bind_missing().await;
     let cpu = sup.slot(number, |s| s.cpu).unwrap_or(0);
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command

@@ -167,10 +167,7 @@ impl Projection for Files {
         let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&aligned) else { return };
         // A share kept for its owner is accounted there, and one that was moved between
         // shards later has been accounted before.
-        let elsewhere = e
-            .handoff
-            .as_ref()
-            .is_some_and(|h| h.origin == self.shard || h.sequence.to_native() & ipc::message::MOVED != 0);
+        let elsewhere = e.moved || e.handoff.as_ref().is_some_and(|h| h.origin == self.shard);
         if elsewhere {
             return;
         }

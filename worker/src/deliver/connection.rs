@@ -285,7 +285,7 @@ async fn wait_for_work(shard: &Rc<Shard>, id: QueueId, s: &mut Session, limit: D
 }
 
 /// Envelope and content of a message: from memory before the first attempt, else from disk.
-async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>, spool::SpoolError> {
+pub async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>, spool::SpoolError> {
     let held = shard.scheduler.borrow().messages.get(slot as usize).and_then(|m| m.content.clone());
     if let Some(c) = held {
         return Ok(c);

@@ -70,6 +70,7 @@ pub async fn send(
         source_ip: String::new(),
         local_ip: String::new(),
         handoff: None,
+        moved: false,
         recipients: vec![Recipient {
             address: e.sender.as_str().to_owned(),
             destination,

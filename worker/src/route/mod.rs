@@ -1,5 +1,6 @@
 //! From an accepted message to the shards that own its recipients' destinations.
 
 pub mod handoff;
+pub mod moving;
 pub mod owner;
 pub mod submit;
