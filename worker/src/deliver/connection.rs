@@ -29,6 +29,9 @@ const IDLE_DEFAULT: Duration = Duration::from_millis(500);
 /// How long a connection waits for a rate limit before it gives its slot up.
 const RATE_WAIT_MAX: i64 = 5_000;
 
+/// After a connection was refused while others of the path are open, milliseconds.
+const CONNECT_AGAIN_MS: i64 = 5_000;
+
 /// What connections of one path share.
 struct Path {
     id: QueueId,
@@ -216,7 +219,11 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, error: &str) {
             let at = q.retry_at_ms;
             s.wake_at(path.id, at);
         } else {
+            // The connections that are open go on; one more is tried later.
             q.last_error = error.to_owned();
+            q.connect_again_ms = now + CONNECT_AGAIN_MS;
+            let at = q.connect_again_ms;
+            s.wake_at(path.id, at);
         }
     }
 }

@@ -65,6 +65,11 @@ pub struct Queue {
     pub idle: u32,
     /// When the queue may be tried again, Unix milliseconds; 0 when it may.
     pub retry_at_ms: i64,
+    /// No new connection before this time, while those that are open go on: the receiver
+    /// refused one more.
+    pub connect_again_ms: i64,
+    /// The last timer that was set for it.
+    pub timer_ms: i64,
     /// Position in `retry-after`.
     pub retry_step: usize,
     /// The rate limit's state.
@@ -134,7 +139,7 @@ impl Queue {
 
     /// New connections to open now.
     pub fn wanted(&self, now_ms: i64) -> u32 {
-        if self.held || self.ready.is_empty() || self.retry_at_ms > now_ms {
+        if self.held || self.ready.is_empty() || self.retry_at_ms.max(self.connect_again_ms) > now_ms {
             return 0;
         }
         if self.pace.ready_at_ns(self.rules.max_msg_rate) / 1_000_000 > now_ms {

@@ -108,6 +108,8 @@ impl Scheduler {
             connecting: 0,
             idle: 0,
             retry_at_ms: 0,
+            connect_again_ms: 0,
+            timer_ms: 0,
             retry_step: 0,
             pace: Default::default(),
             last_error: String::new(),
@@ -171,7 +173,11 @@ impl Scheduler {
 
     /// Wakes queue `id` at a time.
     pub fn wake_at(&mut self, id: QueueId, at_ms: i64) {
-        self.timers.push(Reverse((at_ms, id)));
+        // Every message that joins a waiting queue asks for the same time.
+        if let Some(q) = self.queues.get_mut(id).filter(|q| q.timer_ms != at_ms) {
+            q.timer_ms = at_ms;
+            self.timers.push(Reverse((at_ms, id)));
+        }
     }
 
     /// When [`Scheduler::due`] has something, Unix milliseconds.
@@ -188,6 +194,7 @@ impl Scheduler {
             }
             self.timers.pop();
             if let Some(q) = self.queues.get_mut(id) {
+                q.timer_ms = 0;
                 q.promote(now_ms);
                 if let Some(Reverse((due, _))) = q.waiting.peek() {
                     self.timers.push(Reverse((i64::from(*due) * 1000, id)));
@@ -378,6 +385,27 @@ mod tests {
         assert!(s.expired(id, 4_999).is_empty());
         assert_eq!(s.expired(id, 5_000).iter().map(Entry::len).sum::<u64>(), 3);
         assert!(s.settle(id, b.slot, 3));
+    }
+
+    #[test]
+    fn a_waiting_queue_sets_one_timer_however_many_ask() {
+        let (mut s, id) = with(DomainRules::default(), 1);
+        for _ in 0..1000 {
+            s.wake_at(id, 5_000);
+        }
+        assert_eq!(s.timers.len(), 1);
+        assert_eq!(s.due(5_000), [id]);
+        s.wake_at(id, 9_000);
+        assert_eq!(s.next_timer(), Some(9_000));
+    }
+
+    #[test]
+    fn one_refused_connection_is_no_reason_to_hammer() {
+        let (mut s, id) = with(DomainRules::default(), 1);
+        let q = &mut s.queues[id];
+        assert_eq!(q.wanted(1_000), 1);
+        q.connect_again_ms = 6_000;
+        assert_eq!((q.wanted(5_999), q.wanted(6_000)), (0, 1));
     }
 
     #[test]
