@@ -46,6 +46,9 @@ struct Link {
 struct Kept {
     key: u64,
     recipients: u64,
+    /// Found at start: its sequence is known only once it is read, and until then the
+    /// watermark must not pass it, or the owner would take it for a repeat.
+    recovered: bool,
 }
 
 /// All handoffs of this shard.
@@ -126,16 +129,21 @@ impl Handoffs {
     }
 
     /// A share is durable here and will be passed on.
-    pub fn kept(&self, owner: u8, _sequence: u64, key: u64, recipients: u64) {
+    pub fn kept(&self, owner: u8, key: u64, recipients: u64) {
+        self.keep(owner, Kept { key, recipients, recovered: false });
+    }
+
+    fn keep(&self, owner: u8, kept: Kept) {
+        let recipients = kept.recipients;
         self.kept_recipients.set(self.kept_recipients.get() + recipients);
-        self.kept.borrow_mut().entry(owner).or_default().push_back(Kept { key, recipients });
+        self.kept.borrow_mut().entry(owner).or_default().push_back(kept);
         self.kept_wake.notify_one();
     }
 
     /// A kept share was found when the spool opened.
     pub fn recovered(&self, owner: u8, key: u64, recipients: u64) {
         self.recovered.set(self.recovered.get() + 1);
-        self.kept(owner, 0, key, recipients);
+        self.keep(owner, Kept { key, recipients, recovered: true });
     }
 }
 
@@ -275,7 +283,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
         shard.spool.settle(spool::Settled { key: kept.key, recipients: all, last: true, rows: Vec::new() });
         shard.handoffs.confirmed(sequence);
         let h = &shard.handoffs;
-        h.recovered.set(h.recovered.get().saturating_sub(1));
+        h.recovered.set(h.recovered.get().saturating_sub(u64::from(kept.recovered)));
     }
     taken
 }

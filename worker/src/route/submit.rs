@@ -104,7 +104,7 @@ async fn keep(
     let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress: true };
     match shard.store(message).await {
         Ok(key) => {
-            shard.handoffs.kept(owner, sequence, key, recipients as u64);
+            shard.handoffs.kept(owner, key, recipients as u64);
             Ok(())
         }
         Err(e) => {
