@@ -45,6 +45,8 @@ pub async fn keep(sup: Rc<Supervisor>, number: u8) {
 }
 
 async fn run_once(sup: &Rc<Supervisor>, number: u8) {
+    // Also what an adopted worker held, whose end is not seen as a child's.
+    sup.ledger.borrow().free_all_of(number);
     sup.bind_missing().await;
     let cpu = sup.slot(number, |s| s.cpu).unwrap_or(0);
     let mut command = tokio::process::Command::new("/proc/self/exe");
