@@ -42,11 +42,6 @@ pub enum ToSupervisor {
         /// Why it was refused.
         error: Option<String>,
     },
-    /// All mail that moved with this epoch has been handed over and confirmed.
-    MapApplied {
-        /// The epoch.
-        epoch: u64,
-    },
     /// Answer to [`ToWorker::Rows`].
     Rows {
         /// The request's number.
@@ -111,6 +106,9 @@ pub struct Heartbeat {
     pub syncs: u64,
     /// Bytes written to the segment log since start.
     pub log_bytes: u64,
+    /// Epoch of the shard map when every destination that it moved has been released by its
+    /// owner before; 0 until then.
+    pub settled_epoch: u64,
 }
 
 /// An accounting file that all workers append to.

@@ -14,8 +14,11 @@ pub const HANDOFF: u8 = 2;
 pub const ACCEPTED: u8 = 3;
 /// Owner → origin: not taken, keep it. `a` is the sequence; archive: [`Refusal`].
 pub const REFUSED: u8 = 4;
-/// Origin → owner: archive [`Release`]; the origin has stopped delivering to a destination.
-pub const RELEASE: u8 = 5;
+/// New owner → owner before: archive [`Claim`], answered by [`RELEASE`]s until nothing is
+/// busy.
+pub const CLAIM: u8 = 5;
+/// Owner before → new owner: archive [`Release`].
+pub const RELEASE: u8 = 8;
 /// Client → worker: archive [`Inject`], raw: message. Answered by [`INJECTED`].
 pub const INJECT: u8 = 6;
 /// Worker → client: archive [`Injected`].
@@ -43,24 +46,40 @@ pub enum Refusal {
     Invalid,
 }
 
-/// The origin moved everything of these destinations, and their rate windows.
+/// Asks which of the destinations that moved to the speaker still have connections.
 #[derive(Debug, Clone, Archive, Serialize, Deserialize)]
-pub struct Release {
-    /// Epoch of the shard map that caused the move.
+pub struct Claim {
+    /// Epoch of the shard map that moved them.
     pub epoch: u64,
-    /// Rate windows that go with the mail.
-    pub windows: Vec<Window>,
-    /// Nothing more follows for this epoch.
-    pub done: bool,
 }
 
-/// The state of one path's rate limit.
+/// What the owner before still holds of the destinations that moved to one shard. All
+/// others are free, and the new owner may connect.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub struct Release {
+    /// Destinations that still have connections here; `None` while more paths follow.
+    pub busy: Option<Vec<String>>,
+    /// Clocks and rate windows of paths that have none.
+    pub paths: Vec<PathState>,
+}
+
+/// What a path carries along when its destination moves or its shard restarts, so that
+/// limits hold at the receiver.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct Window {
-    /// `destination/vmta`
-    pub path: String,
-    /// Theoretical arrival time of the next recipient, Unix nanoseconds.
+pub struct PathState {
+    /// Destination.
+    pub destination: String,
+    /// Virtual MTA.
+    pub vmta: String,
+    /// Pool; empty for none.
+    pub pool: String,
+    /// Theoretical arrival time of the next recipient (`max-msg-rate`), Unix nanoseconds;
+    /// [`i64::MAX`] when the shard died and only knows that there were some.
     pub tat_unix_ns: i64,
+    /// When the queue may be tried again, Unix milliseconds; 0 when it may.
+    pub retry_at_unix_ms: i64,
+    /// Position in `retry-after`.
+    pub retry_step: u32,
 }
 
 /// A message from `sluice inject`.

@@ -103,6 +103,18 @@ pub struct Recipient {
     pub orcpt: String,
 }
 
+/// State that goes with recipients to another owner. Their receipt is accounted already.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct Moved {
+    /// When they may be tried next, Unix milliseconds; 0 before the first attempt.
+    pub due_unix_ms: i64,
+    /// Delay reports sent so far.
+    pub delay_reports: u16,
+    /// The last reply.
+    pub last_reply: String,
+}
+
 /// Everything about a message but its content. Recipients are sorted by destination, so
 /// that those of one queue are a range of indexes.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -138,9 +150,12 @@ pub struct Envelope {
     pub local_ip: String,
     /// Set on shares that came over the mesh, and on shares kept under handoff.
     pub handoff: Option<HandoffId>,
-    /// The mail moved from one owner to another after it was accepted (`sluice scale`), so
-    /// its receipt is accounted already.
-    pub moved: bool,
+    /// The shard that was asked to take the share. Its answer may be lost, so it is asked
+    /// again as long as it exists, whoever owns the destination by then.
+    pub asked: Option<u8>,
+    /// Set on mail that moved from one owner to another after it was accepted (`sluice
+    /// scale`).
+    pub moved: Option<Moved>,
     /// The recipients of this share.
     pub recipients: Vec<Recipient>,
 }

@@ -10,6 +10,9 @@ pub struct ShardMap {
     pub epoch: u64,
     /// Shard numbers, ascending.
     pub shards: Vec<u8>,
+    /// The shards of the epoch before; empty when there was none. Destinations that moved
+    /// are released by those that owned them.
+    pub previous: Vec<u8>,
 }
 
 impl ShardMap {
@@ -19,9 +22,23 @@ impl ShardMap {
     /// all of them to the newcomer. Every process that holds the same epoch gives the same
     /// answer. An empty map (never published) owns nothing and answers shard 0.
     pub fn owner(&self, destination: &str) -> u8 {
-        let score = |s: u8| xxh3_64_with_seed(destination.as_bytes(), 0x5_1u64 << 8 | u64::from(s));
-        self.shards.iter().copied().max_by_key(|s| score(*s)).unwrap_or(0)
+        highest(&self.shards, destination).unwrap_or(0)
     }
+
+    /// The shard that owned `destination` in the epoch before, if there was one.
+    pub fn owner_before(&self, destination: &str) -> Option<u8> {
+        highest(&self.previous, destination)
+    }
+
+    /// The map that follows this one, of `workers` shards.
+    pub fn next(&self, workers: u8) -> ShardMap {
+        ShardMap { epoch: self.epoch + 1, shards: (0..workers).collect(), previous: self.shards.clone() }
+    }
+}
+
+fn highest(shards: &[u8], destination: &str) -> Option<u8> {
+    let score = |s: u8| xxh3_64_with_seed(destination.as_bytes(), 0x5_1u64 << 8 | u64::from(s));
+    shards.iter().copied().max_by_key(|s| score(*s))
 }
 
 #[cfg(test)]
@@ -30,7 +47,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn map(n: u8) -> ShardMap {
-        ShardMap { epoch: 1, shards: (0..n).collect() }
+        ShardMap { epoch: 1, shards: (0..n).collect(), previous: Vec::new() }
     }
 
     #[test]

@@ -144,8 +144,6 @@ pub struct StartMeta {
 pub struct RecipientState {
     /// When it may be tried next, Unix milliseconds.
     pub due_unix_ms: i64,
-    /// Attempts so far.
-    pub attempts: u16,
     /// Delay reports sent so far.
     pub delay_reports: u16,
     /// The last reply.
@@ -274,7 +272,6 @@ impl Summary {
                 v.push(u8::from(r.done));
                 put_text(&mut v, &r.destination, 255);
                 v.extend_from_slice(&r.state.due_unix_ms.to_le_bytes());
-                v.extend_from_slice(&r.state.attempts.to_le_bytes());
                 v.extend_from_slice(&r.state.delay_reports.to_le_bytes());
                 v.extend_from_slice(&r.state_segment.to_le_bytes());
                 put_text(&mut v, &r.state.last_reply, reply_max);
@@ -305,7 +302,6 @@ impl Summary {
             let destination = take_text(v)?;
             let state = RecipientState {
                 due_unix_ms: i64::from_le_bytes(take(v)?),
-                attempts: u16::from_le_bytes(take(v)?),
                 delay_reports: u16::from_le_bytes(take(v)?),
                 last_reply: String::new(),
             };
@@ -379,7 +375,7 @@ mod tests {
         fn summaries_survive_the_index(n in 1usize..20, due in any::<i64>(), reply in ".{0,40}") {
             let r = IndexedRecipient {
                 destination: "d.test".into(), done: due % 2 == 0,
-                state: RecipientState { due_unix_ms: due, attempts: 3, delay_reports: 1, last_reply: reply.chars().take(15).collect() },
+                state: RecipientState { due_unix_ms: due, delay_reports: 1, last_reply: reply.chars().take(15).collect() },
                 state_segment: 4,
             };
             let s = Summary { recipients: vec![r; n], vmta: "v".into(), body_len: 5, ..Default::default() };

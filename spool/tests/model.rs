@@ -59,7 +59,8 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
         source_ip: String::new(),
         local_ip: String::new(),
         handoff: handoff.map(|sequence| HandoffId { origin: 9, sequence }),
-        moved: false,
+        asked: None,
+        moved: None,
         recipients: (0..n)
             .map(|i| Recipient {
                 address: format!("r{i}@d.test"),
@@ -189,7 +190,7 @@ impl World {
                 let Some(key) = self.key(pick) else { return };
                 let Some(d) = self.model.get_mut(&key).unwrap().left.get_mut(&recipient) else { return };
                 *d = due;
-                let state = RecipientState { due_unix_ms: due, attempts: 1, ..Default::default() };
+                let state = RecipientState { due_unix_ms: due, ..Default::default() };
                 let mut g = Group::default();
                 g.update.entries.push(UpdateEntry { key, recipient, state });
                 self.commit(g);

@@ -113,6 +113,8 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     let cpus = cpus(&compiled);
     let workers = compiled.workers.unwrap_or(cpus.len() as u32).max(1) as usize;
     let http_port = compiled.http_port;
+    let left_over = shards_left_over(&spools, workers as u8);
+    let numbers: Vec<u8> = (0..workers as u8).chain(left_over.iter().copied()).collect();
     let sup = Rc::new(Supervisor {
         file,
         overrides,
@@ -122,8 +124,8 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         ledger: RefCell::new(ledger),
         ledger_fd: RefCell::new(ledger_fd),
         listeners: RefCell::new(listeners),
-        slots: RefCell::new((0..workers).map(|i| Slot::new(i as u8, cpus[i % cpus.len()])).collect()),
-        map: RefCell::new(ShardMap { epoch: 1, shards: (0..workers as u8).collect() }),
+        slots: RefCell::new(numbers.iter().map(|n| Slot::new(*n, cpus[usize::from(*n) % cpus.len()])).collect()),
+        map: RefCell::new(ShardMap { epoch: 1, shards: (0..workers as u8).collect(), previous: Vec::new() }),
         accounting: RefCell::new(files),
         changed: Notify::new(),
         stopping: Cell::new(false),
@@ -137,14 +139,31 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     if http_port != 0 {
         http::serve(Rc::clone(&sup), http_port).await?;
     }
-    for n in 0..workers as u8 {
+    for n in numbers {
         spawn_local(process::keep(Rc::clone(&sup), n));
+    }
+    if !left_over.is_empty() {
+        tracing::info!(shards = ?left_over, "spools of more shards than there are workers now; their mail is handed over");
+        spawn_local(drain_left_over(Rc::clone(&sup), workers as u32));
     }
     spawn_local(process::watch(Rc::clone(&sup)));
     spawn_local(rotate_files(Rc::clone(&sup)));
     spawn_local(keep_systemd_informed(Rc::clone(&sup)));
     sup.until_stopped().await;
     Ok(())
+}
+
+/// Shards from `workers` up that have a spool: mail of an earlier run with more workers.
+fn shards_left_over(spools: &[PathBuf], workers: u8) -> Vec<u8> {
+    let has_log = |n: u8| spools.iter().any(|s| s.join(format!("shard-{n:02}/log")).exists());
+    (workers..ipc::limits::SHARDS_MAX as u8).filter(|n| has_log(*n)).collect()
+}
+
+async fn drain_left_over(sup: Rc<Supervisor>, workers: u32) {
+    sup.until(Duration::from_secs(86_400), Supervisor::all_serve).await;
+    if let Err(e) = sup.retire_above(workers).await {
+        tracing::warn!("{e}");
+    }
 }
 
 /// Binds a listener; `None` when workers that survived a supervisor hold it and will hand it
@@ -245,9 +264,39 @@ impl Supervisor {
             self.accounting.borrow_mut().adopt(accounting.to_vec());
         }
         let mut own = self.map.borrow_mut();
-        if map.epoch >= own.epoch && map.shards == own.shards {
-            own.epoch = map.epoch;
+        if map.epoch >= own.epoch {
+            *own = if map.shards == own.shards {
+                map.clone()
+            } else {
+                // It was scaled while it ran; the configuration's number counts again.
+                ShardMap { epoch: map.epoch + 1, shards: own.shards.clone(), previous: map.shards.clone() }
+            };
         }
+    }
+
+    /// Workers that another supervisor configured follow this one's configuration: its
+    /// snapshot gets a generation above theirs.
+    pub fn outrank(&self, generation: u64) {
+        if generation < self.generation.get() {
+            return;
+        }
+        let mut compiled = self.compiled.borrow_mut();
+        compiled.snapshot.generation = generation + 1;
+        match compiled.snapshot.seal() {
+            Ok(fd) => {
+                *self.snapshot.borrow_mut() = fd;
+                self.generation.set(generation + 1);
+            }
+            Err(e) => tracing::error!(error = %e, "the configuration cannot be published; adopted workers keep theirs"),
+        }
+    }
+
+    /// A worker came back whose number is above those wanted: it hands its mail over and ends.
+    pub fn take_surplus(self: &Rc<Self>, number: u8, cpu: usize) {
+        self.slots.borrow_mut().push(Slot::new(number, cpu));
+        spawn_local(process::keep(Rc::clone(self), number));
+        let workers = self.map.borrow().shards.len() as u32;
+        spawn_local(drain_left_over(Rc::clone(self), workers));
     }
 
     /// A worker has begun to serve: what changed since it was welcomed.
@@ -383,21 +432,24 @@ impl Supervisor {
         if workers == 0 || workers as usize > ipc::limits::SHARDS_MAX {
             return Err(format!("expected a number of workers from 1 to {}, found {workers}", ipc::limits::SHARDS_MAX));
         }
+        if !self.until(Duration::from_secs(5), Self::settled).await {
+            return Err("the last change of the number of workers is still under way: destinations are being released; try again in a moment".into());
+        }
+        if self.map.borrow().shards.len() as u32 == workers {
+            return Ok(format!("{workers} workers"));
+        }
         let cpus = cpus(&self.compiled.borrow());
-        let have = self.slots.borrow().len() as u32;
-        for n in have..workers {
-            self.slots.borrow_mut().push(Slot::new(n as u8, cpus[n as usize % cpus.len()]));
-            spawn_local(process::keep(Rc::clone(self), n as u8));
+        for n in 0..workers as u8 {
+            if self.slot(n, |_| ()).is_none() {
+                self.slots.borrow_mut().push(Slot::new(n, cpus[usize::from(n) % cpus.len()]));
+                spawn_local(process::keep(Rc::clone(self), n));
+            }
         }
         if !self.until(Duration::from_secs(60), Self::all_serve).await {
             return Err("the new workers do not serve; see the log".into());
         }
-        {
-            let mut map = self.map.borrow_mut();
-            map.epoch += 1;
-            map.shards = (0..workers as u8).collect();
-        }
-        let map = self.map.borrow().clone();
+        let map = self.map.borrow().next(workers as u8);
+        self.map.borrow_mut().clone_from(&map);
         for s in self.slots.borrow().iter() {
             s.order(ToWorker::Map(map.clone()), Vec::new());
         }
@@ -408,7 +460,16 @@ impl Supervisor {
             return Ok(format!("scaling to {workers} workers"));
         }
         retire.await?;
+        if !self.until(Duration::from_secs(600), Self::settled).await {
+            return Err("some destinations still have connections at their owner before; see the log".into());
+        }
         Ok(format!("{workers} workers"))
+    }
+
+    /// Every destination that the last map moved has been released by its owner before.
+    fn settled(&self) -> bool {
+        let epoch = self.map.borrow().epoch;
+        self.slots.borrow().iter().all(|s| s.state == State::Serving && s.heartbeat.settled_epoch == epoch)
     }
 
     /// Shards that own nothing any more hand their mail over and end.

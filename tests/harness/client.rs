@@ -18,6 +18,7 @@ impl Client {
     /// The socket's, or a greeting other than 220.
     pub fn connect(to: SocketAddr) -> std::io::Result<Client> {
         let stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut c = Client { lines: BufReader::new(stream.try_clone()?), stream };
         c.expect(220)?;

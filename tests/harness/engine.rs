@@ -147,6 +147,9 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            for what in ["shards", "queues"] {
+                eprintln!("--- {what}\n{}", String::from_utf8_lossy(&self.sluice(&["show", what]).stdout));
+            }
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(40).collect();
             eprintln!("--- the server's log\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));

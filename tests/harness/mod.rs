@@ -4,8 +4,10 @@
 
 pub mod accounting;
 pub mod client;
+pub mod dns;
 pub mod engine;
 pub mod receiver;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

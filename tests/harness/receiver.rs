@@ -1,11 +1,24 @@
-//! A scripted SMTP receiver. The local part of a recipient decides its replies: `bad-…` is
-//! refused, `later-…` deferred, anything else accepted.
+//! A scripted SMTP receiver. The local part of a recipient decides its reply (`bad-…` is
+//! refused, `later-…` deferred, anything else accepted); [`Script`] decides the rest.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::tls;
+
+/// A message as it came.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub mail: String,
+    pub rcpts: Vec<String>,
+    pub content: String,
+    pub tls: bool,
+    pub from: IpAddr,
+    pub hello: String,
+}
 
 /// What the receiver has seen.
 #[derive(Debug, Default)]
@@ -14,39 +27,81 @@ pub struct Seen {
     pub delivered: HashMap<String, u32>,
     /// Times each recipient was deferred.
     pub deferred: HashMap<String, u32>,
-    /// Messages in order: recipients and content.
-    pub messages: Vec<(Vec<String>, String)>,
+    /// Messages in order.
+    pub messages: Vec<Message>,
+    /// Every command line in order.
+    pub commands: Vec<String>,
     /// When each RCPT came.
     pub rcpts: Vec<Instant>,
-    /// Connections open now and at most.
+    /// Connections so far, open now and at most.
+    pub connections: u32,
     pub open: u32,
     pub open_max: u32,
     pub messages_per_connection_max: u32,
 }
 
-/// A receiver on a port of its own.
+/// What the receiver does.
+#[derive(Debug, Clone)]
+pub struct Script {
+    /// Lines of the EHLO reply behind the first; STARTTLS works when it is among them.
+    pub extensions: Vec<&'static str>,
+    /// The greeting; a code other than 220 ends the session.
+    pub greeting: &'static str,
+    /// Accepts connections and says nothing.
+    pub hang: bool,
+    /// Pause before the reply to a message's content.
+    pub delay: Duration,
+    /// Reply to the content instead of acceptance.
+    pub content_reply: Option<&'static str>,
+    /// Closes without a word on reading this command.
+    pub close_at: Option<&'static str>,
+    /// Answers STARTTLS with 220 and then with rubbish.
+    pub broken_tls: bool,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Script {
+            extensions: vec!["PIPELINING", "8BITMIME", "SIZE 0"],
+            greeting: "220 receiver.test",
+            hang: false,
+            delay: Duration::ZERO,
+            content_reply: None,
+            close_at: None,
+            broken_tls: false,
+        }
+    }
+}
+
+/// A receiver on an address of its own.
 #[derive(Debug, Clone)]
 pub struct Receiver {
     pub address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
-    hang: Arc<Mutex<bool>>,
+    script: Arc<Mutex<Script>>,
 }
 
 impl Receiver {
     pub fn start() -> Receiver {
-        let listener = TcpListener::bind("127.0.0.9:0").unwrap();
+        Self::at("127.0.0.9:0")
+    }
+
+    /// A receiver on a given address; port 0 lets the kernel choose.
+    pub fn at(address: &str) -> Receiver {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
-        let r = Receiver { address, seen: Arc::default(), hang: Arc::default() };
+        let r = Receiver { address, seen: Arc::default(), script: Arc::default() };
         let me = r.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let me = me.clone();
                 std::thread::spawn(move || {
                     me.with(|s| {
+                        s.connections += 1;
                         s.open += 1;
                         s.open_max = s.open_max.max(s.open);
                     });
-                    let _ = me.serve(&stream);
+                    let _ = me.serve(stream);
                     me.with(|s| s.open -= 1);
                 });
             }
@@ -56,12 +111,16 @@ impl Receiver {
 
     /// Looks at, or changes, what was seen.
     pub fn with<T>(&self, f: impl FnOnce(&mut Seen) -> T) -> T {
-        f(&mut self.seen.lock().unwrap())
+        f(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Lets the receiver accept connections and say nothing.
-    pub fn hang(&self, yes: bool) {
-        *self.hang.lock().unwrap() = yes;
+    /// Changes what the receiver does from the next command on.
+    pub fn script(&self, f: impl FnOnce(&mut Script)) {
+        f(&mut self.script.lock().unwrap());
+    }
+
+    fn now(&self) -> Script {
+        self.script.lock().unwrap().clone()
     }
 
     /// Recipients delivered at least once.
@@ -74,75 +133,199 @@ impl Receiver {
         self.with(|s| s.delivered.values().map(|n| n - 1).sum())
     }
 
+    /// The first message to a recipient.
+    pub fn message_to(&self, recipient: &str) -> Option<Message> {
+        self.with(|s| s.messages.iter().find(|m| m.rcpts.iter().any(|r| r == recipient)).cloned())
+    }
+
+    /// Asserts that no window of `per` saw more than `most` recipients.
+    pub fn assert_rate(&self, most: usize, per: Duration) {
+        self.with(|s| {
+            for (i, t) in s.rcpts.iter().enumerate() {
+                let n = s.rcpts[i..].iter().take_while(|u| **u - *t < per).count();
+                assert!(n <= most, "{n} recipients within {per:?}, {i} before");
+            }
+        });
+    }
+
     /// `smtp-hosts` that leads here.
     pub fn hosts(&self) -> String {
         format!("smtp-hosts [{}]:{}", self.address.ip(), self.address.port())
     }
 
-    fn serve(&self, stream: &TcpStream) -> std::io::Result<()> {
-        while *self.hang.lock().unwrap() {
+    fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+        while self.now().hang {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut out = stream.try_clone()?;
-        let mut lines = BufReader::new(stream);
-        out.write_all(b"220 receiver.test\r\n")?;
-        let (mut rcpts, mut line, mut count) = (Vec::new(), Vec::new(), 0);
-        loop {
-            line.clear();
-            if lines.read_until(b'\n', &mut line)? == 0 {
-                return Ok(());
+        let from = stream.peer_addr()?.ip();
+        let mut session =
+            Session { receiver: self, input: Vec::new(), io: stream, tls: false, from, hello: String::new(), count: 0 };
+        let greeting = self.now().greeting;
+        session.say(greeting)?;
+        if !greeting.starts_with("220") || !session.run()? {
+            return Ok(());
+        }
+        if self.now().broken_tls {
+            return session.say("this is no TLS record").and_then(|()| session.line().map(|_| ()));
+        }
+        let connection = rustls::ServerConnection::new(tls::server()).map_err(std::io::Error::other)?;
+        let mut secure = Session {
+            receiver: self,
+            input: Vec::new(),
+            io: rustls::StreamOwned::new(connection, session.io),
+            tls: true,
+            from,
+            hello: String::new(),
+            count: 0,
+        };
+        secure.run().map(|_| ())
+    }
+}
+
+struct Session<'a, S> {
+    receiver: &'a Receiver,
+    input: Vec<u8>,
+    io: S,
+    tls: bool,
+    from: IpAddr,
+    hello: String,
+    count: u32,
+}
+
+impl<S: Read + Write> Session<'_, S> {
+    fn say(&mut self, line: &str) -> std::io::Result<()> {
+        self.io.write_all(format!("{line}\r\n").as_bytes())?;
+        self.io.flush()
+    }
+
+    fn fill(&mut self) -> std::io::Result<()> {
+        let mut block = [0; 16384];
+        match self.io.read(&mut block)? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                self.input.extend_from_slice(&block[..n]);
+                Ok(())
             }
+        }
+    }
+
+    fn take(&mut self, n: usize) -> std::io::Result<Vec<u8>> {
+        while self.input.len() < n {
+            self.fill()?;
+        }
+        Ok(self.input.drain(..n).collect())
+    }
+
+    fn line(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut from = 0;
+        loop {
+            if let Some(at) = self.input[from..].iter().position(|b| *b == b'\n') {
+                return Ok(self.input.drain(..=from + at).collect());
+            }
+            from = self.input.len();
+            self.fill()?;
+        }
+    }
+
+    /// Serves until the end (false) or STARTTLS (true).
+    fn run(&mut self) -> std::io::Result<bool> {
+        let (mut mail, mut rcpts, mut chunks) = (String::new(), Vec::new(), Vec::new());
+        loop {
+            let line = self.line()?;
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             let upper = text.to_ascii_uppercase();
+            let script = self.receiver.now();
+            self.receiver.with(|s| s.commands.push(text.clone()));
+            if script.close_at.is_some_and(|c| upper.starts_with(c)) {
+                return Ok(false);
+            }
             if upper.starts_with("EHLO") {
-                out.write_all(b"250-receiver.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 0\r\n")?;
+                text[4..].trim().clone_into(&mut self.hello);
+                let offered: Vec<&str> =
+                    script.extensions.iter().copied().filter(|x| !(self.tls && *x == "STARTTLS")).collect();
+                let mut reply =
+                    String::from(if offered.is_empty() { "250 receiver.test" } else { "250-receiver.test" });
+                for (n, x) in offered.iter().enumerate() {
+                    reply += &format!("\r\n250{}{x}", if n + 1 == offered.len() { ' ' } else { '-' });
+                }
+                self.say(&reply)?;
+            } else if upper == "STARTTLS" && script.extensions.contains(&"STARTTLS") && !self.tls {
+                self.say("220 2.0.0 go")?;
+                return Ok(true);
             } else if upper.starts_with("MAIL") {
                 rcpts.clear();
-                out.write_all(b"250 2.1.0 ok\r\n")?;
+                chunks.clear();
+                mail = text;
+                self.say("250 2.1.0 ok")?;
             } else if upper.starts_with("RCPT") {
                 let to = text.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
-                self.with(|s| s.rcpts.push(Instant::now()));
+                self.receiver.with(|s| s.rcpts.push(Instant::now()));
                 if to.starts_with("bad-") {
-                    out.write_all(b"550 5.1.1 no such user\r\n")?;
+                    self.say("550 5.1.1 no such user")?;
                 } else if to.starts_with("later-") {
-                    self.with(|s| *s.deferred.entry(to).or_default() += 1);
-                    out.write_all(b"450 4.2.1 try later\r\n")?;
+                    self.receiver.with(|s| *s.deferred.entry(to).or_default() += 1);
+                    self.say("450 4.2.1 try later")?;
                 } else {
                     rcpts.push(to);
-                    out.write_all(b"250 2.1.5 ok\r\n")?;
+                    self.say("250 2.1.5 ok")?;
                 }
             } else if upper == "DATA" {
-                out.write_all(b"354 go\r\n")?;
-                let mut content = String::new();
+                if rcpts.is_empty() {
+                    self.say("554 5.5.1 no recipients")?;
+                    continue;
+                }
+                self.say("354 go")?;
+                let mut content = Vec::new();
                 loop {
-                    line.clear();
-                    if lines.read_until(b'\n', &mut line)? == 0 {
-                        return Ok(());
-                    }
+                    let line = self.line()?;
                     if line == b".\r\n" {
                         break;
                     }
-                    content.push_str(&String::from_utf8_lossy(line.strip_prefix(b".").unwrap_or(&line)));
+                    content.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
                 }
+                self.conclude(&mail, &rcpts, &content)?;
+            } else if let Some(rest) = upper.strip_prefix("BDAT ") {
+                let mut words = rest.split(' ');
+                let n = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+                chunks.extend(self.take(n)?);
                 if rcpts.is_empty() {
-                    out.write_all(b"554 5.5.1 no recipients\r\n")?;
-                    continue;
+                    self.say("554 5.5.1 no recipients")?;
+                } else if words.next() == Some("LAST") {
+                    self.conclude(&mail, &rcpts, &chunks)?;
+                } else {
+                    self.say("250 2.0.0 chunk")?;
                 }
-                count += 1;
-                self.with(|s| {
-                    for r in &rcpts {
-                        *s.delivered.entry(r.clone()).or_default() += 1;
-                    }
-                    s.messages.push((rcpts.clone(), content));
-                    s.messages_per_connection_max = s.messages_per_connection_max.max(count);
-                });
-                out.write_all(b"250 2.0.0 accepted\r\n")?;
             } else if upper == "QUIT" {
-                out.write_all(b"221 bye\r\n")?;
-                return Ok(());
+                self.say("221 bye")?;
+                return Ok(false);
             } else {
-                out.write_all(b"250 ok\r\n")?;
+                self.say("250 ok")?;
             }
         }
+    }
+
+    fn conclude(&mut self, mail: &str, rcpts: &[String], content: &[u8]) -> std::io::Result<()> {
+        let script = self.receiver.now();
+        std::thread::sleep(script.delay);
+        if let Some(reply) = script.content_reply {
+            return self.say(reply);
+        }
+        self.count += 1;
+        let message = Message {
+            mail: mail.to_owned(),
+            rcpts: rcpts.to_vec(),
+            content: String::from_utf8_lossy(content).into_owned(),
+            tls: self.tls,
+            from: self.from,
+            hello: self.hello.clone(),
+        };
+        self.receiver.with(|s| {
+            for r in rcpts {
+                *s.delivered.entry(r.clone()).or_default() += 1;
+            }
+            s.messages.push(message);
+            s.messages_per_connection_max = s.messages_per_connection_max.max(self.count);
+        });
+        self.say("250 2.0.0 accepted")
     }
 }

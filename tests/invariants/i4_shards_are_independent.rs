@@ -41,7 +41,7 @@ fn injection_goes_on_while_each_shard_restarts() {
 #[test]
 fn a_receiver_that_hangs_slows_no_other() {
     let (hanging, fine) = (Receiver::start(), Receiver::start());
-    hanging.hang(true);
+    hanging.script(|s| s.hang = true);
     let engine = Engine::start(
         1,
         &format!("<domain slow.test>\n {}\n</domain>\n<domain *>\n {}\n</domain>", hanging.hosts(), fine.hosts()),

@@ -23,9 +23,9 @@ fn replies_decide_between_delivery_bounce_and_retry() {
     });
     receiver.with(|s| {
         assert_eq!(s.delivered["ok@d.test"], 1);
-        let (_, text) = s.messages.iter().find(|(r, _)| r == &["ok@d.test"]).unwrap();
+        let text = &s.messages.iter().find(|m| m.rcpts == ["ok@d.test"]).unwrap().content;
         assert!(text.ends_with("\r\n\r\n.a\r\n..b\r\n") && !text.contains("X-Job"), "{text}");
-        let (_, report) = s.messages.iter().find(|(r, _)| r == &["me@x.test"]).unwrap();
+        let report = &s.messages.iter().find(|m| m.rcpts == ["me@x.test"]).unwrap().content;
         assert!(
             report.contains("Action: failed") && report.contains("Final-Recipient: rfc822; bad-1@d.test"),
             "{report}"
@@ -53,7 +53,7 @@ fn expired_mail_bounces_wherever_it_waits() {
         accounting::rows(engine.path()).contains_key(&("b".into(), "later-1@d.test".into()))
     });
     eventually("and is reported", Duration::from_secs(10), || {
-        receiver.with(|s| s.messages.iter().any(|(r, t)| r == &["me@x.test"] && t.contains("450 4.2.1 try later")))
+        receiver.message_to("me@x.test").is_some_and(|m| m.content.contains("450 4.2.1 try later"))
     });
 }
 

@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::account::file::{Files, Target};
+use crate::route::paths;
 use crate::shard::{Config, Shard};
 use crate::{Start, clock};
 
@@ -161,7 +162,8 @@ async fn open_shard(
             }
         }
     }
-    opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?.map_err(|e| e.to_string())?;
+    let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
+    paths::restore(&shard, values.map_err(|e| e.to_string())?);
     Ok(shard)
 }
 
@@ -194,6 +196,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         deferred: c.deferred.get(),
         syncs: st.syncs.load(Relaxed),
         log_bytes: st.log_bytes.load(Relaxed),
+        settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
     }
 }
 
@@ -216,7 +219,9 @@ impl Worker {
         spawn_local(Rc::clone(&shard).form_groups());
         spawn_local(Rc::clone(&shard).run_timers());
         spawn_local(crate::route::handoff::pass_on(Rc::clone(&shard)));
+        spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
         crate::route::handoff::keep_links(&shard);
+        paths::claim_all(&shard);
         self.listen()?;
         let ids: Vec<usize> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| shard.pump(id));
@@ -399,6 +404,7 @@ impl Worker {
 
     /// Makes everything durable.
     async fn leave(self) {
+        paths::keep_all(&self.shard);
         if let Err(e) = self.shard.spool.barrier().await {
             tracing::error!(error = %e, "accounting is behind; its rows are written at the next start");
         }

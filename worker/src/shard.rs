@@ -17,6 +17,7 @@ use crate::clock;
 use crate::connect::mx::Resolver;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
+use crate::route::paths::{self, Paths};
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Entry, QueueId, Scheduler};
 
@@ -134,6 +135,10 @@ pub struct Shard {
     pub handoffs: Handoffs,
     /// Shares from other shards.
     pub taken: Taken,
+    /// What paths carry over restarts and moves.
+    pub paths: Paths,
+    /// There may be mail here that another shard owns.
+    pub foreign: Notify,
     /// Outbound TLS.
     pub tls: Arc<rustls::ClientConfig>,
     /// Statistics.
@@ -177,6 +182,8 @@ impl Shard {
             map: RefCell::new(Rc::new(map)),
             handoffs: Handoffs::default(),
             taken: Taken::default(),
+            paths: Paths::default(),
+            foreign: Notify::new(),
             tls,
             counters: Counters::default(),
             sessions: Cell::new(0),
@@ -212,9 +219,13 @@ impl Shard {
         let names: Vec<(QueueId, String)> = s.queues.iter().map(|(id, q)| (id, q.vmta_name.to_lowercase())).collect();
         for (id, name) in names {
             let index = config.snapshot.get().vmta_by_name.get(name.as_str()).map(|i| i.to_native());
-            if let (Some(q), Some(index)) = (s.queues.get_mut(id), index) {
+            let Some(q) = s.queues.get_mut(id) else { continue };
+            q.vmta = index.unwrap_or(NO_VMTA);
+            if let Some(index) = index {
                 q.rules = Rc::new(config.snapshot.get().domain_rules(&q.destination, index));
             }
+            // Connections that wait look at their new limits.
+            q.work.notify_waiters();
         }
         let ids: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
         drop(s);
@@ -311,6 +322,7 @@ impl Shard {
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
         let now = clock::now_ms();
         let body_len = (content.body[0].len() + content.body[1].len()) as u32;
+        let due = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
         let mut touched = Vec::new();
         {
             let s = &mut *self.scheduler.borrow_mut();
@@ -323,7 +335,7 @@ impl Shard {
                 let destination = e.recipients[start].destination.as_str();
                 let same = e.recipients[start..].iter().take_while(|r| r.destination.as_str() == destination).count();
                 let id = self.queue_for(s, destination, &e.vmta);
-                s.enqueue(id, Entry { slot, start: start as u16, end: (start + same) as u16 }, 0, now);
+                s.enqueue(id, Entry { slot, start: start as u16, end: (start + same) as u16 }, due, now);
                 touched.push(id);
                 start += same;
             }
@@ -372,7 +384,15 @@ impl Shard {
         let snapshot = config.snapshot.get();
         let (index, pool) = self.choose(snapshot, vmta);
         let name = snapshot.vmtas.get(index as usize).map_or(vmta, |v| v.name.as_str());
-        s.queue(destination, index, name, &pool, || snapshot.domain_rules(destination, index))
+        let mut new = false;
+        let id = s.queue(destination, index, name, &pool, || {
+            new = true;
+            snapshot.domain_rules(destination, index)
+        });
+        if let Some(q) = s.queues.get_mut(id).filter(|_| new) {
+            paths::admit(self, q);
+        }
+        id
     }
 
     /// The virtual MTA for a name: itself, a member of the pool in turn by weight, or the
@@ -421,9 +441,9 @@ impl Shard {
             }
             let n = q.wanted(now);
             q.connecting += n;
-            let retry = q.retry_at_ms;
-            if retry > now {
-                s.wake_at(id, retry);
+            let at = q.connect_at_ms();
+            if at > now && !q.ready.is_empty() {
+                s.wake_at(id, at);
             }
             n
         };
@@ -464,9 +484,12 @@ impl Shard {
             if !expired.is_empty() {
                 tokio::task::spawn_local(crate::deliver::connection::expire(Rc::clone(self), id, expired));
             }
-            let mut s = self.scheduler.borrow_mut();
-            s.forget(id, now);
+            let gone = self.scheduler.borrow_mut().forget(id, now);
+            if let Some(q) = gone {
+                paths::forgotten(self, &q);
+            }
         }
+        paths::sweep(self, now);
     }
 
     /// Takes a new shard map into use.
@@ -474,13 +497,12 @@ impl Shard {
         if map.epoch < self.map.borrow().epoch {
             return;
         }
-        let owned = |d: &str| map.owner(d) == self.number;
-        for (_, q) in &mut self.scheduler.borrow_mut().queues {
-            q.held = q.held && !owned(&q.destination);
-        }
+        let changed = map.epoch > self.map.borrow().epoch;
         *self.map.borrow_mut() = Rc::new(map);
         crate::route::handoff::keep_links(self);
-        tokio::task::spawn_local(crate::route::moving::move_out(Rc::clone(self)));
+        if changed {
+            paths::claim_all(self);
+        }
     }
 }
 

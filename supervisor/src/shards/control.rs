@@ -34,6 +34,9 @@ pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
                     s.pid
                 })
                 .unwrap_or(0);
+            if sup.slot(number, |s| s.state == State::Serving).unwrap_or(false) {
+                sup.bring_up_to_date(number);
+            }
             sup.changed.notify_waiters();
             let result = speak(&sup, number, stream, rx).await;
             if let Err(e) = result {
@@ -95,7 +98,11 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
         return None;
     };
     sup.take_back(listeners, fds, &accounting, &map);
+    sup.outrank(hello.generation);
     let number = hello.shard;
+    if sup.slot(number, |_| ()).is_none() {
+        sup.take_surplus(number, hello.cpu as usize);
+    }
     let known = sup.slot_mut(number, |s| {
         s.pid = hello.pid;
         s.cpu = hello.cpu as usize;
@@ -104,11 +111,7 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
         s.generation = hello.generation;
         s.accounting = accounting;
     });
-    if known.is_none() {
-        // More workers than are wanted now: it hands its mail over and leaves.
-        let _ = kill(Pid::from_raw(hello.pid), Signal::SIGTERM);
-        return None;
-    }
+    known?;
     tracing::info!(shard = number, pid = hello.pid, "worker adopted");
     let sent = stream.send(TO_WORKER, &archive(&ToWorker::Adopted), &[], &[]).await;
     sent.is_ok().then_some(number)
@@ -170,7 +173,7 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
             sup.accounting_switched();
         }
         ToSupervisor::Rows { request, rows } => sup.rows_came(request, rows),
-        ToSupervisor::MapApplied { .. } | ToSupervisor::Hello(_) | ToSupervisor::Return { .. } => {}
+        ToSupervisor::Hello(_) | ToSupervisor::Return { .. } => {}
     }
     sup.changed.notify_waiters();
 }

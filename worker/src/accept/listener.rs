@@ -24,8 +24,9 @@ use crate::shard::Shard;
 const ACCEPTS_PER_TURN: u32 = 8;
 /// A worker with this many sessions more than the mean leaves new ones to the others.
 const SESSIONS_ABOVE_MEAN: u32 = 16;
-/// How long the greeting is held back from a client that may speak too early.
-const EARLY_TALKER_WAIT: Duration = Duration::from_millis(0);
+/// How long the greeting is held back from a client that may speak too early: one round trip
+/// of a local network, so that what such a client sent with its handshake has come.
+const EARLY_TALKER_WAIT: Duration = Duration::from_millis(3);
 
 /// Accepts on one listening socket, shared with the other workers, until the shard stops.
 pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {

@@ -167,7 +167,7 @@ impl Projection for Files {
         let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&aligned) else { return };
         // A share kept for its owner is accounted there, and one that was moved between
         // shards later has been accounted before.
-        let elsewhere = e.moved || e.handoff.as_ref().is_some_and(|h| h.origin == self.shard);
+        let elsewhere = e.moved.is_some() || e.handoff.as_ref().is_some_and(|h| h.origin == self.shard);
         if elsewhere {
             return;
         }

@@ -1,5 +1,6 @@
 //! The life of one connection of a path, and what its outcomes do to recipients.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::classify::bounce_category;
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::report::dsn;
+use crate::route::paths;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Entry, Next, QueueId};
 use crate::shard::{NO_VMTA, Shard, add};
@@ -89,7 +91,7 @@ pub async fn run(shard: Rc<Shard>, id: QueueId) {
         }
     };
     shard.connections.set(shard.connections.get() + 1);
-    if let Some(path) = path_of(&shard, id) {
+    if let Some(mut path) = path_of(&shard, id) {
         if let Some(session) = open(&shard, &path).await {
             {
                 let mut s = shard.scheduler.borrow_mut();
@@ -97,7 +99,7 @@ pub async fn run(shard: Rc<Shard>, id: QueueId) {
                 q.connecting -= 1;
                 q.connections += 1;
             }
-            serve(&shard, &path, session).await;
+            serve(&shard, &mut path, session).await;
             shard.scheduler.borrow_mut().queues[id].connections -= 1;
         } else {
             shard.scheduler.borrow_mut().queues[id].connecting -= 1;
@@ -229,20 +231,25 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, error: &str) {
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
-async fn serve(shard: &Rc<Shard>, path: &Path, mut s: Session) {
+async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
     let (mut messages, mut errors) = (0u64, 0u64);
-    let idle_limit = match path.rules.connection_idle_timeout {
-        Duration::ZERO => IDLE_DEFAULT,
-        d => d,
-    };
     loop {
+        let surplus = {
+            let sch = shard.scheduler.borrow();
+            let q = &sch.queues[path.id];
+            if !Rc::ptr_eq(&path.rules, &q.rules) {
+                path.rules = Rc::clone(&q.rules);
+            }
+            q.held || q.has_surplus()
+        };
         let max = path.rules.max_msg_per_connection;
-        if shard.stopping() || (max != 0 && messages >= max) {
+        if shard.stopping() || surplus || (max != 0 && messages >= max) {
             break;
         }
         let next = shard.scheduler.borrow_mut().next(path.id, clock::now_ns() as i64);
         match next {
             Next::Send(batch) => {
+                paths::note_rate(shard, path.id);
                 let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors).await;
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
@@ -263,7 +270,11 @@ async fn serve(shard: &Rc<Shard>, path: &Path, mut s: Session) {
             }
             Next::Wait(_) => break,
             Next::Idle => {
-                if !wait_for_work(shard, path.id, &mut s, idle_limit).await {
+                let limit = match path.rules.connection_idle_timeout {
+                    Duration::ZERO => IDLE_DEFAULT,
+                    d => d,
+                };
+                if !wait_for_work(shard, path.id, &mut s, limit).await {
                     break;
                 }
             }
@@ -390,7 +401,9 @@ async fn conclude(
     at: &Attempt,
 ) {
     let now = clock::now_ms();
-    report(shard, path, e, body, &verdicts, at, now).await;
+    let before = delay_reports(shard, path, key, e, &verdicts).await;
+    let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
+    report(shard, path, e, body, &verdicts, at, |r| due_reports > before.get(&r).copied().unwrap_or(0)).await;
     let size = (body[0].len() + body[1].len()) as u64;
     let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -407,8 +420,8 @@ async fn conclude(
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
         if v.outcome == Outcome::Deferred {
             retry.push(*r);
-            let state =
-                RecipientState { due_unix_ms: due, attempts: 1, delay_reports: 0, last_reply: v.diagnostic.clone() };
+            let reported = before.get(r).map_or(0, |n| due_reports.max(*n));
+            let state = RecipientState { due_unix_ms: due, delay_reports: reported, last_reply: v.diagnostic.clone() };
             updates.push(UpdateEntry { key, recipient: *r, state });
             t_rows.extend(line);
         } else {
@@ -450,7 +463,7 @@ async fn report(
     body: &[Bytes; 2],
     verdicts: &[(u16, Verdict)],
     at: &Attempt,
-    now: i64,
+    delay_is_due: impl Fn(u16) -> bool,
 ) {
     for outcome in [Outcome::Bounced, Outcome::Deferred, Outcome::Delivered] {
         let action = match outcome {
@@ -462,12 +475,10 @@ async fn report(
         if outcome == Outcome::Delivered && at.extensions.split(',').any(|x| x == "DSN") && !path.rules.ignore_dsn {
             continue;
         }
-        if outcome == Outcome::Deferred && !delay_is_due(e.received_unix_ms.to_native(), now, &path.rules) {
-            continue;
-        }
         let parts: Vec<dsn::Part> = verdicts
             .iter()
             .filter(|(r, v)| v.outcome == outcome && dsn::wanted(e, *r, &outcome))
+            .filter(|(r, _)| outcome != Outcome::Deferred || delay_is_due(*r))
             .map(|(r, v)| dsn::Part { recipient: *r, verdict: v.clone(), action, remote: at.host.clone() })
             .collect();
         if parts.is_empty() {
@@ -480,14 +491,31 @@ async fn report(
     }
 }
 
-/// Whether a multiple of `notify-of-delay-every` has passed since the attempt before.
-fn delay_is_due(received: i64, now: i64, rules: &DomainRules) -> bool {
-    let every = rules.notify_of_delay_every.as_millis().min(i64::MAX as u128) as i64;
-    if every == 0 {
-        return false;
+/// Delay reports sent so far, for the deferred recipients whose sender wants them.
+async fn delay_reports(
+    shard: &Rc<Shard>,
+    path: &Path,
+    key: u64,
+    e: &ArchivedEnvelope,
+    verdicts: &[(u16, Verdict)],
+) -> HashMap<u16, u16> {
+    let mut all = HashMap::new();
+    if path.rules.notify_of_delay_every.is_zero() {
+        return all;
     }
-    let before = now - rules.retry_recipients_after.as_millis().min(i64::MAX as u128) as i64;
-    (now - received) / every > ((before - received).max(0)) / every
+    for (r, v) in verdicts {
+        if v.outcome == Outcome::Deferred && dsn::wanted(e, *r, &v.outcome) {
+            let state = shard.spool.state(key, *r).await.ok().flatten();
+            all.insert(*r, state.map_or(0, |s| s.delay_reports));
+        }
+    }
+    all
+}
+
+/// Delay reports that are due by now: one each time `notify-of-delay-every` has passed.
+fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u16 {
+    let every = rules.notify_of_delay_every.as_millis().clamp(1, i64::MAX as u128) as i64;
+    ((now - received).max(0) / every).min(i64::from(u16::MAX)) as u16
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -531,7 +559,8 @@ fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &At
 
 /// Bounces everything that waits in a queue.
 async fn bounce_queue(shard: &Rc<Shard>, path: &Path, v: &Verdict) {
-    let entries = shard.scheduler.borrow_mut().drain(path.id);
+    let waiting = shard.scheduler.borrow_mut().drain(path.id);
+    let entries = waiting.into_iter().map(|(e, _)| e).collect();
     conclude_entries(shard, path, entries, |_| v.clone()).await;
 }
 

@@ -59,7 +59,8 @@ pub fn prepare(
         source_ip: from.ip.map(|i| i.to_string()).unwrap_or_default(),
         local_ip: from.local.map(|i| i.to_string()).unwrap_or_default(),
         handoff: None,
-        moved: false,
+        asked: None,
+        moved: None,
         recipients: recipients
             .into_iter()
             .map(|(r, destination)| Recipient { address: r.address, destination, notify: r.notify, orcpt: r.orcpt })

@@ -70,7 +70,8 @@ pub async fn send(
         source_ip: String::new(),
         local_ip: String::new(),
         handoff: None,
-        moved: false,
+        asked: None,
+        moved: None,
         recipients: vec![Recipient {
             address: e.sender.as_str().to_owned(),
             destination,

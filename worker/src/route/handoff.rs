@@ -150,7 +150,8 @@ impl Handoffs {
 /// Connects to every other shard of the map, now and whenever it changes.
 pub fn keep_links(shard: &Rc<Shard>) {
     let map = Rc::clone(&shard.map.borrow());
-    for owner in map.shards.iter().copied().filter(|s| *s != shard.number) {
+    let all = map.shards.iter().chain(&map.previous).copied();
+    for owner in all.filter(|s| *s != shard.number) {
         let link = shard.handoffs.link(owner);
         if !link.started.replace(true) {
             tokio::task::spawn_local(run_link(Rc::clone(shard), owner, link));
@@ -160,7 +161,11 @@ pub fn keep_links(shard: &Rc<Shard>) {
 
 async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
     loop {
-        if !shard.map.borrow().shards.contains(&owner) {
+        let known = {
+            let map = shard.map.borrow();
+            map.shards.contains(&owner) || map.previous.contains(&owner)
+        };
+        if !known {
             link.started.set(false);
             return;
         }
@@ -271,7 +276,12 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
         return true;
     };
     let all: Vec<u16> = (0..e.recipients.len() as u16).collect();
-    let owner = shard.map.borrow().owner(destination);
+    let owner = {
+        let map = shard.map.borrow();
+        let there = |s: u8| map.shards.contains(&s) || shard.handoffs.link(s).connected.get();
+        let asked = e.asked.as_ref().copied().filter(|s| *s != shard.number && there(*s));
+        asked.unwrap_or_else(|| map.owner(destination))
+    };
     shard.handoffs.open.borrow_mut().insert(sequence);
     let taken = if owner == shard.number {
         crate::route::submit::store_archived(shard, aligned.clone(), [body, Bytes::new()], true).await.is_ok()

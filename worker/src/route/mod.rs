@@ -3,4 +3,5 @@
 pub mod handoff;
 pub mod moving;
 pub mod owner;
+pub mod paths;
 pub mod submit;

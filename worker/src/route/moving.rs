@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::message::{ArchivedEnvelope, Envelope, HandoffId};
+use ipc::message::{ArchivedEnvelope, Envelope, HandoffId, Moved};
 use spool::Settled;
 use tokio::time::{sleep, timeout};
 
@@ -17,30 +17,27 @@ const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Pause before an owner that did not take it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Hands over everything that belongs to others, until nothing is left or a newer map came.
+/// Hands over what belongs to others, whenever a map or late mail brings some.
 pub async fn move_out(shard: Rc<Shard>) {
-    let epoch = shard.map.borrow().epoch;
-    loop {
+    while !shard.stopping() {
         let foreign: Vec<QueueId> = {
             let map = shard.map.borrow();
             let s = shard.scheduler.borrow();
             let mine = |d: &str| map.owner(d) == shard.number;
             s.queues.iter().filter(|(_, q)| q.recipients > 0 && !mine(&q.destination)).map(|(id, _)| id).collect()
         };
-        if foreign.is_empty() || shard.map.borrow().epoch != epoch || shard.stopping() {
-            return;
+        if foreign.is_empty() {
+            shard.foreign.notified().await;
+            continue;
         }
         for id in foreign {
             // Held, the queue opens no connection and gives none more to send; what is in
             // flight ends, and what it leaves is found in the next round.
-            if let Some(q) = shard.scheduler.borrow_mut().queues.get_mut(id) {
-                q.held = true;
-            }
             let entries = shard.scheduler.borrow_mut().drain(id);
-            for entry in entries {
-                if !move_one(&shard, id, entry).await {
+            for (entry, due) in entries {
+                if !move_one(&shard, id, entry, due).await {
                     let all: Vec<u16> = (entry.start..entry.end).collect();
-                    shard.scheduler.borrow_mut().put_back(id, entry.slot, &all);
+                    shard.scheduler.borrow_mut().retry(id, entry.slot, &all, due);
                 }
             }
         }
@@ -48,7 +45,7 @@ pub async fn move_out(shard: Rc<Shard>) {
     }
 }
 
-async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry) -> bool {
+async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> bool {
     let Some(key) = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key) else { return true };
     let content = match load(shard, entry.slot, key).await {
         Ok(c) => c,
@@ -60,12 +57,21 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry) -> bool {
     let owned = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)
         .and_then(rkyv::deserialize::<Envelope, rkyv::rancor::Error>);
     let Ok(mut e) = owned else { return false };
+    let state = shard.spool.state(key, entry.start).await.ok().flatten().unwrap_or_default();
     let range = usize::from(entry.start)..usize::from(entry.end).min(e.recipients.len());
     e.recipients = e.recipients[range].to_vec();
-    let Some(owner) = e.recipients.first().map(|r| shard.map.borrow().owner(&r.destination)) else { return true };
+    let Some(destination) = e.recipients.first().map(|r| r.destination.clone()) else { return true };
+    let (epoch, owner) = {
+        let map = shard.map.borrow();
+        (map.epoch, map.owner(&destination))
+    };
+    if owner == shard.number {
+        return false;
+    }
     let sequence = shard.handoffs.next_sequence();
     e.handoff = Some(HandoffId { origin: shard.number, sequence });
-    e.moved = true;
+    e.asked = Some(owner);
+    e.moved = Some(Moved { due_unix_ms: due, delay_reports: state.delay_reports, last_reply: state.last_reply });
     let archive = Bytes::copy_from_slice(&ipc::frame::archive(&e));
     // An owner that had it on disk and whose answer was lost takes a repeat of the same
     // sequence for what it is, so the same one is offered until there is an answer.
@@ -74,7 +80,7 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry) -> bool {
         if matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(true))) {
             break;
         }
-        if shard.stopping() {
+        if shard.stopping() || shard.map.borrow().epoch != epoch {
             shard.handoffs.confirmed(sequence);
             return false;
         }

@@ -65,6 +65,11 @@ async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> 
     while let Some(f) = frames.next(&mut read).await? {
         match (f.header.kind, hello.shard) {
             (mesh::HANDOFF, Some(origin)) => take(shard, origin, f, &answers)?,
+            (mesh::CLAIM, Some(claimant)) => {
+                let claim: mesh::Claim = ipc::frame::unarchive(mesh::CLAIM, &f.archive)?;
+                let release = crate::route::paths::release(Rc::clone(shard), claimant, claim.epoch, answers.clone());
+                tokio::task::spawn_local(release);
+            }
             (mesh::INJECT, None) => {
                 let answer = inject(shard, f).await?;
                 let archive = ipc::frame::archive(&answer);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipc::message::{Envelope, HandoffId};
 use rkyv::util::AlignedVec;
-use spool::{NewMessage, SpoolError};
+use spool::layout::UpdateEntry;
+use spool::{NewMessage, RecipientState, SpoolError};
 use tokio::time::timeout;
 
 use crate::schedule::scheduler::Content;
@@ -49,7 +50,7 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
     let mut offered = Vec::new();
     for owner in owners.iter().copied().filter(|o| *o != me) {
         let sequence = shard.handoffs.next_sequence();
-        let e = Envelope { handoff: Some(HandoffId { origin: me, sequence }), ..share(owner) };
+        let e = Envelope { handoff: Some(HandoffId { origin: me, sequence }), asked: Some(owner), ..share(owner) };
         let envelope = ipc::frame::archive(&e);
         let answer = shard.handoffs.offer(owner, sequence, Bytes::copy_from_slice(&envelope), &body);
         offered.push(Offered { owner, sequence, envelope, answer });
@@ -87,8 +88,22 @@ pub async fn store_archived(
 ) -> Result<u64, SpoolError> {
     let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress };
     let key = shard.store(message).await?;
+    keep_state(shard, key, &envelope);
     shard.enqueue(key, Rc::new(Content { envelope, body }));
     Ok(key)
+}
+
+/// Mail that moved here brings its recipients' state along.
+fn keep_state(shard: &Rc<Shard>, key: u64, envelope: &AlignedVec<16>) {
+    let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(envelope) else { return };
+    let Some(moved) = e.moved.as_ref().filter(|m| m.due_unix_ms > 0) else { return };
+    let state = RecipientState {
+        due_unix_ms: moved.due_unix_ms.to_native(),
+        delay_reports: moved.delay_reports.to_native(),
+        last_reply: moved.last_reply.as_str().to_owned(),
+    };
+    let of = |recipient| UpdateEntry { key, recipient, state: state.clone() };
+    shard.spool.update((0..e.recipients.len() as u16).map(of).collect(), Vec::new());
 }
 
 /// Keeps a share that its owner did not take in time, to pass it on later.

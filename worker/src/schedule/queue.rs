@@ -41,7 +41,7 @@ impl Entry {
 pub struct Queue {
     /// Destination.
     pub destination: Rc<str>,
-    /// Virtual MTA: index in the snapshot.
+    /// Virtual MTA: index in the snapshot in force.
     pub vmta: u32,
     /// Its name.
     pub vmta_name: Rc<str>,
@@ -82,8 +82,11 @@ pub struct Queue {
     pub swept_ms: i64,
     /// Recent attempts: exponentially weighted share of successes.
     pub health: f32,
-    /// Waits until the shard that owned the destination before releases it.
+    /// The destination is another shard's, or the shard that owned it before has not released
+    /// it yet: no connection is opened and nothing is given out.
     pub held: bool,
+    /// The spool knows that the rate limit is in use, see [`crate::route::paths`].
+    pub noted: bool,
     /// Wakes idle connections.
     pub work: Rc<tokio::sync::Notify>,
     /// Connections rotate over the virtual MTA's source addresses.
@@ -104,6 +107,11 @@ impl Queue {
             && self.connecting == 0
             && self.retry_at_ms <= now_ms
             && self.pace.tat_ns / 1_000_000 <= now_ms
+    }
+
+    /// A connection beyond `max-smtp-out`, after a reload lowered it.
+    pub fn has_surplus(&self) -> bool {
+        self.rules.max_smtp_out != 0 && u64::from(self.connections) > self.rules.max_smtp_out
     }
 
     /// Moves what is due to the ready list.
@@ -137,12 +145,16 @@ impl Queue {
         self.health = self.health * 0.9 + 0.1;
     }
 
+    /// When the next connection may be opened, as far as clocks and the rate decide; Unix
+    /// milliseconds.
+    pub fn connect_at_ms(&self) -> i64 {
+        let rate_ms = (self.pace.ready_at_ns(self.rules.max_msg_rate) + 999_999) / 1_000_000;
+        self.retry_at_ms.max(self.connect_again_ms).max(rate_ms)
+    }
+
     /// New connections to open now.
     pub fn wanted(&self, now_ms: i64) -> u32 {
-        if self.held || self.ready.is_empty() || self.retry_at_ms.max(self.connect_again_ms) > now_ms {
-            return 0;
-        }
-        if self.pace.ready_at_ns(self.rules.max_msg_rate) / 1_000_000 > now_ms {
+        if self.held || self.ready.is_empty() || self.connect_at_ms() > now_ms {
             return 0;
         }
         let max = match self.rules.max_smtp_out {

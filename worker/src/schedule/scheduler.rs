@@ -63,6 +63,9 @@ pub enum Next {
     Idle,
 }
 
+/// Destination, virtual MTA, pool.
+type Name = (Rc<str>, Rc<str>, Rc<str>);
+
 /// All queues of a shard.
 #[derive(Debug, Default)]
 pub struct Scheduler {
@@ -70,7 +73,7 @@ pub struct Scheduler {
     pub messages: Slab<Message>,
     /// Queues.
     pub queues: Slab<Queue>,
-    by_name: HashMap<(Rc<str>, u32, Rc<str>), QueueId>,
+    by_name: HashMap<Name, QueueId>,
     timers: BinaryHeap<Reverse<(i64, QueueId)>>,
     /// Bytes of content held in memory.
     pub content_bytes: u64,
@@ -90,14 +93,14 @@ impl Scheduler {
         pool: &str,
         rules: impl FnOnce() -> DomainRules,
     ) -> QueueId {
-        let key = (Rc::from(destination), vmta, Rc::from(pool));
+        let key = (Rc::from(destination), Rc::from(vmta_name), Rc::from(pool));
         if let Some(id) = self.by_name.get(&key) {
             return *id;
         }
         let id = self.queues.insert(Queue {
             destination: Rc::clone(&key.0),
             vmta,
-            vmta_name: Rc::from(vmta_name),
+            vmta_name: Rc::clone(&key.1),
             pool: Rc::clone(&key.2),
             rules: Rc::new(rules()),
             ready: Default::default(),
@@ -117,6 +120,7 @@ impl Scheduler {
             swept_ms: 0,
             health: 1.0,
             held: false,
+            noted: false,
             work: Default::default(),
             source_turn: 0,
         });
@@ -124,12 +128,18 @@ impl Scheduler {
         id
     }
 
-    /// Forgets a queue that has nothing left.
-    pub fn forget(&mut self, id: QueueId, now_ms: i64) {
-        if self.queues.get(id).is_some_and(|q| q.is_idle(now_ms)) {
-            let q = self.queues.remove(id);
-            self.by_name.remove(&(q.destination, q.vmta, q.pool));
-        }
+    /// Forgets a queue that has nothing left, and answers it.
+    pub fn forget(&mut self, id: QueueId, now_ms: i64) -> Option<Queue> {
+        self.queues.get(id).filter(|q| q.is_idle(now_ms))?;
+        let q = self.queues.remove(id);
+        self.by_name.remove(&(Rc::clone(&q.destination), Rc::clone(&q.vmta_name), Rc::clone(&q.pool)));
+        Some(q)
+    }
+
+    /// The queue of that name, if there is one.
+    pub fn find(&mut self, destination: &str, vmta_name: &str, pool: &str) -> Option<(QueueId, &mut Queue)> {
+        let id = *self.by_name.get(&(Rc::from(destination), Rc::from(vmta_name), Rc::from(pool)))?;
+        self.queues.get_mut(id).map(|q| (id, q))
     }
 
     /// Adds a message with `left` recipients; its entries follow with [`Scheduler::enqueue`].
@@ -309,11 +319,12 @@ impl Scheduler {
         old
     }
 
-    /// Takes everything that waits out of queue `id`, to hand it to another shard.
-    pub fn drain(&mut self, id: QueueId) -> Vec<Entry> {
+    /// Takes everything that waits out of queue `id`, with the time it is due (Unix
+    /// milliseconds; 0 for now).
+    pub fn drain(&mut self, id: QueueId) -> Vec<(Entry, i64)> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
-        let mut all: Vec<Entry> = q.ready.drain(..).collect();
-        all.extend(std::mem::take(&mut q.waiting).into_iter().map(|Reverse((_, e))| e));
+        let mut all: Vec<(Entry, i64)> = q.ready.drain(..).map(|e| (e, 0)).collect();
+        all.extend(std::mem::take(&mut q.waiting).into_iter().map(|Reverse((due, e))| (e, i64::from(due) * 1000)));
         all
     }
 }

@@ -1,0 +1,153 @@
+//! A scripted DNS server on UDP: names that are not set do not exist.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex};
+
+const A: u16 = 1;
+const CNAME: u16 = 5;
+const SOA: u16 = 6;
+const MX: u16 = 15;
+const AAAA: u16 = 28;
+
+const NOERROR: u8 = 0;
+const SERVFAIL: u8 = 2;
+const NXDOMAIN: u8 = 3;
+const REFUSED: u8 = 5;
+
+/// What is known of one name.
+#[derive(Debug, Clone, Default)]
+pub struct Name {
+    pub mx: Vec<(u16, &'static str)>,
+    pub a: Vec<Ipv4Addr>,
+    pub aaaa: Vec<Ipv6Addr>,
+    pub cname: Option<&'static str>,
+    /// Questions are answered with SERVFAIL.
+    pub servfail: bool,
+    /// Questions are answered with REFUSED.
+    pub refused: bool,
+    /// Questions are not answered.
+    pub silent: bool,
+}
+
+/// The server.
+#[derive(Debug, Clone)]
+pub struct Dns {
+    pub address: SocketAddr,
+    names: Arc<Mutex<HashMap<String, Name>>>,
+    asked: Arc<Mutex<HashMap<(String, u16), u32>>>,
+}
+
+impl Dns {
+    pub fn start() -> Dns {
+        let socket = UdpSocket::bind("127.0.0.53:0").unwrap();
+        let dns = Dns { address: socket.local_addr().unwrap(), names: Arc::default(), asked: Arc::default() };
+        let me = dns.clone();
+        std::thread::spawn(move || {
+            let mut query = [0; 1500];
+            while let Ok((n, from)) = socket.recv_from(&mut query) {
+                if let Some(answer) = me.answer(&query[..n]) {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        dns
+    }
+
+    /// Sets what is known of a name.
+    pub fn set(&self, name: &str, known: Name) {
+        self.names.lock().unwrap().insert(name.to_owned(), known);
+    }
+
+    /// A name with one address.
+    pub fn host(&self, name: &str, a: [u8; 4]) {
+        self.set(name, Name { a: vec![a.into()], ..Name::default() });
+    }
+
+    /// A name with mail exchangers.
+    pub fn mx(&self, name: &str, mx: &[(u16, &'static str)]) {
+        self.set(name, Name { mx: mx.to_vec(), ..Name::default() });
+    }
+
+    /// MX questions seen for a name.
+    pub fn mx_questions(&self, name: &str) -> u32 {
+        self.asked.lock().unwrap().get(&(name.to_owned(), MX)).copied().unwrap_or(0)
+    }
+
+    /// `name-server` that leads here.
+    pub fn directive(&self) -> String {
+        format!("name-server {}", self.address)
+    }
+
+    fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+        let (mut at, mut labels) = (12, Vec::new());
+        while *query.get(at)? != 0 {
+            let n = usize::from(query[at]);
+            labels.push(String::from_utf8_lossy(query.get(at + 1..at + 1 + n)?).to_lowercase());
+            at += n + 1;
+        }
+        let name = labels.join(".");
+        let kind = u16::from_be_bytes([*query.get(at + 1)?, *query.get(at + 2)?]);
+        *self.asked.lock().unwrap().entry((name.clone(), kind)).or_default() += 1;
+        let known = self.names.lock().unwrap().get(&name).cloned();
+        let rcode = match &known {
+            Some(k) if k.silent => return None,
+            Some(k) if k.servfail => SERVFAIL,
+            Some(k) if k.refused => REFUSED,
+            Some(_) => NOERROR,
+            None => NXDOMAIN,
+        };
+        let mut answers: Vec<(String, u16, Vec<u8>)> = Vec::new();
+        if rcode == NOERROR {
+            self.collect(&name, kind, &mut answers);
+        }
+        let negative = answers.is_empty() && matches!(rcode, NOERROR | NXDOMAIN);
+        let mut out = query[..2].to_vec();
+        out.extend([0x84 | (query[2] & 1), 0x80 | rcode, 0, 1, 0, answers.len() as u8, 0, u8::from(negative), 0, 0]);
+        out.extend(&query[12..at + 5]);
+        if negative {
+            let mut soa = encoded("ns.test");
+            soa.extend(encoded("root.test"));
+            for n in [1u32, 3600, 600, 86400, 60] {
+                soa.extend(n.to_be_bytes());
+            }
+            answers.push(("test".into(), SOA, soa));
+        }
+        for (owner, kind, data) in answers {
+            out.extend(encoded(&owner));
+            out.extend(kind.to_be_bytes());
+            out.extend([0, 1, 0, 0, 0, 60]);
+            out.extend((data.len() as u16).to_be_bytes());
+            out.extend(data);
+        }
+        Some(out)
+    }
+
+    fn collect(&self, name: &str, kind: u16, answers: &mut Vec<(String, u16, Vec<u8>)>) {
+        let Some(known) = self.names.lock().unwrap().get(name).cloned() else { return };
+        if let Some(target) = known.cname {
+            answers.push((name.to_owned(), CNAME, encoded(target)));
+            if answers.len() < 8 {
+                self.collect(target, kind, answers);
+            }
+            return;
+        }
+        let data: Vec<Vec<u8>> = match kind {
+            A => known.a.iter().map(|a| a.octets().to_vec()).collect(),
+            AAAA => known.aaaa.iter().map(|a| a.octets().to_vec()).collect(),
+            MX => known.mx.iter().map(|(p, h)| [&p.to_be_bytes()[..], &encoded(h)].concat()).collect(),
+            _ => Vec::new(),
+        };
+        answers.extend(data.into_iter().map(|d| (name.to_owned(), kind, d)));
+    }
+}
+
+fn encoded(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    for label in name.split('.').filter(|l| !l.is_empty()) {
+        out.push(label.len() as u8);
+        out.extend(label.as_bytes());
+    }
+    out.push(0);
+    out
+}
