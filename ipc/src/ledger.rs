@@ -21,7 +21,8 @@ pub enum Class {
 
 const CLASSES: usize = 2;
 const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
-const BYTES: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
+const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
+const BYTES: usize = RECIPIENTS_AT + (SHARDS_MAX + 1) * 4;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
@@ -89,6 +90,18 @@ impl Ledger {
     /// Publishes how many SMTP sessions `shard` serves.
     pub fn set_sessions(&self, shard: u8, n: u32) {
         self.map.atomics(SESSIONS_AT, SHARDS_MAX + 1)[usize::from(shard)].store(n, Relaxed);
+    }
+
+    /// Publishes how many recipients `shard` has queued; a dead shard's stay, for they are in
+    /// its spool.
+    pub fn set_recipients(&self, shard: u8, n: u64) {
+        let n = n.min(u64::from(u32::MAX)) as u32;
+        self.map.atomics(RECIPIENTS_AT, SHARDS_MAX + 1)[usize::from(shard)].store(n, Relaxed);
+    }
+
+    /// Recipients queued in all shards, as they last published.
+    pub fn recipients(&self) -> u64 {
+        self.map.atomics(RECIPIENTS_AT, SHARDS_MAX + 1).iter().map(|n| u64::from(n.load(Relaxed))).sum()
     }
 
     /// The mean of sessions over the first `shards` shards.

@@ -10,6 +10,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 pub const HELLO: u8 = 1;
 /// Origin → owner. Archive: [`crate::message::Envelope`]; raw: content.
 pub const HANDOFF: u8 = 2;
+/// Like [`HANDOFF`], of a share that the origin has on disk and will free: taken although
+/// limits of room are reached, for the machine holds it either way.
+pub const HANDOFF_KEPT: u8 = 9;
 /// Owner → origin: durable. No archive; `a` is the sequence.
 pub const ACCEPTED: u8 = 3;
 /// Owner → origin: not taken, keep it. `a` is the sequence; archive: [`Refusal`].

@@ -190,7 +190,11 @@ pub fn normalise_domain(domain: &str) -> Result<String, String> {
         idna::domain_to_ascii(domain).map_err(|_| format!("{domain} is not a domain name"))?
     };
     let label_ok = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        let hyphen_at_an_end = l.starts_with('-') || l.ends_with('-');
+        !l.is_empty()
+            && l.len() <= 63
+            && !hyphen_at_an_end
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     if ascii.is_empty() || ascii.len() > 253 || !ascii.split('.').all(label_ok) {
         return Err(format!("{domain} is not a domain name"));
@@ -219,7 +223,7 @@ mod tests {
         assert_eq!(destination_of("a@[127.0.0.1]").unwrap(), "[127.0.0.1]");
         assert_eq!(destination_of("a@[IPv6:::1]").unwrap(), "[ipv6:::1]");
         assert!(destination_of("a@b..c").is_err() && destination_of("a@[1.2.3]").is_err());
-        assert!(destination_of("local").is_err());
+        assert!(destination_of("local").is_err() && destination_of("a@-b.c").is_err());
     }
 
     #[test]

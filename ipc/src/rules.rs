@@ -59,28 +59,34 @@ pub struct Setting {
 /// Conversion from the archived value; a wrong type is a bug of the compiler of the
 /// configuration and leaves the default in force.
 trait FromValue: Sized {
+    /// Types of the directive table whose values this takes.
+    const KINDS: &[&str];
     fn from_value(v: &ArchivedValue) -> Option<Self>;
 }
 
 impl FromValue for bool {
+    const KINDS: &[&str] = &["flag"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         matches!(v, ArchivedValue::Flag(_)).then(|| matches!(v, ArchivedValue::Flag(true)))
     }
 }
 
 impl FromValue for u64 {
+    const KINDS: &[&str] = &["number", "size", "enum"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Number(n) = v { Some(n.to_native()) } else { None }
     }
 }
 
 impl FromValue for Duration {
+    const KINDS: &[&str] = &["duration", "grace"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Millis(n) = v { Some(Duration::from_millis(n.to_native())) } else { None }
     }
 }
 
 impl FromValue for Vec<Duration> {
+    const KINDS: &[&str] = &["durations"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::MillisList(l) = v {
             Some(l.iter().map(|n| Duration::from_millis(n.to_native())).collect())
@@ -91,6 +97,7 @@ impl FromValue for Vec<Duration> {
 }
 
 impl FromValue for Rate {
+    const KINDS: &[&str] = &["rate", "data-rate"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Rate { count, per_ms } = v {
             Some(Rate { count: count.to_native(), per: Duration::from_millis(per_ms.to_native()) })
@@ -101,12 +108,14 @@ impl FromValue for Rate {
 }
 
 impl FromValue for String {
+    const KINDS: &[&str] = &["text"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
     }
 }
 
 impl FromValue for Vec<String> {
+    const KINDS: &[&str] = &["list"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::TextList(l) = v { Some(l.iter().map(|t| t.as_str().to_owned()).collect()) } else { None }
     }
@@ -129,6 +138,11 @@ macro_rules! rules {
             /// The directive's name.
             pub fn name(self) -> &'static str {
                 match self { $( Self::$variant => $name ),* }
+            }
+
+            /// Types of the directive table whose values it takes.
+            pub fn kinds(self) -> &'static [&'static str] {
+                match self { $( Self::$variant => <$type as FromValue>::KINDS ),* }
             }
         }
 
@@ -173,7 +187,7 @@ rules! {
         "retry-upon-new-mail" RetryUponNewMail retry_upon_new_mail: bool = false;
         "bounce-after" BounceAfter bounce_after: Duration = minutes(4 * 1440 + 720);
         "notify-of-delay-every" NotifyOfDelayEvery notify_of_delay_every: Duration = minutes(240);
-        "bounce-upon-no-mx" BounceUponNoMx bounce_upon_no_mx: bool = false;
+        "bounce-upon-no-mx" BounceUponNoMx bounce_upon_no_mx: Duration = Duration::from_millis(NEVER_MS);
         "bounce-upon-5xx-greeting" BounceUpon5xxGreeting bounce_upon_5xx_greeting: bool = true;
         "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
         "smtp-hosts" SmtpHosts smtp_hosts: String = String::new();

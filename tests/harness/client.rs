@@ -1,29 +1,55 @@
 //! A plain SMTP client that reports what it was told.
 
-use std::io::{BufRead, BufReader, Error, Write};
+use std::io::{Error, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::tls;
+
+trait Io: Read + Write {}
+impl<T: Read + Write> Io for T {}
+
 /// A session.
-#[derive(Debug)]
 pub struct Client {
-    stream: TcpStream,
-    lines: BufReader<TcpStream>,
+    tcp: TcpStream,
+    io: Box<dyn Io>,
+    input: Vec<u8>,
 }
 
 impl Client {
-    /// Connects and reads the greeting.
+    /// Connects, reads the greeting and says EHLO.
     ///
     /// # Errors
     /// The socket's, or a greeting other than 220.
     pub fn connect(to: SocketAddr) -> std::io::Result<Client> {
-        let stream = TcpStream::connect(to)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        let mut c = Client { lines: BufReader::new(stream.try_clone()?), stream };
+        let mut c = Self::dial(to)?;
         c.expect(220)?;
         c.command("EHLO client.test")?;
         Ok(c)
+    }
+
+    /// Connects, and no more.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn dial(to: SocketAddr) -> std::io::Result<Client> {
+        let tcp = TcpStream::connect(to)?;
+        tcp.set_nodelay(true)?;
+        tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Client { io: Box::new(tcp.try_clone()?), tcp, input: Vec::new() })
+    }
+
+    /// Says STARTTLS, trusting the run's certificate, and EHLO again; its reply.
+    ///
+    /// # Errors
+    /// The socket's, or a refusal.
+    pub fn start_tls(&mut self) -> std::io::Result<(u16, String)> {
+        self.raw(b"STARTTLS\r\n")?;
+        self.expect(220)?;
+        let name = tls::NAME.try_into().map_err(Error::other)?;
+        let connection = rustls::ClientConnection::new(tls::client(), name).map_err(Error::other)?;
+        self.io = Box::new(rustls::StreamOwned::new(connection, self.tcp.try_clone()?));
+        self.command("EHLO client.test")
     }
 
     /// Sends bytes as they are.
@@ -31,7 +57,8 @@ impl Client {
     /// # Errors
     /// The socket's.
     pub fn raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.write_all(bytes)
+        self.io.write_all(bytes)?;
+        self.io.flush()
     }
 
     /// The next reply: code and text.
@@ -41,13 +68,19 @@ impl Client {
     pub fn reply(&mut self) -> std::io::Result<(u16, String)> {
         let mut all = String::new();
         loop {
-            let mut line = String::new();
-            if self.lines.read_line(&mut line)? == 0 {
-                return Err(Error::other("closed"));
+            while !self.input.contains(&b'\n') {
+                let mut block = [0; 4096];
+                match self.io.read(&mut block)? {
+                    0 => return Err(Error::other("closed")),
+                    n => self.input.extend_from_slice(&block[..n]),
+                }
             }
-            let code = line.get(..3).and_then(|c| c.parse().ok()).unwrap_or(0);
-            all.push_str(&line);
-            if line.as_bytes().get(3) != Some(&b'-') {
+            let end = self.input.iter().position(|b| *b == b'\n').unwrap_or(0);
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            let text = String::from_utf8_lossy(&line);
+            let code = text.get(..3).and_then(|c| c.parse().ok()).unwrap_or(0);
+            all.push_str(&text);
+            if line.get(3) != Some(&b'-') {
                 return Ok((code, all));
             }
         }
@@ -82,6 +115,14 @@ impl Client {
                 return Ok(rcpt);
             }
         }
+        self.send_content(content)
+    }
+
+    /// DATA and the content behind MAIL and RCPT.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_content(&mut self, content: &str) -> std::io::Result<(u16, String)> {
         let data = self.command("DATA")?;
         if data.0 != 354 {
             return Ok(data);

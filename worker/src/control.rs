@@ -271,7 +271,10 @@ impl Worker {
                         false
                     }
                 },
-                _ = beat.tick() => say(&control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await.is_ok(),
+                    _ = beat.tick() => {
+                    self.shard.publish_recipients();
+                    say(&control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await.is_ok()
+                }
             };
             if self.leaving {
                 let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &ToSupervisor::Leaving)).await;

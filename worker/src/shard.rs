@@ -271,7 +271,13 @@ impl Shard {
         add(&self.counters.received, [recipients, 1, bytes]);
     }
 
-    /// Whether `recipients` more may be queued here.
+    /// Tells the other shards how many recipients are queued here.
+    pub fn publish_recipients(&self) {
+        let here = self.scheduler.borrow().recipients + self.handoffs.kept_recipients();
+        self.ledger.set_recipients(self.number, here);
+    }
+
+    /// Whether `recipients` more may be queued on this machine (`spool-max-recipients`).
     ///
     /// # Errors
     /// [`SpoolError::Full`] naming the directive.
@@ -280,9 +286,8 @@ impl Shard {
         if limit == 0 {
             return Ok(());
         }
-        let shards = self.map.borrow().shards.len().max(1) as u64;
-        let here = self.scheduler.borrow().recipients + self.handoffs.kept_recipients();
-        if here + recipients as u64 > limit.div_ceil(shards) {
+        self.publish_recipients();
+        if self.ledger.recipients() + recipients as u64 > limit {
             return Err(SpoolError::Full(format!("the limit of {limit} recipients is reached (spool-max-recipients)")));
         }
         Ok(())

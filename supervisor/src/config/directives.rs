@@ -97,6 +97,21 @@ mod tests {
         assert!(all().len() > 400);
     }
 
+    #[test]
+    fn values_of_the_table_are_what_the_rules_take() {
+        for d in all().iter().filter(|d| d.status == Status::Supported) {
+            let kind = d.kind.split(':').next().unwrap_or_default();
+            for block in &d.blocks {
+                let kinds = match *block {
+                    "domain" => DomainKey::named(alias_of(d.name)).map(DomainKey::kinds),
+                    "source" => SourceKey::named(d.name).map(SourceKey::kinds),
+                    _ => None,
+                };
+                assert!(kinds.is_none_or(|k| k.contains(&kind)), "{} in <{block}> is {kind}", d.name);
+            }
+        }
+    }
+
     fn alias_of(name: &str) -> &str {
         if name == "max-msg-per-conn" { "max-msg-per-connection" } else { name }
     }

@@ -12,6 +12,11 @@ pub fn parse(kind: &str, text: &str) -> Result<Value, String> {
         "number" => number(text).map(Value::Number),
         "size" => size(text).map(Value::Number),
         "duration" => duration(text).map(Value::Millis),
+        "grace" => match text.to_ascii_lowercase().as_str() {
+            "yes" | "true" => Ok(Value::Millis(0)),
+            "no" | "false" => Ok(Value::Millis(NEVER_MS)),
+            _ => duration(text).map(Value::Millis).map_err(|_| "yes, no, or a duration such as 4h".into()),
+        },
         "durations" => {
             let list: Result<Vec<u64>, String> = text.split(',').map(|t| duration(t.trim())).collect();
             match list?.as_slice() {
@@ -159,7 +164,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_a_value_or_an_expectation(s in "\\PC{0,20}") {
-            for k in ["flag", "number", "size", "duration", "durations", "rate", "data-rate", "enum:a,b", "list", "text"] {
+            for k in ["flag", "number", "size", "duration", "grace", "durations", "rate", "data-rate", "enum:a,b", "list", "text"] {
                 let _ = parse(k, &s);
             }
         }

@@ -58,12 +58,14 @@ pub struct Host {
     pub name: String,
     /// Where to connect.
     pub addresses: Vec<SocketAddr>,
+    /// The domain itself, for want of MX records.
+    pub implicit: bool,
 }
 
 /// Entries of the caches.
 const CACHE_ENTRIES: u64 = 16_384;
 /// How long a temporary failure is remembered: SERVFAIL and timeouts are not cached below.
-const FAILURE_TTL: Duration = Duration::from_secs(20);
+const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Failures remembered at once.
 const FAILURES_MAX: usize = 10_000;
 /// Hosts considered for one destination.
@@ -140,16 +142,20 @@ impl Resolver {
     async fn look_up(&self, destination: &str, rules: &DomainRules) -> Result<Vec<Host>, DnsFault> {
         let port = rules.default_smtp_port as u16;
         if !rules.smtp_hosts.is_empty() {
-            return self.configured(&rules.smtp_hosts, port).await;
+            return self.configured(&rules.smtp_hosts, port, rules.mx_connection_attempts.max(1)).await;
         }
         if let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
-            return Ok(vec![Host { name: destination.to_owned(), addresses: vec![SocketAddr::new(ip, port)] }]);
+            return Ok(vec![Host {
+                name: destination.to_owned(),
+                addresses: vec![SocketAddr::new(ip, port)],
+                implicit: false,
+            }]);
         }
-        self.by_mx(destination, port, rules.bounce_upon_no_mx).await
+        self.by_mx(destination, port, rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1)).await
     }
 
     /// `h1, h2; [10.1.1.1]:2525; lookup-mx:D`: commas part equals, semicolons levels.
-    async fn configured(&self, spec: &str, port: u16) -> Result<Vec<Host>, DnsFault> {
+    async fn configured(&self, spec: &str, port: u16, attempts: u64) -> Result<Vec<Host>, DnsFault> {
         let mut hosts = Vec::new();
         let mut fault = None;
         for level in spec.split(';') {
@@ -157,7 +163,7 @@ impl Resolver {
             shuffle(&mut names);
             for name in names {
                 let found = match name.strip_prefix("lookup-mx:") {
-                    Some(d) => self.by_mx(d, port, false).await,
+                    Some(d) => self.by_mx(d, port, false, attempts).await,
                     None => self.one(name, port).await.map(|h| vec![h]),
                 };
                 match found {
@@ -176,15 +182,15 @@ impl Resolver {
     async fn one(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
         let (host, port) = split_port(name, port);
         if let Some(ip) = host.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
-            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)] });
+            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)], implicit: false });
         }
         if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)] });
+            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)], implicit: false });
         }
         self.addresses(host, port).await
     }
 
-    async fn by_mx(&self, domain: &str, port: u16, only_mx: bool) -> Result<Vec<Host>, DnsFault> {
+    async fn by_mx(&self, domain: &str, port: u16, only_mx: bool, attempts: u64) -> Result<Vec<Host>, DnsFault> {
         let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(format!("{domain}.")).await {
             Ok(found) => found
                 .answers()
@@ -202,9 +208,10 @@ impl Resolver {
             if only_mx {
                 return Err(DnsFault::NoMx(domain.to_owned()));
             }
-            return self.addresses(domain, port).await.map(|h| vec![h]);
+            return self.addresses(domain, port).await.map(|h| vec![Host { implicit: true, ..h }]);
         }
-        if mx.iter().any(|(_, host)| host == ".") {
+        mx.retain(|(_, host)| host != ".");
+        if mx.is_empty() {
             return Err(DnsFault::NullMx(domain.to_owned()));
         }
         shuffle(&mut mx);
@@ -214,20 +221,19 @@ impl Resolver {
         for (_, name) in mx.iter().take(HOSTS_MAX) {
             match self.addresses(name.trim_end_matches('.'), port).await {
                 Ok(h) => hosts.push(h),
-                Err(e) => fault = Some(e),
+                Err(e @ DnsFault::Temporary { .. }) => fault = Some(e),
+                Err(_) => {}
             }
-            // The first hosts serve nearly always; the others are looked up when needed,
-            // which a second call does.
-            if hosts.len() >= 4 {
+            // More are not tried in one turn anyway.
+            let found: usize = hosts.iter().map(|h: &Host| h.addresses.len()).sum();
+            if found as u64 >= attempts {
                 break;
             }
         }
-        match fault {
-            Some(DnsFault::Temporary { domain, reason }) if hosts.is_empty() => {
-                Err(DnsFault::Temporary { domain, reason })
-            }
-            Some(_) if hosts.is_empty() => Err(DnsFault::NoRecords(domain.to_owned())),
-            _ => Ok(hosts),
+        match (hosts.is_empty(), fault) {
+            (true, Some(temporary)) => Err(temporary),
+            (true, None) => Err(DnsFault::NoRecords(domain.to_owned())),
+            (false, _) => Ok(hosts),
         }
     }
 
@@ -236,7 +242,7 @@ impl Resolver {
             Ok(found) => {
                 let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, port)).collect();
                 shuffle(&mut addresses);
-                Ok(Host { name: name.to_owned(), addresses })
+                Ok(Host { name: name.to_owned(), addresses, implicit: false })
             }
             Err(e) if e.is_nx_domain() => Err(DnsFault::NoSuchDomain(name.to_owned())),
             Err(e) if e.is_no_records_found() => Err(DnsFault::NoRecords(name.to_owned())),

@@ -129,6 +129,9 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
             return None;
         }
     };
+    if let Some(q) = shard.scheduler.borrow_mut().queues.get_mut(path.id) {
+        q.no_mx = hosts.iter().all(|h| h.implicit);
+    }
     let mut last = None;
     let mut attempts = 0;
     for host in &hosts {

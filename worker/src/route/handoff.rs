@@ -10,13 +10,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipc::frame::Header;
 use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
-use ipc::mesh;
+use ipc::mesh::{self, Refusal};
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 
 use crate::shard::Shard;
+
+/// What an owner says of a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It has it on disk.
+    Taken,
+    /// It has no room for more, so neither has this shard.
+    Full,
+    /// It cannot take it now.
+    Refused,
+}
 
 /// A frame waiting to be written.
 struct Outgoing {
@@ -35,7 +46,7 @@ impl Outgoing {
 struct Link {
     queue: RefCell<VecDeque<Outgoing>>,
     queued_bytes: Cell<usize>,
-    waiting: RefCell<HashMap<u64, oneshot::Sender<bool>>>,
+    waiting: RefCell<HashMap<u64, oneshot::Sender<Answer>>>,
     wake: Notify,
     connected: Cell<bool>,
     started: Cell<bool>,
@@ -107,9 +118,24 @@ impl Handoffs {
         Rc::clone(self.links.borrow_mut().entry(owner).or_default())
     }
 
-    /// Offers a share to its owner; the answer says whether the owner has it on disk. It
-    /// fails at once when the owner is not connected or too much waits for it.
-    pub fn offer(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<bool> {
+    /// Offers a share to its owner. Waiting for the answer fails at once when the owner is not connected or too much waits for it.
+    pub fn offer(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<Answer> {
+        self.offer_as(mesh::HANDOFF, owner, sequence, archive, body)
+    }
+
+    /// Offers a share that is on disk here, see [`mesh::HANDOFF_KEPT`].
+    pub fn offer_kept(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<Answer> {
+        self.offer_as(mesh::HANDOFF_KEPT, owner, sequence, archive, body)
+    }
+
+    fn offer_as(
+        &self,
+        kind: u8,
+        owner: u8,
+        sequence: u64,
+        archive: Bytes,
+        body: &[Bytes; 2],
+    ) -> oneshot::Receiver<Answer> {
         let (tx, rx) = oneshot::channel();
         let link = self.link(owner);
         let full =
@@ -118,7 +144,7 @@ impl Handoffs {
             link.wake.notify_one();
             return rx;
         }
-        let mut h = Header::new(mesh::HANDOFF, archive.len(), body[0].len() + body[1].len());
+        let mut h = Header::new(kind, archive.len(), body[0].len() + body[1].len());
         (h.a, h.b) = (sequence, self.watermark());
         let frame = Outgoing { header: h.encode(), archive, body: body.clone() };
         link.queued_bytes.set(link.queued_bytes.get() + frame.len());
@@ -196,8 +222,16 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: UnixStream) -> Result<(),
         while let Some(f) = frames.next(&mut read).await? {
             match f.header.kind {
                 mesh::ACCEPTED | mesh::REFUSED => {
+                    let answer = match f.header.kind {
+                        mesh::ACCEPTED => Answer::Taken,
+                        _ => match ipc::frame::unarchive::<Refusal>(mesh::REFUSED, &f.archive)? {
+                            Refusal::Full => Answer::Full,
+                            _ => Answer::Refused,
+                        },
+                    };
                     if let Some(tx) = link.waiting.borrow_mut().remove(&f.header.a) {
-                        let _ = tx.send(f.header.kind == mesh::ACCEPTED);
+                        // Who asked may have stopped waiting and kept the share.
+                        let _ = tx.send(answer);
                     }
                 }
                 k => return Err(ipc::frame::FrameError::Kind(k)),
@@ -286,8 +320,8 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
     let taken = if owner == shard.number {
         crate::route::submit::store_archived(shard, aligned.clone(), [body, Bytes::new()], true).await.is_ok()
     } else {
-        let answer = shard.handoffs.offer(owner, sequence, Bytes::from(envelope), &[body, Bytes::new()]);
-        matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(true)))
+        let answer = shard.handoffs.offer_kept(owner, sequence, Bytes::from(envelope), &[body, Bytes::new()]);
+        matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(Answer::Taken)))
     };
     if taken {
         shard.spool.settle(spool::Settled { key: kept.key, recipients: all, last: true, rows: Vec::new() });

@@ -9,6 +9,7 @@ use spool::Settled;
 use tokio::time::{sleep, timeout};
 
 use crate::deliver::connection::load;
+use crate::route::handoff::Answer;
 use crate::schedule::{Entry, QueueId};
 use crate::shard::Shard;
 
@@ -76,8 +77,8 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> boo
     // An owner that had it on disk and whose answer was lost takes a repeat of the same
     // sequence for what it is, so the same one is offered until there is an answer.
     loop {
-        let answer = shard.handoffs.offer(owner, sequence, archive.clone(), &content.body);
-        if matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(true))) {
+        let answer = shard.handoffs.offer_kept(owner, sequence, archive.clone(), &content.body);
+        if matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
             break;
         }
         if shard.stopping() || shard.map.borrow().epoch != epoch {

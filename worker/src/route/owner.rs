@@ -64,7 +64,7 @@ async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> 
     tokio::task::spawn_local(write_answers(write, queue));
     while let Some(f) = frames.next(&mut read).await? {
         match (f.header.kind, hello.shard) {
-            (mesh::HANDOFF, Some(origin)) => take(shard, origin, f, &answers)?,
+            (mesh::HANDOFF | mesh::HANDOFF_KEPT, Some(origin)) => take(shard, origin, f, &answers)?,
             (mesh::CLAIM, Some(claimant)) => {
                 let claim: mesh::Claim = ipc::frame::unarchive(mesh::CLAIM, &f.archive)?;
                 let release = crate::route::paths::release(Rc::clone(shard), claimant, claim.epoch, answers.clone());
@@ -112,6 +112,7 @@ fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>
     let valid = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&f.archive)
         .map_err(|e| FrameError::Archive { kind: mesh::HANDOFF, reason: e.to_string() })?;
     let recipients = valid.recipients.len();
+    let kept = f.header.kind == mesh::HANDOFF_KEPT;
     forget(shard, origin, below);
     let taken = &shard.taken;
     if !taken.in_progress.borrow_mut().insert(id) {
@@ -131,13 +132,13 @@ fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>
             answer(mesh::ACCEPTED, sequence, None)
         } else {
             let refused = match shard.check_room(recipients) {
-                Ok(()) if shard.stopping() => Some(Refusal::Stopping),
-                Ok(()) => None,
-                Err(_) => Some(Refusal::Full),
+                Err(_) if !kept => Some(Refusal::Full),
+                _ if shard.stopping() => Some(Refusal::Stopping),
+                _ => None,
             };
             match refused {
                 Some(why) => answer(mesh::REFUSED, sequence, Some(why)),
-                None => match store_archived(&shard, f.archive, [f.raw, bytes::Bytes::new()], false).await {
+                None => match store_archived(&shard, f.archive, [f.raw, bytes::Bytes::new()], kept).await {
                     Ok(_) => answer(mesh::ACCEPTED, sequence, None),
                     Err(SpoolError::Full(_)) => answer(mesh::REFUSED, sequence, Some(Refusal::Full)),
                     Err(_) => answer(mesh::REFUSED, sequence, Some(Refusal::Spool)),

@@ -11,6 +11,7 @@ use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, SpoolError};
 use tokio::time::timeout;
 
+use crate::route::handoff::Answer;
 use crate::schedule::scheduler::Content;
 use crate::shard::Shard;
 
@@ -22,7 +23,7 @@ struct Offered {
     owner: u8,
     sequence: u64,
     envelope: AlignedVec<16>,
-    answer: tokio::sync::oneshot::Receiver<bool>,
+    answer: tokio::sync::oneshot::Receiver<Answer>,
 }
 
 /// Stores a message, here or with the owners of its destinations.
@@ -37,7 +38,7 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
     let first = envelope.recipients.first().map_or(me, |r| owner_of(&r.destination));
     // Nearly all mail has one owner.
     if first == me && envelope.recipients.iter().all(|r| owner_of(&r.destination) == me) {
-        return store_own(shard, envelope, body).await;
+        return store_own(shard, envelope, body, false).await;
     }
     let mut owners: Vec<u8> = envelope.recipients.iter().map(|r| owner_of(&r.destination)).collect();
     owners.sort_unstable();
@@ -55,14 +56,32 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
         let answer = shard.handoffs.offer(owner, sequence, Bytes::copy_from_slice(&envelope), &body);
         offered.push(Offered { owner, sequence, envelope, answer });
     }
-    let own = if owners.contains(&me) { store_own(shard, share(me), body.clone()).await } else { Ok(()) };
-    let mut result = own;
-    for o in offered {
-        let taken = matches!(timeout(OWNER_WAIT, o.answer).await, Ok(Ok(true)));
-        if taken {
-            shard.handoffs.confirmed(o.sequence);
-            continue;
+    let mut own =
+        if owners.contains(&me) { Some(store_own(shard, share(me), body.clone(), false).await) } else { None };
+    let mut durable = matches!(own, Some(Ok(())));
+    let mut left = Vec::new();
+    for mut o in offered {
+        match timeout(OWNER_WAIT, &mut o.answer).await {
+            Ok(Ok(Answer::Taken)) => {
+                shard.handoffs.confirmed(o.sequence);
+                durable = true;
+            }
+            Ok(Ok(a)) => left.push((o, a)),
+            _ => left.push((o, Answer::Refused)),
         }
+    }
+    if !durable && left.iter().all(|(_, a)| *a == Answer::Full) {
+        // Nobody has any of it, so the client can be told.
+        left.iter().for_each(|(o, _)| shard.handoffs.confirmed(o.sequence));
+        let full = || SpoolError::Full("the spool of the destination's shard is full".into());
+        return own.unwrap_or_else(|| Err(full()));
+    }
+    if matches!(own, Some(Err(SpoolError::Full(_)))) {
+        // Others have, or may have, their shares: the reserve takes this one.
+        own = Some(store_own(shard, share(me), body.clone(), true).await);
+    }
+    let mut result = own.unwrap_or(Ok(()));
+    for (o, _) in left {
         let kept = keep(shard, o.owner, o.sequence, o.envelope, &body).await;
         if result.is_ok() {
             result = kept;
@@ -71,9 +90,14 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
     result
 }
 
-async fn store_own(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
+async fn store_own(
+    shard: &Rc<Shard>,
+    envelope: Envelope,
+    body: [Bytes; 2],
+    in_progress: bool,
+) -> Result<(), SpoolError> {
     let archive = ipc::frame::archive(&envelope);
-    store_archived(shard, archive, body, false).await.map(|_| ())
+    store_archived(shard, archive, body, in_progress).await.map(|_| ())
 }
 
 /// Stores an archived envelope that this shard owns, and queues it.

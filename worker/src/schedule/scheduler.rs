@@ -120,6 +120,7 @@ impl Scheduler {
             swept_ms: 0,
             health: 1.0,
             held: false,
+            no_mx: false,
             noted: false,
             work: Default::default(),
             source_turn: 0,
@@ -292,10 +293,11 @@ impl Scheduler {
         last
     }
 
-    /// Takes recipients past `bounce-after` out of queue `id`, wherever they wait.
+    /// Takes recipients past `bounce-after` (and `bounce-upon-no-mx`) out of queue `id`, wherever they wait.
     pub fn expired(&mut self, id: QueueId, now_ms: i64) -> Vec<Entry> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
-        let limit = q.rules.bounce_after.as_millis().min(i64::MAX as u128 / 2) as i64;
+        let limit = if q.no_mx { q.rules.bounce_after.min(q.rules.bounce_upon_no_mx) } else { q.rules.bounce_after };
+        let limit = limit.as_millis().min(i64::MAX as u128 / 2) as i64;
         if q.oldest_ms.saturating_add(limit) > now_ms {
             return Vec::new();
         }

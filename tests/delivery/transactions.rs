@@ -1,0 +1,157 @@
+//! Transactions with receivers of all kinds.
+
+use std::time::Duration;
+
+use tests::client::Client;
+use tests::engine::Engine;
+use tests::receiver::Receiver;
+use tests::{accounting, eventually};
+
+use crate::{row, send};
+
+fn start(more: &str) -> (Receiver, Engine) {
+    let r = Receiver::start();
+    let rules = "retry-after 1s\n retry-recipients-after 1s";
+    let engine = Engine::start(1, &format!("<domain *>\n {}\n {rules}\n {more}\n</domain>", r.hosts()));
+    (r, engine)
+}
+
+#[test]
+fn chunking_is_used_where_it_is_offered() {
+    let (r, engine) = start("");
+    r.script(|s| s.extensions.push("CHUNKING"));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let content = format!("Subject: x\r\n\r\n..dot\r\n{}", "long line \r\n".repeat(2000));
+    assert_eq!(c.send("s@x.test", &["u@d.test"], &content).unwrap().0, 250);
+    eventually("it arrives", Duration::from_secs(10), || r.unique() == 1);
+    assert!(r.with(|s| s.commands.iter().any(|c| c.starts_with("BDAT"))));
+    let m = r.message_to("u@d.test").unwrap();
+    assert!(m.content.contains("\r\n\r\n.dot\r\nlong line \r\n") && m.content.ends_with("long line \r\n\r\n"));
+}
+
+#[test]
+fn recipients_share_transactions_up_to_the_limit() {
+    let (r, engine) = start("max-rcpt-per-transaction 2");
+    send(&engine, &["a@d.test", "b@d.test", "c@d.test", "d@d.test", "e@d.test"]);
+    eventually("all arrive", Duration::from_secs(10), || r.unique() == 5);
+    let mut sizes = r.with(|s| s.messages.iter().map(|m| m.rcpts.len()).collect::<Vec<_>>());
+    sizes.sort_unstable();
+    assert_eq!(sizes, [1, 2, 2]);
+}
+
+#[test]
+fn dsn_parameters_go_through() {
+    let (r, engine) = start("");
+    r.script(|s| s.extensions.push("DSN"));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test> RET=HDRS ENVID=QQ314159").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<u@d.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;U+2Bx@d.test").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: x\r\n\r\nx\r\n.").unwrap().0, 250);
+    eventually("it arrives", Duration::from_secs(10), || r.unique() == 1);
+    r.with(|s| {
+        assert!(s.commands.iter().any(|c| c.contains("RET=HDRS") && c.contains("ENVID=QQ314159")), "{:?}", s.commands);
+        let rcpt = s.commands.iter().find(|c| c.starts_with("RCPT")).unwrap();
+        assert!(rcpt.contains("NOTIFY=SUCCESS,DELAY") && rcpt.contains("ORCPT=rfc822;U+2Bx@d.test"), "{rcpt}");
+    });
+}
+
+#[test]
+fn success_is_reported_where_the_receiver_will_not() {
+    let (r, engine) = start("");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test> RET=HDRS ENVID=e1").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<u@d.test> NOTIFY=SUCCESS").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<bad-quiet@d.test> NOTIFY=NEVER").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: x\r\n\r\nsecret body\r\n.").unwrap().0, 250);
+    eventually("the report arrives", Duration::from_secs(10), || r.message_to("s@x.test").is_some());
+    let report = r.message_to("s@x.test").unwrap();
+    assert!(report.mail.contains("<>"), "{}", report.mail);
+    for part in ["Action: relayed", "Original-Envelope-Id: e1", "Final-Recipient: rfc822; u@d.test"] {
+        assert!(report.content.contains(part), "{part} in {}", report.content);
+    }
+    assert!(!report.content.contains("secret body") && !report.content.contains("bad-quiet"));
+    row(&engine, "b", "bad-quiet@d.test");
+}
+
+#[test]
+fn delay_is_reported_once_an_interval() {
+    let (r, engine) = start("notify-of-delay-every 2s");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test>").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<later-1@d.test> NOTIFY=DELAY").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: x\r\n\r\nx\r\n.").unwrap().0, 250);
+    std::thread::sleep(Duration::from_millis(7500));
+    let reports = r.with(|s| s.messages.iter().filter(|m| m.content.contains("Action: delayed")).count());
+    assert!((2..=3).contains(&reports), "{reports} in 7.5 s");
+}
+
+#[test]
+fn what_the_receiver_cannot_take_bounces_without_being_sent() {
+    let (r, engine) = start("");
+    r.script(|s| s.extensions = vec!["PIPELINING", "SIZE 2000"]);
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let large = format!("Subject: x\r\n\r\n{}", "x\r\n".repeat(2000));
+    assert_eq!(c.send("s@x.test", &["large@d.test"], &large).unwrap().0, 250);
+    assert_eq!(c.command("MAIL FROM:<s@x.test> SMTPUTF8").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<ü@d.test>").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: ü\r\n\r\nx\r\n.").unwrap().0, 250);
+    assert!(row(&engine, "b", "large@d.test").contains("5.3.4"));
+    assert!(row(&engine, "b", "ü@d.test").contains("5.6.7"));
+    r.script(|s| s.extensions = vec!["PIPELINING", "8BITMIME", "SMTPUTF8"]);
+    assert_eq!(c.command("MAIL FROM:<s@x.test> SMTPUTF8").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<ö@é.test>").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: ö\r\n\r\nx\r\n.").unwrap().0, 250);
+    eventually("another receiver takes it", Duration::from_secs(10), || r.message_to("ö@é.test").is_some());
+    assert!(r.message_to("ö@é.test").unwrap().mail.contains("SMTPUTF8"));
+}
+
+#[test]
+fn replies_to_the_content_count_for_every_recipient() {
+    let (r, engine) = start("");
+    r.script(|s| s.content_reply = Some("554 5.7.1 spam"));
+    send(&engine, &["a@d.test", "b@d.test"]);
+    assert!(row(&engine, "b", "a@d.test").contains("5.7.1"));
+    row(&engine, "b", "b@d.test");
+    r.script(|s| s.content_reply = Some("451 4.7.1 greylisted"));
+    send(&engine, &["c@d.test"]);
+    assert!(row(&engine, "t", "c@d.test").contains("4.7.1"));
+    r.script(|s| s.content_reply = None);
+    eventually("it arrives later", Duration::from_secs(10), || r.message_to("c@d.test").is_some());
+}
+
+#[test]
+fn a_connection_that_breaks_is_tried_again() {
+    let (r, engine) = start("");
+    for at in ["EHLO", "MAIL", "RCPT", "DATA"] {
+        r.script(|s| s.close_at = Some(at));
+        let to = format!("{}@d.test", at.to_lowercase());
+        send(&engine, &[&to]);
+        eventually("the command was seen", Duration::from_secs(10), || {
+            r.with(|s| s.commands.iter().any(|c| c.starts_with(at)))
+        });
+        r.script(|s| s.close_at = None);
+        eventually(&to, Duration::from_secs(10), || r.message_to(&to).is_some());
+        r.with(|s| s.commands.clear());
+    }
+    assert_eq!(r.duplicates(), 0);
+    assert!(!accounting::lines(engine.path()).iter().any(|l| l.starts_with("b,")));
+}
+
+#[test]
+fn a_greeting_that_refuses_bounces_or_defers_the_queue() {
+    let (r, engine) = start(
+        "\n</domain>\n<domain gives-up.test>\n bounce-upon-5xx-greeting yes\n</domain>\n<domain *>\n bounce-upon-5xx-greeting no",
+    );
+    r.script(|s| s.greeting = "554 5.7.1 not today");
+    send(&engine, &["a@d.test", "b@gives-up.test"]);
+    assert!(row(&engine, "b", "b@gives-up.test").contains("not today"));
+    let error = || engine.json(&["show", "queues", "--json"])[0]["last_error"].to_string();
+    eventually("the queue says why", Duration::from_secs(10), || error().contains("not today"));
+    r.script(|s| s.greeting = "220 receiver.test");
+    eventually("it arrives", Duration::from_secs(10), || r.message_to("a@d.test").is_some());
+}
