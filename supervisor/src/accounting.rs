@@ -31,6 +31,15 @@ fn numbered(path: &Path, date: &str, n: u32) -> PathBuf {
     path.with_file_name(format!("{stem}-{date}-{n:04}{ext}"))
 }
 
+/// Whether a file's name is one that [`numbered`] gives for `path`; `acct.csv` must leave the
+/// files of `acct-bounces.csv` alone.
+fn is_numbered(name: &str, path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let ext = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    let middle = name.strip_prefix(&*stem).and_then(|n| n.strip_suffix(&ext));
+    middle.is_some_and(|m| m.len() == 16 && m.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
+}
+
 /// The highest number in use today, in the file's own folder and where files are moved.
 fn last_number(a: &Accounting, date: &str) -> Option<u32> {
     let path = Path::new(&a.path);
@@ -124,11 +133,10 @@ impl Files {
 
     fn delete_old(&self, a: &Accounting) {
         let path = Path::new(&a.path);
-        let stem = format!("{}-", path.file_stem().unwrap_or_default().to_string_lossy());
         let Ok(entries) = std::fs::read_dir(path.parent().unwrap_or(Path::new("."))) else { return };
         for e in entries.flatten() {
             let old = e.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-            let ours = e.file_name().to_string_lossy().starts_with(&stem);
+            let ours = is_numbered(&e.file_name().to_string_lossy(), path);
             let used = self.current.iter().any(|f| Path::new(&f.path) == e.path());
             if ours && !used && old.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms)) {
                 let _ = std::fs::remove_file(e.path());
@@ -148,4 +156,18 @@ fn touch(path: &Path, a: &Accounting) -> std::io::Result<()> {
         f.set_permissions(std::fs::Permissions::from_mode(if a.world_readable { 0o644 } else { 0o640 }))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_files_are_deleted() {
+        let path = Path::new("/a/acct.csv");
+        let own = numbered(path, "2026-01-31", 7);
+        assert!(is_numbered(&own.file_name().unwrap_or_default().to_string_lossy(), path));
+        assert!(!is_numbered("acct-bounces-2026-01-31-0007.csv", path));
+        assert!(!is_numbered("acct.csv", path));
+    }
 }

@@ -1,0 +1,127 @@
+//! A Postfix of our own: one listener, mailboxes for one domain, everything else refused.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tests::eventually;
+
+const MAIN: &str = "\
+compatibility_level = 3.6
+queue_directory = @DIR@/queue
+data_directory = @DIR@/data
+command_directory = /usr/sbin
+daemon_directory = @DAEMONS@
+mail_owner = postfix
+setgid_group = postdrop
+maillog_file_prefixes = /
+maillog_file = @DIR@/log
+myhostname = postfix.test
+mydestination =
+mynetworks = 127.0.0.0/8
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+alias_maps =
+local_recipient_maps =
+smtpd_relay_restrictions = reject_unauth_destination
+smtpd_recipient_restrictions =
+smtpd_peername_lookup = no
+virtual_mailbox_domains = mailbox.test
+virtual_mailbox_base = @DIR@/mail
+virtual_mailbox_maps = static:all/
+virtual_uid_maps = static:@UID@
+virtual_gid_maps = static:@UID@
+virtual_minimum_uid = 1
+";
+
+const MASTER: &str = "\
+127.0.0.25:@PORT@ inet n - n - 20 smtpd
+postlog unix-dgram n - n - 1 postlogd
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+proxymap unix - - n - - proxymap
+smtp unix - - n - - smtp
+error unix - - n - - error
+retry unix - - n - - error
+virtual unix - n n - - virtual
+anvil unix - - n - 1 anvil
+";
+
+/// A running Postfix.
+pub struct Postfix {
+    dir: tempfile::TempDir,
+    port: u16,
+    master: Child,
+}
+
+impl Postfix {
+    /// Starts it, or says why there is none.
+    pub fn start() -> Option<Postfix> {
+        let daemons = ["/usr/lib/postfix/sbin", "/usr/libexec/postfix"].into_iter().find(|d| Path::new(d).is_dir());
+        let Some(daemons) = daemons else {
+            println!("skipped: postfix is not installed");
+            return None;
+        };
+        if !nix::unistd::Uid::effective().is_root() {
+            println!("skipped: Postfix starts as root only");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.25:0").unwrap().local_addr().unwrap().port();
+        let user = nix::unistd::User::from_name("postfix").unwrap()?;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for sub in ["queue", "data", "mail", "conf"] {
+            std::fs::create_dir(dir.path().join(sub)).unwrap();
+        }
+        for sub in ["data", "mail"] {
+            nix::unistd::chown(&dir.path().join(sub), Some(user.uid), Some(user.gid)).unwrap();
+        }
+        let fill = |text: &str| {
+            text.replace("@DIR@", &dir.path().display().to_string())
+                .replace("@DAEMONS@", daemons)
+                .replace("@UID@", &user.uid.to_string())
+                .replace("@PORT@", &port.to_string())
+        };
+        let conf = dir.path().join("conf");
+        std::fs::write(conf.join("main.cf"), fill(MAIN)).unwrap();
+        std::fs::write(conf.join("master.cf"), fill(MASTER)).unwrap();
+        let quiet =
+            |c: &mut Command| c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Makes the queue's folders; complains of services that are left out.
+        quiet(Command::new("postfix").arg("-c").arg(&conf).arg("check")).wait().unwrap();
+        let master = quiet(Command::new(Path::new(daemons).join("master")).arg("-c").arg(&conf).arg("-d"));
+        let started = Postfix { dir, port, master };
+        eventually("Postfix listens", Duration::from_secs(20), || {
+            std::net::TcpStream::connect(("127.0.0.25", port)).is_ok()
+        });
+        Some(started)
+    }
+
+    /// `smtp-hosts` that leads here.
+    pub fn hosts(&self) -> String {
+        format!("smtp-hosts [127.0.0.25]:{}", self.port)
+    }
+
+    /// All mail that came.
+    pub fn mailbox(&self) -> Vec<String> {
+        let new: PathBuf = self.dir.path().join("mail/all/new");
+        let Ok(files) = std::fs::read_dir(new) else { return Vec::new() };
+        files.flatten().filter_map(|f| std::fs::read_to_string(f.path()).ok()).collect()
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        }
+        let pid = nix::unistd::Pid::from_raw(self.master.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.master.wait();
+    }
+}
