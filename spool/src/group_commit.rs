@@ -1,7 +1,8 @@
 //! The spool's thread and the handle to it.
 //!
-//! Groups form by themselves: what arrives while one sync runs goes into the next. Outcomes
-//! alone wait a few milliseconds for company; new mail does not. Checkpoints, compaction and
+//! Groups form by themselves: what arrives while one sync runs goes into the next, and under
+//! load a group waits a moment for those who were answered last to come back (see
+//! [`Gathering`]). Outcomes alone wait a few milliseconds for company; a lone message does not. Checkpoints, compaction and
 //! accounting run between groups, in slices.
 
 use std::path::PathBuf;
@@ -22,6 +23,10 @@ use crate::store::{Group, NewMessage, Projection, Recovered, Settled, Store};
 
 /// Outcomes alone wait this long for a group.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(4);
+/// A group waits this long at most for mail that is expected.
+const GATHER_MAX: Duration = Duration::from_millis(2);
+/// Mail that came this long after the last group has nothing to do with it.
+const GATHER_MEMORY: Duration = Duration::from_millis(10);
 /// The index follows at least this often while something changes.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
 /// … and when this many messages are not in it.
@@ -78,8 +83,10 @@ struct Inbox {
     group: Group,
     replies: Vec<StoreReply>,
     queries: Vec<Query>,
-    /// Mail or queries are there: do not wait for company.
-    urgent: bool,
+    /// Mail is there since then.
+    mail_since: Option<Instant>,
+    /// Messages that the thread waits for, for a moment.
+    wanted: usize,
     since: Option<Instant>,
     stop: bool,
 }
@@ -160,8 +167,11 @@ impl Spool {
     pub fn flush(&self) {
         let mut inbox = self.shared.lock();
         if !inbox.group.store.is_empty() {
-            inbox.urgent = true;
-            self.shared.wake.notify_one();
+            let first = inbox.mail_since.is_none();
+            inbox.mail_since.get_or_insert_with(Instant::now);
+            if first || inbox.group.store.len() >= inbox.wanted {
+                self.shared.wake.notify_one();
+            }
         }
     }
 
@@ -201,7 +211,6 @@ impl Spool {
         let (reply, receiver) = oneshot::channel();
         let mut inbox = self.shared.lock();
         inbox.queries.push(make(reply));
-        inbox.urgent = true;
         self.shared.wake.notify_one();
         receiver
     }
@@ -268,7 +277,44 @@ impl Drop for Spool {
     }
 }
 
+/// How much mail the next group may wait for. Those who inject in lockstep would otherwise
+/// part into halves that are synced in turn, each sync at the cost of a full one: whoever was
+/// answered with the last group, or waited meanwhile, is likely to be back at once.
+#[derive(Debug, Default)]
+struct Gathering {
+    expected: usize,
+    /// Grows while waiting pays, shrinks when it does not.
+    patience: Duration,
+    last: Option<Instant>,
+}
+
+impl Gathering {
+    /// Messages worth waiting for now.
+    fn wanted(&self) -> usize {
+        let recent = self.last.is_some_and(|t| t.elapsed() < GATHER_MEMORY);
+        if recent { self.expected - self.expected / 4 } else { 1 }
+    }
+
+    /// A group was taken after waiting.
+    fn taken(&mut self, messages: usize, wanted: usize) {
+        self.patience = if messages >= wanted {
+            (self.patience * 2).clamp(GATHER_MAX / 8, GATHER_MAX)
+        } else {
+            (self.patience * 3 / 4).max(GATHER_MAX / 8)
+        };
+    }
+
+    /// A group was answered while `waiting` messages had come for the next.
+    fn answered(&mut self, messages: usize, waiting: usize) {
+        if messages > 0 {
+            self.expected = messages + waiting;
+            self.last = Some(Instant::now());
+        }
+    }
+}
+
 struct Running {
+    gathering: Gathering,
     store: Store<Folder, SledIndex>,
     options: Options,
     projection: Box<dyn Projection>,
@@ -313,6 +359,7 @@ impl Running {
         store.project_from(&mut *projection).map_err(failed)?;
         let now = Instant::now();
         let mut running = Running {
+            gathering: Gathering::default(),
             store,
             options,
             projection,
@@ -335,7 +382,9 @@ impl Running {
         loop {
             let (group, replies, queries, stop) = self.next_work();
             if !group.is_empty() {
+                let messages = group.store.len();
                 self.commit(group, replies);
+                self.gathering.answered(messages, self.shared.lock().group.store.len());
             }
             for q in queries {
                 self.answer(q);
@@ -355,11 +404,14 @@ impl Running {
         let begun = Instant::now();
         let shared = Arc::clone(&self.shared);
         let mut inbox = shared.lock();
+        let wanted = self.gathering.wanted();
+        inbox.wanted = wanted;
         loop {
-            let wait = match inbox.since {
-                _ if inbox.urgent || inbox.stop => break,
-                Some(since) => OUTCOMES_WAIT.saturating_sub(since.elapsed()),
-                None => idle.saturating_sub(begun.elapsed()),
+            let wait = match (inbox.mail_since, inbox.since) {
+                _ if inbox.stop || !inbox.queries.is_empty() || inbox.group.store.len() >= wanted => break,
+                (Some(since), _) => self.gathering.patience.saturating_sub(since.elapsed()),
+                (_, Some(since)) => OUTCOMES_WAIT.saturating_sub(since.elapsed()),
+                _ => idle.saturating_sub(begun.elapsed()),
             };
             if wait.is_zero() {
                 break;
@@ -367,7 +419,9 @@ impl Running {
             inbox = shared.wake.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
         let inbox = &mut *inbox;
-        inbox.urgent = false;
+        if inbox.mail_since.take().is_some() {
+            self.gathering.taken(inbox.group.store.len(), wanted);
+        }
         inbox.since = None;
         let mut group = std::mem::take(&mut inbox.group);
         let mut replies = std::mem::take(&mut inbox.replies);
@@ -383,7 +437,7 @@ impl Running {
         if fits < group.store.len() {
             inbox.group.store = group.store.split_off(fits);
             inbox.replies = replies.split_off(fits);
-            inbox.urgent = true;
+            inbox.mail_since = Some(Instant::now());
         }
         (group, replies, std::mem::take(&mut inbox.queries), inbox.stop)
     }

@@ -10,7 +10,8 @@ use ipc::ledger::Ledger;
 use ipc::message::{ArchivedEnvelope, MessageId};
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{Global, MappedSnapshot};
-use spool::{NewMessage, Recovered, Spool, SpoolError};
+use spool::layout::UpdateEntry;
+use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -328,6 +329,16 @@ impl Shard {
         let now = clock::now_ms();
         let body_len = (content.body[0].len() + content.body[1].len()) as u32;
         let due = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
+        if let Some(moved) = e.moved.as_ref().filter(|_| due > 0) {
+            // Its recipients' state came along, and outlives this process too.
+            let state = RecipientState {
+                due_unix_ms: due,
+                delay_reports: moved.delay_reports.to_native(),
+                last_reply: moved.last_reply.as_str().to_owned(),
+            };
+            let of = |recipient| UpdateEntry { key, recipient, state: state.clone() };
+            self.spool.update((0..e.recipients.len() as u16).map(of).collect(), Vec::new());
+        }
         let mut touched = Vec::new();
         {
             let s = &mut *self.scheduler.borrow_mut();

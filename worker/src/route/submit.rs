@@ -5,10 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::message::{Envelope, HandoffId};
+use ipc::message::{Envelope, HandoffId, Recipient};
 use rkyv::util::AlignedVec;
-use spool::layout::UpdateEntry;
-use spool::{NewMessage, RecipientState, SpoolError};
+use spool::{NewMessage, SpoolError};
 use tokio::time::timeout;
 
 use crate::route::handoff::Answer;
@@ -32,32 +31,28 @@ struct Offered {
 /// [`SpoolError`] when nothing was accepted.
 pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
     shard.check_room(envelope.recipients.len())?;
-    let map = Rc::clone(&shard.map.borrow());
     let me = shard.number;
-    let owner_of = |d: &str| if map.shards.is_empty() { me } else { map.owner(d) };
-    let first = envelope.recipients.first().map_or(me, |r| owner_of(&r.destination));
-    // Nearly all mail has one owner.
-    if first == me && envelope.recipients.iter().all(|r| owner_of(&r.destination) == me) {
-        return store_own(shard, envelope, body, false).await;
-    }
-    let mut owners: Vec<u8> = envelope.recipients.iter().map(|r| owner_of(&r.destination)).collect();
-    owners.sort_unstable();
-    owners.dedup();
-    let share = |owner: u8| {
-        let mut e = Envelope { recipients: Vec::new(), ..envelope.clone() };
-        e.recipients = envelope.recipients.iter().filter(|r| owner_of(&r.destination) == owner).cloned().collect();
-        e
-    };
+    let mut own_share = None;
     let mut offered = Vec::new();
-    for owner in owners.iter().copied().filter(|o| *o != me) {
+    for (owner, mut e) in shares(shard, envelope) {
+        if owner == me {
+            own_share = Some(e);
+            continue;
+        }
         let sequence = shard.handoffs.next_sequence();
-        let e = Envelope { handoff: Some(HandoffId { origin: me, sequence }), asked: Some(owner), ..share(owner) };
+        e.handoff = Some(HandoffId { origin: me, sequence });
+        e.asked = Some(owner);
         let envelope = ipc::frame::archive(&e);
         let answer = shard.handoffs.offer(owner, sequence, Bytes::copy_from_slice(&envelope), &body);
         offered.push(Offered { owner, sequence, envelope, answer });
     }
-    let mut own =
-        if owners.contains(&me) { Some(store_own(shard, share(me), body.clone(), false).await) } else { None };
+    let mut own = match &own_share {
+        Some(e) => Some(store_own(shard, e, &body, false).await),
+        None => None,
+    };
+    if offered.is_empty() {
+        return own.unwrap_or(Ok(()));
+    }
     let mut durable = matches!(own, Some(Ok(())));
     let mut left = Vec::new();
     for mut o in offered {
@@ -76,9 +71,9 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
         let full = || SpoolError::Full("the spool of the destination's shard is full".into());
         return own.unwrap_or_else(|| Err(full()));
     }
-    if matches!(own, Some(Err(SpoolError::Full(_)))) {
+    if let (Some(e), Some(Err(SpoolError::Full(_)))) = (&own_share, &own) {
         // Others have, or may have, their shares: the reserve takes this one.
-        own = Some(store_own(shard, share(me), body.clone(), true).await);
+        own = Some(store_own(shard, e, &body, true).await);
     }
     let mut result = own.unwrap_or(Ok(()));
     for (o, _) in left {
@@ -90,14 +85,38 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
     result
 }
 
+/// The shares of a message by owner. Nearly all mail has one owner and is not copied.
+fn shares(shard: &Shard, mut envelope: Envelope) -> Vec<(u8, Envelope)> {
+    let map = shard.map.borrow();
+    let owner_of = |r: &Recipient| if map.shards.is_empty() { shard.number } else { map.owner(&r.destination) };
+    let first = envelope.recipients.first().map_or(shard.number, owner_of);
+    if envelope.recipients.iter().skip(1).all(|r| owner_of(r) == first) {
+        return vec![(first, envelope)];
+    }
+    let mut shares: Vec<(u8, Envelope)> = Vec::new();
+    for r in std::mem::take(&mut envelope.recipients) {
+        let owner = owner_of(&r);
+        let share = match shares.iter_mut().position(|(o, _)| *o == owner) {
+            Some(i) => &mut shares[i].1,
+            None => {
+                shares.push((owner, envelope.clone()));
+                let last = shares.len() - 1;
+                &mut shares[last].1
+            }
+        };
+        share.recipients.push(r);
+    }
+    shares
+}
+
 async fn store_own(
     shard: &Rc<Shard>,
-    envelope: Envelope,
-    body: [Bytes; 2],
+    envelope: &Envelope,
+    body: &[Bytes; 2],
     in_progress: bool,
 ) -> Result<(), SpoolError> {
-    let archive = ipc::frame::archive(&envelope);
-    store_archived(shard, archive, body, in_progress).await.map(|_| ())
+    let archive = ipc::frame::archive(envelope);
+    store_archived(shard, archive, body.clone(), in_progress).await.map(|_| ())
 }
 
 /// Stores an archived envelope that this shard owns, and queues it.
@@ -112,22 +131,8 @@ pub async fn store_archived(
 ) -> Result<u64, SpoolError> {
     let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress };
     let key = shard.store(message).await?;
-    keep_state(shard, key, &envelope);
     shard.enqueue(key, Rc::new(Content { envelope, body }));
     Ok(key)
-}
-
-/// Mail that moved here brings its recipients' state along.
-fn keep_state(shard: &Rc<Shard>, key: u64, envelope: &AlignedVec<16>) {
-    let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(envelope) else { return };
-    let Some(moved) = e.moved.as_ref().filter(|m| m.due_unix_ms > 0) else { return };
-    let state = RecipientState {
-        due_unix_ms: moved.due_unix_ms.to_native(),
-        delay_reports: moved.delay_reports.to_native(),
-        last_reply: moved.last_reply.as_str().to_owned(),
-    };
-    let of = |recipient| UpdateEntry { key, recipient, state: state.clone() };
-    shard.spool.update((0..e.recipients.len() as u16).map(of).collect(), Vec::new());
 }
 
 /// Keeps a share that its owner did not take in time, to pass it on later.

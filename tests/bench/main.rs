@@ -1,0 +1,207 @@
+//! Measures Sluice, and Postfix beside it: `cargo run --release -p tests --bin bench -- --help`.
+#![allow(clippy::unwrap_used, missing_docs)] // a bench that cannot set up should stop there
+
+mod load;
+mod servers;
+mod sink;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use load::{Load, Session, inject};
+use servers::Server;
+use sink::Sink;
+
+const HELP: &str = "\
+Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
+
+usage: bench [throughput] [accept] [latency] [queue] [all]
+       bench queue --recipients N       recipients queued (1000000)
+       bench throughput --messages N    messages a run (30000)
+                        --sessions N    client sessions (100)
+
+throughput  CPU per message with 1, 2 and 4 shards, even and skewed domains; Postfix
+accept      one shard, 100 sessions: messages per second, syncs and bytes written
+latency     single messages on an idle system
+queue       memory, restarts and rebuild with many recipients deferred
+";
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |name: &str, default: u64| {
+        let at = args.iter().position(|a| a == name).map(|i| i + 1);
+        at.and_then(|i| args.get(i)).map_or(default, |v| v.parse().expect("a number"))
+    };
+    let asked = |name: &str| args.iter().any(|a| a == name || a == "all");
+    let known = ["throughput", "accept", "latency", "queue", "all"];
+    if !args.iter().any(|a| known.contains(&a.as_str())) {
+        print!("{HELP}");
+        return;
+    }
+    let binary = std::env::var_os("SLUICE_BIN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/sluice"), PathBuf::from);
+    let binary = std::fs::canonicalize(binary).expect("build the binary first: cargo build --release");
+    let sink = Sink::start(50);
+    if asked("throughput") {
+        throughput(&binary, &sink, number("--messages", 30_000), number("--sessions", 100));
+    }
+    if asked("accept") {
+        accept(&binary, &sink);
+    }
+    if asked("latency") {
+        latency(&binary, &sink);
+    }
+    if asked("queue") {
+        queue(&binary, &sink, number("--recipients", 1_000_000));
+    }
+}
+
+/// One run of a load: seconds from the first byte to the last delivery.
+fn run(server: &Server, sink: &Sink, load: Load) -> f64 {
+    let before = sink.messages.load(Relaxed);
+    let began = Instant::now();
+    let accepted = inject(server.smtp, load);
+    assert_eq!(accepted, load.messages, "all messages are accepted");
+    assert!(sink.wait_for(before + load.messages), "all messages are delivered");
+    began.elapsed().as_secs_f64()
+}
+
+fn throughput(binary: &Path, sink: &Arc<Sink>, messages: u64, sessions: u64) {
+    let load = Load { messages, sessions, domains: 50, skewed: false, bytes: 10_000 };
+    println!(
+        "| server | domains | CPU per message | user + system | messages/s | syncs/message | log bytes/body | memory |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for workers in [1, 2, 4] {
+        for skewed in [false, true] {
+            let mut server = Server::sluice(binary, workers, 50, sink.port, "");
+            let seconds = run(&server, sink, Load { skewed, ..load });
+            std::thread::sleep(Duration::from_millis(700)); // one more heartbeat
+            let (syncs, bytes, rss) = (server.sum("syncs"), server.sum("log_bytes"), server.sum("rss_bytes"));
+            let cpu = server.stop();
+            println!(
+                "| Sluice, {workers} shards | {} | {:.0} µs | {:.0} + {:.0} | {:.0} | {:.3} | {:.2} | {} MB |",
+                if skewed { "skewed" } else { "even" },
+                (cpu.0 + cpu.1) * 1e6 / messages as f64,
+                cpu.0 * 1e6 / messages as f64,
+                cpu.1 * 1e6 / messages as f64,
+                messages as f64 / seconds,
+                syncs as f64 / messages as f64,
+                bytes as f64 / (messages * load.bytes as u64) as f64,
+                rss >> 20,
+            );
+        }
+    }
+    let Some(mut server) = Server::postfix(50, sink.port) else {
+        println!("Postfix is not installed, or this is not root: not measured");
+        return;
+    };
+    let few = messages / 10;
+    let seconds = run(&server, sink, Load { messages: few, skewed: true, ..load });
+    let cpu = server.stop();
+    println!(
+        "| Postfix | skewed | {:.0} µs | {:.0} + {:.0} | {:.0} | | | |",
+        (cpu.0 + cpu.1) * 1e6 / few as f64,
+        cpu.0 * 1e6 / few as f64,
+        cpu.1 * 1e6 / few as f64,
+        few as f64 / seconds,
+    );
+}
+
+fn accept(binary: &Path, sink: &Arc<Sink>) {
+    let load = Load { messages: 60_000, sessions: 100, domains: 50, skewed: false, bytes: 10_000 };
+    let mut server = Server::sluice(binary, 1, 50, sink.port, "");
+    let before = sink.messages.load(Relaxed);
+    let began = Instant::now();
+    let accepted = inject(server.smtp, load);
+    let seconds = began.elapsed().as_secs_f64();
+    let delivered = sink.messages.load(Relaxed) - before;
+    std::thread::sleep(Duration::from_millis(700));
+    println!(
+        "One shard, 100 sessions: {:.0} messages/s accepted durably, {:.0}/s delivered meanwhile, {:.3} syncs a message, \
+         {:.2} bytes written a byte accepted",
+        accepted as f64 / seconds,
+        delivered as f64 / seconds,
+        server.sum("syncs") as f64 / accepted as f64,
+        server.sum("log_bytes") as f64 / (accepted * load.bytes as u64) as f64,
+    );
+    assert!(sink.wait_for(before + accepted));
+    server.stop();
+}
+
+fn latency(binary: &Path, sink: &Arc<Sink>) {
+    let mut server = Server::sluice(binary, 1, 50, sink.port, "");
+    let content = load::content(10_000);
+    let mut session = Session::open(server.smtp).unwrap();
+    let (mut all, mut syncs) = (Vec::new(), Vec::new());
+    let probe = std::fs::File::create(server.dir.path().join("probe")).unwrap();
+    for n in 0..1000u64 {
+        let before = sink.messages.load(Relaxed);
+        let began = sink::now_ns();
+        assert_eq!(session.send(&format!("u{n}@d{}.test", 1 + n % 50), content.as_bytes()).unwrap(), 250);
+        assert!(sink.wait_for(before + 1));
+        all.push(sink.last_ns.load(Relaxed) - began);
+        let at = Instant::now();
+        std::os::unix::fs::FileExt::write_all_at(&probe, &content.as_bytes()[..8192], n * 8192).unwrap();
+        probe.sync_data().unwrap();
+        syncs.push(at.elapsed().as_nanos() as u64);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    server.stop();
+    let ms = |v: &mut Vec<u64>, part: usize| {
+        v.sort_unstable();
+        v[v.len() * part / 1000] as f64 / 1e6
+    };
+    println!(
+        "Single messages, first command to the receiver's end of data: median {:.1} ms, p99 {:.1} ms; a sync of the same disk: \
+         median {:.1} ms, p99 {:.1} ms",
+        ms(&mut all, 500),
+        ms(&mut all, 990),
+        ms(&mut syncs, 500),
+        ms(&mut syncs, 990),
+    );
+}
+
+fn queue(binary: &Path, sink: &Arc<Sink>, recipients: u64) {
+    sink.defer.store(true, Relaxed);
+    let rules = " retry-after 1h\n retry-recipients-after 10h\n";
+    let mut server = Server::sluice(binary, 1, 50, sink.port, rules);
+    let idle = server.sum("rss_bytes");
+    println!("An idle worker: {} MB", idle >> 20);
+    let load = Load { messages: recipients, sessions: 50, domains: 50, skewed: false, bytes: 1000 };
+    let began = Instant::now();
+    assert_eq!(inject(server.smtp, load), recipients);
+    while sink.deferred.load(Relaxed) < recipients {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("{recipients} recipients queued and deferred in {:.0} s", began.elapsed().as_secs_f64());
+    std::thread::sleep(Duration::from_secs(5));
+    let report = |server: &Server, what: &str| {
+        std::thread::sleep(Duration::from_secs(2));
+        let (rss, queued) = (server.sum("rss_bytes"), server.sum("recipients"));
+        println!(
+            "{what}: {queued} queued, {} MB, {:.0} bytes a recipient",
+            rss >> 20,
+            (rss - idle) as f64 / queued as f64
+        );
+    };
+    report(&server, "as they came");
+    server.stop();
+    let took = server.start_again();
+    println!("start after a stop: {:.2} s", took.as_secs_f64());
+    report(&server, "after a start");
+    server.kill();
+    let took = server.start_again();
+    println!("start after SIGKILL: {:.2} s", took.as_secs_f64());
+    server.kill();
+    let spool = server.dir.path().join("spool/shard-00");
+    let log: u64 = std::fs::read_dir(spool.join("log")).unwrap().flatten().map(|e| e.metadata().unwrap().len()).sum();
+    std::fs::remove_dir_all(spool.join("index")).unwrap();
+    let took = server.start_again();
+    println!("start without the index: {:.2} s for {:.2} GB of log", took.as_secs_f64(), log as f64 / 1e9);
+    report(&server, "after a rebuild");
+    sink.defer.store(false, Relaxed);
+    server.kill();
+}
