@@ -83,7 +83,10 @@ impl<D: Disk, I: Index> Store<D, I> {
             next_segment: self.log.next_segment,
             active: [Stream::Hot, Stream::Cold].into_iter().filter_map(|s| self.log.position(s)).collect(),
         };
-        self.checkpoint = Some(Checkpoint { position, keys: self.dirty.keys().copied().collect() });
+        let mut keys: Vec<u64> = self.dirty.keys().copied().collect();
+        // Taken from the end: in order, sled's leaves are written once.
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+        self.checkpoint = Some(Checkpoint { position, keys });
     }
 
     /// Does a slice of the checkpoint; answers true when it is finished and durable.
@@ -129,6 +132,22 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.checkpointed = c.position.next_sequence - 1;
         self.free_segments()?;
         Ok(true)
+    }
+
+    /// Writes all that changed to the index, without a position: for a rebuild, which begins
+    /// anew if it is cut short.
+    pub(crate) fn write_all_dirty(&mut self) -> Result<(), SpoolError> {
+        let mut keys: Vec<u64> = self.dirty.keys().copied().collect();
+        // In order, sled's leaves are written once.
+        keys.sort_unstable();
+        for part in keys.chunks(SLICE) {
+            let mut changes = Vec::new();
+            for key in part {
+                self.write_message(*key, &mut changes)?;
+            }
+            self.index.apply(changes)?;
+        }
+        Ok(())
     }
 
     fn write_message(&mut self, key: u64, changes: &mut Vec<Change>) -> Result<(), SpoolError> {

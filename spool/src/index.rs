@@ -14,6 +14,8 @@ pub type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), IndexError> + 'a;
 
 /// An ordered key–value store.
 pub trait Index: Send {
+    /// Messages that a rebuild holds in memory before it writes them here.
+    const REBUILD_BATCH: usize;
     /// Makes changes visible; durable only after [`Index::flush`].
     ///
     /// # Errors

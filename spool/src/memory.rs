@@ -215,6 +215,9 @@ impl MemoryIndex {
 }
 
 impl Index for MemoryIndex {
+    /// Small, so that tests meet messages that are in the index already.
+    const REBUILD_BATCH: usize = 3;
+
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), IndexError> {
         let mut s = self.state();
         if s.fail {

@@ -165,6 +165,10 @@ impl<D: Disk, I: Index> Store<D, I> {
                 let counts = u64::from(r.location.offset) >= changes_from;
                 self.replay_record(r, counts, &mut settled);
             }
+            if self.checkpointed == 0 && self.dirty.len() >= I::REBUILD_BATCH {
+                // Memory must not follow the depth of the queue.
+                self.write_all_dirty()?;
+            }
         }
         for s in self.log.segments.values_mut() {
             if s.last_sequence == 0 {
@@ -250,14 +254,21 @@ impl<D: Disk, I: Index> Store<D, I> {
     fn replay_moved(&mut self, r: &Record, mut m: MovedMeta) {
         let known = self.dirty.get(&m.key);
         // The copy knows less than what happened after it; only add what is new.
-        let from = known.and_then(|d| d.location).map_or(0, |at| at.segment);
+        let mut from = known.and_then(|d| d.location).map_or(0, |at| at.segment);
         if let Some(d) = known {
             m.states.retain(|(i, _)| !d.states.contains_key(i) && !d.done.contains(i));
         }
-        let fresh = known.is_none_or(|d| d.envelope.is_empty());
+        let rebuilding = self.checkpointed == 0;
+        let indexed = if rebuilding { self.indexed(m.key).ok().flatten() } else { None };
+        if let Some(s) = &indexed {
+            from = if from == 0 { s.location.segment } else { from };
+            let news = |i: u16| s.recipients.get(usize::from(i)).is_some_and(|r| !r.done && r.state_segment == 0);
+            m.states.retain(|(i, _)| news(*i));
+        }
+        let fresh = indexed.is_none() && known.is_none_or(|d| d.envelope.is_empty());
         let envelope = Bytes::copy_from_slice(&m.envelope);
         self.note_moved(m.key, r.location, &m, from);
-        if fresh && self.checkpointed == 0 {
+        if fresh && rebuilding {
             // Rebuilding: the original segment is gone and no index entry will come.
             if let Some(d) = self.dirty.get_mut(&m.key) {
                 d.envelope = envelope;
@@ -289,6 +300,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// Passes every message with recipients left: those of the index, with what the replay
     /// changed, then those that only the replay knows. Counts what lives in each segment.
     fn emit(&mut self, opened: &mut Opened, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
+        // A rebuild has counted them with the records.
+        let count_pins = self.checkpointed > 0;
         let mut pins: HashMap<u32, (i64, i64)> = HashMap::new();
         let mut known = Vec::new();
         let mut emitted = 0u64;
@@ -331,7 +344,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         if let Some((key, mut s)) = open.take() {
             finish(key, &mut s);
         }
-        for (id, (live, bytes)) in pins {
+        for (id, (live, bytes)) in pins.into_iter().filter(|_| count_pins) {
             if !self.log.segments.contains_key(&id) {
                 return Err(SpoolError::Index(format!("segment {id} is missing")));
             }

@@ -66,6 +66,8 @@ impl SledIndex {
 }
 
 impl Index for SledIndex {
+    const REBUILD_BATCH: usize = 65_536;
+
     fn apply(&mut self, changes: Vec<Change>) -> Result<(), IndexError> {
         let db = self.db()?;
         guarded("write", || {

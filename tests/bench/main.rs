@@ -19,6 +19,7 @@ Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints ta
 
 usage: bench [throughput] [accept] [latency] [queue] [all]
        bench queue --recipients N       recipients queued (1000000)
+                   --bytes N         bytes of a message there (1000)
        bench throughput --messages N    messages a run (30000)
                         --sessions N    client sessions (100)
 
@@ -54,7 +55,7 @@ fn main() {
         latency(&binary, &sink);
     }
     if asked("queue") {
-        queue(&binary, &sink, number("--recipients", 1_000_000));
+        queue(&binary, &sink, number("--recipients", 1_000_000), number("--bytes", 1000) as usize);
     }
 }
 
@@ -164,13 +165,13 @@ fn latency(binary: &Path, sink: &Arc<Sink>) {
     );
 }
 
-fn queue(binary: &Path, sink: &Arc<Sink>, recipients: u64) {
+fn queue(binary: &Path, sink: &Arc<Sink>, recipients: u64, bytes: usize) {
     sink.defer.store(true, Relaxed);
     let rules = " retry-after 1h\n retry-recipients-after 10h\n";
     let mut server = Server::sluice(binary, 1, 50, sink.port, rules);
     let idle = server.sum("rss_bytes");
     println!("An idle worker: {} MB", idle >> 20);
-    let load = Load { messages: recipients, sessions: 50, domains: 50, skewed: false, bytes: 1000 };
+    let load = Load { messages: recipients, sessions: 50, domains: 50, skewed: false, bytes };
     let began = Instant::now();
     assert_eq!(inject(server.smtp, load), recipients);
     while sink.deferred.load(Relaxed) < recipients {

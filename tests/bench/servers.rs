@@ -62,7 +62,11 @@ impl Server {
     }
 
     fn wait_ready(&self) {
-        while !self.shards().iter().all(|s| s["state"] == "serving") || self.shards().is_empty() {
+        loop {
+            let shards = self.shards();
+            if !shards.is_empty() && shards.iter().all(|s| s["state"] == "serving") {
+                return;
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -165,12 +169,13 @@ impl Server {
         std::fs::write(path.join("conf/master.cf"), format!("127.0.0.1:{port} inet n - n - 200 smtpd\n{services}"))
             .unwrap();
         std::fs::write(path.join("conf/transport"), transport).unwrap();
+        let smtp: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
         // Complains of services that are left out; makes the queue's folders.
         let _ = quiet(Command::new("postfix").arg("-c").arg(path.join("conf")).arg("check")).status();
         let child = quiet(Command::new(Path::new(daemons).join("master")).arg("-c").arg(path.join("conf")).arg("-d"))
             .spawn()
             .unwrap();
-        let smtp: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+        let server = Server { smtp, dir, child, binary: None };
         let until = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(smtp).is_err() {
             if Instant::now() > until {
@@ -179,7 +184,7 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Some(Server { smtp, dir, child, binary: None })
+        Some(server)
     }
 }
 

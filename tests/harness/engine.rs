@@ -32,6 +32,11 @@ impl Engine {
     /// Starts a server with `workers` workers; `config` is added to listener, source and
     /// accounting.
     pub fn start(workers: u32, config: &str) -> Engine {
+        Self::start_by(workers, config, |_| Command::new(binary()))
+    }
+
+    /// Starts a server by a command of the caller's, to which `run --config …` is added.
+    pub fn start_by(workers: u32, config: &str, by: impl FnOnce(SocketAddr) -> Command) -> Engine {
         let dir = tempfile::tempdir().unwrap();
         let smtp: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
         let text = format!(
@@ -41,18 +46,17 @@ impl Engine {
             dir.path().display()
         );
         std::fs::write(dir.path().join("sluice.conf"), text).unwrap();
-        let child = Self::spawn(dir.path());
+        let child = Self::spawn(dir.path(), by(smtp));
         let engine = Engine { dir, child, smtp };
         engine.wait_ready();
         engine
     }
 
-    fn spawn(dir: &Path) -> Child {
+    fn spawn(dir: &Path, mut command: Command) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-        Command::new(binary())
+        command
             .args(["run", "--config"])
             .arg(dir.join("sluice.conf"))
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -115,7 +119,7 @@ impl Engine {
 
     /// Starts the supervisor again.
     pub fn start_again(&mut self) {
-        self.child = Self::spawn(self.dir.path());
+        self.child = Self::spawn(self.dir.path(), Command::new(binary()));
         self.wait_ready();
     }
 
@@ -149,6 +153,10 @@ impl Drop for Engine {
         if std::thread::panicking() {
             for what in ["shards", "queues"] {
                 eprintln!("--- {what}\n{}", String::from_utf8_lossy(&self.sluice(&["show", what]).stdout));
+            }
+            let ends = crate::accounting::lines(self.dir.path());
+            for line in ends.iter().filter(|l| !l.starts_with("d,")).take(5) {
+                eprintln!("--- accounted: {line}");
             }
             let log = self.log();
             let tail: Vec<&str> = log.lines().rev().take(40).collect();

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod i1_nothing_lost;
+mod i2_one_outcome;
 mod i3_limits_hold_at_the_receiver;
 mod i4_shards_are_independent;
 mod i5_reload_is_safe;
+mod i6_memory_follows_work;
 mod i7_hostile_input_is_contained;

@@ -249,8 +249,16 @@ impl Scheduler {
         Next::Send(Batch { queue: id, slot: entry.slot, key: m.key, recipients: (entry.start..end).collect() })
     }
 
+    /// What was in flight while expiry was looked for was not seen there.
+    fn back(&mut self, id: QueueId, slot: Slot) {
+        if let (Some(q), Some(m)) = (self.queues.get_mut(id), self.messages.get(slot as usize)) {
+            q.oldest_ms = q.oldest_ms.min(m.received_ms);
+        }
+    }
+
     /// Puts a batch that was not attempted back in front.
     pub fn put_back(&mut self, id: QueueId, slot: Slot, recipients: &[u16]) {
+        self.back(id, slot);
         if let Some(q) = self.queues.get_mut(id) {
             for entry in ranges(slot, recipients).into_iter().rev() {
                 q.ready.push_front(entry);
@@ -260,6 +268,7 @@ impl Scheduler {
 
     /// Recipients got a reply of their own that asks to come back.
     pub fn retry(&mut self, id: QueueId, slot: Slot, recipients: &[u16], due_ms: i64) {
+        self.back(id, slot);
         for entry in ranges(slot, recipients) {
             self.wait(id, entry, due_ms);
         }
@@ -398,6 +407,16 @@ mod tests {
         assert!(s.expired(id, 4_999).is_empty());
         assert_eq!(s.expired(id, 5_000).iter().map(Entry::len).sum::<u64>(), 3);
         assert!(s.settle(id, b.slot, 3));
+    }
+
+    #[test]
+    fn what_was_in_flight_expires_when_it_is_back() {
+        let (mut s, id) = with(DomainRules { bounce_after: Duration::from_secs(5), ..Default::default() }, 2);
+        s.queues[id].rules = Rc::new(DomainRules { max_rcpt_per_transaction: 1, ..(*s.queues[id].rules).clone() });
+        let Next::Send(b) = s.next(id, 0) else { panic!("nothing to send") };
+        assert_eq!(s.expired(id, 6_000).len(), 1);
+        s.retry(id, b.slot, &b.recipients, 7_000);
+        assert_eq!(s.expired(id, 8_000).len(), 1);
     }
 
     #[test]

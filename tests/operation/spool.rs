@@ -1,0 +1,91 @@
+//! The spool's files, from outside.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tests::engine::Engine;
+use tests::eventually;
+use tests::receiver::Receiver;
+
+use crate::send;
+
+fn folder(engine: &Engine) -> PathBuf {
+    engine.path().join("spool/shard-00")
+}
+
+fn start(r: &Receiver) -> Engine {
+    Engine::start(1, &format!("<domain *>\n {}\n retry-after 1s\n retry-recipients-after 2s\n</domain>", r.hosts()))
+}
+
+#[test]
+fn an_index_deleted_by_hand_is_rebuilt() {
+    let r = Receiver::start();
+    let mut engine = start(&r);
+    send(&engine, 100, "later-", "d.test");
+    send(&engine, 100, "u", "e.test");
+    eventually("all were tried", Duration::from_secs(20), || r.unique() == 100 && r.with(|s| s.deferred.len() == 100));
+    assert!(engine.stop());
+    std::fs::remove_dir_all(folder(&engine).join("index")).unwrap();
+    engine.start_again();
+    assert_eq!(engine.queued(), 100, "what was deferred is there, what was delivered is not");
+    r.with(|s| s.deferred.clear());
+    eventually("all are tried again", Duration::from_secs(20), || r.with(|s| s.deferred.len() == 100));
+    assert_eq!((r.unique(), r.duplicates()), (100, 0));
+}
+
+#[test]
+fn a_damaged_index_is_rebuilt() {
+    let r = Receiver::start();
+    let mut engine = start(&r);
+    send(&engine, 50, "later-", "d.test");
+    eventually("all were tried", Duration::from_secs(20), || r.with(|s| s.deferred.len() == 50));
+    assert!(engine.stop());
+    for f in std::fs::read_dir(folder(&engine).join("index")).unwrap().flatten() {
+        if f.metadata().unwrap().is_file() {
+            let len = f.metadata().unwrap().len() as usize;
+            std::fs::write(f.path(), vec![0xA5; len]).unwrap();
+        }
+    }
+    engine.start_again();
+    assert_eq!(engine.queued(), 50);
+}
+
+#[test]
+fn damaged_log_bytes_go_to_quarantine_and_the_rest_is_delivered() {
+    let r = Receiver::start();
+    r.script(|s| s.greeting = "421 later");
+    let mut engine = start(&r);
+    send(&engine, 40, "u", "d.test");
+    engine.kill_all();
+    let log = folder(&engine).join("log");
+    let mut segments: Vec<PathBuf> = std::fs::read_dir(log).unwrap().flatten().map(|f| f.path()).collect();
+    segments.sort();
+    let mut bytes = std::fs::read(&segments[0]).unwrap();
+    let used = bytes.iter().rposition(|b| *b != 0).unwrap();
+    bytes[used / 2..used / 2 + 50].fill(0xFF);
+    std::fs::write(&segments[0], bytes).unwrap();
+    std::fs::remove_dir_all(folder(&engine).join("index")).unwrap();
+    engine.start_again();
+    let queued = engine.queued();
+    assert!((37..40).contains(&queued), "{queued}");
+    assert!(folder(&engine).join("quarantine").read_dir().unwrap().count() > 0);
+    r.script(|s| s.greeting = "220 receiver.test");
+    eventually("the rest arrives", Duration::from_secs(20), || r.unique() as u64 == queued);
+}
+
+#[test]
+fn the_disk_is_given_back() {
+    let r = Receiver::start();
+    let engine = start(&r);
+    let size = || {
+        let files = std::fs::read_dir(folder(&engine).join("log")).unwrap().flatten();
+        files.map(|f| std::os::unix::fs::MetadataExt::blocks(&f.metadata().unwrap()) * 512).sum::<u64>()
+    };
+    let body = format!("Subject: x\r\n\r\n{}", "0123456789abcdef0123456789abcdef\r\n".repeat(3000));
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for n in 0..1500 {
+        assert_eq!(c.send("", &[&format!("u{n}@d.test")], &body).unwrap().0, 250);
+    }
+    eventually("all arrive", Duration::from_secs(60), || r.unique() == 1500);
+    eventually("at most two segments are left", Duration::from_secs(30), || size() <= 130 << 20);
+}
