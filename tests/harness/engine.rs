@@ -13,7 +13,9 @@ use crate::eventually;
 /// A running `sluice`.
 #[derive(Debug)]
 pub struct Engine {
-    dir: tempfile::TempDir,
+    /// Deleted with the engine, unless the folder is the caller's.
+    _own: Option<tempfile::TempDir>,
+    dir: PathBuf,
     child: Child,
     pub smtp: SocketAddr,
 }
@@ -37,17 +39,24 @@ impl Engine {
 
     /// Starts a server by a command of the caller's, to which `run --config …` is added.
     pub fn start_by(workers: u32, config: &str, by: impl FnOnce(SocketAddr) -> Command) -> Engine {
-        let dir = tempfile::tempdir().unwrap();
+        let own = tempfile::tempdir().unwrap();
+        let mut engine = Self::start_in(own.path(), workers, config, by);
+        engine._own = Some(own);
+        engine
+    }
+
+    /// Starts a server in the caller's folder.
+    pub fn start_in(dir: &Path, workers: u32, config: &str, by: impl FnOnce(SocketAddr) -> Command) -> Engine {
         let smtp: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
         let text = format!(
             "data-dir {}\nhost-name mta.test\npostmaster admin@mta.test\nworkers {workers}\nsmtp-listener {smtp}\nhttp-mgmt-port 0\n\
              <source 127.0.0.1>\n always-allow-relaying yes\n process-x-virtual-mta yes\n process-x-job yes\n</source>\n\
              <acct-file acct/acct.csv>\n records d,b,t\n</acct-file>\n{config}\n",
-            dir.path().display()
+            dir.display()
         );
-        std::fs::write(dir.path().join("sluice.conf"), text).unwrap();
-        let child = Self::spawn(dir.path(), by(smtp));
-        let engine = Engine { dir, child, smtp };
+        std::fs::write(dir.join("sluice.conf"), text).unwrap();
+        let child = Self::spawn(dir, by(smtp));
+        let engine = Engine { _own: None, dir: dir.to_owned(), child, smtp };
         engine.wait_ready();
         engine
     }
@@ -74,11 +83,7 @@ impl Engine {
 
     /// Runs a client command.
     pub fn sluice(&self, args: &[&str]) -> Output {
-        Command::new(binary())
-            .args(args)
-            .env("SLUICE_CONTROL", self.dir.path().join("run/control.sock"))
-            .output()
-            .unwrap()
+        Command::new(binary()).args(args).env("SLUICE_CONTROL", self.dir.join("run/control.sock")).output().unwrap()
     }
 
     /// Runs a client command and parses its JSON; null if it fails.
@@ -104,6 +109,15 @@ impl Engine {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 
+    /// Stops all processes at this instant; answers them, to be killed.
+    pub fn freeze(&self) -> Vec<i32> {
+        let all: Vec<i32> = self.workers().into_iter().chain([self.child.id() as i32]).collect();
+        for pid in &all {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
+        }
+        all
+    }
+
     /// Kills the supervisor alone.
     pub fn kill_supervisor(&mut self) {
         Self::kill(self.child.id() as i32);
@@ -119,13 +133,13 @@ impl Engine {
 
     /// Starts the supervisor again.
     pub fn start_again(&mut self) {
-        self.child = Self::spawn(self.dir.path(), Command::new(binary()));
+        self.child = Self::spawn(&self.dir, Command::new(binary()));
         self.wait_ready();
     }
 
     /// Replaces text in the configuration file.
     pub fn edit_config(&self, from: &str, to: &str) {
-        let path = self.dir.path().join("sluice.conf");
+        let path = self.dir.join("sluice.conf");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(from));
         std::fs::write(path, text.replace(from, to)).unwrap();
@@ -139,12 +153,12 @@ impl Engine {
 
     /// The data folder.
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// What the server has logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 }
 
@@ -154,7 +168,7 @@ impl Drop for Engine {
             for what in ["shards", "queues"] {
                 eprintln!("--- {what}\n{}", String::from_utf8_lossy(&self.sluice(&["show", what]).stdout));
             }
-            let ends = crate::accounting::lines(self.dir.path());
+            let ends = crate::accounting::lines(&self.dir);
             for line in ends.iter().filter(|l| !l.starts_with("d,")).take(5) {
                 eprintln!("--- accounted: {line}");
             }

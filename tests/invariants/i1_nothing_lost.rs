@@ -13,7 +13,7 @@ use tests::receiver::Receiver;
 use tests::{Seed, eventually};
 
 /// Injects until told to stop; keeps what heard 250.
-fn inject(smtp: std::net::SocketAddr, lane: u32, stop: &AtomicBool, accepted: &Mutex<HashSet<String>>) {
+pub fn inject(smtp: std::net::SocketAddr, lane: u32, stop: &AtomicBool, accepted: &Mutex<HashSet<String>>) {
     let body = "x".repeat(70) + "\r\n";
     let content = format!("Subject: t\r\n\r\n{}", body.repeat(60));
     let mut n = 0;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod i1_nothing_lost;
+mod i1_power_loss;
 mod i2_one_outcome;
 mod i3_limits_hold_at_the_receiver;
 mod i4_shards_are_independent;
