@@ -12,6 +12,8 @@
 pub mod queue;
 pub mod rate;
 pub mod scheduler;
+#[cfg(test)]
+mod simulation;
 
 pub use queue::{Entry, Queue, QueueId};
 pub use scheduler::{Batch, Message, Next, Scheduler, Slot};

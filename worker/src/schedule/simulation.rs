@@ -1,0 +1,231 @@
+//! The scheduler under simulated time, receivers and operators: every run is a function of
+//! its seed. Whatever happens, limits hold, every recipient ends once, and nothing waits
+//! without a reason.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ipc::rules::{DomainRules, Rate};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Numbers from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// A connection: what it sends until when.
+struct Connection {
+    queue: QueueId,
+    messages: u64,
+    busy: Option<(Batch, i64)>,
+}
+
+struct World {
+    s: Scheduler,
+    dice: Dice,
+    now_ms: i64,
+    connections: Vec<Connection>,
+    /// (message, recipient) → times it ended.
+    ended: HashMap<(u64, u16), u32>,
+    sent: HashMap<QueueId, Vec<i64>>,
+    /// Bounced for age.
+    expired: u64,
+}
+
+const BOUNCE_AFTER_MS: i64 = 40_000;
+
+impl World {
+    fn rules(dice: &mut Dice) -> DomainRules {
+        let per = Duration::from_millis(1000 * (1 + dice.below(5)));
+        DomainRules {
+            max_smtp_out: 1 + dice.below(4),
+            max_msg_per_connection: dice.below(4),
+            max_rcpt_per_transaction: dice.below(3),
+            max_msg_rate: Rate { count: [0, 5, 20][dice.below(3) as usize], per },
+            retry_after: vec![Duration::from_secs(1), Duration::from_secs(3)],
+            retry_recipients_after: Duration::from_secs(2),
+            bounce_after: Duration::from_millis(BOUNCE_AFTER_MS as u64),
+            ..Default::default()
+        }
+    }
+
+    fn inject(&mut self, key: u64, queues: &[QueueId]) {
+        let n = 1 + self.dice.below(6) as u16;
+        let slot = self.s.add(key, self.now_ms, 1000, n, None);
+        let split = self.dice.below(u64::from(n) + 1) as u16;
+        for (start, end) in [(0, split), (split, n)].into_iter().filter(|(a, b)| a < b) {
+            let id = queues[self.dice.below(queues.len() as u64) as usize];
+            self.s.enqueue(id, Entry { slot, start, end }, 0, self.now_ms);
+        }
+    }
+
+    fn end(&mut self, batch: &Batch, recipients: &[u16]) {
+        for r in recipients {
+            *self.ended.entry((batch.key, *r)).or_default() += 1;
+        }
+        self.s.settle(batch.queue, batch.slot, recipients.len());
+    }
+
+    /// A transaction is over: some recipients are taken, some refused for now.
+    fn conclude(&mut self, i: usize) {
+        let (batch, _) = self.connections[i].busy.take().unwrap_or_else(|| panic!("it was busy"));
+        let (queue, dice) = (batch.queue, &mut self.dice);
+        if dice.below(20) == 0 {
+            // The connection broke before anything was said.
+            self.s.put_back(queue, batch.slot, &batch.recipients);
+            self.s.queues[queue].connections -= 1;
+            self.connections.remove(i);
+            return;
+        }
+        // Some recipients are never taken: only age ends them.
+        let stubborn = |r: u16| (batch.key + u64::from(r)).is_multiple_of(5);
+        let (now, later): (Vec<u16>, Vec<u16>) =
+            batch.recipients.iter().partition(|r| !stubborn(**r) && dice.below(3) > 0);
+        if !later.is_empty() {
+            self.s.retry(queue, batch.slot, &later, self.now_ms + 2_000);
+        }
+        if !now.is_empty() {
+            self.s.queues[queue].delivered();
+            self.end(&batch, &now);
+        }
+    }
+
+    fn open(&mut self, id: QueueId) {
+        let q = &mut self.s.queues[id];
+        let wanted = q.wanted(self.now_ms);
+        for _ in 0..wanted {
+            let q = &mut self.s.queues[id];
+            if self.dice.below(8) == 0 {
+                q.defer(self.now_ms, "refused".into());
+                continue;
+            }
+            q.connections += 1;
+            self.connections.push(Connection { queue: id, messages: 0, busy: None });
+        }
+        let q = &self.s.queues[id];
+        let max = q.rules.max_smtp_out;
+        assert!(u64::from(q.connections) <= max, "{} connections of {max}", q.connections);
+    }
+
+    fn step(&mut self) {
+        self.now_ms += 1 + self.dice.below(30) as i64;
+        let now = self.now_ms;
+        self.s.due(now);
+        let mut i = 0;
+        while i < self.connections.len() {
+            let before = self.connections.len();
+            if self.connections[i].busy.as_ref().is_some_and(|(_, until)| *until <= now) {
+                self.conclude(i);
+            }
+            if self.connections.len() == before {
+                i += 1;
+            }
+        }
+        let mut i = 0;
+        while i < self.connections.len() {
+            let (id, idle) = (self.connections[i].queue, self.connections[i].busy.is_none());
+            let full = {
+                let max = self.s.queues[id].rules.max_msg_per_connection;
+                max != 0 && self.connections[i].messages >= max
+            };
+            let next = if idle && !full { self.s.next(id, now * 1_000_000) } else { Next::Idle };
+            match next {
+                Next::Send(batch) => {
+                    let sent = self.sent.entry(id).or_default();
+                    sent.extend(batch.recipients.iter().map(|_| now));
+                    let until = now + self.dice.below(200) as i64;
+                    self.connections[i].messages += 1;
+                    self.connections[i].busy = Some((batch, until));
+                    i += 1;
+                }
+                _ if idle => {
+                    self.s.queues[id].connections -= 1;
+                    self.connections.remove(i);
+                }
+                _ => i += 1,
+            }
+        }
+        let ids: Vec<QueueId> = self.s.queues.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.open(id);
+            for entry in self.s.expired(id, now) {
+                let key = self.s.messages[entry.slot as usize].key;
+                let recipients: Vec<u16> = (entry.start..entry.end).collect();
+                self.expired += recipients.len() as u64;
+                let batch = Batch { queue: id, slot: entry.slot, key, recipients: recipients.clone() };
+                self.end(&batch, &recipients);
+            }
+        }
+    }
+
+    fn assert_rates(&self) {
+        for (id, times) in &self.sent {
+            let Rate { count, per } = self.s.queues[*id].rules.max_msg_rate;
+            for (i, t) in times.iter().enumerate().filter(|_| count > 0) {
+                let n = times[i..].iter().take_while(|u| **u - *t < per.as_millis() as i64).count() as u64;
+                assert!(n <= count + 1, "{n} of {count} within {per:?}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..Default::default() })]
+    #[test]
+    fn limits_hold_and_every_recipient_ends_once(seed in 1u64..u64::MAX) {
+        let mut dice = Dice(seed);
+        let mut s = Scheduler::default();
+        let queues: Vec<QueueId> = (0..1 + dice.below(4))
+            .map(|i| {
+                let rules = World::rules(&mut dice);
+                s.queue(&format!("d{i}.test"), 0, "v", "", || rules)
+            })
+            .collect();
+        let mut w = World {
+            s,
+            dice,
+            now_ms: 1_000_000_000_000,
+            connections: Vec::new(),
+            ended: HashMap::new(),
+            sent: HashMap::new(),
+            expired: 0,
+        };
+        let messages = 5 + w.dice.below(40);
+        for key in 0..messages {
+            w.inject(key, &queues);
+            for _ in 0..w.dice.below(10) {
+                w.step();
+            }
+            if w.dice.below(30) == 0 {
+                // A reload.
+                for id in &queues {
+                    let rules = World::rules(&mut w.dice);
+                    if rules.max_msg_rate == w.s.queues[*id].rules.max_msg_rate
+                        && rules.max_smtp_out >= w.s.queues[*id].rules.max_smtp_out
+                    {
+                        w.s.queues[*id].rules = Rc::new(rules);
+                    }
+                }
+            }
+        }
+        // What is left ends by delivery or by age: one interval of everything behind the last.
+        let until = w.now_ms + BOUNCE_AFTER_MS + 10_000;
+        while w.s.recipients > 0 && w.now_ms < until {
+            w.step();
+        }
+        prop_assert_eq!(w.s.recipients, 0, "something waits for ever");
+        prop_assert!(w.ended.values().all(|n| *n == 1), "something ended twice");
+        prop_assert_eq!(w.s.messages.len(), 0);
+        w.assert_rates();
+    }
+}
