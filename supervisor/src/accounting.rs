@@ -138,8 +138,13 @@ impl Files {
             let old = e.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
             let ours = is_numbered(&e.file_name().to_string_lossy(), path);
             let used = self.current.iter().any(|f| Path::new(&f.path) == e.path());
-            if ours && !used && old.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms)) {
-                let _ = std::fs::remove_file(e.path());
+            let due = old.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms));
+            if ours
+                && !used
+                && due
+                && let Err(error) = std::fs::remove_file(e.path())
+            {
+                tracing::warn!(path = %e.path().display(), %error, "an old accounting file cannot be deleted (delete-after)");
             }
         }
     }

@@ -24,6 +24,7 @@ pub async fn serve(sup: Rc<Supervisor>, port: u16) -> Result<(), String> {
     // The supervisor's state stays on its own thread; handlers ask for a copy.
     tokio::task::spawn_local(async move {
         while let Some(reply) = rx.recv().await {
+            // The browser may have gone.
             let _ = reply.send(crate::status::as_json(&sup));
         }
     });

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{UnixListener, UnixStream};
 
 /// Connections the kernel holds until a worker takes them.
 const BACKLOG: i32 = 1024;
@@ -28,6 +30,20 @@ pub fn inherited() -> Vec<(String, OwnedFd)> {
 fn address_of(fd: &OwnedFd) -> Option<SocketAddr> {
     let socket = Socket::from(fd.try_clone().ok()?);
     socket.local_addr().ok()?.as_socket()
+}
+
+/// Serves every connection of a local socket in a task of its own.
+pub async fn serve_each<F: Future<Output = ()> + 'static>(listener: UnixListener, serve: impl Fn(UnixStream) -> F) {
+    loop {
+        match listener.accept().await {
+            Ok((io, _)) => drop(tokio::task::spawn_local(serve(io))),
+            Err(e) => {
+                // Out of descriptors, say: asking again at once would only burn the core.
+                tracing::warn!(error = %e, "accepting on a local socket failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 /// Binds and listens.

@@ -105,7 +105,9 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     if !compiled.run_as_root {
         rights::drop_to(&compiled.run_as_user, &folders)?;
     }
-    let _ = std::fs::set_permissions(&run_dir, std::fs::Permissions::from_mode(0o750));
+    if let Err(e) = std::fs::set_permissions(&run_dir, std::fs::Permissions::from_mode(0o750)) {
+        tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
+    }
     compiled.snapshot.generation = 1;
     let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
@@ -194,6 +196,7 @@ fn socket(run_dir: &Path, name: &str) -> Result<UnixListener, String> {
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         return Err(format!("another server runs here: it answers at {}", path.display()));
     }
+    // Left by a predecessor that was killed; where it cannot be removed, binding says so.
     let _ = std::fs::remove_file(&path);
     let l = UnixListener::bind(&path).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
@@ -374,6 +377,7 @@ impl Supervisor {
     /// A worker answered.
     pub fn rows_came(&self, request: u64, rows: Rows) {
         if let Some(tx) = self.questions.borrow_mut().remove(&request) {
+            // Who asked may have given up waiting.
             let _ = tx.send(rows);
         }
     }
@@ -622,11 +626,10 @@ impl Supervisor {
             _ = int.recv() => false,
         };
         if !orderly {
-            for s in self.slots.borrow().iter().filter(|s| s.pid != 0) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(s.pid), nix::sys::signal::Signal::SIGKILL);
-            }
+            self.slots.borrow().iter().for_each(|s| crate::shards::kill_now(s.pid));
         }
         let run = self.run_dir();
+        // The next start removes what stays.
         let _ = std::fs::remove_file(run.join("control.sock"));
         let _ = std::fs::remove_file(run.join("supervisor.sock"));
         tracing::info!("stopped");

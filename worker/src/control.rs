@@ -105,12 +105,23 @@ async fn welcome(control: &mut FrameStream) -> Result<(Welcome, Vec<OwnedFd>), S
     }
 }
 
-/// The shard's folder: where it exists already, else in the spool of highest priority.
+/// The shard's folder: where it exists already, else in the spool of highest priority that
+/// has more than its `min-free-space`.
 fn shard_folder(config: &Config, shard: u8) -> Result<PathBuf, String> {
     let name = format!("shard-{shard:02}");
-    let all: Vec<PathBuf> = config.global.spools.iter().map(|s| Path::new(&s.path).join(&name)).collect();
-    let existing = all.iter().find(|p| p.join("log").exists()).or(all.first());
-    existing.cloned().ok_or_else(|| "no spool is configured".to_owned())
+    let spools = &config.global.spools;
+    let folder = |path: &str| Path::new(path).join(&name);
+    let existing = spools.iter().find(|s| folder(&s.path).join("log").exists());
+    let has_room = |path: &str, least: u64| {
+        // A spool that does not exist yet lies on its nearest parent's file system.
+        let at = Path::new(path).ancestors().find(|p| p.exists());
+        let free =
+            at.and_then(|p| nix::sys::statvfs::statvfs(p).ok()).map(|v| v.blocks_available() * v.fragment_size());
+        free.is_none_or(|free| free > least)
+    };
+    let roomy = || spools.iter().find(|s| has_room(&s.path, s.min_free_space));
+    let chosen = existing.or_else(roomy).or(spools.first());
+    chosen.map(|s| folder(&s.path)).ok_or_else(|| "no spool is configured".to_owned())
 }
 
 /// One process at a time works in a shard's folder.

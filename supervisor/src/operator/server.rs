@@ -8,34 +8,29 @@ use ipc::operator::{ANSWER, Answer, REQUEST, Request};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
 
+use crate::listen;
 use crate::run::Supervisor;
 
 /// Serves the control socket.
 pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
+    listen::serve_each(listener, |io| serve_one(Rc::clone(&sup), FrameStream::new(io))).await;
+}
+
+async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
     loop {
-        let Ok((io, _)) = listener.accept().await else { continue };
-        let sup = Rc::clone(&sup);
-        tokio::task::spawn_local(async move {
-            let mut stream = FrameStream::new(io);
-            loop {
-                let answer = match stream.next().await {
-                    Ok(Some((f, _))) if f.header.kind == REQUEST => match unarchive::<Request>(REQUEST, &f.archive) {
-                        Ok(r) => answer(&sup, r).await,
-                        Err(e) => Answer::Wrong(e.to_string()),
-                    },
-                    Ok(Some((f, _))) => Answer::Wrong(format!("frame of unknown kind {}", f.header.kind)),
-                    Ok(None) => return,
-                    // A client's rubbish is its own matter: it is told and left.
-                    Err(e) => {
-                        let _ = stream.send(ANSWER, &archive(&Answer::Wrong(e.to_string())), &[], &[]).await;
-                        return;
-                    }
-                };
-                if stream.send(ANSWER, &archive(&answer), &[], &[]).await.is_err() {
-                    return;
-                }
-            }
-        });
+        let (answer, more) = match stream.next().await {
+            Ok(Some((f, _))) if f.header.kind == REQUEST => match unarchive::<Request>(REQUEST, &f.archive) {
+                Ok(r) => (answer(&sup, r).await, true),
+                Err(e) => (Answer::Wrong(e.to_string()), true),
+            },
+            Ok(Some((f, _))) => (Answer::Wrong(format!("frame of unknown kind {}", f.header.kind)), true),
+            Ok(None) => return,
+            // A client's rubbish is its own matter: it is told and left.
+            Err(e) => (Answer::Wrong(e.to_string()), false),
+        };
+        if stream.send(ANSWER, &archive(&answer), &[], &[]).await.is_err() || !more {
+            return;
+        }
     }
 }
 

@@ -7,12 +7,11 @@ use std::time::Instant;
 use ipc::control::{TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{FrameError, archive, unarchive};
 use ipc::stream::FrameStream;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use super::State;
+use crate::listen;
 use crate::run::Supervisor;
 
 /// Orders that may wait for one worker.
@@ -20,38 +19,32 @@ const ORDERS_MAX: usize = 64;
 
 /// Serves workers.
 pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
-    loop {
-        let Ok((io, _)) = listener.accept().await else { continue };
-        let sup = Rc::clone(&sup);
-        tokio::task::spawn_local(async move {
-            let mut stream = FrameStream::new(io);
-            let Some(number) = greet(&sup, &mut stream).await else { return };
-            let (tx, rx) = mpsc::channel(ORDERS_MAX);
-            let pid = sup
-                .slot_mut(number, |s| {
-                    s.orders = Some(tx.clone());
-                    s.beat_at = Instant::now();
-                    s.pid
-                })
-                .unwrap_or(0);
-            if sup.slot(number, |s| s.state == State::Serving).unwrap_or(false) {
-                sup.bring_up_to_date(number);
-            }
-            sup.changed.notify_waiters();
-            let result = speak(&sup, number, stream, rx).await;
-            if let Err(e) = result {
-                // Rubbish from a worker restarts that worker, and nothing else.
-                tracing::error!(shard = number, pid, error = %e, "bad frame from a worker; it is restarted");
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            sup.slot_mut(number, |s| {
-                if s.orders.as_ref().is_some_and(|o| o.same_channel(&tx)) {
-                    s.orders = None;
-                }
-            });
-            sup.changed.notify_waiters();
-        });
+    listen::serve_each(listener, |io| serve_one(Rc::clone(&sup), FrameStream::new(io))).await;
+}
+
+async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
+    let Some(number) = greet(&sup, &mut stream).await else { return };
+    let (tx, rx) = mpsc::channel(ORDERS_MAX);
+    let pid = sup.slot_mut(number, |s| {
+        s.orders = Some(tx.clone());
+        s.beat_at = Instant::now();
+        s.pid
+    });
+    if sup.slot(number, |s| s.state == State::Serving).unwrap_or(false) {
+        sup.bring_up_to_date(number);
     }
+    sup.changed.notify_waiters();
+    if let Err(e) = speak(&sup, number, stream, rx).await {
+        // Rubbish from a worker restarts that worker, and nothing else.
+        tracing::error!(shard = number, pid, error = %e, "bad frame from a worker; it is restarted");
+        super::kill_now(pid.unwrap_or(0));
+    }
+    sup.slot_mut(number, |s| {
+        if s.orders.as_ref().is_some_and(|o| o.same_channel(&tx)) {
+            s.orders = None;
+        }
+    });
+    sup.changed.notify_waiters();
 }
 
 /// Hello, and the answer to it.

@@ -118,6 +118,18 @@ impl Slot {
     }
 }
 
+/// Kills a worker at once; 0 stands for none.
+pub fn kill_now(pid: i32) {
+    // kill(2) takes 0 and below for whole groups of processes, this one's first.
+    if pid <= 0 {
+        return;
+    }
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(e) => tracing::error!(pid, error = %e, "a worker cannot be killed"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,8 +5,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::State;
 use crate::run::Supervisor;
@@ -107,7 +105,7 @@ async fn wait_for_adoption(sup: &Rc<Supervisor>, number: u8) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     tracing::warn!(shard = number, pid, "the worker did not come back; it is replaced");
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    super::kill_now(pid);
     while holder(sup, number).is_some() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -131,7 +129,7 @@ pub async fn watch(sup: Rc<Supervisor>) {
                 seconds = HUNG_AFTER.as_secs(),
                 "worker is hung; it is killed and started again"
             );
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            super::kill_now(pid);
         }
     }
 }
