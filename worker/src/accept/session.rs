@@ -193,8 +193,9 @@ impl Session {
     }
 
     fn feed_line(&mut self, input: &[u8]) -> (usize, Event) {
-        let Some(end) = memchr::memchr(b'\n', input) else {
-            if input.len() > COMMAND_MAX {
+        // The limit comes first: whether such a line came in one piece makes no difference.
+        let Some(end) = memchr::memchr(b'\n', &input[..input.len().min(COMMAND_MAX)]) else {
+            if input.len() >= COMMAND_MAX {
                 self.reply(500, "5.5.2", "Line too long, closing");
                 return (input.len(), Event::Close);
             }
@@ -202,9 +203,6 @@ impl Session {
         };
         let line = &input[..end];
         let n = end + 1;
-        if n > COMMAND_MAX {
-            return (n, self.refuse(&Refusal(500, "5.5.2", "Line too long".into())));
-        }
         let Some(line) = line.strip_suffix(b"\r") else {
             return (n, self.refuse(&Refusal(500, "5.5.2", "Lines must end in CR LF".into())));
         };
@@ -526,6 +524,19 @@ mod tests {
             run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 3\r\na\r\nBDAT 2 LAST\r\nb\n");
         let Some(Event::Message(t)) = events.first_mut() else { panic!("{:?}", String::from_utf8_lossy(&s.out)) };
         assert_eq!(t.take_content(), Err(Fault::BareLineEnd));
+    }
+
+    #[test]
+    fn a_line_too_long_ends_the_session_also_when_it_came_whole() {
+        for (filling, closes) in [(COMMAND_MAX - 7, false), (COMMAND_MAX - 6, true)] {
+            let line = format!("NOOP {}\r\n", "x".repeat(filling));
+            let mut s = session(open());
+            let (n, event) = s.feed(line.as_bytes());
+            assert!(n == line.len() && matches!(event, Event::Close) == closes, "{filling}: {event:?}");
+            let mut s = session(open());
+            let (n, event) = s.feed(&line.as_bytes()[..line.len() - 1]);
+            assert!((n > 0) == closes && matches!(event, Event::Close) == closes, "{filling}: {event:?}");
+        }
     }
 
     #[test]
