@@ -12,6 +12,8 @@ use super::source::may_relay;
 /// Longest command line (RFC 5321 §4.5.3.1.4 says 512; long VERP senders and DSN parameters
 /// need more), CR LF included.
 pub const COMMAND_MAX: usize = 4096;
+/// Longest line of a reply (RFC 5321 §4.5.3.1.5), CR LF included.
+pub const REPLY_LINE_MAX: usize = 512;
 /// Commands that are refused before the session is closed.
 const ERRORS_MAX: u32 = 50;
 /// Commands without a message accepted before the session is closed, unless
@@ -131,9 +133,15 @@ impl Session {
         matches!(self.state, State::Data(_) | State::Chunk(..))
     }
 
-    /// Adds a reply.
+    /// Adds a reply. Its text may quote the client, who can send longer lines than a reply may
+    /// have, and control characters, which a reply may not have (RFC 5321 §4.2).
     pub fn reply(&mut self, code: u16, status: &str, text: &str) {
-        let line = if status.is_empty() { format!("{code} {text}\r\n") } else { format!("{code} {status} {text}\r\n") };
+        let mut line = if status.is_empty() { format!("{code} {text}") } else { format!("{code} {status} {text}") };
+        if line.contains(char::is_control) {
+            line = line.replace(char::is_control, "?");
+        }
+        line.truncate(line.floor_char_boundary(REPLY_LINE_MAX - 2));
+        line.push_str("\r\n");
         self.out.extend_from_slice(line.as_bytes());
     }
 
@@ -537,6 +545,16 @@ mod tests {
             let (n, event) = s.feed(&line.as_bytes()[..line.len() - 1]);
             assert!((n > 0) == closes && matches!(event, Event::Close) == closes, "{filling}: {event:?}");
         }
+    }
+
+    #[test]
+    fn what_a_reply_quotes_does_not_break_it() {
+        let mut s = session(open());
+        let long = "\u{e4}".repeat(1000);
+        run(&mut s, format!("EHLO c\r\nMAIL FROM:<> X\x1b[0m\u{80}\r\nMAIL FROM:<> {long}\r\n").as_bytes());
+        let out = String::from_utf8_lossy(&s.out);
+        assert!(out.contains("555 5.5.4 Parameter X?[0m? is not supported"), "{out}");
+        assert!(out.lines().last().is_some_and(|l| (509..=510).contains(&l.len()) && l.ends_with('\u{e4}')), "{out}");
     }
 
     #[test]
