@@ -75,7 +75,7 @@ impl Content {
                         self.fail(Fault::BareLineEnd);
                         self.tail = Tail::Line;
                     } else {
-                        self.keep(b"\r");
+                        self.keep_in_line(b"\r");
                         self.tail = if b == b'\r' { Tail::Cr } else { Tail::Line };
                         at += usize::from(b == b'\r');
                     }
@@ -104,11 +104,7 @@ impl Content {
     /// Takes the rest of a line up to its CR, or what there is of it.
     fn line(&mut self, input: &[u8]) -> usize {
         let end = memchr::memchr2(b'\r', b'\n', input).unwrap_or(input.len());
-        self.keep(&input[..end]);
-        self.line += end;
-        if self.line > LINE_MAX {
-            self.fail(Fault::LineTooLong);
-        }
+        self.keep_in_line(&input[..end]);
         self.tail = Tail::Line;
         match input.get(end) {
             Some(b'\r') => {
@@ -134,6 +130,17 @@ impl Content {
             self.fault = check(&self.bytes);
         }
         self.fault.map_or(Ok(self.bytes), Err)
+    }
+
+    fn keep_in_line(&mut self, b: &[u8]) {
+        // No further than the longest line: of two limits the one passed first is the fault,
+        // whatever the pieces.
+        let room = LINE_MAX.saturating_sub(self.line);
+        self.keep(&b[..b.len().min(room)]);
+        self.line += b.len();
+        if self.line > LINE_MAX {
+            self.fail(Fault::LineTooLong);
+        }
     }
 
     fn keep(&mut self, b: &[u8]) {
@@ -201,6 +208,25 @@ mod tests {
         assert!(end && c == Ok(BytesMut::from(&b"a\rb\r\r\n"[..])), "a bare CR inside a line stays");
         assert_eq!(check(b"a\r.\r\n"), Some(Fault::BareLineEnd));
         assert_eq!(check(b"a\rb\r\n"), None);
+    }
+
+    #[test]
+    fn the_limit_passed_first_is_the_fault_whatever_the_pieces() {
+        let line = vec![b'a'; 2 * LINE_MAX];
+        for (max, want) in [(LINE_MAX - 1, Fault::TooLarge), (LINE_MAX, Fault::LineTooLong)] {
+            for piece in [line.len(), LINE_MAX, 1000] {
+                let mut c = Content::new(max as u64, 0);
+                line.chunks(piece).for_each(|p| assert!(!c.data(p).1));
+                assert_eq!(c.fault, Some(want), "{max} in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_of_bare_crs_is_a_line() {
+        let line = [vec![b'\r'; LINE_MAX + 1], b"\n".to_vec()].concat();
+        assert_eq!(whole(&line).0.unwrap().len(), LINE_MAX + 2);
+        assert_eq!(whole(&[b"a", &line[..]].concat()).0, Err(Fault::LineTooLong));
     }
 
     proptest! {
