@@ -194,7 +194,7 @@ impl Session {
                 (n, Event::None)
             }
             None => {
-                self.state = State::Ready;
+                self.end_transaction();
                 (n, self.refuse(&Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into())))
             }
         }
@@ -273,9 +273,7 @@ impl Session {
     }
 
     fn end_transaction(&mut self) {
-        if !self.hello.is_empty() {
-            self.state = State::Ready;
-        }
+        self.state = if self.hello.is_empty() { State::Fresh } else { State::Ready };
     }
 
     fn hello(&mut self, esmtp: bool, name: &str) -> Result<(), Refusal> {
@@ -422,16 +420,12 @@ impl Session {
             self.reply(552, "5.3.4", "Chunk is larger than any message may be, closing");
             return Event::Close;
         }
-        let t = match std::mem::replace(&mut self.state, State::Ready) {
+        let t = match std::mem::replace(&mut self.state, State::Storing) {
             State::Mail(mut t) if !t.recipients.is_empty() => {
                 t.chunked = true;
                 let max = self.rules.max_message_size;
                 t.content.get_or_insert_with(|| Content::new(max, size));
                 Some(t)
-            }
-            State::Fresh => {
-                self.state = State::Fresh;
-                None
             }
             _ => None,
         };
@@ -555,6 +549,16 @@ mod tests {
         let out = String::from_utf8_lossy(&s.out);
         assert!(out.contains("555 5.5.4 Parameter X?[0m? is not supported"), "{out}");
         assert!(out.lines().last().is_some_and(|l| (509..=510).contains(&l.len()) && l.ends_with('\u{e4}')), "{out}");
+    }
+
+    #[test]
+    fn a_chunk_does_not_stand_for_ehlo() {
+        for chunk in ["BDAT 0 LAST\r\n", "BDAT 2\r\nxx"] {
+            let mut s = session(open());
+            run(&mut s, format!("{chunk}MAIL FROM:<a@x.test>\r\n").as_bytes());
+            let out = String::from_utf8_lossy(&s.out);
+            assert!(out.ends_with("503 5.5.1 EHLO first\r\n"), "{out}");
+        }
     }
 
     #[test]
