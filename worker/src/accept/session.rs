@@ -67,8 +67,8 @@ enum State {
     Mail(Box<Transaction>),
     /// Content after DATA.
     Data(Box<Transaction>),
-    /// Content of a BDAT chunk: bytes left, and whether it is the last.
-    Chunk(Option<Box<Transaction>>, u64, bool),
+    /// Content of a BDAT chunk, or why it is skipped: bytes left, and whether it is the last.
+    Chunk(Result<Box<Transaction>, Refusal>, u64, bool),
     /// A message is being stored.
     Storing,
 }
@@ -176,9 +176,15 @@ impl Session {
         }
     }
 
-    fn feed_chunk(&mut self, mut t: Option<Box<Transaction>>, left: u64, last: bool, input: &[u8]) -> (usize, Event) {
+    fn feed_chunk(
+        &mut self,
+        mut t: Result<Box<Transaction>, Refusal>,
+        left: u64,
+        last: bool,
+        input: &[u8],
+    ) -> (usize, Event) {
         let n = (input.len() as u64).min(left) as usize;
-        if let Some(c) = t.as_mut().and_then(|t| t.content.as_mut()) {
+        if let Some(c) = t.as_mut().ok().and_then(|t| t.content.as_mut()) {
             c.chunk(&input[..n]);
         }
         let left = left - n as u64;
@@ -187,15 +193,15 @@ impl Session {
             return (n, Event::None);
         }
         match t {
-            Some(t) if last => (n, Event::Message(*t)),
-            Some(t) => {
+            Ok(t) if last => (n, Event::Message(*t)),
+            Ok(t) => {
                 self.reply(250, "2.0.0", "chunk ok");
                 self.state = State::Mail(t);
                 (n, Event::None)
             }
-            None => {
+            Err(r) => {
                 self.end_transaction();
-                (n, self.refuse(&Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into())))
+                (n, self.refuse(&r))
             }
         }
     }
@@ -375,6 +381,11 @@ impl Session {
         Ok(())
     }
 
+    /// The recipients that were refused fail the message for all others too.
+    fn fails(&self, t: &Transaction) -> bool {
+        t.too_many && self.rules.too_many_rcpts_fails_message
+    }
+
     fn data(&mut self, arg: &str) -> Result<(), Refusal> {
         if !arg.is_empty() {
             return Err(Refusal(501, "5.5.4", "DATA takes no argument".into()));
@@ -388,9 +399,7 @@ impl Session {
                 self.state = State::Mail(t);
                 Err(Refusal(554, "5.5.1", "No valid recipients".into()))
             }
-            State::Mail(t) if t.too_many && self.rules.too_many_rcpts_fails_message => {
-                Err(Refusal(554, "5.5.3", "Too many recipients (too-many-rcpts-fails-message)".into()))
-            }
+            State::Mail(t) if self.fails(&t) => Err(too_many()),
             State::Mail(mut t) => {
                 t.content = Some(Content::new(self.rules.max_message_size, t.mail.size));
                 self.state = State::Data(t);
@@ -421,13 +430,14 @@ impl Session {
             return Event::Close;
         }
         let t = match std::mem::replace(&mut self.state, State::Storing) {
+            State::Mail(t) if self.fails(&t) => Err(too_many()),
             State::Mail(mut t) if !t.recipients.is_empty() => {
                 t.chunked = true;
                 let max = self.rules.max_message_size;
                 t.content.get_or_insert_with(|| Content::new(max, size));
-                Some(t)
+                Ok(t)
             }
-            _ => None,
+            _ => Err(Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into())),
         };
         self.feed_chunk(t, size, last, &[]).1
     }
@@ -465,6 +475,10 @@ impl Session {
             }
         }
     }
+}
+
+fn too_many() -> Refusal {
+    Refusal(554, "5.5.3", "Too many recipients (too-many-rcpts-fails-message)".into())
 }
 
 /// Strips `FROM:` or `TO:`, in any case.
@@ -558,6 +572,17 @@ mod tests {
             run(&mut s, format!("{chunk}MAIL FROM:<a@x.test>\r\n").as_bytes());
             let out = String::from_utf8_lossy(&s.out);
             assert!(out.ends_with("503 5.5.1 EHLO first\r\n"), "{out}");
+        }
+    }
+
+    #[test]
+    fn too_many_recipients_fail_the_message_by_data_and_by_bdat() {
+        for content in ["DATA\r\n", "BDAT 3 LAST\r\nx\r\n"] {
+            let mut s = session(SourceRules { max_rcpt_per_message: 1, too_many_rcpts_fails_message: true, ..open() });
+            let start = "EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<a@y.test>\r\nRCPT TO:<b@y.test>\r\n";
+            let events = run(&mut s, format!("{start}{content}").as_bytes());
+            let out = String::from_utf8_lossy(&s.out);
+            assert!(events.is_empty() && out.contains("452 4.5.3 ") && out.contains("554 5.5.3 "), "{out}");
         }
     }
 
