@@ -145,7 +145,10 @@ impl Network {
         let ip = mapped(ip);
         let (whole, rest) = (usize::from(self.bits / 8), self.bits % 8);
         let mask = if rest == 0 { 0 } else { 0xFFu8 << (8 - rest) };
-        ip[..whole] == self.base[..whole] && (rest == 0 || (ip[whole] ^ self.base[whole]) & mask == 0)
+        // More bits than an address has: a damaged snapshot may say so, and then nothing matches.
+        self.bits <= 128
+            && ip[..whole] == self.base[..whole]
+            && (rest == 0 || (ip[whole] ^ self.base[whole]) & mask == 0)
     }
 }
 
@@ -384,6 +387,11 @@ mod tests {
         assert!(n.contains("10.127.0.1".parse().unwrap()));
         assert!(!n.contains("10.128.0.1".parse().unwrap()));
         assert!(Network { base: [0; 16], bits: 0 }.contains("::1".parse().unwrap()));
+        let one = mapped("::1".parse().unwrap());
+        assert!(Network { base: one, bits: 128 }.contains("::1".parse().unwrap()));
+        for bits in [129, 136, 255] {
+            assert!(!Network { base: one, bits }.contains("::1".parse().unwrap()));
+        }
     }
 
     #[test]
