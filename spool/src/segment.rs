@@ -116,6 +116,14 @@ fn name_of(id: u32, cold: bool) -> String {
     format!("{id:08}.{}", if cold { "cold" } else { "log" })
 }
 
+/// The segment of this name, if [`name_of`] gives it: `1.log` must not take the place of
+/// `00000001.log`. 0 stands for no segment, and behind the last number there is no next one.
+fn id_of(name: &str) -> Option<(u32, bool)> {
+    let (stem, kind) = name.split_once('.')?;
+    let (id, cold) = (stem.parse().ok()?, kind == "cold");
+    ((1..u32::MAX).contains(&id) && name_of(id, cold) == name).then_some((id, cold))
+}
+
 impl<D: Disk> Log<D> {
     /// Opens every segment in the folder; nothing is read yet.
     ///
@@ -124,15 +132,14 @@ impl<D: Disk> Log<D> {
     pub fn open(mut disk: D) -> io::Result<Self> {
         let mut segments = BTreeMap::new();
         for name in disk.list()? {
-            let Some((stem, kind)) = name.split_once('.') else { continue };
-            let (Ok(id), true) = (stem.parse::<u32>(), kind == "log" || kind == "cold") else { continue };
+            let Some((id, cold)) = id_of(&name) else { continue };
             let file = disk.open(&name)?;
             let len = disk.len(&file)?;
             segments.insert(
                 id,
                 Segment {
                     file,
-                    cold: kind == "cold",
+                    cold,
                     len,
                     allocated: len,
                     live: 0,
@@ -507,5 +514,21 @@ impl Window {
         let from = (at - self.at) as usize;
         let to = (from + len).min(self.bytes.len());
         Ok(&self.bytes[from..to])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_have_the_names_they_were_given_and_no_others() {
+        for (id, cold) in [(1, false), (7, true), (123_456_789, false), (u32::MAX - 1, true)] {
+            assert_eq!(id_of(&name_of(id, cold)), Some((id, cold)));
+        }
+        for name in ["1.log", "+0000001.log", "00000000.log", "4294967295.log", "00000001.log.old", "00000001", ".log"]
+        {
+            assert_eq!(id_of(name), None, "{name}");
+        }
     }
 }
