@@ -28,6 +28,9 @@ pub const HEADER_BYTES: usize = 40;
 pub const META_BYTES_MAX: usize = 64 << 20;
 /// Largest body accepted from disk.
 pub const BODY_BYTES_MAX: usize = 1 << 30;
+/// Largest sequence accepted from disk: far from any that is given, and from where counting
+/// on would overflow.
+pub const SEQUENCE_MAX: u64 = 1 << 62;
 /// Recipients in one value of the index.
 pub const RECIPIENTS_PER_CHUNK: usize = 4;
 
@@ -117,7 +120,7 @@ impl Header {
             body_len: u32_at(24) as usize,
             body_crc: u32_at(28),
         };
-        (h.meta_len <= META_BYTES_MAX && h.body_len <= BODY_BYTES_MAX).then_some(h)
+        (h.sequence <= SEQUENCE_MAX && h.meta_len <= META_BYTES_MAX && h.body_len <= BODY_BYTES_MAX).then_some(h)
     }
 
     /// Whether header bytes and meta are what was written.
@@ -354,6 +357,21 @@ mod tests {
             b[bit / 8] ^= 1 << (bit % 8);
             assert!(Header::decode(&b).is_none() || !Header::checks(&b, meta), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_no_header() {
+        let h = Header { kind: Kind::Done, sequence: SEQUENCE_MAX, segment: 2, meta_len: 0, body_len: 0, body_crc: 0 };
+        let decoded = |h: Header| {
+            let mut bytes = Vec::new();
+            h.encode(&[], &mut bytes);
+            Header::decode(&bytes)
+        };
+        assert_eq!(decoded(h), Some(h));
+        assert_eq!(decoded(Header { sequence: SEQUENCE_MAX + 1, ..h }), None);
+        assert_eq!(decoded(Header { sequence: u64::MAX, ..h }), None);
+        assert_eq!(decoded(Header { meta_len: META_BYTES_MAX + 1, ..h }), None);
+        assert_eq!(decoded(Header { body_len: BODY_BYTES_MAX + 1, ..h }), None);
     }
 
     #[test]
