@@ -1,8 +1,7 @@
 //! Opening a spool: trust the index and replay what is newer, or rebuild it from the
 //! segments. Bodies are read only where a crash may have torn them.
 
-use std::collections::{HashMap, HashSet};
-use std::io;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -109,7 +108,6 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// Reads the log from `from` (or all of it) into the state of messages.
     fn replay(&mut self, from: Option<Position>, opened: &mut Opened) -> Result<(), SpoolError> {
-        let io = |e: io::Error| SpoolError::Write(e.to_string());
         let from = from.unwrap_or_default();
         if from.next_sequence > 0 {
             self.checkpointed = from.next_sequence - 1;
@@ -119,56 +117,43 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.log.next_segment = self.log.next_segment.max(from.next_segment);
             self.segment_entries(&from)?;
         }
-        let mut settled = HashSet::new();
-        let ids: Vec<u32> = self.log.segments.keys().copied().collect();
         let started = |id: u32| {
             let first = self.log.read(Location { segment: id, offset: 0 }, false);
             first.is_ok_and(|(r, _)| r.header.kind == Kind::Start)
         };
         let newest_hot = self.log.segments.iter().rev().find(|(id, s)| !s.cold && started(**id)).map(|(id, _)| *id);
-        for id in ids {
-            let active = from.active.iter().find(|(a, _)| *a == id).map(|(_, len)| *len);
-            let newer = id >= from.next_segment;
+        let mut segments = [VecDeque::new(), VecDeque::new()];
+        for (id, s) in &self.log.segments {
+            let active = from.active.iter().find(|(a, _)| a == id).map(|(_, len)| *len);
+            let newer = *id >= from.next_segment;
             // Values and handoffs have no entries in the index: the newest hot segment, which
             // is never freed, begins with all of them.
-            if active.is_none() && !newer && newest_hot != Some(id) {
-                continue;
+            if active.is_some() || newer || newest_hot == Some(*id) {
+                let changes_from = if newer { 0 } else { active.unwrap_or(u64::MAX) };
+                segments[usize::from(s.cold)].push_back((*id, changes_from));
             }
-            let changes_from = if newer { 0 } else { active.unwrap_or(u64::MAX) };
-            // Any segment replayed may hold a group that a crash or a failed write tore, so the
-            // bodies behind the checkpoint are read; what the index already holds is not.
-            let torn = changes_from != u64::MAX;
-            let mut records = Vec::new();
-            let mut damage = Vec::new();
-            let end = self
-                .log
-                .scan(id, 0, torn, &mut damage, &mut |r| {
-                    records.push(r);
-                    Ok(())
-                })
-                .map_err(io)?;
-            for d in damage {
-                opened.damaged += 1;
-                tracing::error!(
-                    segment = d.segment,
-                    from = d.from,
-                    to = d.to,
-                    "damaged bytes in the segment log; set aside in quarantine"
-                );
-                if let Ok(bytes) = self.log.raw(d.segment, d.from, d.to) {
-                    self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
+        }
+        // Within a stream records are in order, but between the two numbers of segments say
+        // nothing: while one takes what happens, the other takes copies of what was.
+        let mut records = [VecDeque::new(), VecDeque::new()];
+        let mut settled = HashSet::new();
+        loop {
+            for (records, segments) in records.iter_mut().zip(&mut segments) {
+                while records.is_empty()
+                    && let Some((id, changes_from)) = segments.pop_front()
+                {
+                    *records = self.records_of(id, changes_from, opened)?;
+                    if self.checkpointed == 0 && self.dirty.len() >= I::REBUILD_BATCH {
+                        // Memory must not follow the depth of the queue.
+                        self.write_all_dirty()?;
+                    }
                 }
             }
-            self.log.set_len(id, end);
-            for r in records {
-                opened.replayed += 1;
-                let counts = u64::from(r.location.offset) >= changes_from;
-                self.replay_record(r, counts, &mut settled);
-            }
-            if self.checkpointed == 0 && self.dirty.len() >= I::REBUILD_BATCH {
-                // Memory must not follow the depth of the queue.
-                self.write_all_dirty()?;
-            }
+            let next = |n: usize| records[n].front().map_or(u64::MAX, |(r, _): &(Record, _)| r.header.sequence);
+            let stream = usize::from(next(1) < next(0));
+            let Some((r, counts)) = records[stream].pop_front() else { break };
+            opened.replayed += 1;
+            self.replay_record(r, counts, &mut settled);
         }
         for s in self.log.segments.values_mut() {
             if s.last_sequence == 0 {
@@ -176,6 +161,43 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         Ok(())
+    }
+
+    /// The records of a segment, and whether the index does not know them yet: those from
+    /// `changes_from` on.
+    fn records_of(
+        &mut self,
+        id: u32,
+        changes_from: u64,
+        opened: &mut Opened,
+    ) -> Result<VecDeque<(Record, bool)>, SpoolError> {
+        // Any segment replayed may hold a group that a crash or a failed write tore, so the
+        // bodies behind the checkpoint are read; what the index already holds is not.
+        let torn = changes_from != u64::MAX;
+        let mut records = VecDeque::new();
+        let mut damage = Vec::new();
+        let end = self
+            .log
+            .scan(id, 0, torn, &mut damage, &mut |r| {
+                let counts = u64::from(r.location.offset) >= changes_from;
+                records.push_back((r, counts));
+                Ok(())
+            })
+            .map_err(|e| SpoolError::Write(e.to_string()))?;
+        for d in damage {
+            opened.damaged += 1;
+            tracing::error!(
+                segment = d.segment,
+                from = d.from,
+                to = d.to,
+                "damaged bytes in the segment log; set aside in quarantine"
+            );
+            if let Ok(bytes) = self.log.raw(d.segment, d.from, d.to) {
+                self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
+            }
+        }
+        self.log.set_len(id, end);
+        Ok(records)
     }
 
     /// Applies one record. What lies before the checkpoint (`counts` false) is in the index
@@ -252,19 +274,16 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     fn replay_moved(&mut self, r: &Record, mut m: MovedMeta) {
-        let known = self.dirty.get(&m.key);
-        // The copy knows less than what happened after it; only add what is new.
-        let mut from = known.and_then(|d| d.location).map_or(0, |at| at.segment);
-        if let Some(d) = known {
-            m.states.retain(|(i, _)| !d.states.contains_key(i) && !d.done.contains(i));
-        }
         let rebuilding = self.checkpointed == 0;
+        let known = self.dirty.get(&m.key);
+        // A rebuild's index holds what was read so far.
         let indexed = if rebuilding { self.indexed(m.key).ok().flatten() } else { None };
-        if let Some(s) = &indexed {
-            from = if from == 0 { s.location.segment } else { from };
-            let news = |i: u16| s.recipients.get(usize::from(i)).is_some_and(|r| !r.done && r.state_segment == 0);
-            m.states.retain(|(i, _)| news(*i));
-        }
+        let from = known.and_then(|d| d.location).or(indexed.as_ref().map(|s| s.location)).map_or(0, |at| at.segment);
+        let done = |i: u16| {
+            known.is_some_and(|d| d.done.contains(&i))
+                || indexed.as_ref().is_some_and(|s| s.recipients.get(usize::from(i)).is_none_or(|r| r.done))
+        };
+        m.states.retain(|(i, _)| !done(*i));
         let fresh = indexed.is_none() && known.is_none_or(|d| d.envelope.is_empty());
         let envelope = Bytes::copy_from_slice(&m.envelope);
         self.note_moved(m.key, r.location, &m, from);

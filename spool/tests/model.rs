@@ -280,6 +280,22 @@ fn numbers_of_segments_are_not_given_twice() {
     w.apply(Op::Kill);
 }
 
+/// A state copied forward came back over a later one when the index was lost: the segment of
+/// copies has the higher number.
+#[test]
+fn a_copied_state_does_not_replace_a_later_one() {
+    let mut w = World::new(400 << 20);
+    w.apply(Op::Store { recipients: 1, body: 0, handoff: false });
+    w.apply(Op::Store { recipients: 1, body: 5000, handoff: false });
+    w.apply(Op::Update { pick: 0, recipient: 0, due: 81 });
+    w.apply(Op::Stop);
+    w.apply(Op::SettleAll { pick: 1 });
+    w.apply(Op::Checkpoint { steps: 1 });
+    w.apply(Op::Compact);
+    w.apply(Op::Update { pick: 0, recipient: 0, due: 82 });
+    w.apply(Op::LoseIndex);
+}
+
 #[test]
 fn ten_fills_and_drains_give_the_disk_back() {
     let mut w = World::new(4 << 30);
