@@ -61,18 +61,19 @@ impl<D: Disk, I: Index> Store<D, I> {
         };
         let mut opened = Opened::default();
         let trusted = match store.position() {
-            Ok(p) => store.replay(Some(p), &mut opened).and_then(|()| store.emit(&mut opened, each)),
+            Ok(p) => store.replay(Some(p), &mut opened).and_then(|()| store.count_pins()),
             Err(why) => Err(SpoolError::Index(why)),
         };
         if let Err(e) = trusted {
-            store.rebuild(&mut opened, &e.to_string(), each)?;
+            store.rebuild(&mut opened, &e.to_string())?;
         }
+        store.emit(&mut opened, each)?;
         let position = store.value(PROJECTED).and_then(|v| v.first_chunk::<8>());
         store.projected = position.map_or(0, |b| u64::from_le_bytes(*b));
         Ok((store, opened))
     }
 
-    fn rebuild(&mut self, opened: &mut Opened, why: &str, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
+    fn rebuild(&mut self, opened: &mut Opened, why: &str) -> Result<(), SpoolError> {
         if !self.log.segments.is_empty() {
             opened.rebuilt = Some(why.to_owned());
             tracing::warn!(why, "rebuilding the index from the segments");
@@ -86,8 +87,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             (s.live, s.live_bytes, s.changed) = (0, 0, true);
             s.refs.clear();
         }
-        self.replay(None, opened)?;
-        self.emit(opened, each)
+        self.replay(None, opened)
     }
 
     /// The index's position, if it can be trusted.
@@ -316,43 +316,17 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(())
     }
 
-    /// Passes every message with recipients left: those of the index, with what the replay
-    /// changed, then those that only the replay knows. Counts what lives in each segment.
-    fn emit(&mut self, opened: &mut Opened, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
-        // A rebuild has counted them with the records.
-        let count_pins = self.checkpointed > 0;
-        let mut pins: HashMap<u32, (i64, i64)> = HashMap::new();
-        let mut known = Vec::new();
-        let mut emitted = 0u64;
-        let dirty = &self.dirty;
-        let mut finish = |key: u64, s: &mut Summary| {
-            let at = s.location.segment;
-            let change = dirty.get(&key);
-            if change.is_none_or(|d| d.location.is_none()) {
-                let p = pins.entry(at).or_default();
-                (p.0, p.1) = (p.0 + 1, p.1 + i64::from(s.body_len));
-            }
-            for r in s.recipients.iter().filter(|r| r.state_segment != 0) {
-                pins.entry(r.state_segment).or_default().0 += 1;
-            }
-            if let Some(d) = change {
-                known.push(key);
-                if d.settled {
-                    return;
-                }
-                d.merge_into(s);
-            }
-            emitted += u64::from(pass(key, s, each));
-        };
+    /// Visits every message of the index.
+    fn scan_messages(&self, visit: &mut dyn FnMut(u64, Summary)) -> Result<(), SpoolError> {
         let mut open: Option<(u64, Summary)> = None;
         self.index.scan(b"m", &mut |k, v| {
             let bad = || IndexError("an entry does not decode".into());
             let key = k.get(1..9).and_then(|b| b.first_chunk()).map(|b| u64::from_be_bytes(*b)).ok_or_else(bad)?;
             let n = k.get(9..11).and_then(|b| b.first_chunk()).map(|b| u16::from_be_bytes(*b)).ok_or_else(bad)?;
             if n == 0
-                && let Some((key, mut s)) = open.take()
+                && let Some((key, s)) = open.take()
             {
-                finish(key, &mut s);
+                visit(key, s);
             }
             let (of, s) = open.get_or_insert_with(|| (key, Summary::default()));
             if *of != key {
@@ -360,15 +334,50 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
             s.decode_chunk(n, v).ok_or_else(bad)
         })?;
-        if let Some((key, mut s)) = open.take() {
-            finish(key, &mut s);
+        if let Some((key, s)) = open.take() {
+            visit(key, s);
         }
-        for (id, (live, bytes)) in pins.into_iter().filter(|_| count_pins) {
+        Ok(())
+    }
+
+    /// Counts what the messages of the index keep in each segment. A pass of its own, so that
+    /// an index that turns out to be of no use does so before any message was passed on: the
+    /// rebuild would pass it again, and it would be delivered twice.
+    fn count_pins(&mut self) -> Result<(), SpoolError> {
+        let mut pins: HashMap<u32, (i64, i64)> = HashMap::new();
+        self.scan_messages(&mut |key, s| {
+            if self.dirty.get(&key).is_none_or(|d| d.location.is_none()) {
+                let p = pins.entry(s.location.segment).or_default();
+                (p.0, p.1) = (p.0 + 1, p.1 + i64::from(s.body_len));
+            }
+            for r in s.recipients.iter().filter(|r| r.state_segment != 0) {
+                pins.entry(r.state_segment).or_default().0 += 1;
+            }
+        })?;
+        for (id, (live, bytes)) in pins {
             if !self.log.segments.contains_key(&id) {
                 return Err(SpoolError::Index(format!("segment {id} is missing")));
             }
             self.log.pin(id, live, bytes);
         }
+        Ok(())
+    }
+
+    /// Passes every message with recipients left: those of the index, with what the replay
+    /// changed, then those that only the replay knows.
+    fn emit(&mut self, opened: &mut Opened, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
+        let mut known = Vec::new();
+        let mut emitted = 0u64;
+        self.scan_messages(&mut |key, mut s| {
+            if let Some(d) = self.dirty.get(&key) {
+                known.push(key);
+                if d.settled {
+                    return;
+                }
+                d.merge_into(&mut s);
+            }
+            emitted += u64::from(pass(key, &s, each));
+        })?;
         for key in &known {
             if let Some(d) = self.dirty.get_mut(key) {
                 d.indexed = true;

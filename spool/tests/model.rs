@@ -296,6 +296,20 @@ fn a_copied_state_does_not_replace_a_later_one() {
     w.apply(Op::LoseIndex);
 }
 
+/// Messages that a trusted index had passed on were passed again by the rebuild, and
+/// delivered twice.
+#[test]
+fn a_segment_that_is_missing_passes_no_message_twice() {
+    let mut w = World::new(400 << 20);
+    for _ in 0..2 {
+        w.apply(Op::Store { recipients: 1, body: 10, handoff: false });
+        w.apply(Op::Stop);
+    }
+    spool::disk::Disk::remove(&mut w.disk, "00000001.log").unwrap();
+    w.model.pop_first();
+    w.apply(Op::Kill);
+}
+
 #[test]
 fn ten_fills_and_drains_give_the_disk_back() {
     let mut w = World::new(4 << 30);
