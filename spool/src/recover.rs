@@ -196,7 +196,11 @@ impl<D: Disk, I: Index> Store<D, I> {
                 self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
             }
         }
-        self.log.set_len(id, end);
+        if torn {
+            // What the index knows was acknowledged: it stays, readable or not.
+            let known = self.log.segments.get(&id).map_or(0, |s| s.len.min(changes_from));
+            self.log.set_len(id, end.max(known));
+        }
         Ok(records)
     }
 

@@ -310,6 +310,25 @@ fn a_segment_that_is_missing_passes_no_message_twice() {
     w.apply(Op::Kill);
 }
 
+/// A damaged record at the end of a segment was cut off, though the index knew its message.
+#[test]
+fn what_the_index_knows_is_not_cut_off() {
+    for stop in [true, false] {
+        let mut w = World::new(400 << 20);
+        w.apply(Op::Store { recipients: 1, body: 0, handoff: false });
+        w.apply(Op::Checkpoint { steps: 1 });
+        if stop {
+            w.apply(Op::Stop);
+        }
+        let in_its_envelope = w.store.disk_bytes() as usize - 40;
+        w.disk.damage("00000001.log", in_its_envelope);
+        let (mut store, _) = Store::open(w.disk.clone(), w.index.clone(), 0, "boot0", &mut |_| {}).unwrap();
+        assert!(store.read(2).is_err());
+        w.disk.damage("00000001.log", in_its_envelope);
+        w.apply(Op::Kill);
+    }
+}
+
 #[test]
 fn ten_fills_and_drains_give_the_disk_back() {
     let mut w = World::new(4 << 30);
