@@ -339,6 +339,10 @@ impl<D: Disk> Log<D> {
         }
         let need = HEADER_BYTES + header.meta_len + if body { header.body_len } else { 0 };
         if first.len() < need {
+            // Before the room for it is made: damaged lengths may say a gigabyte.
+            if from + need as u64 > s.len {
+                return Err(bad("record ends behind its segment"));
+            }
             let have = first.len();
             first.resize(need, 0);
             let n = self.disk.read(&s.file, from + have as u64, &mut first[have..])?;
@@ -518,8 +522,27 @@ impl Window {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_ends_inside_its_segment_whatever_it_says() {
+        let disk = crate::memory::MemoryDisk::new(1 << 30);
+        let mut log = Log::open(disk.clone()).unwrap();
+        log.reserve(Stream::Hot, 1000, 0, StartMeta::default).unwrap();
+        let (_, at) = log.append(Stream::Hot, &[Pending::of(Kind::Message, b"envelope")]).unwrap()[0];
+        log.seal(Stream::Hot);
+        assert_eq!(log.read(at, true).unwrap().0.meta, b"envelope");
+        for (meta_len, body_len) in [(8, crate::layout::BODY_BYTES_MAX), (crate::layout::META_BYTES_MAX, 0)] {
+            let header =
+                Header { kind: Kind::Message, sequence: 2, segment: at.segment, meta_len, body_len, body_crc: 0 };
+            let mut bytes = Vec::new();
+            header.encode(b"envelope", &mut bytes);
+            disk.clone().write(&name_of(at.segment, false), at.offset.into(), &[IoSlice::new(&bytes)]).unwrap();
+            assert!(log.read(at, true).unwrap_err().to_string().contains("ends behind its segment"));
+        }
+    }
 
     #[test]
     fn segments_have_the_names_they_were_given_and_no_others() {
