@@ -84,6 +84,8 @@ pub struct Session {
     tls_available: bool,
     /// TLS is in use.
     pub tls: bool,
+    /// A line that is too long is passed over up to its end.
+    skipping: bool,
     errors: u32,
     commands: u64,
     since_mail: u64,
@@ -108,6 +110,7 @@ impl Session {
             esmtp: false,
             tls_available,
             tls: false,
+            skipping: false,
             errors: 0,
             commands: 0,
             since_mail: 0,
@@ -207,11 +210,20 @@ impl Session {
     }
 
     fn feed_line(&mut self, input: &[u8]) -> (usize, Event) {
+        if self.skipping {
+            let end = memchr::memchr(b'\n', input);
+            self.skipping = end.is_none();
+            let n = end.map_or(input.len(), |e| e + 1);
+            return match end {
+                Some(_) => (n, self.refuse(&Refusal(500, "5.5.2", "Line too long".into()))),
+                None => (n, Event::None),
+            };
+        }
         // The limit comes first: whether such a line came in one piece makes no difference.
         let Some(end) = memchr::memchr(b'\n', &input[..input.len().min(COMMAND_MAX)]) else {
             if input.len() >= COMMAND_MAX {
-                self.reply(500, "5.5.2", "Line too long, closing");
-                return (input.len(), Event::Close);
+                self.skipping = true;
+                return (COMMAND_MAX, Event::None);
             }
             return (0, Event::None);
         };
@@ -543,15 +555,26 @@ mod tests {
     }
 
     #[test]
-    fn a_line_too_long_ends_the_session_also_when_it_came_whole() {
-        for (filling, closes) in [(COMMAND_MAX - 7, false), (COMMAND_MAX - 6, true)] {
-            let line = format!("NOOP {}\r\n", "x".repeat(filling));
-            let mut s = session(open());
-            let (n, event) = s.feed(line.as_bytes());
-            assert!(n == line.len() && matches!(event, Event::Close) == closes, "{filling}: {event:?}");
-            let mut s = session(open());
-            let (n, event) = s.feed(&line.as_bytes()[..line.len() - 1]);
-            assert!((n > 0) == closes && matches!(event, Event::Close) == closes, "{filling}: {event:?}");
+    fn a_line_too_long_is_refused_in_whatever_pieces_it_comes() {
+        for (filling, refused) in [(COMMAND_MAX - 7, false), (COMMAND_MAX - 6, true), (3 * COMMAND_MAX, true)] {
+            let lines = format!("NOOP {}\r\nNOOP\r\n", "x".repeat(filling));
+            for piece in [lines.len(), 1000, 1] {
+                let mut s = session(open());
+                let (mut buf, mut at) = (Vec::new(), 0);
+                for p in lines.as_bytes().chunks(piece) {
+                    buf.extend_from_slice(p);
+                    loop {
+                        let (n, _) = s.feed(&buf[at..]);
+                        at += n;
+                        if n == 0 {
+                            break;
+                        }
+                    }
+                }
+                let out = String::from_utf8_lossy(&s.out);
+                let codes: Vec<&str> = out.lines().skip(1).map(|l| &l[..3]).collect();
+                assert_eq!(codes, [if refused { "500" } else { "250" }, "250"], "{filling} by {piece}");
+            }
         }
     }
 
