@@ -189,7 +189,6 @@ rules! {
         "notify-of-delay-every" NotifyOfDelayEvery notify_of_delay_every: Duration = minutes(240);
         "bounce-upon-no-mx" BounceUponNoMx bounce_upon_no_mx: Duration = Duration::from_millis(NEVER_MS);
         "bounce-upon-5xx-greeting" BounceUpon5xxGreeting bounce_upon_5xx_greeting: bool = true;
-        "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
         "smtp-hosts" SmtpHosts smtp_hosts: String = String::new();
         "default-smtp-port" DefaultSmtpPort default_smtp_port: u64 = 25;
         "mx-connection-attempts" MxConnectionAttempts mx_connection_attempts: u64 = 10;
@@ -203,9 +202,7 @@ rules! {
         "ignore-chunking" IgnoreChunking ignore_chunking: bool = false;
         "ignore-pipelining" IgnorePipelining ignore_pipelining: bool = false;
         "ignore-dsn" IgnoreDsn ignore_dsn: bool = false;
-        "dsn-format" DsnFormat dsn_format: u64 = 0;
         "disable-acct-records" DisableAcctRecords disable_acct_records: Vec<String> = Vec::new();
-        "log-transfer-failures" LogTransferFailures log_transfer_failures: bool = false;
     }
 }
 
@@ -235,11 +232,10 @@ rules! {
         "reject-invalid-virtual-mta" RejectInvalidVirtualMta reject_invalid_virtual_mta: bool = true;
         "default-virtual-mta" DefaultVirtualMta default_virtual_mta: String = String::new();
         "suppress-local-dsn" SuppressLocalDsn suppress_local_dsn: bool = false;
-        "dsn-return-default" DsnReturnDefault dsn_return_default: u64 = 0;
+        "dsn-return-default" DsnReturnDefault dsn_return_default: u64 = 2;
         "smtp-command-timeout" SmtpCommandTimeout smtp_command_timeout: Duration = minutes(10);
         "smtp-data-timeout" SmtpDataTimeout smtp_data_timeout: Duration = minutes(10);
         "smtp-session-timeout" SmtpSessionTimeout smtp_session_timeout: Duration = minutes(24 * 60);
         "max-smtp-commands" MaxSmtpCommands max_smtp_commands: u64 = 0;
-        "log-connections" LogConnections log_connections: bool = false;
     }
 }

@@ -201,7 +201,7 @@ pub struct PoolMember {
 }
 
 /// An `<acct-file>`.
-#[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Archive, Serialize, Deserialize)]
 pub struct Accounting {
     /// Path as written; files are `stem-YYYY-MM-DD-NNNN.ext` beside it.
     pub path: String,

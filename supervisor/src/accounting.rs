@@ -79,10 +79,20 @@ impl Files {
         Ok(files)
     }
 
-    /// Goes on with what running workers write.
-    pub fn adopt(&mut self, current: Vec<AccountingFile>) {
-        self.begun = vec![Instant::now(); current.len()];
-        self.current = current;
+    /// Goes on with what running workers write, if it is what the configuration asks for;
+    /// else they are switched to it.
+    pub fn adopt(&mut self, current: Vec<AccountingFile>, all: &[Accounting]) {
+        let fits = |f: &AccountingFile| {
+            let (path, a) = (Path::new(&f.path), all.get(f.index as usize));
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            a.is_some_and(|a| path.parent() == Path::new(&a.path).parent() && is_numbered(&name, Path::new(&a.path)))
+        };
+        if current.len() == all.len() && current.iter().all(fits) {
+            self.begun = vec![Instant::now(); current.len()];
+            self.current = current;
+        } else if self.switch == 0 {
+            self.switch = 1;
+        }
     }
 
     /// Begins new files where the old are due (or all, by `force`); true when workers have

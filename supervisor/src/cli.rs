@@ -35,7 +35,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Number of workers, instead of the configuration's
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=ipc::limits::SHARDS_MAX as i64))]
         workers: Option<u32>,
         /// Folder for spool, accounting and sockets, instead of the configuration's
         #[arg(long, value_name = "DIR")]

@@ -19,7 +19,7 @@ use tokio::task::spawn_local;
 use crate::accounting::Files;
 use crate::config::compile::Overrides;
 use crate::config::{self, Compiled};
-use crate::shards::{Slot, State, control, process};
+use crate::shards::{Slot, State, Totals, control, process};
 use crate::{Failure, http, listen, operator, rights};
 
 /// How long workers may take to answer an operator's question.
@@ -54,6 +54,8 @@ pub struct Supervisor {
     pub stop: Notify,
     /// When the supervisor started.
     pub started: SystemTime,
+    /// Counted by shards that were scaled away.
+    pub gone: Cell<Totals>,
     questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
     next_question: Cell<u64>,
 }
@@ -74,6 +76,8 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
     if pending > 0 {
         tracing::warn!(lines = pending, "some directives are not in force yet; `sluice config check` names them");
     }
+    // Mail and logs are the service's own business; what others may read is opened explicitly.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -133,6 +137,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         stopping: Cell::new(false),
         stop: Notify::new(),
         started: SystemTime::now(),
+        gone: Cell::default(),
         questions: RefCell::default(),
         next_question: Cell::new(0),
     });
@@ -263,9 +268,7 @@ impl Supervisor {
                 mine.push((name, fd));
             }
         }
-        if accounting.len() == self.accounting.borrow().current.len() {
-            self.accounting.borrow_mut().adopt(accounting.to_vec());
-        }
+        self.accounting.borrow_mut().adopt(accounting.to_vec(), &self.compiled.borrow().snapshot.accounting);
         let mut own = self.map.borrow_mut();
         if map.epoch >= own.epoch {
             *own = if map.shards == own.shards {
@@ -498,6 +501,9 @@ impl Supervisor {
                 s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
             });
             self.until(grace + Duration::from_secs(10), |s| s.slot(number, |s| s.pid == 0).unwrap_or(true)).await;
+            let mut gone = self.gone.get();
+            self.slot(number, |s| gone.add(&s.totals()));
+            self.gone.set(gone);
             self.slots.borrow_mut().retain(|s| s.number != number);
         }
         Ok(())
@@ -534,6 +540,18 @@ impl Supervisor {
                 added.push((l.address.clone(), listen::bind_to(&l.address)?));
             }
         }
+        let kept = {
+            let old = self.compiled.borrow();
+            let same = old.snapshot.accounting == compiled.snapshot.accounting;
+            // Workers name accounting files by their place in the list they began with.
+            compiled.snapshot.accounting.clone_from(&old.snapshot.accounting);
+            let mut kept = Vec::new();
+            kept.extend((!same).then_some("<acct-file>"));
+            kept.extend((old.http_port != compiled.http_port).then_some("http-mgmt-port"));
+            kept.extend((old.workers != compiled.workers).then_some("workers (or: sluice scale)"));
+            kept.extend((old.data_dir != compiled.data_dir).then_some("data-dir"));
+            kept
+        };
         compiled.snapshot.generation = self.generation.get() + 1;
         let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
         self.generation.set(compiled.snapshot.generation);
@@ -550,7 +568,11 @@ impl Supervisor {
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
         self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
         let refused = self.slots.borrow().iter().find_map(|s| s.reload_error.clone());
-        refused.map_or_else(|| Ok("Configuration reloaded.".into()), Err)
+        match (refused, kept.is_empty()) {
+            (Some(e), _) => Err(e),
+            (None, true) => Ok("Configuration reloaded.".into()),
+            (None, false) => Ok(format!("Configuration reloaded. A restart is needed for: {}.", kept.join(", "))),
+        }
     }
 
     /// Every listener goes along: a worker takes those it does not have.
@@ -563,13 +585,28 @@ impl Supervisor {
         self.slot(number, |s| s.order(order, fds));
     }
 
+    /// Begins new accounting files now, after a switch that is under way.
+    ///
+    /// # Errors
+    /// As [`Supervisor::rotate_accounting`].
+    pub async fn rotate_now(&self) -> Result<(), String> {
+        self.until(ANSWER_WAIT, Self::may_rotate).await;
+        self.rotate_accounting(true)
+    }
+
+    /// All shards serve, and write to the files named last.
+    fn may_rotate(&self) -> bool {
+        let switch = self.accounting.borrow().switch;
+        self.all_serve() && self.slots.borrow().iter().all(|s| s.switched >= switch)
+    }
+
     /// Begins new accounting files where they are due.
     ///
     /// # Errors
     /// A sentence when a file cannot be made, or a shard is down.
     pub fn rotate_accounting(&self, force: bool) -> Result<(), String> {
         // A shard that is down has rows to write into the old files first.
-        if !self.all_serve() || self.slots.borrow().iter().any(|s| s.switched < self.accounting.borrow().switch) {
+        if !self.may_rotate() {
             return if force { Err("a shard is starting or switching; try again".into()) } else { Ok(()) };
         }
         let all = self.compiled.borrow().snapshot.accounting.clone();
@@ -613,6 +650,8 @@ impl Supervisor {
         tracing::info!("stopping");
         self.stopping.set(true);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        // Closed in every process, the kernel refuses whom nobody would greet any more.
+        self.listeners.borrow_mut().clear();
         let grace = self.grace();
         for s in self.slots.borrow_mut().iter_mut() {
             s.retired = true;

@@ -41,16 +41,9 @@ pub fn shard_rows(sup: &Supervisor) -> Vec<ShardRow> {
 /// `status --json` and `GET /status`.
 pub fn as_json(sup: &Supervisor) -> Value {
     let slots = sup.slots.borrow();
-    let sum3 = |f: &dyn Fn(&ipc::control::Heartbeat) -> [u64; 3]| {
-        slots.iter().fold([0u64; 3], |mut a, s| {
-            let v = f(&s.heartbeat);
-            for i in 0..3 {
-                a[i] += v[i];
-            }
-            a
-        })
-    };
-    let (received, delivered) = (sum3(&|h| h.received), sum3(&|h| h.delivered));
+    let mut totals = sup.gone.get();
+    slots.iter().for_each(|s| totals.add(&s.totals()));
+    let (received, delivered) = (totals.received, totals.delivered);
     let sum = |f: &dyn Fn(&ipc::control::Heartbeat) -> u64| slots.iter().map(|s| f(&s.heartbeat)).sum::<u64>();
     let kb = |b: u64| (b as f64 / 102.4).round() / 10.0;
     let c = sup.compiled.borrow();
@@ -69,8 +62,8 @@ pub fn as_json(sup: &Supervisor) -> Value {
             "traffic": { "total": {
                 "out": { "rcp": delivered[0], "msg": delivered[1], "kb": kb(delivered[2]) },
                 "in": { "rcp": received[0], "msg": received[1], "kb": kb(received[2]) },
-                "bounced": sum(&|h| h.bounced),
-                "deferred": sum(&|h| h.deferred),
+                "bounced": totals.bounced,
+                "deferred": totals.deferred,
             } },
             "conn": {
                 "smtpIn": { "cur": sum(&|h| u64::from(h.connections_in)), "max": g.total_max_smtp_in },

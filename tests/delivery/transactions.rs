@@ -155,3 +155,40 @@ fn a_greeting_that_refuses_bounces_or_defers_the_queue() {
     r.script(|s| s.greeting = "220 receiver.test");
     eventually("it arrives", Duration::from_secs(10), || r.message_to("a@d.test").is_some());
 }
+
+#[test]
+fn nothing_but_354_lets_the_content_go() {
+    let (r, engine) = start("");
+    r.script(|s| s.data_reply = Some("250 what"));
+    send(&engine, &["u@d.test"]);
+    row(&engine, "t", "u@d.test");
+    r.script(|s| s.data_reply = None);
+    eventually("it arrives", Duration::from_secs(10), || r.unique() == 1);
+}
+
+#[test]
+fn more_recipients_than_are_taken_at_once_go_at_once() {
+    let (r, engine) = start("\n</domain>\n<domain many.test>\n retry-recipients-after 1h");
+    r.script(|s| s.rcpt_max = 2);
+    let to: Vec<String> = (0..9).map(|n| format!("u{n}@many.test")).collect();
+    send(&engine, &to.iter().map(String::as_str).collect::<Vec<_>>());
+    eventually("all arrive", Duration::from_secs(10), || r.unique() == 9);
+    assert!(!accounting::lines(engine.path()).iter().any(|l| l.starts_with("t,")));
+}
+
+#[test]
+fn ascii_needs_no_8bitmime_whatever_was_declared() {
+    let (r, engine) = start("");
+    r.script(|s| s.extensions = vec!["PIPELINING"]);
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test> BODY=8BITMIME").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<u@d.test>").unwrap().0, 250);
+    assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("it arrives", Duration::from_secs(10), || r.unique() == 1);
+    // The report of a message that is not ASCII is.
+    let eight = "Subject: \u{fc}\r\n\r\n\u{fc}";
+    assert_eq!(c.send("s@x.test", &["bad-1@d.test"], eight).unwrap().0, 250);
+    eventually("the report arrives", Duration::from_secs(10), || r.message_to("s@x.test").is_some());
+    let report = r.message_to("s@x.test").unwrap().content;
+    assert!(report.is_ascii() && report.contains("Subject: =C3=BC"), "{report}");
+}

@@ -118,6 +118,11 @@ impl Engine {
         all
     }
 
+    /// Process id of the supervisor.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
     /// Kills the supervisor alone.
     pub fn kill_supervisor(&mut self) {
         Self::kill(self.child.id() as i32);

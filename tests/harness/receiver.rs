@@ -51,6 +51,10 @@ pub struct Script {
     pub hang: bool,
     /// Pause before the reply to a message's content.
     pub delay: Duration,
+    /// Reply to DATA instead of 354.
+    pub data_reply: Option<&'static str>,
+    /// Recipients taken in one transaction.
+    pub rcpt_max: usize,
     /// Reply to the content instead of acceptance.
     pub content_reply: Option<&'static str>,
     /// Closes without a word on reading this command.
@@ -66,6 +70,8 @@ impl Default for Script {
             greeting: "220 receiver.test",
             hang: false,
             delay: Duration::ZERO,
+            data_reply: None,
+            rcpt_max: usize::MAX,
             content_reply: None,
             close_at: None,
             broken_tls: false,
@@ -265,6 +271,8 @@ impl<S: Read + Write> Session<'_, S> {
                 } else if to.starts_with("later-") {
                     self.receiver.with(|s| *s.deferred.entry(to).or_default() += 1);
                     self.say("450 4.2.1 try later")?;
+                } else if rcpts.len() >= script.rcpt_max {
+                    self.say("452 4.5.3 too many recipients")?;
                 } else {
                     rcpts.push(to);
                     self.say("250 2.1.5 ok")?;
@@ -272,6 +280,10 @@ impl<S: Read + Write> Session<'_, S> {
             } else if upper == "DATA" {
                 if rcpts.is_empty() {
                     self.say("554 5.5.1 no recipients")?;
+                    continue;
+                }
+                if let Some(reply) = script.data_reply {
+                    self.say(reply)?;
                     continue;
                 }
                 self.say("354 go")?;

@@ -89,3 +89,51 @@ fn fewer_workers_after_a_restart_drain_what_the_others_left() {
     eventually("one worker is left", Duration::from_secs(20), || engine.workers().len() == 1);
     assert_eq!(r.duplicates(), 0);
 }
+
+#[test]
+fn a_reload_leaves_accounting_files_as_they_are() {
+    let r = Receiver::start();
+    let engine = Engine::start(1, &format!("<domain *>\n {}\n</domain>", r.hosts()));
+    let first = "<acct-file acct/acct.csv>";
+    engine.edit_config(first, &format!("<acct-file acct/receipts.csv>\n records r\n</acct-file>\n{first}"));
+    let out = engine.sluice(&["reload"]);
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("<acct-file>"), "it says so");
+    assert!(engine.sluice(&["rotate", "acct"]).status.success());
+    assert!(engine.sluice(&["shard", "restart", "0"]).status.success());
+    send(&engine, 1, "u", "d.test");
+    eventually("its row is written", Duration::from_secs(10), || {
+        accounting::rows(engine.path()).contains_key(&("d".into(), "u0@d.test".into()))
+    });
+}
+
+#[test]
+fn counters_outlive_workers_and_files_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let r = Receiver::start();
+    let engine = Engine::start(2, &format!("<domain *>\n {}\n</domain>", r.hosts()));
+    let total = |engine: &Engine| {
+        engine.json(&["status", "--json"])["data"]["status"]["traffic"]["total"]["out"]["rcp"].as_u64()
+    };
+    for n in 0..10 {
+        send(&engine, 1, "u", &format!("d{n}.test"));
+    }
+    eventually("ten are counted", Duration::from_secs(10), || total(&engine) == Some(10));
+    assert!(engine.sluice(&["shard", "restart", "0"]).status.success());
+    assert!(engine.sluice(&["scale", "1"]).status.success());
+    assert_eq!(total(&engine), Some(10));
+    for f in std::fs::read_dir(engine.path().join("spool/shard-00/log")).unwrap().flatten() {
+        assert_eq!(f.metadata().unwrap().permissions().mode() & 0o007, 0, "{:?}", f.path());
+    }
+}
+
+#[test]
+fn nobody_waits_at_a_server_that_stops() {
+    let mut engine = Engine::start(2, "");
+    let mut held = Client::connect(engine.smtp).unwrap();
+    held.command("MAIL FROM:<s@x.test>").unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine.pid()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    eventually("new connections are refused", Duration::from_secs(5), || Client::dial(engine.smtp).is_err());
+    held.command("RSET").unwrap();
+    drop(held);
+    assert!(engine.stop());
+}

@@ -116,3 +116,20 @@ fn header_fields_are_added_once() {
         }
     }
 }
+
+#[test]
+fn the_postmaster_needs_no_domain() {
+    let (r, engine) = start("");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["Postmaster"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("it arrives", Duration::from_secs(10), || r.message_to("admin@mta.test").is_some());
+}
+
+#[test]
+fn names_that_could_pass_for_structure_are_refused() {
+    let (_r, engine) = start("");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("EHLO x)(y").unwrap().0, 501);
+    assert_eq!(c.command("EHLO [IPv6:::1]").unwrap().0, 250);
+    assert_eq!(c.command("STARTTLS now").unwrap().0 / 100, 5);
+}

@@ -288,6 +288,9 @@ impl Worker {
                 }
             };
             if self.leaving {
+                // The supervisor keeps what was counted in the end.
+                let last = ToSupervisor::Heartbeat(heartbeat(&self.shard));
+                let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &last)).await;
                 let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &ToSupervisor::Leaving)).await;
                 return;
             }
@@ -406,6 +409,7 @@ impl Worker {
         for (_, task) in self.accepting.drain() {
             task.abort();
         }
+        self.held.listeners.clear();
         self.shard.stop_signal().raise();
         let until = tokio::time::Instant::now() + grace;
         while tokio::time::Instant::now() < until && (self.shard.sessions.get() > 0 || self.shard.connections.get() > 0)

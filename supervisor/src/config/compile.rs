@@ -199,7 +199,15 @@ impl Compiler {
             ("host-id", Value::Number(n)) => g.host_id = n,
             ("spool-sync", Value::Number(n)) => g.spool_sync = n == 0,
             ("stop-grace", Value::Millis(n)) => g.stop_grace_ms = n,
-            ("http-mgmt-port", Value::Number(n)) => self.out.http_port = Some(n.min(65_535) as u16),
+            ("http-mgmt-port", Value::Number(n)) => match u16::try_from(n) {
+                Ok(n) => self.out.http_port = Some(n),
+                Err(_) => self.error(
+                    &s.at,
+                    "bad-value",
+                    format!("http-mgmt-port: expected a port from 0 (none) to 65535, found {n}"),
+                    "",
+                ),
+            },
             ("run-as-root", Value::Flag(b)) => self.out.run_as_root = b,
             ("worker-cpus", Value::TextList(l)) => {
                 self.out.worker_cpus = l.iter().filter_map(|t| t.parse().ok()).collect();

@@ -68,7 +68,7 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             sup.stop.notify_one();
             Answer::Done("stopping".into())
         }
-        Request::RotateAccounting => said(sup.rotate_accounting(true).map(|()| "Accounting file rotated.".into())),
+        Request::RotateAccounting => said(sup.rotate_now().await.map(|()| "Accounting file rotated.".into())),
         Request::InjectSocket => match sup.serving_socket() {
             Some(p) => Answer::Socket(p),
             None => Answer::Failed("no worker serves".into()),

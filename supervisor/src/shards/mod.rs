@@ -25,6 +25,36 @@ pub enum State {
 /// What is sent to a worker.
 pub type Order = (ToWorker, Vec<OwnedFd>);
 
+/// Counters that outlive a worker's process: recipients, messages, bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    /// Accepted.
+    pub received: [u64; 3],
+    /// Delivered.
+    pub delivered: [u64; 3],
+    /// Recipients bounced.
+    pub bounced: u64,
+    /// Attempts deferred.
+    pub deferred: u64,
+}
+
+impl Totals {
+    /// Adds what another process counted.
+    pub fn add(&mut self, other: &Totals) {
+        for (mine, more) in [(&mut self.received, &other.received), (&mut self.delivered, &other.delivered)] {
+            mine.iter_mut().zip(more).for_each(|(a, b)| *a += b);
+        }
+        self.bounced += other.bounced;
+        self.deferred += other.deferred;
+    }
+}
+
+impl From<&Heartbeat> for Totals {
+    fn from(h: &Heartbeat) -> Totals {
+        Totals { received: h.received, delivered: h.delivered, bounced: h.bounced, deferred: h.deferred }
+    }
+}
+
 /// One shard as the supervisor sees it.
 #[derive(Debug)]
 pub struct Slot {
@@ -48,6 +78,8 @@ pub struct Slot {
     pub orders: Option<mpsc::Sender<Order>>,
     /// Last heartbeat.
     pub heartbeat: Heartbeat,
+    /// What the processes before this one had counted.
+    pub past: Totals,
     /// When it came.
     pub beat_at: Instant,
     /// Accounting files that it writes.
@@ -77,6 +109,7 @@ impl Slot {
             delay: Duration::ZERO,
             orders: None,
             heartbeat: Heartbeat::default(),
+            past: Totals::default(),
             beat_at: now,
             accounting: Vec::new(),
             switched: 0,
@@ -84,6 +117,13 @@ impl Slot {
             reload_error: None,
             retired: false,
         }
+    }
+
+    /// Counted by all its processes.
+    pub fn totals(&self) -> Totals {
+        let mut all = self.past;
+        all.add(&Totals::from(&self.heartbeat));
+        all
     }
 
     /// How the state is named to operators.
@@ -111,6 +151,8 @@ impl Slot {
         }
         let wait = self.delay;
         self.delay = (self.delay * 2).clamp(Duration::from_secs(1), Duration::from_secs(60));
+        self.past.add(&Totals::from(&self.heartbeat));
+        self.heartbeat = Heartbeat { recipients: self.heartbeat.recipients, ..Heartbeat::default() };
         self.state = State::Waiting;
         self.pid = 0;
         self.orders = None;

@@ -282,6 +282,7 @@ impl Client<'_> {
             ip: Some(canonical(self.peer.ip())),
             local: self.local.map(|a| canonical(a.ip())),
             protocol: match (t.mail.smtputf8, session.tls) {
+                _ if !session.esmtp => "SMTP",
                 (true, true) => "UTF8SMTPS",
                 (true, false) => "UTF8SMTP",
                 (false, true) => "ESMTPS",

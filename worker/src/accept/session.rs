@@ -80,7 +80,8 @@ pub struct Session {
     state: State,
     /// EHLO name; empty before.
     pub hello: String,
-    esmtp: bool,
+    /// It began with EHLO rather than HELO.
+    pub esmtp: bool,
     tls_available: bool,
     /// TLS is in use.
     pub tls: bool,
@@ -295,11 +296,13 @@ impl Session {
     }
 
     fn hello(&mut self, esmtp: bool, name: &str) -> Result<(), Refusal> {
-        let clean: String = name.chars().filter(|c| c.is_ascii_graphic()).take(255).collect();
-        if clean.is_empty() {
-            return Err(Refusal(501, "5.5.4", "Expected a host name".into()));
+        // The name goes into trace headers, where anything else could pass for structure.
+        let word = name.split_ascii_whitespace().next().unwrap_or_default();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b) || b >= 0x80;
+        if word.is_empty() || word.len() > 255 || !word.bytes().all(plain) {
+            return Err(Refusal(501, "5.5.4", "Expected a host name or address literal".into()));
         }
-        self.hello = clean;
+        word.clone_into(&mut self.hello);
         self.esmtp = esmtp;
         self.state = State::Ready;
         if !esmtp {
@@ -378,7 +381,14 @@ impl Session {
                 format!("Too many recipients, the limit is {limit} (max-rcpt-per-message)"),
             ));
         }
-        let rcpt = command::rcpt(arg, t.mail.smtputf8)?;
+        // RFC 5321 section 4.5.1: the postmaster is reached without a domain.
+        let bare = arg.trim_start().get(..12).is_some_and(|a| a.eq_ignore_ascii_case("<postmaster>"));
+        let owned = bare.then(|| {
+            let configured = self.global.postmaster.first().cloned();
+            let to = configured.unwrap_or_else(|| format!("postmaster@{}", self.global.host_name));
+            format!("<{to}>{}", &arg.trim_start()[12..])
+        });
+        let rcpt = command::rcpt(owned.as_deref().unwrap_or(arg), t.mail.smtputf8)?;
         let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
         if !may_relay(&self.rules, &self.global, &rcpt.address, &destination) {
             return Err(Refusal(
@@ -389,6 +399,7 @@ impl Session {
         }
         let text = format!("<{}> recipient ok", rcpt.address);
         t.recipients.push((rcpt, destination));
+        self.since_mail = 0;
         self.reply(250, "2.1.5", &text);
         Ok(())
     }
@@ -459,7 +470,10 @@ impl Session {
             return self.refuse(&Refusal(502, "5.5.1", "STARTTLS is not offered here".into()));
         }
         if self.tls || !arg.is_empty() || !self.between_messages() {
-            return self.refuse(&Refusal(503, "5.5.1", "STARTTLS is not possible now".into()));
+            return match arg.is_empty() {
+                true => self.refuse(&Refusal(503, "5.5.1", "STARTTLS is not possible now".into())),
+                false => self.refuse(&Refusal(501, "5.5.4", "STARTTLS takes no argument".into())),
+            };
         }
         self.reply(220, "2.0.0", "ready to start TLS");
         Event::StartTls

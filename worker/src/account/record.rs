@@ -72,8 +72,9 @@ pub fn write_receipts(e: &ArchivedEnvelope, alone: bool, iso: bool, out: &mut Ve
         write_time(e.received_unix_ms.to_native(), iso, out);
         let source = source_type(&e.source_type);
         let mta = source_mta(e);
+        let vmta = if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() };
         let fields: &[&str] = if alone {
-            &[&e.sender, &r.address, &r.orcpt, source, &mta, &e.source_ip, &e.local_ip, &e.vmta, &e.job_id, &e.envid]
+            &[&e.sender, &r.address, &r.orcpt, source, &mta, &e.source_ip, &e.local_ip, vmta, &e.job_id, &e.envid]
         } else {
             &[
                 "",
@@ -92,7 +93,7 @@ pub fn write_receipts(e: &ArchivedEnvelope, alone: bool, iso: bool, out: &mut Ve
                 "",
                 "",
                 "",
-                &e.vmta,
+                vmta,
                 &e.job_id,
                 &e.envid,
                 "",

@@ -37,6 +37,16 @@ impl Verdict {
         Verdict { outcome, status: reply.enhanced_status(), diagnostic: reply.text(), remote: true }
     }
 
+    /// By a reply that did not let the transaction go on: one that says neither yes nor no
+    /// there (2yz to DATA, 3yz to RCPT) is a reason to come back, never a delivery.
+    pub fn of_refusal(reply: &Reply) -> Verdict {
+        let v = Verdict::of_reply(reply);
+        if v.outcome == Outcome::Bounced || v.status.starts_with('4') {
+            return v;
+        }
+        Verdict { outcome: Outcome::Deferred, status: "4.5.0".into(), ..v }
+    }
+
     /// By our own decision; the status's class says what becomes of the recipient.
     pub fn own(status: &str, diagnostic: impl Into<String>) -> Verdict {
         let outcome = if status.starts_with('5') { Outcome::Bounced } else { Outcome::Deferred };

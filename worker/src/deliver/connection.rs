@@ -352,8 +352,18 @@ async fn attempt(
         };
         result.verdicts.iter_mut().filter(|x| x.is_none()).for_each(|x| *x = Some(v.clone()));
     }
-    let verdicts: Vec<(u16, Verdict)> =
+    let mut verdicts: Vec<(u16, Verdict)> =
         batch.recipients.iter().copied().zip(result.verdicts.into_iter().flatten()).collect();
+    if verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered) {
+        // More recipients than the receiver takes at once (RFC 5321 section 4.5.3.1.10): the
+        // others go in the next transaction.
+        let surplus = |v: &Verdict| v.remote && v.status == "4.5.3" && v.diagnostic.starts_with("452");
+        let left: Vec<u16> = verdicts.iter().filter(|(_, v)| surplus(v)).map(|(r, _)| *r).collect();
+        if !left.is_empty() {
+            verdicts.retain(|(_, v)| !surplus(v));
+            shard.scheduler.borrow_mut().put_back(path.id, batch.slot, &left);
+        }
+    }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
     let at = Attempt::of_session(s);
     conclude(shard, path, batch.slot, batch.key, e, &content.body, verdicts, &at).await;

@@ -186,7 +186,7 @@ async fn flight(
         }
     }
     if let Some(mail) = &mail_refused {
-        verdicts.iter_mut().for_each(|v| *v = Some(Verdict::of_reply(mail)));
+        verdicts.iter_mut().for_each(|v| *v = Some(Verdict::of_refusal(mail)));
         accepted = 0;
     }
     let end = if chunked {
@@ -197,7 +197,7 @@ async fn flight(
             if go.code == 421 {
                 return Err(s.refused(go));
             }
-            judge_accepted(verdicts, &Verdict::of_reply(&go));
+            judge_accepted(verdicts, &Verdict::of_refusal(&go));
             return if accepted > 0 { reset(s, limit).await } else { Ok(()) };
         }
         // A receiver that says 354 without a recipient still waits for an end of data.
@@ -227,7 +227,7 @@ async fn note_rcpt(
     if reply.is_positive() {
         return Ok(true);
     }
-    *verdict = Some(Verdict::of_reply(&reply));
+    *verdict = Some(Verdict::of_refusal(&reply));
     Ok(false)
 }
 
@@ -247,7 +247,7 @@ async fn refused_mail(
     if reply.code == 421 {
         return Err(s.refused(reply.clone()));
     }
-    judge_accepted(verdicts, &Verdict::of_reply(reply));
+    judge_accepted(verdicts, &Verdict::of_refusal(reply));
     reset(s, rules.smtp_multiple_line_response_timeout).await
 }
 

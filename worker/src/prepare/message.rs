@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
-use ipc::message::{BodyType, Envelope, MessageId, Recipient, SourceType};
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType};
 use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 
@@ -68,8 +68,14 @@ pub fn prepare(
     };
     // Recipients of one queue must be neighbours; the order among equals is kept.
     e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination));
-    if e.body_type == BodyType::SevenBit && !content.is_ascii() {
-        e.body_type = BodyType::EightBit;
+    // What the client declared may be a habit; receivers without 8BITMIME take what is ASCII.
+    e.body_type = if content.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit };
+    if e.ret == Ret::Unset {
+        e.ret = match rules.dsn_return_default {
+            0 => Ret::Headers,
+            1 => Ret::Full,
+            _ => Ret::Unset,
+        };
     }
     let content = content.freeze();
     let (fields, end) = headers::parse(&content);

@@ -7,6 +7,7 @@ use ipc::message::{ArchivedEnvelope, ArchivedRet, BodyType, Envelope, Recipient,
 
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::prepare::headers;
+use crate::prepare::message::known_vmta;
 use crate::shard::Shard;
 
 /// Bytes of the original that a report returns at most.
@@ -58,7 +59,8 @@ pub async fn send(
         id,
         received_unix_ms: now,
         sender: String::new(),
-        vmta: e.vmta.as_str().to_owned(),
+        // By what is there: the virtual MTA of the message may be why it failed.
+        vmta: if known_vmta(config.snapshot.get(), &e.vmta) { e.vmta.as_str().to_owned() } else { String::new() },
         job_id: String::new(),
         envid: String::new(),
         ret: Ret::Unset,
@@ -109,58 +111,136 @@ fn compose(
         _ => ("Delivery Status Notification (Failure)", "Your message could not be delivered to the recipients below."),
     };
     let mut t = format!(
-        "From: {from}\r\nTo: <{}>\r\nSubject: {subject}\r\nDate: {}\r\nMessage-ID: <{id}@{host}>\r\nAuto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\r\nThis is a delivery status notification in MIME format.\r\n\r\n--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{sentence}\r\n\r\n",
+        "From: {from}\r\nTo: <{}>\r\nSubject: {subject}\r\nDate: {}\r\nMessage-ID: <{id}@{host}>\r\nAuto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\r\nThis is a delivery status notification in MIME format.\r\n\r\n--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\n",
         e.sender,
         crate::rfc5322_date(now_ms / 1000),
     );
+    let mut words = format!("{sentence}\r\n\r\n");
     for p in parts {
         if let Some(r) = e.recipients.get(usize::from(p.recipient)) {
-            t.push_str(&format!("<{}>: {}\r\n", r.address, one_line(&p.verdict.diagnostic)));
+            words.push_str(&format!("<{}>: {}\r\n", r.address, one_line(&p.verdict.diagnostic)));
         }
     }
+    t.push_str(&text_part(words.as_bytes()));
     t.push_str(&format!(
         "\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; {host}\r\n"
     ));
     if !e.envid.is_empty() {
-        t.push_str(&format!("Original-Envelope-Id: {}\r\n", e.envid));
+        t.push_str(&format!("Original-Envelope-Id: {}\r\n", plain(&decoded_xtext(&e.envid))));
     }
     t.push_str(&format!("Arrival-Date: {}\r\n", crate::rfc5322_date(e.received_unix_ms.to_native() / 1000)));
     for p in parts {
         let Some(r) = e.recipients.get(usize::from(p.recipient)) else { continue };
         t.push_str("\r\n");
         if !r.orcpt.is_empty() {
-            t.push_str(&format!("Original-Recipient: {}\r\n", r.orcpt));
+            t.push_str(&format!("Original-Recipient: {}\r\n", plain(&decoded_xtext(&r.orcpt))));
         }
         let kind = if r.address.is_ascii() { "rfc822" } else { "utf-8" };
         t.push_str(&format!(
             "Final-Recipient: {kind}; {}\r\nAction: {}\r\nStatus: {}\r\n",
-            r.address, p.action, p.verdict.status
+            plain(&r.address),
+            p.action,
+            p.verdict.status
         ));
         if !p.remote.is_empty() {
             t.push_str(&format!("Remote-MTA: dns; {}\r\n", p.remote));
         }
         let source = if p.verdict.remote { "smtp" } else { "x-sluice" };
-        t.push_str(&format!("Diagnostic-Code: {source}; {}\r\n", one_line(&p.verdict.diagnostic)));
+        t.push_str(&format!("Diagnostic-Code: {source}; {}\r\n", plain(&one_line(&p.verdict.diagnostic))));
     }
-    let full = e.ret == ArchivedRet::Full && action == "failed";
     let mut whole = content[0].to_vec();
     whole.extend_from_slice(&content[1][..content[1].len().min(RETURNED_MAX)]);
     let (_, end) = headers::parse(&whole);
-    let (kind, returned) = if full {
-        ("message/rfc822", &whole[..whole.len().min(RETURNED_MAX)])
+    whole.truncate(RETURNED_MAX);
+    // message/rfc822 cannot be encoded, and the sender's host may take ASCII alone.
+    let full = e.ret == ArchivedRet::Full && action == "failed" && whole.is_ascii();
+    t.push_str(&format!("\r\n--{boundary}\r\nContent-Type: "));
+    if full {
+        t.push_str("message/rfc822\r\n\r\n");
+        t.push_str(&String::from_utf8_lossy(&whole));
     } else {
-        ("text/rfc822-headers", &whole[..end.min(RETURNED_MAX)])
-    };
-    t.push_str(&format!("\r\n--{boundary}\r\nContent-Type: {kind}\r\n\r\n"));
-    let mut out = t.into_bytes();
-    out.extend_from_slice(returned);
-    if !out.ends_with(b"\n") {
-        out.extend_from_slice(b"\r\n");
+        t.push_str("text/rfc822-headers\r\n");
+        t.push_str(&text_part(&whole[..end.min(whole.len())]));
     }
-    out.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
+    if !t.ends_with('\n') {
+        t.push_str("\r\n");
+    }
+    t.push_str(&format!("\r\n--{boundary}--\r\n"));
+    t.into_bytes()
+}
+
+/// The rest of a text part's header, and its body: as it is, or quoted-printable (RFC 2045
+/// §6.7) where it is not ASCII, so that a report goes through any receiver.
+fn text_part(text: &[u8]) -> String {
+    if text.is_ascii() {
+        return format!("\r\n{}", String::from_utf8_lossy(text));
+    }
+    let mut out = String::from("Content-Transfer-Encoding: quoted-printable\r\n\r\n");
+    for line in text.split_inclusive(|b| *b == b'\n') {
+        let body = line.strip_suffix(b"\r\n").unwrap_or(line);
+        let mut column = 0;
+        for (i, b) in body.iter().enumerate() {
+            let last = i + 1 == body.len();
+            let keep = (0x21..0x7F).contains(b) && *b != b'=' || (matches!(b, b' ' | b'\t') && !last);
+            let word = if keep { char::from(*b).to_string() } else { format!("={b:02X}") };
+            if column + word.len() > 75 {
+                out.push_str("=\r\n");
+                column = 0;
+            }
+            column += word.len();
+            out.push_str(&word);
+        }
+        if body.len() < line.len() {
+            out.push_str("\r\n");
+        }
+    }
     out
+}
+
+/// ASCII for a field: what is not, in the form of RFC 6533 §3 (utf-8-addr-xtext).
+fn plain(text: &str) -> String {
+    let one = |c: char| if c.is_ascii() { c.to_string() } else { format!("\\x{{{:X}}}", u32::from(c)) };
+    text.chars().map(one).collect()
+}
+
+/// xtext (RFC 3461 §4) as it was meant, if that is printable.
+fn decoded_xtext(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let hex = rest.strip_prefix('+').and_then(|h| h.get(..2)).and_then(|h| u8::from_str_radix(h, 16).ok());
+        if let Some(b) = hex {
+            bytes.push(b);
+            rest = &rest[3..];
+        } else {
+            bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    String::from_utf8(bytes).ok().filter(|t| !t.chars().any(char::is_control)).unwrap_or_else(|| text.to_owned())
 }
 
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(800).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xtext_is_read_where_it_is_printable() {
+        assert_eq!(decoded_xtext("a+2Bb+3Dc"), "a+b=c");
+        assert_eq!(decoded_xtext("a+0Ab"), "a+0Ab");
+        assert_eq!(decoded_xtext("a+ZZ+2"), "a+ZZ+2");
+        assert_eq!(plain("\u{fc}@x"), "\\x{FC}@x");
+    }
+
+    #[test]
+    fn other_than_ascii_is_quoted() {
+        assert_eq!(text_part(b"a = b\r\n"), "\r\na = b\r\n");
+        let quoted = text_part("\u{fc} = \r\nx".as_bytes());
+        assert!(quoted.ends_with("\r\n\r\n=C3=BC =3D=20\r\nx"), "{quoted}");
+        assert!(text_part("\u{fc}".repeat(99).as_bytes()).lines().all(|l| l.len() <= 76));
+    }
 }

@@ -68,7 +68,8 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
     if !durable && left.iter().all(|(_, a)| *a == Answer::Full) {
         // Nobody has any of it, so the client can be told.
         left.iter().for_each(|(o, _)| shard.handoffs.confirmed(o.sequence));
-        let full = || SpoolError::Full("the spool of the destination's shard is full".into());
+        let full =
+            || SpoolError::Full("the destination's shard has none (min-free-space, spool-max-recipients)".into());
         return own.unwrap_or_else(|| Err(full()));
     }
     if let (Some(e), Some(Err(SpoolError::Full(_)))) = (&own_share, &own) {
@@ -77,7 +78,8 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
     }
     let mut result = own.unwrap_or(Ok(()));
     for (o, _) in left {
-        let kept = keep(shard, o.owner, o.sequence, o.envelope, &body).await;
+        let kept = keep(shard, o, &body, durable).await;
+        durable |= kept.is_ok();
         if result.is_ok() {
             result = kept;
         }
@@ -135,24 +137,19 @@ pub async fn store_archived(
     Ok(key)
 }
 
-/// Keeps a share that its owner did not take in time, to pass it on later.
-async fn keep(
-    shard: &Rc<Shard>,
-    owner: u8,
-    sequence: u64,
-    envelope: AlignedVec<16>,
-    body: &[Bytes; 2],
-) -> Result<(), SpoolError> {
-    let recipients = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
+/// Keeps a share that its owner did not take in time, to pass it on later; from the reserve
+/// when another share of the message is durable already.
+async fn keep(shard: &Rc<Shard>, o: Offered, body: &[Bytes; 2], in_progress: bool) -> Result<(), SpoolError> {
+    let recipients = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&o.envelope)
         .map_or(0, |e| e.recipients.len());
-    let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress: true };
+    let message = NewMessage { envelope: Bytes::copy_from_slice(&o.envelope), body: body.clone(), in_progress };
     match shard.store(message).await {
         Ok(key) => {
-            shard.handoffs.kept(owner, key, recipients as u64);
+            shard.handoffs.kept(o.owner, key, recipients as u64);
             Ok(())
         }
         Err(e) => {
-            shard.handoffs.confirmed(sequence);
+            shard.handoffs.confirmed(o.sequence);
             Err(e)
         }
     }
