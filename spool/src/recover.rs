@@ -348,6 +348,10 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// an index that turns out to be of no use does so before any message was passed on: the
     /// rebuild would pass it again, and it would be delivered twice.
     fn count_pins(&mut self) -> Result<(), SpoolError> {
+        if self.checkpointed == 0 {
+            // All of the log was replayed, and counted.
+            return Ok(());
+        }
         let mut pins: HashMap<u32, (i64, i64)> = HashMap::new();
         self.scan_messages(&mut |key, s| {
             if self.dirty.get(&key).is_none_or(|d| d.location.is_none()) {

@@ -363,3 +363,20 @@ fn one_deferred_message_does_not_keep_its_segment() {
     w.apply(Op::Kill);
     w.apply(Op::LoseIndex);
 }
+
+/// A spool that was stopped while it was empty counted its first mail twice at the next start,
+/// and kept the segment for good.
+#[test]
+fn what_a_start_reads_is_counted_once() {
+    let mut w = World::new(400 << 20);
+    w.apply(Op::Stop);
+    for _ in 0..2 {
+        (0..5).for_each(|_| w.apply(Op::Store { recipients: 1, body: 10, handoff: false }));
+        w.apply(Op::Kill);
+    }
+    while w.key(0).is_some() {
+        w.apply(Op::SettleAll { pick: 0 });
+    }
+    w.apply(Op::Checkpoint { steps: 3 });
+    assert_eq!(spool::disk::Disk::list(&w.disk).unwrap(), ["00000003.log"]);
+}
