@@ -165,12 +165,14 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
             for r in old.recipients.iter().filter(|r| r.state_segment != 0) {
                 self.log.pin(r.state_segment, -1, 0);
-                d.done_in.iter().for_each(|s| self.log.refer(*s, r.state_segment));
             }
             return Ok(());
         }
         let base = if d.envelope.is_empty() { old.clone() } else { d.fresh_summary(self.shard) };
-        let Some(mut new) = base else { return Ok(()) };
+        let Some(mut new) = base else {
+            d.states.values().for_each(|(_, segment)| self.log.pin(*segment, -1, 0));
+            return Ok(());
+        };
         if let Some(old) = &old {
             // A replay may know only the newer part of the recipients' story.
             for (n, o) in new.recipients.iter_mut().zip(&old.recipients) {
@@ -184,8 +186,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             for (o, n) in recipients.iter().zip(&new.recipients) {
                 if o.state_segment != 0 && o.state_segment != n.state_segment {
                     self.log.pin(o.state_segment, -1, 0);
-                    self.log.refer(n.state_segment, o.state_segment);
-                    d.done_in.iter().for_each(|s| self.log.refer(*s, o.state_segment));
                 }
             }
         }
@@ -212,7 +212,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                     && newest_hot != Some(**id)
                     && s.last_sequence <= self.checkpointed
                     && (s.last_sequence <= self.projected || s.cold)
-                    && !s.refs.iter().any(|r| log.segments.contains_key(r))
+                    && (s.cold || !s.refs.iter().any(|r| log.segments.contains_key(r)))
                     && self.compaction.as_ref().is_none_or(|c| c.segment() != **id)
             });
             let Some(id) = free.map(|(id, _)| *id) else { break };

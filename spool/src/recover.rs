@@ -280,9 +280,10 @@ impl<D: Disk, I: Index> Store<D, I> {
     fn replay_moved(&mut self, r: &Record, mut m: MovedMeta) {
         let rebuilding = self.checkpointed == 0;
         let known = self.dirty.get(&m.key);
-        // A rebuild's index holds what was read so far.
-        let indexed = if rebuilding { self.indexed(m.key).ok().flatten() } else { None };
-        let from = known.and_then(|d| d.location).or(indexed.as_ref().map(|s| s.location)).map_or(0, |at| at.segment);
+        let indexed = self.indexed(m.key).ok().flatten();
+        let before = indexed.as_ref().map(|s| s.location);
+        // What a trusted index pins is counted later; a rebuild's holds what was read so far.
+        let from = known.and_then(|d| d.location).or(before.filter(|_| rebuilding)).map_or(0, |at| at.segment);
         let done = |i: u16| {
             known.is_some_and(|d| d.done.contains(&i))
                 || indexed.as_ref().is_some_and(|s| s.recipients.get(usize::from(i)).is_none_or(|r| r.done))
@@ -291,6 +292,9 @@ impl<D: Disk, I: Index> Store<D, I> {
         let fresh = indexed.is_none() && known.is_none_or(|d| d.envelope.is_empty());
         let envelope = Bytes::copy_from_slice(&m.envelope);
         self.note_moved(m.key, r.location, &m, from);
+        if let Some(at) = before {
+            self.log.refer(r.location.segment, at.segment);
+        }
         if fresh && rebuilding {
             // Rebuilding: the original segment is gone and no index entry will come.
             if let Some(d) = self.dirty.get_mut(&m.key) {
@@ -400,8 +404,12 @@ impl<D: Disk, I: Index> Store<D, I> {
                     d.merge_into(&mut s);
                     emitted += u64::from(pass(key, &s, each));
                 }
-                // Changes to a message that has left the index already.
-                None => drop(self.dirty.remove(&key)),
+                // Changes to a message that has left the index already, or the log.
+                None => {
+                    if let Some(d) = self.dirty.remove(&key) {
+                        d.states.values().for_each(|(_, segment)| self.log.pin(*segment, -1, 0));
+                    }
+                }
             }
         }
         opened.messages = emitted;

@@ -64,8 +64,9 @@ pub struct Segment<F> {
     pub live: u64,
     /// Bytes of the messages that live here.
     pub live_bytes: u64,
-    /// Older segments that this one's records supersede; while one of them exists, this
-    /// one must too, or a rebuild would bring delivered mail back.
+    /// Segments that hold mail whose end is recorded here: while one of them exists, this one
+    /// must too, or a rebuild would bring delivered mail back. Of a cold segment, in which
+    /// nothing ends: the segments that its mail was copied from, which may still hold it.
     pub refs: BTreeSet<u32>,
     /// Highest sequence in it.
     pub last_sequence: u64,
@@ -473,6 +474,9 @@ impl<D: Disk> Log<D> {
     pub fn free(&mut self, id: u32) -> io::Result<()> {
         if let Some(s) = self.segments.remove(&id) {
             self.disk.remove(&name_of(id, s.cold))?;
+            for s in self.segments.values_mut() {
+                s.refs.remove(&id);
+            }
         }
         Ok(())
     }
@@ -486,13 +490,18 @@ impl<D: Disk> Log<D> {
         }
     }
 
-    /// Notes that segment `newer` supersedes something in `older`.
+    /// Notes that `newer` holds the end of a message that lies in `older`, or its copy.
     pub fn refer(&mut self, newer: u32, older: u32) {
-        if newer != older
-            && older != 0
-            && let Some(s) = self.segments.get_mut(&newer)
-            && s.refs.insert(older)
-        {
+        let (Some(n), Some(o)) = (self.segments.get(&newer), self.segments.get(&older)) else { return };
+        // A cold segment stands for those that its mail was copied from. Of these some may be
+        // younger than the end recorded in `newer`, and hold other mail: two hot segments
+        // that waited for each other would never go.
+        let sources = o.refs.iter().filter(|_| o.cold);
+        let holds = |r: &u32| self.segments.get(r).is_some_and(|s| n.cold || s.cold || *r < newer);
+        let new: Vec<u32> =
+            sources.copied().chain([older]).filter(|r| *r != newer && !n.refs.contains(r) && holds(r)).collect();
+        if let Some(s) = self.segments.get_mut(&newer).filter(|_| !new.is_empty()) {
+            s.refs.extend(new);
             s.changed = true;
         }
     }

@@ -400,7 +400,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             let d = self.dirty.entry(*key).or_insert_with(Dirty::of_index);
             if let Some((_, old)) = d.states.insert(*recipient, (state.clone(), segment)) {
                 self.log.pin(old, -1, 0);
-                self.log.refer(segment, old);
             }
         }
     }
@@ -412,7 +411,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             d.done.insert(*recipient);
             if let Some((_, old)) = d.states.remove(recipient) {
                 self.log.pin(old, -1, 0);
-                self.log.refer(segment, old);
             }
         }
         for key in &done.settled {
@@ -420,7 +418,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             d.settled = true;
             for (_, old) in std::mem::take(&mut d.states).into_values() {
                 self.log.pin(old, -1, 0);
-                self.log.refer(segment, old);
             }
             // Mail that came and went between two checkpoints never touches the index.
             if let (Some(at), false) = (d.location, d.indexed) {

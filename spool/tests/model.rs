@@ -380,3 +380,26 @@ fn what_a_start_reads_is_counted_once() {
     w.apply(Op::Checkpoint { steps: 3 });
     assert_eq!(spool::disk::Disk::list(&w.disk).unwrap(), ["00000003.log"]);
 }
+
+/// Two segments that each held something the other superseded kept each other, and then every
+/// segment after them: the disk filled up.
+#[test]
+fn a_message_that_is_tried_again_does_not_keep_what_came_meanwhile() {
+    let mut w = World::new(4 << 30);
+    w.apply(Op::Store { recipients: 2, body: 1000, handoff: false });
+    for due in 0..4 {
+        w.apply(Op::Update { pick: 0, recipient: 1, due });
+        for _ in 0..15 {
+            w.apply(Op::Store { recipients: 1, body: 5_000_000, handoff: false });
+            w.apply(Op::SettleAll { pick: 1 });
+        }
+        for _ in 0..3 {
+            w.apply(Op::Checkpoint { steps: 3 });
+            (0..80).for_each(|_| w.apply(Op::Compact));
+        }
+    }
+    w.apply(Op::Checkpoint { steps: 3 });
+    assert!(w.disk.used() < 170_000_000, "{} bytes for one message", w.disk.used());
+    w.apply(Op::Kill);
+    w.apply(Op::LoseIndex);
+}
