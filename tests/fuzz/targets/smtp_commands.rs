@@ -147,11 +147,12 @@ impl Client {
             let (n, event) = self.session.feed(&self.buf[at..]);
             assert!(n <= self.buf.len() - at, "used {n} of {} bytes", self.buf.len() - at);
             let line = &self.buf[at..at + n];
+            let is_command = !was_data && line.ends_with(b"\n");
             let is_bdat = line.get(..5).is_some_and(|w| w.eq_ignore_ascii_case(b"BDAT "));
             at += n;
             // Each command has one reply, also when the client sends many at once; content
             // has one when it is whole, and the last one of all may follow another.
-            let fewest = usize::from(n > 0 && !was_data && !is_bdat);
+            let fewest = usize::from(is_command && !is_bdat);
             match event {
                 Event::None if n == 0 || at == self.buf.len() => {
                     self.replies(fewest..=1);
