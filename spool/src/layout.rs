@@ -173,6 +173,13 @@ pub struct UpdateMeta {
     pub rows: Vec<Vec<u8>>,
 }
 
+impl UpdateMeta {
+    /// Nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.rows.is_empty()
+    }
+}
+
 /// Meta of [`Kind::Done`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct DoneMeta {
@@ -182,6 +189,13 @@ pub struct DoneMeta {
     pub settled: Vec<u64>,
     /// Accounting rows, opaque to the spool.
     pub rows: Vec<Vec<u8>>,
+}
+
+impl DoneMeta {
+    /// Nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.settled.is_empty() && self.rows.is_empty()
+    }
 }
 
 /// Meta of [`Kind::Moved`].

@@ -65,10 +65,8 @@ impl Group {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()
-            && self.done.entries.is_empty()
-            && self.done.rows.is_empty()
-            && self.update.entries.is_empty()
-            && self.update.rows.is_empty()
+            && self.done.is_empty()
+            && self.update.is_empty()
             && self.put.is_empty()
             && self.forget.is_empty()
     }
@@ -256,10 +254,10 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     fn outcome_records(&self, group: &Group, records: &mut Vec<Pending>) {
-        if !group.update.entries.is_empty() || !group.update.rows.is_empty() {
+        if !group.update.is_empty() {
             records.push(Pending::of(Kind::Update, ipc::frame::archive(&group.update)));
         }
-        if !group.done.entries.is_empty() || !group.done.rows.is_empty() {
+        if !group.done.is_empty() {
             records.push(Pending::of(Kind::Done, ipc::frame::archive(&group.done)));
         }
         for p in &group.put {
@@ -414,7 +412,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         for key in &done.settled {
-            let Some(d) = self.dirty.get_mut(key) else { continue };
+            let d = self.dirty.entry(*key).or_insert_with(Dirty::of_index);
+            d.done_in.insert(segment);
             d.settled = true;
             for (_, old) in std::mem::take(&mut d.states).into_values() {
                 self.log.pin(old, -1, 0);

@@ -329,6 +329,26 @@ fn what_the_index_knows_is_not_cut_off() {
     }
 }
 
+/// Nothing was written when nothing but the end of a message was to be said, and it came back at
+/// each start.
+#[test]
+fn a_message_without_recipients_left_can_be_settled() {
+    for checkpoint in [false, true] {
+        let mut w = World::new(400 << 20);
+        w.apply(Op::Store { recipients: 1, body: 10, handoff: false });
+        let key = w.key(0).unwrap();
+        w.model.get_mut(&key).unwrap().left.clear();
+        w.settle(key, vec![0], false);
+        w.apply(Op::Checkpoint { steps: u8::from(checkpoint) });
+        w.apply(Op::Kill);
+        w.settle(key, vec![], true);
+        w.apply(Op::Kill);
+        w.apply(Op::LoseIndex);
+        w.apply(Op::Checkpoint { steps: 3 });
+        assert_eq!(spool::disk::Disk::list(&w.disk).unwrap(), ["00000002.log"]);
+    }
+}
+
 #[test]
 fn ten_fills_and_drains_give_the_disk_back() {
     let mut w = World::new(4 << 30);
