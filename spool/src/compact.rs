@@ -36,6 +36,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             let log = &self.log;
             let worth = log.segments.iter().find(|(id, s)| {
                 s.live > 0
+                    && !s.copied
                     && !log.is_active(**id)
                     && s.last_sequence <= self.checkpointed
                     && s.live_bytes.saturating_mul(LIVE_SHARE) < s.len
@@ -71,7 +72,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             Err(e) => return Err(io(e)),
         };
         self.copy_forward(segment, found)?;
-        if !finished {
+        if finished {
+            self.log.segments.get_mut(&segment).into_iter().for_each(|s| s.copied = true);
+        } else {
             self.compaction = Some(Compaction { segment, at: next });
         }
         Ok(finished)

@@ -68,6 +68,8 @@ pub struct Segment<F> {
     /// must too, or a rebuild would bring delivered mail back. Of a cold segment, in which
     /// nothing ends: the segments that its mail was copied from, which may still hold it.
     pub refs: BTreeSet<u32>,
+    /// What could be copied forward has been: the rest does not validate.
+    pub copied: bool,
     /// Highest sequence in it.
     pub last_sequence: u64,
     /// `live`, `refs` or `last_sequence` differ from what the index holds.
@@ -146,6 +148,7 @@ impl<D: Disk> Log<D> {
                     live: 0,
                     live_bytes: 0,
                     refs: BTreeSet::new(),
+                    copied: false,
                     last_sequence: 0,
                     changed: true,
                 },
@@ -221,6 +224,7 @@ impl<D: Disk> Log<D> {
             live: 0,
             live_bytes: 0,
             refs: BTreeSet::new(),
+            copied: false,
             last_sequence: 0,
             changed: true,
         };

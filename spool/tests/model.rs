@@ -349,6 +349,28 @@ fn a_message_without_recipients_left_can_be_settled() {
     }
 }
 
+/// The segment of a message that cannot be read was chosen to be copied forward again and
+/// again, and no other ever was.
+#[test]
+fn a_damaged_message_does_not_stop_compaction() {
+    let mut w = World::new(400 << 20);
+    for _ in 0..2 {
+        w.apply(Op::Store { recipients: 1, body: 1000, handoff: false });
+        w.apply(Op::Store { recipients: 1, body: 9000, handoff: false });
+        w.apply(Op::Stop);
+    }
+    (1..3).for_each(|pick| w.apply(Op::SettleAll { pick }));
+    w.disk.damage("00000001.log", 1000);
+    let damaged = w.key(0).unwrap();
+    assert!(w.store.read(damaged).is_err());
+    for _ in 0..4 {
+        w.apply(Op::Checkpoint { steps: 3 });
+        w.apply(Op::Compact);
+    }
+    let names = spool::disk::Disk::list(&w.disk).unwrap();
+    assert!(names.contains(&"00000001.log".to_owned()) && !names.contains(&"00000002.log".to_owned()), "{names:?}");
+}
+
 #[test]
 fn ten_fills_and_drains_give_the_disk_back() {
     let mut w = World::new(4 << 30);
