@@ -588,6 +588,7 @@ impl Damaged<'_> {
 struct Life {
     making: Making,
     model: Found,
+    handoffs: BTreeSet<u64>,
     boot: u32,
 }
 
@@ -605,19 +606,23 @@ impl Life {
         for key in self.model.keys() {
             assert!(m.store.read(*key).expect("an intact message").1 == m.bodies[key], "content of message {key}");
         }
+        for sequence in &self.handoffs {
+            assert!(m.store.has_seen(HandoffId { origin: 9, sequence: *sequence }), "handoff {sequence} is forgotten");
+        }
     }
 
-    fn settle(&mut self, key: u64, some: Option<u16>) {
+    /// Ends one recipient, or all. That nothing is left may be said later.
+    fn settle(&mut self, key: u64, some: Option<u16>, later: bool) {
         let Some(left) = self.model.get_mut(&key) else { return };
         let recipients: Vec<u16> = left.keys().copied().filter(|r| some.is_none_or(|s| s == *r)).collect();
         left.retain(|r, _| !recipients.contains(r));
-        let last = left.is_empty();
+        let last = left.is_empty() && !later;
         if last {
             self.model.remove(&key);
         }
-        if !recipients.is_empty() {
-            let mut g = Group::default();
-            g.settle(Settled { key, recipients, last, rows: Vec::new() });
+        let mut g = Group::default();
+        g.settle(Settled { key, recipients, last, rows: Vec::new() });
+        if !g.is_empty() {
             self.making.store.commit(&g).expect("room");
         }
     }
@@ -625,17 +630,21 @@ impl Life {
     fn act(&mut self, c: &mut Choices<'_>) {
         match c.byte() % 14 {
             0 | 1 => {
-                let (n, body) = (u16::from(c.byte() % 4) + 1, 16 * usize::from(c.byte()));
-                let key = self.making.store(n, body, None);
+                let (n, body) = (c.byte(), 16 * usize::from(c.byte()));
+                let handoff = (n & 128 != 0).then(|| self.making.bodies.len() as u64 + 1);
+                self.handoffs.extend(handoff);
+                let n = u16::from(n % 4) + 1;
+                let key = self.making.store(n, body, handoff);
                 self.model.insert(key, (0..n).map(|r| (r, 0)).collect());
             }
             2 => {
                 let Some(key) = self.pick(c) else { return };
-                self.settle(key, None);
+                self.settle(key, None, false);
             }
             3 => {
                 let Some(key) = self.pick(c) else { return };
-                self.settle(key, Some(u16::from(c.byte() % 4)));
+                let which = c.byte();
+                self.settle(key, Some(u16::from(which % 4)), which & 128 != 0);
             }
             4 | 5 => {
                 let (Some(key), recipient, due) = (self.pick(c), u16::from(c.byte() % 4), c.byte().into()) else {
@@ -662,6 +671,8 @@ impl Life {
             }
             12 => self.start(),
             _ => {
+                self.making.disk.0.lose_power(c.byte().into());
+                self.making.index.lose_power();
                 self.boot += 1;
                 self.start();
             }
@@ -670,7 +681,7 @@ impl Life {
     }
 
     fn live(mut c: Choices<'_>) {
-        let mut life = Life { making: Making::new(), model: Found::new(), boot: 0 };
+        let mut life = Life { making: Making::new(), model: Found::new(), handoffs: BTreeSet::new(), boot: 0 };
         for _ in 0..200 {
             if c.0.is_empty() {
                 break;
@@ -682,7 +693,7 @@ impl Life {
         life.start();
         // An empty spool keeps no more than the segment that begins with the values.
         for key in life.model.keys().copied().collect::<Vec<_>>() {
-            life.settle(key, None);
+            life.settle(key, None, false);
         }
         for _ in 0..3 {
             life.making.store.set_projected(life.making.store.last_sequence(), b"");
