@@ -202,6 +202,15 @@ pub fn normalise_domain(domain: &str) -> Result<String, String> {
     Ok(ascii)
 }
 
+/// A destination as people read it: in Unicode where it is internationalised.
+pub fn shown_domain(destination: &str) -> String {
+    if !destination.contains("xn--") {
+        return destination.to_owned();
+    }
+    let (shown, result) = idna::domain_to_unicode(destination);
+    if result.is_ok() { shown } else { destination.to_owned() }
+}
+
 /// The address inside an address literal, without its brackets.
 pub fn parse_literal(literal: &str) -> Option<std::net::IpAddr> {
     if literal.get(..5).is_some_and(|p| p.eq_ignore_ascii_case("ipv6:")) {
@@ -219,6 +228,8 @@ mod tests {
     fn one_spelling_for_a_destination() {
         assert_eq!(destination_of("a@EXAMPLE.Com.").unwrap(), "example.com");
         assert_eq!(destination_of("a@bücher.example").unwrap(), "xn--bcher-kva.example");
+        assert_eq!(shown_domain("xn--bcher-kva.example"), "bücher.example");
+        assert_eq!(shown_domain("xn--\u{1}"), "xn--\u{1}");
         assert_eq!(destination_of("\"x@y\"@b.test").unwrap(), "b.test");
         assert_eq!(destination_of("a@[127.0.0.1]").unwrap(), "[127.0.0.1]");
         assert_eq!(destination_of("a@[IPv6:::1]").unwrap(), "[ipv6:::1]");

@@ -37,7 +37,10 @@ pub enum Request {
         wait: bool,
     },
     /// `reload`
-    Reload,
+    Reload {
+        /// Answer when every worker has taken it.
+        wait: bool,
+    },
     /// `stop`
     Stop,
     /// `rotate acct`

@@ -33,6 +33,10 @@ pub const BODY_BYTES_MAX: usize = 1 << 30;
 pub const SEQUENCE_MAX: u64 = 1 << 62;
 /// Recipients in one value of the index.
 pub const RECIPIENTS_PER_CHUNK: usize = 4;
+/// Bytes of last replies in one chunk.
+const REPLIES_BYTES_MAX: usize = 248;
+/// In place of a reply's length: the same as that of the recipient before.
+const SAME_REPLY: u8 = 255;
 
 const MAGIC: u32 = 0x4C53_4D31;
 /// The magic as it stands on disk, for finding the next record after damage.
@@ -262,6 +266,8 @@ pub struct Summary {
     pub received_unix_ms: i64,
     /// Kept for another shard.
     pub handoff: bool,
+    /// The sender of some recipient wants to hear of delays (RFC 3461 NOTIFY=DELAY).
+    pub notify_delay: bool,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
     /// All recipients in order.
@@ -269,10 +275,10 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// The values of the index for this message: chunk number and bytes. The last reply is
-    /// cut so that a value stays near 500 bytes.
+    /// The values of the index for this message: chunk number and bytes. Last replies share
+    /// a chunk's budget, so that a value stays near 500 bytes; one that repeats the reply
+    /// before it, as replies of one receiver do, takes a byte.
     pub fn encode(&self) -> Vec<Vec<u8>> {
-        let reply_max = if self.recipients.len() == 1 { 250 } else { 60 };
         let mut chunks = Vec::with_capacity(self.recipients.len().div_ceil(RECIPIENTS_PER_CHUNK));
         for (n, part) in self.recipients.chunks(RECIPIENTS_PER_CHUNK).enumerate() {
             let mut v = vec![FORMAT_VERSION];
@@ -282,16 +288,27 @@ impl Summary {
                 v.extend_from_slice(&self.body_len.to_le_bytes());
                 v.extend_from_slice(&self.received_unix_ms.to_le_bytes());
                 v.extend_from_slice(&(self.recipients.len() as u16).to_le_bytes());
-                v.push(u8::from(self.handoff));
+                v.push(u8::from(self.handoff) | u8::from(self.notify_delay) << 1);
                 put_text(&mut v, &self.vmta, 255);
             }
-            for r in part {
+            let (mut room, mut before) = (REPLIES_BYTES_MAX, "");
+            for (i, r) in part.iter().enumerate() {
                 v.push(u8::from(r.done));
                 put_text(&mut v, &r.destination, 255);
                 v.extend_from_slice(&r.state.due_unix_ms.to_le_bytes());
                 v.extend_from_slice(&r.state.delay_reports.to_le_bytes());
                 v.extend_from_slice(&r.state_segment.to_le_bytes());
-                put_text(&mut v, &r.state.last_reply, reply_max);
+                let reply = r.state.last_reply.as_str();
+                if !reply.is_empty() && reply == before {
+                    v.push(SAME_REPLY);
+                } else {
+                    // Those that follow are left a share each.
+                    let share = REPLIES_BYTES_MAX / RECIPIENTS_PER_CHUNK * (part.len() - i - 1);
+                    let at = v.len();
+                    put_text(&mut v, reply, room.saturating_sub(share));
+                    room -= v.len() - at - 1;
+                }
+                before = reply;
             }
             chunks.push(v);
         }
@@ -310,7 +327,8 @@ impl Summary {
             self.body_len = u32::from_le_bytes(take(v)?);
             self.received_unix_ms = i64::from_le_bytes(take(v)?);
             let count = u16::from_le_bytes(take(v)?);
-            self.handoff = take::<1>(v)?[0] != 0;
+            let flags = take::<1>(v)?[0];
+            (self.handoff, self.notify_delay) = (flags & 1 != 0, flags & 2 != 0);
             self.vmta = take_text(v)?;
             self.recipients = Vec::with_capacity(usize::from(count));
         }
@@ -323,7 +341,14 @@ impl Summary {
                 last_reply: String::new(),
             };
             let state_segment = u32::from_le_bytes(take(v)?);
-            let state = RecipientState { last_reply: take_text(v)?, ..state };
+            let same = v.first() == Some(&SAME_REPLY);
+            let last_reply = if same {
+                take::<1>(v)?;
+                self.recipients.last()?.state.last_reply.clone()
+            } else {
+                take_text(v)?
+            };
+            let state = RecipientState { last_reply, ..state };
             self.recipients.push(IndexedRecipient { destination, done, state, state_segment });
         }
         Some(())
@@ -396,21 +421,25 @@ mod tests {
             state: RecipientState { last_reply: "x".repeat(400), ..Default::default() },
             state_segment: 7,
         };
-        for n in [1, 4, 1000] {
-            let s = Summary { recipients: vec![r.clone(); n], vmta: "vmta-1".into(), ..Default::default() };
+        let others = (0..4).map(|i| IndexedRecipient {
+            state: RecipientState { last_reply: format!("{i}{}", "x".repeat(400)), ..Default::default() },
+            ..r.clone()
+        });
+        for all in [vec![r.clone()], vec![r.clone(); 1000], others.collect()] {
+            let s = Summary { recipients: all, vmta: "vmta-1".into(), ..Default::default() };
             assert!(s.encode().iter().all(|v| v.len() <= 500));
         }
     }
 
     proptest! {
         #[test]
-        fn summaries_survive_the_index(n in 1usize..20, due in any::<i64>(), reply in ".{0,40}") {
-            let r = IndexedRecipient {
+        fn summaries_survive_the_index(n in 1usize..20, due in any::<i64>(), replies in proptest::collection::vec("[ab]{0,1}.{0,14}", 1..3)) {
+            let r = |i: usize| IndexedRecipient {
                 destination: "d.test".into(), done: due % 2 == 0,
-                state: RecipientState { due_unix_ms: due, delay_reports: 1, last_reply: reply.chars().take(15).collect() },
+                state: RecipientState { due_unix_ms: due, delay_reports: 1, last_reply: replies[i % replies.len()].clone() },
                 state_segment: 4,
             };
-            let s = Summary { recipients: vec![r; n], vmta: "v".into(), body_len: 5, ..Default::default() };
+            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), body_len: 5, notify_delay: n > 3, ..Default::default() };
             let mut back = Summary::default();
             for (i, v) in s.encode().iter().enumerate() {
                 prop_assert!(back.decode_chunk(i as u16, v).is_some());

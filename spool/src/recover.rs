@@ -437,6 +437,7 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
         body_len: s.body_len,
         received_unix_ms: s.received_unix_ms,
         handoff: s.handoff,
+        notify_delay: s.notify_delay,
         vmta: s.vmta.clone(),
         recipients,
     });

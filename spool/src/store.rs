@@ -105,6 +105,8 @@ pub struct Recovered {
     pub received_unix_ms: i64,
     /// Kept for another shard.
     pub handoff: bool,
+    /// The sender of some recipient wants to hear of delays (RFC 3461 NOTIFY=DELAY).
+    pub notify_delay: bool,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
     /// Its recipients that are left.
@@ -553,6 +555,7 @@ impl Dirty {
             body_len: self.body_len,
             received_unix_ms: e.received_unix_ms.to_native(),
             handoff: e.handoff.as_ref().is_some_and(|h| h.origin == shard),
+            notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
             vmta: e.vmta.as_str().to_owned(),
             recipients: e
                 .recipients

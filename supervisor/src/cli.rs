@@ -20,6 +20,18 @@ pub struct Cli {
     control: Option<PathBuf>,
 }
 
+/// How the supervisor starts a worker; not for operators, so neither in help nor completion.
+#[derive(Debug, Parser)]
+#[command(name = "sluice worker")]
+pub struct WorkerCli {
+    #[arg(long)]
+    shard: u8,
+    #[arg(long)]
+    cpu: usize,
+    #[arg(long)]
+    run_dir: PathBuf,
+}
+
 #[derive(Debug, Args)]
 struct Output {
     /// Print JSON
@@ -40,15 +52,6 @@ enum Command {
         /// Folder for spool, accounting and sockets, instead of the configuration's
         #[arg(long, value_name = "DIR")]
         data_dir: Option<PathBuf>,
-    },
-    #[command(hide = true)]
-    Worker {
-        #[arg(long)]
-        shard: u8,
-        #[arg(long)]
-        cpu: usize,
-        #[arg(long)]
-        run_dir: PathBuf,
     },
     /// Show counters of the running server
     Status(Output),
@@ -71,7 +74,11 @@ enum Command {
         no_wait: bool,
     },
     /// Put the changed configuration file in force
-    Reload,
+    Reload {
+        /// Return when the file has been checked, before every worker has taken it
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Stop the running server in order
     Stop,
     /// Begin new files
@@ -103,8 +110,14 @@ enum Command {
         /// bash, elvish, fish, powershell, zsh
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print a manual page
+    Man {
+        /// The command that it is about, such as `config check`; none for the program
+        command: Vec<String>,
+        /// Write the pages of all commands into this folder instead
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        dir: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -150,6 +163,19 @@ enum ConfigCommand {
     Directives(Output),
 }
 
+/// Runs a worker until it is told to stop.
+///
+/// # Errors
+/// [`Failure`], after the reason was logged.
+pub fn work(cli: WorkerCli) -> Result<(), Failure> {
+    log_to_stderr();
+    let WorkerCli { shard, cpu, run_dir } = cli;
+    worker::run(worker::Start { shard, cpu, run_dir }).map_err(|e| {
+        tracing::error!(shard, error = e, "worker ends");
+        Failure::Failed(String::new())
+    })
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -160,13 +186,6 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Run { config, workers, data_dir } => {
             log_to_stderr();
             run::run(config, Overrides { workers, data_dir })
-        }
-        Command::Worker { shard, cpu, run_dir } => {
-            log_to_stderr();
-            worker::run(worker::Start { shard, cpu, run_dir }).map_err(|e| {
-                tracing::error!(shard, error = e, "worker ends");
-                Failure::Failed(String::new())
-            })
         }
         Command::Status(o) => client::status(&control, o.json),
         Command::Show { what: Show::Shards(o) } | Command::Shard { what: ShardCommand::List(o) } => {
@@ -180,7 +199,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Scale { workers, no_wait } => {
             client::act(&control, ipc::operator::Request::Scale { workers, wait: !no_wait })
         }
-        Command::Reload => client::act(&control, ipc::operator::Request::Reload),
+        Command::Reload { no_wait } => client::act(&control, ipc::operator::Request::Reload { wait: !no_wait }),
         Command::Stop => client::act(&control, ipc::operator::Request::Stop),
         Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
@@ -191,12 +210,24 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut out);
             print(&out)
         }
-        Command::Man => {
-            let mut out = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut out).map_err(|e| Failure::Failed(e.to_string()))?;
-            print(&out)
-        }
+        Command::Man { dir: Some(dir), .. } => clap_mangen::generate_to(Cli::command(), &dir)
+            .map_err(|e| Failure::Failed(format!("cannot write manual pages to {}: {e}", dir.display()))),
+        Command::Man { command, dir: None } => man(&command),
     }
+}
+
+fn man(words: &[String]) -> Result<(), Failure> {
+    let mut program = Cli::command();
+    program.build();
+    let mut about = &program;
+    for w in words {
+        about = about.find_subcommand(w).ok_or_else(|| {
+            Failure::Wrong(format!("there is no command `sluice {}`; see `sluice help`", words.join(" ")))
+        })?;
+    }
+    let mut out = Vec::new();
+    clap_mangen::Man::new(about.clone()).render(&mut out).map_err(|e| Failure::Failed(e.to_string()))?;
+    print(&out)
 }
 
 /// Writes to standard output; a reader that has gone is no failure.

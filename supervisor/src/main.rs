@@ -41,7 +41,12 @@ impl From<Failure> for ExitCode {
 }
 
 fn main() -> ExitCode {
-    match cli::execute(cli::Cli::parse()) {
+    let mut args = std::env::args_os().skip(1).peekable();
+    let done = match args.next_if(|a| a == "worker") {
+        Some(name) => cli::work(cli::WorkerCli::parse_from(std::iter::once(name).chain(args))),
+        None => cli::execute(cli::Cli::parse()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(f) => f.into(),
     }

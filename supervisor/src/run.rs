@@ -509,16 +509,17 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Puts the changed file in force.
+    /// Puts the changed file in force; answers when every worker has taken it, or without
+    /// `wait` when they have been told.
     ///
     /// # Errors
     /// The errors of the file; the old configuration stays.
-    pub async fn reload(self: &Rc<Self>) -> Result<String, String> {
+    pub async fn reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
         let _ = sd_notify::notify(&[
             sd_notify::NotifyState::Reloading,
             sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),
         ]);
-        let result = self.try_reload().await;
+        let result = self.try_reload(wait).await;
         let status = match &result {
             Ok(t) => t.clone(),
             Err(_) => "reload refused: the configuration has errors; the old one stays in force".to_owned(),
@@ -527,9 +528,15 @@ impl Supervisor {
         result
     }
 
-    async fn try_reload(self: &Rc<Self>) -> Result<String, String> {
+    /// Why the configuration file cannot be read.
+    fn unread(&self, e: &std::io::Error) -> String {
+        let file = self.file.as_deref().unwrap_or(Path::new("(built-in)"));
+        format!("cannot read {}: {e}; the old configuration stays in force", file.display())
+    }
+
+    async fn try_reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
         let (mut compiled, diagnostics) =
-            config::compile(self.file.as_deref(), &self.overrides).map_err(|e| e.to_string())?;
+            config::compile(self.file.as_deref(), &self.overrides).map_err(|e| self.unread(&e))?;
         let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
         if !errors.is_empty() {
             return Err(format!("the configuration has errors, the old one stays in force\n\n{}", errors.join("\n\n")));
@@ -566,7 +573,9 @@ impl Supervisor {
         }
         let generation = self.generation.get();
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
-        self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
+        if wait {
+            self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
+        }
         let refused = self.slots.borrow().iter().find_map(|s| s.reload_error.clone());
         match (refused, kept.is_empty()) {
             (Some(e), _) => Err(e),
@@ -641,7 +650,7 @@ impl Supervisor {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.stop.notified() => break,
-                _ = hup.recv() => match self.reload().await {
+                _ = hup.recv() => match self.reload(true).await {
                     Ok(t) => tracing::info!("{t}"),
                     Err(e) => tracing::error!("{e}"),
                 },

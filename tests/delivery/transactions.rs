@@ -192,3 +192,77 @@ fn ascii_needs_no_8bitmime_whatever_was_declared() {
     let report = r.message_to("s@x.test").unwrap().content;
     assert!(report.is_ascii() && report.contains("Subject: =C3=BC"), "{report}");
 }
+
+#[test]
+fn delay_is_reported_when_no_connection_stands() {
+    let r = Receiver::start();
+    let reports = Receiver::start();
+    r.script(|s| s.greeting = "421 4.3.2 come back later");
+    let rules = "retry-after 60s\n bounce-after 5s\n notify-of-delay-every 2s";
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain d.test>\n {}\n {rules}\n</domain>\n<domain x.test>\n {}\n</domain>",
+            r.hosts(),
+            reports.hosts()
+        ),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test>").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<u@d.test> NOTIFY=DELAY,FAILURE").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<quiet@d.test> NOTIFY=FAILURE").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: x\r\n\r\nx\r\n.").unwrap().0, 250);
+    let expired = row(&engine, "b", "u@d.test");
+    let delayed: Vec<String> = reports.with(|s| {
+        s.messages.iter().filter(|m| m.content.contains("Action: delayed")).map(|m| m.content.clone()).collect()
+    });
+    assert_eq!(delayed.len(), 2, "{delayed:?}");
+    assert!(!delayed[0].contains("quiet@d.test"));
+    for text in ["Status: 4.3.2", "Diagnostic-Code: smtp; 421 4.3.2 come back later", "Remote-MTA: dns; [127."] {
+        assert!(delayed[0].contains(text), "{text} in {}", delayed[0]);
+    }
+    // What the host said stands in the row of the failure as well.
+    let host = r.address.ip().to_string();
+    assert!(expired.contains("smtp;421 4.3.2 come back later") && expired.contains(&format!("({host})")), "{expired}");
+}
+
+#[test]
+fn delay_is_reported_after_a_restart() {
+    let r = Receiver::start();
+    let reports = Receiver::start();
+    r.script(|s| s.greeting = "421 4.3.2 come back later");
+    let rules = "retry-after 60s\n notify-of-delay-every 4s";
+    let mut engine = Engine::start(
+        1,
+        &format!(
+            "<domain d.test>\n {}\n {rules}\n</domain>\n<domain x.test>\n {}\n</domain>",
+            r.hosts(),
+            reports.hosts()
+        ),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test>").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<u@d.test> NOTIFY=DELAY").unwrap().0, 250);
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: x\r\n\r\nx\r\n.").unwrap().0, 250);
+    assert!(engine.stop());
+    engine.start_again();
+    eventually("a report arrives", Duration::from_secs(10), || reports.message_to("s@x.test").is_some());
+}
+
+#[test]
+fn ascii_recipients_do_not_share_the_fate_of_others() {
+    let (r, engine) = start("");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.command("MAIL FROM:<s@x.test> SMTPUTF8").unwrap().0, 250);
+    for to in ["plain@d.test", "\u{fc}@d.test", "other@d.test"] {
+        assert_eq!(c.command(&format!("RCPT TO:<{to}>")).unwrap().0, 250);
+    }
+    assert_eq!(c.command("DATA").unwrap().0, 354);
+    assert_eq!(c.command("Subject: x\r\n\r\nx\r\n.").unwrap().0, 250);
+    assert!(row(&engine, "b", "\u{fc}@d.test").contains("5.6.7"));
+    row(&engine, "d", "plain@d.test");
+    row(&engine, "d", "other@d.test");
+    assert!(!r.message_to("plain@d.test").unwrap().mail.contains("SMTPUTF8"));
+}

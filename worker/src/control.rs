@@ -450,7 +450,7 @@ impl Worker {
             } else {
                 String::new()
             },
-            last_error: q.last_error.clone(),
+            last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
             oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
         });
         rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()

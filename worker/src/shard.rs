@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::ledger::Ledger;
-use ipc::message::{ArchivedEnvelope, MessageId};
+use ipc::message::{ArchivedEnvelope, MessageId, notify};
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{Global, MappedSnapshot};
 use spool::layout::UpdateEntry;
@@ -19,7 +19,7 @@ use crate::connect::mx::Resolver;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
-use crate::schedule::scheduler::Content;
+use crate::schedule::scheduler::{Content, Message};
 use crate::schedule::{Entry, QueueId, Scheduler};
 
 /// Virtual MTA index of mail whose virtual MTA does not exist.
@@ -343,9 +343,14 @@ impl Shard {
         {
             let s = &mut *self.scheduler.borrow_mut();
             let keep = s.content_bytes < CONTENT_BUDGET_BYTES;
-            let n = e.recipients.len() as u16;
-            let content = keep.then(|| Rc::clone(&content));
-            let slot = s.add(key, e.received_unix_ms.to_native(), body_len, n, content);
+            let slot = s.add(Message {
+                key,
+                received_ms: e.received_unix_ms.to_native(),
+                body_len,
+                left: e.recipients.len() as u16,
+                notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
+                content: keep.then(|| Rc::clone(&content)),
+            });
             let mut start = 0usize;
             while start < e.recipients.len() {
                 let destination = e.recipients[start].destination.as_str();
@@ -374,7 +379,14 @@ impl Shard {
         }
         let s = &mut *self.scheduler.borrow_mut();
         let now = clock::now_ms();
-        let slot = s.add(r.key, r.received_unix_ms, r.body_len, r.recipients.len() as u16, None);
+        let slot = s.add(Message {
+            key: r.key,
+            received_ms: r.received_unix_ms,
+            body_len: r.body_len,
+            left: r.recipients.len() as u16,
+            notify_delay: r.notify_delay,
+            content: None,
+        });
         let mut at = 0;
         while at < r.recipients.len() {
             let first = &r.recipients[at];
@@ -492,13 +504,17 @@ impl Shard {
         }
     }
 
-    /// Looks for expired mail and forgets empty queues.
+    /// Looks for expired and delayed mail and forgets empty queues.
     fn sweep(self: &Rc<Self>, now: i64) {
         let ids: Vec<QueueId> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
         for id in ids {
             let expired = self.scheduler.borrow_mut().expired(id, now);
             if !expired.is_empty() {
-                tokio::task::spawn_local(crate::deliver::connection::expire(Rc::clone(self), id, expired));
+                tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
+            }
+            let delayed = self.scheduler.borrow_mut().delayed(id, now);
+            if !delayed.is_empty() {
+                tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
             }
             let gone = self.scheduler.borrow_mut().forget(id, now);
             if let Some(q) = gone {

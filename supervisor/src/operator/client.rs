@@ -27,11 +27,15 @@ impl Target {
 }
 
 fn exchange(path: &Path, kind: u8, request: &[u8], raw: &[u8]) -> Result<Frame, Failure> {
-    let mut io = UnixStream::connect(path).map_err(|e| {
-        Failure::NoServer(format!(
+    let mut io = UnixStream::connect(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure::Failed(format!(
+            "you may not speak to the server at {} ({e}); run this as root or as the user that it runs as",
+            path.display()
+        )),
+        _ => Failure::NoServer(format!(
             "no server answers at {} ({e}); start one with `sluice run`, or name its socket with --control",
             path.display()
-        ))
+        )),
     })?;
     let lost = |e: std::io::Error| Failure::Failed(format!("the server at {} broke off: {e}", path.display()));
     if kind == mesh::INJECT {

@@ -60,7 +60,7 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
         }
         Request::ShardRestart { shard, wait } => said(sup.restart_shard(shard, wait).await),
         Request::Scale { workers, wait } => said(sup.scale(workers, wait).await),
-        Request::Reload => match sup.reload().await {
+        Request::Reload { wait } => match sup.reload(wait).await {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },

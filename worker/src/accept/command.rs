@@ -119,13 +119,9 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
         ret: Ret::Unset,
         envid: String::new(),
     };
-    for p in params.split_ascii_whitespace() {
-        let (name, value) = p.split_once('=').unwrap_or((p, ""));
-        match (name.to_ascii_uppercase().as_str(), value.to_ascii_uppercase().as_str()) {
-            ("SIZE", v) if v.len() <= 20 => match v.parse() {
-                Ok(n) => m.size = n,
-                Err(_) => return refuse(501, "5.5.4", "SIZE is not a number"),
-            },
+    for (name, value) in parameters(params)? {
+        match (name.as_str(), value.to_ascii_uppercase().as_str()) {
+            ("SIZE", v) if v.len() <= 20 && v.parse::<u64>().is_ok() => m.size = v.parse().unwrap_or_default(),
             ("BODY", "7BIT") => m.body = BodyType::SevenBit,
             ("BODY", "8BITMIME") => m.body = BodyType::EightBit,
             ("SMTPUTF8", "") if allow_utf8 => m.smtputf8 = true,
@@ -133,7 +129,8 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
             ("RET", "HDRS") => m.ret = Ret::Headers,
             ("ENVID", _) if xtext(value, 100) => m.envid = value.to_owned(),
             ("AUTH", _) => {}
-            _ => return refuse(555, "5.5.4", format!("Parameter {p} is not supported or malformed")),
+            ("SIZE" | "BODY" | "RET" | "ENVID", _) => return malformed(&name, value),
+            _ => return unsupported(&name),
         }
     }
     if !path.is_empty() {
@@ -149,15 +146,37 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
 pub fn rcpt(arg: &str, utf8: bool) -> Result<Rcpt, Refusal> {
     let (path, params) = path(arg)?;
     let mut r = Rcpt { address: mailbox(path, utf8)?, notify: 0, orcpt: String::new() };
-    for p in params.split_ascii_whitespace() {
-        let (name, value) = p.split_once('=').unwrap_or((p, ""));
-        match name.to_ascii_uppercase().as_str() {
+    for (name, value) in parameters(params)? {
+        match name.as_str() {
             "NOTIFY" => r.notify = notify_bits(value)?,
             "ORCPT" if xtext_orcpt(value) => r.orcpt = value.to_owned(),
-            _ => return refuse(555, "5.5.4", format!("Parameter {p} is not supported or malformed")),
+            "ORCPT" => return malformed(&name, value),
+            _ => return unsupported(&name),
         }
     }
     Ok(r)
+}
+
+/// `NAME[=VALUE]` in upper case names, none of which may be given twice (RFC 3461 §4).
+fn parameters(text: &str) -> Result<Vec<(String, &str)>, Refusal> {
+    let mut all: Vec<(String, &str)> = Vec::new();
+    for p in text.split_ascii_whitespace() {
+        let (name, value) = p.split_once('=').unwrap_or((p, ""));
+        let name = name.to_ascii_uppercase();
+        if all.iter().any(|(n, _)| *n == name) {
+            return refuse(501, "5.5.4", format!("Parameter {name} is given twice"));
+        }
+        all.push((name, value));
+    }
+    Ok(all)
+}
+
+fn malformed<T>(name: &str, value: &str) -> Result<T, Refusal> {
+    refuse(501, "5.5.4", format!("{name}={value} is not valid"))
+}
+
+fn unsupported<T>(name: &str) -> Result<T, Refusal> {
+    refuse(555, "5.5.4", format!("Parameter {name} is not supported"))
 }
 
 fn xtext_orcpt(v: &str) -> bool {
@@ -199,8 +218,13 @@ mod tests {
         {
             assert!(rcpt(bad, true).is_err(), "{bad}");
         }
-        assert!(rcpt("<u@d.test> NOTIFY=NEVER,DELAY", true).is_err());
-        assert!(mail("<u@d.test> FOO=1", true).is_err());
+        for bad in ["NOTIFY=NEVER,DELAY", "NOTIFY=DELAY NOTIFY=DELAY", "ORCPT=x"] {
+            assert_eq!(rcpt(&format!("<u@d.test> {bad}"), true).unwrap_err().0, 501, "{bad}");
+        }
+        for bad in ["RET=X", "SIZE=a", "ENVID=a RET=FULL envid=b", "BODY=9BIT"] {
+            assert_eq!(mail(&format!("<u@d.test> {bad}"), true).unwrap_err().0, 501, "{bad}");
+        }
+        assert_eq!(mail("<u@d.test> FOO=1", true).unwrap_err().0, 555);
     }
 
     proptest! {

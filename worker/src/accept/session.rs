@@ -383,11 +383,7 @@ impl Session {
         }
         // RFC 5321 section 4.5.1: the postmaster is reached without a domain.
         let bare = arg.trim_start().get(..12).is_some_and(|a| a.eq_ignore_ascii_case("<postmaster>"));
-        let owned = bare.then(|| {
-            let configured = self.global.postmaster.first().cloned();
-            let to = configured.unwrap_or_else(|| format!("postmaster@{}", self.global.host_name));
-            format!("<{to}>{}", &arg.trim_start()[12..])
-        });
+        let owned = bare.then(|| format!("<postmaster@{}>{}", self.global.host_name, &arg.trim_start()[12..]));
         let rcpt = command::rcpt(owned.as_deref().unwrap_or(arg), t.mail.smtputf8)?;
         let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
         if !may_relay(&self.rules, &self.global, &rcpt.address, &destination) {
@@ -398,7 +394,18 @@ impl Session {
             ));
         }
         let text = format!("<{}> recipient ok", rcpt.address);
-        t.recipients.push((rcpt, destination));
+        match responsible(&self.global, &rcpt.address, &destination) {
+            [] => t.recipients.push((rcpt, destination)),
+            targets => {
+                let orcpt = Some(rcpt.orcpt).filter(|o| !o.is_empty());
+                let orcpt = orcpt.unwrap_or_else(|| format!("rfc822;{}", rcpt.address));
+                for address in targets {
+                    let destination = ipc::message::destination_of(address).map_err(|e| Refusal(501, "5.1.3", e))?;
+                    let to = Rcpt { address: address.clone(), notify: rcpt.notify, orcpt: orcpt.clone() };
+                    t.recipients.push((to, destination));
+                }
+            }
+        }
         self.since_mail = 0;
         self.reply(250, "2.1.5", &text);
         Ok(())
@@ -503,6 +510,15 @@ impl Session {
     }
 }
 
+/// Who gets mail to postmaster and abuse at a domain of this host (RFC 2142): the addresses
+/// of the `postmaster` directive.
+fn responsible<'a>(global: &'a Global, address: &str, destination: &str) -> &'a [String] {
+    let local = address.rsplit_once('@').map_or(address, |(l, _)| l);
+    let role = ["postmaster", "abuse"].iter().any(|r| local.eq_ignore_ascii_case(r));
+    let ours = global.host_name == destination || global.local_domains.iter().any(|d| d == destination);
+    if role && ours { &global.postmaster } else { &[] }
+}
+
 fn too_many() -> Refusal {
     Refusal(554, "5.5.3", "Too many recipients (too-many-rcpts-fails-message)".into())
 }
@@ -556,6 +572,25 @@ mod tests {
     }
 
     #[test]
+    fn role_addresses_of_this_host_reach_the_postmasters() {
+        let global = Global {
+            host_name: "mta.test".into(),
+            local_domains: vec!["mta.test".into()],
+            postmaster: vec!["ops@a.test".into(), "boss@b.test".into()],
+            ..Default::default()
+        };
+        let mut s = Session::new(Rc::new(open()), Rc::new(global), false);
+        let events = run(
+            &mut s,
+            b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<Abuse@mta.test>\r\nRCPT TO:<abuse@x.test>\r\nDATA\r\n.\r\n",
+        );
+        let [Event::Message(t)] = &events[..] else { panic!("{events:?}") };
+        let to: Vec<&str> = t.recipients.iter().map(|(r, _)| r.address.as_str()).collect();
+        assert_eq!(to, ["ops@a.test", "boss@b.test", "abuse@x.test"]);
+        assert_eq!(t.recipients[1].0.orcpt, "rfc822;Abuse@mta.test");
+    }
+
+    #[test]
     fn chunks_make_a_message_and_a_lost_one_is_skipped() {
         let mut s = session(open());
         let events = run(&mut s, b"EHLO c\r\nBDAT 6 LAST\r\nQUIT\r\nNOOP\r\n");
@@ -598,7 +633,7 @@ mod tests {
         let long = "\u{e4}".repeat(1000);
         run(&mut s, format!("EHLO c\r\nMAIL FROM:<> X\x1b[0m\u{80}\r\nMAIL FROM:<> {long}\r\n").as_bytes());
         let out = String::from_utf8_lossy(&s.out);
-        assert!(out.contains("555 5.5.4 Parameter X?[0m? is not supported"), "{out}");
+        assert!(out.contains("555 5.5.4 Parameter X?[0M? is not supported"), "{out}");
         assert!(out.lines().last().is_some_and(|l| (509..=510).contains(&l.len()) && l.ends_with('\u{e4}')), "{out}");
     }
 

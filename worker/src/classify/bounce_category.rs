@@ -24,7 +24,8 @@ pub fn of(status: &str, text: &str) -> &'static str {
 }
 
 /// The words that accounting puts behind a status: `5.1.1 (bad destination mailbox address)`.
-pub fn words(status: &str) -> &'static str {
+/// `remote`: a receiver gave it.
+pub fn words(status: &str, remote: bool) -> &'static str {
     let mut parts = status.splitn(2, '.');
     let (class, detail) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     match (class, detail) {
@@ -38,6 +39,8 @@ pub fn words(status: &str) -> &'static str {
         (_, "2.2") => "mailbox full",
         (_, "3.0") => "mail system-related failure",
         (_, "3.4") => "message too big for system",
+        // Of our own there is one reason.
+        (_, "3.5") if !remote => "specified VirtualMTA does not exist",
         (_, "3.5") => "system incorrectly configured",
         (_, "4.1") => "no answer from host",
         (_, "4.2") => "bad connection",

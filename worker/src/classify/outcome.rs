@@ -26,6 +26,33 @@ pub struct Verdict {
     pub remote: bool,
 }
 
+/// Why recipients, or a path as a whole, could not be served, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What it does to those that wait.
+    pub verdict: Verdict,
+    /// Host that was asked; empty for none.
+    pub host: String,
+    /// Its address; empty for none.
+    pub ip: String,
+}
+
+impl Failure {
+    /// By our own decision, before any host was asked.
+    pub fn own(status: &str, diagnostic: impl Into<String>) -> Failure {
+        Failure { verdict: Verdict::own(status, diagnostic), host: String::new(), ip: String::new() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.verdict.remote {
+            true => write!(f, "\"{}\" from {} ({})", self.verdict.diagnostic, self.host, self.ip),
+            false => f.write_str(&self.verdict.diagnostic),
+        }
+    }
+}
+
 impl Verdict {
     /// By the receiver's reply to RCPT, or to the content.
     pub fn of_reply(reply: &Reply) -> Verdict {

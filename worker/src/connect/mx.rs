@@ -173,6 +173,7 @@ impl Resolver {
             }
         }
         match fault {
+            Some(f @ DnsFault::Temporary { .. }) if hosts.is_empty() => Err(f),
             // Absence of a configured host is the operator's to mend, never the recipient's.
             Some(f) if hosts.is_empty() => Err(DnsFault::Temporary { domain: spec.to_owned(), reason: f.to_string() }),
             _ => Ok(hosts),

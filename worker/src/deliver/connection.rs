@@ -1,6 +1,5 @@
-//! The life of one connection of a path, and what its outcomes do to recipients.
+//! The life of one connection of a path.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,20 +9,16 @@ use ipc::ledger::Class;
 use ipc::message::ArchivedEnvelope;
 use ipc::rules::DomainRules;
 use rkyv::util::AlignedVec;
-use spool::layout::UpdateEntry;
-use spool::{RecipientState, Settled};
 
+use super::conclusion::{Attempt, bounce_queue, conclude, unreadable};
 use super::session::{Session, SessionFault};
 use super::transaction;
-use crate::account::record::{self, Row};
-use crate::classify::bounce_category;
-use crate::classify::outcome::{Outcome, Verdict};
+use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
-use crate::report::dsn;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
-use crate::schedule::{Batch, Entry, Next, QueueId};
-use crate::shard::{NO_VMTA, Shard, add};
+use crate::schedule::{Batch, Next, QueueId};
+use crate::shard::{NO_VMTA, Shard};
 
 /// A connection whose queue has run empty waits this long for more mail when
 /// `connection-idle-timeout` is not set: injection comes in bursts.
@@ -35,18 +30,18 @@ const RATE_WAIT_MAX: i64 = 5_000;
 const CONNECT_AGAIN_MS: i64 = 5_000;
 
 /// What connections of one path share.
-struct Path {
-    id: QueueId,
-    destination: Rc<str>,
-    name: String,
-    vmta_name: Rc<str>,
-    pool: Rc<str>,
-    rules: Rc<DomainRules>,
+pub(super) struct Path {
+    pub id: QueueId,
+    pub destination: Rc<str>,
+    pub name: String,
+    pub vmta_name: Rc<str>,
+    pub pool: Rc<str>,
+    pub rules: Rc<DomainRules>,
     hello: String,
     source: Option<IpAddr>,
 }
 
-fn path_of(shard: &Shard, id: QueueId) -> Option<Path> {
+pub(super) fn path_of(shard: &Shard, id: QueueId) -> Option<Path> {
     let config = shard.config();
     let mut s = shard.scheduler.borrow_mut();
     let q = s.queues.get_mut(id)?;
@@ -114,18 +109,18 @@ pub async fn run(shard: Rc<Shard>, id: QueueId) {
 async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
     if shard.scheduler.borrow().queues.get(path.id).is_some_and(|q| q.vmta == NO_VMTA) {
         let text = format!("virtual MTA {} does not exist", path.vmta_name);
-        bounce_queue(shard, path, &Verdict::own("5.3.5", text)).await;
+        bounce_queue(shard, path, &Failure::own("5.3.5", text)).await;
         return None;
     }
     let resolver = Rc::clone(&shard.resolver.borrow());
     let hosts = match resolver.hosts(&path.destination, &path.rules).await {
         Ok(h) => h,
         Err(fault) if fault.status().starts_with('5') => {
-            bounce_queue(shard, path, &Verdict::own(fault.status(), fault.to_string())).await;
+            bounce_queue(shard, path, &Failure::own(fault.status(), fault.to_string())).await;
             return None;
         }
         Err(fault) => {
-            queue_failed(shard, path, &fault.to_string());
+            queue_failed(shard, path, Failure::own(fault.status(), fault.to_string()));
             return None;
         }
     };
@@ -145,18 +140,19 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
             }
             match greet(shard, path, &host.name, *address, true).await {
                 Ok(s) => return Some(s),
-                Err(SessionFault::Refused { reply, .. })
-                    if reply.is_permanent() && path.rules.bounce_upon_5xx_greeting =>
-                {
-                    bounce_queue(shard, path, &Verdict::of_reply(&reply)).await;
-                    return None;
+                Err(fault) => {
+                    let failure = fault.failure();
+                    if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
+                        bounce_queue(shard, path, &failure).await;
+                        return None;
+                    }
+                    last = Some(failure);
                 }
-                Err(fault) => last = Some(fault),
             }
         }
     }
-    let text = last.map_or_else(|| "no address of the receiver fits the source address".to_owned(), |f| f.to_string());
-    queue_failed(shard, path, &text);
+    let no_address = || Failure::own("4.4.1", "no address of the receiver fits the source address");
+    queue_failed(shard, path, last.unwrap_or_else(no_address));
     None
 }
 
@@ -213,19 +209,19 @@ fn tls_missing(s: &Session) -> SessionFault {
 }
 
 /// The queue as a whole failed.
-fn queue_failed(shard: &Rc<Shard>, path: &Path, error: &str) {
-    tracing::info!(shard = shard.number, queue = path.name, error, "queue deferred");
+fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+    tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     let mut s = shard.scheduler.borrow_mut();
     if let Some(q) = s.queues.get_mut(path.id) {
         let now = clock::now_ms();
         // Several connections that fail together are one failure.
         if q.retry_at_ms <= now && q.connections == 0 {
-            q.defer(now, error.to_owned());
+            q.defer(now, failure);
             let at = q.retry_at_ms;
             s.wake_at(path.id, at);
         } else {
             // The connections that are open go on; one more is tried later.
-            q.last_error = error.to_owned();
+            q.last_failure = Some(Rc::new(failure));
             q.connect_again_ms = now + CONNECT_AGAIN_MS;
             let at = q.connect_again_ms;
             s.wake_at(path.id, at);
@@ -346,10 +342,7 @@ async fn attempt(
             return false;
         }
         tracing::info!(shard = shard.number, queue = path.name, error = %f, "connection lost");
-        let v = match f {
-            SessionFault::Refused { reply, .. } => Verdict::of_reply(reply),
-            f => Verdict::own("4.4.2", f.to_string()),
-        };
+        let v = f.failure().verdict;
         result.verdicts.iter_mut().filter(|x| x.is_none()).for_each(|x| *x = Some(v.clone()));
     }
     let mut verdicts: Vec<(u16, Verdict)> =
@@ -368,247 +361,4 @@ async fn attempt(
     let at = Attempt::of_session(s);
     conclude(shard, path, batch.slot, batch.key, e, &content.body, verdicts, &at).await;
     fault.is_none()
-}
-
-fn unreadable(shard: &Rc<Shard>, path: &Path, batch: &Batch, e: &spool::SpoolError) {
-    tracing::error!(key = batch.key, queue = path.name, error = %e, "message cannot be read for delivery");
-    let mut s = shard.scheduler.borrow_mut();
-    if matches!(e, spool::SpoolError::Unreadable { .. }) {
-        // In quarantine: an operator's matter now, the queue goes on.
-        s.settle(path.id, batch.slot, batch.recipients.len());
-    } else {
-        s.retry(path.id, batch.slot, &batch.recipients, clock::now_ms() + 60_000);
-    }
-}
-
-/// Where an attempt was made, for accounting and reports.
-#[derive(Debug, Default)]
-struct Attempt {
-    host: String,
-    ip: String,
-    local: String,
-    extensions: String,
-}
-
-impl Attempt {
-    fn of_session(s: &Session) -> Attempt {
-        Attempt {
-            host: s.host.clone(),
-            ip: s.peer.ip().to_string(),
-            local: s.local.to_string(),
-            extensions: s.extensions.names.clone(),
-        }
-    }
-}
-
-/// Records outcomes: reports first, then the final records with their accounting rows.
-#[allow(clippy::too_many_arguments)]
-async fn conclude(
-    shard: &Rc<Shard>,
-    path: &Path,
-    slot: u32,
-    key: u64,
-    e: &ArchivedEnvelope,
-    body: &[Bytes; 2],
-    verdicts: Vec<(u16, Verdict)>,
-    at: &Attempt,
-) {
-    let now = clock::now_ms();
-    let before = delay_reports(shard, path, key, e, &verdicts).await;
-    let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
-    report(shard, path, e, body, &verdicts, at, |r| due_reports > before.get(&r).copied().unwrap_or(0)).await;
-    let size = (body[0].len() + body[1].len()) as u64;
-    let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let due = now + path.rules.retry_recipients_after.as_millis() as i64;
-    let mut delivered = 0u64;
-    for (r, v) in &verdicts {
-        let kind = match v.outcome {
-            Outcome::Delivered => b'd',
-            Outcome::Bounced => b'b',
-            Outcome::Deferred => b't',
-        };
-        let accounted = !path.rules.disable_acct_records.iter().any(|k| k.as_bytes() == [kind]);
-        let line = accounted.then(|| row(kind, path, e, *r, v, at, now, size).encode());
-        tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
-        if v.outcome == Outcome::Deferred {
-            retry.push(*r);
-            let reported = before.get(r).map_or(0, |n| due_reports.max(*n));
-            let state = RecipientState { due_unix_ms: due, delay_reports: reported, last_reply: v.diagnostic.clone() };
-            updates.push(UpdateEntry { key, recipient: *r, state });
-            t_rows.extend(line);
-        } else {
-            delivered += u64::from(v.outcome == Outcome::Delivered);
-            ended.push(*r);
-            rows.extend(line);
-        }
-    }
-    let c = &shard.counters;
-    add(&c.delivered, [delivered, u64::from(delivered > 0), if delivered > 0 { size } else { 0 }]);
-    c.bounced.set(c.bounced.get() + ended.len() as u64 - delivered);
-    c.deferred.set(c.deferred.get() + retry.len() as u64);
-    let mut s = shard.scheduler.borrow_mut();
-    if let Some(q) = s.queues.get_mut(path.id) {
-        if delivered > 0 {
-            q.delivered();
-        } else if !retry.is_empty() {
-            q.health *= 0.9;
-        }
-        if let Some((_, v)) = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered) {
-            q.last_error.clone_from(&v.diagnostic);
-        }
-    }
-    if !retry.is_empty() {
-        s.retry(path.id, slot, &retry, due);
-        shard.spool.update(updates, t_rows);
-    }
-    if !ended.is_empty() {
-        let last = s.settle(path.id, slot, ended.len());
-        shard.spool.settle(Settled { key, recipients: ended, last, rows });
-    }
-}
-
-/// Queues the reports that the sender asked for.
-async fn report(
-    shard: &Rc<Shard>,
-    path: &Path,
-    e: &ArchivedEnvelope,
-    body: &[Bytes; 2],
-    verdicts: &[(u16, Verdict)],
-    at: &Attempt,
-    delay_is_due: impl Fn(u16) -> bool,
-) {
-    for outcome in [Outcome::Bounced, Outcome::Deferred, Outcome::Delivered] {
-        let action = match outcome {
-            Outcome::Bounced => "failed",
-            Outcome::Deferred => "delayed",
-            Outcome::Delivered => "relayed",
-        };
-        // A receiver that supports DSN reports success itself.
-        if outcome == Outcome::Delivered && at.extensions.split(',').any(|x| x == "DSN") && !path.rules.ignore_dsn {
-            continue;
-        }
-        let parts: Vec<dsn::Part> = verdicts
-            .iter()
-            .filter(|(r, v)| v.outcome == outcome && dsn::wanted(e, *r, &outcome))
-            .filter(|(r, _)| outcome != Outcome::Deferred || delay_is_due(*r))
-            .map(|(r, v)| dsn::Part { recipient: *r, verdict: v.clone(), action, remote: at.host.clone() })
-            .collect();
-        if parts.is_empty() {
-            continue;
-        }
-        while let Err(error) = dsn::send(shard, e, &parts, body).await {
-            tracing::warn!(error = %error, "a delivery status notification finds no room; tried again");
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-    }
-}
-
-/// Delay reports sent so far, for the deferred recipients whose sender wants them.
-async fn delay_reports(
-    shard: &Rc<Shard>,
-    path: &Path,
-    key: u64,
-    e: &ArchivedEnvelope,
-    verdicts: &[(u16, Verdict)],
-) -> HashMap<u16, u16> {
-    let mut all = HashMap::new();
-    if path.rules.notify_of_delay_every.is_zero() {
-        return all;
-    }
-    for (r, v) in verdicts {
-        if v.outcome == Outcome::Deferred && dsn::wanted(e, *r, &v.outcome) {
-            let state = shard.spool.state(key, *r).await.ok().flatten();
-            all.insert(*r, state.map_or(0, |s| s.delay_reports));
-        }
-    }
-    all
-}
-
-/// Delay reports that are due by now: one each time `notify-of-delay-every` has passed.
-fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u16 {
-    let every = rules.notify_of_delay_every.as_millis().clamp(1, i64::MAX as u128) as i64;
-    ((now - received).max(0) / every).min(i64::from(u16::MAX)) as u16
-}
-
-#[allow(clippy::too_many_arguments)]
-fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &Attempt, now: i64, size: u64) -> Row {
-    let rcpt = e.recipients.get(usize::from(r));
-    let failed = kind != b'd';
-    let mta = if at.host.is_empty() { String::new() } else { format!("{} ({})", at.host, at.ip) };
-    Row {
-        kind,
-        logged_ms: now,
-        queued_ms: e.received_unix_ms.to_native(),
-        fields: [
-            e.sender.as_str().to_owned(),
-            rcpt.map(|r| r.address.as_str().to_owned()).unwrap_or_default(),
-            rcpt.map(|r| r.orcpt.as_str().to_owned()).unwrap_or_default(),
-            match kind {
-                b'd' => "relayed",
-                b'b' => "failed",
-                _ => "delayed",
-            }
-            .to_owned(),
-            format!("{} ({})", v.status, bounce_category::words(&v.status)),
-            if v.remote { format!("smtp;{}", v.diagnostic) } else { v.diagnostic.clone() },
-            mta,
-            if failed { bounce_category::of(&v.status, &v.diagnostic).to_owned() } else { String::new() },
-            record::source_type(&e.source_type).to_owned(),
-            record::source_mta(e),
-            "smtp".to_owned(),
-            at.local.clone(),
-            at.ip.clone(),
-            at.extensions.clone(),
-            if failed { String::new() } else { size.to_string() },
-            path.vmta_name.as_ref().to_owned(),
-            e.job_id.as_str().to_owned(),
-            e.envid.as_str().to_owned(),
-            path.name.clone(),
-            path.pool.as_ref().to_owned(),
-        ],
-    }
-}
-
-/// Bounces everything that waits in a queue.
-async fn bounce_queue(shard: &Rc<Shard>, path: &Path, v: &Verdict) {
-    let waiting = shard.scheduler.borrow_mut().drain(path.id);
-    let entries = waiting.into_iter().map(|(e, _)| e).collect();
-    conclude_entries(shard, path, entries, |_| v.clone()).await;
-}
-
-async fn conclude_entries(
-    shard: &Rc<Shard>,
-    path: &Path,
-    entries: Vec<Entry>,
-    verdict: impl Fn(Option<String>) -> Verdict,
-) {
-    for entry in entries {
-        let Some(key) = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key) else { continue };
-        let recipients: Vec<u16> = (entry.start..entry.end).collect();
-        match load(shard, entry.slot, key).await {
-            Ok(content) => {
-                let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
-                let mut verdicts = Vec::with_capacity(recipients.len());
-                for r in recipients {
-                    let last = shard.spool.state(key, r).await.ok().flatten().map(|s| s.last_reply);
-                    verdicts.push((r, verdict(last.filter(|t| !t.is_empty()))));
-                }
-                conclude(shard, path, entry.slot, key, e, &content.body, verdicts, &Attempt::default()).await;
-            }
-            Err(e) => unreadable(shard, path, &Batch { queue: path.id, slot: entry.slot, key, recipients }, &e),
-        }
-    }
-}
-
-/// Ends recipients that are older than `bounce-after`, with the last reply as their reason.
-pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
-    let Some(path) = path_of(&shard, id) else { return };
-    let queue_error = shard.scheduler.borrow().queues.get(id).map(|q| q.last_error.clone()).unwrap_or_default();
-    conclude_entries(&shard, &path, entries, |last| {
-        let text = last.unwrap_or_else(|| queue_error.clone());
-        let remote = text.get(..3).is_some_and(|c| c.parse::<u16>().is_ok());
-        Verdict { outcome: Outcome::Bounced, status: "5.4.7".into(), diagnostic: text, remote }
-    })
-    .await;
 }

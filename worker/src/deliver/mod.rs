@@ -6,6 +6,7 @@
 //!        └▶ next batch → MAIL RCPT… DATA|BDAT → replies → outcome ─▶ … → QUIT
 //! ```
 
+pub mod conclusion;
 pub mod connection;
 pub mod reply;
 pub mod session;

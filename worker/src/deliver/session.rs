@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Extensions, Reply};
+use crate::classify::outcome::{Failure, Verdict};
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,26 @@ pub enum SessionFault {
     },
 }
 
+impl SessionFault {
+    /// What it does to mail, and who caused it.
+    pub fn failure(&self) -> Failure {
+        let (verdict, host, ip) = match self {
+            SessionFault::Refused { reply, host, ip } => (Verdict::of_refusal(reply), host, ip),
+            SessionFault::Closed { host, ip } | SessionFault::Protocol { host, ip, .. } => {
+                (Verdict::own("4.4.2", self.to_string()), host, ip)
+            }
+            SessionFault::Io { what, host, ip, .. } | SessionFault::Timeout { what, host, ip } => {
+                let status = if *what == CONNECTING { "4.4.1" } else { "4.4.2" };
+                (Verdict::own(status, self.to_string()), host, ip)
+            }
+        };
+        Failure { verdict, host: host.clone(), ip: ip.to_string() }
+    }
+}
+
+/// What a fault before a connection stands says it was doing.
+const CONNECTING: &str = "connecting to";
+
 enum Io {
     Clear(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -107,7 +128,7 @@ impl Session {
         limit: Duration,
     ) -> Result<Session, SessionFault> {
         let fault = |e: std::io::Error| SessionFault::Io {
-            what: "connecting to",
+            what: CONNECTING,
             host: host.to_owned(),
             ip: peer.ip(),
             error: errno_name(&e),
@@ -123,7 +144,7 @@ impl Session {
         }
         let stream = timeout(limit, socket.connect(peer))
             .await
-            .map_err(|_| SessionFault::Timeout { what: "connecting to", host: host.to_owned(), ip: peer.ip() })?
+            .map_err(|_| SessionFault::Timeout { what: CONNECTING, host: host.to_owned(), ip: peer.ip() })?
             .map_err(fault)?;
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().map_or(IpAddr::from([0, 0, 0, 0]), |a| a.ip());

@@ -113,15 +113,29 @@ pub async fn send(
     rules: &DomainRules,
 ) -> Result {
     let size = body[0].len() + body[1].len();
-    let utf8 = e.smtputf8
-        && (!e.sender.is_ascii()
-            || recipients.iter().any(|i| e.recipients.get(usize::from(*i)).is_some_and(|r| !r.address.is_ascii()))
-            || !body[0].is_ascii());
+    let internationalised =
+        |i: &u16| e.smtputf8 && e.recipients.get(usize::from(*i)).is_some_and(|r| !r.address.is_ascii());
+    let message_needs_utf8 = e.smtputf8 && !(e.sender.is_ascii() && body[0].is_ascii());
+    let utf8 = message_needs_utf8 || (s.extensions.smtputf8 && recipients.iter().any(internationalised));
     if let Some(v) = unsupported(e, s, rules, size, utf8) {
         return Result { verdicts: vec![Some(v); recipients.len()], fault: None };
     }
-    let mut verdicts = vec![None; recipients.len()];
-    let fault = flight(s, e, recipients, body, rules, utf8, &mut verdicts).await.err();
+    // A receiver without SMTPUTF8 still serves those whose addresses are ASCII.
+    let (able, unable): (Vec<u16>, Vec<u16>) =
+        recipients.iter().partition(|i| s.extensions.smtputf8 || !internationalised(i));
+    let mut verdicts = vec![None; able.len()];
+    let fault = match able.is_empty() {
+        true => None,
+        false => flight(s, e, &able, body, rules, utf8, &mut verdicts).await.err(),
+    };
+    if !unable.is_empty() {
+        let v = Verdict::own("5.6.7", "the receiver does not support SMTPUTF8, which the recipient's address needs");
+        let mut of_able = verdicts.into_iter();
+        verdicts = recipients
+            .iter()
+            .map(|i| if unable.contains(i) { Some(v.clone()) } else { of_able.next().flatten() })
+            .collect();
+    }
     Result { verdicts, fault }
 }
 

@@ -153,9 +153,12 @@ pub fn prepare(
 
 fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, name: &str) -> Result<String, Refusal> {
     if name.is_empty() && rules.allow_empty_x_virtual_mta {
-        return Ok(String::new());
+        return Ok(DEFAULT_VMTA.to_owned());
     }
-    if known_vmta(snapshot, name) || !rules.reject_invalid_virtual_mta {
+    if let Some(canonical) = canonical_name(snapshot, name) {
+        return Ok(canonical.to_owned());
+    }
+    if !rules.reject_invalid_virtual_mta {
         return Ok(name.to_owned());
     }
     Err(Refusal(
@@ -167,15 +170,23 @@ fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, name: &str) -> 
     ))
 }
 
-/// Whether a virtual MTA or pool of this name exists.
-pub fn known_vmta(snapshot: &ArchivedSnapshot, name: &str) -> bool {
+/// The virtual MTA of mail that chose none.
+pub const DEFAULT_VMTA: &str = "{default}";
+
+/// The name of a virtual MTA or pool as the configuration spells it, if there is one.
+pub fn canonical_name<'a>(snapshot: &'a ArchivedSnapshot, name: &str) -> Option<&'a str> {
     let key = name.to_lowercase();
-    snapshot.vmta_by_name.contains_key(key.as_str()) || snapshot.pool_by_name.contains_key(key.as_str())
+    let at = |i: &rkyv::rend::u32_le| i.to_native() as usize;
+    let vmta = snapshot.vmta_by_name.get(key.as_str()).and_then(|i| snapshot.vmtas.get(at(i))).map(|v| v.name.as_str());
+    vmta.or_else(|| {
+        snapshot.pool_by_name.get(key.as_str()).and_then(|i| snapshot.pools.get(at(i))).map(|p| p.name.as_str())
+    })
 }
 
 fn default_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, from: &Submitter) -> String {
     if rules.default_virtual_mta != "by-smtp-source-ip" {
-        return rules.default_virtual_mta.clone();
+        let name = &rules.default_virtual_mta;
+        return canonical_name(snapshot, name).unwrap_or(name).to_owned();
     }
     let local = from.local.map(|i| i.to_string()).unwrap_or_default();
     let of_ip = snapshot.vmtas.iter().skip(1).find(|v| v.source_hosts.iter().any(|h| h.ip == local));

@@ -7,7 +7,7 @@ use ipc::message::{ArchivedEnvelope, ArchivedRet, BodyType, Envelope, Recipient,
 
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::prepare::headers;
-use crate::prepare::message::known_vmta;
+use crate::prepare::message::canonical_name;
 use crate::shard::Shard;
 
 /// Bytes of the original that a report returns at most.
@@ -60,7 +60,7 @@ pub async fn send(
         received_unix_ms: now,
         sender: String::new(),
         // By what is there: the virtual MTA of the message may be why it failed.
-        vmta: if known_vmta(config.snapshot.get(), &e.vmta) { e.vmta.as_str().to_owned() } else { String::new() },
+        vmta: canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned(),
         job_id: String::new(),
         envid: String::new(),
         ret: Ret::Unset,

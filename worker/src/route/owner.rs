@@ -17,7 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::accept::command::{Mail, Rcpt};
-use crate::prepare::message::{Submitter, prepare};
+use crate::prepare::message::{Submitter, canonical_name, prepare};
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
 
@@ -162,6 +162,11 @@ fn forget(shard: &Rc<Shard>, origin: u8, below: u64) {
     }
 }
 
+/// An address without the angle brackets that some write around it.
+fn bare(address: &str) -> &str {
+    address.strip_prefix('<').and_then(|a| a.strip_suffix('>')).unwrap_or(address)
+}
+
 async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
     let request: Inject = ipc::frame::unarchive(mesh::INJECT, &f.archive)?;
     let config = shard.config();
@@ -172,14 +177,15 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         ip: None,
         local: None,
         protocol: "local",
-        vmta: request.vmta.clone(),
+        vmta: match (request.vmta.as_str(), canonical_name(config.snapshot.get(), &request.vmta)) {
+            ("", _) => String::new(),
+            (_, Some(name)) => name.to_owned(),
+            (name, None) => return Ok(Injected::Refused(format!("{name} is neither a virtual MTA nor a pool here"))),
+        },
     };
-    if !request.vmta.is_empty() && !crate::prepare::message::known_vmta(config.snapshot.get(), &request.vmta) {
-        return Ok(Injected::Refused(format!("{} is neither a virtual MTA nor a pool here", request.vmta)));
-    }
     let mut recipients = Vec::new();
     for address in &request.recipients {
-        match crate::accept::command::rcpt(&format!("<{address}>"), true) {
+        match crate::accept::command::rcpt(&format!("<{}>", bare(address)), true) {
             Ok(r) => match ipc::message::destination_of(&r.address) {
                 Ok(d) => recipients.push((Rcpt { ..r }, d)),
                 Err(e) => return Ok(Injected::Refused(e)),
@@ -189,7 +195,7 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
     }
     let utf8 = !request.sender.is_ascii() || request.recipients.iter().any(|r| !r.is_ascii());
     let mail = match crate::accept::command::mail(
-        &format!("<{}>{}", request.sender, if utf8 { " SMTPUTF8" } else { "" }),
+        &format!("<{}>{}", bare(&request.sender), if utf8 { " SMTPUTF8" } else { "" }),
         true,
     ) {
         Ok(m) => Mail { ..m },

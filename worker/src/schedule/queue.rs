@@ -9,6 +9,7 @@ use ipc::rules::DomainRules;
 
 use super::rate::Pace;
 use super::scheduler::Slot;
+use crate::classify::outcome::Failure;
 
 /// Number of a queue within its shard.
 pub type QueueId = usize;
@@ -75,7 +76,9 @@ pub struct Queue {
     /// The rate limit's state.
     pub pace: Pace,
     /// The last failure.
-    pub last_error: String,
+    pub last_failure: Option<Rc<Failure>>,
+    /// When a delay report may be due for someone who waits here, Unix milliseconds.
+    pub delay_at_ms: i64,
     /// Acceptance time of the oldest entry, or earlier.
     pub oldest_ms: i64,
     /// When expiry was last looked for.
@@ -98,7 +101,7 @@ pub struct Queue {
 impl Queue {
     /// `destination/vmta`, as operators and accounting name it.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.destination, self.vmta_name)
+        format!("{}/{}", ipc::message::shown_domain(&self.destination), self.vmta_name)
     }
 
     /// Nothing here and nothing going on: may be forgotten, unless a retry clock or a rate
@@ -109,6 +112,14 @@ impl Queue {
             && self.connecting == 0
             && self.retry_at_ms <= now_ms
             && self.pace.tat_ns / 1_000_000 <= now_ms
+    }
+
+    /// `notify-of-delay-every` in milliseconds.
+    pub fn delay_every_ms(&self) -> i64 {
+        match self.rules.notify_of_delay_every.as_millis() {
+            0 => i64::MAX,
+            n => n.min(i64::MAX as u128) as i64,
+        }
     }
 
     /// A connection beyond `max-smtp-out`, after a reload lowered it.
@@ -132,12 +143,12 @@ impl Queue {
     }
 
     /// The queue as a whole failed: starts the retry clock and walks one step on.
-    pub fn defer(&mut self, now_ms: i64, error: String) {
+    pub fn defer(&mut self, now_ms: i64, failure: Failure) {
         let list = &self.rules.retry_after;
         let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
         self.retry_step += 1;
         self.retry_at_ms = now_ms + wait.map_or(600_000, |d| d.as_millis() as i64);
-        self.last_error = error;
+        self.last_failure = Some(Rc::new(failure));
         self.health *= 0.9;
     }
 

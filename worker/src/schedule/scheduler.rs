@@ -35,6 +35,8 @@ pub struct Message {
     pub body_len: u32,
     /// Recipients that have not ended.
     pub left: u16,
+    /// The sender of some of them wants to hear of delays.
+    pub notify_delay: bool,
     /// Envelope and content until the first attempt, within the memory budget.
     pub content: Option<Rc<Content>>,
 }
@@ -115,7 +117,8 @@ impl Scheduler {
             timer_ms: 0,
             retry_step: 0,
             pace: Default::default(),
-            last_error: String::new(),
+            last_failure: None,
+            delay_at_ms: i64::MAX,
             oldest_ms: i64::MAX,
             swept_ms: 0,
             health: 1.0,
@@ -143,13 +146,13 @@ impl Scheduler {
         self.queues.get_mut(id).map(|q| (id, q))
     }
 
-    /// Adds a message with `left` recipients; its entries follow with [`Scheduler::enqueue`].
-    pub fn add(&mut self, key: u64, received_ms: i64, body_len: u32, left: u16, content: Option<Rc<Content>>) -> Slot {
-        self.queued_bytes += u64::from(body_len);
-        if content.is_some() {
-            self.content_bytes += u64::from(body_len);
+    /// Adds a message; its entries follow with [`Scheduler::enqueue`].
+    pub fn add(&mut self, m: Message) -> Slot {
+        self.queued_bytes += u64::from(m.body_len);
+        if m.content.is_some() {
+            self.content_bytes += u64::from(m.body_len);
         }
-        self.messages.insert(Message { key, received_ms, body_len, left, content }) as Slot
+        self.messages.insert(m) as Slot
     }
 
     /// Puts recipients into a queue, due at `due_ms` (0: now).
@@ -160,6 +163,9 @@ impl Scheduler {
         q.bytes += u64::from(m.body_len);
         q.oldest_ms = q.oldest_ms.min(m.received_ms);
         self.recipients += entry.len();
+        if m.notify_delay {
+            q.delay_at_ms = q.delay_at_ms.min(next_delay(m.received_ms, now_ms, q.delay_every_ms()));
+        }
         if due_ms > now_ms {
             self.wait(id, entry, due_ms);
         } else {
@@ -330,6 +336,30 @@ impl Scheduler {
         old
     }
 
+    /// Recipients in queue `id` whose sender is to hear of their delay by now, with the time
+    /// they are due. Those it names may have been reported already.
+    pub fn delayed(&mut self, id: QueueId, now_ms: i64) -> Vec<(Entry, i64)> {
+        let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
+        if q.delay_at_ms > now_ms {
+            return Vec::new();
+        }
+        // Everyone who reached a multiple since the last look was due at this time at the earliest.
+        let (since, every) = (std::mem::replace(&mut q.delay_at_ms, i64::MAX), q.delay_every_ms());
+        let messages = &self.messages;
+        let mut first = i64::MAX;
+        let mut found = Vec::new();
+        let waiting = q.waiting.iter().map(|Reverse((due, e))| (*e, i64::from(*due) * 1000));
+        for (e, due) in q.ready.iter().map(|e| (*e, 0)).chain(waiting) {
+            let Some(m) = messages.get(e.slot as usize).filter(|m| m.notify_delay) else { continue };
+            first = first.min(next_delay(m.received_ms, now_ms, every));
+            if next_delay(m.received_ms, since - 1, every) <= now_ms {
+                found.push((e, due));
+            }
+        }
+        q.delay_at_ms = first;
+        found
+    }
+
     /// Takes everything that waits out of queue `id`, with the time it is due (Unix
     /// milliseconds; 0 for now).
     pub fn drain(&mut self, id: QueueId) -> Vec<(Entry, i64)> {
@@ -338,6 +368,12 @@ impl Scheduler {
         all.extend(std::mem::take(&mut q.waiting).into_iter().map(|Reverse((due, e))| (e, i64::from(due) * 1000)));
         all
     }
+}
+
+/// The first multiple of `every_ms` after acceptance that is later than `after_ms`.
+fn next_delay(received_ms: i64, after_ms: i64, every_ms: i64) -> i64 {
+    let passed = (after_ms - received_ms).max(0) / every_ms;
+    received_ms.saturating_add((passed + 1).saturating_mul(every_ms))
 }
 
 /// Recipients as ranges of consecutive indexes.
@@ -361,7 +397,7 @@ mod tests {
     fn with(rules: DomainRules, n: u16) -> (Scheduler, QueueId) {
         let mut s = Scheduler::default();
         let id = s.queue("d.test", 0, "v", "", || rules);
-        let slot = s.add(1, 0, 100, n, None);
+        let slot = s.add(Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, content: None });
         s.enqueue(id, Entry { slot, start: 0, end: n }, 0, 0);
         (s, id)
     }
@@ -407,6 +443,20 @@ mod tests {
         assert!(s.expired(id, 4_999).is_empty());
         assert_eq!(s.expired(id, 5_000).iter().map(Entry::len).sum::<u64>(), 3);
         assert!(s.settle(id, b.slot, 3));
+    }
+
+    #[test]
+    fn delays_are_told_of_at_every_multiple() {
+        let every = Duration::from_millis(1000);
+        let (mut s, id) = with(DomainRules { notify_of_delay_every: every, ..Default::default() }, 1);
+        let slot = s.add(Message { key: 2, received_ms: 300, body_len: 1, left: 1, notify_delay: true, content: None });
+        s.enqueue(id, Entry { slot, start: 0, end: 1 }, 9000, 400);
+        let mut told = |now| s.delayed(id, now).into_iter().map(|(e, due)| (e.slot, due)).collect::<Vec<_>>();
+        assert_eq!(told(999), []);
+        assert_eq!(told(1000), [(0, 0)]);
+        assert_eq!(told(1299), []);
+        assert_eq!(told(2100), [(0, 0), (1, 9000)]);
+        assert_eq!(told(2300), [(1, 9000)]);
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::time::Duration;
 use ipc::rules::{DomainRules, Rate};
 use proptest::prelude::*;
 
+use super::scheduler::Message;
 use super::*;
+use crate::classify::outcome::Failure;
 
 /// Numbers from a seed.
 struct Dice(u64);
@@ -61,7 +63,14 @@ impl World {
 
     fn inject(&mut self, key: u64, queues: &[QueueId]) {
         let n = 1 + self.dice.below(6) as u16;
-        let slot = self.s.add(key, self.now_ms, 1000, n, None);
+        let slot = self.s.add(Message {
+            key,
+            received_ms: self.now_ms,
+            body_len: 1000,
+            left: n,
+            notify_delay: false,
+            content: None,
+        });
         let split = self.dice.below(u64::from(n) + 1) as u16;
         for (start, end) in [(0, split), (split, n)].into_iter().filter(|(a, b)| a < b) {
             let id = queues[self.dice.below(queues.len() as u64) as usize];
@@ -106,7 +115,7 @@ impl World {
         for _ in 0..wanted {
             let q = &mut self.s.queues[id];
             if self.dice.below(8) == 0 {
-                q.defer(self.now_ms, "refused".into());
+                q.defer(self.now_ms, Failure::own("4.4.1", "refused"));
                 continue;
             }
             q.connections += 1;
