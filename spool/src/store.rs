@@ -192,15 +192,15 @@ pub(crate) fn envelope_of<T>(bytes: &[u8], f: impl FnOnce(&ArchivedEnvelope) -> 
     rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&aligned).ok().map(f)
 }
 
-impl<D: Disk, I: Index> Store<D, I> {
-    fn start_meta(&self) -> StartMeta {
-        StartMeta {
-            cold: false,
-            values: self.values.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            seen: self.seen.iter().map(|(o, s)| (*o, s.below, s.sequences.iter().copied().collect())).collect(),
-        }
+fn start_meta(values: &BTreeMap<String, Vec<u8>>, seen: &BTreeMap<u8, Seen>) -> StartMeta {
+    StartMeta {
+        cold: false,
+        values: values.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        seen: seen.iter().map(|(o, s)| (*o, s.below, s.sequences.iter().copied().collect())).collect(),
     }
+}
 
+impl<D: Disk, I: Index> Store<D, I> {
     /// Makes a group durable and answers, for each message to store, its key or why not.
     /// Outcomes go in even when new mail does not find room.
     ///
@@ -212,12 +212,13 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.outcome_records(group, &mut records);
         let outcomes: u64 = records.iter().map(Pending::bytes).sum();
         let intake: u64 = group.store.iter().map(|m| message_record(m).bytes()).sum();
-        let start = self.start_meta();
+        // What a new segment begins with: much to copy, and few groups begin one.
+        let start = || start_meta(&self.values, &self.seen);
         let keep = if group.store.iter().all(|m| m.in_progress) { 0 } else { RESERVE_BYTES };
         let room = if group.store.is_empty() {
             Err(io::ErrorKind::NotFound.into())
         } else {
-            self.log.reserve(Stream::Hot, intake + outcomes, keep, || start.clone())
+            self.log.reserve(Stream::Hot, intake + outcomes, keep, start)
         };
         let taken = room.is_ok();
         let first = records.len();
@@ -228,7 +229,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                 if records.is_empty() {
                     return Ok(results);
                 }
-                self.log.reserve(Stream::Hot, outcomes, 0, || start).map_err(|e| full(&e))?;
+                self.log.reserve(Stream::Hot, outcomes, 0, start).map_err(|e| full(&e))?;
             }
         }
         let before = self.log.position(Stream::Hot).map_or(0, |(_, len)| len);
