@@ -13,10 +13,12 @@
 pub mod control;
 pub mod descriptors;
 pub mod frame;
+pub mod layers;
 pub mod ledger;
 pub mod limits;
 pub mod mesh;
 pub mod message;
+pub mod network;
 pub mod operator;
 pub mod rules;
 pub mod shard_map;

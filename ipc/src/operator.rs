@@ -40,6 +40,22 @@ pub enum Request {
     Reload {
         /// Answer when every worker has taken it.
         wait: bool,
+        /// Say what would change, and change nothing.
+        dry_run: bool,
+    },
+    /// `config explain`
+    Explain {
+        /// Domain.
+        destination: String,
+        /// Virtual MTA or pool; empty for `{default}`.
+        via: String,
+        /// The only directive asked about; empty for all.
+        only: String,
+    },
+    /// `config diff`: this file against what is in force.
+    Diff {
+        /// Absolute path.
+        file: String,
     },
     /// `stop`
     Stop,
@@ -58,7 +74,7 @@ pub enum Answer {
     Failed(String),
     /// The request is wrong (exit code 2), such as a configuration with errors.
     Wrong(String),
-    /// `status`, as JSON text in PowerMTA's shape.
+    /// `status`, as JSON text in PowerMTA's shape; `config explain`, as JSON text.
     Status(String),
     /// `show shards`
     Shards(Vec<ShardRow>),

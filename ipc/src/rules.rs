@@ -34,6 +34,9 @@ pub enum Value {
     TextList(Vec<String>),
 }
 
+/// The first key of directives that no structure here takes.
+pub const PENDING: u16 = 0x4000;
+
 /// The duration that `never` stands for.
 pub const NEVER_MS: u64 = u64::MAX / 4;
 
@@ -50,8 +53,13 @@ pub struct Rate {
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub struct Setting {
-    /// Number of the [`DomainKey`] or [`SourceKey`].
+    /// Number of the [`DomainKey`] or [`SourceKey`]; from [`PENDING`] on of a directive that
+    /// is known and not in force.
     pub key: u16,
+    /// File it comes from, by its place in the snapshot's list.
+    pub file: u16,
+    /// Line of the file, from 1.
+    pub line: u32,
     /// Its value.
     pub value: Value,
 }
@@ -108,7 +116,7 @@ impl FromValue for Rate {
 }
 
 impl FromValue for String {
-    const KINDS: &[&str] = &["text"];
+    const KINDS: &[&str] = &["text", "word", "ref", "hosts"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
     }

@@ -10,6 +10,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::descriptors::{Mapping, sealed_memfd, trusted_root};
 use crate::frame::FrameError;
+use crate::layers::Layers;
+use crate::network::Network;
 use crate::rules::{DomainRules, Setting, SourceRules};
 
 /// Everything that workers need to know of the configuration.
@@ -31,8 +33,10 @@ pub struct Snapshot {
     pub pools: Vec<Pool>,
     /// Index of a pool by lower-case name.
     pub pool_by_name: HashMap<String, u32>,
-    /// `<domain>` blocks: settings by [`domain_key`].
-    pub domains: HashMap<String, Vec<Setting>>,
+    /// `<domain>` blocks and `<profile>`s.
+    pub layers: Layers,
+    /// Files that settings come from.
+    pub files: Vec<String>,
     /// `<acct-file>` blocks.
     pub accounting: Vec<Accounting>,
 }
@@ -130,36 +134,6 @@ pub struct Source {
     pub settings: Vec<Setting>,
 }
 
-/// A CIDR network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct Network {
-    /// IPv4 as IPv4-mapped IPv6.
-    pub base: [u8; 16],
-    /// Bits, of 128; 0 contains every address of both families.
-    pub bits: u8,
-}
-
-impl Network {
-    /// Whether `ip` lies in the network.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        let ip = mapped(ip);
-        let (whole, rest) = (usize::from(self.bits / 8), self.bits % 8);
-        let mask = if rest == 0 { 0 } else { 0xFFu8 << (8 - rest) };
-        // More bits than an address has: a damaged snapshot may say so, and then nothing matches.
-        self.bits <= 128
-            && ip[..whole] == self.base[..whole]
-            && (rest == 0 || (ip[whole] ^ self.base[whole]) & mask == 0)
-    }
-}
-
-/// An address as 16 bytes, IPv4 as IPv4-mapped.
-pub fn mapped(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
 /// A `<virtual-mta>`.
 #[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
 pub struct VirtualMta {
@@ -221,45 +195,6 @@ pub struct Accounting {
     pub world_readable: bool,
 }
 
-/// Where a `<domain>` block stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// At top level.
-    Global,
-    /// In the pool of this index.
-    Pool(u32),
-    /// In the virtual MTA of this index.
-    Vmta(u32),
-}
-
-/// The key of a `<domain>` block in [`Snapshot::domains`].
-pub fn domain_key(scope: Scope, pattern: &str) -> String {
-    match scope {
-        Scope::Global => format!("g {pattern}"),
-        Scope::Pool(i) => format!("p{i} {pattern}"),
-        Scope::Vmta(i) => format!("v{i} {pattern}"),
-    }
-}
-
-/// The patterns that match `destination`, least specific first: `*`, then by growing suffix
-/// `[*.]suffix` before `*.suffix`, then the name itself.
-pub fn matching_patterns(destination: &str) -> Vec<String> {
-    let mut all = vec!["*".to_owned()];
-    if destination.starts_with('[') {
-        all.push("[0/0]".to_owned());
-    } else {
-        let labels: Vec<&str> = destination.split('.').collect();
-        for i in (1..labels.len()).rev() {
-            let suffix = labels[i..].join(".");
-            all.push(format!("[*.]{suffix}"));
-            all.push(format!("*.{suffix}"));
-        }
-        all.push(format!("[*.]{destination}"));
-    }
-    all.push(destination.to_owned());
-    all
-}
-
 /// A snapshot mapped into this process.
 #[derive(Debug)]
 pub struct MappedSnapshot {
@@ -305,22 +240,15 @@ impl ArchivedSnapshot {
     }
 
     /// Resolves the directives in force for mail to `destination` through virtual MTA `vmta`.
-    ///
-    /// Scope comes before specificity: the virtual MTA's own `<domain *>` beats the global
-    /// block that names the destination.
     pub fn domain_rules(&self, destination: &str, vmta: u32) -> DomainRules {
         let mut rules = DomainRules::default();
-        let pool = self.vmtas.get(vmta as usize).and_then(|v| v.pool.as_ref().map(|p| p.to_native()));
-        let scopes = [Some(Scope::Global), pool.map(Scope::Pool), Some(Scope::Vmta(vmta))];
-        let patterns = matching_patterns(destination);
-        for scope in scopes.into_iter().flatten() {
-            for pattern in &patterns {
-                if let Some(settings) = self.domains.get(domain_key(scope, pattern).as_str()) {
-                    settings.iter().for_each(|s| rules.apply(s));
-                }
-            }
-        }
+        self.layers.each(destination, self.pool_of(vmta), vmta, |_, _, _, s| rules.apply(s));
         rules
+    }
+
+    /// The pool whose `<domain>` blocks a virtual MTA inherits.
+    pub fn pool_of(&self, vmta: u32) -> Option<u32> {
+        self.vmtas.get(vmta as usize).and_then(|v| v.pool.as_ref().map(|p| p.to_native()))
     }
 
     /// Resolves the directives in force for a client at `ip` on a listener with the named
@@ -340,58 +268,29 @@ impl ArchivedSnapshot {
     }
 }
 
-/// Whether a domain pattern (`*`, `name`, `*.name`, `[*.]name`) matches `domain`.
-pub fn pattern_matches(pattern: &str, domain: &str) -> bool {
-    matching_patterns(domain).iter().any(|p| p == pattern)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::layers::{LayersBuilder, Scope};
     use crate::rules::{DomainKey, Value};
 
-    fn set(n: u64) -> Vec<Setting> {
-        vec![Setting { key: DomainKey::MaxSmtpOut as u16, value: Value::Number(n) }]
-    }
-
     #[test]
-    fn scope_beats_specificity_and_specificity_beats_order() {
-        let mut s = Snapshot {
-            vmtas: vec![VirtualMta::default(), VirtualMta { pool: Some(0), ..Default::default() }],
+    fn a_path_takes_what_is_in_force_and_defaults_else() {
+        let mut b = LayersBuilder::default();
+        for (scope, n) in [(Scope::Global, 1), (Scope::Pool(0), 5), (Scope::Vmta(2), 6)] {
+            let value = Value::Number(n);
+            b.add(scope, "d.test", &[Setting { key: DomainKey::MaxSmtpOut as u16, file: 0, line: 1, value }]);
+        }
+        let vmta = VirtualMta { pool: Some(0), ..Default::default() };
+        let s = Snapshot {
+            vmtas: vec![VirtualMta::default(), vmta.clone(), vmta],
+            layers: b.build(),
             ..Default::default()
         };
-        for (scope, pattern, n) in [
-            (Scope::Global, "*", 1),
-            (Scope::Global, "[*.]b.test", 2),
-            (Scope::Global, "*.b.test", 3),
-            (Scope::Global, "a.b.test", 4),
-            (Scope::Pool(0), "c.test", 5),
-            (Scope::Vmta(1), "d.test", 6),
-        ] {
-            s.domains.insert(domain_key(scope, pattern), set(n));
-        }
         let m = MappedSnapshot::map(&s.seal().unwrap()).unwrap();
         let out = |d: &str, v| m.get().domain_rules(d, v).max_smtp_out;
-        assert_eq!(out("x.test", 0), 1);
-        assert_eq!(out("b.test", 0), 2);
-        assert_eq!(out("z.b.test", 0), 3);
-        assert_eq!(out("a.b.test", 0), 4);
-        assert_eq!((out("c.test", 0), out("c.test", 1)), (1, 5));
-        assert_eq!((out("d.test", 0), out("d.test", 1)), (1, 6));
-    }
-
-    #[test]
-    fn networks_contain_what_they_should() {
-        let n = Network { base: mapped("10.0.0.0".parse().unwrap()), bits: 96 + 9 };
-        assert!(n.contains("10.127.0.1".parse().unwrap()));
-        assert!(!n.contains("10.128.0.1".parse().unwrap()));
-        assert!(Network { base: [0; 16], bits: 0 }.contains("::1".parse().unwrap()));
-        let one = mapped("::1".parse().unwrap());
-        assert!(Network { base: one, bits: 128 }.contains("::1".parse().unwrap()));
-        for bits in [129, 136, 255] {
-            assert!(!Network { base: one, bits }.contains("::1".parse().unwrap()));
-        }
+        assert_eq!([out("d.test", 0), out("d.test", 1), out("d.test", 2), out("x.test", 2)], [1, 5, 6, 20]);
     }
 
     #[test]

@@ -78,6 +78,9 @@ enum Command {
         /// Return when the file has been checked, before every worker has taken it
         #[arg(long)]
         no_wait: bool,
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Stop the running server in order
     Stop,
@@ -159,6 +162,30 @@ enum ConfigCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Show every directive in force for a destination, and which line says so
+    Explain {
+        /// Domain that mail is addressed to
+        destination: String,
+        /// Virtual MTA or pool that it goes through
+        #[arg(value_name = "VMTA|POOL")]
+        via: Option<String>,
+        /// Configuration file; without one the running server is asked
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Show only this directive, with everything that it overrode
+        #[arg(long, value_name = "DIRECTIVE")]
+        why: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show what a file would change, path by path
+    Diff {
+        /// The new configuration file
+        new: PathBuf,
+        /// The old one; without it the running server's configuration
+        #[arg(long, value_name = "OLD")]
+        config: Option<PathBuf>,
+    },
     /// Print the table of directives
     Directives(Output),
 }
@@ -199,11 +226,24 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Scale { workers, no_wait } => {
             client::act(&control, ipc::operator::Request::Scale { workers, wait: !no_wait })
         }
-        Command::Reload { no_wait } => client::act(&control, ipc::operator::Request::Reload { wait: !no_wait }),
+        Command::Reload { no_wait, dry_run } => {
+            client::act(&control, ipc::operator::Request::Reload { wait: !no_wait, dry_run })
+        }
         Command::Stop => client::act(&control, ipc::operator::Request::Stop),
         Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
         Command::Config { what: ConfigCommand::Check { file, output } } => check(&file, output.json),
+        Command::Config { what: ConfigCommand::Explain { destination, via, config, why, output } } => client::explain(
+            &control,
+            config.as_deref(),
+            destination,
+            via.unwrap_or_default(),
+            why.unwrap_or_default(),
+            output.json,
+        ),
+        Command::Config { what: ConfigCommand::Diff { new, config } } => {
+            client::diff(&control, &new, config.as_deref())
+        }
         Command::Config { what: ConfigCommand::Directives(o) } => directives(o.json),
         Command::Completions { shell } => {
             let mut out = Vec::new();
@@ -249,16 +289,29 @@ fn log_to_stderr() {
 }
 
 fn check(file: &std::path::Path, json: bool) -> Result<(), Failure> {
-    let (_, all) = config::compile(Some(file), &Overrides::default())
-        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
-    let (errors, warnings): (Vec<_>, Vec<_>) = all.iter().partition(|d| d.is_error);
+    let checked = match config::compile(Some(file), &Overrides::default()) {
+        Ok(c) => c,
+        Err(e) if json => {
+            let error = serde_json::json!({ "file": file, "line": 0, "column": 0, "code": "unreadable",
+                "message": e.to_string(), "suggestion": "" });
+            let v = serde_json::json!({ "errors": [error], "warnings": [] });
+            print(format!("{v:#}\n").as_bytes())?;
+            return Err(Failure::Wrong(String::new()));
+        }
+        Err(e) => return Err(Failure::Wrong(format!("cannot read {}: {e}", file.display()))),
+    };
+    let (errors, warnings): (Vec<_>, Vec<_>) = checked.diagnostics.iter().partition(|d| d.is_error);
     if json {
-        let v = serde_json::json!({ "errors": errors, "warnings": warnings });
+        let list = |all: &[&config::diagnostic::Diagnostic]| -> Vec<serde_json::Value> {
+            all.iter().map(|d| d.as_json(&checked.files)).collect()
+        };
+        let v = serde_json::json!({ "errors": list(&errors), "warnings": list(&warnings) });
         print(format!("{v:#}\n").as_bytes())?;
     } else {
         let mut text = String::new();
-        for d in &all {
-            text.push_str(&format!("{d}\n\n"));
+        for d in &checked.diagnostics {
+            text.push_str(&d.render(&checked.files));
+            text.push_str("\n\n");
         }
         text.push_str(&format!("{}: {} errors, {} warnings\n", file.display(), errors.len(), warnings.len()));
         print(text.as_bytes())?;

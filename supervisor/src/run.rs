@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
 use ipc::ledger::Ledger;
 use ipc::shard_map::ShardMap;
+use ipc::snapshot::MappedSnapshot;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
@@ -18,7 +19,7 @@ use tokio::task::spawn_local;
 
 use crate::accounting::Files;
 use crate::config::compile::Overrides;
-use crate::config::{self, Compiled};
+use crate::config::{self, Compiled, map};
 use crate::shards::{Slot, State, Totals, control, process};
 use crate::{Failure, http, listen, operator, rights};
 
@@ -60,22 +61,25 @@ pub struct Supervisor {
     next_question: Cell<u64>,
 }
 
+/// What a dry run of a reload says of the built-in configuration.
+const NO_FILE: &str = "The server runs on its built-in configuration: there is no file to reload.";
+
 /// Runs the server until it is stopped.
 ///
 /// # Errors
 /// [`Failure`]
 pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
-    let (compiled, diagnostics) = config::compile(file.as_deref(), &overrides).map_err(|e| {
+    let checked = config::compile(file.as_deref(), &overrides).map_err(|e| {
         Failure::Wrong(format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("")).display()))
     })?;
-    let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
-    if !errors.is_empty() {
-        return Err(Failure::Wrong(format!("the configuration has errors\n\n{}", errors.join("\n\n"))));
+    if let Some(errors) = checked.errors() {
+        return Err(Failure::Wrong(format!("the configuration has errors\n\n{errors}")));
     }
-    let pending = diagnostics.iter().filter(|d| d.code == "pending").count();
+    let pending = checked.diagnostics.iter().filter(|d| d.code == "pending").count();
     if pending > 0 {
-        tracing::warn!(lines = pending, "some directives are not in force yet; `sluice config check` names them");
+        tracing::warn!(directives = pending, "some directives are not in force yet; `sluice config check` names them");
     }
+    let compiled = checked.compiled;
     // Mail and logs are the service's own business; what others may read is opened explicitly.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -514,7 +518,10 @@ impl Supervisor {
     ///
     /// # Errors
     /// The errors of the file; the old configuration stays.
-    pub async fn reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
+    pub async fn reload(self: &Rc<Self>, wait: bool, dry_run: bool) -> Result<String, String> {
+        if dry_run {
+            return self.file.as_deref().map_or_else(|| Ok(NO_FILE.into()), |f| self.diff(f));
+        }
         let _ = sd_notify::notify(&[
             sd_notify::NotifyState::Reloading,
             sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),
@@ -534,13 +541,40 @@ impl Supervisor {
         format!("cannot read {}: {e}; the old configuration stays in force", file.display())
     }
 
-    async fn try_reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
-        let (mut compiled, diagnostics) =
-            config::compile(self.file.as_deref(), &self.overrides).map_err(|e| self.unread(&e))?;
-        let errors: Vec<String> = diagnostics.iter().filter(|d| d.is_error).map(ToString::to_string).collect();
-        if !errors.is_empty() {
-            return Err(format!("the configuration has errors, the old one stays in force\n\n{}", errors.join("\n\n")));
+    /// What putting `file` in force would change, a line each.
+    ///
+    /// # Errors
+    /// The errors of the file.
+    pub fn diff(&self, file: &Path) -> Result<String, String> {
+        let checked = config::compile(Some(file), &self.overrides).map_err(|e| format!("{}: {e}", file.display()))?;
+        if let Some(errors) = checked.errors() {
+            return Err(format!("the configuration has errors\n\n{errors}"));
         }
+        let new = checked.compiled.snapshot.seal().map_err(|e| e.to_string())?;
+        let changes = config::diff::diff(self.mapped()?.get(), map(&new)?.get());
+        Ok(if changes.is_empty() { "Nothing changes.".into() } else { changes.join("\n") })
+    }
+
+    /// `config explain` as JSON.
+    ///
+    /// # Errors
+    /// A sentence naming what does not exist.
+    pub fn explain(&self, destination: &str, via: &str, only: &str) -> Result<String, String> {
+        let all = config::explain::explain(self.mapped()?.get(), destination, via, only)?;
+        serde_json::to_string(&all).map_err(|e| e.to_string())
+    }
+
+    fn mapped(&self) -> Result<MappedSnapshot, String> {
+        map(&self.snapshot.borrow())
+    }
+
+    async fn try_reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
+        let checked = config::compile(self.file.as_deref(), &self.overrides).map_err(|e| self.unread(&e))?;
+        if let Some(errors) = checked.errors() {
+            return Err(format!("the configuration has errors, the old one stays in force\n\n{errors}"));
+        }
+        let mut compiled = checked.compiled;
+        self.check_addresses(&compiled)?;
         let mut added = Vec::new();
         for l in &compiled.snapshot.listeners {
             if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
@@ -561,6 +595,7 @@ impl Supervisor {
         };
         compiled.snapshot.generation = self.generation.get() + 1;
         let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
+        let changes = config::diff::diff(self.mapped()?.get(), map(&fd)?.get());
         self.generation.set(compiled.snapshot.generation);
         self.listeners.borrow_mut().retain(|(a, _)| compiled.snapshot.listeners.iter().any(|l| l.address == *a));
         self.listeners.borrow_mut().extend(added);
@@ -577,11 +612,31 @@ impl Supervisor {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
         }
         let refused = self.slots.borrow().iter().find_map(|s| s.reload_error.clone());
-        match (refused, kept.is_empty()) {
-            (Some(e), _) => Err(e),
-            (None, true) => Ok("Configuration reloaded.".into()),
-            (None, false) => Ok(format!("Configuration reloaded. A restart is needed for: {}.", kept.join(", "))),
+        let mut said = changes;
+        match refused {
+            Some(e) => return Err(e),
+            None if kept.is_empty() => said.push("Configuration reloaded.".into()),
+            None => said.push(format!("Configuration reloaded. A restart is needed for: {}.", kept.join(", "))),
         }
+        Ok(said.join("\n"))
+    }
+
+    /// Source addresses that come with a reload must be this machine's.
+    fn check_addresses(&self, new: &Compiled) -> Result<(), String> {
+        let old = self.compiled.borrow();
+        let known = |ip: &str| old.snapshot.vmtas.iter().any(|v| v.source_hosts.iter().any(|h| h.ip == ip));
+        for v in &new.snapshot.vmtas {
+            for h in v.source_hosts.iter().filter(|h| !known(&h.ip)) {
+                let ip: std::net::IpAddr = h.ip.parse().map_err(|_| format!("{} is no address", h.ip))?;
+                if let Err(e) = std::net::UdpSocket::bind((ip, 0)) {
+                    return Err(format!(
+                        "smtp-source-host {ip} of virtual MTA {} cannot be used on this machine ({e}); the old configuration stays in force",
+                        v.name
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Every listener goes along: a worker takes those it does not have.
@@ -650,7 +705,7 @@ impl Supervisor {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.stop.notified() => break,
-                _ = hup.recv() => match self.reload(true).await {
+                _ = hup.recv() => match self.reload(true, false).await {
                     Ok(t) => tracing::info!("{t}"),
                     Err(e) => tracing::error!("{e}"),
                 },

@@ -218,10 +218,22 @@ impl Shard {
         let config = self.config();
         let mut s = self.scheduler.borrow_mut();
         let names: Vec<(QueueId, String)> = s.queues.iter().map(|(id, q)| (id, q.vmta_name.to_lowercase())).collect();
+        let index_of = |name: &str| config.snapshot.get().vmta_by_name.get(name).map(|i| i.to_native());
+        let fallback = config.global.invalid_virtual_mta_fallback.to_lowercase();
         for (id, name) in names {
-            let index = config.snapshot.get().vmta_by_name.get(name.as_str()).map(|i| i.to_native());
+            // Mail of a virtual MTA that is gone goes on by the fallback, or waits.
+            let index = index_of(&name).or_else(|| index_of(&fallback));
             let Some(q) = s.queues.get_mut(id) else { continue };
             q.vmta = index.unwrap_or(NO_VMTA);
+            if std::mem::replace(&mut q.orphaned, index.is_none()) != index.is_none() {
+                tracing::warn!(
+                    shard = self.number,
+                    queue = q.name(),
+                    held = index.is_none(),
+                    "virtual MTA of a queue went or came back"
+                );
+                q.retry_at_ms = 0;
+            }
             if let Some(index) = index {
                 q.rules = Rc::new(config.snapshot.get().domain_rules(&q.destination, index));
             }
@@ -401,6 +413,8 @@ impl Shard {
                 .count();
             let id = self.queue_for(s, &first.destination, &r.vmta);
             let entry = Entry { slot, start: first.index, end: first.index + same as u16 };
+            // When it was accepted its virtual MTA was there, or the reply would have been another.
+            s.queues.get_mut(id).into_iter().for_each(|q| q.orphaned = q.vmta == NO_VMTA);
             s.enqueue(id, entry, first.due_unix_ms, now);
             at += same;
         }

@@ -1,88 +1,106 @@
 //! What is wrong with a configuration, and where.
 
-use std::path::{Path, PathBuf};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
+
+use super::files::{Files, Span};
+
+/// Lines between two places that are still shown in one excerpt.
+const EXCERPT_LINES_MAX: u32 = 6;
 
 /// One error or warning.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// File as the operator named it.
-    pub file: PathBuf,
-    /// Line, from 1.
-    pub line: usize,
-    /// Column, from 1.
-    pub column: usize,
+    /// Where.
+    pub at: Span,
     /// Stable word for tools.
     pub code: &'static str,
     /// What was expected and what was found.
     pub message: String,
     /// What to do instead; empty for none.
     pub suggestion: String,
+    /// Another place that has to do with it, and why.
+    pub related: Option<(Span, String)>,
     /// An error refuses the configuration.
-    #[serde(skip)]
     pub is_error: bool,
-    #[serde(skip)]
-    excerpt: String,
-    #[serde(skip)]
-    width: usize,
-}
-
-/// A place in a file, with its line for excerpts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// File.
-    pub file: std::rc::Rc<Path>,
-    /// Line, from 1.
-    pub line: usize,
-    /// Column, from 1.
-    pub column: usize,
-    /// Characters.
-    pub width: usize,
-    /// The whole line.
-    pub text: std::rc::Rc<str>,
 }
 
 impl Diagnostic {
     /// An error at a place.
-    pub fn error(at: &Place, code: &'static str, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
-        Diagnostic {
-            file: at.file.to_path_buf(),
-            line: at.line,
-            column: at.column,
-            code,
-            message: message.into(),
-            suggestion: suggestion.into(),
-            is_error: true,
-            excerpt: at.text.to_string(),
-            width: at.width.max(1),
-        }
+    pub fn error(at: Span, code: &'static str, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
+        let (message, suggestion) = (message.into(), suggestion.into());
+        Diagnostic { at, code, message, suggestion, related: None, is_error: true }
     }
 
     /// A warning at a place.
-    pub fn warning(at: &Place, code: &'static str, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
+    pub fn warning(at: Span, code: &'static str, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
         Diagnostic { is_error: false, ..Self::error(at, code, message, suggestion) }
+    }
+
+    /// Names another place as well.
+    pub fn with(mut self, at: Span, why: impl Into<String>) -> Self {
+        self.related = Some((at, why.into()));
+        self
+    }
+
+    /// The text for people: excerpt, marker, advice.
+    pub fn render(&self, files: &Files) -> String {
+        let level = if self.is_error { Level::ERROR } else { Level::WARNING };
+        let mut group = Group::with_title(level.primary_title(self.message.as_str()).id(self.code));
+        let mut places: Vec<(Span, AnnotationKind, &str)> = vec![(self.at, AnnotationKind::Primary, "")];
+        if let Some((at, why)) = &self.related {
+            places.push((*at, AnnotationKind::Context, why));
+        }
+        places.retain(|(at, _, _)| at.line > 0);
+        // Places that are near each other share an excerpt.
+        let near = places.len() == 2
+            && places[0].0.file == places[1].0.file
+            && places[0].0.line.abs_diff(places[1].0.line) <= EXCERPT_LINES_MAX;
+        let parts: Vec<&[(Span, AnnotationKind, &str)]> =
+            if near { vec![&places[..]] } else { places.chunks(1).collect() };
+        for part in parts {
+            group = group.element(excerpt(files, part));
+        }
+        if !self.suggestion.is_empty() {
+            group = group.element(Level::HELP.message(self.suggestion.as_str()));
+        }
+        Renderer::plain().render(&[group])
+    }
+
+    /// The object for tools.
+    pub fn as_json(&self, files: &Files) -> serde_json::Value {
+        serde_json::json!({
+            "file": files.path(self.at.file), "line": self.at.line, "column": self.at.column, "width": self.at.width,
+            "code": self.code, "message": self.message, "suggestion": self.suggestion,
+        })
     }
 }
 
-impl std::fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = if self.is_error { "error" } else { "warning" };
-        writeln!(f, "{}:{}:{}: {kind}: {} [{}]", self.file.display(), self.line, self.column, self.message, self.code)?;
-        let number = self.line.to_string();
-        writeln!(f, " {number} | {}", self.excerpt.trim_end())?;
-        let blank: String =
-            self.excerpt.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-        write!(f, " {} | {blank}{}", " ".repeat(number.len()), "^".repeat(self.width))?;
-        if !self.suggestion.is_empty() {
-            write!(f, "\n {} = {}", " ".repeat(number.len()), self.suggestion)?;
+/// Lines of a file around places in it, which are marked.
+fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> Snippet<'a, Annotation<'a>> {
+    let lines = || places.iter().map(|(at, _, _)| at.line);
+    let (first, last) = (lines().min().unwrap_or(1), lines().max().unwrap_or(1));
+    let file = places.first().map_or(0, |(at, _, _)| at.file);
+    let mut source = String::new();
+    let mut spans = Vec::new();
+    for line in first..=last {
+        let text = files.line(Span { file, line, ..Span::default() });
+        for (at, kind, label) in places.iter().filter(|(at, _, _)| at.line == line) {
+            let byte = |column: usize| text.char_indices().nth(column).map_or(text.len(), |(i, _)| i);
+            let start = byte(usize::from(at.column).saturating_sub(1));
+            let end = byte((usize::from(at.column) + usize::from(at.width)).saturating_sub(1)).max(start);
+            spans.push(kind.span(source.len() + start..source.len() + end).label(*label));
         }
-        Ok(())
+        source.push_str(text);
+        source.push('\n');
     }
+    Snippet::source(source).line_start(first as usize).path(files.path(file).display().to_string()).annotations(spans)
 }
 
 /// The name among `all` that `word` was probably meant to be.
 pub fn nearest<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let limit = 1 + word.len() / 4;
-    all.map(|n| (distance(word, n), n)).filter(|(d, _)| *d <= limit).min_by_key(|(d, _)| *d).map(|(_, n)| n)
+    let near = all.filter(|n| n.len().abs_diff(word.len()) <= limit).map(|n| (distance(word, n), n));
+    near.filter(|(d, _)| *d <= limit).min_by_key(|(d, _)| *d).map(|(_, n)| n)
 }
 
 /// Levenshtein's distance.

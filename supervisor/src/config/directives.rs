@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use ipc::rules::{DomainKey, PENDING};
+
 /// Whether a directive is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,6 +40,8 @@ pub struct Directive {
     pub status: Status,
     /// Why it is accepted or refused.
     pub reason: &'static str,
+    /// Several lines add up; else the last one wins.
+    pub repeats: bool,
     /// Meaning.
     pub doc: &'static str,
 }
@@ -64,29 +68,65 @@ fn row(line: &'static str) -> Option<Directive> {
             _ => Status::Pending,
         },
         reason: c.next()?,
-        doc: c.nth(1)?,
+        repeats: c.next()? == "yes",
+        doc: c.next()?,
     })
 }
 
-/// The row of `name` in `block`.
-pub fn find(name: &str, block: &str) -> Option<&'static Directive> {
+/// Number of the row of `name` in `block`. What stands in a `<profile>` is what stands in a
+/// `<domain>`, and a line that begins with an expression goes by `/regex/`.
+pub fn row_of(name: &str, block: &str) -> Option<usize> {
     static INDEX: OnceLock<HashMap<(&'static str, &'static str), usize>> = OnceLock::new();
     let index = INDEX.get_or_init(|| {
         let rows = all().iter().enumerate();
         rows.flat_map(|(i, d)| d.blocks.iter().map(move |b| ((*b, d.name), i))).collect()
     });
-    index.get(&(block, name)).map(|i| &all()[*i])
+    let block = if block == "profile" { "domain" } else { block };
+    let name = if name.starts_with('/') { "/regex/" } else { name };
+    index.get(&(block, name)).copied()
+}
+
+/// The row of `name` in `block`.
+pub fn find(name: &str, block: &str) -> Option<&'static Directive> {
+    row_of(name, block).map(|i| &all()[i])
+}
+
+/// The name that a directive is in force under: of an alias the one it stands for.
+pub fn canonical(name: &str) -> &str {
+    match name {
+        "max-msg-per-conn" => "max-msg-per-connection",
+        "max-conn-rate" => "max-connect-rate",
+        n => n,
+    }
+}
+
+/// Key of a `<domain>` directive's settings.
+pub fn domain_key(row: usize) -> u16 {
+    let name = canonical(all()[row].name);
+    let row = row_of(name, "domain").unwrap_or(row);
+    DomainKey::named(name).map_or(PENDING + row as u16, |k| k as u16)
+}
+
+/// The row of a `<domain>` directive by the key of its settings.
+pub fn of_domain_key(key: u16) -> Option<&'static Directive> {
+    static INDEX: OnceLock<HashMap<u16, usize>> = OnceLock::new();
+    let index = INDEX.get_or_init(|| {
+        let rows =
+            all().iter().enumerate().filter(|(_, d)| d.blocks.contains(&"domain") && canonical(d.name) == d.name);
+        rows.map(|(i, _)| (domain_key(i), i)).collect()
+    });
+    index.get(&key).map(|i| &all()[*i])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ipc::rules::{DomainKey, SourceKey};
+    use ipc::rules::SourceKey;
 
     #[test]
     fn what_the_table_calls_supported_is_in_force_and_the_reverse() {
         for d in all() {
-            let in_force = DomainKey::named(alias_of(d.name)).is_some();
+            let in_force = DomainKey::named(canonical(d.name)).is_some();
             if d.blocks.contains(&"domain") && d.name != "include" {
                 assert_eq!(d.status == Status::Supported, in_force, "{} in <domain>", d.name);
             }
@@ -103,16 +143,12 @@ mod tests {
             let kind = d.kind.split(':').next().unwrap_or_default();
             for block in &d.blocks {
                 let kinds = match *block {
-                    "domain" => DomainKey::named(alias_of(d.name)).map(DomainKey::kinds),
+                    "domain" => DomainKey::named(canonical(d.name)).map(DomainKey::kinds),
                     "source" => SourceKey::named(d.name).map(SourceKey::kinds),
                     _ => None,
                 };
                 assert!(kinds.is_none_or(|k| k.contains(&kind)), "{} in <{block}> is {kind}", d.name);
             }
         }
-    }
-
-    fn alias_of(name: &str) -> &str {
-        if name == "max-msg-per-conn" { "max-msg-per-connection" } else { name }
     }
 }

@@ -1,72 +1,180 @@
-//! Value types of the language: flags, durations, sizes, rates, choices.
+//! Types of the directive table: what a value may be, and what it becomes.
+//!
+//! A type is a word, for some with an argument behind a colon (`number:0..100`,
+//! `enum:a,b`, `ref:virtual-mta`). [`super::composite`] has those of several parts.
 
 use ipc::rules::{NEVER_MS, Value};
+
+use super::composite;
+
+/// A value that was understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// What is stored.
+    pub value: Value,
+    /// Names that must be defined: kind and name.
+    pub refs: Vec<(&'static str, String)>,
+}
+
+impl From<Value> for Parsed {
+    fn from(value: Value) -> Parsed {
+        Parsed { value, refs: Vec::new() }
+    }
+}
+
+/// Why a value is not one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What was expected, and what was found.
+    pub message: String,
+    /// What to do; empty for none.
+    pub help: String,
+    /// The part that is meant: byte offset and length in the value.
+    pub part: Option<(usize, usize)>,
+    /// Stable word for tools.
+    pub code: &'static str,
+}
+
+impl Problem {
+    /// `expected WHAT, found TEXT`
+    pub fn expected(what: impl std::fmt::Display, found: &str) -> Problem {
+        Problem::other(format!("expected {what}, found {found:?}"))
+    }
+
+    /// Another sentence.
+    pub fn other(message: impl Into<String>) -> Problem {
+        Problem { message: message.into(), help: String::new(), part: None, code: "bad-value" }
+    }
+
+    /// A file that has to be there and cannot be read.
+    pub fn missing(path: &str, e: &std::io::Error) -> Problem {
+        Problem { code: "missing-file", ..Problem::other(format!("cannot read {path}: {e}")) }
+    }
+
+    /// Adds advice.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Problem {
+        self.help = help.into();
+        self
+    }
+
+    /// Says which part of the value is meant; `part` is a piece of `of`.
+    #[must_use]
+    pub fn at(mut self, part: &str, of: &str) -> Problem {
+        self.part = Some(((part.as_ptr() as usize).saturating_sub(of.as_ptr() as usize), part.len()));
+        self
+    }
+}
 
 /// Checks `text` against a type of the table.
 ///
 /// # Errors
-/// What was expected.
-pub fn parse(kind: &str, text: &str) -> Result<Value, String> {
-    match kind {
-        "flag" => flag(text).map(Value::Flag),
-        "number" => number(text).map(Value::Number),
-        "size" => size(text).map(Value::Number),
-        "duration" => duration(text).map(Value::Millis),
-        "grace" => match text.to_ascii_lowercase().as_str() {
-            "yes" | "true" => Ok(Value::Millis(0)),
-            "no" | "false" => Ok(Value::Millis(NEVER_MS)),
-            _ => duration(text).map(Value::Millis).map_err(|_| "yes, no, or a duration such as 4h".into()),
-        },
-        "durations" => {
-            let list: Result<Vec<u64>, String> = text.split(',').map(|t| duration(t.trim())).collect();
-            match list?.as_slice() {
-                l if l.len() > 30 => Err("a list of at most 30 durations".into()),
-                l => Ok(Value::MillisList(l.to_vec())),
+/// [`Problem`]
+pub fn parse(kind: &str, text: &str) -> Result<Parsed, Problem> {
+    let (word, argument) = kind.split_once(':').unwrap_or((kind, ""));
+    Ok(match word {
+        "flag" => Value::Flag(flag(one(text)?)?),
+        "number" => Value::Number(number(one(text)?, argument)?),
+        "size" => {
+            let n = size(one(text)?)?;
+            let least = if argument.is_empty() { 0 } else { size(argument)? };
+            if n < least {
+                return Err(Problem::expected(format_args!("a size of at least {argument}"), text));
             }
+            Value::Number(n)
         }
-        "rate" => rate(text),
-        "data-rate" => data_rate(text),
-        "list" => Ok(Value::TextList(list(text))),
-        k if k.starts_with("enum:") => {
-            let names: Vec<&str> = k["enum:".len()..].split(',').collect();
-            let at = names.iter().position(|n| n.eq_ignore_ascii_case(text));
-            at.map(|i| Value::Number(i as u64)).ok_or_else(|| format!("one of {}", names.join(", ")))
+        "duration" => {
+            let n = duration(one(text)?)?;
+            if !argument.is_empty() && n > duration(argument)? {
+                return Err(Problem::expected(format_args!("a time interval of at most {argument}"), text));
+            }
+            Value::Millis(n)
         }
-        _ => Ok(Value::Text(text.to_owned())),
+        "grace" => match one(text)?.to_ascii_lowercase().as_str() {
+            "yes" | "true" => Value::Millis(0),
+            "no" | "false" => Value::Millis(NEVER_MS),
+            _ => Value::Millis(
+                duration(text).map_err(|_| Problem::expected("yes, no, or a time interval such as 4h", text))?,
+            ),
+        },
+        "durations" => Value::MillisList(durations(text)?),
+        "rate" => rate(one(text)?)?,
+        "data-rate" => data_rate(one(text)?)?,
+        "enum" => {
+            let names: Vec<&str> = argument.split(',').collect();
+            let found = one(text)?;
+            let at = names.iter().position(|n| n.eq_ignore_ascii_case(found)).ok_or_else(|| {
+                let near = super::diagnostic::nearest(&found.to_ascii_lowercase(), names.iter().copied());
+                let help = near.map(|n| format!("did you mean {n}?")).unwrap_or_default();
+                Problem::expected(format_args!("one of {}", names.join(", ")), found).help(help)
+            })?;
+            Value::Number(at as u64)
+        }
+        "list" => Value::TextList(list(text)),
+        "word" | "path" => Value::Text(one(text)?.to_owned()),
+        "text" => Value::Text(text.to_owned()),
+        _ => return composite::parse(word, argument, text),
+    }
+    .into())
+}
+
+/// The whole text, which may be one argument only.
+///
+/// # Errors
+/// [`Problem`] when it is none or several.
+pub fn one(text: &str) -> Result<&str, Problem> {
+    match text.split_whitespace().count() {
+        0 => Err(Problem::other("argument missing")),
+        1 => Ok(text.trim()),
+        n => Err(Problem::other(format!("one argument expected, got {n}: {text:?}"))),
     }
 }
 
 /// A comma list.
 pub fn list(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect()
+    items(text).map(str::to_owned).collect()
 }
 
-fn flag(t: &str) -> Result<bool, String> {
+/// Items of a comma list, as pieces of the text.
+pub fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|t| !t.is_empty())
+}
+
+fn flag(t: &str) -> Result<bool, Problem> {
     match t.to_ascii_lowercase().as_str() {
         "yes" | "true" => Ok(true),
         "no" | "false" => Ok(false),
-        _ => Err("yes or no".into()),
+        _ => Err(Problem::expected("yes, no, true or false", t)),
     }
 }
 
-fn number(t: &str) -> Result<u64, String> {
-    match t.to_ascii_lowercase().as_str() {
-        "unlimited" | "auto" => Ok(0),
-        n => n.parse().map_err(|_| "a whole number".into()),
+/// `range`: `LO..HI`, or empty; `unlimited` and `auto` are 0.
+///
+/// # Errors
+/// [`Problem`]
+pub fn number(t: &str, range: &str) -> Result<u64, Problem> {
+    let bounds = range.split_once("..").map(|(lo, hi)| (lo.parse().unwrap_or(0), hi.parse().unwrap_or(u64::MAX)));
+    let n = match t.to_ascii_lowercase().as_str() {
+        "unlimited" | "auto" if bounds.is_none() => 0,
+        n => n.parse().map_err(|_| Problem::expected("a whole number", t))?,
+    };
+    match bounds {
+        Some((lo, hi)) if n < lo || n > hi => Err(Problem::expected(format_args!("a number from {lo} to {hi}"), t)),
+        _ => Ok(n),
     }
 }
 
 /// Bytes; `0` and `unlimited` are no limit.
 ///
 /// # Errors
-/// What was expected.
-pub fn size(t: &str) -> Result<u64, String> {
-    let expected = || "a size such as 512K, 25M or 2G".to_owned();
-    let t = t.to_ascii_lowercase();
+/// [`Problem`]
+pub fn size(found: &str) -> Result<u64, Problem> {
+    let t = found.to_ascii_lowercase();
     if t == "unlimited" {
         return Ok(0);
     }
     let (digits, unit) = t.split_at(t.find(|c: char| !c.is_ascii_digit()).unwrap_or(t.len()));
+    let expected = || Problem::expected("a size such as 512K, 25M or 2G", found);
     let n: u64 = digits.parse().map_err(|_| expected())?;
     let shift = match unit {
         "" | "b" => 0,
@@ -74,7 +182,7 @@ pub fn size(t: &str) -> Result<u64, String> {
         "m" | "mb" => 20,
         "g" | "gb" => 30,
         "t" | "tb" => 40,
-        _ => return Err(expected()),
+        unit => return Err(expected().help(format!("unknown unit {unit:?}: b, k, m, g, t"))),
     };
     n.checked_mul(1 << shift).ok_or_else(expected)
 }
@@ -93,13 +201,14 @@ fn unit_ms(u: &str) -> Option<u64> {
 /// Milliseconds of `4d12h`; `0` and `never`.
 ///
 /// # Errors
-/// What was expected.
-pub fn duration(t: &str) -> Result<u64, String> {
-    let expected = || "a duration such as 90s, 10m or 4d12h".to_owned();
-    let lower = t.to_ascii_lowercase();
+/// [`Problem`]
+pub fn duration(found: &str) -> Result<u64, Problem> {
+    let expected = || Problem::expected("a time interval such as 90s, 10m or 4d12h", found);
+    let lower = found.to_ascii_lowercase();
     match lower.as_str() {
         "never" => return Ok(NEVER_MS),
         "0" => return Ok(0),
+        "" => return Err(expected()),
         _ => {}
     }
     let mut total = 0u64;
@@ -109,38 +218,126 @@ pub fn duration(t: &str) -> Result<u64, String> {
         let n: u64 = rest[..digits].parse().map_err(|_| expected())?;
         let after = &rest[digits..];
         let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let ms = unit_ms(&after[..unit]).ok_or_else(expected)?;
+        let unknown = || expected().help(format!("unknown unit {:?}: w, d, h, m, s", after[..unit].trim()));
+        let ms = unit_ms(&after[..unit]).ok_or_else(unknown)?;
         total = n.checked_mul(ms).and_then(|x| total.checked_add(x)).filter(|x| *x < NEVER_MS).ok_or_else(expected)?;
         rest = &after[unit..];
     }
-    if lower.is_empty() { Err(expected()) } else { Ok(total) }
+    Ok(total)
 }
 
-fn window(t: &str) -> Option<u64> {
-    let digits = t.find(|c: char| !c.is_ascii_digit())?;
-    let n: u64 = if digits == 0 { 1 } else { t[..digits].parse().ok()? };
-    unit_ms(&t[digits..])?.checked_mul(n).filter(|n| *n > 0)
-}
-
-fn rate(t: &str) -> Result<Value, String> {
-    let expected = || "a rate such as 600/h or 100/15m, or unlimited".to_owned();
-    let t = t.to_ascii_lowercase();
-    if t == "unlimited" || t == "0" {
-        return Ok(Value::Rate { count: 0, per_ms: 0 });
+fn durations(text: &str) -> Result<Vec<u64>, Problem> {
+    let mut all = Vec::new();
+    for item in text.split(',').map(str::trim) {
+        all.push(duration(item).map_err(|p| p.at(item, text))?);
     }
-    let (n, per) = t.split_once('/').ok_or_else(expected)?;
-    let count = n.parse().ok().filter(|n| *n > 0).ok_or_else(expected)?;
-    Ok(Value::Rate { count, per_ms: window(per).ok_or_else(expected)? })
+    if all.len() > 30 {
+        return Err(Problem::other(format!("a list of at most 30 time intervals expected, got {}", all.len())));
+    }
+    Ok(all)
 }
 
-fn data_rate(t: &str) -> Result<Value, String> {
-    let expected = || "a data rate such as 12M/m or 1G/2h, or unlimited".to_owned();
-    let t = t.to_ascii_lowercase();
-    if t == "unlimited" || t == "0" {
-        return Ok(Value::Rate { count: 0, per_ms: 0 });
+fn window(t: &str, found: &str) -> Result<u64, Problem> {
+    let digits = t.find(|c: char| !c.is_ascii_digit()).unwrap_or(t.len());
+    let n: u64 = if digits == 0 { 1 } else { t[..digits].parse().unwrap_or(0) };
+    let unknown = || {
+        Problem::expected("a rate such as 600/h or 100/15m", found)
+            .help(format!("unknown rate unit {:?}: s, m, h, d", &t[digits..]))
+    };
+    let window = unit_ms(&t[digits..]).ok_or_else(unknown)?.checked_mul(n).unwrap_or(0);
+    if window == 0 { Err(Problem::expected("a rate over some time", found)) } else { Ok(window) }
+}
+
+/// Splits `N/WINDOW`; `None` for no limit.
+fn per(found: &str) -> Result<Option<(&str, u64)>, Problem> {
+    if found.eq_ignore_ascii_case("unlimited") || found == "0" {
+        return Ok(None);
     }
-    let (n, per) = t.split_once('/').ok_or_else(expected)?;
-    Ok(Value::Rate { count: size(n).map_err(|_| expected())?, per_ms: window(per).ok_or_else(expected)? })
+    let expected = || Problem::expected("a rate such as 600/h or 100/15m, or unlimited", found);
+    let (n, rest) = found.split_once('/').ok_or_else(expected)?;
+    Ok(Some((n, window(&rest.to_ascii_lowercase(), found)?)))
+}
+
+fn limit(count: Option<(u64, u64)>, found: &str) -> Result<Value, Problem> {
+    match count {
+        None => Ok(Value::Rate { count: 0, per_ms: 0 }),
+        Some((0, _)) => {
+            Err(Problem::other(format!("a rate of zero: {found:?}")).help("write 0 or unlimited for no limit"))
+        }
+        Some((count, per_ms)) => Ok(Value::Rate { count, per_ms }),
+    }
+}
+
+/// `N/[M]unit`, `0`, `unlimited`
+///
+/// # Errors
+/// [`Problem`]
+pub fn rate(found: &str) -> Result<Value, Problem> {
+    let count = match per(found)? {
+        None => None,
+        Some((n, ms)) => Some((n.parse().map_err(|_| Problem::expected("a whole number before /", found))?, ms)),
+    };
+    limit(count, found)
+}
+
+/// `size/[M]unit`, `0`, `unlimited`
+///
+/// # Errors
+/// [`Problem`]
+pub fn data_rate(found: &str) -> Result<Value, Problem> {
+    let count = match per(found)? {
+        None => None,
+        Some((n, ms)) => Some((size(n)?, ms)),
+    };
+    limit(count, found)
+}
+
+/// A value as the configuration would write it.
+pub fn show(kind: &str, value: &Value) -> String {
+    match value {
+        Value::Flag(b) => if *b { "yes" } else { "no" }.to_owned(),
+        Value::Number(n) => match kind.split_once(':') {
+            Some(("enum", names)) => names.split(',').nth(*n as usize).unwrap_or_default().to_owned(),
+            _ if kind.starts_with("size") => show_size(*n),
+            _ => n.to_string(),
+        },
+        Value::Millis(NEVER_MS) if kind == "grace" => "no".to_owned(),
+        Value::Millis(n) => show_duration(*n),
+        Value::MillisList(l) => l.iter().map(|n| show_duration(*n)).collect::<Vec<_>>().join(","),
+        Value::Rate { count: 0, .. } => "unlimited".to_owned(),
+        Value::Rate { count, per_ms } => {
+            let n = if kind.starts_with("data-rate") { show_size(*count) } else { count.to_string() };
+            let window = show_duration(*per_ms);
+            format!("{n}/{}", window.strip_prefix('1').filter(|u| u.len() == 1).unwrap_or(&window))
+        }
+        Value::Text(t) => t.clone(),
+        Value::TextList(l) => l.join(", "),
+    }
+}
+
+fn show_size(n: u64) -> String {
+    let unit =
+        [(40, "T"), (30, "G"), (20, "M"), (10, "K")].into_iter().find(|(s, _)| n > 0 && n.is_multiple_of(1 << s));
+    unit.map_or_else(|| n.to_string(), |(s, u)| format!("{}{u}", n >> s))
+}
+
+/// `4d12h`; `0`, `never`.
+pub fn show_duration(ms: u64) -> String {
+    if ms == 0 {
+        return "0".to_owned();
+    }
+    if ms >= NEVER_MS {
+        return "never".to_owned();
+    }
+    let mut out = String::new();
+    let mut left = ms / 1000;
+    for (unit, s) in [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)] {
+        if left >= s {
+            out.push_str(&format!("{}{unit}", left / s));
+            left %= s;
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -149,23 +346,71 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn value(kind: &str, text: &str) -> Value {
+        parse(kind, text).unwrap().value
+    }
+
     #[test]
     fn units() {
-        assert_eq!(duration("4d12h").unwrap(), 388_800_000);
-        assert_eq!(size("25M").unwrap(), 26_214_400);
-        assert_eq!(rate("100/15m").unwrap(), Value::Rate { count: 100, per_ms: 900_000 });
-        assert_eq!(rate("200/min").unwrap(), Value::Rate { count: 200, per_ms: 60_000 });
-        for bad in ["", "5", "5x", "m", "5m5"] {
-            assert!(duration(bad).is_err(), "{bad}");
+        assert_eq!(value("duration", "4d12h"), Value::Millis(388_800_000));
+        assert_eq!(value("size", "25M"), Value::Number(26_214_400));
+        assert_eq!(value("rate", "100/15m"), Value::Rate { count: 100, per_ms: 900_000 });
+        assert_eq!(value("rate", "200/min"), Value::Rate { count: 200, per_ms: 60_000 });
+        assert_eq!(value("data-rate", "1T/7d"), Value::Rate { count: 1 << 40, per_ms: 604_800_000 });
+        for (kind, bad) in [
+            ("duration", "5"),
+            ("duration", "5x"),
+            ("duration", "m"),
+            ("duration", "5m5"),
+            ("duration", ""),
+            ("duration:10m", "11m"),
+            ("durations", "10m, 5 minutes"),
+            ("durations", "1m,"),
+            ("rate", "0/h"),
+            ("rate", "5/0h"),
+            ("rate", "5/fortnight"),
+            ("rate", "x/h"),
+            ("size", "5q"),
+            ("size:1M", "10K"),
+            ("number:0..100", "101"),
+            ("number", "many"),
+            ("flag", "maybe"),
+            ("size", "10 M"),
+            ("enum:a,b", "c"),
+        ] {
+            assert!(parse(kind, bad).is_err(), "{kind} {bad}");
         }
-        assert!(rate("0/h").is_err() && rate("5/0h").is_err() && size("5q").is_err());
+    }
+
+    #[test]
+    fn values_are_shown_as_they_are_written() {
+        for (kind, text) in [
+            ("flag", "yes"),
+            ("number", "20"),
+            ("size", "25M"),
+            ("duration", "4d12h"),
+            ("duration", "never"),
+            ("grace", "no"),
+            ("durations", "10m,1h30m"),
+            ("rate", "600/h"),
+            ("rate", "100/15m"),
+            ("rate", "unlimited"),
+            ("data-rate", "10M/m"),
+            ("enum:a,b", "b"),
+            ("list", "a, b"),
+            ("word", "x"),
+        ] {
+            assert_eq!(show(kind, &value(kind, text)), text, "{kind}");
+        }
     }
 
     proptest! {
         #[test]
-        fn any_text_is_a_value_or_an_expectation(s in "\\PC{0,20}") {
-            for k in ["flag", "number", "size", "duration", "grace", "durations", "rate", "data-rate", "enum:a,b", "list", "text"] {
-                let _ = parse(k, &s);
+        fn any_text_is_a_value_or_a_problem(s in "\\PC{0,20}") {
+            for d in crate::config::directives::all() {
+                if let Err(Problem { part: Some((at, len)), .. }) = parse(d.kind, &s) {
+                    prop_assert!(at + len <= s.len(), "{} {s:?}", d.kind);
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ use ipc::operator::{ANSWER, Answer, REQUEST, Request};
 
 use crate::Failure;
 use crate::cli::print;
+use crate::config::explain::{self, Explained};
 
 /// The server to ask: its control socket, if one was named.
 #[derive(Debug)]
@@ -208,6 +209,65 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
         ]
     });
     table(&["path", "shard", "conn", "mode", "health", "max-smtp-out", "max-msg-rate"], cells.collect())
+}
+
+/// `config explain`: by the running server, or of a file.
+///
+/// # Errors
+/// [`Failure`]
+pub fn explain(
+    target: &Target,
+    config: Option<&Path>,
+    destination: String,
+    via: String,
+    only: String,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let all: Vec<Explained> = match config {
+        Some(file) => {
+            let snapshot = crate::config::snapshot_of(file)?;
+            explain::explain(snapshot.get(), &destination, &via, &only).map_err(Failure::Wrong)?
+        }
+        None => {
+            let request = Request::Explain { destination, via, only: only.clone() };
+            let Answer::Status(text) = ask(target, &request)? else { return Err(unexpected()) };
+            serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string()))?
+        }
+    };
+    if as_json {
+        return json(&all);
+    }
+    if let ([one], false) = (&all[..], only.is_empty()) {
+        let mut text = format!("{} {}\n  {}\n", one.name, one.value, one.origin);
+        for o in &one.overrides {
+            text.push_str(&format!("  overrides {} from {}\n", o.value, o.origin));
+        }
+        if one.pending {
+            text.push_str("  not in force yet: checked and stored\n");
+        }
+        return print(text.as_bytes());
+    }
+    let cells = all.iter().map(|e| {
+        let over: Vec<String> = e.overrides.iter().map(|o| format!("{} ({})", o.value, o.origin.layer)).collect();
+        let name = if e.pending { format!("{} (pending)", e.name) } else { e.name.clone() };
+        vec![name, e.value.clone(), e.origin.to_string(), over.join(", ")]
+    });
+    table(&["directive", "value", "from", "overrides"], cells.collect())
+}
+
+/// `config diff`: a file against another, or against what is in force.
+///
+/// # Errors
+/// [`Failure`]
+pub fn diff(target: &Target, new: &Path, old: Option<&Path>) -> Result<(), Failure> {
+    let Some(old) = old else {
+        let file = std::path::absolute(new).unwrap_or_else(|_| new.to_owned()).display().to_string();
+        return act(target, Request::Diff { file });
+    };
+    let (old, new) = (crate::config::snapshot_of(old)?, crate::config::snapshot_of(new)?);
+    let changes = crate::config::diff::diff(old.get(), new.get());
+    let text = if changes.is_empty() { "Nothing changes.".to_owned() } else { changes.join("\n") };
+    print(format!("{text}\n").as_bytes())
 }
 
 /// `inject`

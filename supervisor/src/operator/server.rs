@@ -1,5 +1,6 @@
 //! Answers operators.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use ipc::control::{Rows, RowsOf};
@@ -60,7 +61,15 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
         }
         Request::ShardRestart { shard, wait } => said(sup.restart_shard(shard, wait).await),
         Request::Scale { workers, wait } => said(sup.scale(workers, wait).await),
-        Request::Reload { wait } => match sup.reload(wait).await {
+        Request::Reload { wait, dry_run } => match sup.reload(wait, dry_run).await {
+            Ok(t) => Answer::Done(t),
+            Err(t) => Answer::Wrong(t),
+        },
+        Request::Explain { destination, via, only } => match sup.explain(&destination, &via, &only) {
+            Ok(t) => Answer::Status(t),
+            Err(t) => Answer::Wrong(t),
+        },
+        Request::Diff { file } => match sup.diff(Path::new(&file)) {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },

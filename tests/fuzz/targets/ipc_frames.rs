@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use fuzz::{Choices, peak, pieces};
+use ipc::layers::{LayersBuilder, Profile, Scope};
 use ipc::control::{AccountingFile, Heartbeat, Hello, Rows, RowsOf, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
@@ -308,7 +309,7 @@ impl Make for Setting {
             5 => Value::Text(make(c)),
             _ => Value::TextList(make(c)),
         };
-        Setting { key: c.byte().into(), value }
+        Setting { key: c.byte().into(), file: 0, line: make(c), value }
     }
 }
 
@@ -329,7 +330,13 @@ impl Make for Snapshot {
             // One at most: the order of a map differs from run to run.
             vmta_by_name: Option::<u8>::make(c).map(|n| (n.to_string(), n.into())).into_iter().collect(),
             pools: vec![Pool::default()],
-            domains: Option::<u8>::make(c).map(|_| ("g *".to_owned(), make(c))).into_iter().collect(),
+            layers: {
+                let mut b = LayersBuilder::default();
+                b.profiles = vec![Profile { name: make(c), settings: make(c) }];
+                b.add(Scope::Global, "*", &Vec::<Setting>::make(c));
+                b.build()
+            },
+            files: make(c),
             ..Default::default()
         }
     }

@@ -1,7 +1,8 @@
 //! Who may do what: the `<source>` rules of a client, and the relay decision.
 
+use ipc::layers::pattern_matches;
 use ipc::rules::SourceRules;
-use ipc::snapshot::{Global, pattern_matches};
+use ipc::snapshot::Global;
 
 /// Whether a client with `rules` may send to `address` at `destination`.
 pub fn may_relay(rules: &SourceRules, global: &Global, address: &str, destination: &str) -> bool {

@@ -107,9 +107,15 @@ pub async fn run(shard: Rc<Shard>, id: QueueId) {
 
 /// Finds a host that takes the session. When none does the whole queue waits or bounces.
 async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
-    if shard.scheduler.borrow().queues.get(path.id).is_some_and(|q| q.vmta == NO_VMTA) {
+    let missing = shard.scheduler.borrow().queues.get(path.id).filter(|q| q.vmta == NO_VMTA).map(|q| q.orphaned);
+    if let Some(orphaned) = missing {
         let text = format!("virtual MTA {} does not exist", path.vmta_name);
-        bounce_queue(shard, path, &Failure::own("5.3.5", text)).await;
+        if orphaned {
+            let text = format!("{text} any more; its mail waits until it is back, or for invalid-virtual-mta-fallback");
+            queue_failed(shard, path, Failure::own("4.3.5", text));
+        } else {
+            bounce_queue(shard, path, &Failure::own("5.3.5", text)).await;
+        }
         return None;
     }
     let resolver = Rc::clone(&shard.resolver.borrow());

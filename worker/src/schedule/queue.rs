@@ -88,6 +88,8 @@ pub struct Queue {
     /// The destination is another shard's, or the shard that owned it before has not released
     /// it yet: no connection is opened and nothing is given out.
     pub held: bool,
+    /// Its virtual MTA was there when the mail was accepted and is not any more: the mail waits.
+    pub orphaned: bool,
     /// The destination has no MX: `bounce-upon-no-mx` may end mail earlier.
     pub no_mx: bool,
     /// The spool knows that the rate limit is in use, see [`crate::route::paths`].

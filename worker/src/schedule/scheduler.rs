@@ -123,6 +123,7 @@ impl Scheduler {
             swept_ms: 0,
             health: 1.0,
             held: false,
+            orphaned: false,
             no_mx: false,
             noted: false,
             work: Default::default(),

@@ -1,0 +1,331 @@
+//! `<domain>` blocks in layers, and which of their settings are in force for a path.
+//!
+//! Every directive stands here once, wherever it applies: memory follows the lines of the
+//! configuration, not virtual MTAs × domains, and a path is resolved when it is first used.
+
+#![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
+
+use std::collections::BTreeMap;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::rules::{ArchivedSetting, ArchivedValue, Setting};
+
+/// Key of a setting that lets a `<profile>` take effect in its place; its value is the
+/// profile's index.
+pub const USE_PROFILE: u16 = u16::MAX;
+
+/// Profiles that may be nested in each other.
+const PROFILE_DEPTH_MAX: usize = 8;
+
+/// Where a `<domain>` block stands, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// A receiver profile that comes with the program.
+    BuiltIn,
+    /// At top level.
+    Global,
+    /// In the pool of this index.
+    Pool(u32),
+    /// In the virtual MTA of this index.
+    Vmta(u32),
+}
+
+impl Scope {
+    /// A number that no other scope has.
+    fn code(self) -> u32 {
+        match self {
+            Scope::BuiltIn => 0,
+            Scope::Global => 1,
+            Scope::Pool(i) => 2 + 2 * i,
+            Scope::Vmta(i) => 3 + 2 * i,
+        }
+    }
+}
+
+/// A block: its settings lie at `first..first + count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+struct Block {
+    pattern: u32,
+    scope: u32,
+    first: u32,
+    count: u32,
+}
+
+/// A `<profile>`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Profile {
+    /// Name as written.
+    pub name: String,
+    /// What it sets, in order.
+    pub settings: Vec<Setting>,
+}
+
+/// All `<domain>` blocks of a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Layers {
+    /// Patterns, sorted.
+    patterns: Vec<String>,
+    /// Blocks by pattern and scope, sorted; one for each.
+    blocks: Vec<Block>,
+    settings: Vec<Setting>,
+    /// `<profile>`s.
+    pub profiles: Vec<Profile>,
+}
+
+/// Gathers blocks in any order.
+#[derive(Debug, Default)]
+pub struct LayersBuilder {
+    blocks: BTreeMap<String, BTreeMap<Scope, Vec<Setting>>>,
+    /// `<profile>`s.
+    pub profiles: Vec<Profile>,
+}
+
+impl LayersBuilder {
+    /// Adds settings to the block of `pattern` in `scope`; later ones win.
+    pub fn add(&mut self, scope: Scope, pattern: &str, settings: &[Setting]) {
+        if !self.blocks.contains_key(pattern) {
+            self.blocks.insert(pattern.to_owned(), BTreeMap::new());
+        }
+        if let Some(scopes) = self.blocks.get_mut(pattern) {
+            let all = scopes.entry(scope).or_default();
+            all.reserve_exact(settings.len());
+            all.extend_from_slice(settings);
+        }
+    }
+
+    /// The layers as the snapshot holds them.
+    pub fn build(self) -> Layers {
+        let mut all = Layers { profiles: self.profiles, ..Layers::default() };
+        for (pattern, scopes) in self.blocks {
+            let number = all.patterns.len() as u32;
+            all.patterns.push(pattern);
+            let at = all.blocks.len();
+            for (scope, settings) in scopes {
+                let first = all.settings.len() as u32;
+                let block = Block { pattern: number, scope: scope.code(), first, count: settings.len() as u32 };
+                all.settings.extend(settings);
+                all.blocks.push(block);
+            }
+            all.blocks[at..].sort_unstable();
+        }
+        all
+    }
+}
+
+impl ArchivedLayers {
+    fn pattern(&self, pattern: &str) -> Option<u32> {
+        self.patterns.binary_search_by(|p| p.as_str().cmp(pattern)).ok().map(|i| i as u32)
+    }
+
+    fn block(&self, pattern: u32, scope: Scope) -> &[ArchivedSetting] {
+        let wanted = (pattern, scope.code());
+        let found = self.blocks.binary_search_by_key(&wanted, |b| (b.pattern.to_native(), b.scope.to_native()));
+        let Some(b) = found.ok().and_then(|i| self.blocks.get(i)) else { return &[] };
+        let (first, count) = (b.first.to_native() as usize, b.count.to_native() as usize);
+        self.settings.get(first..first.saturating_add(count)).unwrap_or(&[])
+    }
+
+    /// Calls `each` with the settings that apply to `destination`, weakest first, and the
+    /// scope, pattern and profiles that they stand in.
+    ///
+    /// Scope comes before specificity: the virtual MTA's own `<domain *>` beats the global
+    /// block that names the destination.
+    pub fn each<'a>(
+        &'a self,
+        destination: &str,
+        pool: Option<u32>,
+        vmta: u32,
+        mut each: impl FnMut(Scope, &str, Option<&'a ArchivedProfile>, &'a ArchivedSetting),
+    ) {
+        let patterns: Vec<(u32, String)> = matching_patterns(destination)
+            .into_iter()
+            .filter_map(|p| self.pattern(&p).map(|n| (n, p)))
+            .chain(self.literals(destination))
+            .collect();
+        let scopes = [Some(Scope::BuiltIn), Some(Scope::Global), pool.map(Scope::Pool), Some(Scope::Vmta(vmta))];
+        for scope in scopes.into_iter().flatten() {
+            for (number, pattern) in &patterns {
+                for s in self.block(*number, scope) {
+                    self.unfold(s, None, 0, &mut |profile, s| each(scope, pattern, profile, s));
+                }
+            }
+        }
+    }
+
+    /// Patterns of address literals that contain `destination`, wider networks first.
+    fn literals(&self, destination: &str) -> Vec<(u32, String)> {
+        let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')) else { return Vec::new() };
+        let Some(ip) = crate::message::parse_literal(ip) else { return Vec::new() };
+        let candidates = self.patterns.iter().enumerate().filter(|(_, p)| p.starts_with('[') && p.contains('/'));
+        let mut found: Vec<(u8, u32, String)> = candidates
+            .filter_map(|(i, p)| {
+                let network = crate::network::parse(p.strip_prefix('[')?.strip_suffix(']')?)?;
+                network.contains(ip).then(|| (network.bits, i as u32, p.as_str().to_owned()))
+            })
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, i, p)| (i, p)).collect()
+    }
+
+    fn unfold<'a>(
+        &'a self,
+        s: &'a ArchivedSetting,
+        inside: Option<&'a ArchivedProfile>,
+        depth: usize,
+        each: &mut dyn FnMut(Option<&'a ArchivedProfile>, &'a ArchivedSetting),
+    ) {
+        if s.key.to_native() != USE_PROFILE {
+            return each(inside, s);
+        }
+        let ArchivedValue::Number(n) = &s.value else { return };
+        let Some(profile) = self.profiles.get(n.to_native() as usize).filter(|_| depth < PROFILE_DEPTH_MAX) else {
+            return;
+        };
+        profile.settings.iter().for_each(|s| self.unfold(s, Some(profile), depth + 1, each));
+    }
+
+    /// Every pattern that is written somewhere, with the scopes that are asked about.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.patterns.iter().map(|p| p.as_str())
+    }
+
+    /// The block of a pattern in one scope, as written.
+    pub fn written(&self, pattern: &str, scope: Scope) -> &[ArchivedSetting] {
+        self.pattern(pattern).map_or(&[], |n| self.block(n, scope))
+    }
+}
+
+/// The patterns that match `destination`, least specific first: `*`, then by growing suffix
+/// `[*.]suffix` before `*.suffix`, then the name itself.
+pub fn matching_patterns(destination: &str) -> Vec<String> {
+    let mut all = vec!["*".to_owned()];
+    if !destination.starts_with('[') {
+        let labels: Vec<&str> = destination.split('.').collect();
+        for i in (1..labels.len()).rev() {
+            let suffix = labels[i..].join(".");
+            all.push(format!("[*.]{suffix}"));
+            all.push(format!("*.{suffix}"));
+        }
+        all.push(format!("[*.]{destination}"));
+    }
+    all.push(destination.to_owned());
+    all
+}
+
+/// Whether a domain pattern (`*`, `name`, `*.name`, `[*.]name`) matches `domain`.
+pub fn pattern_matches(pattern: &str, domain: &str) -> bool {
+    matching_patterns(domain).iter().any(|p| p == pattern)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::Value;
+    use proptest::prelude::*;
+
+    fn setting(key: u16, n: u64) -> Setting {
+        Setting { key, file: 0, line: 0, value: Value::Number(n) }
+    }
+
+    /// Value of key 0 in force, by the layers and by what they stand for.
+    fn resolved(
+        all: &[(Scope, String, Vec<Setting>)],
+        destination: &str,
+        pool: Option<u32>,
+        vmta: u32,
+    ) -> [Option<u64>; 2] {
+        let mut b = LayersBuilder::default();
+        all.iter().for_each(|(scope, pattern, s)| b.add(*scope, pattern, s));
+        let bytes = crate::frame::archive(&b.build());
+        let layers = rkyv::access::<ArchivedLayers, rkyv::rancor::Error>(&bytes).expect("just archived");
+        let mut by_layers = None;
+        layers.each(destination, pool, vmta, |_, _, _, s| {
+            if let ArchivedValue::Number(n) = &s.value {
+                by_layers = Some(n.to_native());
+            }
+        });
+        // Rank of each block by the rules' own words; the highest that matches wins.
+        let rank = |scope: Scope, pattern: &str| {
+            let level = match scope {
+                Scope::BuiltIn => 0,
+                Scope::Global => 1,
+                Scope::Pool(i) => (Some(i) == pool).then_some(2)?,
+                Scope::Vmta(i) => (i == vmta).then_some(3)?,
+            };
+            let (form, suffix) = match pattern {
+                "*" => (0, ""),
+                p => match (p.strip_prefix("[*.]"), p.strip_prefix("*.")) {
+                    (Some(s), _) => (1, s),
+                    (_, Some(s)) => (2, s),
+                    _ => (3, p),
+                },
+            };
+            let below = destination.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'));
+            let matches = match form {
+                0 => true,
+                1 => destination == suffix || below,
+                2 => below,
+                _ => destination == suffix,
+            };
+            matches.then_some((level, suffix.len(), form))
+        };
+        let best = all.iter().enumerate().filter_map(|(i, (scope, p, s))| Some((rank(*scope, p)?, i, s.last()?)));
+        let naive = best.max_by_key(|(r, i, _)| (*r, *i)).map(|(_, _, s)| match s.value {
+            Value::Number(n) => n,
+            _ => 0,
+        });
+        [by_layers, naive]
+    }
+
+    fn scope() -> impl Strategy<Value = Scope> {
+        prop_oneof![
+            Just(Scope::BuiltIn),
+            Just(Scope::Global),
+            (0u32..2).prop_map(Scope::Pool),
+            (0u32..3).prop_map(Scope::Vmta)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn precedence_is_what_the_reference_says(
+            blocks in proptest::collection::vec((scope(), "(\\*|(\\*\\.|\\[\\*\\.\\])?[ab](\\.[ab]){0,2})", 0u64..100), 0..12),
+            destination in "[ab](\\.[ab]){0,3}",
+            pool in proptest::option::of(0u32..2),
+            vmta in 0u32..3,
+        ) {
+            let all: Vec<_> = blocks.into_iter().map(|(s, p, n)| (s, p, vec![setting(0, n)])).collect();
+            let [layers, naive] = resolved(&all, &destination, pool, vmta);
+            prop_assert_eq!(layers, naive);
+        }
+    }
+
+    #[test]
+    fn profiles_unfold_where_they_are_used_and_a_loop_ends() {
+        let mut b = LayersBuilder::default();
+        let used = |n| Setting { key: USE_PROFILE, file: 0, line: 0, value: Value::Number(n) };
+        b.profiles.push(Profile { name: "p".into(), settings: vec![setting(0, 1), setting(1, 2), used(1)] });
+        b.profiles.push(Profile { name: "q".into(), settings: vec![used(0), setting(2, 3)] });
+        b.add(Scope::Global, "*", &[used(0), setting(0, 9)]);
+        let bytes = crate::frame::archive(&b.build());
+        let layers = rkyv::access::<ArchivedLayers, rkyv::rancor::Error>(&bytes).expect("just archived");
+        let mut last = BTreeMap::new();
+        layers.each("d.test", None, 0, |_, _, profile, s| {
+            last.insert(s.key.to_native(), (profile.map(|p| p.name.as_str().to_owned()), s.key.to_native()));
+        });
+        assert_eq!(last.len(), 3);
+        assert_eq!(last[&0].0, None);
+        assert_eq!(last[&2].0.as_deref(), Some("q"));
+    }
+
+    #[test]
+    fn address_literals_match_networks() {
+        let one = |p: &str| (Scope::Global, p.to_owned(), vec![setting(0, p.len() as u64)]);
+        let all = [one("[0/0]"), one("[10.0.0.0/8]"), one("[10.1.2.3]")];
+        let value = |d| resolved(&all, d, None, 0)[0];
+        assert_eq!(value("[192.0.2.1]"), Some(5));
+        assert_eq!(value("[10.9.9.9]"), Some(12));
+        assert_eq!(value("d.test"), None);
+    }
+}

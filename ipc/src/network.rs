@@ -1,0 +1,83 @@
+//! CIDR networks.
+
+#![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
+
+use std::net::IpAddr;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// A CIDR network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Network {
+    /// IPv4 as IPv4-mapped IPv6.
+    pub base: [u8; 16],
+    /// Bits, of 128; 0 contains every address of both families.
+    pub bits: u8,
+}
+
+impl Network {
+    /// Whether `ip` lies in the network.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = mapped(ip);
+        let (whole, rest) = (usize::from(self.bits / 8), self.bits % 8);
+        let mask = if rest == 0 { 0 } else { 0xFFu8 << (8 - rest) };
+        // More bits than an address has: a damaged snapshot may say so, and then nothing matches.
+        self.bits <= 128
+            && ip[..whole] == self.base[..whole]
+            && (rest == 0 || (ip[whole] ^ self.base[whole]) & mask == 0)
+    }
+}
+
+/// An address as 16 bytes, IPv4 as IPv4-mapped.
+pub fn mapped(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// `a.b.c.d/n` with short prefixes such as `10/8`, a plain address, `0/0` for every address
+/// of both families, and the same for IPv6.
+pub fn parse(t: &str) -> Option<Network> {
+    if t == "0/0" {
+        return Some(Network { base: [0; 16], bits: 0 });
+    }
+    let (ip, bits) = t.split_once('/').map_or((t, None), |(ip, n)| (ip, Some(n)));
+    let mut full = ip.to_owned();
+    if bits.is_some() && !ip.contains(':') {
+        for _ in full.split('.').count()..4 {
+            full.push_str(".0");
+        }
+    }
+    let ip: IpAddr = full.parse().ok()?;
+    let width = if ip.is_ipv4() { 32 } else { 128 };
+    let bits = match bits {
+        Some(b) => b.parse::<u8>().ok().filter(|b| *b <= width)?,
+        None => width,
+    };
+    let bits = if ip.is_ipv4() { bits + 96 } else { bits };
+    Some(Network { base: mapped(ip), bits })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_contain_what_they_should() {
+        let n = parse("10/9").unwrap();
+        assert!(n.contains("10.127.0.1".parse().unwrap()));
+        assert!(!n.contains("10.128.0.1".parse().unwrap()));
+        assert!(parse("0/0").unwrap().contains("::1".parse().unwrap()));
+        assert!(parse("173.194/16").unwrap().contains("173.194.7.7".parse().unwrap()));
+        let one = mapped("::1".parse().unwrap());
+        assert!(Network { base: one, bits: 128 }.contains("::1".parse().unwrap()));
+        for bits in [129, 136, 255] {
+            assert!(!Network { base: one, bits }.contains("::1".parse().unwrap()));
+        }
+        for wrong in ["10.0.0.0/33", "10.0.0.0.0/8", "host", "[::1]", "::1/129", "10/-1", ""] {
+            assert!(parse(wrong).is_none(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Blocks at top level.
+
+use ipc::layers::{Profile, Scope};
+use ipc::rules::{Setting, SourceKey, Value};
+use ipc::snapshot::{Accounting, Pool, Source, SpoolDirectory, VirtualMta};
+
+use super::super::composite;
+use super::global::source_host;
+use super::{Accepted, Compiler, Problem, Statement, Status, directives};
+
+impl<'s> Compiler<'s> {
+    pub(super) fn block(&mut self, s: &'s Statement) {
+        let Some(d) = directives::find(&s.name, "global") else { return self.unknown("global", s) };
+        if d.status == Status::Refused {
+            drop(self.check("global", s));
+            return;
+        }
+        let tag: &'static str = d.name.trim_matches(['<', '>']);
+        if !matches!(tag, "domain" | "virtual-mta" | "virtual-mta-pool") {
+            self.repeated(tag, &s.inside);
+        }
+        if d.unit.contains("unnamed") == s.value.is_empty() || tag == "address-list" {
+        } else if s.value.is_empty() {
+            return self.error(s.at, "missing-value", format!("{} needs a name: {}", s.name, d.unit), "");
+        }
+        match tag {
+            "source" => self.source(s),
+            "domain" => self.domains.push((Scope::Global, s)),
+            "virtual-mta" => self.virtual_mta(s),
+            "virtual-mta-pool" => self.pool(s),
+            "spool" => self.spool(s),
+            "acct-file" => self.accounting(s),
+            "smtp-listener" => self.listener(s),
+            "profile" => self.profile(s),
+            _ => {
+                self.pending.entry(d.name).or_insert((s.at, 0)).1 += 1;
+                self.inside(tag, s);
+            }
+        }
+    }
+
+    /// Checks what is inside a block that is not in force yet.
+    fn inside(&mut self, tag: &'static str, s: &'s Statement) {
+        for i in &s.inside {
+            if !i.name.starts_with('<') {
+                drop(self.check(tag, i));
+                continue;
+            }
+            match directives::find(&i.name, tag) {
+                Some(d) => self.inside(d.name.trim_matches(['<', '>']), i),
+                None => self.unknown(tag, i),
+            }
+        }
+        if tag == "proxy" {
+            for part in ["server", "client"] {
+                if !s.inside.iter().any(|i| *i.name == *part) {
+                    self.error(
+                        s.at,
+                        "missing-directive",
+                        format!("<proxy {}> has no {part}", &*s.value),
+                        "add the line",
+                    );
+                }
+            }
+        }
+        if tag == "smtp-pattern-list" {
+            for i in s.inside.iter().filter(|i| i.value.ends_with('/')) {
+                self.warning(i.at, "no-effect", "a pattern without an action does nothing", "");
+            }
+        }
+    }
+
+    fn listener(&mut self, s: &'s Statement) {
+        let (mut source, mut pem) = (String::new(), String::new());
+        for i in &s.inside {
+            if self.check("smtp-listener", i).and_then(Accepted::in_force).is_some() {
+                match &*i.name {
+                    "source" => source = i.value.to_string(),
+                    "tls-certificate" => pem = self.certificate(i),
+                    _ => {}
+                }
+            }
+        }
+        match composite::listener(&s.value) {
+            Ok((address, None)) => self.add_listener(s.value_at, address.to_string(), source, pem),
+            Ok(_) => self.problem(s, Problem::expected("IP:PORT alone; source is a line inside", &s.value)),
+            Err(p) => self.problem(s, p),
+        }
+    }
+
+    fn source(&mut self, s: &'s Statement) {
+        let network = ipc::network::parse(&s.value);
+        let looks_like_one = s.value.contains(['/', ':']) || s.value.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        if network.is_none()
+            && looks_like_one
+            && let Err(p) = composite::network(&s.value)
+        {
+            self.problem(s, p);
+        }
+        let mut settings = Vec::new();
+        for i in &s.inside {
+            let (file, line) = (i.at.file, i.at.line);
+            let accepted = self.check("source", i).and_then(Accepted::in_force);
+            if let (Some(value), Some(key)) = (accepted, SourceKey::named(&i.name)) {
+                settings.push(Setting { key: key as u16, file, line, value });
+            }
+        }
+        let name = if network.is_some() { String::new() } else { s.value.to_lowercase() };
+        self.snapshot.sources.push(Source { network, name, settings });
+    }
+
+    fn virtual_mta(&mut self, s: &'s Statement) {
+        let key = s.value.to_lowercase();
+        let index = match self.snapshot.vmta_by_name.get(&key) {
+            Some(i) => *i,
+            None => {
+                let i = self.snapshot.vmtas.len() as u32;
+                self.snapshot.vmtas.push(VirtualMta { name: s.value.to_string(), ..Default::default() });
+                self.snapshot.vmta_by_name.insert(key, i);
+                i
+            }
+        };
+        for i in &s.inside {
+            if &*i.name == "<domain>" {
+                self.domains.push((Scope::Vmta(index), i));
+                continue;
+            }
+            let Some(a) = self.check("virtual-mta", i) else { continue };
+            if self.used_profile(Scope::Vmta(index), i) {
+                continue;
+            }
+            let v = &mut self.snapshot.vmtas[index as usize];
+            match (&*i.name, a.in_force()) {
+                ("smtp-source-host", Some(Value::Text(t))) => v.source_hosts.extend(source_host(&t)),
+                ("host-name", Some(Value::Text(t))) => v.host_name = t,
+                _ => {}
+            }
+        }
+    }
+
+    /// `use-profile` beside `<domain>` blocks holds for every destination.
+    fn used_profile(&mut self, scope: Scope, s: &Statement) -> bool {
+        let Some(n) = self.profile_used(s) else { return false };
+        let (file, line) = (s.at.file, s.at.line);
+        let value = Value::Number(n);
+        self.layers.add(scope, "*", &[Setting { key: ipc::layers::USE_PROFILE, file, line, value }]);
+        true
+    }
+
+    fn pool(&mut self, s: &'s Statement) {
+        let key = s.value.to_lowercase();
+        if let Some(at) = self.names.place("virtual-mta", &key) {
+            let message = format!("{:?} names a pool and a virtual MTA", &*s.value);
+            let d = super::Diagnostic::error(s.value_at, "duplicate", message, "both share one name space: rename one");
+            self.reader.diagnostics.push(d.with(at, "the virtual MTA"));
+        }
+        let index = match self.snapshot.pool_by_name.get(&key) {
+            Some(i) => *i,
+            None => {
+                let i = self.snapshot.pools.len() as u32;
+                self.snapshot.pools.push(Pool { name: s.value.to_string(), ..Default::default() });
+                self.snapshot.pool_by_name.insert(key, i);
+                i
+            }
+        };
+        let mut members = 0;
+        for i in &s.inside {
+            match &*i.name {
+                "<domain>" => {
+                    self.pool_domains.entry(index).or_insert(s.at);
+                    self.domains.push((Scope::Pool(index), i));
+                }
+                "virtual-mta" => {
+                    members += 1;
+                    self.member(index, i);
+                }
+                _ => {
+                    if self.check("virtual-mta-pool", i).is_some() {
+                        self.used_profile(Scope::Pool(index), i);
+                    }
+                }
+            }
+        }
+        if members == 0 && self.snapshot.pools[index as usize].members.is_empty() {
+            let message = format!("pool {} has no virtual-mta", &*s.value);
+            self.error(s.at, "empty-pool", message, "add virtual-mta NAME inside");
+        }
+    }
+
+    fn member(&mut self, pool: u32, s: &'s Statement) {
+        let mut words = s.value.split_whitespace();
+        let name = words.next().unwrap_or_default().to_owned();
+        if name.is_empty() {
+            return self.problem(s, Problem::other("argument missing"));
+        }
+        let weight = match words.next().map(|w| w.strip_prefix("weight=").and_then(|n| n.parse().ok())) {
+            None => 1,
+            Some(Some(n)) if n > 0 && words.next().is_none() => n,
+            _ => return self.problem(s, Problem::expected("NAME [weight=N]", &s.value)),
+        };
+        self.reference("virtual-mta", &name, s, "virtual-mta-pool");
+        self.members.push((pool, name, weight, s.value_at));
+    }
+
+    fn spool(&mut self, s: &'s Statement) {
+        let mut d = SpoolDirectory { path: s.value.to_string(), priority: 1, min_free_space: 0 };
+        for i in &s.inside {
+            match (&*i.name, self.check("spool", i).and_then(Accepted::in_force)) {
+                ("priority", Some(Value::Number(n))) => d.priority = n as u32,
+                ("min-free-space", Some(Value::Number(n))) => d.min_free_space = n,
+                _ => {}
+            }
+        }
+        if self.snapshot.global.spools.iter().any(|o| o.path == d.path) {
+            return self.error(
+                s.value_at,
+                "duplicate",
+                format!("spool {} is given twice", d.path),
+                "remove one of them",
+            );
+        }
+        self.snapshot.global.spools.push(d);
+    }
+
+    fn profile(&mut self, s: &'s Statement) {
+        let name = s.value.to_lowercase();
+        let Some(n) = self.names.profiles.iter().position(|p| *p == name) else { return };
+        let settings = self.settings("profile", &s.inside);
+        while self.layers.profiles.len() <= n {
+            self.layers.profiles.push(Profile::default());
+        }
+        let loops = settings.iter().any(|x| {
+            x.key == ipc::layers::USE_PROFILE && matches!(x.value, Value::Number(used) if self.leads_to(used, n as u64))
+        });
+        if loops {
+            return self.error(s.at, "profile-loop", format!("profile {} uses itself", &*s.value), "");
+        }
+        self.layers.profiles[n].name = s.value.to_string();
+        self.layers.profiles[n].settings.extend(settings);
+    }
+
+    /// Whether profile `from` is `to` or uses it, as far as profiles have been read.
+    fn leads_to(&self, from: u64, to: u64) -> bool {
+        let uses = |p: &Profile| -> Vec<u64> {
+            let used = p.settings.iter().filter(|s| s.key == ipc::layers::USE_PROFILE);
+            used.filter_map(|s| if let Value::Number(n) = s.value { Some(n) } else { None }).collect()
+        };
+        let (mut seen, mut next) = (vec![from], vec![from]);
+        while let Some(n) = next.pop() {
+            if n == to {
+                return true;
+            }
+            for used in self.layers.profiles.get(n as usize).map(uses).unwrap_or_default() {
+                if !seen.contains(&used) {
+                    seen.push(used);
+                    next.push(used);
+                }
+            }
+        }
+        false
+    }
+
+    fn accounting(&mut self, s: &'s Statement) {
+        let pipe = s.value.starts_with('|');
+        let mut a = Accounting {
+            path: s.value.to_string(),
+            records: vec!["d".into(), "b".into()],
+            max_size: 250 << 20,
+            delete_after_ms: 8 * 86_400_000,
+            iso_times: true,
+            ..Default::default()
+        };
+        for i in &s.inside {
+            match (&*i.name, self.check("acct-file", i).and_then(Accepted::in_force)) {
+                ("records", Some(Value::TextList(l))) => a.records = self.records(i, &l),
+                ("move-to", Some(Value::Text(t))) => a.move_to = t,
+                ("move-interval", Some(Value::Millis(n))) => a.move_interval_ms = n,
+                ("max-size", Some(Value::Number(n))) => a.max_size = n,
+                ("delete-after", Some(Value::Millis(n))) => a.delete_after_ms = n,
+                ("iso-times", Some(Value::Flag(b))) => a.iso_times = b,
+                ("world-readable", Some(Value::Flag(b))) => a.world_readable = b,
+                _ => {}
+            }
+        }
+        if let Some(i) = s.inside.iter().find(|i| &*i.name == "move-interval").filter(|_| a.move_to.is_empty()) {
+            self.warning(i.at, "no-effect", "move-interval is ignored without move-to", "add move-to FOLDER");
+        }
+        if pipe {
+            return self.warning(s.at, "pending", "<acct-file> with a program is not in force yet", "");
+        }
+        if self.snapshot.accounting.iter().any(|o| o.path == a.path) {
+            return self.error(s.value_at, "duplicate", format!("<acct-file {}> is given twice", a.path), "");
+        }
+        self.snapshot.accounting.push(a);
+    }
+
+    /// Types that are written; a type given twice counts once.
+    fn records(&mut self, s: &Statement, words: &[String]) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        for word in words {
+            match composite::record_type(word) {
+                Some(t @ ("d" | "b" | "t" | "r")) if !all.iter().any(|x| x == t) => all.push(t.into()),
+                Some("d" | "b" | "t" | "r") | None => {}
+                Some(t) => self.warning(s.value_at, "pending", format!("records of type {t} are not written yet"), ""),
+            }
+        }
+        all
+    }
+}

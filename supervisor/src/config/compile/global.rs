@@ -1,0 +1,119 @@
+//! Directives at top level.
+
+use ipc::rules::Value;
+use ipc::snapshot::{Listener, SourceHost, SpoolDirectory};
+
+use super::super::composite;
+use super::{Compiler, Problem, Span, Statement};
+
+impl Compiler<'_> {
+    pub(super) fn global(&mut self, s: &Statement, v: Value) {
+        let g = &mut self.snapshot.global;
+        match (&*s.name, v) {
+            ("total-max-smtp-out", Value::Number(n)) => g.total_max_smtp_out = n,
+            ("total-max-smtp-in", Value::Number(n)) => g.total_max_smtp_in = n,
+            ("spool-max-recipients", Value::Number(n)) => g.spool_max_recipients = n,
+            ("host-id", Value::Number(n)) => g.host_id = n,
+            ("spool-sync", Value::Number(n)) => g.spool_sync = n == 0,
+            ("stop-grace", Value::Millis(n)) => g.stop_grace_ms = n,
+            ("http-mgmt-port", Value::Number(n)) => self.out.http_port = u16::try_from(n).ok(),
+            ("run-as-root", Value::Flag(b)) => self.out.run_as_root = b,
+            ("worker-cpus", Value::TextList(l)) => {
+                self.out.worker_cpus = l.iter().filter_map(|t| t.parse().ok()).collect();
+            }
+            ("workers", Value::Number(n)) => self.workers(s, n),
+            ("postmaster", Value::TextList(l)) => g.postmaster.extend(l),
+            ("spool-min-free-space", Value::Number(n)) => {
+                for d in &mut g.spools {
+                    d.min_free_space = n << 20;
+                }
+            }
+            (_, Value::Text(t)) => self.global_text(s, t),
+            _ => {}
+        }
+    }
+
+    fn workers(&mut self, s: &Statement, n: u64) {
+        let auto = s.value.eq_ignore_ascii_case("auto");
+        match u32::try_from(n).ok().filter(|n| (1..=ipc::limits::SHARDS_MAX as u32).contains(n)) {
+            _ if auto => self.out.workers = None,
+            Some(n) => self.out.workers = Some(n),
+            None => {
+                let form = format_args!("a number from 1 to {} or auto", ipc::limits::SHARDS_MAX).to_string();
+                self.problem(s, Problem::expected(form, &s.value));
+            }
+        }
+    }
+
+    fn global_text(&mut self, s: &Statement, t: String) {
+        let g = &mut self.snapshot.global;
+        match &*s.name {
+            "custom-dsn-from-header" => g.custom_dsn_from_header = t,
+            "invalid-virtual-mta-fallback" => g.invalid_virtual_mta_fallback = t,
+            "host-name" => self.out.host_names.push(t.to_ascii_lowercase()),
+            "relay-domain" => g.relay_domains.push(t.to_ascii_lowercase()),
+            "relay-address" if !t.starts_with('/') => g.relay_addresses.push(t),
+            "relay-address" => {
+                let message = "relay-address with an expression is not in force yet";
+                self.warning(s.value_at, "pending", message, "");
+            }
+            "data-dir" => self.out.data_dir = Some(t.into()),
+            "run-as-user" => self.out.run_as_user = t,
+            "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
+            "name-server" => g.name_servers.push(t),
+            "smtp-source-host" => self.out.source_hosts.extend(source_host(&t)),
+            "smtp-server-tls-certificate" => self.tls_pem = self.certificate(s),
+            "smtp-listener" => {
+                if let Ok((address, source)) = composite::listener(&t) {
+                    let source = source.unwrap_or_default().to_owned();
+                    if !source.is_empty() {
+                        self.reference("source", &source, s, "global");
+                    }
+                    self.add_listener(s.value_at, address.to_string(), source, String::new());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The PEM of a certificate and key file.
+    pub(super) fn certificate(&mut self, s: &Statement) -> String {
+        let path = s.value.split_whitespace().next().unwrap_or_default();
+        let problem = match std::fs::read_to_string(path) {
+            Ok(pem) => match worker::connect::tls::listener(&pem) {
+                Ok(_) => {
+                    self.check_readers(path, s.value_at);
+                    return pem;
+                }
+                Err(e) => Problem::other(format!("{path}: {e}"))
+                    .help("the file holds the certificate chain and its private key in PEM"),
+            },
+            Err(e) => Problem::missing(path, &e),
+        };
+        self.problem(s, problem);
+        String::new()
+    }
+
+    /// Warns of a key that everybody may read.
+    pub(super) fn check_readers(&mut self, path: &str, at: Span) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path).map_or(0, |m| m.permissions().mode());
+        if mode & 0o004 != 0 {
+            let help = format!("chmod o-r {path}");
+            self.warning(at, "readable-key", format!("every user of this machine may read the key in {path}"), help);
+        }
+    }
+
+    pub(super) fn add_listener(&mut self, at: Span, address: String, source: String, tls_pem: String) {
+        if self.snapshot.listeners.iter().any(|l| l.address == address) {
+            return self.error(at, "duplicate", format!("listener {address} is given twice"), "remove one of them");
+        }
+        self.snapshot.listeners.push(Listener { address, source: source.to_lowercase(), tls_pem });
+    }
+}
+
+/// `IP HOST-NAME` that was checked.
+pub(super) fn source_host(text: &str) -> Option<SourceHost> {
+    let (ip, name) = composite::source_host(text).ok()?;
+    Some(SourceHost { ip: ip.to_string(), name: name.to_owned() })
+}

@@ -1,0 +1,349 @@
+//! Statements to a snapshot; everything that is wrong is collected on the way.
+
+mod blocks;
+mod finish;
+mod global;
+mod names;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use ipc::layers::{LayersBuilder, Scope};
+use ipc::rules::{Setting, Value};
+use ipc::snapshot::{Snapshot, SourceHost, VirtualMta};
+
+use super::diagnostic::{Diagnostic, nearest};
+use super::directives::{self, Directive, Status};
+use super::files::{Files, Span};
+use super::lint;
+use super::macros::Macros;
+use super::syntax::{Reader, Statement};
+use super::value::{self, Parsed, Problem};
+pub use finish::pattern_key;
+use names::Names;
+
+/// A configuration ready to be put in force.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What workers need.
+    pub snapshot: Snapshot,
+    /// `workers`; `None` for auto.
+    pub workers: Option<u32>,
+    /// `worker-cpus`
+    pub worker_cpus: Vec<usize>,
+    /// Parent of all default folders.
+    pub data_dir: PathBuf,
+    /// `http-mgmt-port`; 0 for none.
+    pub http_port: u16,
+    /// `run-as-user`
+    pub run_as_user: String,
+    /// `run-as-root`
+    pub run_as_root: bool,
+}
+
+/// A configuration and all that is wrong with it.
+#[derive(Debug)]
+pub struct Checked {
+    /// Of no use when there are errors.
+    pub compiled: Compiled,
+    /// Errors and warnings, by file and line.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The files that they speak of.
+    pub files: Files,
+}
+
+impl Checked {
+    /// All errors as text; `None` when there are none.
+    pub fn errors(&self) -> Option<String> {
+        let all: Vec<String> = self.diagnostics.iter().filter(|d| d.is_error).map(|d| d.render(&self.files)).collect();
+        (!all.is_empty()).then(|| all.join("\n\n"))
+    }
+}
+
+/// What the command line says beside the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--workers`
+    pub workers: Option<u32>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Compiles a file, or the built-in configuration.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn compile(file: Option<&Path>, overrides: &Overrides) -> std::io::Result<Checked> {
+    let mut reader = Reader::default();
+    let statements = match file {
+        Some(f) => reader.file(f)?,
+        None => reader.text(Path::new("(built-in)"), super::builtin::TEXT),
+    };
+    let mut c = Compiler {
+        reader,
+        macros: Macros::default(),
+        names: Names::of(&statements),
+        snapshot: Snapshot::default(),
+        layers: LayersBuilder::default(),
+        domains: Vec::new(),
+        pending: BTreeMap::new(),
+        pool_domains: HashMap::new(),
+        members: Vec::new(),
+        out: Global::default(),
+        tls_pem: String::new(),
+        order: 0,
+    };
+    c.snapshot.vmtas.push(VirtualMta { name: "{default}".into(), ..Default::default() });
+    c.snapshot.vmta_by_name.insert("{default}".into(), 0);
+    c.define_macros(&statements);
+    c.statements(&statements);
+    Ok(c.finish(&statements, overrides))
+}
+
+/// Settings of the server that the snapshot does not hold.
+#[derive(Default)]
+struct Global {
+    workers: Option<u32>,
+    worker_cpus: Vec<usize>,
+    data_dir: Option<PathBuf>,
+    http_port: Option<u16>,
+    run_as_user: String,
+    run_as_root: bool,
+    source_hosts: Vec<SourceHost>,
+    host_names: Vec<String>,
+}
+
+struct Compiler<'s> {
+    reader: Reader,
+    macros: Macros,
+    names: Names,
+    snapshot: Snapshot,
+    layers: LayersBuilder,
+    /// `<domain>` blocks in the order of the file.
+    domains: Vec<(Scope, &'s Statement)>,
+    /// Directives that are not in force yet: where first, and how often.
+    pending: BTreeMap<&'static str, (Span, usize)>,
+    /// Pools that have `<domain>` blocks.
+    pool_domains: HashMap<u32, Span>,
+    /// Members of pools: pool, name, weight, place.
+    members: Vec<(u32, String, u32, Span)>,
+    out: Global,
+    tls_pem: String,
+    /// Top-level statement being compiled.
+    order: usize,
+}
+
+/// A value that was accepted, with the row of its directive.
+struct Accepted {
+    row: usize,
+    value: Value,
+}
+
+impl Accepted {
+    fn directive(&self) -> &'static Directive {
+        &directives::all()[self.row]
+    }
+
+    /// The value, if its directive is in force.
+    fn in_force(self) -> Option<Value> {
+        (self.directive().status == Status::Supported).then_some(self.value)
+    }
+}
+
+impl<'s> Compiler<'s> {
+    fn error(&mut self, at: Span, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+        self.reader.diagnostics.push(Diagnostic::error(at, code, message, help));
+    }
+
+    fn warning(&mut self, at: Span, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+        self.reader.diagnostics.push(Diagnostic::warning(at, code, message, help));
+    }
+
+    fn problem(&mut self, s: &Statement, p: Problem) {
+        let at = match p.part {
+            Some((start, len)) => {
+                let chars = |range: std::ops::Range<usize>| s.value.get(range).map_or(0, |t| t.chars().count());
+                s.value_at.part(chars(0..start) + usize::from(s.quoted), chars(start..start + len).max(1))
+            }
+            None => s.value_at,
+        };
+        self.error(at, p.code, format!("{}: {}", s.name, p.message), p.help);
+    }
+
+    fn define_macros(&mut self, statements: &[Statement]) {
+        let macros: Vec<&Statement> = statements.iter().filter(|s| &*s.name == "domain-macro").collect();
+        macros.iter().for_each(|s| self.macros.define(&s.value));
+        for s in macros {
+            let name = s.value.split_whitespace().next().unwrap_or_default();
+            if let Some(path) = self.macros.find_loop(name) {
+                // Each loop is named once, by its first member in the alphabet.
+                if path.split(" -> ").min() == Some(name) {
+                    self.error(s.value_at, "macro-loop", format!("the macros form a loop: {path}"), "");
+                }
+            }
+        }
+    }
+
+    fn statements(&mut self, statements: &'s [Statement]) {
+        self.repeated("global", statements);
+        for (i, s) in statements.iter().enumerate() {
+            self.order = i;
+            if s.name.starts_with('<') {
+                self.block(s);
+            } else if let Some(v) = self.check("global", s).and_then(Accepted::in_force) {
+                self.global(s, v);
+            }
+        }
+    }
+
+    /// Checks a statement against the table.
+    fn check(&mut self, block: &'static str, s: &Statement) -> Option<Accepted> {
+        let Some(row) = directives::row_of(&s.name, block) else {
+            self.unknown(block, s);
+            return None;
+        };
+        let d = &directives::all()[row];
+        match d.status {
+            Status::Refused => {
+                self.error(s.at, "refused", format!("{} is refused: {}", s.name, d.reason), "remove the line");
+                return None;
+            }
+            Status::Accepted => {
+                if d.reason.starts_with("obsolete") {
+                    self.warning(s.at, "obsolete", format!("{} is {}", s.name, d.reason), "remove the line");
+                }
+                return None;
+            }
+            Status::Pending => self.pending.entry(d.name).or_insert((s.at, 0)).1 += 1,
+            Status::Supported => {}
+        }
+        if s.is_block && !s.name.starts_with('<') {
+            // A pattern whose result is another list.
+            s.inside.iter().for_each(|i| drop(self.check("pattern-list", i)));
+        }
+        let parsed = match (s.value.is_empty(), s.quoted) {
+            (true, false) => Err(Problem::other("argument missing").help(format!("form: {} {}", d.name, d.unit))),
+            // "" clears what is inherited.
+            (true, true) => match empty(d.kind) {
+                Some(v) => Ok(v.into()),
+                None => value::parse(d.kind, &s.value),
+            },
+            // What stands in quotes is one argument.
+            (false, true) if matches!(d.kind, "word" | "path") => Ok(Value::Text(s.value.to_string()).into()),
+            _ => value::parse(d.kind, &s.value),
+        };
+        match parsed {
+            Ok(Parsed { value, refs }) => {
+                for (kind, name) in refs {
+                    self.reference(kind, &name, s, block);
+                }
+                Some(Accepted { row, value })
+            }
+            Err(p) => {
+                let missing = p.code == "missing-file";
+                self.problem(s, p);
+                // Only of keys, certificates and what is included is the absence an error.
+                if missing && d.kind == "list-file" {
+                    self.reader.diagnostics.last_mut().into_iter().for_each(|d| d.is_error = false);
+                }
+                None
+            }
+        }
+    }
+
+    fn unknown(&mut self, block: &'static str, s: &Statement) {
+        let place = if block == "global" { "at top level".to_owned() } else { format!("in <{block}>") };
+        let elsewhere: Vec<String> = directives::all()
+            .iter()
+            .filter(|d| *d.name == *s.name)
+            .flat_map(|d| d.blocks.iter())
+            .map(|b| if *b == "global" { "top level".into() } else { format!("<{b}>") })
+            .collect();
+        if !elsewhere.is_empty() {
+            let message = format!("{} is not valid {place}", s.name);
+            return self.error(s.at, "wrong-block", message, format!("valid in: {}", elsewhere.join(", ")));
+        }
+        let is_block = s.name.starts_with('<');
+        let what = if is_block { "unknown block" } else { "unknown directive" };
+        let here = directives::all().iter().filter(|d| d.blocks.contains(&block)).map(|d| d.name);
+        let anywhere = directives::all().iter().map(|d| d.name).filter(|n| n.starts_with('<') == is_block);
+        let near = nearest(&s.name, here).or_else(|| nearest(&s.name, anywhere));
+        let help = match (near, invented(&s.name)) {
+            (_, Some(real)) => format!("there is no such directive in PowerMTA either; {real}"),
+            (Some(n), None) => format!("did you mean {n}?"),
+            (None, None) => "`sluice config directives` lists them all".to_owned(),
+        };
+        self.error(s.at, "unknown-directive", format!("{what} {} {place}", s.name), help);
+    }
+
+    /// Settings of the statements inside a block.
+    fn settings(&mut self, block: &'static str, inside: &[Statement]) -> Vec<Setting> {
+        let mut all = Vec::with_capacity(inside.len());
+        for s in inside {
+            let Some(a) = self.check(block, s) else { continue };
+            let (file, line) = (s.at.file, s.at.line);
+            if let Some(n) = self.profile_used(s) {
+                // Lines beside it win, wherever it stands.
+                all.insert(0, Setting { key: ipc::layers::USE_PROFILE, file, line, value: Value::Number(n) });
+                continue;
+            }
+            all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
+        }
+        all
+    }
+
+    fn profile_used(&self, s: &Statement) -> Option<u64> {
+        let wanted = s.value.to_lowercase();
+        (&*s.name == "use-profile")
+            .then(|| self.names.profiles.iter().position(|p| *p == wanted).unwrap_or_default() as u64)
+    }
+
+    /// A directive that is set twice in one block: the last line is in force.
+    fn repeated(&mut self, block: &'static str, inside: &[Statement]) {
+        if inside.len() < 2 {
+            return;
+        }
+        let mut first: HashMap<&str, &Statement> = HashMap::with_capacity(inside.len());
+        for s in inside.iter().filter(|s| !s.name.starts_with(['<', '/', '*']) && !s.is_block) {
+            if directives::find(&s.name, block).is_none_or(|d| d.repeats) {
+                continue;
+            }
+            if let Some(before) = first.insert(&s.name, s) {
+                let same = *before.value == *s.value;
+                let message = if same {
+                    format!("{} is given twice", s.name)
+                } else {
+                    format!("{} is given again here, and this line is in force", s.name)
+                };
+                let d = Diagnostic::warning(s.at, "shadowed", message, "remove one of them");
+                self.reader.diagnostics.push(d.with(before.at, "has no effect"));
+            }
+        }
+    }
+}
+
+/// What an empty value in quotes means for a type; `None` where it means nothing.
+fn empty(kind: &str) -> Option<Value> {
+    match kind.split(':').next().unwrap_or_default() {
+        "list" | "emails" | "refs" | "cpus" => Some(Value::TextList(Vec::new())),
+        "flag" | "number" | "size" | "duration" | "durations" | "grace" | "rate" | "data-rate" | "enum" => None,
+        _ => Some(Value::Text(String::new())),
+    }
+}
+
+/// Names that articles invent, and what does what they promise.
+fn invented(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "rotate-period" | "rotate-interval" => "move-interval says how often files are finished",
+        "bounce-log" | "<bounce-log>" => "<acct-file> with records b writes bounces",
+        "smtp-pipeline-depth" => "commands are pipelined wherever a receiver offers it",
+        "resolve-to" => "smtp-hosts names the hosts to deliver to",
+        "require-rdns" => "check-iprev-inbound looks up clients' names",
+        "job-class" => "recipient-priority in <pattern-list> sets priorities",
+        "<smtp-source>" => "<source> holds the rules for clients",
+        "<fbl>" => "<feedback-loop-processor> takes complaints",
+        "dkim-sign-policy" => "dkim-sign, dkim-identity and domain-key say what is signed",
+        "header" => "the header line is always written",
+        _ => return None,
+    })
+}

@@ -1,0 +1,127 @@
+//! Names that blocks define and directives refer to.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Compiler, Diagnostic, Span, Statement, nearest};
+
+/// A block's name: kind of block and name in lower case.
+type Key = (&'static str, String);
+
+/// All names of a configuration.
+#[derive(Debug, Default)]
+pub struct Names {
+    defined: HashMap<Key, (Span, usize)>,
+    used: HashSet<Key>,
+    /// `<profile>` names in the order of their numbers.
+    pub profiles: Vec<String>,
+    /// Where mail is sent with `queue-to`.
+    pub queues: Vec<(String, Span)>,
+}
+
+/// Kinds of blocks that have names, and whether one that nothing refers to is of no use.
+const KINDS: &[(&str, &str, bool)] = &[
+    ("<virtual-mta>", "virtual-mta", false),
+    ("<virtual-mta-pool>", "pool", false),
+    ("<source>", "source", true),
+    ("<pattern-list>", "pattern-list", true),
+    ("<smtp-pattern-list>", "smtp-pattern-list", true),
+    ("<source-group>", "source-group", true),
+    ("<rewrite-list>", "rewrite-list", true),
+    ("<address-list>", "address-list", true),
+    ("<suppression-list>", "address-list", true),
+    ("<proxy>", "proxy", true),
+    ("<profile>", "profile", true),
+];
+
+impl Names {
+    /// The names that top-level blocks define.
+    pub fn of(statements: &[Statement]) -> Names {
+        let mut all = Names::default();
+        for (i, s) in statements.iter().enumerate().filter(|(_, s)| s.name.starts_with('<')) {
+            let Some((_, kind, _)) = KINDS.iter().find(|(block, _, _)| *block == &*s.name) else { continue };
+            if *kind == "source" && (s.value.contains(['/', ':', '{']) || ipc::network::parse(&s.value).is_some()) {
+                continue;
+            }
+            let name = s.value.to_lowercase();
+            if *kind == "profile" && !all.profiles.contains(&name) {
+                all.profiles.push(name.clone());
+            }
+            all.defined.entry((kind, name)).or_insert((s.at, i));
+        }
+        // Sources in braces are there without a reference, too: {auth}, {pickup}.
+        for s in statements.iter().filter(|s| &*s.name == "<source>" && s.value.starts_with('{')) {
+            let key = ("source", s.value.to_lowercase());
+            all.used.insert(key.clone());
+            all.defined.entry(key).or_insert((s.at, 0));
+        }
+        all
+    }
+
+    fn get(&self, kind: &'static str, name: &str) -> Option<(Span, usize)> {
+        let reserved = match kind {
+            "virtual-mta" => name == "{default}",
+            "source" => matches!(name, "{auth}" | "{pickup}" | "{transmissions-api}"),
+            _ => false,
+        };
+        if reserved { Some(Default::default()) } else { self.defined.get(&(kind, name.to_owned())).copied() }
+    }
+
+    /// Where a block of this kind and name begins.
+    pub fn place(&self, kind: &'static str, name: &str) -> Option<Span> {
+        self.get(kind, &name.to_lowercase()).map(|(at, _)| at)
+    }
+
+    /// Blocks that nothing refers to.
+    pub fn unused(&self) -> Vec<(&'static str, &str, Span)> {
+        let mut all: Vec<_> = self
+            .defined
+            .iter()
+            .filter(|(key, _)| {
+                KINDS.iter().any(|(_, kind, matters)| *kind == key.0 && *matters) && !self.used.contains(*key)
+            })
+            .map(|((kind, name), (at, _))| (*kind, name.as_str(), *at))
+            .collect();
+        all.sort_by_key(|(_, _, at)| *at);
+        all
+    }
+}
+
+impl Compiler<'_> {
+    /// Notes that `s` refers to a name, which must be defined.
+    pub(super) fn reference(&mut self, kind: &'static str, name: &str, s: &Statement, block: &'static str) {
+        if kind == "queue" {
+            return self.names.queues.push((name.to_lowercase(), s.value_at));
+        }
+        let lower = name.to_lowercase();
+        let kinds: &[&'static str] = match kind {
+            "virtual-mta or pool" => &["virtual-mta", "pool"],
+            "virtual-mta" => &["virtual-mta"],
+            "pattern-list" => &["pattern-list"],
+            "smtp-pattern-list" => &["smtp-pattern-list"],
+            "source" => &["source"],
+            "source-group" => &["source-group"],
+            "rewrite-list" => &["rewrite-list"],
+            "address-list" => &["address-list"],
+            "proxy" => &["proxy"],
+            "profile" => &["profile"],
+            _ => return,
+        };
+        self.names.used.extend(kinds.iter().map(|k| (*k, lower.clone())));
+        let Some((at, order)) = kinds.iter().find_map(|k| self.names.get(k, &lower)) else {
+            let all = self.names.defined.keys().filter(|(k, _)| kinds.contains(k)).map(|(_, n)| n.as_str());
+            let near = nearest(&lower, all).map(|n| format!("did you mean {n}?"));
+            let message = format!("{}: {kind} {name:?} is not defined", s.name);
+            // A pattern list may name what only some hosts have; its other rules still work.
+            let d = match block {
+                "pattern-list" => Diagnostic::warning(s.value_at, "undefined", message, near.unwrap_or_default()),
+                _ => Diagnostic::error(s.value_at, "undefined", message, near.unwrap_or_default()),
+            };
+            return self.reader.diagnostics.push(d);
+        };
+        if kind == "pattern-list" && order > self.order {
+            let message = format!("pattern-list {name:?} must be defined before the source that uses it");
+            let d = Diagnostic::error(s.value_at, "defined-later", message, "move the <pattern-list> up");
+            self.reader.diagnostics.push(d.with(at, "defined here"));
+        }
+    }
+}

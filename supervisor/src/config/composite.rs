@@ -1,0 +1,608 @@
+//! Types of several parts: addresses, networks, keys, lists of names, rules of pattern lists.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipc::message::normalise_domain;
+use ipc::rules::Value;
+
+use super::syntax::closing_slash;
+use super::value::{Parsed, Problem, data_rate, items, number, one, rate};
+
+/// Checks `text` against a type; types that are not known here are text.
+///
+/// # Errors
+/// [`Problem`]
+pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> {
+    let keep = || Parsed::from(Value::Text(text.to_owned()));
+    match kind {
+        "ip" => ip(one(text)?).map(|_| keep()),
+        "ip-port" => name_server(one(text)?).map(|a| Value::Text(a.to_string()).into()),
+        "listener" => listener(text).map(|_| keep()),
+        "cidr" => network(one(text)?).map(|()| keep()),
+        "email" => email(one(text)?, text).map(|()| keep()),
+        "emails" => {
+            items(text).try_for_each(|a| email(a, text))?;
+            Ok(Value::TextList(super::value::list(text)).into())
+        }
+        "domain" => domain(one(text)?).map(|_| keep()),
+        "pattern" => pattern(one(text)?).map(|()| keep()),
+        "regex" => regex(text, text).map(|_| keep()),
+        "address-pattern" => match text.starts_with('/') {
+            true => regex(text, text).map(|_| keep()),
+            false => one(text).map(|_| keep()),
+        },
+        "file" | "list-file" => file(one(text)?).map(|()| keep()),
+        "certificate" => {
+            let (path, _) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+            file(one(path)?).map(|()| keep())
+        }
+        "source-host" => source_host(text).map(|_| keep()),
+        "domain-key" => domain_key(text).map(|_| keep()),
+        "http-access" => http_access(text).map(|()| keep()),
+        "api-key" => api_key(one(text)?).map(|()| keep()),
+        "ref" => Ok(Parsed { refs: references(argument, one(text)?), ..keep() }),
+        "refs" => {
+            let refs = items(text).flat_map(|n| references(argument, n)).collect();
+            Ok(Parsed { value: Value::TextList(super::value::list(text)), refs })
+        }
+        "args" => args(argument, text).map(|()| keep()),
+        "hosts" => hosts(text).map(|()| keep()),
+        "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
+        "identity" => identity(one(text)?).map(|()| keep()),
+        "url" => url(one(text)?).map(|()| keep()),
+        "queue" => one(text).map(|t| Parsed { refs: vec![("queue", t.to_owned())], ..keep() }),
+        "cpus" => {
+            items(text).try_for_each(|i| number(i, "").map(drop).map_err(|p| p.at(i, text)))?;
+            Ok(Value::TextList(super::value::list(text)).into())
+        }
+        "words" => match (text.split_whitespace().count(), number(argument, "")?) {
+            (found, wanted) if found as u64 == wanted => Ok(keep()),
+            (found, wanted) => Err(Problem::other(format!("{wanted} arguments expected, got {found}"))),
+        },
+        "macro" => domain_macro(text).map(|()| keep()),
+        "records" => {
+            items(text).try_for_each(|i| record_type(i).map(drop).ok_or_else(|| no_record_type(i).at(i, text)))?;
+            Ok(Value::TextList(super::value::list(text)).into())
+        }
+        "record-fields" => record_fields(text).map(|()| keep()),
+        "header-rule" => {
+            let (_, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+            pattern_rule(rest.trim_start(), text).map(|refs| Parsed { refs, ..keep() })
+        }
+        "rule" => pattern_rule(text, text).map(|refs| Parsed { refs, ..keep() }),
+        "result" => results(text, text).map(|refs| Parsed { refs, ..keep() }),
+        "reply" => super::reply_rule::parse(text).map(|_| keep()),
+        "rewrite" => rewrite(text).map(|()| keep()),
+        "mx-rollup" => mx_rollup(text).map(|()| keep()),
+        "category" => match text.split_whitespace().count() {
+            1 => Ok(keep()),
+            n => Err(Problem::other(format!("a category expected behind the expression, got {n} words"))),
+        },
+        "host-port" => host_port(one(text)?).map(|()| keep()),
+        "proxy-client" => {
+            let (address, name) = two(text, "IP[:PORT] HOST-NAME")?;
+            name_server(address).map_err(|p| p.at(address, text))?;
+            domain(name).map(|_| keep())
+        }
+        _ => Ok(keep()),
+    }
+}
+
+fn two<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), Problem> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words[..] {
+        [a, b] => Ok((a, b)),
+        [] => Err(Problem::other("argument missing")),
+        _ => Err(Problem::expected(form, text)),
+    }
+}
+
+/// An IP address.
+///
+/// # Errors
+/// [`Problem`]
+pub fn ip(t: &str) -> Result<IpAddr, Problem> {
+    let bare = t.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(t);
+    bare.parse().map_err(|_| Problem::expected("an IP address", t))
+}
+
+/// `IP` or `IP:PORT`; port 53 where none is given.
+///
+/// # Errors
+/// [`Problem`]
+pub fn name_server(t: &str) -> Result<SocketAddr, Problem> {
+    if let Ok(a) = t.parse::<SocketAddr>() {
+        return Ok(a);
+    }
+    t.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)).map_err(|_| Problem::expected("IP or IP:PORT", t))
+}
+
+/// Address and named source of `IP:PORT [source=NAME]`; `0/0:25` is every IPv4 address.
+///
+/// # Errors
+/// [`Problem`]
+pub fn listener(text: &str) -> Result<(SocketAddr, Option<&str>), Problem> {
+    let mut words = text.split_whitespace();
+    let address = words.next().ok_or_else(|| Problem::other("argument missing"))?;
+    let (ip, port) = address.rsplit_once(':').ok_or_else(|| Problem::expected("IP:PORT", address))?;
+    let port = port.parse::<u16>().ok().filter(|p| *p > 0);
+    let port = port.ok_or_else(|| Problem::expected("a port from 1 to 65535", address).at(address, text))?;
+    let ip = match ip {
+        "0/0" | "*" => IpAddr::from([0, 0, 0, 0]),
+        ip => ip_in_brackets(ip).ok_or_else(|| {
+            Problem::expected("IP:PORT", address)
+                .at(address, text)
+                .help("an IPv6 address stands in brackets; a network other than 0/0 is one line for each address")
+        })?,
+    };
+    let mut source = None;
+    for w in words {
+        match w.split_once('=') {
+            Some((k, name)) if k.eq_ignore_ascii_case("source") && !name.is_empty() => source = Some(name),
+            _ => return Err(Problem::expected("source=NAME", w).at(w, text)),
+        }
+    }
+    Ok((SocketAddr::new(ip, port), source))
+}
+
+fn ip_in_brackets(t: &str) -> Option<IpAddr> {
+    match t.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+        Some(v6) => {
+            let v6 = v6.get(..5).filter(|p| p.eq_ignore_ascii_case("ipv6:")).map_or(v6, |_| &v6[5..]);
+            v6.parse::<std::net::Ipv6Addr>().ok().map(IpAddr::from)
+        }
+        None => t.parse::<std::net::Ipv4Addr>().ok().map(IpAddr::from),
+    }
+}
+
+/// A network.
+///
+/// # Errors
+/// [`Problem`]
+pub fn network(t: &str) -> Result<(), Problem> {
+    if ipc::network::parse(t).is_some() {
+        return Ok(());
+    }
+    let long = t.split_once('/').is_some_and(|(ip, bits)| {
+        let width = if ip.contains(':') { 128 } else { 32 };
+        bits.parse::<u32>().is_ok_and(|b| b > width)
+    });
+    let problem = Problem::expected("an IP address or a network such as 10.0.0.0/8", t);
+    Err(if long { problem.help("the prefix length is out of range: at most 32, for IPv6 128") } else { problem })
+}
+
+fn email(a: &str, of: &str) -> Result<(), Problem> {
+    let at = a.rsplit_once('@').filter(|(local, d)| !local.is_empty() && normalise_domain(d).is_ok());
+    match at {
+        Some(_) if !a.contains(|c: char| c.is_whitespace() || c == '<' || c == '>') => Ok(()),
+        _ => Err(Problem::expected("an e-mail address", a).at(a, of)),
+    }
+}
+
+fn domain(t: &str) -> Result<String, Problem> {
+    normalise_domain(t).map_err(|_| Problem::expected("a domain name", t))
+}
+
+/// `*`, `name`, `*.name`, `[*.]name`, `[network]`, or a name in braces.
+///
+/// # Errors
+/// [`Problem`]
+pub fn pattern(t: &str) -> Result<(), Problem> {
+    let bare = t.strip_prefix("[*.]").or_else(|| t.strip_prefix("*.")).unwrap_or(t);
+    let literal = t.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    let fine = t == "*"
+        || (t.starts_with('{') && t.ends_with('}') && t.len() > 2)
+        || literal.is_some_and(|l| ipc::network::parse(l).is_some() || ipc::message::parse_literal(l).is_some())
+        || (literal.is_none() && normalise_domain(bare).is_ok());
+    if fine {
+        Ok(())
+    } else {
+        Err(Problem::expected("a domain such as example.com, *.example.com, [*.]example.com or *", t))
+    }
+}
+
+/// The expression of `/…/` at the beginning of `text`, and what follows it.
+///
+/// # Errors
+/// [`Problem`]
+pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str), Problem> {
+    let inner = text.strip_prefix('/').ok_or_else(|| {
+        Problem::expected("a regular expression /.../", text.split_whitespace().next().unwrap_or_default()).at(text, of)
+    })?;
+    let end = closing_slash(inner)
+        .ok_or_else(|| Problem::other("the regular expression is not closed by a slash").at(text, of))?;
+    let source = inner[..end].replace("\\/", "/");
+    let expression = fancy_regex::RegexBuilder::new(&source)
+        .case_insensitive(true)
+        .backtrack_limit(BACKTRACK_LIMIT)
+        .build()
+        .map_err(|e| {
+            let why = e.to_string().lines().last().unwrap_or_default().trim().to_owned();
+            Problem::other(format!("regular expression: {why}")).at(&text[..end + 2], of)
+        })?;
+    Ok((expression, inner[end + 1..].trim_start()))
+}
+
+/// Steps that one match may take, so that no reply and no header can stall a worker.
+const BACKTRACK_LIMIT: usize = 100_000;
+
+fn file(path: &str) -> Result<(), Problem> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Problem::missing(path, &e)),
+    }
+}
+
+/// Address and EHLO name.
+///
+/// # Errors
+/// [`Problem`]
+pub fn source_host(text: &str) -> Result<(IpAddr, &str), Problem> {
+    let mut words = text.split_whitespace();
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    if first.is_empty() {
+        return Err(Problem::other("argument missing"));
+    }
+    if first.contains('/') {
+        return Err(
+            Problem::expected("IP HOST-NAME", text).help("networks are not in force yet: one line for each address")
+        );
+    }
+    let swapped = first.parse::<IpAddr>().is_err() && second.parse::<IpAddr>().is_ok();
+    let ip = first.parse().map_err(|_| {
+        let p = Problem::expected("an IP address first", first).at(first, text);
+        if swapped { p.help("the arguments look swapped: IP HOST-NAME") } else { p }
+    })?;
+    if words.next().is_some() {
+        return Err(Problem::expected("IP HOST-NAME", text));
+    }
+    if !second.is_empty() {
+        domain(second).map_err(|p| p.at(second, text))?;
+    }
+    Ok((ip, second))
+}
+
+/// `SELECTOR,DOMAIN,FILE`
+///
+/// # Errors
+/// [`Problem`]
+pub fn domain_key(text: &str) -> Result<(&str, &str, &str), Problem> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    let [selector, key_domain, path] = parts[..] else {
+        return Err(Problem::other(format!("SELECTOR,DOMAIN,FILE expected, got {} parts", parts.len())));
+    };
+    if key_domain != "*" {
+        domain(key_domain).map_err(|p| p.at(key_domain, text))?;
+    }
+    if selector.is_empty() || selector.contains(char::is_whitespace) {
+        return Err(Problem::expected("a selector", selector).at(selector, text));
+    }
+    file(path).map_err(|p| p.at(path, text))?;
+    Ok((selector, key_domain, path))
+}
+
+fn http_access(text: &str) -> Result<(), Problem> {
+    let (cidr, level) = two(text, "NETWORK LEVEL")?;
+    network(cidr).map_err(|p| p.at(cidr, text))?;
+    match level.to_ascii_lowercase().as_str() {
+        "none" | "monitor" | "monitor,deny-logs" | "operator" | "admin" => Ok(()),
+        _ => Err(Problem::expected("none, monitor, operator or admin", level).at(level, text)),
+    }
+}
+
+fn api_key(t: &str) -> Result<(), Problem> {
+    let fine = (32..=128).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    // The key itself is a secret and not repeated.
+    if fine { Ok(()) } else { Err(Problem::other("expected 32 to 128 letters, digits and underscores")) }
+}
+
+fn references(kinds: &str, name: &str) -> Vec<(&'static str, String)> {
+    let kind = match kinds {
+        "virtual-mta" => "virtual-mta",
+        "virtual-mta-or-pool" | "default-virtual-mta" => "virtual-mta or pool",
+        "pattern-list" => "pattern-list",
+        "smtp-pattern-list" => "smtp-pattern-list",
+        "source" => "source",
+        "source-group" => "source-group",
+        "rewrite-list" => "rewrite-list",
+        "address-list" => "address-list",
+        "proxy" => "proxy",
+        "profile" => "profile",
+        _ => return Vec::new(),
+    };
+    let special = (kinds == "default-virtual-mta" && name.eq_ignore_ascii_case("by-smtp-source-ip"))
+        || (kinds == "proxy" && name.eq_ignore_ascii_case("none"));
+    if special { Vec::new() } else { vec![(kind, name.to_owned())] }
+}
+
+/// Parts of given types, separated by blanks: `args:cidr,rate`.
+fn args(kinds: &str, text: &str) -> Result<(), Problem> {
+    let (kinds, words): (Vec<&str>, Vec<&str>) = (kinds.split(',').collect(), text.split_whitespace().collect());
+    if kinds.len() != words.len() {
+        return Err(Problem::other(format!("{} arguments expected, got {}", kinds.len(), words.len()))
+            .help(format!("form: {}", kinds.join(" ").to_uppercase())));
+    }
+    for (kind, word) in kinds.into_iter().zip(words) {
+        match kind {
+            "cidr" => network(word),
+            "pattern" => pattern(word),
+            "domain" => domain(word).map(drop),
+            "rate" => rate(word).map(drop),
+            "data-rate" => data_rate(word).map(drop),
+            _ => number(word, "").map(drop),
+        }
+        .map_err(|p| p.at(word, text))?;
+    }
+    Ok(())
+}
+
+fn hosts(text: &str) -> Result<(), Problem> {
+    for level in text.split(';') {
+        for host in level.split(',').map(str::trim).filter(|h| !h.is_empty()) {
+            let bad = |why: &str| Problem::expected(why, host).at(host, text);
+            if let Some(d) = host.strip_prefix("lookup-mx:") {
+                domain(d).map_err(|_| bad("lookup-mx:DOMAIN"))?;
+                continue;
+            }
+            let (name, port) = match host.rsplit_once(':').filter(|(n, _)| !n.contains('[') || n.ends_with(']')) {
+                Some((n, p)) => (n, Some(p)),
+                None => (host, None),
+            };
+            if port.is_some_and(|p| !p.parse::<u16>().is_ok_and(|p| p > 0)) {
+                return Err(bad("a port from 1 to 65535"));
+            }
+            if name.parse::<IpAddr>().is_ok() {
+                return Err(bad("an address in brackets").help(format!("write [{name}]")));
+            }
+            let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+            let fine = match literal {
+                Some(l) => ipc::message::parse_literal(l).is_some(),
+                None => normalise_domain(name).is_ok(),
+            };
+            if !fine {
+                return Err(bad("HOST, [IP], [IPv6:IP], each with :PORT if wanted, or lookup-mx:DOMAIN"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn daily(item: &str, of: &str) -> Result<(), Problem> {
+    let n = item.strip_suffix("/day").or_else(|| item.strip_suffix("/d"));
+    match n.map(str::parse::<u64>) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(Problem::expected("N/day", item).at(item, of)),
+    }
+}
+
+fn identity(t: &str) -> Result<(), Problem> {
+    let known = t.eq_ignore_ascii_case("sender-or-from") || t.eq_ignore_ascii_case("strict-from");
+    let fine = known || t.rsplit_once('@').is_some_and(|(_, d)| normalise_domain(d).is_ok());
+    if fine { Ok(()) } else { Err(Problem::expected("an address, @DOMAIN, sender-or-from or strict-from", t)) }
+}
+
+fn url(t: &str) -> Result<(), Problem> {
+    let rest = t.strip_prefix("https://").or_else(|| t.strip_prefix("http://"));
+    let fine = rest.is_some_and(|r| {
+        let host = r.split(['/', ':']).next().unwrap_or_default();
+        !host.is_empty() && !r.contains(['?', '#', '@']) && !r.contains(char::is_whitespace)
+    });
+    if fine { Ok(()) } else { Err(Problem::expected("an absolute http or https URL without query", t)) }
+}
+
+fn domain_macro(text: &str) -> Result<(), Problem> {
+    let (name, list) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        return Err(Problem::expected("a macro name of letters, digits and underscores", name).at(name, text));
+    }
+    if items(list).next().is_none() { Err(Problem::other("the macro's list is missing")) } else { Ok(()) }
+}
+
+/// PowerMTA's letter of a record type.
+pub fn record_type(word: &str) -> Option<&'static str> {
+    Some(match word.to_ascii_lowercase().as_str() {
+        "d" | "delivery" | "delivered" => "d",
+        "b" | "bounce" | "bounced" => "b",
+        "t" | "transient" => "t",
+        "tq" | "transient-queue" => "tq",
+        "r" | "receipt" | "received" => "r",
+        "rb" | "remote-bounce" => "rb",
+        "rs" | "remote-status" => "rs",
+        "f" | "feedback-loop" | "fbl" => "f",
+        _ => return None,
+    })
+}
+
+fn no_record_type(found: &str) -> Problem {
+    Problem::expected("a record type: d, b, t, tq, r, rb, rs or f", found)
+}
+
+/// Fields of accounting records.
+const FIELDS: &[&str] = &[
+    "type",
+    "timeLogged",
+    "timeQueued",
+    "totalSecondsQueued",
+    "orig",
+    "rcpt",
+    "orcpt",
+    "dsnAction",
+    "dsnStatus",
+    "dsnDiag",
+    "dsnMta",
+    "dsnReportingMta",
+    "bounceCat",
+    "srcType",
+    "srcMta",
+    "dlvType",
+    "dlvSourceIp",
+    "dlvDestinationIp",
+    "dlvEsmtpAvailable",
+    "dlvSize",
+    "vmta",
+    "jobId",
+    "envId",
+    "queue",
+    "vmtaPool",
+    "rcvSourceIp",
+    "rcvDestinationIp",
+    "rcvSmtpUser",
+    "userString",
+    "dlvTlsProtocol",
+    "dlvTlsCipher",
+    "format",
+    "repSourceIp",
+    "feedbackType",
+    "userAgent",
+    "reportingMta",
+    "reportedDomain",
+];
+
+fn record_fields(text: &str) -> Result<(), Problem> {
+    let (kind, list) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    record_type(kind).ok_or_else(|| no_record_type(kind).at(kind, text))?;
+    for f in items(list) {
+        let name = f.strip_prefix('!').unwrap_or(f);
+        let lower = name.to_ascii_lowercase();
+        let free = name == "*" || lower.starts_with("header_") || lower.starts_with("arf_");
+        if !free && !FIELDS.iter().any(|k| k.eq_ignore_ascii_case(name)) {
+            let near = super::diagnostic::nearest(name, FIELDS.iter().copied());
+            let p = Problem::expected("a field of accounting records", name).at(f, text);
+            return Err(p.help(near.map(|n| format!("did you mean {n}?")).unwrap_or_default()));
+        }
+    }
+    if items(list).next().is_none() { Err(Problem::other("the list of fields is missing")) } else { Ok(()) }
+}
+
+/// `/regex/ RESULT` of a pattern list.
+fn pattern_rule(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem> {
+    let (_, rest) = regex(text, of)?;
+    if rest.is_empty() { Ok(Vec::new()) } else { results(rest, of) }
+}
+
+fn results(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem> {
+    let mut refs = Vec::new();
+    for item in items(text) {
+        let (name, value) = item.split_once(['=', ':']).unwrap_or((item, ""));
+        let value = value.trim();
+        match name.trim().to_ascii_lowercase().as_str() {
+            "virtual-mta" if !value.is_empty() => refs.push(("virtual-mta or pool", value.to_owned())),
+            "recipient-priority" => drop(number(value, "0..100").map_err(|p| p.at(item, of))?),
+            "call-to" if !value.is_empty() => {}
+            _ => {
+                let p = Problem::expected("virtual-mta=NAME or recipient-priority=N", item);
+                return Err(p.at(item, of));
+            }
+        }
+    }
+    Ok(refs)
+}
+
+fn rewrite(text: &str) -> Result<(), Problem> {
+    let (source, target) = two(text, "SOURCE TARGET")?;
+    if source == "<>" && target.contains('*') {
+        let p = Problem::other("\"*\" in the target needs a source that is not empty");
+        return Err(p.at(target, text));
+    }
+    if !target.is_ascii() {
+        return Err(Problem::expected("an ASCII address", target).at(target, text));
+    }
+    let fine = |t: &str| t == "<>" || t.rsplit_once('@').is_some_and(|(l, d)| !l.is_empty() && !d.is_empty());
+    match (fine(source), fine(target)) {
+        (false, _) => Err(Problem::expected("an address, *@DOMAIN, USER@*, *@* or <>", source).at(source, text)),
+        (_, false) => Err(Problem::expected("an address, *@DOMAIN, USER@* or *@*", target).at(target, text)),
+        _ => Ok(()),
+    }
+}
+
+fn mx_rollup(text: &str) -> Result<(), Problem> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let (host, queue) = match words[..] {
+        [host, queue] => (host, queue),
+        [host, queue, w] if w.eq_ignore_ascii_case("rollup-by-ip") => (host, queue),
+        [] => return Err(Problem::other("argument missing")),
+        _ => return Err(Problem::expected("HOST QUEUE.rollup [rollup-by-ip]", text)),
+    };
+    pattern(host).map_err(|p| p.at(host, text))?;
+    if queue.trim_matches('"').to_ascii_lowercase().ends_with(".rollup") {
+        return Ok(());
+    }
+    Err(Problem::expected("a queue name that ends in .rollup", queue).at(queue, text))
+}
+
+fn host_port(t: &str) -> Result<(), Problem> {
+    let fine = t.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok_and(|p| p > 0));
+    if fine { Ok(()) } else { Err(Problem::expected("HOST:PORT", t)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::value::parse;
+
+    #[test]
+    fn forms_of_several_parts() {
+        for (kind, good) in [
+            ("ip-port", "127.0.0.1"),
+            ("ip-port", "[::1]:5353"),
+            ("listener", "0/0:2525"),
+            ("listener", "[::1]:25 source={x}"),
+            ("emails", "a@b.test, c@d.test"),
+            ("pattern", "[*.]b\u{fc}cher.de"),
+            ("pattern", "[10/8]"),
+            ("pattern", "{bounce}"),
+            ("regex", "/^a(?=b)/"),
+            ("source-host", "192.0.2.1"),
+            ("http-access", "10/8 monitor,deny-logs"),
+            ("args:cidr,rate", "0/0 5/s"),
+            ("hosts", "[127.0.0.1]:2525, [IPv6:::1]; mx.d.test:25; lookup-mx:d.test"),
+            ("daily", "10/day,20/d"),
+            ("identity", "@d.test"),
+            ("url", "https://h.test:8443/a"),
+            ("macro", "a_1 b, $c"),
+            ("records", "d,bounce"),
+            ("record-fields", "d *,!envId,header_Subject"),
+            ("rule", "/x/ virtual-mta=a, recipient-priority=60"),
+            ("header-rule", "x-stream /^\\s*a/ virtual-mta=b"),
+            ("rewrite", "*@* *@d.test"),
+            ("mx-rollup", "*.google.com gmail.rollup rollup-by-ip"),
+        ] {
+            assert!(parse(kind, good).is_ok(), "{kind} {good}: {:?}", parse(kind, good));
+        }
+        for (kind, bad) in [
+            ("ip-port", "dns.test"),
+            ("listener", "0.0.0.0:99999"),
+            ("listener", "1.2.3.4:25 x"),
+            ("listener", "::1:25"),
+            ("emails", "a@b.test, c"),
+            ("pattern", "a b"),
+            ("pattern", "[::1]x"),
+            ("regex", "/(a/"),
+            ("regex", "a"),
+            ("regex", "/a"),
+            ("source-host", "mail.test 192.0.2.1"),
+            ("http-access", "10/40 admin"),
+            ("http-access", "10/8 root"),
+            ("args:cidr,rate", "0/0"),
+            ("hosts", "127.0.0.1"),
+            ("hosts", "a..b"),
+            ("hosts", "h:99999"),
+            ("daily", "10/h"),
+            ("identity", "me"),
+            ("url", "ftp://x/"),
+            ("url", "http://x/?q"),
+            ("macro", "a-b c"),
+            ("macro", "a"),
+            ("records", "d,x"),
+            ("record-fields", "d nosuch"),
+            ("rule", "x virtual-mta=a"),
+            ("rule", "/x/ vmta=a"),
+            ("rewrite", "<> *@d.test"),
+            ("mx-rollup", "a.test queue"),
+            ("api-key", "short"),
+            ("domain-key", "s,d.test,*,/k.pem"),
+            ("words:2", "a"),
+        ] {
+            assert!(parse(kind, bad).is_err(), "{kind} {bad}");
+        }
+    }
+}

@@ -1,0 +1,605 @@
+//! Text to statements as written: lines, comments, quotes, blocks, includes.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::diagnostic::Diagnostic;
+use super::files::{Files, Span};
+
+/// Files deep, statements and bytes in all that a configuration may have.
+const INCLUDE_DEPTH_MAX: usize = 20;
+const STATEMENTS_MAX: usize = 5_000_000;
+const BYTES_MAX: usize = 1 << 30;
+/// Blocks in blocks; the language knows three.
+const NESTING_MAX: usize = 16;
+/// Lines that one quoted value or one list may span.
+const LINES_MAX: usize = 1000;
+
+/// Text of a value: a piece of the file where it stands there as it is.
+#[derive(Clone)]
+pub struct Text {
+    of: Rc<str>,
+    start: u32,
+    end: u32,
+}
+
+impl Text {
+    fn owned(text: &str) -> Text {
+        Text { of: Rc::from(text), start: 0, end: text.len() as u32 }
+    }
+}
+
+impl std::ops::Deref for Text {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.of[self.start as usize..self.end as usize]
+    }
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", &**self)
+    }
+}
+
+/// A directive or a block.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    /// Name in lower case; of a block with its angle brackets. Lines that begin with a
+    /// regular expression have it as their name.
+    pub name: Rc<str>,
+    /// What follows, comment and outer quotes removed.
+    pub value: Text,
+    /// It stood in quotes.
+    pub quoted: bool,
+    /// Where the name stands.
+    pub at: Span,
+    /// Where the value stands.
+    pub value_at: Span,
+    /// What is inside a block, or in the block that ends a directive.
+    pub inside: Vec<Statement>,
+    /// It is a block or ends in one.
+    pub is_block: bool,
+}
+
+/// Reads a file and everything it includes.
+#[derive(Debug, Default)]
+pub struct Reader {
+    /// What was read.
+    pub files: Files,
+    /// What is wrong.
+    pub diagnostics: Vec<Diagnostic>,
+    names: HashMap<Box<str>, Rc<str>>,
+    statements: usize,
+    bytes: usize,
+    /// Files being read, outermost first.
+    stack: Vec<PathBuf>,
+}
+
+/// A line with its comment removed, and where it lies in the file.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    number: u32,
+    /// Offset of `content` in the file.
+    start: usize,
+    whole: &'a str,
+    content: &'a str,
+}
+
+impl Reader {
+    /// Reads `file`.
+    ///
+    /// # Errors
+    /// When it cannot be read; what is wrong inside is in `diagnostics`.
+    pub fn file(&mut self, file: &Path) -> std::io::Result<Vec<Statement>> {
+        let bytes = std::fs::read(file)?;
+        self.bytes += bytes.len();
+        if self.bytes > BYTES_MAX {
+            return Err(std::io::Error::other(format!("the configuration is larger than {BYTES_MAX} bytes")));
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let same = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+        self.stack.push(same);
+        let number = self.files.len();
+        let statements = self.text(file, &text);
+        self.stack.pop();
+        if let Err(e) = std::str::from_utf8(&bytes) {
+            let line = 1 + memchr::memchr_iter(b'\n', &bytes[..e.valid_up_to()]).count();
+            let at = Span { file: number as u16, line: line as u32, column: 1, width: 1 };
+            self.error(at, "not-utf8", "expected UTF-8, found other bytes on this line", "save the file as UTF-8");
+        }
+        Ok(statements)
+    }
+
+    /// Reads text as if it stood in `file`.
+    pub fn text(&mut self, file: &Path, text: &str) -> Vec<Statement> {
+        let Some(number) = self.files.add(file, text) else {
+            self.error(Span::default(), "too-many-files", "a configuration of more than 65535 files", "");
+            return Vec::new();
+        };
+        let Some(text) = self.files.get(number).map(|f| Rc::clone(&f.text)) else { return Vec::new() };
+        FileReader { reader: self, file: number, text: Rc::clone(&text), top: Vec::new(), open: Vec::new() }.read(&text)
+    }
+
+    fn error(&mut self, at: Span, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+        self.diagnostics.push(Diagnostic::error(at, code, message, help));
+    }
+
+    fn name(&mut self, word: &str) -> Rc<str> {
+        let lower = if word.starts_with('/') { word.to_owned() } else { word.to_ascii_lowercase() };
+        if let Some(n) = self.names.get(lower.as_str()) {
+            return Rc::clone(n);
+        }
+        let name: Rc<str> = Rc::from(lower.as_str());
+        self.names.insert(lower.into(), Rc::clone(&name));
+        name
+    }
+
+    fn include(&mut self, s: &Statement) -> Vec<Statement> {
+        if s.value.starts_with("http://") || s.value.starts_with("https://") {
+            let help = "fetch it into a file and include that";
+            self.error(s.value_at, "include", "a configuration is not fetched from the network", help);
+            return Vec::new();
+        }
+        let base = self.files.path(s.at.file).parent().unwrap_or(Path::new(".")).to_owned();
+        let pattern = base.join(&*s.value);
+        let files = match matching_files(&pattern) {
+            Ok(f) => f,
+            Err(e) => {
+                self.error(s.value_at, "missing-file", format!("cannot include {}: {e}", pattern.display()), "");
+                return Vec::new();
+            }
+        };
+        let mut all = Vec::new();
+        for f in files {
+            let same = std::fs::canonicalize(&f).unwrap_or_else(|_| f.clone());
+            if let Some(i) = self.stack.iter().position(|s| *s == same) {
+                let chain: Vec<String> =
+                    self.stack[i..].iter().chain([&same]).map(|p| p.display().to_string()).collect();
+                let message = format!("the file includes itself: {}", chain.join(" -> "));
+                self.error(s.value_at, "include-cycle", message, "remove one of the include lines");
+                continue;
+            }
+            if self.stack.len() >= INCLUDE_DEPTH_MAX {
+                let message = format!("includes are nested more than {INCLUDE_DEPTH_MAX} deep");
+                self.error(s.value_at, "include-cycle", message, "");
+                continue;
+            }
+            match self.file(&f) {
+                Ok(inner) => all.extend(inner),
+                Err(e) => {
+                    self.error(s.value_at, "missing-file", format!("cannot include {}: {e}", f.display()), "");
+                }
+            }
+        }
+        all
+    }
+}
+
+struct FileReader<'r> {
+    reader: &'r mut Reader,
+    file: u16,
+    text: Rc<str>,
+    top: Vec<Statement>,
+    open: Vec<Statement>,
+}
+
+impl FileReader<'_> {
+    fn read(mut self, text: &str) -> Vec<Statement> {
+        let mut lines = Lines { text, at: if text.starts_with('\u{feff}') { 3 } else { 0 }, number: 0 };
+        while let Some(line) = lines.next() {
+            let trimmed = line.content.trim();
+            if trimmed.is_empty() {
+                continue;
+            }
+            self.reader.statements += 1;
+            if self.reader.statements > STATEMENTS_MAX {
+                let at = self.span(&line, line.content);
+                let message = format!("a configuration of more than {STATEMENTS_MAX} lines");
+                self.reader.error(at, "too-many-lines", message, "");
+                break;
+            }
+            if trimmed.contains(|c: char| c.is_control() && c != '\t') {
+                let at = self.span(&line, trimmed);
+                self.reader.error(at, "control-character", "a control character in the line", "remove it");
+                continue;
+            }
+            if let Some(tag) = trimmed.strip_prefix("</") {
+                self.close(tag, &line);
+            } else if trimmed.starts_with('<') {
+                self.open_block(trimmed, &line);
+            } else {
+                self.directive(trimmed, &line, &mut lines);
+            }
+        }
+        while let Some(s) = self.open.pop() {
+            let end = s.name.replace('<', "</");
+            let message = format!("block {} is not closed at the end of the file", s.name);
+            self.reader.error(s.at, "unclosed-block", message, format!("add {end}"));
+            self.put(s);
+        }
+        self.top
+    }
+
+    /// The place of `part`, which is a piece of the line.
+    fn span(&self, line: &Line<'_>, part: &str) -> Span {
+        let offset = (part.as_ptr() as usize).saturating_sub(line.whole.as_ptr() as usize).min(line.whole.len());
+        let column = line.whole.get(..offset).map_or(0, |b| b.chars().count()) + 1;
+        let width = part.chars().count().max(1);
+        Span { file: self.file, line: line.number, column: 1, width: 1 }.part(column - 1, width)
+    }
+
+    /// `piece` of the line as a text without a copy.
+    fn verbatim(&self, line: &Line<'_>, piece: &str) -> Text {
+        let start = line.start + (piece.as_ptr() as usize).saturating_sub(line.content.as_ptr() as usize);
+        Text { of: Rc::clone(&self.text), start: start as u32, end: (start + piece.len()) as u32 }
+    }
+
+    fn put(&mut self, mut s: Statement) {
+        // Most blocks hold a line or two, and there may be half a million of them.
+        s.inside.shrink_to_fit();
+        match self.open.last_mut() {
+            Some(outer) => outer.inside.push(s),
+            None => self.top.push(s),
+        }
+    }
+
+    fn open_block(&mut self, trimmed: &str, line: &Line<'_>) {
+        let at = self.span(line, trimmed);
+        let Some(tag) = trimmed.strip_prefix('<').and_then(|t| t.strip_suffix('>')) else {
+            self.reader.error(at, "malformed-tag", "expected '>' at the end of the tag", "");
+            return;
+        };
+        let tag = tag.trim();
+        let (word, param) = tag.split_once(char::is_whitespace).unwrap_or((tag, &tag[tag.len()..]));
+        let param = param.trim();
+        let inner = param.strip_prefix('"').and_then(|p| p.strip_suffix('"')).filter(|_| param.len() >= 2);
+        let value = match inner {
+            Some(i) if i.contains('\\') => Text::owned(&unescaped(i)),
+            Some(i) => self.verbatim(line, i),
+            None => self.verbatim(line, param),
+        };
+        if self.open.len() >= NESTING_MAX {
+            self.reader.error(at, "nesting", format!("blocks are nested more than {NESTING_MAX} deep"), "");
+            return;
+        }
+        let name = self.reader.name(&format!("<{word}>"));
+        let value_at = if param.is_empty() { at } else { self.span(line, param) };
+        let quoted = inner.is_some();
+        self.open.push(Statement { name, value, quoted, at, value_at, inside: Vec::new(), is_block: true });
+    }
+
+    fn close(&mut self, tag: &str, line: &Line<'_>) {
+        let at = self.span(line, line.content.trim());
+        let word = tag.trim_end().trim_end_matches('>').split_whitespace().next().unwrap_or_default();
+        let word = word.to_ascii_lowercase();
+        let ends = |s: &Statement| match s.name.strip_prefix('<').and_then(|n| n.strip_suffix('>')) {
+            Some(name) => name == word,
+            // A directive that a block ends: mail-from /…/ <pattern-list>
+            None => word == "pattern-list",
+        };
+        let Some(i) = self.open.iter().rposition(ends) else {
+            let message = format!("closing tag </{word}> without an opening tag");
+            return self.reader.error(at, "mismatched-tag", message, "remove it, or add the opening tag");
+        };
+        while self.open.len() > i + 1 {
+            let Some(inner) = self.open.pop() else { break };
+            let message = format!("expected {}, found </{word}>", inner.name.replace('<', "</"));
+            let help = format!("line {} opens {}", inner.at.line, inner.name);
+            self.reader.error(at, "mismatched-tag", message, help);
+            self.put(inner);
+        }
+        if let Some(s) = self.open.pop() {
+            self.put(s);
+        }
+    }
+
+    fn directive(&mut self, trimmed: &str, line: &Line<'_>, lines: &mut Lines<'_>) {
+        // A line of a pattern block may begin with its expression, blanks included.
+        let split = match trimmed.strip_prefix('/') {
+            Some(rest) => closing_slash(rest).map_or(trimmed.len(), |i| i + 2),
+            None => trimmed.find(char::is_whitespace).unwrap_or(trimmed.len()),
+        };
+        let (word, rest) = trimmed.split_at(split);
+        let raw = rest.trim_start();
+        let mut s = Statement {
+            name: self.reader.name(word),
+            value: self.verbatim(line, raw),
+            quoted: false,
+            at: self.span(line, word),
+            value_at: if raw.is_empty() { self.span(line, word) } else { self.span(line, raw) },
+            inside: Vec::new(),
+            is_block: false,
+        };
+        if raw.starts_with('"') {
+            self.quoted(&mut s, line, raw, lines);
+        } else if raw.ends_with(',') || (&*s.name == "domain-macro" && !raw.contains([' ', '\t', ','])) {
+            self.continued(&mut s, raw, lines);
+        } else if word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+            && let Some(pattern) = before_nested_list(raw)
+        {
+            s.value = self.verbatim(line, pattern);
+            s.is_block = true;
+            self.open.push(s);
+            return;
+        }
+        if &*s.name == "include" && !s.value.is_empty() {
+            let included = self.reader.include(&s);
+            included.into_iter().for_each(|i| self.put(i));
+            return;
+        }
+        self.put(s);
+    }
+
+    /// A value in quotes, which may span lines. Quotes that close and are followed by more
+    /// are text: `"a" "b"`.
+    fn quoted(&mut self, s: &mut Statement, line: &Line<'_>, raw: &str, lines: &mut Lines<'_>) {
+        s.quoted = true;
+        if let Some(end) = closing_quote(&raw[1..]) {
+            if end + 2 != raw.len() {
+                s.quoted = false;
+                return;
+            }
+            let inner = &raw[1..=end];
+            s.value = if inner.contains('\\') { Text::owned(&unescaped(inner)) } else { self.verbatim(line, inner) };
+            return;
+        }
+        let mut all = raw[1..].to_owned();
+        for _ in 0..LINES_MAX {
+            // Comments are not looked for inside of quotes.
+            let Some(next) = lines.next_whole() else { break };
+            let piece = next.trim();
+            if let Some(end) = closing_quote(piece) {
+                all.push(' ');
+                all.push_str(&piece[..end]);
+                s.value = Text::owned(&unescaped(&all));
+                return;
+            }
+            all.push(' ');
+            all.push_str(piece);
+        }
+        self.reader.error(s.value_at, "unclosed-quote", "expected a closing quote", "add \" at the end of the value");
+    }
+
+    /// A list goes on behind a comma at the end of a line.
+    fn continued(&mut self, s: &mut Statement, raw: &str, lines: &mut Lines<'_>) {
+        let mut all = raw.to_owned();
+        for _ in 0..LINES_MAX {
+            let Some(next) = lines.peek().filter(|l| !l.content.trim().starts_with('<')) else { break };
+            lines.next();
+            let piece = next.content.trim();
+            if piece.is_empty() {
+                continue;
+            }
+            all.push(' ');
+            all.push_str(piece);
+            if !piece.ends_with(',') {
+                break;
+            }
+        }
+        s.value = Text::owned(&all);
+    }
+}
+
+struct Lines<'a> {
+    text: &'a str,
+    at: usize,
+    number: u32,
+}
+
+impl<'a> Lines<'a> {
+    fn next_whole(&mut self) -> Option<&'a str> {
+        let rest = self.text.get(self.at..).filter(|r| !r.is_empty())?;
+        let end = memchr::memchr(b'\n', rest.as_bytes());
+        let whole = &rest[..end.unwrap_or(rest.len())];
+        self.at += whole.len() + usize::from(end.is_some());
+        self.number += 1;
+        Some(whole.strip_suffix('\r').unwrap_or(whole))
+    }
+
+    fn next(&mut self) -> Option<Line<'a>> {
+        let start = self.at;
+        let whole = self.next_whole()?;
+        Some(Line { number: self.number, start, whole, content: strip_comment(whole) })
+    }
+
+    fn peek(&self) -> Option<Line<'a>> {
+        Lines { text: self.text, at: self.at, number: self.number }.next()
+    }
+}
+
+/// Files that a path stands for, in lexical order; wildcards may stand in any part. Without
+/// one the file must be there.
+fn matching_files(pattern: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let text = pattern.to_string_lossy();
+    if !text.contains(['*', '?', '[']) {
+        return std::fs::metadata(pattern).map(|_| vec![pattern.to_owned()]);
+    }
+    let found = glob::glob(&text).map_err(|e| std::io::Error::other(e.to_string()))?;
+    let mut files = Vec::new();
+    for f in found {
+        let f = f.map_err(std::io::Error::from)?;
+        if f.is_file() {
+            files.push(f);
+        }
+    }
+    Ok(files)
+}
+
+/// A line up to its comment; `#` inside double quotes belongs to the value.
+fn strip_comment(line: &str) -> &str {
+    if !line.contains('#') {
+        return line;
+    }
+    let (mut quoted, mut escaped) = (false, false);
+    for (i, c) in line.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            '#' if !quoted => return &line[..i],
+            _ => {}
+        }
+    }
+    // An odd quote is text, not a string: the comment counts after all.
+    if quoted { line.split('#').next().unwrap_or(line) } else { line }
+}
+
+/// What stands before the `<pattern-list>` that ends a line.
+fn before_nested_list(raw: &str) -> Option<&str> {
+    let (pattern, tag) = raw.strip_suffix('>')?.rsplit_once(" <")?;
+    (tag.trim() == "pattern-list").then(|| pattern.trim_end())
+}
+
+/// Where the quote that `text` begins behind is closed.
+fn closing_quote(text: &str) -> Option<usize> {
+    unescaped_at(text, '"')
+}
+
+/// Where the expression that `text` begins behind the slash of is closed.
+pub fn closing_slash(text: &str) -> Option<usize> {
+    unescaped_at(text, '/')
+}
+
+fn unescaped_at(text: &str, wanted: char) -> Option<usize> {
+    let mut escaped = false;
+    for (i, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == wanted => return Some(i),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Text of a quoted value with its escapes resolved.
+fn unescaped(inner: &str) -> String {
+    let mut out = String::with_capacity(inner.len());
+    let mut escaped = false;
+    for c in inner.chars() {
+        if c == '\\' && !escaped {
+            escaped = true;
+        } else {
+            escaped = false;
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> (Vec<Statement>, Vec<&'static str>) {
+        let mut r = Reader::default();
+        let s = r.text(Path::new("c"), text);
+        (s, r.diagnostics.iter().map(|d| d.code).collect())
+    }
+
+    #[test]
+    fn comments_quotes_and_blocks() {
+        let (s, wrong) = read("\u{feff}a  \"x # y\" # z\r\n<domain *>\n  b 1,\n\n  2\n</domain x>\nc it's \"odd # z");
+        assert!(wrong.is_empty());
+        assert_eq!(
+            (&*s[0].value, &*s[1].value, &*s[1].inside[0].value, &*s[2].value),
+            ("x # y", "*", "1, 2", "it's \"odd")
+        );
+        assert_eq!((s[1].inside[0].at.line, s[1].inside[0].at.column, s[1].inside[0].value_at.column), (3, 3, 5));
+    }
+
+    #[test]
+    fn quoted_values_span_lines_and_lists_go_on() {
+        let (s, wrong) = read("command \"a \\\"b\\\" \\\\d\n   --c # no comment\"\ndomain-macro g\na.com,b.com\nx y");
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert_eq!(&*s[0].value, "a \"b\" \\d --c # no comment");
+        assert_eq!((&*s[1].value, &*s[2].name), ("g a.com,b.com", "x"));
+        assert_eq!(read("a \"b\nc").1, ["unclosed-quote"]);
+    }
+
+    #[test]
+    fn nested_lists_and_lines_that_begin_with_an_expression() {
+        let (s, wrong) = read(
+            "<pattern-list p>\n mail-from /a b/ <pattern-list>\n  * virtual-mta=x\n </pattern-list>\n /s p\\/am/ c\n</pattern-list>",
+        );
+        assert!(wrong.is_empty(), "{wrong:?}");
+        let inside = &s[0].inside;
+        assert_eq!((&*inside[0].value, inside[0].inside.len()), ("/a b/", 1));
+        assert_eq!((&*inside[1].name, &*inside[1].value), ("/s p\\/am/", "c"));
+    }
+
+    #[test]
+    fn blocks_that_do_not_match_are_all_named() {
+        assert_eq!(read("<a>\n<b>\n</a>\n</c>\n<d>").1, ["mismatched-tag", "mismatched-tag", "unclosed-block"]);
+        assert_eq!(read("<a\nb \u{1}").1, ["malformed-tag", "control-character"]);
+    }
+
+    #[test]
+    fn included_text_takes_the_place_of_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        std::fs::create_dir_all(dir.path().join("d1")).unwrap();
+        write("main", "<domain *>\n include d?/*.cf\n z 1\n</domain>\ninclude main\ninclude nothing\n");
+        write("d1/b.cf", "b 2");
+        write("d1/a.cf", "a 1\r\n");
+        let mut r = Reader::default();
+        let s = r.file(&dir.path().join("main")).unwrap();
+        let names: Vec<&str> = s[0].inside.iter().map(|i| &*i.name).collect();
+        assert_eq!(names, ["a", "b", "z"]);
+        let codes: Vec<&str> = r.diagnostics.iter().map(|d| d.code).collect();
+        assert_eq!(codes, ["include-cycle", "missing-file"]);
+        write("bytes", "a b\nc \u{e4}\n");
+        std::fs::write(dir.path().join("bytes"), b"a b\nc \xe4\n").unwrap();
+        let mut r = Reader::default();
+        assert_eq!(r.file(&dir.path().join("bytes")).unwrap().len(), 2);
+        assert_eq!((r.diagnostics[0].code, r.diagnostics[0].at.line), ("not-utf8", 2));
+    }
+
+    /// Name, value, and what is inside a block.
+    type Tree = (String, String, Option<Vec<(String, String)>>);
+
+    fn print(all: &[Tree]) -> String {
+        let mut t = String::new();
+        for (name, value, inside) in all {
+            let quoted = format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""));
+            match inside {
+                None => t.push_str(&format!("{name} {quoted}  # comment\n")),
+                Some(inner) => {
+                    t.push_str(&format!("<{name} {quoted}>\n"));
+                    inner.iter().for_each(|(n, v)| t.push_str(&format!("\t{n} {v}\r\n")));
+                    t.push_str(&format!("</{name}>\n"));
+                }
+            }
+        }
+        t
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(tree in proptest::collection::vec((
+            "[a-b][a-z-]{0,8}", "[a-z \"#\\\\/]{0,12}",
+            proptest::option::of(proptest::collection::vec(("[a-b][a-z-]{0,8}", "[a-z0-9/]{1,8}"), 0..4))
+        ), 0..6)) {
+            let (read, wrong) = read(&print(&tree));
+            prop_assert!(wrong.is_empty(), "{:?}", wrong);
+            prop_assert_eq!(read.len(), tree.len());
+            for (s, (name, value, inside)) in read.iter().zip(&tree) {
+                prop_assert_eq!(s.name.trim_matches(['<', '>']), name);
+                prop_assert_eq!(&*s.value, value);
+                let inner: Vec<(String, String)> =
+                    s.inside.iter().map(|i| (i.name.to_string(), i.value.to_string())).collect();
+                prop_assert_eq!(inner, inside.clone().unwrap_or_default());
+            }
+        }
+
+        #[test]
+        fn any_text_is_read(s in "[a<>/\" #\n,\\\\\r\u{e4}]{0,80}") {
+            let _ = read(&s);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `sluice config check`: everything that is wrong, at once, where it is.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tests::engine::binary;
+
+/// Line and code.
+type Places = BTreeSet<(u64, String)>;
+
+/// Errors and warnings, and the exit code.
+fn check(file: &Path) -> (Places, Places, Option<i32>) {
+    let out = Command::new(binary()).args(["config", "check", "--json"]).arg(file).output().unwrap();
+    let v: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let all = |kind: &str| {
+        let list = v[kind].as_array().unwrap().iter();
+        list.map(|d| (d["line"].as_u64().unwrap(), d["code"].as_str().unwrap().to_owned())).collect()
+    };
+    (all("errors"), all("warnings"), out.status.code())
+}
+
+fn text_of(config: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.conf");
+    std::fs::write(&file, config).unwrap();
+    let out = Command::new(binary()).current_dir(dir.path()).args(["config", "check", "c.conf"]).output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn every_wrong_line_is_named_and_no_other() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/wrong.conf");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let expected = |sign: &str| -> BTreeSet<(u64, String)> {
+        let lines = text.lines().enumerate();
+        let marked = lines.filter_map(|(i, l)| Some((i, l.rsplit_once(&format!("# {sign}"))?.1.trim())));
+        marked.filter(|(_, code)| !code.contains(' ')).map(|(i, code)| (i as u64 + 1, code.to_owned())).collect()
+    };
+    let (errors, mut warnings, code) = check(&file);
+    warnings.retain(|(_, code)| code != "pending");
+    assert_eq!(errors, expected("!"));
+    assert_eq!(warnings, expected("?"));
+    assert_eq!(code, Some(2));
+}
+
+#[test]
+fn an_error_shows_the_line_the_column_and_what_to_do() {
+    let text = text_of("<domain *>\n\tretry-after 10m, 5 minutes\n  max-mesg-per-connection 20\n</domain>\n");
+    let expected = "\
+error[bad-value]: retry-after: expected a time interval such as 90s, 10m or 4d12h, found \"5 minutes\"
+ --> c.conf:2:19
+  |
+2 |     retry-after 10m, 5 minutes
+  |                      ^^^^^^^^^
+  |
+  = help: unknown unit \"minutes\": w, d, h, m, s
+
+error[unknown-directive]: unknown directive max-mesg-per-connection in <domain>
+ --> c.conf:3:3
+  |
+3 |   max-mesg-per-connection 20
+  |   ^^^^^^^^^^^^^^^^^^^^^^^
+  |
+  = help: did you mean max-msg-per-connection?
+
+c.conf: 2 errors, 0 warnings
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn two_places_are_shown_where_two_have_to_do_with_it() {
+    let text = text_of("<domain a.test>\n max-smtp-out 5\n max-smtp-out 6\n</domain>\n");
+    let expected = "\
+warning[shadowed]: max-smtp-out is given again here, and this line is in force
+ --> c.conf:3:2
+  |
+2 |  max-smtp-out 5
+  |  ------------ has no effect
+3 |  max-smtp-out 6
+  |  ^^^^^^^^^^^^
+  |
+  = help: remove one of them
+
+c.conf: 0 errors, 1 warnings
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn stanzas_that_were_forgotten_are_named() {
+    let mut config = String::new();
+    for n in 0..30 {
+        let rate = if n < 27 { "200/h" } else { "100/h" };
+        config.push_str(&format!(
+            "<virtual-mta v{n}>\n<domain gmail.com>\nmax-msg-rate {rate}\n</domain>\n</virtual-mta>\n"
+        ));
+    }
+    let text = text_of(&config);
+    assert_eq!(
+        text.matches("27 of 30 virtual MTAs say max-msg-rate 200/h for gmail.com, this one says 100/h").count(),
+        3
+    );
+    assert!(text.contains("c.conf:138:1"), "{text}");
+}
+
+#[test]
+fn files_that_cannot_be_read_are_errors_too() {
+    let out = Command::new(binary()).args(["config", "check", "--json", "/nonexistent"]).output().unwrap();
+    let v: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((v["errors"][0]["code"].as_str(), out.status.code()), (Some("unreadable"), Some(2)));
+}
+
+#[test]
+fn windows_line_ends_and_unicode_are_read() {
+    let text = text_of("\u{feff}<domain b\u{fc}cher.example>\r\n  max-smtp-out 5 # \u{e4}\r\n</domain>");
+    assert_eq!(text, "c.conf: 0 errors, 0 warnings\n");
+}

@@ -1,0 +1,6 @@
+//! Configurations as operators meet them: through the built program.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod check;
+mod explain;
+mod reload;
