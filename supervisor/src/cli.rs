@@ -186,8 +186,19 @@ enum ConfigCommand {
         #[arg(long, value_name = "OLD")]
         config: Option<PathBuf>,
     },
+    /// List the receiver profiles that come with the program, or print one
+    Profiles {
+        /// Name of a profile
+        name: Option<String>,
+    },
     /// Print the table of directives
-    Directives(Output),
+    Directives {
+        #[command(flatten)]
+        output: Output,
+        /// Print the reference as Markdown
+        #[arg(long, conflicts_with = "json")]
+        markdown: bool,
+    },
 }
 
 /// Runs a worker until it is told to stop.
@@ -244,7 +255,11 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Config { what: ConfigCommand::Diff { new, config } } => {
             client::diff(&control, &new, config.as_deref())
         }
-        Command::Config { what: ConfigCommand::Directives(o) } => directives(o.json),
+        Command::Config { what: ConfigCommand::Profiles { name } } => profiles(name.as_deref()),
+        Command::Config { what: ConfigCommand::Directives { markdown: true, .. } } => {
+            print(config::manual::markdown().as_bytes())
+        }
+        Command::Config { what: ConfigCommand::Directives { output, .. } } => directives(output.json),
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut out);
@@ -319,11 +334,33 @@ fn check(file: &std::path::Path, json: bool) -> Result<(), Failure> {
     if errors.is_empty() { Ok(()) } else { Err(Failure::Wrong(String::new())) }
 }
 
+fn profiles(name: Option<&str>) -> Result<(), Failure> {
+    use config::profiles::{ALL, text, title};
+    match name {
+        Some(n) => match text(n) {
+            Some(t) => print(t.as_bytes()),
+            None => {
+                Err(Failure::Wrong(format!("there is no receiver profile {n}; `sluice config profiles` lists them")))
+            }
+        },
+        None => {
+            let rows = ALL.iter().map(|(n, t)| vec![(*n).to_owned(), title(t).to_owned()]);
+            client::table(&["profile", "receiver"], rows.collect())
+        }
+    }
+}
+
 fn directives(json: bool) -> Result<(), Failure> {
     let all = config::directives::all();
     if json {
-        let v = serde_json::to_string_pretty(all).map_err(|e| Failure::Failed(e.to_string()))?;
-        return print(format!("{v}\n").as_bytes());
+        let mut list = Vec::with_capacity(all.len());
+        for d in all {
+            let mut v = serde_json::to_value(d).map_err(|e| Failure::Failed(e.to_string()))?;
+            v["example"] = config::manual::example(d).into();
+            v["see_also"] = config::manual::see_also(d).into();
+            list.push(v);
+        }
+        return print(format!("{:#}\n", serde_json::Value::from(list)).as_bytes());
     }
     let rows = all.iter().map(|d| {
         let status = format!("{:?}", d.status).to_lowercase();

@@ -1,53 +1,5 @@
-//! `sluice`: the supervisor, its workers, and the operator's commands.
+//! The program; all of it is in the library, where tests and fuzzers reach it too.
 
-mod accounting;
-mod cli;
-mod config;
-mod http;
-mod listen;
-mod operator;
-mod rights;
-mod run;
-mod shards;
-mod status;
-
-use std::process::ExitCode;
-
-use clap::Parser;
-
-/// Exit codes that scripts depend on.
-#[derive(Debug)]
-pub enum Failure {
-    /// The operation failed or the server said no.
-    Failed(String),
-    /// Wrong usage or wrong configuration.
-    Wrong(String),
-    /// No running server at the control socket.
-    NoServer(String),
-}
-
-impl From<Failure> for ExitCode {
-    fn from(f: Failure) -> ExitCode {
-        let (code, text) = match f {
-            Failure::Failed(t) => (1, t),
-            Failure::Wrong(t) => (2, t),
-            Failure::NoServer(t) => (3, t),
-        };
-        if !text.is_empty() {
-            eprintln!("sluice: {text}");
-        }
-        ExitCode::from(code)
-    }
-}
-
-fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1).peekable();
-    let done = match args.next_if(|a| a == "worker") {
-        Some(name) => cli::work(cli::WorkerCli::parse_from(std::iter::once(name).chain(args))),
-        None => cli::execute(cli::Cli::parse()),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(f) => f.into(),
-    }
+fn main() -> std::process::ExitCode {
+    supervisor::main()
 }

@@ -71,6 +71,12 @@ c.conf: 2 errors, 0 warnings
 }
 
 #[test]
+fn what_is_wrong_on_a_later_line_of_a_list_is_marked_where_the_list_begins() {
+    let text = text_of("<domain *>\n retry-after 10m,\n  1hd\n</domain>");
+    assert!(text.contains("found \"1hd\"\n --> c.conf:2:14"), "{text}");
+}
+
+#[test]
 fn two_places_are_shown_where_two_have_to_do_with_it() {
     let text = text_of("<domain a.test>\n max-smtp-out 5\n max-smtp-out 6\n</domain>\n");
     let expected = "\

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::engine::binary;
 
 const OLD: &str = "\
-domain-macro family googlemail.com, gmail.com
+domain-macro family smallmail.test, bigmail.test
 <profile careful>
  max-smtp-out 3
  max-msg-rate 100/h
@@ -19,7 +19,7 @@ domain-macro family googlemail.com, gmail.com
 <domain $family>
  max-smtp-out 7
 </domain>
-<domain gmail.com>
+<domain bigmail.test>
  max-msg-rate 50/h
  use-profile careful
 </domain>
@@ -35,7 +35,7 @@ domain-macro family googlemail.com, gmail.com
 </virtual-mta>
 <virtual-mta-pool p>
  virtual-mta v2
- <domain gmail.com>
+ <domain bigmail.test>
   retry-after 5m,1h
  </domain>
 </virtual-mta-pool>
@@ -70,21 +70,24 @@ fn every_value_is_traced_to_its_line() {
     let owned = |all: &[&str]| all.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
     assert_eq!(why(d, &["a.test"], "max-smtp-out"), ("10".into(), 7, owned(&["20"])));
     // An explicit block beats a macro's; lines beat the profile that they stand beside.
-    assert_eq!(why(d, &["gmail.com"], "max-smtp-out"), ("3".into(), 3, owned(&["7", "10", "20"])));
-    assert_eq!(why(d, &["GMail.com", "v2"], "max-msg-rate"), ("50/h".into(), 14, owned(&["100/h", "unlimited"])));
+    assert_eq!(why(d, &["bigmail.test"], "max-smtp-out"), ("3".into(), 3, owned(&["7", "10", "20"])));
+    assert_eq!(why(d, &["BigMail.test", "v2"], "max-msg-rate"), ("50/h".into(), 14, owned(&["100/h", "unlimited"])));
     // Scope comes before specificity.
-    assert_eq!(why(d, &["gmail.com", "v1"], "max-smtp-out").0, "4");
+    assert_eq!(why(d, &["bigmail.test", "v1"], "max-smtp-out").0, "4");
     // Members inherit from their pool, and a pool can be asked about.
     for via in ["v2", "p"] {
-        assert_eq!(why(d, &["gmail.com", via], "retry-after"), ("5m,1h".into(), 30, owned(&["10m"])));
+        assert_eq!(why(d, &["bigmail.test", via], "retry-after"), ("5m,1h".into(), 30, owned(&["10m"])));
     }
-    assert_eq!(why(d, &["gmail.com", "v3"], "retry-after").0, "10m");
-    let all = run(d, &["config", "explain", "gmail.com", "--config", "old.conf"]);
+    assert_eq!(why(d, &["bigmail.test", "v3"], "retry-after").0, "10m");
+    // A receiver's profile lies below everything that is written.
+    assert_eq!(why(d, &["gmail.com"], "max-smtp-out"), ("10".into(), 7, owned(&["5", "20"])));
+    assert_eq!(why(d, &["gmail.com"], "max-msg-per-connection").0, "50");
+    let all = run(d, &["config", "explain", "bigmail.test", "--config", "old.conf"]);
     let text = String::from_utf8(all.stdout).unwrap();
     let rate = text.lines().find(|l| l.starts_with("max-msg-rate")).unwrap();
-    assert!(rate.contains("old.conf:14 (global <domain gmail.com>)"), "{rate}");
+    assert!(rate.contains("old.conf:14 (global <domain bigmail.test>)"), "{rate}");
     assert!(text.contains("queue-priority (pending)"));
-    for args in [["gmail.com", "nobody"], ["gmail.com", "--why=max-smt-out"]] {
+    for args in [["bigmail.test", "nobody"], ["bigmail.test", "--why=max-smt-out"]] {
         let out = run(d, &["config", "explain", "--config", "old.conf", args[0], args[1]]);
         assert_eq!(out.status.code(), Some(2));
     }
@@ -107,8 +110,8 @@ virtual MTA v4: new
 virtual MTA v3: gone
 virtual MTA v1: smtp-source-host 127.0.0.1 v1.test → 127.0.0.1 w1.test
 * × 2 virtual MTAs: max-smtp-out 10 → 11
-gmail.com: max-msg-rate 50/h → 60/h
-gmail.com/v2: retry-after 5m,1h → 5m,2h
+bigmail.test: max-msg-rate 50/h → 60/h
+bigmail.test/v2: retry-after 5m,1h → 5m,2h
 ";
     assert_eq!(String::from_utf8(out.stdout).unwrap(), expected);
     let same = run(dir.path(), &["config", "diff", "old.conf", "--config", "old.conf"]);

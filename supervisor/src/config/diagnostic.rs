@@ -100,7 +100,7 @@ fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> 
 pub fn nearest<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let limit = 1 + word.len() / 4;
     let near = all.filter(|n| n.len().abs_diff(word.len()) <= limit).map(|n| (distance(word, n), n));
-    near.filter(|(d, _)| *d <= limit).min_by_key(|(d, _)| *d).map(|(_, n)| n)
+    near.filter(|(d, _)| *d <= limit).min().map(|(_, n)| n)
 }
 
 /// Levenshtein's distance.

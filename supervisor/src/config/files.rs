@@ -50,8 +50,8 @@ impl Files {
         Some(number)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
+    /// The number that the next file gets.
+    pub fn next_number(&self) -> usize {
         self.all.len()
     }
 

@@ -1,6 +1,6 @@
 //! Lines that are legal and do not do what somebody meant.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use ipc::rules::Value;
 
@@ -172,14 +172,14 @@ fn reroutes(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
 }
 
 /// Value → how many say it, and the first places.
-type Values = HashMap<String, (usize, Vec<Span>)>;
+type Values = BTreeMap<String, (usize, Vec<Span>)>;
 
 /// Stanzas for the same domain in many virtual MTAs, of which a few were forgotten when the
 /// others were changed.
 #[derive(Debug, Default)]
 pub struct Similar {
     /// By domain and directive.
-    seen: HashMap<(String, String), Values>,
+    seen: BTreeMap<(String, String), Values>,
 }
 
 impl Similar {

@@ -12,6 +12,8 @@ pub mod explain;
 pub mod files;
 pub mod lint;
 pub mod macros;
+pub mod manual;
+pub mod profiles;
 pub mod reply_rule;
 pub mod syntax;
 pub mod value;

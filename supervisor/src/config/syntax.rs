@@ -1,6 +1,7 @@
 //! Text to statements as written: lines, comments, quotes, blocks, includes.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -93,15 +94,22 @@ impl Reader {
     /// # Errors
     /// When it cannot be read; what is wrong inside is in `diagnostics`.
     pub fn file(&mut self, file: &Path) -> std::io::Result<Vec<Statement>> {
-        let bytes = std::fs::read(file)?;
+        let open = std::fs::File::open(file)?;
+        // The main file may be a pipe; what is included is found by patterns, and only files count.
+        if !self.stack.is_empty() && !open.metadata()?.is_file() {
+            return Err(std::io::Error::other("not a regular file"));
+        }
+        let mut bytes = Vec::new();
+        open.take((BYTES_MAX - self.bytes) as u64 + 1).read_to_end(&mut bytes)?;
         self.bytes += bytes.len();
         if self.bytes > BYTES_MAX {
+            self.bytes = BYTES_MAX;
             return Err(std::io::Error::other(format!("the configuration is larger than {BYTES_MAX} bytes")));
         }
         let text = String::from_utf8_lossy(&bytes);
         let same = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
         self.stack.push(same);
-        let number = self.files.len();
+        let number = self.files.next_number();
         let statements = self.text(file, &text);
         self.stack.pop();
         if let Err(e) = std::str::from_utf8(&bytes) {

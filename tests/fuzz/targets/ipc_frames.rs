@@ -14,9 +14,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use fuzz::{Choices, peak, pieces};
-use ipc::layers::{LayersBuilder, Profile, Scope};
 use ipc::control::{AccountingFile, Heartbeat, Hello, Rows, RowsOf, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
+use ipc::layers::{LayersBuilder, Profile, Scope};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
 use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release};
 use ipc::message::{

@@ -35,7 +35,7 @@ fn check(reply: &Reply) {
     assert_eq!(verdict.outcome == Outcome::Delivered, reply.is_positive());
     assert_eq!(verdict.outcome == Outcome::Bounced, reply.is_permanent());
     assert!(verdict.remote && verdict.status == status && verdict.diagnostic == text);
-    assert!(!bounce_category::of(&status, &text).is_empty() && !bounce_category::words(&status).is_empty());
+    assert!(!bounce_category::of(&status, &text).is_empty() && !bounce_category::words(&status, true).is_empty());
 
     let extensions = Extensions::of(reply);
     assert!(!extensions.names.contains(char::is_whitespace), "{:?}", extensions.names);

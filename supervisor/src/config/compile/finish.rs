@@ -28,7 +28,7 @@ impl<'s> Compiler<'s> {
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
         self.defaults(&data_dir);
         let mut diagnostics = std::mem::take(&mut self.reader.diagnostics);
-        diagnostics.sort_by_key(|d| d.at);
+        diagnostics.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
         let mut snapshot = self.snapshot;
         snapshot.layers = self.layers.build();
         snapshot.files = self.reader.files.paths();
@@ -69,6 +69,7 @@ impl<'s> Compiler<'s> {
 
     /// `<domain>` blocks become layers. One written out beats one that a macro gave.
     fn domain_blocks(&mut self) {
+        let published = self.receiver_profiles();
         let domains = std::mem::take(&mut self.domains);
         let (by_macro, explicit): (Vec<_>, Vec<_>) = domains.into_iter().partition(|(_, s)| s.value.contains('$'));
         let mut similar = lint::Similar::default();
@@ -80,6 +81,7 @@ impl<'s> Compiler<'s> {
             }
             let settings = self.settings("domain", &s.inside);
             for pattern in self.patterns(s) {
+                self.compare_with(&published, &pattern, &settings);
                 self.layers.add(scope, &pattern, &settings);
             }
         }

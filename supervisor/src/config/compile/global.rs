@@ -22,6 +22,7 @@ impl Compiler<'_> {
                 self.out.worker_cpus = l.iter().filter_map(|t| t.parse().ok()).collect();
             }
             ("workers", Value::Number(n)) => self.workers(s, n),
+            ("receiver-profiles", Value::TextList(l)) => self.choose_profiles(s, &l),
             ("postmaster", Value::TextList(l)) => g.postmaster.extend(l),
             ("spool-min-free-space", Value::Number(n)) => {
                 for d in &mut g.spools {

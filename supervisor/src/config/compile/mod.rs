@@ -4,6 +4,7 @@ mod blocks;
 mod finish;
 mod global;
 mod names;
+mod receivers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -79,14 +80,26 @@ pub fn compile(file: Option<&Path>, overrides: &Overrides) -> std::io::Result<Ch
         Some(f) => reader.file(f)?,
         None => reader.text(Path::new("(built-in)"), super::builtin::TEXT),
     };
+    Ok(compile_read(reader, &statements, overrides))
+}
+
+/// Compiles text as if it stood in a file of this name.
+pub fn compile_text(name: &Path, text: &str) -> Checked {
+    let mut reader = Reader::default();
+    let statements = reader.text(name, text);
+    compile_read(reader, &statements, &Overrides::default())
+}
+
+fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides) -> Checked {
     let mut c = Compiler {
         reader,
         macros: Macros::default(),
-        names: Names::of(&statements),
+        names: Names::of(statements),
         snapshot: Snapshot::default(),
         layers: LayersBuilder::default(),
         domains: Vec::new(),
         pending: BTreeMap::new(),
+        profiles: None,
         pool_domains: HashMap::new(),
         members: Vec::new(),
         out: Global::default(),
@@ -95,9 +108,9 @@ pub fn compile(file: Option<&Path>, overrides: &Overrides) -> std::io::Result<Ch
     };
     c.snapshot.vmtas.push(VirtualMta { name: "{default}".into(), ..Default::default() });
     c.snapshot.vmta_by_name.insert("{default}".into(), 0);
-    c.define_macros(&statements);
-    c.statements(&statements);
-    Ok(c.finish(&statements, overrides))
+    c.define_macros(statements);
+    c.statements(statements);
+    c.finish(statements, overrides)
 }
 
 /// Settings of the server that the snapshot does not hold.
@@ -123,6 +136,8 @@ struct Compiler<'s> {
     domains: Vec<(Scope, &'s Statement)>,
     /// Directives that are not in force yet: where first, and how often.
     pending: BTreeMap<&'static str, (Span, usize)>,
+    /// Receiver profiles in force; `None` for all.
+    profiles: Option<Vec<String>>,
     /// Pools that have `<domain>` blocks.
     pool_domains: HashMap<u32, Span>,
     /// Members of pools: pool, name, weight, place.
@@ -163,7 +178,10 @@ impl<'s> Compiler<'s> {
         let at = match p.part {
             Some((start, len)) => {
                 let chars = |range: std::ops::Range<usize>| s.value.get(range).map_or(0, |t| t.chars().count());
-                s.value_at.part(chars(0..start) + usize::from(s.quoted), chars(start..start + len).max(1))
+                let part = s.value_at.part(chars(0..start) + usize::from(s.quoted), chars(start..start + len).max(1));
+                // A part on a later line of the value cannot be marked on its first.
+                let columns = self.reader.files.line(part).chars().count();
+                if usize::from(part.column) + usize::from(part.width) <= columns + 1 { part } else { s.value_at }
             }
             None => s.value_at,
         };

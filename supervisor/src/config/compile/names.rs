@@ -59,6 +59,8 @@ impl Names {
 
     fn get(&self, kind: &'static str, name: &str) -> Option<(Span, usize)> {
         let reserved = match kind {
+            // Each receiver profile has a list of its name.
+            "smtp-pattern-list" => super::super::profiles::text(name).is_some(),
             "virtual-mta" => name == "{default}",
             "source" => matches!(name, "{auth}" | "{pickup}" | "{transmissions-api}"),
             _ => false,

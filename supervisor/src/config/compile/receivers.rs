@@ -1,0 +1,90 @@
+//! Receiver profiles become the lowest layer.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use ipc::layers::Scope;
+use ipc::rules::{DomainKey, Value};
+
+use super::super::profiles;
+use super::{Compiler, Diagnostic, Macros, Problem, Setting, Span, Statement, nearest};
+
+/// Limits that a receiver has published, by domain: directive's key and value.
+pub(super) type Published = HashMap<String, Vec<(u16, u64)>>;
+
+impl Compiler<'_> {
+    /// `receiver-profiles yes|no|NAME,…`
+    pub(super) fn choose_profiles(&mut self, s: &Statement, list: &[String]) {
+        self.profiles = match list {
+            [one] if one.eq_ignore_ascii_case("yes") || one.eq_ignore_ascii_case("true") => None,
+            [one] if one.eq_ignore_ascii_case("no") || one.eq_ignore_ascii_case("false") => Some(Vec::new()),
+            names => Some(names.to_vec()),
+        };
+        for n in self.profiles.clone().unwrap_or_default() {
+            if profiles::text(&n).is_none() {
+                let near = nearest(&n.to_lowercase(), profiles::ALL.iter().map(|(n, _)| *n));
+                let help = near.map_or("`sluice config profiles` lists them".into(), |n| format!("did you mean {n}?"));
+                self.problem(s, Problem::expected("yes, no or names of receiver profiles", &n).help(help));
+            }
+        }
+    }
+
+    /// Puts the chosen profiles below everything else, and answers what receivers published.
+    pub(super) fn receiver_profiles(&mut self) -> Published {
+        let mut published = Published::new();
+        // What the profiles hold and is not in force yet is no news about the operator's file.
+        let pending = std::mem::take(&mut self.pending);
+        for (name, text) in profiles::ALL {
+            if self.profiles.as_ref().is_some_and(|p| !p.iter().any(|n| n.eq_ignore_ascii_case(name))) {
+                continue;
+            }
+            let statements = self.reader.text(&PathBuf::from(format!("(receiver profile {name})")), text);
+            let mut macros = Macros::default();
+            for s in &statements {
+                match &*s.name {
+                    "domain-macro" => macros.define(&s.value),
+                    "<domain>" => {
+                        let settings = self.settings("domain", &s.inside);
+                        for pattern in macros.expand(&s.value).unwrap_or_default() {
+                            if profiles::is_published(text) {
+                                published.insert(pattern.clone(), limits(&settings));
+                            }
+                            self.layers.add(Scope::BuiltIn, &pattern, &settings);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.pending = pending;
+        published
+    }
+
+    /// Warns of a limit above what the receiver says it refuses.
+    pub(super) fn compare_with(&mut self, published: &Published, pattern: &str, settings: &[Setting]) {
+        let Some(limits) = published.get(pattern) else { return };
+        for (key, most) in limits {
+            let said = settings.iter().rev().find(|s| s.key == *key);
+            let Some((s, n)) = said.and_then(|s| if let Value::Number(n) = s.value { Some((s, n)) } else { None })
+            else {
+                continue;
+            };
+            if n > *most || n == 0 {
+                let at = Span { file: s.file, line: s.line, column: 1, width: 1 };
+                let line = self.reader.files.line(at);
+                let column = line.chars().take_while(|c| c.is_whitespace()).count();
+                let at = at.part(column, line.trim().chars().count());
+                let name = if *key == DomainKey::MaxSmtpOut as u16 { "max-smtp-out" } else { "max-msg-per-connection" };
+                let message = format!("{name} is above the {most} that the receiver itself names for {pattern}");
+                let help = "`sluice config profiles` shows where it is from";
+                self.reader.diagnostics.push(Diagnostic::warning(at, "above-profile", message, help));
+            }
+        }
+    }
+}
+
+fn limits(settings: &[Setting]) -> Vec<(u16, u64)> {
+    let keys = [DomainKey::MaxSmtpOut as u16, DomainKey::MaxMsgPerConnection as u16];
+    let of = |s: &Setting| if let Value::Number(n) = s.value { Some((s.key, n)) } else { None };
+    settings.iter().filter(|s| keys.contains(&s.key)).filter_map(of).collect()
+}

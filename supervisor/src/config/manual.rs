@@ -1,0 +1,247 @@
+//! The reference of directives, made from the table.
+
+use std::fmt::Write;
+
+use super::directives::{self, Directive, Status};
+
+/// Blocks in the order of the reference.
+const BLOCKS: &[&str] = &[
+    "global",
+    "source",
+    "domain",
+    "virtual-mta",
+    "virtual-mta-pool",
+    "smtp-listener",
+    "spool",
+    "acct-file",
+    "pattern-list",
+    "smtp-pattern-list",
+    "mx-rollup-list",
+    "bounce-category-patterns",
+    "address-list",
+    "suppression-list",
+    "smtp-user",
+    "source-group",
+    "rewrite-list",
+    "domain-key-list",
+    "aliases",
+    "dns",
+    "proxy",
+    "bounce-processor",
+    "feedback-loop-processor",
+    "email-patterns",
+    "transmissions-api",
+    "transmissions-api-listener",
+    "signals",
+    "signals-filter",
+];
+
+/// A line that sets a directive, as it may stand in a file.
+pub fn example(d: &Directive) -> String {
+    let word = d.kind.split(':').next().unwrap_or_default();
+    let argument = d.kind.split_once(':').map_or("", |(_, a)| a);
+    let value: String = match word {
+        "block" if d.unit.contains("unnamed") => return d.name.to_owned(),
+        "block" => {
+            let tag = d.name.trim_matches(['<', '>']);
+            let name = match tag {
+                "domain" => "example.com",
+                "source" => "10.0.0.0/8",
+                "spool" => "/var/spool/sluice",
+                "acct-file" => "acct/acct.csv",
+                "smtp-listener" | "transmissions-api-listener" => "192.0.2.10:587",
+                "virtual-mta" => "vmta1",
+                _ => return format!("<{tag} my-{tag}>"),
+            };
+            return format!("<{tag} {name}>");
+        }
+        "flag" => if d.default == "yes" { "no" } else { "yes" }.into(),
+        "number" => match argument.split_once("..") {
+            Some((lo, _)) if lo != "0" => lo.into(),
+            _ => "20".into(),
+        },
+        "size" => "250M".into(),
+        "duration" | "grace" => "5m".into(),
+        "durations" => "10m,30m,1h".into(),
+        "rate" => "600/h".into(),
+        "data-rate" => "100M/h".into(),
+        "enum" => argument.split(',').next_back().unwrap_or_default().into(),
+        "list" => match d.name {
+            "disable-acct-records" => "t,tq".into(),
+            "receiver-profiles" => "google, yahoo".into(),
+            "queue-filter" => "example.com/vmta1".into(),
+            _ => "X-Mailer, X-Originating-IP".into(),
+        },
+        "ip" => "192.0.2.10".into(),
+        "ip-port" => "127.0.0.1:53".into(),
+        "listener" => "192.0.2.10:25".into(),
+        "cidr" => "10.0.0.0/8".into(),
+        "email" | "emails" => "postmaster@example.com".into(),
+        "domain" => "example.com".into(),
+        "pattern" => "[*.]example.com".into(),
+        "address-pattern" => "/@example\\.com$/".into(),
+        "source-host" => "192.0.2.10 mail.example.com".into(),
+        "http-access" => "10.0.0.0/8 monitor".into(),
+        "api-key" => "0123456789abcdef0123456789abcdef".into(),
+        "ref" => match argument {
+            "source" => "feeder".into(),
+            "virtual-mta" | "virtual-mta-or-pool" | "default-virtual-mta" => "vmta1".into(),
+            other => format!("my-{other}"),
+        },
+        "refs" => format!("my-{argument}"),
+        "args" => argument
+            .split(',')
+            .map(|a| match a {
+                "cidr" => "0/0",
+                "pattern" => "*.example.com",
+                "domain" => "example.net",
+                "rate" => "100/h",
+                "data-rate" => "10M/h",
+                _ => "5",
+            })
+            .collect::<Vec<_>>()
+            .join(" "),
+        "hosts" => "mx1.example.com, mx2.example.com; [192.0.2.20]:2525".into(),
+        "daily" => "50/day,100/day,200/day".into(),
+        "identity" => "@example.com".into(),
+        "url" => "https://hooks.example.com/mail".into(),
+        "queue" => "example.queue".into(),
+        "cpus" => "0,1".into(),
+        "macro" => "isp yahoo, aol".into(),
+        "records" => "d,b,t".into(),
+        "record-fields" => "d timeLogged,rcpt,dsnStatus".into(),
+        "header-rule" => "x-stream /^reset/ virtual-mta=vmta1".into(),
+        "rule" => "/@example\\.com$/ virtual-mta=vmta1".into(),
+        "result" => "virtual-mta=vmta1".into(),
+        "reply" => "/too many connections/ mode=backoff".into(),
+        "rewrite" => "*@old.example.com *@new.example.com".into(),
+        "mx-rollup" => "*.google.com gmail.rollup".into(),
+        "category" => return "/mailbox full/ quota-issues".into(),
+        "host-port" => "proxy.example.com:1080".into(),
+        "proxy-client" => "192.0.2.30 out.example.com".into(),
+        "words" => match d.name {
+            "pickup" => "/var/spool/pickup /var/spool/pickup-bad".into(),
+            _ => "192.0.2.10 proxy.example.com:1080 192.0.2.30 out.example.com".into(),
+        },
+        "file" | "list-file" | "certificate" | "path" => match d.name {
+            "include" => "conf.d/*.conf".into(),
+            "data-dir" => "/var/lib/sluice".into(),
+            _ => format!("/etc/sluice/{}.pem", d.name),
+        },
+        "domain-key" => "s1,example.com,/etc/sluice/s1.example.com.pem".into(),
+        _ => match d.name {
+            "alias" => "info@example.com staff@example.com".into(),
+            "custom-dsn-from-header" => "\"Mail System <mailer-daemon@example.com>\"".into(),
+            "command" => "\"/usr/local/bin/take --to=\\\"$to\\\"\"".into(),
+            "file-destination" => "/var/mail/$domain".into(),
+            "map-header-to-field" => "d header_X-Campaign jobId".into(),
+            "privacy-policy" => "redact".into(),
+            "virtual-mta" => "vmta1 weight=2".into(),
+            _ => "word".into(),
+        },
+    };
+    format!("{} {value}", d.name)
+}
+
+/// Directives that one should know beside this one.
+pub fn see_also(d: &Directive) -> Vec<&'static str> {
+    let mut all: Vec<&'static str> = Vec::new();
+    for (from, to) in [
+        ("backoff-", ""),
+        ("", "backoff-"),
+        ("second-", ""),
+        ("", "second-"),
+        ("retain-", "process-"),
+        ("process-", "retain-"),
+        ("require-", "use-"),
+        ("use-", "require-"),
+        ("source-ip-", ""),
+        ("", "source-ip-"),
+        ("destination-", ""),
+        ("", "destination-"),
+        ("reject-", "check-"),
+        ("trace-", "check-"),
+        ("retry-", "backoff-retry-"),
+    ] {
+        let Some(rest) = d.name.strip_prefix(from) else { continue };
+        let other = format!("{to}{rest}");
+        let found = directives::all().iter().find(|o| o.name == other && o.name != d.name);
+        if let Some(o) = found.filter(|o| o.blocks.iter().any(|b| d.blocks.contains(b)) && !all.contains(&o.name)) {
+            all.push(o.name);
+        }
+    }
+    all
+}
+
+/// The whole reference as Markdown.
+pub fn markdown() -> String {
+    let mut t = String::from(
+        "# Directives\n\nMade from the program's table: `sluice config directives --markdown`.\n\n\
+         *Supported* directives are in force. *Pending* ones are checked and stored, and not in force yet. *Accepted* ones\n\
+         are harmless here and have no effect. *Refused* ones are errors. Lines of a directive marked + add up; of others the\n\
+         last line of a block is in force.\n",
+    );
+    for block in BLOCKS {
+        let rows: Vec<&Directive> = directives::all().iter().filter(|d| d.blocks.contains(block)).collect();
+        let title = if *block == "global" { "Top level".to_owned() } else { format!("`<{block}>`") };
+        let _ = write!(
+            t,
+            "\n## {title}\n\n| directive | value | default | counted | status | meaning | example |\n|---|---|---|---|---|---|---|\n"
+        );
+        for d in rows {
+            let cell = |s: &str| s.replace('|', "\\|").replace('<', "&lt;");
+            let status = format!("{:?}", d.status).to_lowercase();
+            let reason = if d.reason.is_empty() { String::new() } else { format!(": {}", d.reason) };
+            let see = see_also(d);
+            let see = if see.is_empty() { String::new() } else { format!(" See {}.", see.join(", ")) };
+            let plus = if d.repeats { " +" } else { "" };
+            let example = if d.status == Status::Refused {
+                String::new()
+            } else {
+                format!("`{}`", example(d).replace('|', "\\|"))
+            };
+            let _ = writeln!(
+                t,
+                "| `{}`{plus} | {} | {} | {} | {status}{} | {}{see} | {example} |",
+                d.name,
+                cell(d.unit),
+                cell(d.default),
+                cell(d.scope),
+                cell(&reason),
+                cell(d.doc)
+            );
+        }
+    }
+    t
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::value;
+    use super::*;
+
+    #[test]
+    fn examples_are_right_and_every_row_is_in_the_reference() {
+        let needs_a_file = ["file", "list-file", "certificate", "domain-key"];
+        for d in directives::all() {
+            assert!(d.blocks.iter().any(|b| BLOCKS.contains(b)), "{} in {:?}", d.name, d.blocks);
+            let line = example(d);
+            let Some((_, v)) = line.split_once(' ').filter(|_| !line.starts_with('/')) else { continue };
+            let kind = d.kind.split(':').next().unwrap_or_default();
+            if kind != "block" && !needs_a_file.contains(&kind) {
+                let v = v.trim_matches('"');
+                assert!(value::parse(d.kind, v).is_ok(), "{line}: {:?}", value::parse(d.kind, v));
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_is_what_the_table_gives() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/directives.md");
+        let written = std::fs::read_to_string(file).unwrap_or_default();
+        assert!(
+            written == markdown(),
+            "docs/directives.md is old: sluice config directives --markdown > docs/directives.md"
+        );
+    }
+}
