@@ -145,6 +145,9 @@ pub struct VirtualMta {
     pub host_name: String,
     /// The pool whose `<domain>` blocks it inherits.
     pub pool: Option<u32>,
+    /// What stands in its block beside `<domain>`, as written: keys are rows of the table of
+    /// directives, for those who ask where a value comes from.
+    pub settings: Vec<Setting>,
 }
 
 /// A `smtp-source-host`.
@@ -163,6 +166,8 @@ pub struct Pool {
     pub name: String,
     /// Members.
     pub members: Vec<PoolMember>,
+    /// What stands in its block beside members and `<domain>`, as in [`VirtualMta::settings`].
+    pub settings: Vec<Setting>,
 }
 
 /// A virtual MTA of a pool.

@@ -113,6 +113,15 @@ fn stanzas_that_were_forgotten_are_named() {
 }
 
 #[test]
+fn a_default_of_a_virtual_mta_that_beats_a_named_domain_is_told_of() {
+    let text = text_of(
+        "<domain d.test>\n max-smtp-out 3\n</domain>\n<virtual-mta v>\n<domain *>\n max-smtp-out 9\n</domain>\n</virtual-mta>\n",
+    );
+    assert!(text.contains("warning[shadowed]: max-smtp-out of the virtual MTA's <domain *> also beats"), "{text}");
+    assert!(text.contains("c.conf:6:2") && text.contains("has no effect for it"), "{text}");
+}
+
+#[test]
 fn files_that_cannot_be_read_are_errors_too() {
     let out = Command::new(binary()).args(["config", "check", "--json", "/nonexistent"]).output().unwrap();
     let v: Value = serde_json::from_slice(&out.stdout).unwrap();

@@ -79,6 +79,10 @@ fn every_value_is_traced_to_its_line() {
         assert_eq!(why(d, &["bigmail.test", via], "retry-after"), ("5m,1h".into(), 30, owned(&["10m"])));
     }
     assert_eq!(why(d, &["bigmail.test", "v3"], "retry-after").0, "10m");
+    let whole = run(d, &["config", "explain", "bigmail.test", "v1", "--config", "old.conf", "--json"]);
+    let whole: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    let host = whole.as_array().unwrap().iter().find(|e| e["name"] == "smtp-source-host").unwrap();
+    assert_eq!((host["value"].as_str(), host["origin"]["line"].as_u64()), (Some("127.0.0.1 v1.test"), Some(18)));
     // A receiver's profile lies below everything that is written.
     assert_eq!(why(d, &["gmail.com"], "max-smtp-out"), ("10".into(), 7, owned(&["5", "20"])));
     assert_eq!(why(d, &["gmail.com"], "max-msg-per-connection").0, "50");

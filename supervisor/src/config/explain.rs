@@ -109,10 +109,50 @@ pub fn explain(s: &ArchivedSnapshot, destination: &str, name: &str, only: &str) 
         }
         let Some(last) = chain.pop() else { continue };
         chain.reverse();
-        all.push(Explained { name: d.name.into(), value: last.value, origin: last.origin, overrides: chain, pending });
+        all.push(one(d.name, last, chain, pending));
+    }
+    if only.is_empty() {
+        beside_domains(s, vmta, pool, &mut all);
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
+}
+
+/// What the blocks of pool and virtual MTA set beside `<domain>`; the virtual MTA wins.
+fn beside_domains(s: &ArchivedSnapshot, vmta: Option<u32>, pool: Option<u32>, all: &mut Vec<Explained>) {
+    let pool = pool.and_then(|i| s.pools.get(i as usize)).map(|p| (format!("pool {}", p.name.as_str()), &p.settings));
+    let vmta = vmta.and_then(|i| s.vmtas.get(i as usize));
+    let vmta = vmta.map(|v| (format!("virtual-mta {}", v.name.as_str()), &v.settings));
+    let mut chains: BTreeMap<&str, Vec<(Said, bool)>> = BTreeMap::new();
+    for (layer, settings) in pool.into_iter().chain(vmta) {
+        for x in settings.iter() {
+            let Some(d) = directives::all().get(usize::from(x.key.to_native())) else { continue };
+            let Ok(v) = rkyv::deserialize::<Value, rkyv::rancor::Error>(&x.value) else { continue };
+            let origin = Origin { layer: layer.clone(), ..written_at(s, x) };
+            let chain = chains.entry(d.name).or_default();
+            // Lines that add up all count, and each is told.
+            if d.repeats && !chain.is_empty() {
+                let said = Said { value: shown(d.kind, &v), origin };
+                all.push(one(d.name, said, Vec::new(), d.status != Status::Supported));
+            } else {
+                chain.push((Said { value: shown(d.kind, &v), origin }, d.status != Status::Supported));
+            }
+        }
+    }
+    for (name, mut chain) in chains {
+        let Some((last, pending)) = chain.pop() else { continue };
+        let overrides = chain.into_iter().rev().map(|(s, _)| s).collect();
+        all.push(one(name, last, overrides, pending));
+    }
+}
+
+fn one(name: &str, said: Said, overrides: Vec<Said>, pending: bool) -> Explained {
+    Explained { name: name.into(), value: said.value, origin: said.origin, overrides, pending }
+}
+
+fn written_at(s: &ArchivedSnapshot, setting: &ArchivedSetting) -> Origin {
+    let file = s.files.get(usize::from(setting.file.to_native())).map_or("", |f| f.as_str());
+    Origin { layer: String::new(), file: file.to_owned(), line: setting.line.to_native() }
 }
 
 fn shown(kind: &str, v: &Value) -> String {
@@ -136,12 +176,8 @@ fn origin(
         Scope::Vmta(i) => format!("virtual-mta {}", s.vmtas.get(i as usize).map_or("", |v| v.name.as_str())),
     };
     let through = profile.map(|p| format!(" profile {}", p.name.as_str())).unwrap_or_default();
-    let file = s.files.get(usize::from(setting.file.to_native())).map_or("", |f| f.as_str());
-    Origin {
-        layer: format!("{name} <domain {}>{through}", ipc::message::shown_domain(pattern)),
-        file: file.to_owned(),
-        line: setting.line.to_native(),
-    }
+    let layer = format!("{name} <domain {}>{through}", ipc::message::shown_domain(pattern));
+    Origin { layer, ..written_at(s, setting) }
 }
 
 impl std::fmt::Display for Origin {

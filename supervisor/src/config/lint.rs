@@ -222,3 +222,46 @@ impl Similar {
         }
     }
 }
+
+/// A virtual MTA's `<domain *>` beats global blocks that name a domain: legal, and seldom what
+/// was meant by whoever wrote the domain's block.
+#[derive(Debug, Default)]
+pub struct Shadows {
+    /// Directives of virtual MTAs' `<domain *>`: where first, and how many.
+    everywhere: BTreeMap<String, (Span, usize)>,
+    /// Directives of global blocks that name a domain: the first of each.
+    named: BTreeMap<String, (Span, String)>,
+}
+
+impl Shadows {
+    /// Takes a `<domain>` block of a virtual MTA.
+    pub fn of_vmta(&mut self, s: &Statement) {
+        for i in s.inside.iter().filter(|_| &*s.value == "*") {
+            self.everywhere.entry(i.name.to_string()).or_insert((i.at, 0)).1 += 1;
+        }
+    }
+
+    /// Takes a global `<domain>` block.
+    pub fn of_global(&mut self, s: &Statement) {
+        for i in s.inside.iter().filter(|_| !s.value.contains('*')) {
+            self.named.entry(i.name.to_string()).or_insert((i.at, s.value.to_string()));
+        }
+    }
+
+    /// Names each directive once.
+    pub fn report(self, all: &mut Vec<Diagnostic>) {
+        for (name, (at, count)) in self.everywhere {
+            let Some((named_at, domain)) = self.named.get(&name) else { continue };
+            let more = if count > 1 { format!(" ({count} virtual MTAs, the first is shown)") } else { String::new() };
+            let message =
+                format!("{name} of the virtual MTA's <domain *> also beats the global <domain {domain}>{more}");
+            let d = Diagnostic::warning(
+                at,
+                "shadowed",
+                message,
+                "name the domain in the virtual MTA too, if its value is meant",
+            );
+            all.push(d.with(*named_at, "has no effect for it"));
+        }
+    }
+}

@@ -126,6 +126,10 @@ pub fn example(d: &Directive) -> String {
         "file" | "list-file" | "certificate" | "path" => match d.name {
             "include" => "conf.d/*.conf".into(),
             "data-dir" => "/var/lib/sluice".into(),
+            "spool" => "/var/spool/sluice".into(),
+            "log-file" => "/var/log/sluice.log".into(),
+            "move-to" => "acct/done".into(),
+            _ if word == "list-file" || word == "path" => format!("/etc/sluice/{}.txt", d.name),
             _ => format!("/etc/sluice/{}.pem", d.name),
         },
         "domain-key" => "s1,example.com,/etc/sluice/s1.example.com.pem".into(),

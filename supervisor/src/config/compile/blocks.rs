@@ -130,6 +130,7 @@ impl<'s> Compiler<'s> {
                 continue;
             }
             let v = &mut self.snapshot.vmtas[index as usize];
+            v.settings.push(a.as_written(i));
             match (&*i.name, a.in_force()) {
                 ("smtp-source-host", Some(Value::Text(t))) => v.source_hosts.extend(source_host(&t)),
                 ("host-name", Some(Value::Text(t))) => v.host_name = t,
@@ -175,8 +176,10 @@ impl<'s> Compiler<'s> {
                     self.member(index, i);
                 }
                 _ => {
-                    if self.check("virtual-mta-pool", i).is_some() {
-                        self.used_profile(Scope::Pool(index), i);
+                    if let Some(a) = self.check("virtual-mta-pool", i)
+                        && !self.used_profile(Scope::Pool(index), i)
+                    {
+                        self.snapshot.pools[index as usize].settings.push(a.as_written(i));
                     }
                 }
             }

@@ -73,11 +73,17 @@ impl<'s> Compiler<'s> {
         let domains = std::mem::take(&mut self.domains);
         let (by_macro, explicit): (Vec<_>, Vec<_>) = domains.into_iter().partition(|(_, s)| s.value.contains('$'));
         let mut similar = lint::Similar::default();
+        let mut shadows = lint::Shadows::default();
         for (scope, s) in by_macro.into_iter().chain(explicit) {
             self.repeated("domain", &s.inside);
             lint::domain(&mut self.reader.diagnostics, s);
-            if matches!(scope, Scope::Vmta(_)) {
-                similar.note(s);
+            match scope {
+                Scope::Vmta(_) => {
+                    similar.note(s);
+                    shadows.of_vmta(s);
+                }
+                Scope::Global => shadows.of_global(s),
+                _ => {}
             }
             let settings = self.settings("domain", &s.inside);
             for pattern in self.patterns(s) {
@@ -86,6 +92,7 @@ impl<'s> Compiler<'s> {
             }
         }
         similar.report(&mut self.reader.diagnostics);
+        shadows.report(&mut self.reader.diagnostics);
     }
 
     /// The patterns that a block's parameter stands for, as queues spell them.

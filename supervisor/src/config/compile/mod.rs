@@ -159,6 +159,11 @@ impl Accepted {
         &directives::all()[self.row]
     }
 
+    /// The setting by the directive's row.
+    fn as_written(&self, s: &Statement) -> Setting {
+        Setting { key: self.row as u16, file: s.at.file, line: s.at.line, value: self.value.clone() }
+    }
+
     /// The value, if its directive is in force.
     fn in_force(self) -> Option<Value> {
         (self.directive().status == Status::Supported).then_some(self.value)
