@@ -190,6 +190,15 @@ impl ArchivedLayers {
         self.patterns.iter().map(|p| p.as_str())
     }
 
+    /// Whether some virtual MTA has a block of this pattern.
+    pub fn has_vmtas(&self, pattern: &str) -> bool {
+        let Some(n) = self.pattern(pattern) else { return false };
+        let from = self.blocks.partition_point(|b| b.pattern.to_native() < n);
+        let here = self.blocks[from..].iter().take_while(|b| b.pattern.to_native() == n);
+        // Codes of virtual MTAs are odd, from 3 on.
+        here.into_iter().any(|b| b.scope.to_native() >= 3 && b.scope.to_native() % 2 == 1)
+    }
+
     /// The block of a pattern in one scope, as written.
     pub fn written(&self, pattern: &str, scope: Scope) -> &[ArchivedSetting] {
         self.pattern(pattern).map_or(&[], |n| self.block(n, scope))

@@ -119,6 +119,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     compiled.snapshot.generation = 1;
     let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
+    ipc::descriptors::give_back_heap();
     let files = Files::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
     let cpus = cpus(&compiled);
     let workers = compiled.workers.unwrap_or(cpus.len() as u32).max(1) as usize;
@@ -596,6 +597,7 @@ impl Supervisor {
         compiled.snapshot.generation = self.generation.get() + 1;
         let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
         let changes = config::diff::diff(self.mapped()?.get(), map(&fd)?.get());
+        ipc::descriptors::give_back_heap();
         self.generation.set(compiled.snapshot.generation);
         self.listeners.borrow_mut().retain(|(a, _)| compiled.snapshot.listeners.iter().any(|l| l.address == *a));
         self.listeners.borrow_mut().extend(added);

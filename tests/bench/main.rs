@@ -1,6 +1,7 @@
 //! Measures Sluice, and Postfix beside it: `cargo run --release -p tests --bin bench -- --help`.
 #![allow(clippy::unwrap_used, missing_docs)] // a bench that cannot set up should stop there
 
+mod configuration;
 mod load;
 mod servers;
 mod sink;
@@ -17,7 +18,7 @@ use sink::Sink;
 const HELP: &str = "\
 Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
 
-usage: bench [throughput] [accept] [latency] [queue] [all]
+usage: bench [throughput] [accept] [latency] [queue] [config] [all]
        bench queue --recipients N       recipients queued (1000000)
                    --bytes N         bytes of a message there (1000)
        bench throughput --messages N    messages a run (30000)
@@ -27,6 +28,7 @@ throughput  CPU per message with 1, 2 and 4 shards, even and skewed domains; Pos
 accept      one shard, 100 sessions: messages per second, syncs and bytes written
 latency     single messages on an idle system
 queue       memory, restarts and rebuild with many recipients deferred
+config      time and memory of large configurations
 ";
 
 fn main() {
@@ -36,7 +38,7 @@ fn main() {
         at.and_then(|i| args.get(i)).map_or(default, |v| v.parse().expect("a number"))
     };
     let asked = |name: &str| args.iter().any(|a| a == name || a == "all");
-    let known = ["throughput", "accept", "latency", "queue", "all"];
+    let known = ["throughput", "accept", "latency", "queue", "config", "all"];
     if !args.iter().any(|a| known.contains(&a.as_str())) {
         print!("{HELP}");
         return;
@@ -44,6 +46,9 @@ fn main() {
     let binary = std::env::var_os("SLUICE_BIN")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/sluice"), PathBuf::from);
     let binary = std::fs::canonicalize(binary).expect("build the binary first: cargo build --release");
+    if asked("config") {
+        configuration::measure(&binary);
+    }
     let sink = Sink::start(50);
     if asked("throughput") {
         throughput(&binary, &sink, number("--messages", 30_000), number("--sessions", 100));

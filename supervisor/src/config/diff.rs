@@ -1,6 +1,6 @@
 //! What a new configuration changes, path by path.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use ipc::layers::{ArchivedLayers, Scope, matching_patterns};
 use ipc::rules::{ArchivedSetting, Value};
@@ -161,9 +161,9 @@ fn members(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<String>
 }
 
 /// Values in force for a path, by directive.
-fn in_force(s: &ArchivedSnapshot, destination: &str, vmta: u32) -> BTreeMap<u16, String> {
+fn in_force(s: &ArchivedSnapshot, destination: &str, pool: Option<u32>, vmta: u32) -> BTreeMap<u16, String> {
     let mut last: BTreeMap<u16, &ArchivedSetting> = BTreeMap::new();
-    s.layers.each(destination, s.pool_of(vmta), vmta, |_, _, _, x| {
+    s.layers.each(destination, pool, vmta, |_, _, _, x| {
         last.insert(x.key.to_native(), x);
     });
     last.into_iter().map(|(k, x)| (k, shown(x))).collect()
@@ -184,57 +184,101 @@ fn sample(pattern: &str) -> String {
     }
 }
 
-fn paths(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<String>) {
-    let index = |s: &ArchivedSnapshot| -> HashMap<String, u32> {
-        s.vmtas.iter().enumerate().map(|(i, v)| (v.name.as_str().to_lowercase(), i as u32)).collect()
+/// A virtual MTA that both configurations have: name, and its index in each.
+struct Kept<'a> {
+    name: &'a str,
+    old: u32,
+    new: u32,
+}
+
+fn kept<'a>(old: &ArchivedSnapshot, new: &'a ArchivedSnapshot) -> Vec<Kept<'a>> {
+    let before: HashMap<String, u32> =
+        old.vmtas.iter().enumerate().map(|(i, v)| (v.name.as_str().to_lowercase(), i as u32)).collect();
+    let both = new.vmtas.iter().enumerate().filter_map(|(i, v)| {
+        Some(Kept { name: v.name.as_str(), old: *before.get(&v.name.as_str().to_lowercase())?, new: i as u32 })
+    });
+    both.collect()
+}
+
+/// What virtual MTAs say of their own for a pattern, by place in the list of those kept.
+struct Own {
+    /// Those that say something, before or after.
+    all: HashSet<usize>,
+    /// Those that say something else than before.
+    changed: HashSet<usize>,
+}
+
+fn own(old: &ArchivedLayers, new: &ArchivedLayers, pattern: &str, kept: &[Kept<'_>]) -> Own {
+    let said = |l: &ArchivedLayers, vmta: u32| -> Vec<(u16, String)> {
+        l.written(pattern, Scope::Vmta(vmta)).iter().map(|s| (s.key.to_native(), shown(s))).collect()
     };
-    let (o, n) = (index(old), index(new));
-    let kept: Vec<(&str, u32, u32)> = new
-        .vmtas
-        .iter()
-        .filter_map(|v| {
-            let key = v.name.as_str().to_lowercase();
-            Some((v.name.as_str(), *o.get(&key)?, *n.get(&key)?))
-        })
-        .collect();
+    let mut o = Own { all: HashSet::new(), changed: HashSet::new() };
+    for (i, k) in kept.iter().enumerate() {
+        let (before, after) = (said(old, k.old), said(new, k.new));
+        if before.is_empty() && after.is_empty() {
+            continue;
+        }
+        o.all.insert(i);
+        if before != after {
+            o.changed.insert(i);
+        }
+    }
+    o
+}
+
+/// An index that no virtual MTA has: only what stands above them counts.
+const NO_VMTA: u32 = u32::MAX >> 2;
+
+fn paths(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<String>) {
+    let kept = kept(old, new);
     let patterns: BTreeSet<&str> = old.layers.patterns().chain(new.layers.patterns()).collect();
+    let own: HashMap<&str, Own> = patterns
+        .iter()
+        .filter(|p| old.layers.has_vmtas(p) || new.layers.has_vmtas(p))
+        .map(|p| (*p, own(&old.layers, &new.layers, p, &kept)))
+        .collect();
     // Path pattern, directive, before, after → virtual MTAs.
     let mut changes: BTreeMap<(String, &str, String, String), Vec<&str>> = BTreeMap::new();
     for pattern in patterns {
         let destination = sample(pattern);
-        let matching: Vec<String> = matching_patterns(&destination).into_iter().chain([pattern.to_owned()]).collect();
-        // Virtual MTAs that say nothing of their own here share an answer.
-        let mut shared: HashMap<(Option<u32>, Option<u32>), Vec<Change>> = HashMap::new();
-        for (name, a, b) in &kept {
-            let own = |l: &ArchivedLayers, v: u32| matching.iter().any(|p| !l.written(p, Scope::Vmta(v)).is_empty());
-            let alone = own(&old.layers, *a) || own(&new.layers, *b);
-            let key = (old.pool_of(*a), new.pool_of(*b));
-            let found = match shared.get(&key).filter(|_| !alone) {
-                Some(f) => f.clone(),
-                None => compare(&in_force(old, &destination, *a), &in_force(new, &destination, *b)),
-            };
-            for (directive, before, after) in &found {
+        let matching = matching_patterns(&destination).into_iter().chain([pattern.to_owned()]);
+        let mine: Vec<&Own> = matching.filter_map(|p| own.get(p.as_str())).collect();
+        // What holds for those that say nothing of their own here, by pool.
+        let mut above: HashMap<(Option<u32>, Option<u32>), Vec<Change>> = HashMap::new();
+        for (i, k) in kept.iter().enumerate() {
+            let pools = (old.pool_of(k.old), new.pool_of(k.new));
+            let general = above.entry(pools).or_insert_with(|| {
+                compare(&in_force(old, &destination, pools.0, NO_VMTA), &in_force(new, &destination, pools.1, NO_VMTA))
+            });
+            let speaks = mine.iter().any(|o| o.all.contains(&i));
+            let alone = speaks && (!general.is_empty() || mine.iter().any(|o| o.changed.contains(&i)));
+            let of_its_own = alone.then(|| {
+                compare(&in_force(old, &destination, pools.0, k.old), &in_force(new, &destination, pools.1, k.new))
+            });
+            for (directive, before, after) in of_its_own.as_ref().unwrap_or(general) {
                 let path = ipc::message::shown_domain(pattern);
-                changes.entry((path, directive, before.clone(), after.clone())).or_default().push(name);
-            }
-            if !alone {
-                shared.insert(key, found);
+                changes.entry((path, directive, before.clone(), after.clone())).or_default().push(k.name);
             }
         }
     }
+    tell(&changes, kept.len(), all);
+}
+
+/// Changes as lines: many virtual MTAs that change alike are one.
+fn tell(changes: &BTreeMap<(String, &str, String, String), Vec<&str>>, vmtas_in_all: usize, all: &mut Vec<String>) {
     // What changes for every destination is not said again for each that is named somewhere.
     let general: HashMap<(&str, &str, &str), &Vec<&str>> = changes
         .iter()
         .filter(|((p, ..), _)| p == "*")
         .map(|((_, d, a, b), v)| ((*d, a.as_str(), b.as_str()), v))
         .collect();
-    for ((pattern, directive, before, after), vmtas) in &changes {
+    for ((pattern, directive, before, after), vmtas) in changes {
         let said = general.get(&(*directive, before.as_str(), after.as_str()));
         if pattern != "*" && said.is_some_and(|g| *g == vmtas) {
             continue;
         }
         let who = match vmtas.len() {
-            n if n == kept.len() => pattern.clone(),
+            n if n == vmtas_in_all => pattern.clone(),
             1 => format!("{pattern}/{}", vmtas[0]),
             n => format!("{pattern} × {n} virtual MTAs"),
         };
