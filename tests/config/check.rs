@@ -122,6 +122,14 @@ fn a_default_of_a_virtual_mta_that_beats_a_named_domain_is_told_of() {
 }
 
 #[test]
+fn secrets_are_not_repeated() {
+    let text =
+        text_of("<smtp-user u>\n password correct horse\n password correct horse\n</smtp-user>\nhttp-api-key short\n");
+    assert!(text.contains("password: the value is not valid") && text.contains("http-api-key"), "{text}");
+    assert!(!text.contains("horse") && !text.contains("short"), "{text}");
+}
+
+#[test]
 fn files_that_cannot_be_read_are_errors_too() {
     let out = Command::new(binary()).args(["config", "check", "--json", "/nonexistent"]).output().unwrap();
     let v: Value = serde_json::from_slice(&out.stdout).unwrap();

@@ -3,4 +3,5 @@
 
 mod check;
 mod explain;
+mod in_force;
 mod reload;

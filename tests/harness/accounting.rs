@@ -26,3 +26,21 @@ pub fn rows(data: &Path) -> HashMap<(String, String), u32> {
     }
     all
 }
+
+/// Cells of a row (RFC 4180).
+pub fn cells(line: &str) -> Vec<String> {
+    let mut all = vec![String::new()];
+    let (mut quoted, mut chars) = (false, line.chars().peekable());
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                all.last_mut().unwrap().push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => all.push(String::new()),
+            c => all.last_mut().unwrap().push(c),
+        }
+    }
+    all
+}

@@ -4,6 +4,9 @@ use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snip
 
 use super::files::{Files, Span};
 
+/// Directives whose values reach no message and no excerpt: both end up in logs.
+pub const SECRETS: &[&str] = &["password", "auth-password", "http-api-key", "api-key"];
+
 /// Lines between two places that are still shown in one excerpt.
 const EXCERPT_LINES_MAX: u32 = 6;
 
@@ -84,6 +87,11 @@ fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> 
     let mut spans = Vec::new();
     for line in first..=last {
         let text = files.line(Span { file, line, ..Span::default() });
+        let name = text.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+        let text = match SECRETS.contains(&name.as_str()) {
+            true => &text[..text.find(|c: char| !c.is_whitespace()).unwrap_or(0) + name.len()],
+            false => text,
+        };
         for (at, kind, label) in places.iter().filter(|(at, _, _)| at.line == line) {
             let byte = |column: usize| text.char_indices().nth(column).map_or(text.len(), |(i, _)| i);
             let start = byte(usize::from(at.column).saturating_sub(1));

@@ -103,9 +103,11 @@ fn shown_network(base: [u8; 16], bits: u8) -> String {
 }
 
 fn shown(s: &ArchivedSetting) -> String {
-    let kind = directives::of_domain_key(s.key.to_native()).map_or("text", |d| d.kind);
-    let v = rkyv::deserialize::<Value, rkyv::rancor::Error>(&s.value);
-    v.map(|v| value::show(kind, &v)).unwrap_or_default()
+    let Ok(v) = rkyv::deserialize::<Value, rkyv::rancor::Error>(&s.value) else { return String::new() };
+    match directives::of_domain_key(s.key.to_native()) {
+        Some(d) => super::explain::shown(d, &v),
+        None => value::show("text", &v),
+    }
 }
 
 fn by_name(s: &ArchivedSnapshot) -> BTreeMap<String, &ArchivedVirtualMta> {

@@ -8,7 +8,8 @@ use ipc::rules::{ArchivedSetting, Value};
 use ipc::snapshot::ArchivedSnapshot;
 
 use super::compile::pattern_key;
-use super::directives::{self, Status};
+use super::diagnostic::SECRETS;
+use super::directives::{self, Directive, Status};
 use super::value;
 
 /// Where a value comes from.
@@ -83,7 +84,7 @@ pub fn explain(s: &ArchivedSnapshot, destination: &str, name: &str, only: &str) 
     s.layers.each(&destination, pool, vmta.unwrap_or(NO_VMTA), |scope, pattern, profile, setting| {
         let Some(d) = directives::of_domain_key(setting.key.to_native()) else { return };
         let Ok(v) = rkyv::deserialize::<Value, rkyv::rancor::Error>(&setting.value) else { return };
-        let said = Said { value: shown(d.kind, &v), origin: origin(s, scope, pattern, profile, setting) };
+        let said = Said { value: shown(d, &v), origin: origin(s, scope, pattern, profile, setting) };
         let chain = chains.entry(setting.key.to_native()).or_default();
         // The same line again: a profile that is used twice.
         if chain.last() != Some(&said) {
@@ -132,10 +133,10 @@ fn beside_domains(s: &ArchivedSnapshot, vmta: Option<u32>, pool: Option<u32>, al
             let chain = chains.entry(d.name).or_default();
             // Lines that add up all count, and each is told.
             if d.repeats && !chain.is_empty() {
-                let said = Said { value: shown(d.kind, &v), origin };
+                let said = Said { value: shown(d, &v), origin };
                 all.push(one(d.name, said, Vec::new(), d.status != Status::Supported));
             } else {
-                chain.push((Said { value: shown(d.kind, &v), origin }, d.status != Status::Supported));
+                chain.push((Said { value: shown(d, &v), origin }, d.status != Status::Supported));
             }
         }
     }
@@ -155,8 +156,12 @@ fn written_at(s: &ArchivedSnapshot, setting: &ArchivedSetting) -> Origin {
     Origin { layer: String::new(), file: file.to_owned(), line: setting.line.to_native() }
 }
 
-fn shown(kind: &str, v: &Value) -> String {
-    match value::show(kind, v) {
+/// A value as the configuration would write it, unless it is a secret.
+pub fn shown(d: &Directive, v: &Value) -> String {
+    if SECRETS.contains(&d.name) {
+        return "(secret)".to_owned();
+    }
+    match value::show(d.kind, v) {
         t if t.is_empty() => "\"\"".to_owned(),
         t => t,
     }

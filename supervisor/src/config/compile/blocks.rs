@@ -19,8 +19,7 @@ impl<'s> Compiler<'s> {
         if !matches!(tag, "domain" | "virtual-mta" | "virtual-mta-pool") {
             self.repeated(tag, &s.inside);
         }
-        if d.unit.contains("unnamed") == s.value.is_empty() || tag == "address-list" {
-        } else if s.value.is_empty() {
+        if s.value.is_empty() && !d.unit.contains("unnamed") {
             return self.error(s.at, "missing-value", format!("{} needs a name: {}", s.name, d.unit), "");
         }
         match tag {

@@ -50,14 +50,15 @@ impl<'s> Compiler<'s> {
         for (pool, name, weight, at) in std::mem::take(&mut self.members) {
             let Some(vmta) = self.snapshot.vmta_by_name.get(&name.to_lowercase()).copied() else { continue };
             self.snapshot.pools[pool as usize].members.push(PoolMember { vmta, weight });
-            let Some(domains_at) = self.pool_domains.get(&pool).copied() else { continue };
+            if !self.pool_domains.contains_key(&pool) {
+                continue;
+            }
             match first.get(&vmta).copied() {
                 Some(other) if other != pool => {
                     let other_at = self.pool_domains.get(&other).copied().unwrap_or_default();
                     let message = format!("{name} is in two pools that have <domain> blocks");
                     let d = Diagnostic::error(at, "two-pools", message, "keep the <domain> blocks of one of them");
                     self.reader.diagnostics.push(d.with(other_at, "the other pool"));
-                    let _ = domains_at;
                 }
                 _ => {
                     first.insert(vmta, pool);
@@ -149,6 +150,9 @@ impl<'s> Compiler<'s> {
         let below = |path: &str| -> String { PathBuf::from(data_dir).join(path).display().to_string() };
         for d in &mut g.spools {
             d.path = below(&d.path);
+            if d.min_free_space == 0 {
+                d.min_free_space = self.out.min_free_space;
+            }
         }
         g.spools.sort_by_key(|d| std::cmp::Reverse(d.priority));
         for a in &mut s.accounting {

@@ -24,11 +24,7 @@ impl Compiler<'_> {
             ("workers", Value::Number(n)) => self.workers(s, n),
             ("receiver-profiles", Value::TextList(l)) => self.choose_profiles(s, &l),
             ("postmaster", Value::TextList(l)) => g.postmaster.extend(l),
-            ("spool-min-free-space", Value::Number(n)) => {
-                for d in &mut g.spools {
-                    d.min_free_space = n << 20;
-                }
-            }
+            ("spool-min-free-space", Value::Number(n)) => self.out.min_free_space = n.saturating_mul(1 << 20),
             (_, Value::Text(t)) => self.global_text(s, t),
             _ => {}
         }

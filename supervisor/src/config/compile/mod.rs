@@ -13,7 +13,7 @@ use ipc::layers::{LayersBuilder, Scope};
 use ipc::rules::{Setting, Value};
 use ipc::snapshot::{Snapshot, SourceHost, VirtualMta};
 
-use super::diagnostic::{Diagnostic, nearest};
+use super::diagnostic::{Diagnostic, SECRETS, nearest};
 use super::directives::{self, Directive, Status};
 use super::files::{Files, Span};
 use super::lint;
@@ -123,6 +123,8 @@ struct Global {
     run_as_user: String,
     run_as_root: bool,
     source_hosts: Vec<SourceHost>,
+    /// Of spools that say nothing themselves, bytes.
+    min_free_space: u64,
     host_names: Vec<String>,
 }
 
@@ -180,6 +182,10 @@ impl<'s> Compiler<'s> {
     }
 
     fn problem(&mut self, s: &Statement, p: Problem) {
+        if SECRETS.contains(&&*s.name) {
+            let help = "the value is not repeated here; one that holds blanks stands in quotes";
+            return self.error(s.at, p.code, format!("{}: the value is not valid", s.name), help);
+        }
         let at = match p.part {
             Some((start, len)) => {
                 let chars = |range: std::ops::Range<usize>| s.value.get(range).map_or(0, |t| t.chars().count());
