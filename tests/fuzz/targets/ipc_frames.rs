@@ -22,10 +22,11 @@ use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release};
 use ipc::message::{
     ArchivedEnvelope, BodyType, Envelope, HandoffId, MessageId, Moved, Recipient, Ret, SourceType, destination_of,
 };
+use ipc::network::Network;
 use ipc::operator::{Answer, PathRow, QueueRow, Request, ShardRow};
 use ipc::rules::{Setting, Value};
 use ipc::shard_map::ShardMap;
-use ipc::snapshot::{ArchivedSnapshot, Global, Network, Pool, Snapshot, Source, VirtualMta};
+use ipc::snapshot::{ArchivedSnapshot, Global, Pool, Snapshot, Source, VirtualMta};
 use ipc::stream::{FrameReader, FrameStream};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use rkyv::util::AlignedVec;
@@ -233,14 +234,16 @@ impl Make for Injected {
 
 impl Make for Request {
     fn make(c: &mut Choices<'_>) -> Request {
-        match c.byte() % 10 {
+        match c.byte() % 12 {
             0 => Request::Status,
             1 => Request::Shards,
             2 => Request::Queues,
             3 => Request::Paths,
             4 => Request::ShardRestart { shard: c.byte(), wait: c.byte() % 2 == 1 },
             5 => Request::Scale { workers: c.short().into(), wait: c.byte() % 2 == 1 },
-            6 => Request::Reload,
+            6 => Request::Reload { wait: c.byte() % 2 == 1, dry_run: c.byte() % 2 == 1 },
+            10 => Request::Explain { destination: make(c), via: make(c), only: make(c) },
+            11 => Request::Diff { file: make(c) },
             7 => Request::Stop,
             8 => Request::RotateAccounting,
             _ => Request::InjectSocket,
@@ -309,7 +312,7 @@ impl Make for Setting {
             5 => Value::Text(make(c)),
             _ => Value::TextList(make(c)),
         };
-        Setting { key: c.byte().into(), file: 0, line: make(c), value }
+        Setting { key: c.byte().into(), file: 0, line: c.byte().into(), value }
     }
 }
 
