@@ -37,8 +37,9 @@ impl Scope {
         match self {
             Scope::BuiltIn => 0,
             Scope::Global => 1,
-            Scope::Pool(i) => 2 + 2 * i,
-            Scope::Vmta(i) => 3 + 2 * i,
+            // A damaged snapshot may name an index that none has.
+            Scope::Pool(i) => i.saturating_mul(2).saturating_add(2),
+            Scope::Vmta(i) => i.saturating_mul(2).saturating_add(3),
         }
     }
 }
@@ -326,6 +327,12 @@ mod tests {
         assert_eq!(last.len(), 3);
         assert_eq!(last[&0].0, None);
         assert_eq!(last[&2].0.as_deref(), Some("q"));
+    }
+
+    #[test]
+    fn an_index_that_none_has_finds_nothing() {
+        let all = [(Scope::Global, "*".to_owned(), vec![setting(0, 1)])];
+        assert_eq!(resolved(&all, "a", Some(u32::MAX), u32::MAX)[0], Some(1));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod lint;
 pub mod macros;
 pub mod manual;
 pub mod profiles;
+pub mod records;
 pub mod reply_rule;
 pub mod syntax;
 pub mod value;

@@ -4,7 +4,7 @@ use ipc::layers::{Profile, Scope};
 use ipc::rules::{Setting, SourceKey, Value};
 use ipc::snapshot::{Accounting, Pool, Source, SpoolDirectory, VirtualMta};
 
-use super::super::composite;
+use super::super::{composite, records};
 use super::global::source_host;
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
@@ -300,7 +300,7 @@ impl<'s> Compiler<'s> {
     fn records(&mut self, s: &Statement, words: &[String]) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         for word in words {
-            match composite::record_type(word) {
+            match records::record_type(word) {
                 Some(t @ ("d" | "b" | "t" | "r")) if !all.iter().any(|x| x == t) => all.push(t.into()),
                 Some("d" | "b" | "t" | "r") | None => {}
                 Some(t) => self.warning(s.value_at, "pending", format!("records of type {t} are not written yet"), ""),
