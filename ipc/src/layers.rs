@@ -331,8 +331,13 @@ mod tests {
 
     #[test]
     fn an_index_that_none_has_finds_nothing() {
-        let all = [(Scope::Global, "*".to_owned(), vec![setting(0, 1)])];
-        assert_eq!(resolved(&all, "a", Some(u32::MAX), u32::MAX)[0], Some(1));
+        let mut b = LayersBuilder::default();
+        b.add(Scope::Global, "*", &[setting(0, 1)]);
+        let bytes = crate::frame::archive(&b.build());
+        let layers = rkyv::access::<ArchivedLayers, rkyv::rancor::Error>(&bytes).expect("just archived");
+        let mut scopes = Vec::new();
+        layers.each("d.test", Some(u32::MAX), u32::MAX, |scope, _, _, _| scopes.push(scope));
+        assert_eq!(scopes, [Scope::Global]);
     }
 
     #[test]
