@@ -15,6 +15,9 @@ use crate::rules::{ArchivedSetting, ArchivedValue, Setting};
 /// profile's index.
 pub const USE_PROFILE: u16 = u16::MAX;
 
+/// An index that no virtual MTA has: only what stands above virtual MTAs counts.
+pub const NO_VMTA: u32 = u32::MAX >> 2;
+
 /// Profiles that may be nested in each other.
 const PROFILE_DEPTH_MAX: usize = 8;
 
@@ -70,43 +73,76 @@ pub struct Layers {
     /// Blocks by pattern and scope, sorted; one for each.
     blocks: Vec<Block>,
     settings: Vec<Setting>,
+    /// Lines of blocks whose parameter stands for several names, by file and line, and that
+    /// parameter.
+    collective: BTreeMap<(u16, u32), String>,
     /// `<profile>`s.
     pub profiles: Vec<Profile>,
+}
+
+/// How a block names the destination that it speaks for, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Named {
+    /// With a macro, or as one of the local domains.
+    Collectively,
+    /// By the pattern itself.
+    Itself,
 }
 
 /// Gathers blocks in any order.
 #[derive(Debug, Default)]
 pub struct LayersBuilder {
-    blocks: BTreeMap<String, BTreeMap<Scope, Vec<Setting>>>,
+    blocks: BTreeMap<String, BTreeMap<(Scope, Named), Vec<Setting>>>,
+    collective: BTreeMap<(u16, u32), String>,
     /// `<profile>`s.
     pub profiles: Vec<Profile>,
 }
 
 impl LayersBuilder {
-    /// Adds settings to the block of `pattern` in `scope`; later ones win.
-    pub fn add(&mut self, scope: Scope, pattern: &str, settings: &[Setting]) {
+    /// Adds settings to the block of `pattern` in `scope`. Blocks of one pattern are one block,
+    /// in which later lines beat earlier ones, and all of them the profiles that it uses.
+    pub fn add(&mut self, scope: Scope, named: Named, pattern: &str, settings: &[Setting]) {
         if !self.blocks.contains_key(pattern) {
             self.blocks.insert(pattern.to_owned(), BTreeMap::new());
         }
         if let Some(scopes) = self.blocks.get_mut(pattern) {
-            let all = scopes.entry(scope).or_default();
+            let all = scopes.entry((scope, named)).or_default();
             all.reserve_exact(settings.len());
-            all.extend_from_slice(settings);
+            let profiles = all.iter().take_while(|s| s.key == USE_PROFILE).count();
+            let (used, lines): (Vec<&Setting>, Vec<&Setting>) = settings.iter().partition(|s| s.key == USE_PROFILE);
+            all.splice(profiles..profiles, used.into_iter().cloned());
+            all.extend(lines.into_iter().cloned());
         }
+    }
+
+    /// Notes how the block of these settings is written, when that is not the patterns that it
+    /// was added under.
+    pub fn written_as(&mut self, parameter: &str, settings: &[Setting]) {
+        self.collective.extend(settings.iter().map(|s| ((s.file, s.line), parameter.to_owned())));
+    }
+
+    /// The settings of each block that an operator wrote.
+    pub fn blocks(&self) -> impl Iterator<Item = &[Setting]> {
+        let all = self.blocks.values().flatten();
+        all.filter(|((scope, _), _)| *scope != Scope::BuiltIn).map(|(_, settings)| settings.as_slice())
     }
 
     /// The layers as the snapshot holds them.
     pub fn build(self) -> Layers {
-        let mut all = Layers { profiles: self.profiles, ..Layers::default() };
+        let mut all = Layers { profiles: self.profiles, collective: self.collective, ..Layers::default() };
         for (pattern, scopes) in self.blocks {
             let number = all.patterns.len() as u32;
             all.patterns.push(pattern);
             let at = all.blocks.len();
-            for (scope, settings) in scopes {
+            for ((scope, _), settings) in scopes {
                 let first = all.settings.len() as u32;
-                let block = Block { pattern: number, scope: scope.code(), first, count: settings.len() as u32 };
+                let count = settings.len() as u32;
                 all.settings.extend(settings);
-                all.blocks.push(block);
+                match all.blocks[at..].last_mut() {
+                    // What is named itself lies behind what is named collectively, and beats it.
+                    Some(b) if b.scope == scope.code() => b.count += count,
+                    _ => all.blocks.push(Block { pattern: number, scope: scope.code(), first, count }),
+                }
             }
             all.blocks[at..].sort_unstable();
         }
@@ -186,6 +222,12 @@ impl ArchivedLayers {
         profile.settings.iter().for_each(|s| self.unfold(s, Some(profile), depth + 1, each));
     }
 
+    /// The parameter of the block that a setting stands in, where it is not the pattern.
+    pub fn parameter(&self, setting: &ArchivedSetting) -> Option<&str> {
+        let place = rkyv::tuple::ArchivedTuple2(setting.file, setting.line);
+        self.collective.get(&place).map(|p| p.as_str())
+    }
+
     /// Every pattern that is written somewhere, with the scopes that are asked about.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
         self.patterns.iter().map(|p| p.as_str())
@@ -246,7 +288,7 @@ mod tests {
         vmta: u32,
     ) -> [Option<u64>; 2] {
         let mut b = LayersBuilder::default();
-        all.iter().for_each(|(scope, pattern, s)| b.add(*scope, pattern, s));
+        all.iter().for_each(|(scope, pattern, s)| b.add(*scope, Named::Itself, pattern, s));
         let bytes = crate::frame::archive(&b.build());
         let layers = rkyv::access::<ArchivedLayers, rkyv::rancor::Error>(&bytes).expect("just archived");
         let mut by_layers = None;
@@ -317,7 +359,7 @@ mod tests {
         let used = |n| Setting { key: USE_PROFILE, file: 0, line: 0, value: Value::Number(n) };
         b.profiles.push(Profile { name: "p".into(), settings: vec![setting(0, 1), setting(1, 2), used(1)] });
         b.profiles.push(Profile { name: "q".into(), settings: vec![used(0), setting(2, 3)] });
-        b.add(Scope::Global, "*", &[used(0), setting(0, 9)]);
+        b.add(Scope::Global, Named::Itself, "*", &[used(0), setting(0, 9)]);
         let bytes = crate::frame::archive(&b.build());
         let layers = rkyv::access::<ArchivedLayers, rkyv::rancor::Error>(&bytes).expect("just archived");
         let mut last = BTreeMap::new();
@@ -332,7 +374,7 @@ mod tests {
     #[test]
     fn an_index_that_none_has_finds_nothing() {
         let mut b = LayersBuilder::default();
-        b.add(Scope::Global, "*", &[setting(0, 1)]);
+        b.add(Scope::Global, Named::Itself, "*", &[setting(0, 1)]);
         let bytes = crate::frame::archive(&b.build());
         let layers = rkyv::access::<ArchivedLayers, rkyv::rancor::Error>(&bytes).expect("just archived");
         let mut scopes = Vec::new();

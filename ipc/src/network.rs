@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// A CIDR network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 pub struct Network {
     /// IPv4 as IPv4-mapped IPv6.
     pub base: [u8; 16],
@@ -28,6 +28,25 @@ impl Network {
     }
 }
 
+impl Network {
+    /// The first address, as 16 bytes: what lies behind the prefix is zero.
+    pub fn first(&self) -> [u8; 16] {
+        let shift = 128u32.saturating_sub(u32::from(self.bits));
+        u128::from_be_bytes(self.base).checked_shr(shift).and_then(|n| n.checked_shl(shift)).unwrap_or(0).to_be_bytes()
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let v6 = std::net::Ipv6Addr::from(self.base);
+        match v6.to_ipv4_mapped() {
+            Some(v4) => write!(f, "{v4}/{}", self.bits.saturating_sub(96)),
+            None if self.bits == 0 => f.write_str("0/0"),
+            None => write!(f, "{v6}/{}", self.bits),
+        }
+    }
+}
+
 /// An address as 16 bytes, IPv4 as IPv4-mapped.
 pub fn mapped(ip: IpAddr) -> [u8; 16] {
     match ip {
@@ -37,8 +56,10 @@ pub fn mapped(ip: IpAddr) -> [u8; 16] {
 }
 
 /// `a.b.c.d/n` with short prefixes such as `10/8`, a plain address, `0/0` for every address
-/// of both families, and the same for IPv6.
+/// of both families, and the same for IPv6, which may stand in brackets as in `[IPv6:::1]`.
 pub fn parse(t: &str) -> Option<Network> {
+    let t = t.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(t);
+    let t = t.get(..5).filter(|p| p.eq_ignore_ascii_case("ipv6:")).map_or(t, |_| &t[5..]);
     if t == "0/0" {
         return Some(Network { base: [0; 16], bits: 0 });
     }
@@ -56,7 +77,8 @@ pub fn parse(t: &str) -> Option<Network> {
         None => width,
     };
     let bits = if ip.is_ipv4() { bits + 96 } else { bits };
-    Some(Network { base: mapped(ip), bits })
+    let base = Network { base: mapped(ip), bits }.first();
+    Some(Network { base, bits })
 }
 
 #[cfg(test)]
@@ -76,7 +98,9 @@ mod tests {
         for bits in [129, 136, 255] {
             assert!(!Network { base: one, bits }.contains("::1".parse().unwrap()));
         }
-        for wrong in ["10.0.0.0/33", "10.0.0.0.0/8", "host", "[::1]", "::1/129", "10/-1", ""] {
+        assert_eq!(parse("[IPv6:::1]"), parse("::1"));
+        assert_eq!(parse("10/8").unwrap().to_string(), "10.0.0.0/8");
+        for wrong in ["10.0.0.0/33", "10.0.0.0.0/8", "host", "[::1", "::1/129", "10/-1", ""] {
             assert!(parse(wrong).is_none(), "{wrong}");
         }
     }

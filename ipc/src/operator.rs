@@ -56,6 +56,8 @@ pub enum Request {
     Diff {
         /// Absolute path.
         file: String,
+        /// Answer as JSON.
+        json: bool,
     },
     /// `stop`
     Stop,

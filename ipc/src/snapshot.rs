@@ -39,6 +39,20 @@ pub struct Snapshot {
     pub files: Vec<String>,
     /// `<acct-file>` blocks.
     pub accounting: Vec<Accounting>,
+    /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for
+    /// those who ask what is configured.
+    pub written: Vec<Written>,
+}
+
+/// A block as it is written.
+#[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
+pub struct Written {
+    /// Kind without angle brackets; empty for the top level.
+    pub block: String,
+    /// Its parameter; empty for none.
+    pub name: String,
+    /// Its lines: keys are rows of the table of directives.
+    pub settings: Vec<Setting>,
 }
 
 /// Settings of the whole server.
@@ -277,7 +291,7 @@ impl ArchivedSnapshot {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::layers::{LayersBuilder, Scope};
+    use crate::layers::{LayersBuilder, Named, Scope};
     use crate::rules::{DomainKey, Value};
 
     #[test]
@@ -285,7 +299,12 @@ mod tests {
         let mut b = LayersBuilder::default();
         for (scope, n) in [(Scope::Global, 1), (Scope::Pool(0), 5), (Scope::Vmta(2), 6)] {
             let value = Value::Number(n);
-            b.add(scope, "d.test", &[Setting { key: DomainKey::MaxSmtpOut as u16, file: 0, line: 1, value }]);
+            b.add(
+                scope,
+                Named::Itself,
+                "d.test",
+                &[Setting { key: DomainKey::MaxSmtpOut as u16, file: 0, line: 1, value }],
+            );
         }
         let vmta = VirtualMta { pool: Some(0), ..Default::default() };
         let s = Snapshot {

@@ -1,11 +1,13 @@
 //! The command line, and which function serves each command.
 
+use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, compile::Overrides};
+use crate::config::diagnostic::Diagnostic;
+use crate::config::{self, Overrides};
 use crate::operator::client;
 use crate::{Failure, run};
 
@@ -157,8 +159,11 @@ enum Rotate {
 enum ConfigCommand {
     /// Report all errors and warnings of a file
     Check {
-        /// Configuration file
+        /// Configuration file, or - for standard input
         file: PathBuf,
+        /// Leave out what is only stored so far
+        #[arg(long)]
+        hide_pending: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -185,6 +190,8 @@ enum ConfigCommand {
         /// The old one; without it the running server's configuration
         #[arg(long, value_name = "OLD")]
         config: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
     },
     /// List the receiver profiles that come with the program, or print one
     Profiles {
@@ -243,7 +250,9 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Stop => client::act(&control, ipc::operator::Request::Stop),
         Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
-        Command::Config { what: ConfigCommand::Check { file, output } } => check(&file, output.json),
+        Command::Config { what: ConfigCommand::Check { file, hide_pending, output } } => {
+            check(&file, hide_pending, output.json)
+        }
         Command::Config { what: ConfigCommand::Explain { destination, via, config, why, output } } => client::explain(
             &control,
             config.as_deref(),
@@ -252,8 +261,8 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             why.unwrap_or_default(),
             output.json,
         ),
-        Command::Config { what: ConfigCommand::Diff { new, config } } => {
-            client::diff(&control, &new, config.as_deref())
+        Command::Config { what: ConfigCommand::Diff { new, config, output } } => {
+            client::diff(&control, &new, config.as_deref(), output.json)
         }
         Command::Config { what: ConfigCommand::Profiles { name } } => profiles(name.as_deref()),
         Command::Config { what: ConfigCommand::Directives { markdown: true, .. } } => {
@@ -303,8 +312,9 @@ fn log_to_stderr() {
         .try_init();
 }
 
-fn check(file: &std::path::Path, json: bool) -> Result<(), Failure> {
-    let checked = match config::compile(Some(file), &Overrides::default()) {
+fn check(file: &Path, hide_pending: bool, json: bool) -> Result<(), Failure> {
+    let from = if file == Path::new("-") { Path::new("/dev/stdin") } else { file };
+    let checked = match config::compile(Some(from), &Overrides::default()) {
         Ok(c) => c,
         Err(e) if json => {
             let error = serde_json::json!({ "file": file, "line": 0, "column": 0, "code": "unreadable",
@@ -315,20 +325,35 @@ fn check(file: &std::path::Path, json: bool) -> Result<(), Failure> {
         }
         Err(e) => return Err(Failure::Wrong(format!("cannot read {}: {e}", file.display()))),
     };
-    let (errors, warnings): (Vec<_>, Vec<_>) = checked.diagnostics.iter().partition(|d| d.is_error);
+    let shown = checked.diagnostics.iter().filter(|d| !hide_pending || d.code != "pending");
+    let (errors, warnings): (Vec<&Diagnostic>, Vec<&Diagnostic>) = shown.clone().partition(|d| d.is_error);
     if json {
-        let list = |all: &[&config::diagnostic::Diagnostic]| -> Vec<serde_json::Value> {
-            all.iter().map(|d| d.as_json(&checked.files)).collect()
-        };
+        let list =
+            |all: &[&Diagnostic]| -> Vec<serde_json::Value> { all.iter().map(|d| d.as_json(&checked.files)).collect() };
         let v = serde_json::json!({ "errors": list(&errors), "warnings": list(&warnings) });
         print(format!("{v:#}\n").as_bytes())?;
     } else {
         let mut text = String::new();
-        for d in &checked.diagnostics {
-            text.push_str(&d.render(&checked.files));
+        // The same file that is missing for a hundred lines is one matter.
+        let mut missing: HashMap<&str, usize> = HashMap::new();
+        for d in shown.clone().filter(|d| d.code == "missing-file") {
+            *missing.entry(&d.message).or_default() += 1;
+        }
+        for d in shown {
+            match missing.get_mut(d.message.as_str()).filter(|_| d.code == "missing-file") {
+                Some(0) => continue,
+                Some(1) | None => text.push_str(&d.render(&checked.files)),
+                Some(n) => {
+                    let message = format!("{} ({n} lines, the first is shown)", d.message);
+                    text.push_str(&Diagnostic { message, ..d.clone() }.render(&checked.files));
+                    *n = 0;
+                }
+            }
             text.push_str("\n\n");
         }
-        text.push_str(&format!("{}: {} errors, {} warnings\n", file.display(), errors.len(), warnings.len()));
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let (errors, warnings) = (count(errors.len(), "error"), count(warnings.len(), "warning"));
+        text.push_str(&format!("{}: {errors}, {warnings}\n", file.display()));
         print(text.as_bytes())?;
     }
     if errors.is_empty() { Ok(()) } else { Err(Failure::Wrong(String::new())) }

@@ -26,3 +26,14 @@ pub fn drop_to(user: &str, folders: &[&Path]) -> Result<(), String> {
         .and_then(|()| setuid(u.uid))
         .map_err(|e| format!("becoming user {user}: {e}"))
 }
+
+/// Lets this process and its workers open as many descriptors as the system allows them: the
+/// soft limit of a shell is too few for a thousand connections.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        tracing::warn!(error = %e, "the limit on descriptors stays as it is");
+    }
+}

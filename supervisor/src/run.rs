@@ -78,6 +78,7 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
         tracing::warn!(directives = pending, "some directives are not in force yet; `sluice config check` names them");
     }
     let compiled = checked.compiled;
+    rights::raise_descriptor_limit();
     // Mail and logs are the service's own business; what others may read is opened explicitly.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
     let runtime = tokio::runtime::Builder::new_current_thread()

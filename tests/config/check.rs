@@ -90,7 +90,7 @@ warning[shadowed]: max-smtp-out is given again here, and this line is in force
   |
   = help: remove one of them
 
-c.conf: 0 errors, 1 warnings
+c.conf: 0 errors, 1 warning
 ";
     assert_eq!(text, expected);
 }
@@ -140,4 +140,35 @@ fn files_that_cannot_be_read_are_errors_too() {
 fn windows_line_ends_and_unicode_are_read() {
     let text = text_of("\u{feff}<domain b\u{fc}cher.example>\r\n  max-smtp-out 5 # \u{e4}\r\n</domain>");
     assert_eq!(text, "c.conf: 0 errors, 0 warnings\n");
+}
+
+#[test]
+fn a_web_port_that_a_listener_has_is_refused() {
+    let text = text_of("smtp-listener 127.0.0.1:8081\nhttp-mgmt-port 8081\n");
+    assert!(text.contains("port 8081 is that of the listener 127.0.0.1:8081, too"), "{text}");
+    assert!(text.ends_with("c.conf: 1 error, 0 warnings\n"), "{text}");
+}
+
+#[test]
+fn a_file_that_many_lines_miss_is_told_of_once() {
+    let block = |n: u32| format!("<virtual-mta v{n}>\n domain-key s,d.test,/not/there.pem\n</virtual-mta>\n");
+    let text = text_of(&(0..5).map(block).collect::<String>());
+    assert_eq!(text.matches("/not/there.pem: No such file").count(), 1, "{text}");
+    assert!(text.contains("(5 lines, the first is shown)"), "{text}");
+}
+
+#[test]
+fn text_on_standard_input_is_checked_and_pending_lines_can_be_hidden() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let mut child = Command::new(binary())
+        .args(["config", "check", "-", "--hide-pending"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"<domain *>\n dkim-sign yes\n max-smtp-out x\n</domain>\n").unwrap();
+    let out = child.wait_with_output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.ends_with("-: 1 error, 0 warnings\n"), "{text}");
 }

@@ -97,6 +97,73 @@ fn every_value_is_traced_to_its_line() {
     }
 }
 
+/// What each of the given lines of `<domain d.test>` through a virtual MTA is, and its layer.
+fn layers_of(config: &str, path: &[&str], directive: &str) -> (String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "c.conf", config);
+    let mut args = vec!["config", "explain", "--config", "c.conf", "--json", "--why", directive];
+    args.extend(path);
+    let v: Value = serde_json::from_slice(&run(dir.path(), &args).stdout).unwrap();
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    (text(&v[0]["value"]), text(&v[0]["origin"]["layer"]))
+}
+
+const PROFILES: &str = "\
+<profile a>
+ max-smtp-out 3
+ max-msg-rate 100/h
+</profile>
+<profile b>
+ max-smtp-out 4
+</profile>
+";
+
+#[test]
+fn profiles_stand_beneath_the_lines_of_their_block_and_later_ones_win() {
+    for (block, out, rate) in [
+        ("use-profile a", "3", "100/h"),
+        ("use-profile a\n use-profile b", "4", "100/h"),
+        ("use-profile b\n use-profile a", "3", "100/h"),
+        ("max-smtp-out 9\n use-profile a", "9", "100/h"),
+        ("use-profile a\n</domain>\n<domain d.test>\n use-profile b", "4", "100/h"),
+        ("max-smtp-out 9\n</domain>\n<domain d.test>\n use-profile a", "9", "100/h"),
+    ] {
+        let config = format!("{PROFILES}<domain d.test>\n {block}\n</domain>\n");
+        assert_eq!(layers_of(&config, &["d.test"], "max-smtp-out").0, out, "{config}");
+        assert_eq!(layers_of(&config, &["d.test"], "max-msg-rate").0, rate, "{config}");
+    }
+}
+
+#[test]
+fn a_pool_gives_its_profile_to_its_members() {
+    let config = format!(
+        "{PROFILES}<virtual-mta v>\n</virtual-mta>\n<virtual-mta-pool p>\n virtual-mta v\n use-profile a\n</virtual-mta-pool>\n"
+    );
+    let (value, layer) = layers_of(&config, &["d.test", "v"], "max-smtp-out");
+    assert_eq!((value.as_str(), layer.as_str()), ("3", "pool p <domain *> profile a"));
+}
+
+#[test]
+fn a_block_speaks_for_all_local_domains() {
+    let config = "host-name one.test\nhost-name two.test\n<domain local>\n max-smtp-out 3\n</domain>\n\
+        <domain two.test>\n max-smtp-out 4\n</domain>\n<domain *.test>\n max-smtp-out 5\n</domain>\n";
+    let of = |d: &str| layers_of(config, &[d], "max-smtp-out");
+    assert_eq!(of("one.test"), ("3".into(), "global <domain local>".into()));
+    assert_eq!(of("two.test").0, "4");
+    assert_eq!(of("three.test").0, "5");
+    let machine = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    assert_eq!(of(&machine).0, "3");
+}
+
+#[test]
+fn a_value_of_a_macro_is_traced_to_the_block_as_it_is_written() {
+    let config = "domain-macro isp big, small\n<domain $isp.test>\n max-smtp-out 3\n</domain>\n\
+        <domain big.test>\n max-msg-rate 5/h\n</domain>\n";
+    let of = |directive: &str| layers_of(config, &["big.test"], directive);
+    assert_eq!(of("max-smtp-out"), ("3".into(), "global <domain $isp.test>".into()));
+    assert_eq!(of("max-msg-rate"), ("5/h".into(), "global <domain big.test>".into()));
+}
+
 #[test]
 fn a_difference_is_told_by_path() {
     let dir = tempfile::tempdir().unwrap();
@@ -110,8 +177,8 @@ fn a_difference_is_told_by_path() {
     file(dir.path(), "new.conf", &new);
     let out = run(dir.path(), &["config", "diff", "new.conf", "--config", "old.conf"]);
     let expected = "\
-virtual MTA v4: new
 virtual MTA v3: gone
+virtual MTA v4: new
 virtual MTA v1: smtp-source-host 127.0.0.1 v1.test → 127.0.0.1 w1.test
 * × 2 virtual MTAs: max-smtp-out 10 → 11
 bigmail.test: max-msg-rate 50/h → 60/h
@@ -120,4 +187,74 @@ bigmail.test/v2: retry-after 5m,1h → 5m,2h
     assert_eq!(String::from_utf8(out.stdout).unwrap(), expected);
     let same = run(dir.path(), &["config", "diff", "old.conf", "--config", "old.conf"]);
     assert_eq!(same.stdout, b"Nothing changes.\n");
+}
+
+#[test]
+fn what_is_asked_about_is_understood_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "old.conf", OLD);
+    assert_eq!(why(dir.path(), &["bigmail.test/v1"], "max-smtp-out").0, "4");
+    assert_eq!(why(dir.path(), &["[127.0.0.1]"], "max-smtp-out").0, "10");
+    for (path, says) in [
+        (&["u@d.test"][..], "did you mean d.test?"),
+        (&["*"][..], "a pattern has no single answer"),
+        (&["*.d.test"][..], "a pattern has no single answer"),
+        (&[""][..], "expected a domain"),
+        (&["d.test/v1", "v2"][..], "name one"),
+        (&["d.test", "v9"][..], "neither a virtual MTA nor a pool"),
+        (&["d.test", "--why", "max-smtp-outt"][..], "did you mean max-smtp-out?"),
+        (&["d.test", "--why", "always-allow-relaying"][..], "valid in source"),
+        (&["d.test", "--why", "use-profile"][..], "no value of its own"),
+    ] {
+        let mut args = vec!["config", "explain", "--config", "old.conf"];
+        args.extend(path);
+        let out = run(dir.path(), &args);
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert!(text.contains(says), "{path:?}: {text}");
+        assert_eq!(out.status.code(), Some(2), "{path:?}");
+    }
+}
+
+#[test]
+fn lines_beside_domains_are_traced_over_their_levels() {
+    let config = "host-name all.test\nsmtp-source-host 127.0.0.9 g.test\n<virtual-mta v>\n host-name v.test\n max-smtp-out 7\n\
+        </virtual-mta>\n<virtual-mta w>\n</virtual-mta>\n<virtual-mta-pool p>\n virtual-mta v\n virtual-mta w\n\
+        max-smtp-out 9\n</virtual-mta-pool>\n";
+    let of = |path: &[&str], directive: &str| layers_of(config, path, directive);
+    assert_eq!(of(&["d.test", "v"], "host-name"), ("v.test".into(), "virtual-mta v".into()));
+    assert_eq!(of(&["d.test", "w"], "host-name"), ("all.test".into(), "global".into()));
+    assert_eq!(of(&["d.test", "w"], "smtp-source-host"), ("127.0.0.9 g.test".into(), "global".into()));
+    assert_eq!(of(&["d.test"], "relay-domain"), ("local domains".into(), "default".into()));
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "c.conf", config);
+    let out = run(dir.path(), &["config", "explain", "d.test", "v", "--config", "c.conf", "--why", "max-smtp-out"]);
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(
+        text.contains("max-smtp-out 20\n  default") && text.contains("max-smtp-out 7\n  c.conf:5 (virtual-mta v)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn members_of_a_pool_that_have_another_value_are_named() {
+    let config = "<virtual-mta v>\n <domain *>\n max-smtp-out 4\n </domain>\n</virtual-mta>\n<virtual-mta w>\n</virtual-mta>\n\
+        <virtual-mta-pool p>\n virtual-mta v\n virtual-mta w\n <domain *>\n max-smtp-out 9\n </domain>\n</virtual-mta-pool>\n";
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "c.conf", config);
+    let explain = ["config", "explain", "d.test", "p", "--config", "c.conf", "--why", "max-smtp-out"];
+    let text = String::from_utf8(run(dir.path(), &explain).stdout).unwrap();
+    assert!(text.starts_with("max-smtp-out 9\n"), "{text}");
+    assert!(text.ends_with("is 4 for v: c.conf:3 (virtual-mta v <domain *>)\n"), "{text}");
+}
+
+#[test]
+fn a_difference_is_an_object_for_scripts() {
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "old.conf", "workers 1\n<domain d.test>\n max-smtp-out 5\n</domain>\n");
+    file(dir.path(), "new.conf", "workers 2\n<domain d.test>\n max-smtp-out unlimited\n</domain>\n");
+    let out = run(dir.path(), &["config", "diff", "new.conf", "--config", "old.conf", "--json"]);
+    let v: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((v[0]["directive"].as_str(), v[0]["needs_restart"].as_bool()), (Some("workers"), Some(true)));
+    assert_eq!((v[1]["path"].as_str(), v[1]["before"].as_str()), (Some("d.test"), Some("5")));
+    assert_eq!((v[1]["after"].as_str(), v[1]["change"].as_str()), (Some("unlimited"), Some("changed")));
 }

@@ -33,6 +33,27 @@ fn a_reload_says_what_it_changes_and_a_dry_run_changes_nothing() {
 }
 
 #[test]
+fn a_dry_run_tells_of_restarts_and_of_what_this_machine_does_not_have() {
+    let engine = Engine::start(1, "spool-sync group\n<source 10/8>\n always-allow-relaying no\n</source>");
+    engine.edit_config("spool-sync group", "spool-sync none");
+    engine.edit_config("always-allow-relaying no", "always-allow-relaying yes");
+    let dry = engine.sluice(&["reload", "--dry-run"]);
+    let said = "spool-sync group → none\nsource 10.0.0.0/8: always-allow-relaying no → yes\n\
+        A restart is needed for: spool-sync.\n";
+    assert_eq!(String::from_utf8(dry.stdout).unwrap(), said);
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap();
+    engine.edit_config("spool-sync none", &format!("smtp-listener {taken}\nsmtp-source-host 192.0.2.1 v.test"));
+    let dry = engine.sluice(&["reload", "--dry-run"]);
+    let text = String::from_utf8(dry.stderr).unwrap();
+    assert_eq!(dry.status.code(), Some(2));
+    assert!(text.contains("a reload would be refused:") && text.contains("192.0.2.1"), "{text}");
+    assert!(text.contains(&format!("{taken}")) && text.contains("another process listens there"), "{text}");
+    let real = String::from_utf8(engine.sluice(&["reload"]).stderr).unwrap();
+    assert!(real.contains("the old configuration stays in force"), "{real}");
+}
+
+#[test]
 fn mail_of_a_virtual_mta_that_is_gone_waits_until_it_is_back() {
     let r = Receiver::start();
     r.script(|s| s.greeting = "421 4.3.2 not yet");

@@ -26,6 +26,8 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             Ok(Value::TextList(super::value::list(text)).into())
         }
         "domain" => domain(one(text)?).map(|_| keep()),
+        // What a macro stands for is checked where it is expanded.
+        "pattern" if text.contains('$') => one(text).map(|_| keep()),
         "pattern" => pattern(one(text)?).map(|()| keep()),
         "regex" => regex(text, text).map(|_| keep()),
         "address-pattern" => match text.starts_with('/') {
@@ -37,7 +39,7 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             let (path, _) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
             file(one(path)?).map(|()| keep())
         }
-        "source-host" => source_host(text).map(|_| keep()),
+        "source-host" => super::source_hosts::parse(text).map(|_| keep()),
         "domain-key" => domain_key(text).map(|_| keep()),
         "http-access" => http_access(text).map(|()| keep()),
         "api-key" => api_key(one(text)?).map(|()| keep()),
@@ -51,11 +53,15 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
         "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
         "identity" => identity(one(text)?).map(|()| keep()),
         "url" => url(one(text)?).map(|()| keep()),
-        "queue" => one(text).map(|t| Parsed { refs: vec![("queue", t.to_owned())], ..keep() }),
+        "queue" => queue(one(text)?).map(|t| Parsed { refs: vec![("queue", t.to_owned())], ..keep() }),
         "cpus" => {
             items(text).try_for_each(|i| number(i, "").map(drop).map_err(|p| p.at(i, text)))?;
             Ok(Value::TextList(super::value::list(text)).into())
         }
+        "alias" => match text.split_whitespace().count() {
+            0 | 1 => Err(Problem::expected("ADDRESS TARGET[,TARGET…]", text)),
+            _ => Ok(keep()),
+        },
         "words" => match (text.split_whitespace().count(), number(argument, "")?) {
             (found, wanted) if found as u64 == wanted => Ok(keep()),
             (found, wanted) => Err(Problem::other(format!("{wanted} arguments expected, got {found}"))),
@@ -67,7 +73,11 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
         }
         "record-fields" => records::fields(text).map(|()| keep()),
         "header-rule" => {
-            let (_, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+            let (header, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+            if header.contains(':') {
+                let p = Problem::expected("the name of a header without its colon", header);
+                return Err(p.at(header, text));
+            }
             pattern_rule(rest.trim_start(), text).map(|refs| Parsed { refs, ..keep() })
         }
         "rule" => pattern_rule(text, text).map(|refs| Parsed { refs, ..keep() }),
@@ -103,8 +113,9 @@ fn two<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), Problem> {
 /// # Errors
 /// [`Problem`]
 pub fn ip(t: &str) -> Result<IpAddr, Problem> {
-    let bare = t.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(t);
-    bare.parse().map_err(|_| Problem::expected("an IP address", t))
+    let literal = t.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    let ip = t.parse().ok().or_else(|| literal.and_then(|l| ipc::message::parse_literal(l).or_else(|| l.parse().ok())));
+    ip.ok_or_else(|| Problem::expected("an IP address", t))
 }
 
 /// `IP` or `IP:PORT`; port 53 where none is given.
@@ -180,7 +191,14 @@ fn email(a: &str, of: &str) -> Result<(), Problem> {
     }
 }
 
-fn domain(t: &str) -> Result<String, Problem> {
+/// A domain name, in the spelling that queues use.
+///
+/// # Errors
+/// [`Problem`]
+pub fn domain(t: &str) -> Result<String, Problem> {
+    if ip(t).is_ok() {
+        return Err(Problem::expected("a domain name", t).help("an IP address is not one"));
+    }
     normalise_domain(t).map_err(|_| Problem::expected("a domain name", t))
 }
 
@@ -212,7 +230,7 @@ pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str
     })?;
     let end = closing_slash(inner)
         .ok_or_else(|| Problem::other("the regular expression is not closed by a slash").at(text, of))?;
-    let source = inner[..end].replace("\\/", "/");
+    let source = without_quoting(&inner[..end].replace("\\/", "/"));
     let expression = fancy_regex::RegexBuilder::new(&source)
         .case_insensitive(true)
         .backtrack_limit(BACKTRACK_LIMIT)
@@ -224,43 +242,42 @@ pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str
     Ok((expression, inner[end + 1..].trim_start()))
 }
 
+/// Spells out what stands between `\\Q` and `\\E`, which PCRE takes literally.
+fn without_quoting(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, after)) = split_at_quote(rest) {
+        out.push_str(before);
+        let (literal, behind) = after.split_once("\\E").unwrap_or((after, ""));
+        out.push_str(&fancy_regex::escape(literal));
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// What stands before and behind the first `\\Q` whose backslash is not itself escaped.
+fn split_at_quote(source: &str) -> Option<(&str, &str)> {
+    let mut escaped = false;
+    for (i, c) in source.char_indices() {
+        match c {
+            'Q' if escaped => return Some((&source[..i - 1], &source[i + 1..])),
+            '\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    None
+}
+
 /// Steps that one match may take, so that no reply and no header can stall a worker.
 const BACKTRACK_LIMIT: usize = 100_000;
 
 fn file(path: &str) -> Result<(), Problem> {
-    match std::fs::File::open(path) {
-        Ok(_) => Ok(()),
+    match std::fs::File::open(path).and_then(|f| f.metadata()) {
+        Ok(m) if m.is_file() => Ok(()),
+        Ok(_) => Err(Problem::missing(path, &std::io::Error::other("not a regular file"))),
         Err(e) => Err(Problem::missing(path, &e)),
     }
-}
-
-/// Address and EHLO name.
-///
-/// # Errors
-/// [`Problem`]
-pub fn source_host(text: &str) -> Result<(IpAddr, &str), Problem> {
-    let mut words = text.split_whitespace();
-    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    if first.is_empty() {
-        return Err(Problem::other("argument missing"));
-    }
-    if first.contains('/') {
-        return Err(
-            Problem::expected("IP HOST-NAME", text).help("networks are not in force yet: one line for each address")
-        );
-    }
-    let swapped = first.parse::<IpAddr>().is_err() && second.parse::<IpAddr>().is_ok();
-    let ip = first.parse().map_err(|_| {
-        let p = Problem::expected("an IP address first", first).at(first, text);
-        if swapped { p.help("the arguments look swapped: IP HOST-NAME") } else { p }
-    })?;
-    if words.next().is_some() {
-        return Err(Problem::expected("IP HOST-NAME", text));
-    }
-    if !second.is_empty() {
-        domain(second).map_err(|p| p.at(second, text))?;
-    }
-    Ok((ip, second))
 }
 
 /// `SELECTOR,DOMAIN,FILE`
@@ -338,6 +355,9 @@ fn args(kinds: &str, text: &str) -> Result<(), Problem> {
 }
 
 fn hosts(text: &str) -> Result<(), Problem> {
+    if text.split([';', ',']).all(|h| h.trim().is_empty()) {
+        return Err(Problem::expected("HOST, [IP], or lookup-mx:DOMAIN, each with :PORT if wanted", text));
+    }
     for level in text.split(';') {
         for host in level.split(',').map(str::trim).filter(|h| !h.is_empty()) {
             let bad = |why: &str| Problem::expected(why, host).at(host, text);
@@ -368,6 +388,13 @@ fn hosts(text: &str) -> Result<(), Problem> {
     Ok(())
 }
 
+fn queue(t: &str) -> Result<&str, Problem> {
+    match pattern(t) {
+        Ok(()) if !t.contains('*') => Ok(t),
+        _ => Err(Problem::expected("the name of a queue, such as big.queue", t)),
+    }
+}
+
 fn daily(item: &str, of: &str) -> Result<(), Problem> {
     let n = item.strip_suffix("/day").or_else(|| item.strip_suffix("/d"));
     match n.map(str::parse::<u64>) {
@@ -396,7 +423,13 @@ fn domain_macro(text: &str) -> Result<(), Problem> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Err(Problem::expected("a macro name of letters, digits and underscores", name).at(name, text));
     }
-    if items(list).next().is_none() { Err(Problem::other("the macro's list is missing")) } else { Ok(()) }
+    if items(list).next().is_none() {
+        return Err(Problem::other("the macro's list is missing"));
+    }
+    match items(list).find(|i| i.contains(char::is_whitespace)) {
+        Some(i) => Err(Problem::other(format!("{i:?} is no domain")).help("commas separate the items").at(i, text)),
+        None => Ok(()),
+    }
 }
 
 /// `/regex/ RESULT` of a pattern list.

@@ -127,7 +127,7 @@ mod tests {
     fn what_the_table_calls_supported_is_in_force_and_the_reverse() {
         for d in all() {
             let in_force = DomainKey::named(canonical(d.name)).is_some();
-            if d.blocks.contains(&"domain") && d.name != "include" {
+            if d.blocks.contains(&"domain") && !matches!(d.name, "include" | "use-profile") {
                 assert_eq!(d.status == Status::Supported, in_force, "{} in <domain>", d.name);
             }
             if d.blocks == ["source"] && d.name != "include" {
@@ -135,6 +135,26 @@ mod tests {
             }
         }
         assert!(all().len() > 400);
+    }
+
+    #[test]
+    fn defaults_are_values() {
+        // Where a default is no value of its own it says what it follows.
+        let says = |t: &str| {
+            matches!(t, "-" | "?" | "\"\"" | "" | "none" | "*") || t.contains(' ') || t == "global" || t == "system"
+        };
+        let mut wrong = Vec::new();
+        for d in all().iter().filter(|d| d.kind != "block" && !says(d.default)) {
+            // Of a directive that also takes a network the default is that of its last part.
+            if d.kind.starts_with("args:") {
+                continue;
+            }
+            let needs_a_file = matches!(d.kind, "file" | "list-file" | "certificate");
+            if !needs_a_file && crate::config::value::parse(d.kind, d.default).is_err() {
+                wrong.push(format!("{} in {:?}: {} is no {}", d.name, d.blocks, d.default, d.kind));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ipc::layers::{ArchivedProfile, Scope};
+use ipc::layers::{ArchivedProfile, NO_VMTA, Scope};
 use ipc::rules::{ArchivedSetting, Value};
 use ipc::snapshot::ArchivedSnapshot;
 
@@ -44,47 +44,152 @@ pub struct Explained {
     pub origin: Origin,
     /// What it overrode, strongest first.
     pub overrides: Vec<Said>,
+    /// What it is counted or evaluated for.
+    pub scope: String,
     /// The directive is only stored so far.
     pub pending: bool,
+    /// Of a pool: members for which another value is in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Member>,
 }
 
-/// Whom mail goes through: index of the virtual MTA, or none, and of the pool.
-fn chosen(s: &ArchivedSnapshot, name: &str) -> Result<(Option<u32>, Option<u32>), String> {
-    let key = name.to_lowercase();
-    if key.is_empty() {
-        return Ok((Some(0), s.pool_of(0)));
-    }
-    if let Some(i) = s.vmta_by_name.get(key.as_str()).map(|i| i.to_native()) {
-        return Ok((Some(i), s.pool_of(i)));
-    }
-    match s.pool_by_name.get(key.as_str()) {
-        Some(i) => Ok((None, Some(i.to_native()))),
-        None => Err(format!("{name} is neither a virtual MTA nor a pool in this configuration")),
+/// A member of a pool with a value of its own.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Member {
+    /// Name.
+    pub virtual_mta: String,
+    /// What is in force for it.
+    #[serde(flatten)]
+    pub said: Said,
+}
+
+impl Explained {
+    fn of(d: &Directive, said: Said, overrides: Vec<Said>) -> Explained {
+        Explained {
+            name: d.name.into(),
+            value: said.value,
+            origin: said.origin,
+            overrides,
+            scope: d.scope.into(),
+            pending: d.status != Status::Supported,
+            members: Vec::new(),
+        }
     }
 }
 
-/// An index that no virtual MTA has: only what stands above them counts.
-const NO_VMTA: u32 = u32::MAX >> 2;
+/// What mail goes through.
+#[derive(Clone, Copy)]
+enum Via {
+    Vmta(u32),
+    Pool(u32),
+}
+
+impl Via {
+    fn named(s: &ArchivedSnapshot, name: &str) -> Result<Via, String> {
+        let key = name.to_lowercase();
+        if key.is_empty() {
+            return Ok(Via::Vmta(0));
+        }
+        let pool = || s.pool_by_name.get(key.as_str()).map(|i| Via::Pool(i.to_native()));
+        s.vmta_by_name.get(key.as_str()).map(|i| Via::Vmta(i.to_native())).or_else(pool).ok_or_else(|| {
+            let known = s.vmta_by_name.keys().chain(s.pool_by_name.keys()).map(|n| n.as_str());
+            let near = super::diagnostic::nearest(&key, known).map(|n| format!("; did you mean {n}?"));
+            format!("{name} is neither a virtual MTA nor a pool in this configuration{}", near.unwrap_or_default())
+        })
+    }
+
+    /// Index of the virtual MTA, or one that none has, and of the pool.
+    fn indices(self, s: &ArchivedSnapshot) -> (u32, Option<u32>) {
+        match self {
+            Via::Vmta(i) => (i, s.pool_of(i)),
+            Via::Pool(i) => (NO_VMTA, Some(i)),
+        }
+    }
+}
+
+/// Destination, and virtual MTA or pool, of `DOMAIN` or `DOMAIN/VMTA`.
+fn path(text: &str, via: &str) -> Result<(String, String), String> {
+    let (domain, chosen) = match text.split_once('/') {
+        Some((d, v)) if !text.starts_with('[') => (d, v),
+        _ => (text, via),
+    };
+    if chosen != via && !via.is_empty() {
+        return Err(format!("{text} names the virtual MTA {chosen}, and {via} is named beside it: name one"));
+    }
+    let expected = |hint: &str| Err(format!("expected a domain such as example.com, found {text:?}{hint}"));
+    match domain {
+        "" => expected(""),
+        d if d.contains('*') => expected("; a pattern has no single answer: name a domain that it matches"),
+        d => match d.rsplit_once('@') {
+            Some((_, d)) => expected(&format!("; did you mean {d}?")),
+            None if super::composite::pattern(d).is_err() => expected(""),
+            None => Ok((pattern_key(d), chosen.to_owned())),
+        },
+    }
+}
+
+/// The directive that is asked about: its name as it is in force.
+fn asked(only: &str) -> Result<String, String> {
+    let wanted = directives::canonical(&only.to_ascii_lowercase()).to_owned();
+    let of_paths = |d: &&Directive| {
+        d.kind != "block"
+            && d.blocks.iter().any(|b| matches!(*b, "domain" | "virtual-mta" | "virtual-mta-pool" | "global"))
+    };
+    match directives::all().iter().find(|d| d.name == wanted) {
+        _ if matches!(wanted.as_str(), "use-profile" | "include") => {
+            Err(format!("{wanted} has no value of its own: what it brings is shown with the directives concerned"))
+        }
+        Some(_) if directives::all().iter().filter(of_paths).any(|d| d.name == wanted) => Ok(wanted),
+        Some(d) => Err(format!("{only} is valid in {}, which does not depend on where mail goes", d.blocks.join(", "))),
+        None => {
+            let known = directives::all().iter().filter(of_paths).map(|d| d.name);
+            let near = super::diagnostic::nearest(&wanted, known).map(|n| format!("; did you mean {n}?"));
+            Err(format!("there is no directive {only}{}", near.unwrap_or_default()))
+        }
+    }
+}
 
 /// Every directive in force for mail to `destination` through a virtual MTA or pool (none:
 /// `{default}`), by name. `only` names one directive.
 ///
 /// # Errors
-/// A sentence when the virtual MTA or the directive does not exist.
-pub fn explain(s: &ArchivedSnapshot, destination: &str, name: &str, only: &str) -> Result<Vec<Explained>, String> {
-    let (vmta, pool) = chosen(s, name)?;
-    let wanted = directives::canonical(only).to_ascii_lowercase();
-    if !only.is_empty() && directives::find(&wanted, "domain").is_none() {
-        let known = directives::all().iter().filter(|d| d.blocks.contains(&"domain")).map(|d| d.name);
-        let near = super::diagnostic::nearest(&wanted, known).map(|n| format!("; did you mean {n}?"));
-        return Err(format!("{only} is no directive of <domain>{}", near.unwrap_or_default()));
+/// A sentence when destination, virtual MTA or directive are none.
+pub fn explain(s: &ArchivedSnapshot, destination: &str, via: &str, only: &str) -> Result<Vec<Explained>, String> {
+    let (destination, via) = path(destination, via)?;
+    let only = if only.is_empty() { String::new() } else { asked(only)? };
+    let via = Via::named(s, &via)?;
+    let mut all = in_force(s, &destination, via, &only);
+    if let Via::Pool(i) = via {
+        for m in s.pools.get(i as usize).iter().flat_map(|p| p.members.iter()) {
+            let name = s.vmtas.get(m.vmta.to_native() as usize).map_or("", |v| v.name.as_str());
+            for of_member in in_force(s, &destination, Via::Vmta(m.vmta.to_native()), &only) {
+                let same = |e: &&mut Explained| e.name == of_member.name && e.scope == of_member.scope;
+                let Some(of_pool) = all.iter_mut().find(same) else { continue };
+                if of_pool.value != of_member.value {
+                    let said = Said { value: of_member.value, origin: of_member.origin };
+                    of_pool.members.push(Member { virtual_mta: name.to_owned(), said });
+                }
+            }
+        }
     }
+    Ok(all)
+}
+
+fn in_force(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> Vec<Explained> {
+    let mut all = of_domains(s, destination, via, only);
+    all.extend(beside_domains(s, via, only));
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// What `<domain>` blocks say.
+fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> Vec<Explained> {
     let mut chains: BTreeMap<u16, Vec<Said>> = BTreeMap::new();
-    let destination = pattern_key(destination);
-    s.layers.each(&destination, pool, vmta.unwrap_or(NO_VMTA), |scope, pattern, profile, setting| {
+    let (vmta, pool) = via.indices(s);
+    s.layers.each(destination, pool, vmta, |scope, pattern, profile, setting| {
         let Some(d) = directives::of_domain_key(setting.key.to_native()) else { return };
-        let Ok(v) = rkyv::deserialize::<Value, rkyv::rancor::Error>(&setting.value) else { return };
-        let said = Said { value: shown(d, &v), origin: origin(s, scope, pattern, profile, setting) };
+        let Some(value) = shown_setting(d, setting) else { return };
+        let said = Said { value, origin: origin(s, scope, pattern, profile, setting) };
         let chain = chains.entry(setting.key.to_native()).or_default();
         // The same line again: a profile that is used twice.
         if chain.last() != Some(&said) {
@@ -93,62 +198,91 @@ pub fn explain(s: &ArchivedSnapshot, destination: &str, name: &str, only: &str) 
     });
     let mut all: Vec<Explained> = Vec::new();
     for (i, d) in directives::all().iter().enumerate().filter(|(_, d)| d.blocks.contains(&"domain")) {
-        let asked = only.is_empty() || d.name == wanted;
-        if !asked || d.kind == "block" || directives::canonical(d.name) != d.name {
+        let is_asked = only.is_empty() || d.name == only;
+        let has_value = d.kind != "block" && !matches!(d.name, "include" | "use-profile");
+        if !is_asked || !has_value || directives::canonical(d.name) != d.name {
             continue;
         }
-        let default = Said {
-            value: d.default.to_owned(),
-            origin: Origin { layer: "default".into(), file: String::new(), line: 0 },
-        };
         let mut chain = chains.remove(&directives::domain_key(i)).unwrap_or_default();
-        let set = !chain.is_empty();
-        chain.insert(0, default);
-        let pending = d.status != Status::Supported;
-        if !set && (pending || d.name == "include") && only.is_empty() {
+        if chain.is_empty() && d.status != Status::Supported && only.is_empty() {
+            continue;
+        }
+        chain.insert(0, default(d));
+        if d.repeats && chain.len() > 1 {
+            // Lines that add up all count, and each is told.
+            all.extend(chain.into_iter().skip(1).map(|said| Explained::of(d, said, Vec::new())));
             continue;
         }
         let Some(last) = chain.pop() else { continue };
         chain.reverse();
-        all.push(one(d.name, last, chain, pending));
+        all.push(Explained::of(d, last, chain));
     }
-    if only.is_empty() {
-        beside_domains(s, vmta, pool, &mut all);
-    }
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+    all
 }
 
-/// What the blocks of pool and virtual MTA set beside `<domain>`; the virtual MTA wins.
-fn beside_domains(s: &ArchivedSnapshot, vmta: Option<u32>, pool: Option<u32>, all: &mut Vec<Explained>) {
+fn default(d: &Directive) -> Said {
+    let origin = Origin { layer: "default".into(), file: String::new(), line: 0 };
+    Said { value: if d.default.is_empty() { "-" } else { d.default }.to_owned(), origin }
+}
+
+/// Keys and headers of which those of the virtual MTA come first and all others count, too.
+const ADD_UP_OVER_LEVELS: &[&str] = &["domain-key", "include-headers-from"];
+
+/// What stands beside `<domain>` blocks: at top level what virtual MTAs inherit, and in the
+/// blocks of pool and virtual MTA; the virtual MTA wins.
+fn beside_domains(s: &ArchivedSnapshot, via: Via, only: &str) -> Vec<Explained> {
+    let (vmta, pool) = via.indices(s);
     let pool = pool.and_then(|i| s.pools.get(i as usize)).map(|p| (format!("pool {}", p.name.as_str()), &p.settings));
-    let vmta = vmta.and_then(|i| s.vmtas.get(i as usize));
-    let vmta = vmta.map(|v| (format!("virtual-mta {}", v.name.as_str()), &v.settings));
-    let mut chains: BTreeMap<&str, Vec<(Said, bool)>> = BTreeMap::new();
-    for (layer, settings) in pool.into_iter().chain(vmta) {
+    let vmta = s.vmtas.get(vmta as usize).map(|v| (format!("virtual-mta {}", v.name.as_str()), &v.settings));
+    let top = s.written.iter().filter(|w| w.block.is_empty()).map(|w| ("global".to_owned(), &w.settings));
+    // Name → row, and the lines of each level, weakest first.
+    let mut found: BTreeMap<&str, (&Directive, Vec<Vec<Said>>)> = BTreeMap::new();
+    for (layer, settings) in top.chain(pool).chain(vmta) {
+        let mut here: BTreeMap<&str, (&Directive, Vec<Said>)> = BTreeMap::new();
         for x in settings.iter() {
             let Some(d) = directives::all().get(usize::from(x.key.to_native())) else { continue };
-            let Ok(v) = rkyv::deserialize::<Value, rkyv::rancor::Error>(&x.value) else { continue };
-            let origin = Origin { layer: layer.clone(), ..written_at(s, x) };
-            let chain = chains.entry(d.name).or_default();
-            // Lines that add up all count, and each is told.
-            if d.repeats && !chain.is_empty() {
-                let said = Said { value: shown(d, &v), origin };
-                all.push(one(d.name, said, Vec::new(), d.status != Status::Supported));
-            } else {
-                chain.push((Said { value: shown(d, &v), origin }, d.status != Status::Supported));
-            }
+            let wanted = if only.is_empty() { layer != "global" || inherited(d) } else { d.name == only };
+            let Some(value) = shown_setting(d, x).filter(|_| wanted) else { continue };
+            let said = Said { value, origin: Origin { layer: layer.clone(), ..written_at(s, x) } };
+            here.entry(d.name).or_insert((d, Vec::new())).1.push(said);
+        }
+        for (name, (d, lines)) in here {
+            let all = found.entry(name).or_insert((d, Vec::new()));
+            all.0 = d;
+            all.1.push(lines);
         }
     }
-    for (name, mut chain) in chains {
-        let Some((last, pending)) = chain.pop() else { continue };
-        let overrides = chain.into_iter().rev().map(|(s, _)| s).collect();
-        all.push(one(name, last, overrides, pending));
+    if found.is_empty() && !only.is_empty() && directives::find(only, "domain").is_none() {
+        let rows = directives::all().iter().filter(|d| d.name == only);
+        return rows.take(1).map(|d| Explained::of(d, default(d), Vec::new())).collect();
     }
+    let mut all = Vec::new();
+    for (d, mut levels) in found.into_values() {
+        if ADD_UP_OVER_LEVELS.contains(&d.name) {
+            levels = vec![levels.into_iter().rev().flatten().collect()];
+        }
+        let Some(mut strongest) = levels.pop() else { continue };
+        let mut overridden: Vec<Said> = levels.into_iter().rev().flat_map(|l| l.into_iter().rev()).collect();
+        if !d.repeats {
+            // Of several lines at one level the last one counts.
+            let last = strongest.pop();
+            overridden.splice(0..0, std::mem::take(&mut strongest).into_iter().rev());
+            strongest.extend(last);
+        }
+        for (i, said) in strongest.into_iter().enumerate() {
+            all.push(Explained::of(d, said, if i == 0 { std::mem::take(&mut overridden) } else { Vec::new() }));
+        }
+    }
+    all
 }
 
-fn one(name: &str, said: Said, overrides: Vec<Said>, pending: bool) -> Explained {
-    Explained { name: name.into(), value: said.value, origin: said.origin, overrides, pending }
+/// Whether virtual MTAs inherit a directive of the top level.
+fn inherited(d: &Directive) -> bool {
+    directives::find(d.name, "virtual-mta").is_some_and(|d| d.kind != "block")
+}
+
+fn shown_setting(d: &Directive, x: &ArchivedSetting) -> Option<String> {
+    rkyv::deserialize::<Value, rkyv::rancor::Error>(&x.value).ok().map(|v| shown(d, &v))
 }
 
 fn written_at(s: &ArchivedSnapshot, setting: &ArchivedSetting) -> Origin {
@@ -162,6 +296,8 @@ pub fn shown(d: &Directive, v: &Value) -> String {
         return "(secret)".to_owned();
     }
     match value::show(d.kind, v) {
+        // Where no limit is written so, 0 says the same.
+        _ if *v == Value::Number(0) && d.unit.contains("unlimited") => "unlimited".to_owned(),
         t if t.is_empty() => "\"\"".to_owned(),
         t => t,
     }
@@ -181,7 +317,10 @@ fn origin(
         Scope::Vmta(i) => format!("virtual-mta {}", s.vmtas.get(i as usize).map_or("", |v| v.name.as_str())),
     };
     let through = profile.map(|p| format!(" profile {}", p.name.as_str())).unwrap_or_default();
-    let layer = format!("{name} <domain {}>{through}", ipc::message::shown_domain(pattern));
+    // As its block is written: who looks for the line looks for `<domain $isp.com>`.
+    let parameter = s.layers.parameter(setting).filter(|_| profile.is_none());
+    let pattern = parameter.map_or_else(|| ipc::message::shown_domain(pattern), str::to_owned);
+    let layer = format!("{name} <domain {pattern}>{through}");
     Origin { layer, ..written_at(s, setting) }
 }
 

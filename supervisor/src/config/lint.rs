@@ -44,7 +44,6 @@ pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement) {
         (get("max-connect-rate"), get("max-msg-per-connection"), get("max-msg-rate"))
         && let (Some(c), Some(m), Some(r)) = (amount(connects), amount(each), amount(rate))
         && r.is_finite()
-        && m > 0.0
         && c * m < r
     {
         let message = "max-connect-rate and max-msg-per-connection together allow less than this rate";
@@ -52,11 +51,20 @@ pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement) {
         all.push(d.with(connects.at, "opens so few connections"));
     }
     if let Some(out) = get("max-smtp-out")
-        && let (Some(n), Some(most)) = (amount(out), descriptors())
-        && n > most
+        && let (Some(n), most) = (amount(out), descriptors())
+        && n.is_finite()
+        && n > most as f64
     {
         let message = format!("max-smtp-out is above the {most} descriptors that a process may open here");
         all.push(Diagnostic::warning(out.at, "descriptors", message, "raise LimitNOFILE, or lower the value"));
+    }
+    if let (Some(retry), Some(bounce)) = (get("retry-after"), get("bounce-after"))
+        && let (Some(r), Some(b)) = (first_millis(retry), first_millis(bounce))
+        && b <= r
+    {
+        let message = "mail is returned before it would be attempted a second time";
+        let d = Diagnostic::warning(bounce.at, "one-attempt", message, "raise bounce-after above retry-after");
+        all.push(d.with(retry.at, "the first wait"));
     }
     if let (Some(hosts), Some(route)) = (get("smtp-hosts"), get("route")) {
         let d = Diagnostic::warning(route.at, "shadowed", "route has no effect beside smtp-hosts", "remove it");
@@ -91,16 +99,28 @@ fn delivery_type<'s>(all: &mut Vec<Diagnostic>, s: &Statement, get: &impl Fn(&st
 fn amount(s: &Statement) -> Option<f64> {
     let d = directives::find(&s.name, "domain")?;
     match value::parse(d.kind, &s.value) {
+        // 0 and unlimited are no limit.
+        Ok(Parsed { value: Value::Number(0) | Value::Rate { count: 0, .. }, .. }) => Some(f64::INFINITY),
         Ok(Parsed { value: Value::Number(n), .. }) => Some(n as f64),
-        Ok(Parsed { value: Value::Rate { count: 0, .. }, .. }) => Some(f64::INFINITY),
         Ok(Parsed { value: Value::Rate { count, per_ms }, .. }) => Some(count as f64 * 1000.0 / per_ms as f64),
         _ => None,
     }
 }
 
-fn descriptors() -> Option<f64> {
+/// A time interval, or the first of a list.
+fn first_millis(s: &Statement) -> Option<u64> {
+    let d = directives::find(&s.name, "domain")?;
+    match value::parse(d.kind, &s.value).ok()?.value {
+        Value::Millis(n) => Some(n),
+        Value::MillisList(l) => l.first().copied(),
+        _ => None,
+    }
+}
+
+/// Descriptors that a process may open here; what POSIX promises where the system does not say.
+pub fn descriptors() -> u64 {
     use nix::sys::resource::{Resource, getrlimit};
-    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard as f64)
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)
 }
 
 /// What only the whole configuration shows.
@@ -136,6 +156,77 @@ pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
         }
     }
     reroutes(all, statements);
+    queue_loops(all, statements);
+    unused_macros(all, statements);
+    for v in blocks("<virtual-mta>") {
+        let itself = |s: &&Statement| &*s.name == "cold-virtual-mta" && s.value.eq_ignore_ascii_case(&v.value);
+        for s in v.inside.iter().filter(itself) {
+            let message = format!("{} is its own cold virtual MTA", &*v.value);
+            all.push(Diagnostic::warning(s.value_at, "no-effect", message, "name the one that takes what is too much"));
+        }
+    }
+}
+
+/// Macros that no block, no directive and no other macro mentions.
+fn unused_macros(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+    fn note<'s>(statements: &'s [Statement], used: &mut HashSet<&'s str>) {
+        for s in statements {
+            used.extend(super::macros::mentioned(&s.value));
+            note(&s.inside, used);
+        }
+    }
+    let mut used = HashSet::new();
+    note(statements, &mut used);
+    for s in statements.iter().filter(|s| &*s.name == "domain-macro") {
+        let name = s.value.split_whitespace().next().unwrap_or_default();
+        if value::parse("macro", &s.value).is_ok() && !used.contains(name) {
+            all.push(Diagnostic::warning(s.value_at, "unused", format!("nothing refers to domain-macro {name:?}"), ""));
+        }
+    }
+}
+
+/// Queues that send their mail to each other.
+fn queue_loops(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+    let mut next = BTreeMap::new();
+    for d in statements.iter().filter(|s| &*s.name == "<domain>") {
+        for s in d.inside.iter().filter(|s| &*s.name == "queue-to" && !s.value.is_empty()) {
+            // One to itself has no effect and is allowed.
+            if !s.value.eq_ignore_ascii_case(&d.value) {
+                next.insert(d.value.to_lowercase(), (s.value.to_lowercase(), s.at));
+            }
+        }
+    }
+    loops(&next, |path, at| {
+        let message = format!("these queues send to each other and deliver nothing: {path}");
+        all.push(Diagnostic::warning(at, "queue-loop", message, ""));
+    });
+}
+
+/// Finds each loop once, and tells its path and where its first member in the alphabet leads on.
+fn loops(next: &BTreeMap<String, (String, Span)>, mut tell: impl FnMut(String, Span)) {
+    let mut known: HashSet<&str> = HashSet::new();
+    for start in next.keys() {
+        let mut path: Vec<&str> = Vec::new();
+        let mut on_path: HashSet<&str> = HashSet::new();
+        let mut at = start.as_str();
+        while let Some((target, _)) = next.get(at) {
+            if !known.insert(at) {
+                break;
+            }
+            path.push(at);
+            on_path.insert(at);
+            at = target;
+        }
+        if !on_path.contains(at) {
+            continue;
+        }
+        let mut circle: Vec<&str> = path.into_iter().skip_while(|n| *n != at).collect();
+        let least = circle.iter().enumerate().min_by_key(|(_, n)| **n).map_or(0, |(i, _)| i);
+        circle.rotate_left(least);
+        let first = circle.first().copied().unwrap_or_default();
+        circle.push(first);
+        tell(circle.join(" -> "), next.get(first).map(|(_, at)| *at).unwrap_or_default());
+    }
 }
 
 /// Virtual MTAs that reroute to each other.
@@ -152,23 +243,10 @@ fn reroutes(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
             }
         }
     }
-    for start in next.keys() {
-        let mut path = vec![start.as_str()];
-        let mut at = start;
-        while let Some((target, _)) = next.get(at) {
-            path.push(target);
-            if target == start || path.len() > next.len() + 1 {
-                break;
-            }
-            at = target;
-        }
-        let closed = path.len() > 1 && path.last() == path.first();
-        if closed && path.iter().min() == path.first() {
-            let message = format!("the virtual MTAs reroute to each other: {}", path.join(" -> "));
-            let place = next.get(start).map(|(_, at)| *at).unwrap_or_default();
-            all.push(Diagnostic::warning(place, "reroute-loop", message, ""));
-        }
-    }
+    loops(&next, |path, at| {
+        let message = format!("the virtual MTAs reroute to each other: {path}");
+        all.push(Diagnostic::warning(at, "reroute-loop", message, ""));
+    });
 }
 
 /// Value → how many say it, and the first places.

@@ -78,8 +78,8 @@ fn name_len(text: &str) -> usize {
     text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len())
 }
 
-/// Names of the macros in an item.
-fn mentioned(item: &str) -> impl Iterator<Item = &str> {
+/// Names of the macros in an item or a parameter.
+pub fn mentioned(item: &str) -> impl Iterator<Item = &str> {
     item.split('$').skip(1).map(|t| &t[..name_len(t)])
 }
 

@@ -16,27 +16,37 @@ pub mod manual;
 pub mod profiles;
 pub mod records;
 pub mod reply_rule;
+pub mod source_hosts;
 pub mod syntax;
 pub mod value;
 
 use std::path::Path;
 
-pub use compile::{Compiled, compile};
+pub use compile::{Compiled, Overrides, compile};
 use ipc::snapshot::MappedSnapshot;
 
 use crate::Failure;
+
+/// A file as it would be put in force.
+///
+/// # Errors
+/// [`Failure::Wrong`] with the errors of the file.
+pub fn compiled(file: &Path, overrides: &Overrides) -> Result<Compiled, Failure> {
+    let checked =
+        compile(Some(file), overrides).map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
+    match checked.errors() {
+        Some(errors) => Err(Failure::Wrong(format!("{} has errors\n\n{errors}", file.display()))),
+        None => Ok(checked.compiled),
+    }
+}
 
 /// The snapshot of a file that is not to be put in force.
 ///
 /// # Errors
 /// [`Failure::Wrong`] with the errors of the file.
 pub fn snapshot_of(file: &Path) -> Result<MappedSnapshot, Failure> {
-    let checked = compile(Some(file), &compile::Overrides::default())
-        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
-    if let Some(errors) = checked.errors() {
-        return Err(Failure::Wrong(format!("{} has errors\n\n{errors}", file.display())));
-    }
-    map(&checked.compiled.snapshot.seal().map_err(|e| Failure::Failed(e.to_string()))?).map_err(Failure::Failed)
+    let compiled = compiled(file, &Overrides::default())?;
+    map(&compiled.snapshot.seal().map_err(|e| Failure::Failed(e.to_string()))?).map_err(Failure::Failed)
 }
 
 /// Maps a sealed snapshot.

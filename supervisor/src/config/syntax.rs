@@ -159,6 +159,10 @@ impl Reader {
                 return Vec::new();
             }
         };
+        if files.is_empty() {
+            let message = format!("no file matches {}", pattern.display());
+            self.diagnostics.push(Diagnostic::warning(s.value_at, "no-effect", message, ""));
+        }
         let mut all = Vec::new();
         for f in files {
             let same = std::fs::canonicalize(&f).unwrap_or_else(|_| f.clone());
@@ -255,10 +259,12 @@ impl FileReader<'_> {
 
     fn open_block(&mut self, trimmed: &str, line: &Line<'_>) {
         let at = self.span(line, trimmed);
-        let Some(tag) = trimmed.strip_prefix('<').and_then(|t| t.strip_suffix('>')) else {
-            self.reader.error(at, "malformed-tag", "expected '>' at the end of the tag", "");
-            return;
-        };
+        let inside = trimmed.strip_prefix('<').unwrap_or(trimmed);
+        let tag = inside.strip_suffix('>').unwrap_or_else(|| {
+            // The block is read all the same, so that its lines and its end are not wrong as well.
+            self.reader.error(at, "malformed-tag", "expected '>' at the end of the tag", format!("write {trimmed}>"));
+            inside
+        });
         let tag = tag.trim();
         let (word, param) = tag.split_once(char::is_whitespace).unwrap_or((tag, &tag[tag.len()..]));
         let param = param.trim();
@@ -280,8 +286,9 @@ impl FileReader<'_> {
 
     fn close(&mut self, tag: &str, line: &Line<'_>) {
         let at = self.span(line, line.content.trim());
-        let word = tag.trim_end().trim_end_matches('>').split_whitespace().next().unwrap_or_default();
-        let word = word.to_ascii_lowercase();
+        let inside = tag.trim_end().trim_end_matches('>').trim();
+        let (word, named) = inside.split_once(char::is_whitespace).unwrap_or((inside, ""));
+        let (word, named) = (word.to_ascii_lowercase(), named.trim().trim_matches('"'));
         let ends = |s: &Statement| match s.name.strip_prefix('<').and_then(|n| n.strip_suffix('>')) {
             Some(name) => name == word,
             // A directive that a block ends: mail-from /…/ <pattern-list>
@@ -299,6 +306,11 @@ impl FileReader<'_> {
             self.put(inner);
         }
         if let Some(s) = self.open.pop() {
+            if !named.is_empty() && !named.eq_ignore_ascii_case(&s.value) {
+                let message = format!("the tag closes <{word} {}> and names {named}", &*s.value);
+                let d = Diagnostic::warning(at, "mismatched-tag", message, "is a closing tag missing above?");
+                self.reader.diagnostics.push(d.with(s.at, "the block begins here"));
+            }
             self.put(s);
         }
     }
@@ -512,7 +524,7 @@ mod tests {
 
     #[test]
     fn comments_quotes_and_blocks() {
-        let (s, wrong) = read("\u{feff}a  \"x # y\" # z\r\n<domain *>\n  b 1,\n\n  2\n</domain x>\nc it's \"odd # z");
+        let (s, wrong) = read("\u{feff}a  \"x # y\" # z\r\n<domain *>\n  b 1,\n\n  2\n</domain *>\nc it's \"odd # z");
         assert!(wrong.is_empty());
         assert_eq!(
             (&*s[0].value, &*s[1].value, &*s[1].inside[0].value, &*s[2].value),
@@ -544,7 +556,8 @@ mod tests {
     #[test]
     fn blocks_that_do_not_match_are_all_named() {
         assert_eq!(read("<a>\n<b>\n</a>\n</c>\n<d>").1, ["mismatched-tag", "mismatched-tag", "unclosed-block"]);
-        assert_eq!(read("<a\nb \u{1}").1, ["malformed-tag", "control-character"]);
+        assert_eq!(read("<a\nb \u{1}\n</a>").1, ["malformed-tag", "control-character"]);
+        assert_eq!(read("<a x>\n</a y>").1, ["mismatched-tag"]);
     }
 
     #[test]

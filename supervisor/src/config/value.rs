@@ -156,10 +156,19 @@ pub fn number(t: &str, range: &str) -> Result<u64, Problem> {
     let bounds = range.split_once("..").map(|(lo, hi)| (lo.parse().unwrap_or(0), hi.parse().unwrap_or(u64::MAX)));
     let n = match t.to_ascii_lowercase().as_str() {
         "unlimited" | "auto" if bounds.is_none() => 0,
-        n => n.parse().map_err(|_| Problem::expected("a whole number", t))?,
+        n => n.parse().map_err(|_| match n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty() {
+            true => Problem::other(format!("{t} is larger than any number that this program counts with")),
+            false => Problem::expected("a whole number", t),
+        })?,
     };
     match bounds {
-        Some((lo, hi)) if n < lo || n > hi => Err(Problem::expected(format_args!("a number from {lo} to {hi}"), t)),
+        Some((lo, hi)) if n < lo || n > hi => Err(Problem::expected(
+            match hi {
+                u64::MAX => format!("a number of at least {lo}"),
+                _ => format!("a number from {lo} to {hi}"),
+            },
+            t,
+        )),
         _ => Ok(n),
     }
 }
@@ -175,7 +184,7 @@ pub fn size(found: &str) -> Result<u64, Problem> {
     }
     let (digits, unit) = t.split_at(t.find(|c: char| !c.is_ascii_digit()).unwrap_or(t.len()));
     let expected = || Problem::expected("a size such as 512K, 25M or 2G", found);
-    let n: u64 = digits.parse().map_err(|_| expected())?;
+    let n: u64 = digits.parse().map_err(|_| expected().help("digits, then a unit: b, k, m, g, t"))?;
     let shift = match unit {
         "" | "b" => 0,
         "k" | "kb" => 10,
@@ -184,7 +193,7 @@ pub fn size(found: &str) -> Result<u64, Problem> {
         "t" | "tb" => 40,
         unit => return Err(expected().help(format!("unknown unit {unit:?}: b, k, m, g, t"))),
     };
-    n.checked_mul(1 << shift).ok_or_else(expected)
+    n.checked_mul(1 << shift).ok_or_else(|| Problem::other(format!("{found} is larger than any size there is")))
 }
 
 fn unit_ms(u: &str) -> Option<u64> {
@@ -218,7 +227,12 @@ pub fn duration(found: &str) -> Result<u64, Problem> {
         let n: u64 = rest[..digits].parse().map_err(|_| expected())?;
         let after = &rest[digits..];
         let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let unknown = || expected().help(format!("unknown unit {:?}: w, d, h, m, s", after[..unit].trim()));
+        let unknown = || {
+            expected().help(match after[..unit].trim() {
+                "" => "a unit is missing: w, d, h, m, s".to_owned(),
+                unit => format!("unknown unit {unit:?}: w, d, h, m, s"),
+            })
+        };
         let ms = unit_ms(&after[..unit]).ok_or_else(unknown)?;
         total = n.checked_mul(ms).and_then(|x| total.checked_add(x)).filter(|x| *x < NEVER_MS).ok_or_else(expected)?;
         rest = &after[unit..];
@@ -229,7 +243,11 @@ pub fn duration(found: &str) -> Result<u64, Problem> {
 fn durations(text: &str) -> Result<Vec<u64>, Problem> {
     let mut all = Vec::new();
     for item in text.split(',').map(str::trim) {
-        all.push(duration(item).map_err(|p| p.at(item, text))?);
+        let n = duration(item).map_err(|p| p.at(item, text))?;
+        if n == 0 {
+            return Err(Problem::other("a time interval of zero would attempt again without end").at(item, text));
+        }
+        all.push(n);
     }
     if all.len() > 30 {
         return Err(Problem::other(format!("a list of at most 30 time intervals expected, got {}", all.len())));
@@ -241,10 +259,13 @@ fn window(t: &str, found: &str) -> Result<u64, Problem> {
     let digits = t.find(|c: char| !c.is_ascii_digit()).unwrap_or(t.len());
     let n: u64 = if digits == 0 { 1 } else { t[..digits].parse().unwrap_or(0) };
     let unknown = || {
-        Problem::expected("a rate such as 600/h or 100/15m", found)
-            .help(format!("unknown rate unit {:?}: s, m, h, d", &t[digits..]))
+        Problem::expected("a rate such as 600/h or 100/15m", found).help(match &t[digits..] {
+            "" => "a unit is missing behind the slash: s, m, h, d".to_owned(),
+            unit => format!("unknown rate unit {unit:?}: s, m, h, d"),
+        })
     };
-    let window = unit_ms(&t[digits..]).ok_or_else(unknown)?.checked_mul(n).unwrap_or(0);
+    let unit = Some(&t[digits..]).filter(|u| !matches!(*u, "w" | "week"));
+    let window = unit.and_then(unit_ms).ok_or_else(unknown)?.checked_mul(n).unwrap_or(0);
     if window == 0 { Err(Problem::expected("a rate over some time", found)) } else { Ok(window) }
 }
 

@@ -11,6 +11,7 @@ use ipc::operator::{ANSWER, Answer, REQUEST, Request};
 
 use crate::Failure;
 use crate::cli::print;
+use crate::config::diff;
 use crate::config::explain::{self, Explained};
 
 /// The server to ask: its control socket, if one was named.
@@ -237,37 +238,65 @@ pub fn explain(
     if as_json {
         return json(&all);
     }
-    if let ([one], false) = (&all[..], only.is_empty()) {
-        let mut text = format!("{} {}\n  {}\n", one.name, one.value, one.origin);
-        for o in &one.overrides {
-            text.push_str(&format!("  overrides {} from {}\n", o.value, o.origin));
-        }
-        if one.pending {
-            text.push_str("  not in force yet: checked and stored\n");
-        }
-        return print(text.as_bytes());
+    if !only.is_empty() {
+        return print(all.iter().map(chain).collect::<String>().as_bytes());
     }
     let cells = all.iter().map(|e| {
         let over: Vec<String> = e.overrides.iter().map(|o| format!("{} ({})", o.value, o.origin.layer)).collect();
         let name = if e.pending { format!("{} (pending)", e.name) } else { e.name.clone() };
         vec![name, e.value.clone(), e.origin.to_string(), over.join(", ")]
     });
-    table(&["directive", "value", "from", "overrides"], cells.collect())
+    table(&["directive", "value", "from", "overrides"], cells.collect())?;
+    let members = all.iter().filter(|e| !e.members.is_empty());
+    print(members.map(|e| format!("\n{}{}", e.name, of_members(e))).collect::<String>().as_bytes())
+}
+
+/// A value with all that it overrode.
+fn chain(e: &Explained) -> String {
+    let mut text = format!("{} {}\n  {}\n", e.name, e.value, e.origin);
+    for o in &e.overrides {
+        text.push_str(&format!("  overrides {} from {}\n", o.value, o.origin));
+    }
+    if e.pending {
+        text.push_str("  not in force yet: checked and stored\n");
+    }
+    if !e.members.is_empty() {
+        text.push_str(&format!(" {}", of_members(e)));
+    }
+    text
+}
+
+/// What is in force for members of the pool instead, a line for those that say the same.
+fn of_members(e: &Explained) -> String {
+    let mut alike: Vec<(&explain::Said, Vec<&str>)> = Vec::new();
+    for m in &e.members {
+        match alike.iter_mut().find(|(said, _)| **said == m.said) {
+            Some((_, names)) => names.push(&m.virtual_mta),
+            None => alike.push((&m.said, vec![&m.virtual_mta])),
+        }
+    }
+    let lines = alike.into_iter().map(|(said, names)| {
+        let who = if names.len() > 3 { format!("{} members", names.len()) } else { names.join(", ") };
+        format!(" is {} for {who}: {}\n", said.value, said.origin)
+    });
+    lines.collect()
 }
 
 /// `config diff`: a file against another, or against what is in force.
 ///
 /// # Errors
 /// [`Failure`]
-pub fn diff(target: &Target, new: &Path, old: Option<&Path>) -> Result<(), Failure> {
+pub fn diff(target: &Target, new: &Path, old: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let Some(old) = old else {
         let file = std::path::absolute(new).unwrap_or_else(|_| new.to_owned()).display().to_string();
-        return act(target, Request::Diff { file });
+        return act(target, Request::Diff { file, json: as_json });
     };
     let (old, new) = (crate::config::snapshot_of(old)?, crate::config::snapshot_of(new)?);
-    let changes = crate::config::diff::diff(old.get(), new.get());
-    let text = if changes.is_empty() { "Nothing changes.".to_owned() } else { changes.join("\n") };
-    print(format!("{text}\n").as_bytes())
+    let changes = diff::diff(old.get(), new.get());
+    if as_json {
+        return json(&changes);
+    }
+    print(format!("{}\n", diff::as_text(&changes)).as_bytes())
 }
 
 /// `inject`

@@ -69,7 +69,7 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             Ok(t) => Answer::Status(t),
             Err(t) => Answer::Wrong(t),
         },
-        Request::Diff { file } => match sup.diff(Path::new(&file)) {
+        Request::Diff { file, json } => match sup.diff(Path::new(&file), json) {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },

@@ -1,5 +1,7 @@
 //! Putting another configuration in force: all of it is checked before anything changes.
 
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,12 +10,24 @@ use ipc::control::ToWorker;
 use ipc::snapshot::MappedSnapshot;
 
 use super::Supervisor;
+use crate::config::diff::Change;
 use crate::config::{self, Compiled, map};
 use crate::listen;
 use crate::shards::{Slot, State};
 
 /// What a dry run of a reload says of the built-in configuration.
 const NO_FILE: &str = "The server runs on its built-in configuration: there is no file to reload.";
+
+/// Another configuration, checked and not in force.
+struct Prepared {
+    compiled: Compiled,
+    fd: OwnedFd,
+    changes: Vec<Change>,
+    /// Listeners that it adds.
+    added: Vec<(String, OwnedFd)>,
+    /// What this machine would not let happen.
+    refused: Vec<String>,
+}
 
 impl Supervisor {
     /// Puts the changed file in force; answers when every worker has taken it, or without
@@ -23,7 +37,7 @@ impl Supervisor {
     /// The errors of the file; the old configuration stays.
     pub async fn reload(self: &Rc<Self>, wait: bool, dry_run: bool) -> Result<String, String> {
         if dry_run {
-            return self.file.as_deref().map_or_else(|| Ok(NO_FILE.into()), |f| self.diff(f));
+            return self.file.as_deref().map_or_else(|| Ok(NO_FILE.into()), |f| self.diff(f, false));
         }
         let _ = sd_notify::notify(&[
             sd_notify::NotifyState::Reloading,
@@ -38,24 +52,49 @@ impl Supervisor {
         result
     }
 
-    /// Why the configuration file cannot be read.
-    fn unread(&self, e: &std::io::Error) -> String {
-        let file = self.file.as_deref().unwrap_or(Path::new("(built-in)"));
-        format!("cannot read {}: {e}; the old configuration stays in force", file.display())
-    }
-
-    /// What putting `file` in force would change, a line each.
-    ///
-    /// # Errors
-    /// The errors of the file.
-    pub fn diff(&self, file: &Path) -> Result<String, String> {
-        let checked = config::compile(Some(file), &self.overrides).map_err(|e| format!("{}: {e}", file.display()))?;
+    /// Reads and compiles a file, none for the built-in configuration, and tries what it needs
+    /// of this machine.
+    fn prepare(&self, file: Option<&Path>) -> Result<Prepared, String> {
+        let checked = config::compile(file, &self.overrides)
+            .map_err(|e| format!("cannot read {}: {e}", file.unwrap_or(Path::new("(built-in)")).display()))?;
         if let Some(errors) = checked.errors() {
             return Err(format!("the configuration has errors\n\n{errors}"));
         }
-        let new = checked.compiled.snapshot.seal().map_err(|e| e.to_string())?;
-        let changes = config::diff::diff(self.mapped()?.get(), map(&new)?.get());
-        Ok(if changes.is_empty() { "Nothing changes.".into() } else { changes.join("\n") })
+        let mut compiled = checked.compiled;
+        compiled.snapshot.generation = self.generation.get() + 1;
+        let mut refused = self.unusable_addresses(&compiled);
+        let mut added = Vec::new();
+        for l in &compiled.snapshot.listeners {
+            if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
+                match listen::bind_to(&l.address) {
+                    Ok(fd) => added.push((l.address.clone(), fd)),
+                    Err(e) => refused.push(e),
+                }
+            }
+        }
+        // Workers name accounting files by their place in the list they began with.
+        compiled.snapshot.accounting.clone_from(&self.compiled.borrow().snapshot.accounting);
+        let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
+        let changes = config::diff::diff(self.mapped()?.get(), map(&fd)?.get());
+        ipc::descriptors::give_back_heap();
+        Ok(Prepared { compiled, fd, changes, added, refused })
+    }
+
+    /// What putting `file` in force would change, a line each or as JSON.
+    ///
+    /// # Errors
+    /// The errors of the file, and what this machine would not let happen.
+    pub fn diff(&self, file: &Path, json: bool) -> Result<String, String> {
+        let p = self.prepare(Some(file))?;
+        if json {
+            return serde_json::to_string_pretty(&p.changes).map_err(|e| e.to_string());
+        }
+        let mut said = config::diff::as_text(&p.changes);
+        said.push_str(&restart_note(&p.changes).map(|n| format!("\n{n}")).unwrap_or_default());
+        if p.refused.is_empty() {
+            return Ok(said);
+        }
+        Err(format!("{said}\n\na reload would be refused:\n{}", p.refused.join("\n")))
     }
 
     /// `config explain` as JSON.
@@ -72,39 +111,19 @@ impl Supervisor {
     }
 
     async fn try_reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
-        let checked = config::compile(self.file.as_deref(), &self.overrides).map_err(|e| self.unread(&e))?;
-        if let Some(errors) = checked.errors() {
-            return Err(format!("the configuration has errors, the old one stays in force\n\n{errors}"));
-        }
-        let mut compiled = checked.compiled;
-        self.check_addresses(&compiled)?;
-        let mut added = Vec::new();
-        for l in &compiled.snapshot.listeners {
-            if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
-                added.push((l.address.clone(), listen::bind_to(&l.address)?));
-            }
-        }
-        let kept = {
-            let old = self.compiled.borrow();
-            let same = old.snapshot.accounting == compiled.snapshot.accounting;
-            // Workers name accounting files by their place in the list they began with.
-            compiled.snapshot.accounting.clone_from(&old.snapshot.accounting);
-            let mut kept = Vec::new();
-            kept.extend((!same).then_some("<acct-file>"));
-            kept.extend((old.http_port != compiled.http_port).then_some("http-mgmt-port"));
-            kept.extend((old.workers != compiled.workers).then_some("workers (or: sluice scale)"));
-            kept.extend((old.data_dir != compiled.data_dir).then_some("data-dir"));
-            kept
+        let stays = |e: String| match e.split_once('\n') {
+            Some((first, rest)) => format!("{first}; the old configuration stays in force\n{rest}"),
+            None => format!("{e}; the old configuration stays in force"),
         };
-        compiled.snapshot.generation = self.generation.get() + 1;
-        let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
-        let changes = config::diff::diff(self.mapped()?.get(), map(&fd)?.get());
-        ipc::descriptors::give_back_heap();
-        self.generation.set(compiled.snapshot.generation);
-        self.listeners.borrow_mut().retain(|(a, _)| compiled.snapshot.listeners.iter().any(|l| l.address == *a));
-        self.listeners.borrow_mut().extend(added);
-        *self.snapshot.borrow_mut() = fd;
-        *self.compiled.borrow_mut() = compiled;
+        let p = self.prepare(self.file.as_deref()).map_err(stays)?;
+        if !p.refused.is_empty() {
+            return Err(stays(p.refused.join("\n")));
+        }
+        self.generation.set(p.compiled.snapshot.generation);
+        self.listeners.borrow_mut().retain(|(a, _)| p.compiled.snapshot.listeners.iter().any(|l| l.address == *a));
+        self.listeners.borrow_mut().extend(p.added);
+        *self.snapshot.borrow_mut() = p.fd;
+        *self.compiled.borrow_mut() = p.compiled;
         let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
         for n in numbers {
             self.slot_mut(n, |s| s.reload_error = None);
@@ -115,32 +134,34 @@ impl Supervisor {
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
         }
-        let refused = self.slots.borrow().iter().find_map(|s| s.reload_error.clone());
-        let mut said = changes;
-        match refused {
-            Some(e) => return Err(e),
-            None if kept.is_empty() => said.push("Configuration reloaded.".into()),
-            None => said.push(format!("Configuration reloaded. A restart is needed for: {}.", kept.join(", "))),
+        if let Some(e) = self.slots.borrow().iter().find_map(|s| s.reload_error.clone()) {
+            return Err(e);
         }
+        let mut said: Vec<String> = p.changes.iter().map(Change::to_string).collect();
+        said.push("Configuration reloaded.".into());
+        said.extend(restart_note(&p.changes));
         Ok(said.join("\n"))
     }
 
-    /// Source addresses that come with a reload must be this machine's.
-    fn check_addresses(&self, new: &Compiled) -> Result<(), String> {
+    /// Source addresses that come with a configuration and are not this machine's.
+    fn unusable_addresses(&self, new: &Compiled) -> Vec<String> {
         let old = self.compiled.borrow();
-        let known = |ip: &str| old.snapshot.vmtas.iter().any(|v| v.source_hosts.iter().any(|h| h.ip == ip));
+        let known: HashSet<&str> =
+            old.snapshot.vmtas.iter().flat_map(|v| v.source_hosts.iter().map(|h| h.ip.as_str())).collect();
+        let mut tried = HashSet::new();
+        let mut refused = Vec::new();
         for v in &new.snapshot.vmtas {
-            for h in v.source_hosts.iter().filter(|h| !known(&h.ip)) {
-                let ip: std::net::IpAddr = h.ip.parse().map_err(|_| format!("{} is no address", h.ip))?;
-                if let Err(e) = std::net::UdpSocket::bind((ip, 0)) {
-                    return Err(format!(
-                        "smtp-source-host {ip} of virtual MTA {} cannot be used on this machine ({e}); the old configuration stays in force",
-                        v.name
-                    ));
+            for h in v.source_hosts.iter().filter(|h| !known.contains(h.ip.as_str())) {
+                if !tried.insert(h.ip.as_str()) {
+                    continue;
+                }
+                if let Err(e) = config::source_hosts::usable(&h.ip) {
+                    let of = format!("smtp-source-host {} of virtual MTA {}", h.ip, v.name);
+                    refused.push(format!("{of} cannot be used on this machine ({e})"));
                 }
             }
         }
-        Ok(())
+        refused
     }
 
     /// Every listener goes along: a worker takes those it does not have.
@@ -152,4 +173,10 @@ impl Supervisor {
         let order = ToWorker::Reload { listeners: names.clone(), added: names };
         self.slot(number, |s| s.order(order, fds));
     }
+}
+
+/// Names what only a restart puts in force.
+fn restart_note(changes: &[Change]) -> Option<String> {
+    let names = config::diff::restart_needed(changes);
+    (!names.is_empty()).then(|| format!("A restart is needed for: {}.", names.join(", ")))
 }

@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use fuzz::{Choices, peak, pieces};
 use ipc::control::{AccountingFile, Heartbeat, Hello, Rows, RowsOf, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
-use ipc::layers::{LayersBuilder, Profile, Scope};
+use ipc::layers::{LayersBuilder, Named, Profile, Scope};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
 use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release};
 use ipc::message::{
@@ -243,7 +243,7 @@ impl Make for Request {
             5 => Request::Scale { workers: c.short().into(), wait: c.byte() % 2 == 1 },
             6 => Request::Reload { wait: c.byte() % 2 == 1, dry_run: c.byte() % 2 == 1 },
             10 => Request::Explain { destination: make(c), via: make(c), only: make(c) },
-            11 => Request::Diff { file: make(c) },
+            11 => Request::Diff { file: make(c), json: c.byte() % 2 == 0 },
             7 => Request::Stop,
             8 => Request::RotateAccounting,
             _ => Request::InjectSocket,
@@ -336,7 +336,7 @@ impl Make for Snapshot {
             layers: {
                 let mut b = LayersBuilder::default();
                 b.profiles = vec![Profile { name: make(c), settings: make(c) }];
-                b.add(Scope::Global, "*", &Vec::<Setting>::make(c));
+                b.add(Scope::Global, Named::Itself, "*", &Vec::<Setting>::make(c));
                 b.build()
             },
             files: make(c),

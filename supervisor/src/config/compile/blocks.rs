@@ -1,11 +1,10 @@
 //! Blocks at top level.
 
-use ipc::layers::{Profile, Scope};
+use ipc::layers::{Named, Profile, Scope};
 use ipc::rules::{Setting, SourceKey, Value};
 use ipc::snapshot::{Accounting, Pool, Source, SpoolDirectory, VirtualMta};
 
 use super::super::{composite, records};
-use super::global::source_host;
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
 impl<'s> Compiler<'s> {
@@ -16,7 +15,7 @@ impl<'s> Compiler<'s> {
             return;
         }
         let tag: &'static str = d.name.trim_matches(['<', '>']);
-        if !matches!(tag, "domain" | "virtual-mta" | "virtual-mta-pool") {
+        if tag != "domain" {
             self.repeated(tag, &s.inside);
         }
         if s.value.is_empty() && !d.unit.contains("unnamed") {
@@ -32,7 +31,7 @@ impl<'s> Compiler<'s> {
             "smtp-listener" => self.listener(s),
             "profile" => self.profile(s),
             _ => {
-                self.pending.entry(d.name).or_insert((s.at, 0)).1 += 1;
+                self.pend(d, s);
                 self.inside(tag, s);
             }
         }
@@ -89,12 +88,13 @@ impl<'s> Compiler<'s> {
 
     fn source(&mut self, s: &'s Statement) {
         let network = ipc::network::parse(&s.value);
-        let looks_like_one = s.value.contains(['/', ':']) || s.value.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        if network.is_none()
-            && looks_like_one
-            && let Err(p) = composite::network(&s.value)
-        {
-            self.problem(s, p);
+        let looks_like_one = s.value.contains(['/', ':']) || s.value.starts_with(|c: char| c.is_ascii_digit());
+        match composite::network(&s.value) {
+            Err(p) if looks_like_one => {
+                self.problem(s, p.help("each range or address is a block of its own; names begin with a letter"));
+            }
+            Err(_) => self.block_name("source", s),
+            Ok(()) => self.host_bits(s),
         }
         let mut settings = Vec::new();
         for i in &s.inside {
@@ -108,43 +108,64 @@ impl<'s> Compiler<'s> {
         self.snapshot.sources.push(Source { network, name, settings });
     }
 
-    fn virtual_mta(&mut self, s: &'s Statement) {
-        let key = s.value.to_lowercase();
-        let index = match self.snapshot.vmta_by_name.get(&key) {
-            Some(i) => *i,
-            None => {
-                let i = self.snapshot.vmtas.len() as u32;
-                self.snapshot.vmtas.push(VirtualMta { name: s.value.to_string(), ..Default::default() });
-                self.snapshot.vmta_by_name.insert(key, i);
-                i
-            }
+    /// Names that commands and queue names can carry.
+    fn block_name(&mut self, kind: &str, s: &Statement) {
+        let reserved = s.value.starts_with('{') || s.value.eq_ignore_ascii_case("by-smtp-source-ip");
+        let problem = if reserved && kind != "source" {
+            Problem::other(format!("{} is reserved", &*s.value))
+        } else if s.value.contains(|c: char| c.is_whitespace() || "/*,;=\"'<>@".contains(c)) {
+            Problem::expected("a name without blanks and without any of / * , ; = @ and quotes", &s.value)
+        } else {
+            return;
         };
+        self.problem(s, Problem { message: format!("the name of a {kind}: {}", problem.message), ..problem });
+    }
+
+    /// `10.1.2.3/8` is all of `10.0.0.0/8`, and somebody may have meant the address.
+    fn host_bits(&mut self, s: &Statement) {
+        let Some((ip, bits)) = s.value.split_once('/') else { return };
+        let Some((one, net)) = ipc::network::parse(ip).zip(ipc::network::parse(&s.value)) else { return };
+        if net.base != one.base {
+            let message = format!("{} is all of {net}: {ip} has more than {bits} bits", &*s.value);
+            self.warning(s.value_at, "host-bits", message, format!("write {net}, or {ip}, whichever is meant"));
+        }
+    }
+
+    fn virtual_mta(&mut self, s: &'s Statement) {
+        self.block_name("virtual MTA", s);
+        let (vmtas, names) = (&mut self.snapshot.vmtas, &mut self.snapshot.vmta_by_name);
+        let index = *names.entry(s.value.to_lowercase()).or_insert_with(|| {
+            vmtas.push(VirtualMta { name: s.value.to_string(), ..Default::default() });
+            vmtas.len() as u32 - 1
+        });
         for i in &s.inside {
             if &*i.name == "<domain>" {
                 self.domains.push((Scope::Vmta(index), i));
                 continue;
             }
             let Some(a) = self.check("virtual-mta", i) else { continue };
-            if self.used_profile(Scope::Vmta(index), i) {
+            if &*i.name == "use-profile" {
+                self.use_profile_everywhere(Scope::Vmta(index), i);
                 continue;
             }
-            let v = &mut self.snapshot.vmtas[index as usize];
-            v.settings.push(a.as_written(i));
+            let written = a.as_written(i);
+            self.snapshot.vmtas[index as usize].settings.push(written);
             match (&*i.name, a.in_force()) {
-                ("smtp-source-host", Some(Value::Text(t))) => v.source_hosts.extend(source_host(&t)),
-                ("host-name", Some(Value::Text(t))) => v.host_name = t,
+                ("smtp-source-host", Some(Value::Text(t))) => {
+                    let hosts = self.source_hosts(i, &t);
+                    self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
+                }
+                ("host-name", Some(Value::Text(t))) => self.snapshot.vmtas[index as usize].host_name = t,
                 _ => {}
             }
         }
     }
 
     /// `use-profile` beside `<domain>` blocks holds for every destination.
-    fn used_profile(&mut self, scope: Scope, s: &Statement) -> bool {
-        let Some(n) = self.profile_used(s) else { return false };
-        let (file, line) = (s.at.file, s.at.line);
-        let value = Value::Number(n);
-        self.layers.add(scope, "*", &[Setting { key: ipc::layers::USE_PROFILE, file, line, value }]);
-        true
+    fn use_profile_everywhere(&mut self, scope: Scope, s: &Statement) {
+        if let Some(used) = self.used_profile(s) {
+            self.layers.add(scope, Named::Itself, "*", &[used]);
+        }
     }
 
     fn pool(&mut self, s: &'s Statement) {
@@ -154,15 +175,12 @@ impl<'s> Compiler<'s> {
             let d = super::Diagnostic::error(s.value_at, "duplicate", message, "both share one name space: rename one");
             self.reader.diagnostics.push(d.with(at, "the virtual MTA"));
         }
-        let index = match self.snapshot.pool_by_name.get(&key) {
-            Some(i) => *i,
-            None => {
-                let i = self.snapshot.pools.len() as u32;
-                self.snapshot.pools.push(Pool { name: s.value.to_string(), ..Default::default() });
-                self.snapshot.pool_by_name.insert(key, i);
-                i
-            }
-        };
+        self.block_name("pool", s);
+        let (pools, names) = (&mut self.snapshot.pools, &mut self.snapshot.pool_by_name);
+        let index = *names.entry(key).or_insert_with(|| {
+            pools.push(Pool { name: s.value.to_string(), ..Default::default() });
+            pools.len() as u32 - 1
+        });
         let mut members = 0;
         for i in &s.inside {
             match &*i.name {
@@ -174,10 +192,14 @@ impl<'s> Compiler<'s> {
                     members += 1;
                     self.member(index, i);
                 }
+                "use-profile" => {
+                    if self.check("virtual-mta-pool", i).is_some() {
+                        self.pool_domains.entry(index).or_insert(s.at);
+                        self.use_profile_everywhere(Scope::Pool(index), i);
+                    }
+                }
                 _ => {
-                    if let Some(a) = self.check("virtual-mta-pool", i)
-                        && !self.used_profile(Scope::Pool(index), i)
-                    {
+                    if let Some(a) = self.check("virtual-mta-pool", i) {
                         self.snapshot.pools[index as usize].settings.push(a.as_written(i));
                     }
                 }
@@ -195,10 +217,17 @@ impl<'s> Compiler<'s> {
         if name.is_empty() {
             return self.problem(s, Problem::other("argument missing"));
         }
-        let weight = match words.next().map(|w| w.strip_prefix("weight=").and_then(|n| n.parse().ok())) {
-            None => 1,
-            Some(Some(n)) if n > 0 && words.next().is_none() => n,
-            _ => return self.problem(s, Problem::expected("NAME [weight=N]", &s.value)),
+        let weight = match (words.next().map(|w| w.split_once('=')), words.next()) {
+            (None, _) => Ok(1),
+            (Some(Some((key, n))), None) if key.eq_ignore_ascii_case("weight") => match n.parse() {
+                Ok(0) | Err(_) => Err(Problem::expected("a weight of at least 1", n)),
+                Ok(n) => Ok(n),
+            },
+            _ => Err(Problem::expected("NAME [weight=N]", &s.value)),
+        };
+        let weight = match weight {
+            Ok(n) => n,
+            Err(p) => return self.problem(s, p),
         };
         self.reference("virtual-mta", &name, s, "virtual-mta-pool");
         self.members.push((pool, name, weight, s.value_at));
@@ -237,8 +266,11 @@ impl<'s> Compiler<'s> {
         if loops {
             return self.error(s.at, "profile-loop", format!("profile {} uses itself", &*s.value), "");
         }
-        self.layers.profiles[n].name = s.value.to_string();
-        self.layers.profiles[n].settings.extend(settings);
+        let p = &mut self.layers.profiles[n];
+        p.name = s.value.to_string();
+        p.settings.extend(settings);
+        // Of a profile that is defined again, too, lines beat the profiles that it uses.
+        p.settings.sort_by_key(|s| s.key != ipc::layers::USE_PROFILE);
     }
 
     /// Whether profile `from` is `to` or uses it, as far as profiles have been read.

@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ipc::layers::Scope;
+use ipc::layers::{Named, Scope};
 use ipc::message::normalise_domain;
+use ipc::rules::Value;
 use ipc::snapshot::{Listener, PoolMember, SpoolDirectory};
 
-use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Statement, lint};
+use super::super::{directives, source_hosts};
+use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
 
 impl<'s> Compiler<'s> {
     pub(super) fn finish(mut self, statements: &[Statement], overrides: &Overrides) -> Checked {
         self.pools();
         self.domain_blocks();
+        self.shadowed_lines();
         lint::statements(&mut self.reader.diagnostics, statements);
         for (kind, name, at) in self.names.unused() {
             let message = format!("nothing refers to {kind} {name:?}");
@@ -27,6 +30,8 @@ impl<'s> Compiler<'s> {
             overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
         self.defaults(&data_dir);
+        self.other_machine();
+        self.clashing_ports(statements);
         let mut diagnostics = std::mem::take(&mut self.reader.diagnostics);
         diagnostics.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
         let mut snapshot = self.snapshot;
@@ -45,10 +50,62 @@ impl<'s> Compiler<'s> {
         Checked { compiled, diagnostics, files: self.reader.files }
     }
 
+    /// One word on addresses that this machine does not have: the file may be for another one.
+    fn other_machine(&mut self) {
+        let local = self.local_addresses.get_or_insert_with(source_hosts::local_addresses);
+        let top = self.snapshot.written.iter().flat_map(|w| &w.settings);
+        let lines = top.chain(self.snapshot.vmtas.iter().flat_map(|v| &v.settings));
+        let mut missing = Vec::new();
+        for s in lines.filter(|s| directives::all()[usize::from(s.key)].name == "smtp-source-host") {
+            let Value::Text(t) = &s.value else { continue };
+            if let Ok((source_hosts::From::Ip(ip), _)) = source_hosts::parse(t)
+                // The whole of 127/8 is this machine's.
+                && !local.contains(&ip) && !ip.is_loopback()
+            {
+                missing.push(((s.file, s.line), ip));
+            }
+        }
+        missing.sort_unstable();
+        let Some((place, ip)) = missing.first().copied() else { return };
+        let more =
+            if missing.len() > 1 { format!(" ({} lines, the first is shown)", missing.len()) } else { String::new() };
+        let message = format!("this machine does not have the address {ip}{more}");
+        self.warning(
+            self.line_at(place),
+            "foreign-address",
+            message,
+            "a server refuses to load this on such a machine",
+        );
+    }
+
+    /// The web port is the one of a listener.
+    fn clashing_ports(&mut self, statements: &[Statement]) {
+        let Some(port) = self.out.http_port.filter(|p| *p > 0) else { return };
+        let clashes = |l: &Listener| {
+            l.address
+                .parse::<std::net::SocketAddr>()
+                .is_ok_and(|a| a.port() == port && (a.ip().is_loopback() || a.ip().is_unspecified()))
+        };
+        let Some(address) = self.snapshot.listeners.iter().find(|l| clashes(l)).map(|l| l.address.clone()) else {
+            return;
+        };
+        if let Some(s) = statements.iter().rfind(|s| &*s.name == "http-mgmt-port") {
+            let message = format!("port {port} is that of the listener {address}, too");
+            self.error(s.value_at, "duplicate", message, "choose another port for one of them");
+        }
+    }
+
     fn pools(&mut self) {
         let mut first: HashMap<u32, u32> = HashMap::new();
+        let mut places: HashMap<(u32, u32), Span> = HashMap::new();
         for (pool, name, weight, at) in std::mem::take(&mut self.members) {
             let Some(vmta) = self.snapshot.vmta_by_name.get(&name.to_lowercase()).copied() else { continue };
+            if let Some(before) = places.insert((pool, vmta), at) {
+                let message = format!("{name} is a member of this pool twice: its weights add up");
+                let d =
+                    Diagnostic::warning(at, "duplicate", message, "keep one line, with weight=N for a larger share");
+                self.reader.diagnostics.push(d.with(before, "the other line"));
+            }
             self.snapshot.pools[pool as usize].members.push(PoolMember { vmta, weight });
             if !self.pool_domains.contains_key(&pool) {
                 continue;
@@ -56,8 +113,8 @@ impl<'s> Compiler<'s> {
             match first.get(&vmta).copied() {
                 Some(other) if other != pool => {
                     let other_at = self.pool_domains.get(&other).copied().unwrap_or_default();
-                    let message = format!("{name} is in two pools that have <domain> blocks");
-                    let d = Diagnostic::error(at, "two-pools", message, "keep the <domain> blocks of one of them");
+                    let message = format!("{name} is in two pools that have <domain> blocks or use-profile");
+                    let d = Diagnostic::error(at, "two-pools", message, "keep those of one of them");
                     self.reader.diagnostics.push(d.with(other_at, "the other pool"));
                 }
                 _ => {
@@ -72,10 +129,9 @@ impl<'s> Compiler<'s> {
     fn domain_blocks(&mut self) {
         let published = self.receiver_profiles();
         let domains = std::mem::take(&mut self.domains);
-        let (by_macro, explicit): (Vec<_>, Vec<_>) = domains.into_iter().partition(|(_, s)| s.value.contains('$'));
         let mut similar = lint::Similar::default();
         let mut shadows = lint::Shadows::default();
-        for (scope, s) in by_macro.into_iter().chain(explicit) {
+        for (scope, s) in domains {
             self.repeated("domain", &s.inside);
             lint::domain(&mut self.reader.diagnostics, s);
             match scope {
@@ -87,9 +143,13 @@ impl<'s> Compiler<'s> {
                 _ => {}
             }
             let settings = self.settings("domain", &s.inside);
+            let named = if is_local(s) || s.value.contains('$') { Named::Collectively } else { Named::Itself };
+            if named == Named::Collectively {
+                self.layers.written_as(&s.value, &settings);
+            }
             for pattern in self.patterns(s) {
                 self.compare_with(&published, &pattern, &settings);
-                self.layers.add(scope, &pattern, &settings);
+                self.layers.add(scope, named, &pattern, &settings);
             }
         }
         similar.report(&mut self.reader.diagnostics);
@@ -107,6 +167,9 @@ impl<'s> Compiler<'s> {
             };
             self.problem(s, problem);
             return Vec::new();
+        }
+        if is_local(s) {
+            return self.local_domains().iter().map(|d| pattern_key(d)).chain(["local".to_owned()]).collect();
         }
         match self.macros.expand(&s.value) {
             Ok(names) => {
@@ -126,7 +189,14 @@ impl<'s> Compiler<'s> {
         }
     }
 
+    /// The machine's own name and every `host-name`.
+    fn local_domains(&self) -> Vec<String> {
+        let own = system_host_name();
+        self.out.host_names.iter().filter(|n| **n != own).cloned().chain([own.clone()]).collect()
+    }
+
     fn defaults(&mut self, data_dir: &std::path::Path) {
+        let local_domains = self.local_domains();
         let s = &mut self.snapshot;
         s.vmtas[0].source_hosts = std::mem::take(&mut self.out.source_hosts);
         let host = self.out.host_names.first().cloned().unwrap_or_else(system_host_name);
@@ -140,8 +210,7 @@ impl<'s> Compiler<'s> {
             }
         }
         let g = &mut s.global;
-        g.local_domains = std::mem::take(&mut self.out.host_names);
-        g.local_domains.push(system_host_name());
+        g.local_domains = local_domains;
         g.host_name = host;
         g.run_dir = data_dir.join("run").display().to_string();
         if g.spools.is_empty() {
@@ -171,6 +240,11 @@ impl<'s> Compiler<'s> {
         // Wider networks first: what is narrower is applied over them. Named ones come last.
         s.sources.sort_by_key(|x| x.network.map_or(255, |n| n.bits));
     }
+}
+
+/// `<domain local>` speaks for all local domains.
+fn is_local(s: &Statement) -> bool {
+    s.value.eq_ignore_ascii_case("local")
 }
 
 /// A pattern in the spelling that queues use.

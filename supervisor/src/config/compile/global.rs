@@ -3,8 +3,8 @@
 use ipc::rules::Value;
 use ipc::snapshot::{Listener, SourceHost, SpoolDirectory};
 
-use super::super::composite;
-use super::{Compiler, Problem, Span, Statement};
+use super::super::{composite, source_hosts};
+use super::{Compiler, Problem, Span, Statement, pattern_key};
 
 impl Compiler<'_> {
     pub(super) fn global(&mut self, s: &Statement, v: Value) {
@@ -20,6 +20,7 @@ impl Compiler<'_> {
             ("run-as-root", Value::Flag(b)) => self.out.run_as_root = b,
             ("worker-cpus", Value::TextList(l)) => {
                 self.out.worker_cpus = l.iter().filter_map(|t| t.parse().ok()).collect();
+                self.check_cpus(s);
             }
             ("workers", Value::Number(n)) => self.workers(s, n),
             ("receiver-profiles", Value::TextList(l)) => self.choose_profiles(s, &l),
@@ -27,6 +28,16 @@ impl Compiler<'_> {
             ("spool-min-free-space", Value::Number(n)) => self.out.min_free_space = n.saturating_mul(1 << 20),
             (_, Value::Text(t)) => self.global_text(s, t),
             _ => {}
+        }
+    }
+
+    /// Warns of CPUs that this machine does not have.
+    fn check_cpus(&mut self, s: &Statement) {
+        let Ok(Some(cpus)) = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_CONF) else { return };
+        let missing = self.out.worker_cpus.iter().find(|c| i64::try_from(**c).is_ok_and(|c| c >= cpus));
+        if let Some(c) = missing {
+            let message = format!("this machine has CPUs 0 to {}, not {c}", cpus - 1);
+            self.warning(s.value_at, "no-effect", message, "");
         }
     }
 
@@ -48,7 +59,11 @@ impl Compiler<'_> {
             "custom-dsn-from-header" => g.custom_dsn_from_header = t,
             "invalid-virtual-mta-fallback" => g.invalid_virtual_mta_fallback = t,
             "host-name" => self.out.host_names.push(t.to_ascii_lowercase()),
-            "relay-domain" => g.relay_domains.push(t.to_ascii_lowercase()),
+            "relay-domain" if t.contains('$') => match self.macros.expand(&t) {
+                Ok(names) => self.snapshot.global.relay_domains.extend(names.iter().map(|n| pattern_key(n))),
+                Err(e) => self.error(s.value_at, "macro", e, ""),
+            },
+            "relay-domain" => g.relay_domains.push(pattern_key(&t)),
             "relay-address" if !t.starts_with('/') => g.relay_addresses.push(t),
             "relay-address" => {
                 let message = "relay-address with an expression is not in force yet";
@@ -58,7 +73,10 @@ impl Compiler<'_> {
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
             "name-server" => g.name_servers.push(t),
-            "smtp-source-host" => self.out.source_hosts.extend(source_host(&t)),
+            "smtp-source-host" => {
+                let hosts = self.source_hosts(s, &t);
+                self.out.source_hosts.extend(hosts);
+            }
             "smtp-server-tls-certificate" => self.tls_pem = self.certificate(s),
             "smtp-listener" => {
                 if let Ok((address, source)) = composite::listener(&t) {
@@ -71,6 +89,17 @@ impl Compiler<'_> {
             }
             _ => {}
         }
+    }
+
+    /// The addresses that a `smtp-source-host` stands for.
+    pub(super) fn source_hosts(&mut self, s: &Statement, text: &str) -> Vec<SourceHost> {
+        let local = self.local_addresses.get_or_insert_with(source_hosts::local_addresses);
+        let hosts = source_hosts::expand(text, local);
+        if hosts.is_empty() {
+            let message = format!("no address of this machine but 127.0.0.1 lies in {text}");
+            self.warning(s.value_at, "no-address", message, "");
+        }
+        hosts
     }
 
     /// The PEM of a certificate and key file.
@@ -107,10 +136,4 @@ impl Compiler<'_> {
         }
         self.snapshot.listeners.push(Listener { address, source: source.to_lowercase(), tls_pem });
     }
-}
-
-/// `IP HOST-NAME` that was checked.
-pub(super) fn source_host(text: &str) -> Option<SourceHost> {
-    let (ip, name) = composite::source_host(text).ok()?;
-    Some(SourceHost { ip: ip.to_string(), name: name.to_owned() })
 }

@@ -5,13 +5,14 @@ mod finish;
 mod global;
 mod names;
 mod receivers;
+mod shadowed;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use ipc::layers::{LayersBuilder, Scope};
 use ipc::rules::{Setting, Value};
-use ipc::snapshot::{Snapshot, SourceHost, VirtualMta};
+use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
 use super::diagnostic::{Diagnostic, SECRETS, nearest};
 use super::directives::{self, Directive, Status};
@@ -61,6 +62,10 @@ impl Checked {
     }
 }
 
+/// Sessions that clients may hold by default, however many descriptors there are: each takes
+/// memory for what it sends.
+const SESSIONS_DEFAULT_MAX: u64 = 20_000;
+
 /// What the command line says beside the file.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
@@ -105,9 +110,15 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         out: Global::default(),
         tls_pem: String::new(),
         order: 0,
+        lines: Vec::new(),
+        local_addresses: None,
     };
+    let descriptors = lint::descriptors();
+    c.snapshot.global.total_max_smtp_out = (descriptors / 2).min(ipc::limits::LEDGER_SLOTS as u64);
+    c.snapshot.global.total_max_smtp_in = (descriptors / 4).min(SESSIONS_DEFAULT_MAX);
     c.snapshot.vmtas.push(VirtualMta { name: "{default}".into(), ..Default::default() });
     c.snapshot.vmta_by_name.insert("{default}".into(), 0);
+    c.defined_again();
     c.define_macros(statements);
     c.statements(statements);
     c.finish(statements, overrides)
@@ -140,7 +151,7 @@ struct Compiler<'s> {
     pending: BTreeMap<&'static str, (Span, usize)>,
     /// Receiver profiles in force; `None` for all.
     profiles: Option<Vec<String>>,
-    /// Pools that have `<domain>` blocks.
+    /// Pools that speak for domains: they have `<domain>` blocks or use a profile.
     pool_domains: HashMap<u32, Span>,
     /// Members of pools: pool, name, weight, place.
     members: Vec<(u32, String, u32, Span)>,
@@ -148,6 +159,10 @@ struct Compiler<'s> {
     tls_pem: String,
     /// Top-level statement being compiled.
     order: usize,
+    /// Lines of the block being checked, as written.
+    lines: Vec<Setting>,
+    /// Addresses of this machine, once they were asked for.
+    local_addresses: Option<Vec<std::net::IpAddr>>,
 }
 
 /// A value that was accepted, with the row of its directive.
@@ -163,7 +178,12 @@ impl Accepted {
 
     /// The setting by the directive's row.
     fn as_written(&self, s: &Statement) -> Setting {
-        Setting { key: self.row as u16, file: s.at.file, line: s.at.line, value: self.value.clone() }
+        let value = match &self.value {
+            // Of a line that begins with an expression that is part of what it says.
+            Value::Text(t) if s.name.starts_with('/') => Value::Text(format!("{} {t}", s.name).trim_end().to_owned()),
+            v => v.clone(),
+        };
+        Setting { key: self.row as u16, file: s.at.file, line: s.at.line, value }
     }
 
     /// The value, if its directive is in force.
@@ -182,7 +202,7 @@ impl<'s> Compiler<'s> {
     }
 
     fn problem(&mut self, s: &Statement, p: Problem) {
-        if SECRETS.contains(&&*s.name) {
+        if SECRETS.contains(&&*s.name) && !s.value.is_empty() {
             let help = "the value is not repeated here; one that holds blanks stands in quotes";
             return self.error(s.at, p.code, format!("{}: the value is not valid", s.name), help);
         }
@@ -215,13 +235,28 @@ impl<'s> Compiler<'s> {
 
     fn statements(&mut self, statements: &'s [Statement]) {
         self.repeated("global", statements);
+        let mut top = Vec::new();
         for (i, s) in statements.iter().enumerate() {
             self.order = i;
             if s.name.starts_with('<') {
                 self.block(s);
-            } else if let Some(v) = self.check("global", s).and_then(Accepted::in_force) {
+                self.write(s.name.trim_matches(['<', '>']), &s.value);
+                continue;
+            }
+            if let Some(v) = self.check("global", s).and_then(Accepted::in_force) {
                 self.global(s, v);
             }
+            top.append(&mut self.lines);
+        }
+        self.lines = top;
+        self.write("", "");
+    }
+
+    /// Keeps the lines that were just checked.
+    fn write(&mut self, block: &str, name: &str) {
+        let settings = std::mem::take(&mut self.lines);
+        if !matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool") {
+            self.snapshot.written.push(Written { block: block.into(), name: name.into(), settings });
         }
     }
 
@@ -243,7 +278,7 @@ impl<'s> Compiler<'s> {
                 }
                 return None;
             }
-            Status::Pending => self.pending.entry(d.name).or_insert((s.at, 0)).1 += 1,
+            Status::Pending => self.pend(d, s),
             Status::Supported => {}
         }
         if s.is_block && !s.name.starts_with('<') {
@@ -255,6 +290,8 @@ impl<'s> Compiler<'s> {
             // "" clears what is inherited.
             (true, true) => match empty(d.kind) {
                 Some(v) => Ok(v.into()),
+                // Without a value of its own the list is the one that holds where none is given.
+                None if d.kind == "durations" => value::parse(d.kind, d.default),
                 None => value::parse(d.kind, &s.value),
             },
             // What stands in quotes is one argument.
@@ -266,7 +303,11 @@ impl<'s> Compiler<'s> {
                 for (kind, name) in refs {
                     self.reference(kind, &name, s, block);
                 }
-                Some(Accepted { row, value })
+                let accepted = Accepted { row, value };
+                if !matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool") {
+                    self.lines.push(accepted.as_written(s));
+                }
+                Some(accepted)
             }
             Err(p) => {
                 let missing = p.code == "missing-file";
@@ -278,6 +319,13 @@ impl<'s> Compiler<'s> {
                 None
             }
         }
+    }
+
+    /// Counts a line that is not in force yet, and notes the first.
+    fn pend(&mut self, d: &'static Directive, s: &Statement) {
+        let (first, count) = self.pending.entry(d.name).or_insert((s.at, 0));
+        *first = (*first).min(s.at);
+        *count += 1;
     }
 
     fn unknown(&mut self, block: &'static str, s: &Statement) {
@@ -305,49 +353,30 @@ impl<'s> Compiler<'s> {
         self.error(s.at, "unknown-directive", format!("{what} {} {place}", s.name), help);
     }
 
-    /// Settings of the statements inside a block.
+    /// Settings of the statements inside a block: first the profiles that it uses, in their
+    /// order, for lines beside them win wherever they stand.
     fn settings(&mut self, block: &'static str, inside: &[Statement]) -> Vec<Setting> {
-        let mut all = Vec::with_capacity(inside.len());
+        let (mut used, mut all) = (Vec::new(), Vec::with_capacity(inside.len()));
         for s in inside {
             let Some(a) = self.check(block, s) else { continue };
             let (file, line) = (s.at.file, s.at.line);
-            if let Some(n) = self.profile_used(s) {
-                // Lines beside it win, wherever it stands.
-                all.insert(0, Setting { key: ipc::layers::USE_PROFILE, file, line, value: Value::Number(n) });
-                continue;
+            match &*s.name {
+                "use-profile" => used.extend(self.used_profile(s)),
+                _ => all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value }),
             }
-            all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
+        }
+        if !used.is_empty() {
+            all.splice(0..0, used);
         }
         all
     }
 
-    fn profile_used(&self, s: &Statement) -> Option<u64> {
+    /// What puts a profile in its place; nothing when it is not defined, which was said.
+    fn used_profile(&self, s: &Statement) -> Option<Setting> {
         let wanted = s.value.to_lowercase();
-        (&*s.name == "use-profile")
-            .then(|| self.names.profiles.iter().position(|p| *p == wanted).unwrap_or_default() as u64)
-    }
-
-    /// A directive that is set twice in one block: the last line is in force.
-    fn repeated(&mut self, block: &'static str, inside: &[Statement]) {
-        if inside.len() < 2 {
-            return;
-        }
-        let mut first: HashMap<&str, &Statement> = HashMap::with_capacity(inside.len());
-        for s in inside.iter().filter(|s| !s.name.starts_with(['<', '/', '*']) && !s.is_block) {
-            if directives::find(&s.name, block).is_none_or(|d| d.repeats) {
-                continue;
-            }
-            if let Some(before) = first.insert(&s.name, s) {
-                let same = *before.value == *s.value;
-                let message = if same {
-                    format!("{} is given twice", s.name)
-                } else {
-                    format!("{} is given again here, and this line is in force", s.name)
-                };
-                let d = Diagnostic::warning(s.at, "shadowed", message, "remove one of them");
-                self.reader.diagnostics.push(d.with(before.at, "has no effect"));
-            }
-        }
+        let n = self.names.profiles.iter().position(|p| *p == wanted)?;
+        let (file, line) = (s.at.file, s.at.line);
+        Some(Setting { key: ipc::layers::USE_PROFILE, file, line, value: Value::Number(n as u64) })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Names that blocks define and directives refer to.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use super::{Compiler, Diagnostic, Span, Statement, nearest};
@@ -14,6 +15,8 @@ pub struct Names {
     used: HashSet<Key>,
     /// `<profile>` names in the order of their numbers.
     pub profiles: Vec<String>,
+    /// Blocks that are defined again: kind, name as written, first place, this place.
+    pub again: Vec<(&'static str, String, Span, Span)>,
     /// Where mail is sent with `queue-to`.
     pub queues: Vec<(String, Span)>,
 }
@@ -37,22 +40,41 @@ impl Names {
     /// The names that top-level blocks define.
     pub fn of(statements: &[Statement]) -> Names {
         let mut all = Names::default();
+        let mut networks: HashMap<ipc::network::Network, Span> = HashMap::new();
         for (i, s) in statements.iter().enumerate().filter(|(_, s)| s.name.starts_with('<')) {
             let Some((_, kind, _)) = KINDS.iter().find(|(block, _, _)| *block == &*s.name) else { continue };
-            if *kind == "source" && (s.value.contains(['/', ':', '{']) || ipc::network::parse(&s.value).is_some()) {
+            let network = ipc::network::parse(&s.value);
+            if let Some(n) = network.filter(|_| *kind == "source")
+                && let Some(first) = networks.insert(n, s.at)
+            {
+                all.again.push((kind, s.value.to_string(), first, s.at));
+            }
+            if *kind == "source"
+                && (s.value.contains(['/', ':', '{']) || s.value.starts_with(|c: char| c.is_ascii_digit()))
+            {
                 continue;
             }
             let name = s.value.to_lowercase();
             if *kind == "profile" && !all.profiles.contains(&name) {
                 all.profiles.push(name.clone());
             }
-            all.defined.entry((kind, name)).or_insert((s.at, i));
+            match all.defined.entry((kind, name)) {
+                Entry::Vacant(e) => {
+                    e.insert((s.at, i));
+                }
+                Entry::Occupied(e) => all.again.push((kind, s.value.to_string(), e.get().0, s.at)),
+            }
         }
         // Sources in braces are there without a reference, too: {auth}, {pickup}.
         for s in statements.iter().filter(|s| &*s.name == "<source>" && s.value.starts_with('{')) {
             let key = ("source", s.value.to_lowercase());
             all.used.insert(key.clone());
-            all.defined.entry(key).or_insert((s.at, 0));
+            match all.defined.entry(key) {
+                Entry::Vacant(e) => {
+                    e.insert((s.at, 0));
+                }
+                Entry::Occupied(e) => all.again.push(("source", s.value.to_string(), e.get().0, s.at)),
+            }
         }
         all
     }

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ipc::layers::Scope;
+use ipc::layers::{Named, Scope};
 use ipc::rules::{DomainKey, Value};
 
 use super::super::profiles;
-use super::{Compiler, Diagnostic, Macros, Problem, Setting, Span, Statement, nearest};
+use super::{Compiler, Diagnostic, Macros, Problem, Setting, Statement, nearest};
 
 /// Limits that a receiver has published, by domain: directive's key and value.
 pub(super) type Published = HashMap<String, Vec<(u16, u64)>>;
@@ -38,7 +38,7 @@ impl Compiler<'_> {
             if self.profiles.as_ref().is_some_and(|p| !p.iter().any(|n| n.eq_ignore_ascii_case(name))) {
                 continue;
             }
-            let statements = self.reader.text(&PathBuf::from(format!("(receiver profile {name})")), text);
+            let statements = self.reader.text(&PathBuf::from(format!("builtin:profiles/{name}.conf")), text);
             let mut macros = Macros::default();
             for s in &statements {
                 match &*s.name {
@@ -49,7 +49,7 @@ impl Compiler<'_> {
                             if profiles::is_published(text) {
                                 published.insert(pattern.clone(), limits(&settings));
                             }
-                            self.layers.add(Scope::BuiltIn, &pattern, &settings);
+                            self.layers.add(Scope::BuiltIn, Named::Itself, &pattern, &settings);
                         }
                     }
                     _ => {}
@@ -70,10 +70,7 @@ impl Compiler<'_> {
                 continue;
             };
             if n > *most || n == 0 {
-                let at = Span { file: s.file, line: s.line, column: 1, width: 1 };
-                let line = self.reader.files.line(at);
-                let column = line.chars().take_while(|c| c.is_whitespace()).count();
-                let at = at.part(column, line.trim().chars().count());
+                let at = self.line_at((s.file, s.line));
                 let name = if *key == DomainKey::MaxSmtpOut as u16 { "max-smtp-out" } else { "max-msg-per-connection" };
                 let message = format!("{name} is above the {most} that the receiver itself names for {pattern}");
                 let help = "`sluice config profiles` shows where it is from";
