@@ -367,3 +367,119 @@ fn a_spool_without_room_refuses() {
         assert_eq!(code, 452, "{line}: {text}");
     }
 }
+
+#[test]
+fn a_host_that_does_not_take_the_connection_is_given_up() {
+    // A backlog that is full: the kernel drops what asks for more.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let fill = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+    let held: Vec<_> = std::iter::repeat_with(fill).take_while(Result::is_ok).take(16).collect();
+    assert!(held.len() < 16);
+    let config = |timeout: &str| {
+        format!("<domain *>\n smtp-hosts [127.0.0.1]:{}\n connect-timeout {timeout}\n</domain>", address.port())
+    };
+    for (timeout, gives_up) in [("1s", true), ("1h", false)] {
+        let engine = Engine::start(1, &config(timeout));
+        Client::connect(engine.smtp).unwrap().send("s@x.test", &["u@d.test"], "Subject: x\r\n\r\nx").unwrap();
+        let error = || engine.json(&["show", "queues", "--json"])[0]["last_error"].to_string();
+        if gives_up {
+            eventually("it is given up", Duration::from_secs(8), || error().contains("ETIMEDOUT"));
+        } else {
+            std::thread::sleep(Duration::from_secs(3));
+            assert!(!error().contains("ETIMEDOUT"));
+        }
+    }
+}
+
+#[test]
+fn a_host_that_stops_reading_is_given_up() {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for io in listener.incoming().flatten() {
+            let mut reader = BufReader::with_capacity(512, io.try_clone().unwrap());
+            let say = |text: &str| drop((&io).write_all(text.as_bytes()));
+            say("220 slow.test\r\n");
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
+                if line.starts_with("DATA") {
+                    say("354 go on\r\n");
+                    break;
+                }
+                say("250 ok\r\n");
+                line.clear();
+            }
+            held.push(io.try_clone().unwrap());
+        }
+    });
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n smtp-hosts [127.0.0.1]:{port}\n data-send-timeout 1s\n retry-recipients-after 1h\n</domain>"
+        ),
+    );
+    let body = "x".repeat(76) + "\r\n";
+    let message = format!("Subject: x\r\n\r\n{}", body.repeat(200_000));
+    assert_eq!(Client::connect(engine.smtp).unwrap().send("s@x.test", &["u@d.test"], &message).unwrap().0, 250);
+    eventually("it is given up", Duration::from_secs(15), || {
+        accounting::lines(engine.path()).iter().any(|l| l.starts_with("t,") && l.contains("ETIMEDOUT"))
+            || engine.json(&["show", "queues", "--json"])[0]["last_error"].to_string().contains("ETIMEDOUT")
+    });
+}
+
+#[test]
+fn processors_and_patience_at_the_end_as_configured() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_secs(60));
+    let config = format!("worker-cpus 1,0\nstop-grace 1s\n<domain *>\n {}\n</domain>", r.hosts());
+    let mut engine = Engine::start(2, &config);
+    let cpus: Vec<i64> = engine
+        .json(&["show", "shards", "--json"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["cpu"].as_i64().unwrap())
+        .collect();
+    assert_eq!(cpus, [1, 0]);
+    Client::connect(engine.smtp).unwrap().send("s@x.test", &["u@d.test"], "Subject: x\r\n\r\nx").unwrap();
+    eventually("it is being delivered", Duration::from_secs(8), || r.with(|s| s.open) == 1);
+    let began = Instant::now();
+    assert!(engine.stop());
+    // The receiver's answer would have come later by far.
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn files_end_and_go_as_configured() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<acct-file acct3/a.csv>\n records d\n max-size 1M\n delete-after 1d\n</acct-file>\n<domain *>\n {}\n</domain>",
+            r.hosts()
+        ),
+    );
+    let files = || {
+        let all = std::fs::read_dir(engine.path().join("acct3")).unwrap().flatten();
+        all.map(|f| f.file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let old = engine.path().join("acct3/a-2020-01-01-0000.csv");
+    std::fs::write(&old, "type\r\n").unwrap();
+    let then = std::time::SystemTime::now() - Duration::from_secs(2 * 86_400);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(then).unwrap();
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let to: Vec<String> = (0..100).map(|n| format!("user-{n:050}@d.test")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    for _ in 0..60 {
+        assert_eq!(c.send("s@x.test", &to, "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    let whole = |f: &String| f.starts_with("a-") && !f.contains("2020");
+    eventually("a second file begins", Duration::from_secs(20), || files().iter().filter(|f| whole(f)).count() >= 2);
+    assert!(engine.sluice(&["rotate", "acct"]).status.success());
+    eventually("the old file is gone", Duration::from_secs(10), || !old.exists());
+}
