@@ -8,7 +8,7 @@ use crate::disk::Disk;
 use crate::index::Index;
 use crate::layout::{Kind, Location, MovedMeta, StartMeta, UpdateEntry, UpdateMeta};
 use crate::segment::{Pending, Record, Stream};
-use crate::store::{Dirty, Store, aligned};
+use crate::store::{Dirty, RESERVE_BYTES, Store, aligned};
 
 /// A segment is worth copying when less than a quarter of it lives.
 const LIVE_SHARE: u64 = 4;
@@ -103,7 +103,12 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Ok(());
         }
         let io = |e: std::io::Error| SpoolError::Write(e.to_string());
-        let bytes = records.iter().map(Pending::bytes).sum();
+        let bytes: u64 = records.iter().map(Pending::bytes).sum();
+        // Outcomes need the last room more: a process that has just begun has no reserve yet.
+        let needed = bytes + 2 * RESERVE_BYTES.saturating_sub(self.log.spare(Stream::Hot));
+        if self.log.disk.free_bytes().map_err(io)? < needed {
+            return Err(SpoolError::Full("outcomes need what is left".into()));
+        }
         self.log.reserve(Stream::Cold, bytes, 0, StartMeta::default).map_err(io)?;
         let before = self.log.position(Stream::Cold).map_or(0, |(_, len)| len);
         let placed = self.log.append(Stream::Cold, &records).map_err(io)?;

@@ -200,11 +200,25 @@ impl<D: Disk> Log<D> {
         self.allocate(id, len + bytes + keep)
     }
 
+    /// Bytes that `stream` can take without asking the disk for more.
+    pub fn spare(&self, stream: Stream) -> u64 {
+        let Some((id, len)) = self.position(stream) else { return 0 };
+        self.segments.get(&id).map_or(0, |s| s.allocated.saturating_sub(len))
+    }
+
     fn allocate(&mut self, id: u32, end: u64) -> io::Result<()> {
         let Some(s) = self.segments.get_mut(&id) else { return Err(io::ErrorKind::NotFound.into()) };
         if end > s.allocated {
-            let to = end.next_multiple_of(STEP_BYTES);
-            self.disk.preallocate(&s.file, s.allocated, to)?;
+            let step = end.next_multiple_of(STEP_BYTES);
+            let to = match self.disk.preallocate(&s.file, s.allocated, step) {
+                Ok(()) => step,
+                // What is asked for may still fit where a whole step does not.
+                Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                    self.disk.preallocate(&s.file, s.allocated, end)?;
+                    end
+                }
+                Err(e) => return Err(e),
+            };
             s.allocated = to;
         }
         Ok(())

@@ -268,6 +268,32 @@ proptest! {
     }
 }
 
+/// Compaction took the room that outcomes need, in a process that had none reserved yet.
+#[test]
+fn compaction_leaves_room_for_outcomes() {
+    let mut w = World::new(40 << 20);
+    let store = |recipients, body, handoff| Op::Store { recipients, body, handoff };
+    for op in [
+        store(3, 5_065_065, true),
+        store(6, 4_536_337, true),
+        store(6, 2_374_657, false),
+        store(2, 5_949_969, false),
+        Op::Kill,
+        Op::Update { pick: 2, recipient: 0, due: 1 },
+        Op::Stop,
+        store(6, 4_991_033, false),
+        store(6, 2_246_075, true),
+        Op::Kill,
+        Op::Compact,
+    ] {
+        w.apply(op);
+    }
+    while let Some(key) = w.key(0) {
+        let all = w.model[&key].left.keys().copied().collect();
+        w.settle(key, all, true);
+    }
+}
+
 /// A spool that failed to make its first segment, was stopped in order and killed later lost
 /// the mail in between: the number of the failed segment was used again.
 #[test]
