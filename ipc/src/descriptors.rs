@@ -152,6 +152,16 @@ impl Mapping {
         // process touches these words through atomics only.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(offset).cast(), count) }
     }
+
+    /// `count` 64-bit words at `offset`, a multiple of eight, of a shared mapping.
+    ///
+    /// # Panics
+    /// As [`Mapping::atomics`].
+    pub fn atomics_64(&self, offset: usize, count: usize) -> &[std::sync::atomic::AtomicU64] {
+        assert!(offset.is_multiple_of(8) && offset + count * 8 <= self.len);
+        // SAFETY: as in `atomics`.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(offset).cast(), count) }
+    }
 }
 
 impl Drop for Mapping {

@@ -4,11 +4,14 @@
 //! compare-and-swap, so a kill at any instant leaks nothing: the supervisor frees the slots
 //! of a dead worker by their tag.
 
+pub mod shared_limits;
+
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::descriptors::{Mapping, shared_memfd};
-use crate::limits::{LEDGER_SLOTS, SHARDS_MAX};
+use crate::limits::{LEDGER_CELLS, LEDGER_PACES, LEDGER_SLOTS, SHARDS_MAX};
+pub use shared_limits::Place;
 
 /// A class of connections that is limited over all shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +25,9 @@ pub enum Class {
 const CLASSES: usize = 2;
 const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
-const BYTES: usize = RECIPIENTS_AT + (SHARDS_MAX + 1) * 4;
+const CELLS_AT: usize = (RECIPIENTS_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
+const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
+const BYTES: usize = PACES_AT + LEDGER_PACES * 16;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
@@ -60,6 +65,15 @@ impl Ledger {
         self.map.atomics(class as usize * LEDGER_SLOTS * 4, LEDGER_SLOTS)
     }
 
+    fn cells(&self) -> &[AtomicU64] {
+        self.map.atomics_64(CELLS_AT, LEDGER_CELLS)
+    }
+
+    /// Names and clocks, in turn.
+    fn paces(&self) -> &[AtomicU64] {
+        self.map.atomics_64(PACES_AT, 2 * LEDGER_PACES)
+    }
+
     /// Takes a slot for `shard` if fewer than `limit` are taken. `hint` spreads the search;
     /// any number will do.
     pub fn take(&self, class: Class, shard: u8, limit: usize, hint: usize) -> Option<Slot> {
@@ -84,6 +98,7 @@ impl Ledger {
                 let _ = s.compare_exchange(u32::from(shard) + 1, 0, Relaxed, Relaxed);
             }
         }
+        self.free_places_of(shard);
         self.set_sessions(shard, 0);
     }
 

@@ -10,6 +10,7 @@
 //! Frames are rkyv archives ([`frame`]), validated before they are read. The compiled
 //! configuration ([`snapshot`]) and the cross-shard limits ([`ledger`]) are shared memory.
 
+pub mod backoff;
 pub mod control;
 pub mod descriptors;
 pub mod frame;
@@ -20,6 +21,7 @@ pub mod mesh;
 pub mod message;
 pub mod network;
 pub mod operator;
+pub mod reply_rules;
 pub mod rules;
 pub mod shard_map;
 pub mod snapshot;

@@ -32,6 +32,12 @@ pub const HANDOFFS_IN_FLIGHT_MAX: usize = 4096;
 /// Connections the ledger can count in each direction.
 pub const LEDGER_SLOTS: usize = 65_536;
 
+/// Cells of the ledger for connections under limits that have a name.
+pub const LEDGER_CELLS: usize = 131_072;
+
+/// Rates that the ledger counts over all shards.
+pub const LEDGER_PACES: usize = 65_536;
+
 /// Rows of one operator answer (`show queues`, `show paths`).
 pub const OPERATOR_ROWS_MAX: usize = 200_000;
 

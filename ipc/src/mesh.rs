@@ -68,21 +68,35 @@ pub struct Release {
 
 /// What a path carries along when its destination moves or its shard restarts, so that
 /// limits hold at the receiver.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct PathState {
     /// Destination.
     pub destination: String,
     /// Virtual MTA.
     pub vmta: String,
-    /// Pool; empty for none.
-    pub pool: String,
-    /// Theoretical arrival time of the next recipient (`max-msg-rate`), Unix nanoseconds;
-    /// [`i64::MAX`] when the shard died and only knows that there were some.
-    pub tat_unix_ns: i64,
+    /// Its rate windows.
+    pub windows: Windows,
     /// When the queue may be tried again, Unix milliseconds; 0 when it may.
     pub retry_at_unix_ms: i64,
     /// Position in `retry-after`.
     pub retry_step: u32,
+}
+
+/// Rate windows of a path.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Windows {
+    /// When the next event is due by the pace of each, Unix nanoseconds: recipients, recipients
+    /// in an hour, bytes, connections.
+    Until([i64; 4]),
+    /// The shard died and only knows that there were some: the most that may have been is
+    /// assumed.
+    InUse,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Windows::Until([0; 4])
+    }
 }
 
 /// A message from `sluice inject`.

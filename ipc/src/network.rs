@@ -8,6 +8,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// A CIDR network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
 pub struct Network {
     /// IPv4 as IPv4-mapped IPv6.
     pub base: [u8; 16],

@@ -5,7 +5,10 @@
 
 #![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
 
+use std::net::IpAddr;
 use std::time::Duration;
+
+use crate::network::Network;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -26,6 +29,16 @@ pub enum Value {
         /// Events.
         count: u64,
         /// Window in milliseconds.
+        per_ms: u64,
+    },
+    /// A limit for the source addresses in a network: a count, or a rate when `per_ms` is
+    /// not 0.
+    PerNetwork {
+        /// The network.
+        network: Network,
+        /// How many.
+        count: u64,
+        /// Window in milliseconds; 0 for a plain count.
         per_ms: u64,
     },
     /// Anything else, as written.
@@ -49,6 +62,16 @@ pub struct Rate {
     pub per: Duration,
 }
 
+impl Rate {
+    /// No limit.
+    pub const UNLIMITED: Rate = Rate { count: 0, per: Duration::ZERO };
+
+    /// `n` an hour; 0 is unlimited.
+    pub fn per_hour(n: u64) -> Rate {
+        Rate { count: n, per: minutes(60) }
+    }
+}
+
 /// One directive set at one place.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
@@ -70,6 +93,56 @@ trait FromValue: Sized {
     /// Types of the directive table whose values this takes.
     const KINDS: &[&str];
     fn from_value(v: &ArchivedValue) -> Option<Self>;
+
+    /// Takes the place of what is in force, or joins it where lines add up.
+    fn apply(&mut self, v: &ArchivedValue) {
+        if let Some(x) = Self::from_value(v) {
+            *self = x;
+        }
+    }
+}
+
+/// Not set, or set to a value.
+impl<T: FromValue> FromValue for Option<T> {
+    const KINDS: &[&str] = T::KINDS;
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        T::from_value(v).map(Some)
+    }
+}
+
+/// A limit for each source address, by the network that it lies in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PerSource(Vec<(Network, Rate)>);
+
+impl PerSource {
+    /// The limit of one address; of several networks the narrowest counts. A plain count has
+    /// no window.
+    pub fn of(&self, ip: IpAddr) -> Rate {
+        let found = self.0.iter().filter(|(n, _)| n.contains(ip)).max_by_key(|(n, _)| n.bits);
+        found.map(|(_, r)| *r).unwrap_or_default()
+    }
+
+    /// Limits nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromValue for PerSource {
+    const KINDS: &[&str] = &["args"];
+    fn from_value(v: &ArchivedValue) -> Option<Self> {
+        let ArchivedValue::PerNetwork { network, count, per_ms } = v else { return None };
+        let network = Network { base: network.base, bits: network.bits };
+        let rate = Rate { count: count.to_native(), per: Duration::from_millis(per_ms.to_native()) };
+        Some(PerSource(vec![(network, rate)]))
+    }
+
+    fn apply(&mut self, v: &ArchivedValue) {
+        for (network, rate) in Self::from_value(v).into_iter().flat_map(|p| p.0) {
+            self.0.retain(|(n, _)| *n != network);
+            self.0.push((network, rate));
+        }
+    }
 }
 
 impl FromValue for bool {
@@ -116,14 +189,14 @@ impl FromValue for Rate {
 }
 
 impl FromValue for String {
-    const KINDS: &[&str] = &["text", "word", "ref", "hosts"];
+    const KINDS: &[&str] = &["text", "word", "ref", "hosts", "queue", "domain"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
     }
 }
 
 impl FromValue for Vec<String> {
-    const KINDS: &[&str] = &["list"];
+    const KINDS: &[&str] = &["list", "emails"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::TextList(l) = v { Some(l.iter().map(|t| t.as_str().to_owned()).collect()) } else { None }
     }
@@ -167,7 +240,7 @@ macro_rules! rules {
             /// Lets a setting take the place of what is in force.
             pub fn apply(&mut self, setting: &ArchivedSetting) {
                 $( if setting.key.to_native() == $key::$variant as u16 {
-                    if let Some(v) = <$type as FromValue>::from_value(&setting.value) { self.$field = v; }
+                    FromValue::apply(&mut self.$field, &setting.value);
                     return;
                 } )*
             }
@@ -186,7 +259,7 @@ rules! {
         "max-smtp-out" MaxSmtpOut max_smtp_out: u64 = 20;
         "max-msg-per-connection" MaxMsgPerConnection max_msg_per_connection: u64 = 0;
         "max-rcpt-per-transaction" MaxRcptPerTransaction max_rcpt_per_transaction: u64 = 1000;
-        "max-msg-rate" MaxMsgRate max_msg_rate: Rate = Rate { count: 0, per: Duration::ZERO };
+        "max-msg-rate" MaxMsgRate max_msg_rate: Rate = Rate::UNLIMITED;
         "max-errors-per-connection" MaxErrorsPerConnection max_errors_per_connection: u64 = 0;
         "use-starttls" UseStarttls use_starttls: bool = true;
         "require-starttls" RequireStarttls require_starttls: bool = false;
@@ -211,6 +284,38 @@ rules! {
         "ignore-pipelining" IgnorePipelining ignore_pipelining: bool = false;
         "ignore-dsn" IgnoreDsn ignore_dsn: bool = false;
         "disable-acct-records" DisableAcctRecords disable_acct_records: Vec<String> = Vec::new();
+        "max-msg-per-hour" MaxMsgPerHour max_msg_per_hour: u64 = 0;
+        "max-data-volume-rate" MaxDataVolumeRate max_data_volume_rate: Rate = Rate::UNLIMITED;
+        "max-connect-rate" MaxConnectRate max_connect_rate: Rate = Rate::UNLIMITED;
+        "smtp-out-rampup-interval" SmtpOutRampupInterval smtp_out_rampup_interval: Duration = Duration::ZERO;
+        "source-ip-max-smtp-out" SourceIpMaxSmtpOut source_ip_max_smtp_out: PerSource = PerSource::default();
+        "source-ip-max-connect-rate" SourceIpMaxConnectRate source_ip_max_connect_rate: PerSource = PerSource::default();
+        "source-ip-max-msg-rate" SourceIpMaxMsgRate source_ip_max_msg_rate: PerSource = PerSource::default();
+        "source-ip-max-data-volume-rate" SourceIpMaxDataVolumeRate source_ip_max_data_volume_rate: PerSource = PerSource::default();
+        "destination-max-smtp-out" DestinationMaxSmtpOut destination_max_smtp_out: u64 = 0;
+        "destination-max-msg-rate" DestinationMaxMsgRate destination_max_msg_rate: Rate = Rate::UNLIMITED;
+        "smtp-pattern-list" SmtpPatternList smtp_pattern_list: String = String::new();
+        "backoff-policy" BackoffPolicy backoff_policy: Option<u64> = None;
+        "backoff-max-smtp-out" BackoffMaxSmtpOut backoff_max_smtp_out: Option<u64> = None;
+        "backoff-max-msg-rate" BackoffMaxMsgRate backoff_max_msg_rate: Option<Rate> = None;
+        "backoff-max-msg-per-hour" BackoffMaxMsgPerHour backoff_max_msg_per_hour: Option<u64> = None;
+        "backoff-max-data-volume-rate" BackoffMaxDataVolumeRate backoff_max_data_volume_rate: Option<Rate> = None;
+        "backoff-max-connect-rate" BackoffMaxConnectRate backoff_max_connect_rate: Option<Rate> = None;
+        "backoff-retry-after" BackoffRetryAfter backoff_retry_after: Option<Vec<Duration>> = None;
+        "backoff-to-normal-after" BackoffToNormalAfter backoff_to_normal_after: Option<Duration> = None;
+        "backoff-to-normal-after-delivery" BackoffToNormalAfterDelivery backoff_to_normal_after_delivery: Option<bool> = None;
+        "backoff-return-steps" BackoffReturnSteps backoff_return_steps: u64 = 4;
+        "backoff-upon-all-sources-disabled" BackoffUponAllSourcesDisabled backoff_upon_all_sources_disabled: bool = false;
+        "backoff-notify" BackoffNotify backoff_notify: Vec<String> = Vec::new();
+        "disabled-source-ip-notify" DisabledSourceIpNotify disabled_source_ip_notify: Vec<String> = Vec::new();
+        "reenable-source-ip-after" ReenableSourceIpAfter reenable_source_ip_after: Duration = minutes(60);
+        "reroute-to-virtual-mta" RerouteToVirtualMta reroute_to_virtual_mta: String = String::new();
+        "backoff-reroute-to-virtual-mta" BackoffRerouteToVirtualMta backoff_reroute_to_virtual_mta: String = String::new();
+        "queue-to" QueueTo queue_to: String = String::new();
+        "pool-adaptive" PoolAdaptive pool_adaptive: bool = true;
+        "pool-floor" PoolFloor pool_floor: u64 = 1;
+        "pool-probe-interval" PoolProbeInterval pool_probe_interval: Duration = Duration::from_secs(10);
+        "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
     }
 }
 

@@ -10,8 +10,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::descriptors::{Mapping, sealed_memfd, trusted_root};
 use crate::frame::FrameError;
-use crate::layers::Layers;
+use crate::layers::{Layers, NO_VMTA};
 use crate::network::Network;
+use crate::reply_rules::ReplyList;
 use crate::rules::{DomainRules, Setting, SourceRules};
 
 /// Everything that workers need to know of the configuration.
@@ -35,10 +36,14 @@ pub struct Snapshot {
     pub pool_by_name: HashMap<String, u32>,
     /// `<domain>` blocks and `<profile>`s.
     pub layers: Layers,
+    /// Some `<domain>` or `<profile>` sets `queue-to`.
+    pub has_queue_to: bool,
     /// Files that settings come from.
     pub files: Vec<String>,
     /// `<acct-file>` blocks.
     pub accounting: Vec<Accounting>,
+    /// `<smtp-pattern-list>`s, those of receiver profiles included.
+    pub reply_lists: Vec<ReplyList>,
     /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for
     /// those who ask what is configured.
     pub written: Vec<Written>,
@@ -90,6 +95,11 @@ pub struct Global {
     pub run_dir: String,
     /// How long a stop waits for transactions, milliseconds.
     pub stop_grace_ms: u64,
+    /// `mx-connection-limit`: pattern of host names, and connections to each host that matches
+    /// from each source address. The first that matches counts.
+    pub mx_connection_limits: Vec<(String, u64)>,
+    /// `ip-connection-limit`: the same by a host's address, from all source addresses.
+    pub ip_connection_limits: Vec<(Network, u64)>,
 }
 
 impl Default for Global {
@@ -111,6 +121,8 @@ impl Default for Global {
             invalid_virtual_mta_fallback: String::new(),
             run_dir: String::new(),
             stop_grace_ms: 30_000,
+            mx_connection_limits: Vec::new(),
+            ip_connection_limits: Vec::new(),
         }
     }
 }
@@ -159,6 +171,13 @@ pub struct VirtualMta {
     pub host_name: String,
     /// The pool whose `<domain>` blocks it inherits.
     pub pool: Option<u32>,
+    /// `max-smtp-out`, of its own or its pool's: connections over all destinations; 0 is
+    /// unlimited.
+    pub max_smtp_out: u64,
+    /// `max-smtp-msg-rate`: recipients attempted, over all destinations.
+    pub msg_rate: (u64, u64),
+    /// `max-smtp-data-volume-rate`: bytes delivered, over all destinations.
+    pub data_volume_rate: (u64, u64),
     /// What stands in its block beside `<domain>`, as written: keys are rows of the table of
     /// directives, for those who ask where a value comes from.
     pub settings: Vec<Setting>,
@@ -262,6 +281,13 @@ impl ArchivedSnapshot {
     pub fn domain_rules(&self, destination: &str, vmta: u32) -> DomainRules {
         let mut rules = DomainRules::default();
         self.layers.each(destination, self.pool_of(vmta), vmta, |_, _, _, s| rules.apply(s));
+        rules
+    }
+
+    /// Resolves the directives in force for what waits for any member of a pool.
+    pub fn pool_rules(&self, destination: &str, pool: u32) -> DomainRules {
+        let mut rules = DomainRules::default();
+        self.layers.each(destination, Some(pool), NO_VMTA, |_, _, _, s| rules.apply(s));
         rules
     }
 

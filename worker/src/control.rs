@@ -13,8 +13,10 @@ use ipc::control::{
     AccountingFile, Heartbeat, Hello, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
 };
 use ipc::frame::{archive, unarchive};
+use ipc::backoff::Mode;
 use ipc::ledger::Ledger;
 use ipc::operator::{PathRow, QueueRow};
+use ipc::rules::Rate;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
 use ipc::stream::FrameStream;
@@ -24,6 +26,7 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use crate::account::file::{Files, Target};
 use crate::route::paths;
+use crate::schedule::Queue;
 use crate::shard::{Config, Shard};
 use crate::{Start, clock};
 
@@ -235,7 +238,7 @@ impl Worker {
         paths::claim_all(&shard);
         self.listen()?;
         let ids: Vec<usize> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| shard.pump(id));
+        ids.into_iter().for_each(|id| shard.pump_queue(id));
         Ok(())
     }
 
@@ -434,47 +437,55 @@ impl Worker {
     fn queue_rows(&self) -> Vec<QueueRow> {
         let s = self.shard.scheduler.borrow();
         let now = clock::now_ms();
-        let rows = s.queues.iter().filter(|(_, q)| q.recipients > 0 || q.connections > 0).map(|(_, q)| QueueRow {
-            queue: q.name(),
-            destination: q.destination.as_ref().to_owned(),
-            vmta: q.vmta_name.as_ref().to_owned(),
-            pool: q.pool.as_ref().to_owned(),
-            shard: self.start.shard,
-            recipients: q.recipients,
-            kbytes: q.bytes.div_ceil(1024),
-            connections: q.connections,
-            mode: "normal".into(),
-            paused: false,
-            next_retry: if q.retry_at_ms > now {
-                crate::local_time(q.retry_at_ms / 1000, "%Y-%m-%d %H:%M:%S")
-            } else {
-                String::new()
-            },
-            last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
-            oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
+        let of = |q: &Queue| q.pullers.iter().filter_map(|p| s.paths.get(p.path)).collect::<Vec<_>>();
+        let connections = |q: &Queue| of(q).iter().map(|p| p.connections).sum::<u32>();
+        let shown = |q: &Queue| q.recipients > 0 || q.paused || connections(q) > 0;
+        let rows = s.queues.iter().filter(|(_, q)| shown(q)).map(|(_, q)| {
+            let paths = of(q);
+            // The queue goes on when the first of its paths may.
+            let retry = paths.iter().map(|p| p.retry_at_ms).min().filter(|at| *at > now);
+            let backoff = !paths.is_empty() && paths.iter().all(|p| p.mode == Mode::Backoff);
+            QueueRow {
+                queue: q.name(),
+                destination: q.destination.as_ref().to_owned(),
+                vmta: if q.of_pool { String::new() } else { q.via.as_ref().to_owned() },
+                pool: q.pool().to_owned(),
+                shard: self.start.shard,
+                recipients: q.recipients,
+                kbytes: q.bytes.div_ceil(1024),
+                connections: connections(q),
+                mode: if backoff { "backoff" } else { "normal" }.into(),
+                paused: q.paused || (!paths.is_empty() && paths.iter().all(|p| p.paused)),
+                next_retry: retry.map_or_else(String::new, |at| crate::local_time(at / 1000, "%Y-%m-%d %H:%M:%S")),
+                last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
+                oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
+            }
         });
         rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
     }
 
     fn path_rows(&self) -> Vec<PathRow> {
         let s = self.shard.scheduler.borrow();
-        let rows = s.queues.iter().map(|(_, q)| {
-            let rate = q.rules.max_msg_rate;
+        let rows = s.paths.iter().map(|(_, p)| {
+            let limits = p.limits();
             PathRow {
-                path: q.name(),
-                destination: q.destination.as_ref().to_owned(),
-                vmta: q.vmta_name.as_ref().to_owned(),
+                path: p.name(),
+                destination: p.destination.as_ref().to_owned(),
+                vmta: p.vmta_name.as_ref().to_owned(),
                 shard: self.start.shard,
-                connections: q.connections,
-                mode: "normal".into(),
-                health: q.health,
-                max_smtp_out: q.rules.max_smtp_out as u32,
-                max_msg_rate: if rate.count == 0 {
-                    String::new()
-                } else {
-                    format!("{}/{}s", rate.count, rate.per.as_secs_f64())
+                connections: p.connections,
+                mode: match p.mode {
+                    Mode::Normal => "normal".into(),
+                    Mode::Backoff => "backoff".into(),
+                    Mode::Returning { step, of } => format!("normal ({step}/{of})"),
                 },
-                max_msg_per_connection: q.rules.max_msg_per_connection as u32,
+                health: p.health,
+                max_smtp_out: limits.smtp_out as u32,
+                max_msg_rate: match limits.msg_rate {
+                    Rate { count: 0, .. } => String::new(),
+                    r => format!("{}/{}s", r.count, r.per.as_secs_f64()),
+                },
+                max_msg_per_connection: p.rules.max_msg_per_connection as u32,
             }
         });
         rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()

@@ -1,26 +1,30 @@
 //! What one shard owns, and the loop that keeps its queues moving.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipc::backoff::Mode;
 use ipc::ledger::Ledger;
 use ipc::message::{ArchivedEnvelope, MessageId, notify};
 use ipc::shard_map::ShardMap;
+use ipc::rules::DomainRules;
 use ipc::snapshot::{Global, MappedSnapshot};
 use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 
+use crate::classify::reply_patterns::Patterns;
 use crate::clock;
 use crate::connect::mx::Resolver;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::schedule::scheduler::{Content, Message};
-use crate::schedule::{Entry, QueueId, Scheduler};
+use crate::schedule::{Entry, Member, PathId, QueueId, Scheduler, Timer, Way};
 
 /// Virtual MTA index of mail whose virtual MTA does not exist.
 pub const NO_VMTA: u32 = u32::MAX;
@@ -33,6 +37,12 @@ pub struct Config {
     pub global: Rc<Global>,
     /// Listener → named source and TLS.
     listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
+    /// `<smtp-pattern-list>`s that were asked for, by name.
+    patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
+    /// Members of pools that were asked for, by index.
+    pools: RefCell<HashMap<u32, Rc<[Member]>>>,
+    /// Rules that were resolved of late: most paths have those of another.
+    rules: RefCell<VecDeque<Rc<DomainRules>>>,
 }
 
 impl std::fmt::Debug for Config {
@@ -56,7 +66,90 @@ impl Config {
             };
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
-        Ok(Config { snapshot, global, listeners })
+        let (patterns, pools, rules) = Default::default();
+        Ok(Config { snapshot, global, listeners, patterns, pools, rules })
+    }
+
+    /// The directives in force for mail to `destination` through a virtual MTA. Equal ones are
+    /// held once.
+    pub fn rules(&self, destination: &str, vmta: u32) -> Rc<DomainRules> {
+        self.held_once(self.snapshot.get().domain_rules(destination, vmta))
+    }
+
+    fn held_once(&self, rules: DomainRules) -> Rc<DomainRules> {
+        let mut known = self.rules.borrow_mut();
+        if let Some(r) = known.iter().find(|r| ***r == rules) {
+            return Rc::clone(r);
+        }
+        let new = Rc::new(rules);
+        known.push_front(Rc::clone(&new));
+        known.truncate(RULES_REMEMBERED);
+        new
+    }
+
+    /// A `<smtp-pattern-list>`, compiled when it is first asked for.
+    pub fn patterns(&self, name: &str) -> Option<Rc<Patterns>> {
+        if name.is_empty() {
+            return None;
+        }
+        let mut known = self.patterns.borrow_mut();
+        let snapshot = self.snapshot.get();
+        let compile = || {
+            let list = snapshot.reply_lists.iter().find(|l| l.name.as_str().eq_ignore_ascii_case(name))?;
+            Some(Rc::new(Patterns::of(list, &snapshot.files)))
+        };
+        known.entry(name.to_owned()).or_insert_with(compile).clone()
+    }
+
+    /// Who mail that chose `via` (virtual MTA or pool; empty for none) to `destination` leaves
+    /// through. One that does not exist gives way to `invalid-virtual-mta-fallback`.
+    pub fn way(&self, destination: &str, via: &str) -> Way {
+        let snapshot = self.snapshot.get();
+        let key = via.to_lowercase();
+        let index = |name: &str| snapshot.vmta_by_name.get(name).map(|i| i.to_native());
+        let pool = snapshot.pool_by_name.get(key.as_str()).map(|i| i.to_native());
+        let fallback = || index(&self.global.invalid_virtual_mta_fallback.to_lowercase());
+        let of_pool = if key.is_empty() || index(&key).is_some() { None } else { pool };
+        if let Some(i) = of_pool {
+            let members = self.members(i);
+            let rules = self.held_once(snapshot.pool_rules(destination, i));
+            return Way { members, of_pool: true, rules };
+        }
+        let vmta = if key.is_empty() { Some(0) } else { index(&key).or_else(fallback) }.unwrap_or(NO_VMTA);
+        let name = snapshot.vmtas.get(vmta as usize).map_or(via, |v| v.name.as_str());
+        let members = Rc::from([Member { vmta, name: Rc::from(name), weight: 1 }]);
+        Way { members, of_pool: false, rules: self.rules(destination, vmta) }
+    }
+
+    /// The destination that mail for `destination` which chose `via` is queued under: where
+    /// `queue-to` sends it. One that names itself has no effect.
+    pub fn queued_under(&self, destination: String, via: &str) -> String {
+        if !self.snapshot.get().has_queue_to {
+            return destination;
+        }
+        let mut seen = vec![destination];
+        while let Some(at) = seen.last() {
+            let next = self.way(at, via).rules.queue_to.clone();
+            if next.is_empty() || seen.contains(&next) || seen.len() > QUEUE_TO_HOPS_MAX {
+                break;
+            }
+            seen.push(next);
+        }
+        seen.pop().unwrap_or_default()
+    }
+
+    fn members(&self, pool: u32) -> Rc<[Member]> {
+        let snapshot = self.snapshot.get();
+        let of = || {
+            let all = snapshot.pools.get(pool as usize).map(|p| p.members.iter()).into_iter().flatten();
+            all.filter_map(|m| {
+                let vmta = m.vmta.to_native();
+                let name = snapshot.vmtas.get(vmta as usize)?.name.as_str();
+                Some(Member { vmta, name: Rc::from(name), weight: m.weight.to_native() })
+            })
+            .collect()
+        };
+        Rc::clone(self.pools.borrow_mut().entry(pool).or_insert_with(of))
     }
 
     /// The named source of a listener.
@@ -153,7 +246,8 @@ pub struct Shard {
     flush: Notify,
     /// Wakes the scheduler's loop.
     pub timers: Notify,
-    pool_turns: RefCell<std::collections::HashMap<u32, u64>>,
+    /// Turns of pools' members at destinations that are new.
+    pool_turns: RefCell<HashMap<Rc<str>, u64>>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -161,6 +255,13 @@ impl std::fmt::Debug for Shard {
         f.debug_struct("Shard").field("number", &self.number).finish_non_exhaustive()
     }
 }
+
+/// Sets of directives that are looked through for one that is the same.
+const RULES_REMEMBERED: usize = 32;
+/// Queues that send on to each other.
+const QUEUE_TO_HOPS_MAX: usize = 8;
+/// Members of a pool that are asked, at most, for one that can take a message.
+const TURNS_MAX: usize = 8;
 
 /// Bytes of content kept in memory until the first attempt, per shard.
 const CONTENT_BUDGET_BYTES: u64 = 64 << 20;
@@ -217,32 +318,39 @@ impl Shard {
         *self.config.borrow_mut() = Rc::new(config);
         let config = self.config();
         let mut s = self.scheduler.borrow_mut();
-        let names: Vec<(QueueId, String)> = s.queues.iter().map(|(id, q)| (id, q.vmta_name.to_lowercase())).collect();
-        let index_of = |name: &str| config.snapshot.get().vmta_by_name.get(name).map(|i| i.to_native());
-        let fallback = config.global.invalid_virtual_mta_fallback.to_lowercase();
-        for (id, name) in names {
+        for (_, p) in &mut s.paths {
+            let way = config.way(&p.destination, &p.vmta_name);
+            let index = way.members.first().filter(|_| !way.of_pool).map_or(NO_VMTA, |m| m.vmta);
             // Mail of a virtual MTA that is gone goes on by the fallback, or waits.
-            let index = index_of(&name).or_else(|| index_of(&fallback));
-            let Some(q) = s.queues.get_mut(id) else { continue };
-            q.vmta = index.unwrap_or(NO_VMTA);
-            if std::mem::replace(&mut q.orphaned, index.is_none()) != index.is_none() {
-                tracing::warn!(
-                    shard = self.number,
-                    queue = q.name(),
-                    held = index.is_none(),
-                    "virtual MTA of a queue went or came back"
-                );
-                q.retry_at_ms = 0;
+            p.vmta = index;
+            if std::mem::replace(&mut p.orphaned, index == NO_VMTA) != (index == NO_VMTA) {
+                let held = index == NO_VMTA;
+                tracing::warn!(shard = self.number, path = p.name(), held, "virtual MTA of a path went or came back");
+                p.retry_at_ms = 0;
             }
-            if let Some(index) = index {
-                q.rules = Rc::new(config.snapshot.get().domain_rules(&q.destination, index));
+            if index != NO_VMTA {
+                p.rules = way.rules;
             }
+            p.matches.clear();
             // Connections that wait look at their new limits.
-            q.work.notify_waiters();
+            p.work.notify_waiters();
         }
         let ids: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
+        for id in &ids {
+            let Some(q) = s.queues.get(*id) else { continue };
+            let way = config.way(&q.destination, &q.via);
+            if way.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
+                // Its path stays as it was, and is looked at there.
+                continue;
+            }
+            if way.members == q.members && way.of_pool == q.of_pool {
+                s.queues[*id].rules = way.rules;
+            } else {
+                s.set_way(*id, way);
+            }
+        }
         drop(s);
-        ids.into_iter().for_each(|id| self.pump(id));
+        ids.into_iter().for_each(|id| self.pump_queue(id));
         Ok(())
     }
 
@@ -373,7 +481,7 @@ impl Shard {
                 start += same;
             }
         }
-        touched.into_iter().for_each(|id| self.pump(id));
+        touched.into_iter().for_each(|id| self.pump_queue(id));
     }
 
     /// Queues a message that was found when the spool opened.
@@ -414,85 +522,131 @@ impl Shard {
             let id = self.queue_for(s, &first.destination, &r.vmta);
             let entry = Entry { slot, start: first.index, end: first.index + same as u16 };
             // When it was accepted its virtual MTA was there, or the reply would have been another.
-            s.queues.get_mut(id).into_iter().for_each(|q| q.orphaned = q.vmta == NO_VMTA);
+            if let Some(path) = self.path_for(s, id, 0).and_then(|p| s.paths.get_mut(p)).filter(|p| p.vmta == NO_VMTA) {
+                path.orphaned = true;
+            }
             s.enqueue(id, entry, first.due_unix_ms, now);
             at += same;
         }
     }
 
-    /// The queue for mail to `destination` that chose `vmta`.
-    fn queue_for(&self, s: &mut Scheduler, destination: &str, vmta: &str) -> QueueId {
+    /// The queue for mail to `destination` that chose `via`, followed along
+    /// `reroute-to-virtual-mta` and, while its path is in backoff, `backoff-reroute-to-virtual-mta`.
+    pub fn queue_for(&self, s: &mut Scheduler, destination: &str, via: &str) -> QueueId {
         let config = self.config.borrow();
-        let snapshot = config.snapshot.get();
-        let (index, pool) = self.choose(snapshot, vmta);
-        let name = snapshot.vmtas.get(index as usize).map_or(vmta, |v| v.name.as_str());
-        let mut new = false;
-        let id = s.queue(destination, index, name, &pool, || {
-            new = true;
-            snapshot.domain_rules(destination, index)
-        });
-        if let Some(q) = s.queues.get_mut(id).filter(|_| new) {
-            paths::admit(self, q);
+        let mut id = self.queue_named(s, &config, destination, via);
+        let mut seen = vec![id];
+        while let Some(target) = self.rerouted(s, id) {
+            id = self.queue_named(s, &config, destination, &target);
+            // In a circle mail stays where it closes.
+            if seen.contains(&id) || seen.len() >= TURNS_MAX {
+                break;
+            }
+            seen.push(id);
         }
         id
     }
 
-    /// The virtual MTA for a name: itself, a member of the pool in turn by weight, or the
-    /// fallback.
-    fn choose(&self, snapshot: &ipc::snapshot::ArchivedSnapshot, name: &str) -> (u32, String) {
-        if name.is_empty() {
-            return (0, String::new());
-        }
-        let key = name.to_lowercase();
-        if let Some(i) = snapshot.vmta_by_name.get(key.as_str()) {
-            return (i.to_native(), String::new());
-        }
-        if let Some(i) = snapshot.pool_by_name.get(key.as_str()).map(|i| i.to_native()) {
-            let Some(pool) = snapshot.pools.get(i as usize) else { return (0, String::new()) };
-            let total: u64 = pool.members.iter().map(|m| u64::from(m.weight.to_native())).sum();
+    fn queue_named(&self, s: &mut Scheduler, config: &Config, destination: &str, via: &str) -> QueueId {
+        let mut new = false;
+        let id = s.queue(destination, if via.is_empty() { "{default}" } else { via }, || {
+            new = true;
+            config.way(destination, via)
+        });
+        if let Some(q) = s.queues.get_mut(id).filter(|q| new && q.of_pool) {
+            // Destinations with one message each still use all members.
             let mut turns = self.pool_turns.borrow_mut();
-            let turn = turns.entry(i).or_default();
-            let mut at = *turn % total.max(1);
-            *turn += 1;
-            for m in pool.members.iter() {
-                let w = u64::from(m.weight.to_native());
-                if at < w {
-                    return (m.vmta.to_native(), pool.name.as_str().to_owned());
-                }
-                at -= w;
-            }
+            let turn = turns.entry(Rc::clone(&q.via)).or_default();
+            q.turn = *turn;
+            *turn = turn.wrapping_add(1);
         }
-        let fallback = self.config.borrow().global.invalid_virtual_mta_fallback.to_lowercase();
-        match snapshot.vmta_by_name.get(fallback.as_str()) {
-            Some(i) if !fallback.is_empty() => (i.to_native(), String::new()),
-            _ => (NO_VMTA, String::new()),
-        }
+        id
     }
 
-    /// Opens connections and wakes idle ones as the queue's work and limits allow.
-    pub fn pump(self: &Rc<Self>, id: QueueId) {
+    /// The virtual MTA that mail of queue `id` goes to instead.
+    fn rerouted(&self, s: &mut Scheduler, id: QueueId) -> Option<String> {
+        let q = s.queues.get(id).filter(|q| !q.of_pool)?;
+        let always = &q.rules.reroute_to_virtual_mta;
+        let backoff = &q.rules.backoff_reroute_to_virtual_mta;
+        let own = |name: &String| name.is_empty() || name.eq_ignore_ascii_case(&q.via);
+        if !own(always) {
+            return Some(always.clone());
+        }
+        let path = q.pullers.first().and_then(|p| s.paths.get(p.path));
+        let path = path.filter(|p| p.mode == Mode::Backoff && !own(backoff));
+        path.map(|_| backoff.clone())
+    }
+
+    /// The path of a member of queue `id`.
+    pub fn path_for(&self, s: &mut Scheduler, id: QueueId, member: usize) -> Option<PathId> {
+        let config = self.config.borrow();
+        let destination = Rc::clone(&s.queues.get(id)?.destination);
+        let (path, new) = s.path_of(id, member, |m| config.rules(&destination, m.vmta))?;
+        if let Some(p) = s.paths.get_mut(path).filter(|_| new) {
+            paths::admit(self, p);
+        }
+        Some(path)
+    }
+
+    /// Mail came into queue `id`: a path of it takes it, or opens a connection for it.
+    pub fn pump_queue(self: &Rc<Self>, id: QueueId) {
         if self.stopping() {
             return;
         }
-        let wanted = {
-            let mut s = self.scheduler.borrow_mut();
-            let Some(q) = s.queues.get_mut(id) else { return };
-            let now = clock::now_ms();
-            if !q.ready.is_empty() && q.idle > 0 {
-                q.work.notify_one();
+        let turns = match self.scheduler.borrow().queues.get(id) {
+            Some(q) if !q.ready.is_empty() && !q.paused => q.members.len().min(TURNS_MAX),
+            _ => {
+                self.timers.notify_one();
+                return;
             }
-            let n = q.wanted(now);
-            q.connecting += n;
-            let at = q.connect_at_ms();
-            if at > now && !q.ready.is_empty() {
+        };
+        for _ in 0..turns {
+            let path = {
+                let mut s = self.scheduler.borrow_mut();
+                let Some(q) = s.queues.get_mut(id) else { return };
+                let member = if q.members.len() == 1 { 0 } else { q.next_turn() };
+                self.path_for(&mut s, id, member)
+            };
+            if path.is_some_and(|p| self.pump(p)) {
+                break;
+            }
+        }
+        self.timers.notify_one();
+    }
+
+    /// Opens connections of a path and wakes idle ones as its queues' work and its limits
+    /// allow; answers whether there is one that serves.
+    pub fn pump(self: &Rc<Self>, id: PathId) -> bool {
+        if self.stopping() {
+            return false;
+        }
+        let (wanted, serves) = {
+            let mut s = self.scheduler.borrow_mut();
+            let now = clock::now_ms();
+            let now_ns = clock::now_ns() as i64;
+            let Some(queues) = s.paths.get(id).filter(|p| !p.held).map(|p| p.queues.clone()) else { return false };
+            let backlog: u64 =
+                queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id)).sum();
+            let Some(p) = s.paths.get_mut(id) else { return false };
+            if backlog == 0 {
+                return false;
+            }
+            if p.idle > 0 && p.may_send(now) {
+                p.work.notify_one();
+            }
+            let n = p.wanted(backlog, now);
+            (0..n).for_each(|_| p.opening(now_ns));
+            let serves = p.may_send(now) && p.connections + p.connecting > 0;
+            let at = p.connect_at_ms();
+            if at > now {
                 s.wake_at(id, at);
             }
-            n
+            (n, serves)
         };
         for _ in 0..wanted {
             tokio::task::spawn_local(crate::deliver::connection::run(Rc::clone(self), id));
         }
-        self.timers.notify_one();
+        serves
     }
 
     /// Drives what depends on time: retries, waiting recipients, rates, expiry.
@@ -509,7 +663,14 @@ impl Shard {
             }
             let now = clock::now_ms();
             let due = self.scheduler.borrow_mut().due(now);
-            due.into_iter().for_each(|id| self.pump(id));
+            for timer in due {
+                match timer {
+                    Timer::Queue(id) => self.pump_queue(id),
+                    Timer::Path(id) => {
+                        self.pump(id);
+                    }
+                }
+            }
             if now - sweep >= 1000 {
                 sweep = now;
                 self.sweep(now);
@@ -518,7 +679,8 @@ impl Shard {
         }
     }
 
-    /// Looks for expired and delayed mail and forgets empty queues.
+    /// Looks for expired and delayed mail, ends backoff whose time is over, and forgets empty
+    /// queues and paths.
     fn sweep(self: &Rc<Self>, now: i64) {
         let ids: Vec<QueueId> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
         for id in ids {
@@ -530,12 +692,45 @@ impl Shard {
             if !delayed.is_empty() {
                 tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
             }
-            let gone = self.scheduler.borrow_mut().forget(id, now);
-            if let Some(q) = gone {
-                paths::forgotten(self, &q);
+            let waits = {
+                let mut s = self.scheduler.borrow_mut();
+                s.forget_queue(id);
+                s.queues.get(id).filter(|q| !q.ready.is_empty() && !q.paused).map(|q| q.pullers.is_empty())
+            };
+            match waits {
+                // A path that let others go first, whose probe is due, or whose connections hang.
+                Some(false) => self.pump_pullers(id),
+                Some(true) => self.pump_queue(id),
+                None => {}
+            }
+        }
+        let ids: Vec<PathId> = self.scheduler.borrow().paths.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let over = {
+                let mut s = self.scheduler.borrow_mut();
+                let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);
+                p.and_then(|p| p.leave_backoff(now))
+            };
+            if let Some(turn) = over {
+                crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");
+            }
+            let gone = self.scheduler.borrow_mut().forget_path(id, now);
+            if let Some(p) = gone {
+                paths::forgotten(self, &p);
             }
         }
         paths::sweep(self, now);
+    }
+
+    /// Pumps every path that has pulled from queue `id`.
+    pub fn pump_pullers(self: &Rc<Self>, id: QueueId) {
+        let paths: Vec<PathId> = match self.scheduler.borrow().queues.get(id) {
+            Some(q) => q.pullers.iter().map(|p| p.path).collect(),
+            None => return,
+        };
+        for p in paths {
+            self.pump(p);
+        }
     }
 
     /// Takes a new shard map into use.

@@ -48,12 +48,15 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             let refs = items(text).flat_map(|n| references(argument, n)).collect();
             Ok(Parsed { value: Value::TextList(super::value::list(text)), refs })
         }
-        "args" => args(argument, text).map(|()| keep()),
+        "args" => args(argument, text),
         "hosts" => hosts(text).map(|()| keep()),
         "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
         "identity" => identity(one(text)?).map(|()| keep()),
         "url" => url(one(text)?).map(|()| keep()),
-        "queue" => queue(one(text)?).map(|t| Parsed { refs: vec![("queue", t.to_owned())], ..keep() }),
+        "queue" => {
+            let name = super::compile::pattern_key(queue(one(text)?)?);
+            Ok(Parsed { refs: vec![("queue", name.clone())], value: Value::Text(name) })
+        }
         "cpus" => {
             items(text).try_for_each(|i| number(i, "").map(drop).map_err(|p| p.at(i, text)))?;
             Ok(Value::TextList(super::value::list(text)).into())
@@ -230,47 +233,10 @@ pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str
     })?;
     let end = closing_slash(inner)
         .ok_or_else(|| Problem::other("the regular expression is not closed by a slash").at(text, of))?;
-    let source = without_quoting(&inner[..end].replace("\\/", "/"));
-    let expression = fancy_regex::RegexBuilder::new(&source)
-        .case_insensitive(true)
-        .backtrack_limit(BACKTRACK_LIMIT)
-        .build()
-        .map_err(|e| {
-            let why = e.to_string().lines().last().unwrap_or_default().trim().to_owned();
-            Problem::other(format!("regular expression: {why}")).at(&text[..end + 2], of)
-        })?;
+    let expression = worker::classify::expression::compile(&inner[..end])
+        .map_err(|why| Problem::other(format!("regular expression: {why}")).at(&text[..end + 2], of))?;
     Ok((expression, inner[end + 1..].trim_start()))
 }
-
-/// Spells out what stands between `\\Q` and `\\E`, which PCRE takes literally.
-fn without_quoting(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, after)) = split_at_quote(rest) {
-        out.push_str(before);
-        let (literal, behind) = after.split_once("\\E").unwrap_or((after, ""));
-        out.push_str(&fancy_regex::escape(literal));
-        rest = behind;
-    }
-    out.push_str(rest);
-    out
-}
-
-/// What stands before and behind the first `\\Q` whose backslash is not itself escaped.
-fn split_at_quote(source: &str) -> Option<(&str, &str)> {
-    let mut escaped = false;
-    for (i, c) in source.char_indices() {
-        match c {
-            'Q' if escaped => return Some((&source[..i - 1], &source[i + 1..])),
-            '\\' => escaped = !escaped,
-            _ => escaped = false,
-        }
-    }
-    None
-}
-
-/// Steps that one match may take, so that no reply and no header can stall a worker.
-const BACKTRACK_LIMIT: usize = 100_000;
 
 fn file(path: &str) -> Result<(), Problem> {
     match std::fs::File::open(path).and_then(|f| f.metadata()) {
@@ -333,25 +299,35 @@ fn references(kinds: &str, name: &str) -> Vec<(&'static str, String)> {
     if special { Vec::new() } else { vec![(kind, name.to_owned())] }
 }
 
-/// Parts of given types, separated by blanks: `args:cidr,rate`.
-fn args(kinds: &str, text: &str) -> Result<(), Problem> {
+/// Parts of given types, separated by blanks: `args:cidr,rate`. A limit by network is a value of
+/// its own.
+fn args(kinds: &str, text: &str) -> Result<Parsed, Problem> {
     let (kinds, words): (Vec<&str>, Vec<&str>) = (kinds.split(',').collect(), text.split_whitespace().collect());
     if kinds.len() != words.len() {
         return Err(Problem::other(format!("{} arguments expected, got {}", kinds.len(), words.len()))
             .help(format!("form: {}", kinds.join(" ").to_uppercase())));
     }
+    let (mut of, mut limit) = (None, None);
     for (kind, word) in kinds.into_iter().zip(words) {
+        let at = |p: Problem| p.at(word, text);
         match kind {
-            "cidr" => network(word),
-            "pattern" => pattern(word),
-            "domain" => domain(word).map(drop),
-            "rate" => rate(word).map(drop),
-            "data-rate" => data_rate(word).map(drop),
-            _ => number(word, "").map(drop),
+            "cidr" => {
+                network(word).map_err(at)?;
+                of = ipc::network::parse(word);
+            }
+            "pattern" => pattern(word).map_err(at)?,
+            "domain" => drop(domain(word).map_err(at)?),
+            "rate" => limit = Some(rate(word).map_err(at)?),
+            "data-rate" => limit = Some(data_rate(word).map_err(at)?),
+            _ => limit = Some(Value::Number(number(word, "").map_err(at)?)),
         }
-        .map_err(|p| p.at(word, text))?;
     }
-    Ok(())
+    Ok(match (of, limit) {
+        (Some(network), Some(Value::Rate { count, per_ms })) => Value::PerNetwork { network, count, per_ms },
+        (Some(network), Some(Value::Number(count))) => Value::PerNetwork { network, count, per_ms: 0 },
+        _ => Value::Text(text.to_owned()),
+    }
+    .into())
 }
 
 fn hosts(text: &str) -> Result<(), Problem> {

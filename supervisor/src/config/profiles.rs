@@ -128,7 +128,7 @@ mod tests {
             }
             for (rule, reply) in examples(text, "reply ") {
                 let rule = rule.strip_prefix("reply ").unwrap().trim();
-                assert!(super::super::reply_rule::parse(rule).is_ok_and(|a| !a.is_empty()), "{name}: {rule}");
+                assert!(super::super::reply_rule::parse(rule).is_ok_and(|r| !r.actions.is_empty()), "{name}: {rule}");
                 assert!(regex(rule, rule).unwrap().0.is_match(reply).unwrap(), "{name}: {rule} and {reply}");
             }
         }

@@ -1,97 +1,92 @@
 //! `reply /REGEX/ ACTION[,ACTION…]` of `<smtp-pattern-list>`.
 
+use ipc::reply_rules::{ReplyAction, ReplyRule};
+
 use super::composite::regex;
 use super::value::{Problem, duration, items, number};
 
-/// What a matching reply does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// `mode=backoff`
-    Backoff,
-    /// `mode=normal`
-    Normal,
-    /// `skip-mx`
-    SkipMx,
-    /// `bounce-queue`
-    BounceQueue,
-    /// `bounce-rcpt`
-    BounceRcpt,
-    /// `disable-source-ip`
-    DisableSourceIp,
-    /// `reenable-after=DURATION`
-    ReenableAfter,
-    /// `defer-queue`
-    DeferQueue,
-    /// `after=N/DURATION`: the rule acts on the N-th match within that time.
-    After,
+/// What stands between the commas.
+enum Part {
+    Action(ReplyAction),
+    /// `reenable-after=DURATION`, milliseconds.
+    ReenableAfter(u64),
+    /// `after=N/DURATION`: the rule acts on the N-th match within that time, milliseconds.
+    After(u64, u64),
 }
 
-/// Reads a rule: what happens when its expression matches.
+/// Reads a rule; its place is left to the caller.
 ///
 /// # Errors
 /// [`Problem`] when the expression is wrong or actions exclude each other.
-pub fn parse(text: &str) -> Result<Vec<Action>, Problem> {
+pub fn parse(text: &str) -> Result<ReplyRule, Problem> {
     let (_, rest) = regex(text, text)?;
-    let mut actions = Vec::new();
+    let between = text.len() - rest.len();
+    let expression = text[..between].trim_end();
+    let mut rule = ReplyRule {
+        expression: expression[1..expression.len() - 1].to_owned(),
+        ..Default::default()
+    };
     for item in items(rest) {
-        let action = action(item).map_err(|p| p.at(item, text))?;
-        let exclude = |a: &Action, b: &Action| {
-            matches!((a, b), (Action::Backoff, Action::Normal) | (Action::SkipMx, Action::BounceQueue))
-        };
-        if let Some(other) = actions.iter().find(|a| exclude(a, &action) || exclude(&action, a)) {
-            let message = format!("{} and {} exclude each other", name(other), name(&action));
-            return Err(Problem::other(message).at(item, text));
-        }
-        if action == Action::ReenableAfter {
-            if !actions.contains(&Action::DisableSourceIp) {
-                let message = "reenable-after needs a preceding disable-source-ip";
-                return Err(Problem::other(message).at(item, text));
+        let wrong = |message: String| Problem::other(message).at(item, text);
+        match part(item).map_err(|p| p.at(item, text))? {
+            Part::Action(action) => {
+                if let Some(other) = rule.actions.iter().find(|a| exclude(a, &action)) {
+                    return Err(wrong(format!("{} and {} exclude each other", name(other), name(&action))));
+                }
+                rule.actions.push(action);
             }
-            if actions.contains(&action) {
-                return Err(Problem::other("reenable-after is given twice").at(item, text));
+            Part::ReenableAfter(ms) => {
+                match rule.actions.iter_mut().find(|a| matches!(a, ReplyAction::DisableSourceIp(_))) {
+                    Some(ReplyAction::DisableSourceIp(after @ None)) => *after = Some(ms),
+                    Some(_) => return Err(wrong("reenable-after is given twice".into())),
+                    None => return Err(wrong("reenable-after needs a preceding disable-source-ip".into())),
+                }
             }
+            Part::After(count, window_ms) => (rule.count, rule.window_ms) = (count as u32, window_ms),
         }
-        actions.push(action);
     }
-    Ok(actions)
+    Ok(rule)
 }
 
-fn action(item: &str) -> Result<Action, Problem> {
+fn exclude(a: &ReplyAction, b: &ReplyAction) -> bool {
+    use ReplyAction::{Backoff, BounceQueue, Normal, SkipMx};
+    let pair = |a: &ReplyAction, b: &ReplyAction| matches!((a, b), (Backoff, Normal) | (SkipMx, BounceQueue));
+    pair(a, b) || pair(b, a)
+}
+
+fn part(item: &str) -> Result<Part, Problem> {
     let lower = item.to_ascii_lowercase();
     let (name, value) = lower.split_once('=').unwrap_or((&lower, ""));
-    Ok(match (name.trim(), value.trim()) {
-        ("mode", "backoff") => Action::Backoff,
-        ("mode", "normal") => Action::Normal,
-        ("skip-mx", "") => Action::SkipMx,
-        ("bounce-queue", "") => Action::BounceQueue,
-        ("bounce-rcpt", "") => Action::BounceRcpt,
-        ("disable-source-ip", "") => Action::DisableSourceIp,
-        ("defer-queue", "") => Action::DeferQueue,
-        ("reenable-after", t) => duration(t).map(|_| Action::ReenableAfter)?,
+    Ok(Part::Action(match (name.trim(), value.trim()) {
+        ("mode", "backoff") => ReplyAction::Backoff,
+        ("mode", "normal") => ReplyAction::Normal,
+        ("skip-mx", "") => ReplyAction::SkipMx,
+        ("bounce-queue", "") => ReplyAction::BounceQueue,
+        ("bounce-rcpt", "") => ReplyAction::BounceRcpt,
+        ("disable-source-ip", "") => ReplyAction::DisableSourceIp(None),
+        ("defer-queue", "") => ReplyAction::DeferQueue,
+        ("reenable-after", t) => return Ok(Part::ReenableAfter(duration(t)?)),
         ("after", t) => {
             let (n, time) = t.split_once('/').ok_or_else(|| Problem::expected("after=N/DURATION", item))?;
-            number(n, "1..1000000")?;
-            duration(time).map(|_| Action::After)?
+            return Ok(Part::After(number(n, "1..1000000")?, duration(time)?));
         }
         _ => {
             let known = "mode=backoff, mode=normal, skip-mx, bounce-queue, bounce-rcpt, disable-source-ip, \
                          reenable-after=DURATION, defer-queue, after=N/DURATION";
             return Err(Problem::expected("an action", item).help(known));
         }
-    })
+    }))
 }
 
-fn name(a: &Action) -> &'static str {
+fn name(a: &ReplyAction) -> &'static str {
     match a {
-        Action::Backoff => "mode=backoff",
-        Action::Normal => "mode=normal",
-        Action::SkipMx => "skip-mx",
-        Action::BounceQueue => "bounce-queue",
-        Action::BounceRcpt => "bounce-rcpt",
-        Action::DisableSourceIp => "disable-source-ip",
-        Action::ReenableAfter => "reenable-after",
-        Action::DeferQueue => "defer-queue",
-        Action::After => "after",
+        ReplyAction::Backoff => "mode=backoff",
+        ReplyAction::Normal => "mode=normal",
+        ReplyAction::SkipMx => "skip-mx",
+        ReplyAction::BounceQueue => "bounce-queue",
+        ReplyAction::BounceRcpt => "bounce-rcpt",
+        ReplyAction::DisableSourceIp(_) => "disable-source-ip",
+        ReplyAction::DeferQueue => "defer-queue",
     }
 }
 
@@ -102,8 +97,9 @@ mod tests {
 
     #[test]
     fn actions_and_their_conflicts() {
-        let actions = parse("/TS03/ mode=backoff, disable-source-ip,reenable-after=1h").unwrap();
-        assert_eq!(actions, [Action::Backoff, Action::DisableSourceIp, Action::ReenableAfter]);
+        let rule = parse("/TS03/ mode=backoff, disable-source-ip,reenable-after=1h, after=3/10m").unwrap();
+        assert_eq!(rule.actions, [ReplyAction::Backoff, ReplyAction::DisableSourceIp(Some(3_600_000))]);
+        assert_eq!((rule.expression.as_str(), rule.count, rule.window_ms), ("TS03", 3, 600_000));
         assert!(regex("/TS03/", "").unwrap().0.is_match("421 [ts03] wait").unwrap());
         assert!(!regex("/(?-i)TS03/ skip-mx", "").unwrap().0.is_match("ts03").unwrap());
         for bad in [

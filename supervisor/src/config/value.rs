@@ -331,6 +331,15 @@ pub fn show(kind: &str, value: &Value) -> String {
             let window = show_duration(*per_ms);
             format!("{n}/{}", window.strip_prefix('1').filter(|u| u.len() == 1).unwrap_or(&window))
         }
+        Value::PerNetwork { network, count, per_ms } => {
+            let of = kind.rsplit_once(',').map_or("", |(_, last)| last);
+            let limit = match (*count, *per_ms) {
+                (0, _) => "unlimited".to_owned(),
+                (count, 0) => count.to_string(),
+                (count, per_ms) => show(of, &Value::Rate { count, per_ms }),
+            };
+            format!("{network} {limit}")
+        }
         Value::Text(t) => t.clone(),
         Value::TextList(l) => l.join(", "),
     }

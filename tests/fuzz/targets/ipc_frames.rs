@@ -18,7 +18,7 @@ use ipc::control::{AccountingFile, Heartbeat, Hello, Rows, RowsOf, ToSupervisor,
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
 use ipc::layers::{LayersBuilder, Named, Profile, Scope};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
-use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release};
+use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release, Windows};
 use ipc::message::{
     ArchivedEnvelope, BodyType, Envelope, HandoffId, MessageId, Moved, Recipient, Ret, SourceType, destination_of,
 };
@@ -206,8 +206,10 @@ impl Make for PathState {
         PathState {
             destination: make(c),
             vmta: make(c),
-            pool: make(c),
-            tat_unix_ns: u64::make(c) as i64,
+            windows: match c.byte() % 2 {
+                0 => Windows::InUse,
+                _ => Windows::Until([u64::make(c) as i64; 4]),
+            },
             retry_at_unix_ms: u64::make(c) as i64,
             retry_step: c.byte().into(),
         }

@@ -1,4 +1,6 @@
 //! What a reply means for the recipient and for the sender's statistics.
 
 pub mod bounce_category;
+pub mod expression;
 pub mod outcome;
+pub mod reply_patterns;

@@ -10,7 +10,8 @@ use ipc::rules::DomainRules;
 use spool::layout::UpdateEntry;
 use spool::{RecipientState, Settled};
 
-use super::connection::{Path, load, path_of};
+use super::connection::{Path, load, path_of_queue};
+use super::mode;
 use super::session::Session;
 use crate::account::record::{self, Row};
 use crate::classify::bounce_category;
@@ -91,26 +92,47 @@ pub(super) async fn conclude(
     add(&c.delivered, [delivered, u64::from(delivered > 0), if delivered > 0 { size } else { 0 }]);
     c.bounced.set(c.bounced.get() + ended.len() as u64 - delivered);
     c.deferred.set(c.deferred.get() + retry.len() as u64);
-    let mut s = shard.scheduler.borrow_mut();
-    if let Some(q) = s.queues.get_mut(path.id) {
-        if delivered > 0 {
-            q.delivered();
-        } else if !retry.is_empty() {
-            q.health *= 0.9;
-        }
-        if let Some((_, v)) = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered) {
-            let (host, ip) = (at.host.clone(), at.ip.clone());
-            q.last_failure = Some(Rc::new(Failure { verdict: v.clone(), host, ip }));
-        }
+    let turn = judge(shard, path, &verdicts, at, delivered);
+    if let Some(turn) = turn {
+        mode::turned(shard, path.id, turn, "backoff-to-normal-after-delivery");
     }
+    let mut s = shard.scheduler.borrow_mut();
     if !retry.is_empty() {
-        s.retry(path.id, slot, &retry, due);
+        s.retry(path.queue, slot, &retry, due);
         shard.spool.update(updates, t_rows);
     }
     if !ended.is_empty() {
-        let last = s.settle(path.id, slot, ended.len());
+        let last = s.settle(path.queue, slot, ended.len());
         shard.spool.settle(Settled { key, recipients: ended, last, rows });
     }
+}
+
+/// What an attempt says of the path.
+fn judge(
+    shard: &Shard,
+    path: &Path,
+    verdicts: &[(u16, Verdict)],
+    at: &Attempt,
+    delivered: u64,
+) -> Option<crate::schedule::path::Turn> {
+    let s = &mut *shard.scheduler.borrow_mut();
+    let failure = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered).map(|(_, v)| {
+        Rc::new(Failure { verdict: v.clone(), host: at.host.clone(), ip: at.ip.clone() })
+    });
+    if let (Some(q), Some(f)) = (s.queues.get_mut(path.queue), &failure) {
+        q.last_failure = Some(Rc::clone(f));
+    }
+    let p = s.paths.get_mut(path.id)?;
+    p.last_failure = failure.or_else(|| p.last_failure.take());
+    if delivered > 0 {
+        return p.delivered(clock::now_ms());
+    }
+    // A mailbox that does not exist says nothing of the sender.
+    let ill = |v: &Verdict| v.outcome == Outcome::Deferred || v.status.starts_with("5.7");
+    if verdicts.iter().any(|(_, v)| ill(v)) {
+        p.judged(false);
+    }
+    None
 }
 
 /// Queues the reports that the sender asked for.
@@ -216,8 +238,8 @@ fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &At
 }
 
 /// Bounces everything that waits in a queue.
-pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, f: &Failure) {
-    let waiting = shard.scheduler.borrow_mut().drain(path.id);
+pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f: &Failure) {
+    let waiting = shard.scheduler.borrow_mut().drain(id);
     let at = Attempt::of_failure(f);
     for (entry, _) in waiting {
         let Some((key, content)) = content_of(shard, path, &entry).await else { continue };
@@ -229,7 +251,7 @@ pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, f: &Failure) {
 
 /// Ends recipients that are older than `bounce-after`, with the last reply as their reason.
 pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
-    let Some(path) = path_of(&shard, id) else { return };
+    let Some(path) = path_of_queue(&shard, id) else { return };
     let never = || Rc::new(Failure::own("5.4.7", "no attempt was made within bounce-after"));
     let failure = shard.scheduler.borrow().queues.get(id).and_then(|q| q.last_failure.clone()).unwrap_or_else(never);
     for entry in entries {
@@ -257,7 +279,7 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
 /// Reports the delay of recipients that have waited for `notify-of-delay-every`, whether or
 /// not they were attempted: a queue whose connections all fail attempts none.
 pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i64)>) {
-    let Some(path) = path_of(&shard, id) else { return };
+    let Some(path) = path_of_queue(&shard, id) else { return };
     let waits = || Rc::new(Failure::own("4.4.7", "it waits for its turn"));
     let failure = shard.scheduler.borrow().queues.get(id).and_then(|q| q.last_failure.clone()).unwrap_or_else(waits);
     // A path may go on in spite of a 5yz, as with bounce-upon-5xx-greeting no.
@@ -296,7 +318,7 @@ async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u6
         Ok(c) => Some((key, c)),
         Err(e) => {
             let recipients = (entry.start..entry.end).collect();
-            unreadable(shard, path, &Batch { queue: path.id, slot: entry.slot, key, recipients }, &e);
+            unreadable(shard, path, &Batch { queue: path.queue, slot: entry.slot, key, recipients }, &e);
             None
         }
     }
@@ -307,8 +329,8 @@ pub(super) fn unreadable(shard: &Rc<Shard>, path: &Path, batch: &Batch, e: &spoo
     let mut s = shard.scheduler.borrow_mut();
     if matches!(e, spool::SpoolError::Unreadable { .. }) {
         // In quarantine: an operator's matter now, the queue goes on.
-        s.settle(path.id, batch.slot, batch.recipients.len());
+        s.settle(batch.queue, batch.slot, batch.recipients.len());
     } else {
-        s.retry(path.id, batch.slot, &batch.recipients, clock::now_ms() + 60_000);
+        s.retry(batch.queue, batch.slot, &batch.recipients, clock::now_ms() + 60_000);
     }
 }

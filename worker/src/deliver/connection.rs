@@ -5,19 +5,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::ledger::Class;
 use ipc::message::ArchivedEnvelope;
 use ipc::rules::DomainRules;
+use ipc::snapshot::ArchivedVirtualMta;
 use rkyv::util::AlignedVec;
 
 use super::conclusion::{Attempt, bounce_queue, conclude, unreadable};
-use super::session::{Session, SessionFault};
+use super::mode::{self, bounce_queues};
+use super::session::{Ear, Session, SessionFault};
+use super::shared_limits::{Held, SharedRates};
 use super::transaction;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
+use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
-use crate::schedule::{Batch, Next, QueueId};
+use crate::schedule::{Batch, Next, PathId, QueueId};
 use crate::shard::{NO_VMTA, Shard};
 
 /// A connection whose queue has run empty waits this long for more mail when
@@ -29,92 +32,200 @@ const RATE_WAIT_MAX: i64 = 5_000;
 /// After a connection was refused while others of the path are open, milliseconds.
 const CONNECT_AGAIN_MS: i64 = 5_000;
 
-/// What connections of one path share.
+/// Hosts that a rule says to leave are left out for so long, milliseconds.
+const SKIP_HOST_MS: i64 = 300_000;
+/// Pause before limits over all shards are asked again, milliseconds.
+const ASK_AGAIN_MS: i64 = 100;
+
+/// What one connection knows of its path, and of the queue whose mail it carries.
 pub(super) struct Path {
-    pub id: QueueId,
+    pub id: PathId,
     pub destination: Rc<str>,
     pub name: String,
+    pub vmta: u32,
     pub vmta_name: Rc<str>,
-    pub pool: Rc<str>,
     pub rules: Rc<DomainRules>,
+    /// The queue that the batch in hand is from.
+    pub queue: QueueId,
+    /// The pool that the queue belongs to; empty for none.
+    pub pool: Rc<str>,
     hello: String,
     source: Option<IpAddr>,
+    rates: SharedRates,
+    ear: Rc<Ear>,
 }
 
-pub(super) fn path_of(shard: &Shard, id: QueueId) -> Option<Path> {
+/// Source addresses of a virtual MTA.
+pub(super) fn source_addresses(shard: &Shard, vmta: u32) -> Vec<IpAddr> {
+    let config = shard.config();
+    let hosts = config.snapshot.get().vmtas.get(vmta as usize).map(|v| &v.source_hosts);
+    hosts.into_iter().flat_map(|h| h.iter()).filter_map(|h| h.ip.as_str().parse().ok()).collect()
+}
+
+/// A source address in turn that may open a connection now, and its EHLO name.
+///
+/// # Errors
+/// When one may, Unix milliseconds; `i64::MAX` where only an event can tell.
+fn next_source(
+    p: &mut crate::schedule::Path,
+    vmta: &ArchivedVirtualMta,
+    now_ms: i64,
+) -> Result<Option<(IpAddr, String)>, i64> {
+    let hosts = &vmta.source_hosts;
+    let mut soonest = i64::MAX;
+    for i in 0..hosts.len() {
+        let h = &hosts[(p.source_turn + i) % hosts.len()];
+        let Ok(ip) = h.ip.as_str().parse() else { continue };
+        let ready = p.source_ready_ms(ip);
+        if ready <= now_ms {
+            p.source_turn += i + 1;
+            return Ok(Some((ip, h.name.as_str().to_owned())));
+        }
+        soonest = soonest.min(ready);
+    }
+    if hosts.is_empty() { Ok(None) } else { Err(soonest) }
+}
+
+/// What a connection of path `id` needs to know; counts it at its source address.
+///
+/// # Errors
+/// When there may be a source address for it, Unix milliseconds.
+fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
     let config = shard.config();
     let mut s = shard.scheduler.borrow_mut();
-    let q = s.queues.get_mut(id)?;
-    let vmta = config.snapshot.get().vmtas.get(q.vmta as usize);
+    let Some(p) = s.paths.get_mut(id) else { return Ok(None) };
+    let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
     let mut hello = vmta.map(|v| v.host_name.as_str().to_owned()).unwrap_or_default();
     let mut source = None;
-    if let Some(hosts) = vmta.map(|v| &v.source_hosts).filter(|h| !h.is_empty()) {
-        let h = &hosts[q.source_turn % hosts.len()];
-        q.source_turn += 1;
-        source = h.ip.parse().ok();
-        if !h.name.is_empty() {
-            hello = h.name.as_str().to_owned();
+    if let Some((ip, name)) = vmta.map(|v| next_source(p, v, clock::now_ms())).transpose()?.flatten() {
+        source = Some(ip);
+        if !name.is_empty() {
+            hello = name;
         }
     }
     if hello.is_empty() {
         hello.clone_from(&config.global.host_name);
     }
-    Some(Path {
+    if let Some(ip) = source.filter(|_| p.limits_sources()) {
+        let rate = p.rules.source_ip_max_connect_rate.of(ip);
+        let s = p.source(ip);
+        s.connections += 1;
+        s.paces.connect.advance(rate, clock::now_ns() as i64, 1);
+    }
+    Ok(Some(Path {
         id,
-        destination: Rc::clone(&q.destination),
-        name: q.name(),
-        vmta_name: Rc::clone(&q.vmta_name),
-        pool: Rc::clone(&q.pool),
-        rules: Rc::clone(&q.rules),
+        destination: Rc::clone(&p.destination),
+        name: p.name(),
+        vmta: p.vmta,
+        vmta_name: Rc::clone(&p.vmta_name),
+        rates: SharedRates::of(&p.rules, vmta, &p.destination),
+        ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
+        rules: Rc::clone(&p.rules),
+        queue: p.queues.first().copied().unwrap_or_default(),
+        pool: Rc::from(""),
         hello,
         source,
+    }))
+}
+
+/// For mail of queue `id` that meets no connection: as if it went by the queue's first path.
+pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
+    let s = shard.scheduler.borrow();
+    let q = s.queues.get(id)?;
+    let member = q.members.first()?;
+    Some(Path {
+        id: q.pullers.first().map_or(PathId::MAX, |p| p.path),
+        destination: Rc::clone(&q.destination),
+        name: format!("{}/{}", ipc::message::shown_domain(&q.destination), member.name),
+        vmta: member.vmta,
+        vmta_name: Rc::clone(&member.name),
+        rules: Rc::clone(&q.rules),
+        queue: id,
+        pool: Rc::from(q.pool()),
+        hello: String::new(),
+        source: None,
+        rates: SharedRates::default(),
+        ear: Ear::new(None),
     })
 }
 
-/// Opens a connection for queue `id`, counted as connecting, and serves it.
-pub async fn run(shard: Rc<Shard>, id: QueueId) {
-    let config = shard.config();
-    let limit = config.global.total_max_smtp_out as usize;
-    let slot = shard.ledger.take(Class::SmtpOut, shard.number, limit, id * 64);
-    let slot = match slot {
-        Some(s) => s,
-        None => {
-            shard.scheduler.borrow_mut().queues[id].connecting -= 1;
-            let at = clock::now_ms() + 100;
-            shard.scheduler.borrow_mut().wake_at(id, at);
-            return;
-        }
-    };
-    shard.connections.set(shard.connections.get() + 1);
-    if let Some(mut path) = path_of(&shard, id) {
-        if let Some(session) = open(&shard, &path).await {
+/// Opens a connection of path `id`, counted as connecting, and serves it.
+pub async fn run(shard: Rc<Shard>, id: PathId) {
+    match connect(&shard, id).await {
+        Ok(Some((mut path, session, held))) => {
             {
                 let mut s = shard.scheduler.borrow_mut();
-                let q = &mut s.queues[id];
-                q.connecting -= 1;
-                q.connections += 1;
+                if let Some(p) = s.paths.get_mut(id) {
+                    p.connecting -= 1;
+                    p.connections += 1;
+                }
             }
             serve(&shard, &mut path, session).await;
-            shard.scheduler.borrow_mut().queues[id].connections -= 1;
-        } else {
-            shard.scheduler.borrow_mut().queues[id].connecting -= 1;
+            drop(held);
+            shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
+            leave_source(&shard, &path);
+        }
+        other => {
+            let mut s = shard.scheduler.borrow_mut();
+            s.paths.get_mut(id).into_iter().for_each(|p| p.connecting -= 1);
+            if let Err(at) = other {
+                s.paths.get_mut(id).into_iter().for_each(|p| p.connect_again_ms = p.connect_again_ms.max(at));
+                s.wake_at(id, at);
+            }
         }
     }
-    shard.ledger.give(slot);
     shard.connections.set(shard.connections.get() - 1);
     shard.pump(id);
 }
 
+/// Takes what limits ask for and finds a host.
+///
+/// # Errors
+/// When it may be tried again, Unix milliseconds: a limit is reached.
+async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, i64> {
+    shard.connections.set(shard.connections.get() + 1);
+    let config = shard.config();
+    let known = shard.scheduler.borrow().paths.get(id).map(|p| (Rc::clone(&p.rules), Rc::clone(&p.destination), p.vmta));
+    let Some((rules, destination, vmta)) = known else { return Ok(None) };
+    let vmta = config.snapshot.get().vmtas.get(vmta as usize);
+    let again = || clock::now_ms() + ASK_AGAIN_MS;
+    let held = Held::take(shard, &config, &rules, vmta, &destination, id * 64).map_err(|directive| {
+        tracing::debug!(shard = shard.number, destination = &*destination, directive, "no connection is free");
+        again()
+    })?;
+    // A source address that only an event frees is looked at again before long all the same.
+    let Some(path) = path_of(shard, id).map_err(|at| at.min(clock::now_ms() + 1000).max(again()))? else {
+        return Ok(None);
+    };
+    let mut held = held;
+    let session = open(shard, &path, &mut held).await;
+    if session.is_none() {
+        leave_source(shard, &path);
+    }
+    Ok(session.map(|s| (path, s, held)))
+}
+
+/// A connection is not one of its source address any more.
+fn leave_source(shard: &Shard, path: &Path) {
+    let mut s = shard.scheduler.borrow_mut();
+    if let (Some(p), Some(ip)) = (s.paths.get_mut(path.id), path.source)
+        && let Some(source) = p.sources.iter_mut().find(|s| s.ip == ip)
+    {
+        source.connections = source.connections.saturating_sub(1);
+    }
+}
+
 /// Finds a host that takes the session. When none does the whole queue waits or bounces.
-async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
-    let missing = shard.scheduler.borrow().queues.get(path.id).filter(|q| q.vmta == NO_VMTA).map(|q| q.orphaned);
+async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
+    let config = shard.config();
+    let missing = shard.scheduler.borrow().paths.get(path.id).filter(|p| p.vmta == NO_VMTA).map(|p| p.orphaned);
     if let Some(orphaned) = missing {
         let text = format!("virtual MTA {} does not exist", path.vmta_name);
         if orphaned {
             let text = format!("{text} any more; its mail waits until it is back, or for invalid-virtual-mta-fallback");
             queue_failed(shard, path, Failure::own("4.3.5", text));
         } else {
-            bounce_queue(shard, path, &Failure::own("5.3.5", text)).await;
+            bounce_queues(shard, path, &Failure::own("5.3.5", text)).await;
         }
         return None;
     }
@@ -122,7 +233,15 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
     let hosts = match resolver.hosts(&path.destination, &path.rules).await {
         Ok(h) => h,
         Err(fault) if fault.status().starts_with('5') => {
-            bounce_queue(shard, path, &Failure::own(fault.status(), fault.to_string())).await;
+            // The destination has no host, whoever asks.
+            let failure = Failure::own(fault.status(), fault.to_string());
+            let queues = shard.scheduler.borrow().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
+            for id in queues {
+                let of_queue = path_of_queue(shard, id);
+                if let Some(of_queue) = of_queue {
+                    bounce_queue(shard, &of_queue, id, &failure).await;
+                }
+            }
             return None;
         }
         Err(fault) => {
@@ -130,12 +249,21 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
             return None;
         }
     };
-    if let Some(q) = shard.scheduler.borrow_mut().queues.get_mut(path.id) {
-        q.no_mx = hosts.iter().all(|h| h.implicit);
-    }
+    let skipped = {
+        let s = &mut *shard.scheduler.borrow_mut();
+        let now = clock::now_ms();
+        let no_mx = hosts.iter().all(|h| h.implicit);
+        let p = s.paths.get_mut(path.id)?;
+        p.queues.iter().for_each(|q| s.queues.get_mut(*q).into_iter().for_each(|q| q.no_mx = no_mx));
+        p.skipped_hosts.retain(|(_, until)| *until > now);
+        p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
+    };
     let mut last = None;
     let mut attempts = 0;
-    for host in &hosts {
+    let general = held.general();
+    let mut full = false;
+    let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
+    for host in hosts.iter().filter(|h| !skipped.contains(&h.name)) {
         for address in &host.addresses {
             if path.source.is_some_and(|s| s.is_ipv4() != address.is_ipv4()) {
                 continue;
@@ -144,12 +272,40 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
             if attempts > path.rules.mx_connection_attempts.max(1) {
                 break;
             }
+            if !held.take_host(&config, &host.name, *address, &source, general) {
+                full = true;
+                continue;
+            }
             match greet(shard, path, &host.name, *address, true).await {
-                Ok(s) => return Some(s),
+                Ok(s) => {
+                    let route = heard(shard, path);
+                    match route {
+                        Some(Route::SkipMx) => skip_host(shard, path, &host.name),
+                        _ => return Some(s),
+                    }
+                }
                 Err(fault) => {
                     let failure = fault.failure();
+                    let route = heard(shard, path);
+                    match route {
+                        Some(Route::SkipMx) => {
+                            skip_host(shard, path, &host.name);
+                            last = Some(Failure { verdict: Verdict { outcome: Outcome::Deferred, ..failure.verdict }, ..failure });
+                            break;
+                        }
+                        Some(Route::BounceQueue) => {
+                            let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
+                            bounce_queues(shard, path, &Failure { verdict, ..failure }).await;
+                            return None;
+                        }
+                        Some(Route::DeferQueue) => {
+                            queue_failed(shard, path, failure);
+                            return None;
+                        }
+                        Some(Route::BounceRcpt) | None => {}
+                    }
                     if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
-                        bounce_queue(shard, path, &failure).await;
+                        bounce_queues(shard, path, &failure).await;
                         return None;
                     }
                     last = Some(failure);
@@ -157,9 +313,39 @@ async fn open(shard: &Rc<Shard>, path: &Path) -> Option<Session> {
             }
         }
     }
-    let no_address = || Failure::own("4.4.1", "no address of the receiver fits the source address");
-    queue_failed(shard, path, last.unwrap_or_else(no_address));
+    if full && last.is_none() {
+        // mx-connection-limit or ip-connection-limit: nobody failed.
+        let mut s = shard.scheduler.borrow_mut();
+        let at = clock::now_ms() + ASK_AGAIN_MS;
+        s.paths.get_mut(path.id).into_iter().for_each(|p| p.connect_again_ms = at);
+        s.wake_at(path.id, at);
+        return None;
+    }
+    let none_left = || match skipped.is_empty() {
+        true => Failure::own("4.4.1", "no address of the receiver fits the source address"),
+        false => Failure::own("4.4.1", "every host of the receiver is left out (skip-mx)"),
+    };
+    queue_failed(shard, path, last.unwrap_or_else(none_left));
     None
+}
+
+/// Applies what the rules say of all replies since the last time, and answers what is to become
+/// of the mail by the first of them that says so.
+fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
+    let (patterns, all) = path.ear.take()?;
+    let mut route = None;
+    for h in all {
+        route = route.or(mode::apply(shard, path, &patterns, &h.matching, path.source, &h.reply));
+    }
+    route
+}
+
+/// Leaves a host out of what the path tries, for a while.
+fn skip_host(shard: &Shard, path: &Path, host: &str) {
+    if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(path.id) {
+        p.skipped_hosts.retain(|(h, _)| h != host);
+        p.skipped_hosts.push((host.to_owned(), clock::now_ms() + SKIP_HOST_MS));
+    }
 }
 
 /// Connects, greets and negotiates TLS.
@@ -171,7 +357,7 @@ async fn greet(
     try_tls: bool,
 ) -> Result<Session, SessionFault> {
     let r = &path.rules;
-    let mut s = Session::connect(host, address, path.source, r.connect_timeout).await?;
+    let mut s = Session::connect(host, address, path.source, r.connect_timeout, &path.ear).await?;
     let greeting = s.reply(r.smtp_greeting_timeout).await?;
     if !greeting.is_positive() {
         return Err(s.refused(greeting));
@@ -214,24 +400,32 @@ fn tls_missing(s: &Session) -> SessionFault {
     }
 }
 
-/// The queue as a whole failed.
+/// The path as a whole failed.
 fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
-    let mut s = shard.scheduler.borrow_mut();
-    if let Some(q) = s.queues.get_mut(path.id) {
-        let now = clock::now_ms();
-        // Several connections that fail together are one failure.
-        if q.retry_at_ms <= now && q.connections == 0 {
-            q.defer(now, failure);
-            let at = q.retry_at_ms;
-            s.wake_at(path.id, at);
-        } else {
-            // The connections that are open go on; one more is tried later.
-            q.last_failure = Some(Rc::new(failure));
-            q.connect_again_ms = now + CONNECT_AGAIN_MS;
-            let at = q.connect_again_ms;
-            s.wake_at(path.id, at);
-        }
+    let s = &mut *shard.scheduler.borrow_mut();
+    let Some(p) = s.paths.get_mut(path.id) else { return };
+    let now = clock::now_ms();
+    for q in &p.queues {
+        s.queues.get_mut(*q).into_iter().for_each(|q| q.last_failure = Some(Rc::new(failure.clone())));
+    }
+    // Several connections that fail together are one failure.
+    let at = if p.retry_at_ms <= now && p.connections == 0 {
+        p.defer(now, failure);
+        p.retry_at_ms
+    } else {
+        // The connections that are open go on; one more is tried later.
+        p.last_failure = Some(Rc::new(failure));
+        p.connect_again_ms = p.connect_again_ms.max(now + CONNECT_AGAIN_MS);
+        p.connect_again_ms
+    };
+    s.wake_at(path.id, at);
+    // Other members of a pool carry on what waits.
+    let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
+    let shared: Vec<QueueId> = queues.into_iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
+    let shard = Rc::clone(shard);
+    if !shared.is_empty() {
+        tokio::task::spawn_local(async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });
     }
 }
 
@@ -241,20 +435,28 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
     loop {
         let surplus = {
             let sch = shard.scheduler.borrow();
-            let q = &sch.queues[path.id];
-            if !Rc::ptr_eq(&path.rules, &q.rules) {
-                path.rules = Rc::clone(&q.rules);
+            let Some(p) = sch.paths.get(path.id) else { return };
+            if !Rc::ptr_eq(&path.rules, &p.rules) {
+                path.rules = Rc::clone(&p.rules);
+                let config = shard.config();
+                let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
+                path.rates = SharedRates::of(&p.rules, vmta, &p.destination);
             }
-            q.held || q.has_surplus()
+            p.held || p.paused || p.has_surplus()
         };
         let max = path.rules.max_msg_per_connection;
         if shard.stopping() || surplus || (max != 0 && messages >= max) {
             break;
         }
-        let next = shard.scheduler.borrow_mut().next(path.id, clock::now_ns() as i64);
+        let now_ns = clock::now_ns() as i64;
+        let (rates, ledger) = (&path.rates, &shard.ledger);
+        let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now_ns);
+        let next = shard.scheduler.borrow_mut().next(path.id, path.source, now_ns, &mut shared);
         match next {
             Next::Send(batch) => {
                 paths::note_rate(shard, path.id);
+                path.queue = batch.queue;
+                path.pool = shard.scheduler.borrow().queues.get(batch.queue).map_or_else(|| Rc::from(""), |q| Rc::from(q.pool()));
                 let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors).await;
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
@@ -289,12 +491,12 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
 }
 
 /// Waits, counted as idle, until there may be work; false when the connection should end.
-async fn wait_for_work(shard: &Rc<Shard>, id: QueueId, s: &mut Session, limit: Duration) -> bool {
+async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Duration) -> bool {
     let work = {
         let mut sch = shard.scheduler.borrow_mut();
-        let q = &mut sch.queues[id];
-        q.idle += 1;
-        Rc::clone(&q.work)
+        let Some(p) = sch.paths.get_mut(id) else { return false };
+        p.idle += 1;
+        Rc::clone(&p.work)
     };
     let stop = shard.stop_signal();
     let more = tokio::select! {
@@ -303,7 +505,7 @@ async fn wait_for_work(shard: &Rc<Shard>, id: QueueId, s: &mut Session, limit: D
         () = s.disturbed() => false,
         () = stop.wait() => false,
     };
-    shard.scheduler.borrow_mut().queues[id].idle -= 1;
+    shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
     more
 }
 
@@ -344,7 +546,8 @@ async fn attempt(
         let stale = reused && matches!(f, SessionFault::Closed { .. }) && result.verdicts.iter().all(Option::is_none);
         if stale {
             // The receiver closed between messages: not an attempt.
-            shard.scheduler.borrow_mut().put_back(path.id, batch.slot, &batch.recipients);
+            shard.scheduler.borrow_mut().put_back(batch.queue, batch.slot, &batch.recipients);
+            give_volume_back(shard, path, &content);
             return false;
         }
         tracing::info!(shard = shard.number, queue = path.name, error = %f, "connection lost");
@@ -360,11 +563,60 @@ async fn attempt(
         let left: Vec<u16> = verdicts.iter().filter(|(_, v)| surplus(v)).map(|(r, _)| *r).collect();
         if !left.is_empty() {
             verdicts.retain(|(_, v)| !surplus(v));
-            shard.scheduler.borrow_mut().put_back(path.id, batch.slot, &left);
+            shard.scheduler.borrow_mut().put_back(batch.queue, batch.slot, &left);
         }
+    }
+    let none = !verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered);
+    if none {
+        give_volume_back(shard, path, &content);
+    }
+    let mut goes_on = fault.is_none();
+    match heard(shard, path) {
+        Some(Route::SkipMx) => {
+            // The mail stays, whatever the reply was, and goes to the next host.
+            skip_host(shard, path, &s.host);
+            let left: Vec<u16> =
+                verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).map(|(r, _)| *r).collect();
+            verdicts.retain(|(_, v)| v.outcome == Outcome::Delivered);
+            shard.scheduler.borrow_mut().put_back(batch.queue, batch.slot, &left);
+            goes_on = false;
+        }
+        Some(Route::BounceQueue) => {
+            for (_, v) in verdicts.iter_mut().filter(|(_, v)| v.outcome == Outcome::Deferred) {
+                v.outcome = Outcome::Bounced;
+            }
+            if let Some((_, v)) = verdicts.iter().find(|(_, v)| v.outcome == Outcome::Bounced) {
+                let failure = Failure { verdict: v.clone(), host: s.host.clone(), ip: s.peer.ip().to_string() };
+                bounce_queues(shard, path, &failure).await;
+            }
+        }
+        Some(Route::DeferQueue) => {
+            let last = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered);
+            let verdict = last.map_or_else(|| Verdict::own("4.4.0", "deferred by a rule"), |(_, v)| v.clone());
+            let failure = Failure { verdict, host: s.host.clone(), ip: s.peer.ip().to_string() };
+            let mut sch = shard.scheduler.borrow_mut();
+            let now = clock::now_ms();
+            if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
+                p.defer(now, failure);
+                let at = p.retry_at_ms;
+                sch.wake_at(path.id, at);
+            }
+            goes_on = false;
+        }
+        Some(Route::BounceRcpt) | None => {}
+    }
+    if fault.as_ref().is_some_and(SessionFault::is_421) && path.rules.smtp_421_means_mx_unavailable {
+        skip_host(shard, path, &s.host);
     }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
     let at = Attempt::of_session(s);
     conclude(shard, path, batch.slot, batch.key, e, &content.body, verdicts, &at).await;
-    fault.is_none()
+    goes_on
+}
+
+/// Bytes that were counted before they were sent, and did not arrive.
+fn give_volume_back(shard: &Shard, path: &Path, content: &Content) {
+    let bytes = (content.body[0].len() + content.body[1].len()) as u64;
+    shard.scheduler.borrow_mut().not_transferred(path.id, path.source, bytes);
+    path.rates.not_transferred(&shard.ledger, bytes);
 }

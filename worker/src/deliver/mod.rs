@@ -8,6 +8,8 @@
 
 pub mod conclusion;
 pub mod connection;
+pub mod mode;
 pub mod reply;
 pub mod session;
+pub mod shared_limits;
 pub mod transaction;

@@ -1,6 +1,8 @@
 //! The client's side of a session: bytes out, replies in, under timeouts.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,7 +13,8 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Extensions, Reply};
-use crate::classify::outcome::{Failure, Verdict};
+use crate::classify::outcome::{Failure, Outcome, Verdict};
+use crate::classify::reply_patterns::{Matches, Patterns, Route};
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,11 @@ pub enum SessionFault {
 }
 
 impl SessionFault {
+    /// The receiver closes the service channel.
+    pub fn is_421(&self) -> bool {
+        matches!(self, SessionFault::Refused { reply, .. } if reply.code == 421)
+    }
+
     /// What it does to mail, and who caused it.
     pub fn failure(&self) -> Failure {
         let (verdict, host, ip) = match self {
@@ -94,6 +102,52 @@ enum Io {
     Gone,
 }
 
+/// Listens to every reply for rules that it matches.
+#[derive(Debug, Default)]
+pub struct Ear {
+    patterns: Option<Rc<Patterns>>,
+    heard: RefCell<Vec<Heard>>,
+}
+
+/// A reply that matched.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// Rules, by their place in the list.
+    pub matching: Vec<usize>,
+    /// The reply.
+    pub reply: String,
+}
+
+impl Ear {
+    /// For a list; none hears nothing.
+    pub fn new(patterns: Option<Rc<Patterns>>) -> Rc<Ear> {
+        Rc::new(Ear { patterns, heard: RefCell::default() })
+    }
+
+    fn hear(&self, reply: &Reply) {
+        let Some(p) = &self.patterns else { return };
+        let text = reply.text();
+        let matching = p.matching(&text);
+        if !matching.is_empty() {
+            self.heard.borrow_mut().push(Heard { matching, reply: text });
+        }
+    }
+
+    /// The list, and what was heard since it was asked last.
+    pub fn take(&self) -> Option<(Rc<Patterns>, Vec<Heard>)> {
+        let heard = std::mem::take(&mut *self.heard.borrow_mut());
+        self.patterns.clone().filter(|_| !heard.is_empty()).map(|p| (p, heard))
+    }
+
+    /// What becomes of a recipient by the reply that was just read, if that is what was heard last.
+    fn route_of(&self, reply: &Reply) -> Option<Route> {
+        let p = self.patterns.as_ref()?;
+        let heard = self.heard.borrow();
+        let last = heard.last().filter(|h| h.reply == reply.text())?;
+        p.effects(&last.matching, &mut Matches::default(), 0).0.route
+    }
+}
+
 /// A session with a receiver.
 pub struct Session {
     io: Io,
@@ -108,6 +162,7 @@ pub struct Session {
     pub extensions: Extensions,
     /// TLS version and cipher in use.
     pub tls: Option<String>,
+    ear: Rc<Ear>,
 }
 
 impl std::fmt::Debug for Session {
@@ -126,6 +181,7 @@ impl Session {
         peer: SocketAddr,
         source: Option<IpAddr>,
         limit: Duration,
+        ear: &Rc<Ear>,
     ) -> Result<Session, SessionFault> {
         let fault = |e: std::io::Error| SessionFault::Io {
             what: CONNECTING,
@@ -156,7 +212,19 @@ impl Session {
             local,
             extensions: Extensions::default(),
             tls: None,
+            ear: Rc::clone(ear),
         })
+    }
+
+    /// The verdict on a recipient by the reply to its RCPT: a rule may make an end of a 4yz.
+    pub fn verdict_on_recipient(&self, reply: &Reply) -> Verdict {
+        let v = Verdict::of_refusal(reply);
+        match v.outcome {
+            Outcome::Deferred if self.ear.route_of(reply) == Some(Route::BounceRcpt) => {
+                Verdict { outcome: Outcome::Bounced, ..v }
+            }
+            _ => v,
+        }
     }
 
     fn timed_out(&self) -> SessionFault {
@@ -212,6 +280,7 @@ impl Session {
             match reply::parse(&self.buf) {
                 Ok(Some((r, n))) => {
                     let _ = self.buf.split_to(n);
+                    self.ear.hear(&r);
                     return Ok(r);
                 }
                 Ok(None) => {}

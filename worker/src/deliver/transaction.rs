@@ -241,7 +241,7 @@ async fn note_rcpt(
     if reply.is_positive() {
         return Ok(true);
     }
-    *verdict = Some(Verdict::of_refusal(&reply));
+    *verdict = Some(s.verdict_on_recipient(&reply));
     Ok(false)
 }
 

@@ -1,3 +1,4 @@
 //! Mail that Sluice writes itself.
 
 pub mod dsn;
+pub mod notice;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::frame::{FrameError, Header, archive, unarchive};
-use ipc::mesh::{self, Claim, PathState, Release};
+use ipc::mesh::{self, Claim, PathState, Release, Windows};
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -21,7 +21,8 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::schedule::rate::Pace;
-use crate::schedule::{Queue, QueueId};
+use crate::schedule::path::Paces;
+use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
 
 /// Paths in one frame of a release.
@@ -64,46 +65,57 @@ impl Paths {
     }
 }
 
-fn name(destination: &str, vmta: &str, pool: &str) -> String {
-    format!("path/{destination}/{vmta}/{pool}")
+fn name(destination: &str, vmta: &str) -> String {
+    format!("path/{destination}/{vmta}")
 }
 
-/// What a new queue of that name would not know; `None` if nothing.
-fn state_of(q: &Queue, now_ms: i64) -> Option<PathState> {
-    let tat_unix_ns = if q.rules.max_msg_rate.count > 0 { q.pace.tat_ns } else { 0 };
-    if q.retry_at_ms <= now_ms && tat_unix_ns / 1_000_000 <= now_ms {
+/// What a new path of that name would not know; `None` if nothing.
+fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
+    let w = &p.paces;
+    let counting = p.paces.busy_until_ns() / 1_000_000 > now_ms;
+    if p.retry_at_ms <= now_ms && !counting {
         return None;
     }
     Some(PathState {
-        destination: q.destination.as_ref().to_owned(),
-        vmta: q.vmta_name.as_ref().to_owned(),
-        pool: q.pool.as_ref().to_owned(),
-        tat_unix_ns,
-        retry_at_unix_ms: q.retry_at_ms,
-        retry_step: q.retry_step.min(1000) as u32,
+        destination: p.destination.as_ref().to_owned(),
+        vmta: p.vmta_name.as_ref().to_owned(),
+        windows: Windows::Until([w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns]),
+        retry_at_unix_ms: p.retry_at_ms,
+        retry_step: p.retry_step.min(1000) as u32,
     })
 }
 
-fn apply(q: &mut Queue, state: &PathState) {
-    q.pace = match state.tat_unix_ns {
-        i64::MAX if q.rules.max_msg_rate.count > 0 => Pace::exhausted(q.rules.max_msg_rate, clock::now_ns() as i64),
-        i64::MAX => Pace::default(),
-        tat => Pace { tat_ns: tat.max(q.pace.tat_ns) },
-    };
-    q.retry_at_ms = q.retry_at_ms.max(state.retry_at_unix_ms);
-    q.retry_step = q.retry_step.max(state.retry_step as usize);
+fn apply(p: &mut Path, state: &PathState) {
+    let l = p.limits();
+    let w = &mut p.paces;
+    let each = [
+        (&mut w.msg, l.msg_rate),
+        (&mut w.hour, l.msg_per_hour),
+        (&mut w.volume, l.data_volume_rate),
+        (&mut w.connect, l.connect_rate),
+    ];
+    let now_ns = clock::now_ns() as i64;
+    for (i, (pace, rate)) in each.into_iter().enumerate() {
+        match &state.windows {
+            _ if rate.count == 0 => {}
+            Windows::Until(tat_ns) => pace.tat_ns = pace.tat_ns.max(tat_ns[i]),
+            Windows::InUse => *pace = Pace::exhausted(rate, now_ns),
+        }
+    }
+    p.retry_at_ms = p.retry_at_ms.max(state.retry_at_unix_ms);
+    p.retry_step = p.retry_step.max(state.retry_step as usize);
 }
 
-/// A queue was made: it inherits its path's state, and is held while it is not this
-/// shard's to deliver.
-pub fn admit(shard: &Shard, q: &mut Queue) {
-    let key = name(&q.destination, &q.vmta_name, &q.pool);
+/// A path was made: it inherits its state, and is held while it is not this shard's to
+/// deliver.
+pub fn admit(shard: &Shard, p: &mut Path) {
+    let key = name(&p.destination, &p.vmta_name);
     if let Some(i) = shard.paths.inherited.borrow_mut().remove(&key) {
-        apply(q, &i.state);
-        q.noted = i.noted;
+        apply(p, &i.state);
+        p.noted = i.noted;
     }
-    q.held = !may_deliver(shard, &q.destination);
-    if q.held {
+    p.held = !may_deliver(shard, &p.destination);
+    if p.held {
         shard.foreign.notify_one();
     }
 }
@@ -125,42 +137,46 @@ pub fn restore(shard: &Rc<Shard>, values: Vec<(String, Vec<u8>)>) {
 
 fn inherit(shard: &Rc<Shard>, state: PathState, noted: bool) {
     let mut s = shard.scheduler.borrow_mut();
-    if let Some((id, q)) = s.find(&state.destination, &state.vmta, &state.pool) {
-        apply(q, &state);
-        q.noted |= noted;
-        let at = q.retry_at_ms;
+    if let Some((id, p)) = s.find_path(&state.destination, &state.vmta) {
+        apply(p, &state);
+        p.noted |= noted;
+        let at = p.retry_at_ms;
         if at > clock::now_ms() {
             s.wake_at(id, at);
         }
     } else {
-        let key = name(&state.destination, &state.vmta, &state.pool);
+        let key = name(&state.destination, &state.vmta);
         shard.paths.inherited.borrow_mut().insert(key, Inherited { state, noted });
     }
 }
 
-/// The queue is about to send: notes once that its rate window is in use.
-pub fn note_rate(shard: &Rc<Shard>, id: QueueId) {
+/// The path is about to send: notes once that its windows are in use.
+pub fn note_rate(shard: &Rc<Shard>, id: PathId) {
     let mut s = shard.scheduler.borrow_mut();
-    let Some(q) = s.queues.get_mut(id).filter(|q| !q.noted && q.rules.max_msg_rate.count > 0) else { return };
-    q.noted = true;
+    let Some(p) = s.paths.get_mut(id).filter(|p| !p.noted && p.paces != Paces::default()) else { return };
+    p.noted = true;
     let now = clock::now_ms();
-    if let Some(state) = state_of(q, now) {
-        let state = PathState { tat_unix_ns: i64::MAX, retry_at_unix_ms: 0, ..state };
-        shard.spool.put(&name(&q.destination, &q.vmta_name, &q.pool), archive(&state).to_vec());
+    if let Some(state) = state_of(p, now) {
+        let state = PathState { windows: Windows::InUse, retry_at_unix_ms: 0, ..state };
+        shard.spool.put(&name(&p.destination, &p.vmta_name), archive(&state).to_vec());
     }
 }
 
-/// A queue is gone, and so is what the spool knew of its path.
-pub fn forgotten(shard: &Shard, q: &Queue) {
-    if q.noted {
-        shard.spool.put(&name(&q.destination, &q.vmta_name, &q.pool), Vec::new());
+/// A path is gone, and so is what the spool knew of it.
+pub fn forgotten(shard: &Shard, p: &Path) {
+    if p.noted {
+        shard.spool.put(&name(&p.destination, &p.vmta_name), Vec::new());
     }
 }
 
 /// Drops inherited states that say nothing any more.
 pub fn sweep(shard: &Shard, now_ms: i64) {
     shard.paths.inherited.borrow_mut().retain(|key, i| {
-        let over = i.state.tat_unix_ns / 1_000_000 <= now_ms && i.state.retry_at_unix_ms <= now_ms;
+        let counting = match &i.state.windows {
+            Windows::Until(tat_ns) => tat_ns.iter().any(|t| t / 1_000_000 > now_ms),
+            Windows::InUse => true,
+        };
+        let over = !counting && i.state.retry_at_unix_ms <= now_ms;
         if over && i.noted {
             shard.spool.put(key, Vec::new());
         }
@@ -171,11 +187,11 @@ pub fn sweep(shard: &Shard, now_ms: i64) {
 /// Keeps all clocks and windows over an orderly stop.
 pub fn keep_all(shard: &Shard) {
     let now = clock::now_ms();
-    for (_, q) in &shard.scheduler.borrow().queues {
-        if let Some(state) = state_of(q, now) {
-            shard.spool.put(&name(&q.destination, &q.vmta_name, &q.pool), archive(&state).to_vec());
-        } else if q.noted {
-            forgotten(shard, q);
+    for (_, p) in &shard.scheduler.borrow().paths {
+        if let Some(state) = state_of(p, now) {
+            shard.spool.put(&name(&p.destination, &p.vmta_name), archive(&state).to_vec());
+        } else if p.noted {
+            forgotten(shard, p);
         }
     }
 }
@@ -194,17 +210,19 @@ pub fn claim_all(shard: &Rc<Shard>) {
 /// Holds the queues that are not this shard's to deliver, and frees the others.
 fn hold_and_free(shard: &Rc<Shard>) {
     let mut freed = Vec::new();
-    for (id, q) in &mut shard.scheduler.borrow_mut().queues {
-        let held = !may_deliver(shard, &q.destination);
+    for (id, p) in &mut shard.scheduler.borrow_mut().paths {
+        let held = !may_deliver(shard, &p.destination);
         if held {
-            q.work.notify_waiters();
-        } else if q.held {
+            p.work.notify_waiters();
+        } else if p.held {
             freed.push(id);
         }
-        q.held = held;
+        p.held = held;
     }
     shard.foreign.notify_one();
-    freed.into_iter().for_each(|id| shard.pump(id));
+    for id in freed {
+        shard.pump(id);
+    }
 }
 
 async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
@@ -218,9 +236,10 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
             Err(_) => {
                 // No process, so no connections: but it may have sent until just now.
                 let map = Rc::clone(&shard.map.borrow());
-                for (_, q) in &mut shard.scheduler.borrow_mut().queues {
-                    if map.owner_before(&q.destination) == Some(owner) && q.rules.max_msg_rate.count > 0 {
-                        q.pace = Pace::exhausted(q.rules.max_msg_rate, clock::now_ns() as i64);
+                for (_, p) in &mut shard.scheduler.borrow_mut().paths {
+                    if map.owner_before(&p.destination) == Some(owner) {
+                        let state = PathState { windows: Windows::InUse, ..Default::default() };
+                        apply(p, &state);
                     }
                 }
                 shard.paths.outstanding.borrow_mut().remove(&owner);
@@ -275,14 +294,14 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
         if map.epoch >= epoch {
             let (mut busy, mut paths) = (Vec::new(), Vec::new());
             let now = clock::now_ms();
-            for (_, q) in &shard.scheduler.borrow().queues {
-                if map.owner(&q.destination) != claimant {
+            for (_, p) in &shard.scheduler.borrow().paths {
+                if map.owner(&p.destination) != claimant {
                     continue;
                 }
-                if q.connections + q.connecting > 0 {
-                    busy.push(q.destination.as_ref().to_owned());
+                if p.connections + p.connecting > 0 {
+                    busy.push(p.destination.as_ref().to_owned());
                 } else {
-                    paths.extend(state_of(q, now));
+                    paths.extend(state_of(p, now));
                 }
             }
             if told != Some(busy.len()) {
@@ -313,7 +332,7 @@ async fn say(answers: &mpsc::Sender<Vec<u8>>, release: &Release) -> bool {
 /// kept from it: the scaling of this epoch is over as far as it is concerned.
 pub fn is_settled(shard: &Shard) -> bool {
     let map = shard.map.borrow();
-    let mine = |q: &Queue| map.owner(&q.destination) == shard.number;
+    let mine = |p: &Path| map.owner(&p.destination) == shard.number;
     shard.paths.all_released()
-        && shard.scheduler.borrow().queues.iter().all(|(_, q)| mine(q) || q.connections + q.connecting == 0)
+        && shard.scheduler.borrow().paths.iter().all(|(_, p)| mine(p) || p.connections + p.connecting == 0)
 }

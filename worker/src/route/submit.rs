@@ -29,8 +29,9 @@ struct Offered {
 ///
 /// # Errors
 /// [`SpoolError`] when nothing was accepted.
-pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
+pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
     shard.check_room(envelope.recipients.len())?;
+    follow_queue_to(shard, &mut envelope);
     let me = shard.number;
     let mut own_share = None;
     let mut offered = Vec::new();
@@ -85,6 +86,19 @@ pub async fn submit(shard: &Rc<Shard>, envelope: Envelope, body: [Bytes; 2]) -> 
         }
     }
     result
+}
+
+/// Puts recipients under the queues that `queue-to` sends them to.
+fn follow_queue_to(shard: &Shard, envelope: &mut Envelope) {
+    let config = shard.config();
+    if !config.snapshot.get().has_queue_to {
+        return;
+    }
+    for r in &mut envelope.recipients {
+        r.destination = config.queued_under(std::mem::take(&mut r.destination), &envelope.vmta);
+    }
+    // Recipients of one queue must be neighbours.
+    envelope.recipients.sort_by(|a, b| a.destination.cmp(&b.destination));
 }
 
 /// The shares of a message by owner. Nearly all mail has one owner and is not copied.

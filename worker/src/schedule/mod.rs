@@ -6,14 +6,19 @@
 //!    ▲                               │
 //!    └────── retry-recipients-after ─┘   (a failed connection puts it back in front)
 //! ```
-//! A queue's clock (`retry-after`) and a recipient's (`retry-recipients-after`) are
-//! independent of each other.
+//! Mail waits in a *queue* (destination, and virtual MTA or pool) and leaves by a *path*
+//! (destination and virtual MTA), which pulls when its limits let it: a pool's mail goes by
+//! whichever of its members is able, by weight and by what receivers said of late. A path's
+//! clock (`retry-after`) and a recipient's (`retry-recipients-after`) are independent of each
+//! other.
 
+pub mod path;
 pub mod queue;
 pub mod rate;
 pub mod scheduler;
 #[cfg(test)]
 mod simulation;
 
-pub use queue::{Entry, Queue, QueueId};
-pub use scheduler::{Batch, Message, Next, Scheduler, Slot};
+pub use path::{Path, PathId};
+pub use queue::{Entry, Member, Queue, QueueId};
+pub use scheduler::{Batch, Message, Next, Scheduler, Slot, Timer, Way};

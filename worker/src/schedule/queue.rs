@@ -1,5 +1,4 @@
-//! One queue (destination and virtual MTA) and its path: what waits, what may go, and the
-//! state of its connections.
+//! One queue (destination, and virtual MTA or pool): the mail that waits.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -7,7 +6,7 @@ use std::rc::Rc;
 
 use ipc::rules::DomainRules;
 
-use super::rate::Pace;
+use super::path::PathId;
 use super::scheduler::Slot;
 use crate::classify::outcome::Failure;
 
@@ -37,19 +36,45 @@ impl Entry {
     }
 }
 
-/// A queue and its path.
+/// A virtual MTA that a queue's mail may leave through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Index in the snapshot in force.
+    pub vmta: u32,
+    /// Its name.
+    pub name: Rc<str>,
+    /// Share of the queue's mail, against the other members'.
+    pub weight: u32,
+}
+
+/// A path that has pulled from the queue.
+#[derive(Debug)]
+pub struct Puller {
+    /// The path.
+    pub path: PathId,
+    /// Place in the queue's members.
+    pub member: usize,
+    /// What it took, over its weight and trust: the least is served first.
+    pub pass: f64,
+}
+
+/// A queue.
 #[derive(Debug)]
 pub struct Queue {
     /// Destination.
     pub destination: Rc<str>,
-    /// Virtual MTA: index in the snapshot in force.
-    pub vmta: u32,
-    /// Its name.
-    pub vmta_name: Rc<str>,
-    /// The pool that chose the virtual MTA; empty for none.
-    pub pool: Rc<str>,
-    /// Directives in force.
+    /// Virtual MTA or pool that the mail chose.
+    pub via: Rc<str>,
+    /// The virtual MTA, or the members of the pool; shared by all queues of the pool.
+    pub members: Rc<[Member]>,
+    /// It is a pool's.
+    pub of_pool: bool,
+    /// Directives for what waits: those of the virtual MTA, or of the pool.
     pub rules: Rc<DomainRules>,
+    /// Paths that have pulled from it.
+    pub pullers: Vec<Puller>,
+    /// Members take turns.
+    pub turn: u64,
     /// FIFO of what may go now.
     pub ready: VecDeque<Entry>,
     /// Recipients that got their own 4yz, by the time they are due (Unix seconds).
@@ -58,23 +83,6 @@ pub struct Queue {
     pub recipients: u64,
     /// Bytes of content here.
     pub bytes: u64,
-    /// Open connections.
-    pub connections: u32,
-    /// Connections being opened.
-    pub connecting: u32,
-    /// Open connections that wait for work.
-    pub idle: u32,
-    /// When the queue may be tried again, Unix milliseconds; 0 when it may.
-    pub retry_at_ms: i64,
-    /// No new connection before this time, while those that are open go on: the receiver
-    /// refused one more.
-    pub connect_again_ms: i64,
-    /// The last timer that was set for it.
-    pub timer_ms: i64,
-    /// Position in `retry-after`.
-    pub retry_step: usize,
-    /// The rate limit's state.
-    pub pace: Pace,
     /// The last failure.
     pub last_failure: Option<Rc<Failure>>,
     /// When a delay report may be due for someone who waits here, Unix milliseconds.
@@ -83,37 +91,21 @@ pub struct Queue {
     pub oldest_ms: i64,
     /// When expiry was last looked for.
     pub swept_ms: i64,
-    /// Recent attempts: exponentially weighted share of successes.
-    pub health: f32,
-    /// The destination is another shard's, or the shard that owned it before has not released
-    /// it yet: no connection is opened and nothing is given out.
-    pub held: bool,
-    /// Its virtual MTA was there when the mail was accepted and is not any more: the mail waits.
-    pub orphaned: bool,
+    /// An operator paused it.
+    pub paused: bool,
     /// The destination has no MX: `bounce-upon-no-mx` may end mail earlier.
     pub no_mx: bool,
-    /// The spool knows that the rate limit is in use, see [`crate::route::paths`].
-    pub noted: bool,
-    /// Wakes idle connections.
-    pub work: Rc<tokio::sync::Notify>,
-    /// Connections rotate over the virtual MTA's source addresses.
-    pub source_turn: usize,
 }
 
 impl Queue {
-    /// `destination/vmta`, as operators and accounting name it.
+    /// `destination/vmta` or `destination/pool`, as operators name it.
     pub fn name(&self) -> String {
-        format!("{}/{}", ipc::message::shown_domain(&self.destination), self.vmta_name)
+        format!("{}/{}", ipc::message::shown_domain(&self.destination), self.via)
     }
 
-    /// Nothing here and nothing going on: may be forgotten, unless a retry clock or a rate
-    /// window still counts.
-    pub fn is_idle(&self, now_ms: i64) -> bool {
-        self.recipients == 0
-            && self.connections == 0
-            && self.connecting == 0
-            && self.retry_at_ms <= now_ms
-            && self.pace.tat_ns / 1_000_000 <= now_ms
+    /// The pool's name; empty for a virtual MTA's queue.
+    pub fn pool(&self) -> &str {
+        if self.of_pool { &self.via } else { "" }
     }
 
     /// `notify-of-delay-every` in milliseconds.
@@ -122,11 +114,6 @@ impl Queue {
             0 => i64::MAX,
             n => n.min(i64::MAX as u128) as i64,
         }
-    }
-
-    /// A connection beyond `max-smtp-out`, after a reload lowered it.
-    pub fn has_surplus(&self) -> bool {
-        self.rules.max_smtp_out != 0 && u64::from(self.connections) > self.rules.max_smtp_out
     }
 
     /// Moves what is due to the ready list.
@@ -144,44 +131,18 @@ impl Queue {
         }
     }
 
-    /// The queue as a whole failed: starts the retry clock and walks one step on.
-    pub fn defer(&mut self, now_ms: i64, failure: Failure) {
-        let list = &self.rules.retry_after;
-        let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
-        self.retry_step += 1;
-        self.retry_at_ms = now_ms + wait.map_or(600_000, |d| d.as_millis() as i64);
-        self.last_failure = Some(Rc::new(failure));
-        self.health *= 0.9;
-    }
-
-    /// Something was delivered: the retry list begins anew.
-    pub fn delivered(&mut self) {
-        self.retry_step = 0;
-        self.health = self.health * 0.9 + 0.1;
-    }
-
-    /// When the next connection may be opened, as far as clocks and the rate decide; Unix
-    /// milliseconds.
-    pub fn connect_at_ms(&self) -> i64 {
-        let rate_ms = (self.pace.ready_at_ns(self.rules.max_msg_rate) + 999_999) / 1_000_000;
-        self.retry_at_ms.max(self.connect_again_ms).max(rate_ms)
-    }
-
-    /// New connections to open now.
-    pub fn wanted(&self, now_ms: i64) -> u32 {
-        if self.held || self.ready.is_empty() || self.connect_at_ms() > now_ms {
-            return 0;
+    /// The member whose turn it is: each as often as its weight says.
+    pub fn next_turn(&mut self) -> usize {
+        let total: u64 = self.members.iter().map(|m| u64::from(m.weight)).sum();
+        let mut at = self.turn % total.max(1);
+        self.turn = self.turn.wrapping_add(1);
+        for (i, m) in self.members.iter().enumerate() {
+            let w = u64::from(m.weight);
+            if at < w {
+                return i;
+            }
+            at -= w;
         }
-        let max = match self.rules.max_smtp_out {
-            0 => u32::MAX,
-            n => n.min(u64::from(u32::MAX)) as u32,
-        };
-        let have = self.connections + self.connecting;
-        let busy = self.connections - self.idle.min(self.connections);
-        // One connection serves several short messages before another would have opened;
-        // the number grows at most twofold at a time while mail keeps waiting.
-        let backlog = (self.ready.len() as u64).saturating_sub(u64::from(busy) * 2).min(u64::from(u32::MAX)) as u32;
-        let step = self.connections.max(1).saturating_sub(self.connecting);
-        backlog.saturating_sub(self.idle + self.connecting).min(step).min(max.saturating_sub(have))
+        0
     }
 }

@@ -23,19 +23,43 @@ fn interval_ns(rate: Rate) -> i64 {
 }
 
 impl Pace {
-    /// Takes up to `want` events at `now_ns`; answers how many, and when the next may be
-    /// taken if that is fewer.
-    pub fn take(&mut self, rate: Rate, now_ns: i64, want: u64) -> (u64, i64) {
-        if rate.count == 0 {
+    /// How many of `want` events may be taken at `now_ns`, and when the next may be if that
+    /// is fewer.
+    pub fn available(&self, rate: Rate, now_ns: i64, want: u64) -> (u64, i64) {
+        if rate.count == 0 || want == 0 {
             return (want, now_ns);
         }
-        let (interval, tolerance) = (interval_ns(rate), tolerance_ns(rate));
-        let mut taken = 0;
-        while taken < want && self.tat_ns - tolerance <= now_ns {
-            self.tat_ns = self.tat_ns.max(now_ns) + interval;
-            taken += 1;
+        let (interval, tolerance) = (interval_ns(rate).max(1), tolerance_ns(rate));
+        let from = self.tat_ns.max(now_ns);
+        if self.tat_ns - tolerance > now_ns {
+            return (0, self.tat_ns - tolerance);
         }
-        (taken, self.tat_ns - tolerance)
+        let n = 1 + ((now_ns + tolerance - from) / interval) as u64;
+        if n >= want { (want, now_ns) } else { (n, from + interval * n as i64 - tolerance) }
+    }
+
+    /// Takes `n` events that were available.
+    pub fn advance(&mut self, rate: Rate, now_ns: i64, n: u64) {
+        if rate.count > 0 && n > 0 {
+            let took = interval_ns(rate).saturating_mul(n.min(i64::MAX as u64) as i64);
+            self.tat_ns = self.tat_ns.max(now_ns).saturating_add(took);
+        }
+    }
+
+    /// Gives back `n` events that were taken and did not happen.
+    pub fn give_back(&mut self, rate: Rate, n: u64) {
+        if rate.count > 0 {
+            self.tat_ns -= interval_ns(rate).saturating_mul(n.min(i64::MAX as u64) as i64);
+        }
+    }
+
+    /// Takes up to `want` events at `now_ns`; answers how many, and when the next may be
+    /// taken if that is fewer.
+    #[cfg(test)]
+    pub fn take(&mut self, rate: Rate, now_ns: i64, want: u64) -> (u64, i64) {
+        let (taken, next) = self.available(rate, now_ns, want);
+        self.advance(rate, now_ns, taken);
+        (taken, next)
     }
 
     /// When one more event may be taken; the past if now.
@@ -81,6 +105,18 @@ mod tests {
                 prop_assert!((i - from) as u64 <= n, "{} in a window of {n}", i - from + 1);
             }
         }
+    }
+
+    #[test]
+    fn bytes_are_counted_like_events_and_what_is_larger_than_the_window_passes_alone() {
+        let rate = Rate { count: 1_000_000, per: Duration::from_secs(10) };
+        let mut pace = Pace::default();
+        let now = 1_000_000_000_000;
+        pace.advance(rate, now, 3_000_000);
+        assert_eq!(pace.available(rate, now + 30_000_000_000, 1).0, 0);
+        assert_eq!(pace.available(rate, now + 32_000_000_000, 1).0, 1);
+        pace.give_back(rate, 3_000_000);
+        assert_eq!(pace.available(rate, now, 1).0, 1);
     }
 
     #[test]

@@ -2,14 +2,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ipc::rules::DomainRules;
+use ipc::rules::{DomainRules, Rate};
 use rkyv::util::AlignedVec;
 use slab::Slab;
 
-use super::queue::{Entry, Queue, QueueId};
+use super::path::{Path, PathId};
+use super::queue::{Entry, Member, Puller, Queue, QueueId};
+use super::rate::Pace;
 
 /// A message's place in [`Scheduler`].
 pub type Slot = u32;
@@ -65,18 +68,47 @@ pub enum Next {
     Idle,
 }
 
-/// Destination, virtual MTA, pool.
-type Name = (Rc<str>, Rc<str>, Rc<str>);
+/// Destination, and virtual MTA or pool.
+type Name = (Rc<str>, Rc<str>);
 
-/// All queues of a shard.
+/// Something whose time comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// Recipients that waited are due.
+    Queue(QueueId),
+    /// A path's clock or window lets it go on.
+    Path(PathId),
+}
+
+/// Who a queue's mail may leave through.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// The virtual MTA, or the members of the pool.
+    pub members: Rc<[Member]>,
+    /// It is a pool.
+    pub of_pool: bool,
+    /// Directives for what waits.
+    pub rules: Rc<DomainRules>,
+}
+
+/// Messages that a path may take ahead of its share of a pool's mail while the pool's other
+/// paths are busy.
+const LEAD_MESSAGES: f64 = 4.0;
+/// A path that took nothing for so long, milliseconds, is not waited for.
+const RECENT_MS: i64 = 1000;
+
+/// All queues and paths of a shard.
 #[derive(Debug, Default)]
 pub struct Scheduler {
     /// Messages.
     pub messages: Slab<Message>,
     /// Queues.
     pub queues: Slab<Queue>,
-    by_name: HashMap<Name, QueueId>,
-    timers: BinaryHeap<Reverse<(i64, QueueId)>>,
+    /// Paths.
+    pub paths: Slab<Path>,
+    queue_by_name: HashMap<Name, QueueId>,
+    path_by_name: HashMap<Name, PathId>,
+    timers: BinaryHeap<Reverse<(i64, Timer)>>,
     /// Bytes of content held in memory.
     pub content_bytes: u64,
     /// Recipients in all queues.
@@ -86,65 +118,104 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// The queue of a destination and virtual MTA, made if it is new.
-    pub fn queue(
-        &mut self,
-        destination: &str,
-        vmta: u32,
-        vmta_name: &str,
-        pool: &str,
-        rules: impl FnOnce() -> DomainRules,
-    ) -> QueueId {
-        let key = (Rc::from(destination), Rc::from(vmta_name), Rc::from(pool));
-        if let Some(id) = self.by_name.get(&key) {
+    /// The queue of a destination and virtual MTA or pool, made if it is new.
+    pub fn queue(&mut self, destination: &str, via: &str, way: impl FnOnce() -> Way) -> QueueId {
+        let key = (Rc::from(destination), Rc::from(via));
+        if let Some(id) = self.queue_by_name.get(&key) {
             return *id;
         }
+        let Way { members, of_pool, rules } = way();
         let id = self.queues.insert(Queue {
             destination: Rc::clone(&key.0),
-            vmta,
-            vmta_name: Rc::clone(&key.1),
-            pool: Rc::clone(&key.2),
-            rules: Rc::new(rules()),
+            via: Rc::clone(&key.1),
+            members,
+            of_pool,
+            rules,
+            pullers: Vec::new(),
+            turn: 0,
             ready: Default::default(),
             waiting: Default::default(),
             recipients: 0,
             bytes: 0,
-            connections: 0,
-            connecting: 0,
-            idle: 0,
-            retry_at_ms: 0,
-            connect_again_ms: 0,
-            timer_ms: 0,
-            retry_step: 0,
-            pace: Default::default(),
             last_failure: None,
             delay_at_ms: i64::MAX,
             oldest_ms: i64::MAX,
             swept_ms: 0,
-            health: 1.0,
-            held: false,
-            orphaned: false,
+            paused: false,
             no_mx: false,
-            noted: false,
-            work: Default::default(),
-            source_turn: 0,
         });
-        self.by_name.insert(key, id);
+        self.queue_by_name.insert(key, id);
         id
     }
 
-    /// Forgets a queue that has nothing left, and answers it.
-    pub fn forget(&mut self, id: QueueId, now_ms: i64) -> Option<Queue> {
-        self.queues.get(id).filter(|q| q.is_idle(now_ms))?;
-        let q = self.queues.remove(id);
-        self.by_name.remove(&(Rc::clone(&q.destination), Rc::clone(&q.vmta_name), Rc::clone(&q.pool)));
-        Some(q)
+    /// The path by which a member of queue `id` serves it, made if it is new; and whether it is.
+    pub fn path_of(
+        &mut self,
+        id: QueueId,
+        member: usize,
+        rules: impl FnOnce(&Member) -> Rc<DomainRules>,
+    ) -> Option<(PathId, bool)> {
+        let q = self.queues.get_mut(id)?;
+        if let Some(p) = q.pullers.iter().find(|p| p.member == member) {
+            return Some((p.path, false));
+        }
+        let m = q.members.get(member)?;
+        let key = (Rc::clone(&q.destination), Rc::clone(&m.name));
+        let (path, new) = match self.path_by_name.get(&key) {
+            Some(path) => (*path, false),
+            None => {
+                let p = Path::new(Rc::clone(&key.0), m.vmta, Rc::clone(&key.1), rules(m));
+                let path = self.paths.insert(p);
+                self.path_by_name.insert(key, path);
+                (path, true)
+            }
+        };
+        // It begins where the others are, not with all that it has missed.
+        let pass = q.pullers.iter().map(|p| p.pass).fold(f64::INFINITY, f64::min);
+        q.pullers.push(Puller { path, member, pass: if pass.is_finite() { pass } else { 0.0 } });
+        if let Some(p) = self.paths.get_mut(path) {
+            p.queues.push(id);
+        }
+        Some((path, new))
     }
 
-    /// The queue of that name, if there is one.
-    pub fn find(&mut self, destination: &str, vmta_name: &str, pool: &str) -> Option<(QueueId, &mut Queue)> {
-        let id = *self.by_name.get(&(Rc::from(destination), Rc::from(vmta_name), Rc::from(pool)))?;
-        self.queues.get_mut(id).map(|q| (id, q))
+    /// Takes other members for a queue, after a reload.
+    pub fn set_way(&mut self, id: QueueId, way: Way) {
+        let Some(q) = self.queues.get_mut(id) else { return };
+        for p in std::mem::take(&mut q.pullers) {
+            if let Some(path) = self.paths.get_mut(p.path) {
+                path.queues.retain(|q| *q != id);
+            }
+        }
+        (q.members, q.of_pool, q.rules) = (way.members, way.of_pool, way.rules);
+    }
+
+    /// Forgets a queue that has nothing left.
+    pub fn forget_queue(&mut self, id: QueueId) {
+        if self.queues.get(id).is_none_or(|q| q.recipients > 0 || q.paused) {
+            return;
+        }
+        let q = self.queues.remove(id);
+        for p in q.pullers {
+            if let Some(path) = self.paths.get_mut(p.path) {
+                path.queues.retain(|q| *q != id);
+            }
+        }
+        self.queue_by_name.remove(&(q.destination, q.via));
+    }
+
+    /// Forgets a path that has nothing left, and answers it.
+    pub fn forget_path(&mut self, id: PathId, now_ms: i64) -> Option<Path> {
+        self.paths.get(id).filter(|p| p.is_idle(now_ms))?;
+        let p = self.paths.remove(id);
+        self.path_by_name.remove(&(Rc::clone(&p.destination), Rc::clone(&p.vmta_name)));
+        Some(p)
+    }
+
+    /// The path of that name, if there is one.
+    pub fn find_path(&mut self, destination: &str, vmta: &str) -> Option<(PathId, &mut Path)> {
+        let id = *self.path_by_name.get(&(Rc::from(destination), Rc::from(vmta)))?;
+        self.paths.get_mut(id).map(|p| (id, p))
     }
 
     /// Adds a message; its entries follow with [`Scheduler::enqueue`].
@@ -172,7 +243,9 @@ impl Scheduler {
         } else {
             q.ready.push_back(entry);
             if q.rules.retry_upon_new_mail {
-                q.retry_at_ms = 0;
+                for p in &q.pullers {
+                    self.paths.get_mut(p.path).into_iter().for_each(|p| p.retry_at_ms = 0);
+                }
             }
         }
     }
@@ -184,17 +257,17 @@ impl Scheduler {
             let sooner = q.waiting.peek().is_none_or(|Reverse((first, _))| i64::from(*first) > due_s);
             q.waiting.push(Reverse((due_s as u32, entry)));
             if sooner {
-                self.timers.push(Reverse((due_s * 1000, id)));
+                self.timers.push(Reverse((due_s * 1000, Timer::Queue(id))));
             }
         }
     }
 
-    /// Wakes queue `id` at a time.
-    pub fn wake_at(&mut self, id: QueueId, at_ms: i64) {
-        // Every message that joins a waiting queue asks for the same time.
-        if let Some(q) = self.queues.get_mut(id).filter(|q| q.timer_ms != at_ms) {
-            q.timer_ms = at_ms;
-            self.timers.push(Reverse((at_ms, id)));
+    /// Wakes path `id` at a time.
+    pub fn wake_at(&mut self, id: PathId, at_ms: i64) {
+        // Every message that joins a waiting path asks for the same time.
+        if let Some(p) = self.paths.get_mut(id).filter(|p| p.timer_ms != at_ms && at_ms < i64::MAX) {
+            p.timer_ms = at_ms;
+            self.timers.push(Reverse((at_ms, Timer::Path(id))));
         }
     }
 
@@ -203,57 +276,161 @@ impl Scheduler {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Queues whose time has come.
-    pub fn due(&mut self, now_ms: i64) -> Vec<QueueId> {
-        let mut ids = Vec::new();
-        while let Some(Reverse((at, id))) = self.timers.peek().copied() {
+    /// What has come due.
+    pub fn due(&mut self, now_ms: i64) -> Vec<Timer> {
+        let mut all = Vec::new();
+        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
             if at > now_ms {
                 break;
             }
             self.timers.pop();
-            if let Some(q) = self.queues.get_mut(id) {
-                q.timer_ms = 0;
-                q.promote(now_ms);
-                if let Some(Reverse((due, _))) = q.waiting.peek() {
-                    self.timers.push(Reverse((i64::from(*due) * 1000, id)));
+            match timer {
+                Timer::Path(id) => {
+                    let Some(p) = self.paths.get_mut(id) else { continue };
+                    p.timer_ms = 0;
                 }
-                ids.push(id);
+                Timer::Queue(id) => {
+                    let Some(q) = self.queues.get_mut(id) else { continue };
+                    q.promote(now_ms);
+                    if let Some(Reverse((due, _))) = q.waiting.peek() {
+                        self.timers.push(Reverse((i64::from(*due) * 1000, timer)));
+                    }
+                }
             }
+            all.push(timer);
         }
-        ids
+        all
     }
 
-    /// What a connection of queue `id` sends next. The rate's tokens are taken here, right
-    /// before RCPT is written.
-    pub fn next(&mut self, id: QueueId, now_ns: i64) -> Next {
-        let now_ms = now_ns / 1_000_000;
-        let Some(q) = self.queues.get_mut(id) else { return Next::Idle };
-        q.promote(now_ms);
-        if q.held || q.retry_at_ms > now_ms {
-            return Next::Idle;
+    /// Entries of queue `id` that are path `path`'s share, at least one while there are any.
+    pub fn share_of(&self, id: QueueId, path: PathId) -> u64 {
+        let Some(q) = self.queues.get(id).filter(|q| !q.paused) else { return 0 };
+        let ready = q.ready.len() as u64;
+        let Some(p) = q.pullers.iter().find(|p| p.path == path) else { return 0 };
+        let weight = |p: &Puller| q.members.get(p.member).map_or(1, |m| u64::from(m.weight));
+        let all: u64 = q.pullers.iter().map(weight).sum();
+        (ready * weight(p)).div_ceil(all.max(1))
+    }
+
+    /// Whether path `path` may take from queue `id` now, as far as the other paths of a pool
+    /// have a say in it.
+    pub fn may_pull(&self, id: QueueId, path: PathId, now_ms: i64) -> bool {
+        let (Some(q), Some(p)) = (self.queues.get(id), self.paths.get(path)) else { return false };
+        if q.pullers.len() < 2 {
+            return true;
         }
-        let Some(entry) = q.ready.front().copied() else { return Next::Idle };
-        let most = match q.rules.max_rcpt_per_transaction {
+        let rivals = || {
+            q.pullers.iter().filter(|r| r.path != path).filter_map(|r| Some((r, self.paths.get(r.path)?)))
+        };
+        if !p.is_due_for_probe(now_ms) {
+            // Receivers speak ill of it: others carry its mail while they are well.
+            return !rivals().any(|(_, r)| r.health > p.health && r.may_send(now_ms));
+        }
+        let Some(me) = q.pullers.iter().find(|x| x.path == path) else { return false };
+        // Nobody waits for one that is only probed.
+        let recent = |r: &Path| {
+            r.connections > 0 && r.may_send(now_ms) && now_ms - r.pulled_ms < RECENT_MS && r.is_trusted()
+        };
+        let least = rivals().filter(|(_, r)| recent(r)).map(|(r, _)| r.pass).fold(f64::INFINITY, f64::min);
+        me.pass <= least + LEAD_MESSAGES / share(q, me, p)
+    }
+
+    /// Notes that path `path` took `n` recipients of queue `id`.
+    fn pulled(&mut self, id: QueueId, path: PathId, n: u64, now_ms: i64) {
+        let Some(q) = self.queues.get_mut(id) else { return };
+        let Some(p) = self.paths.get_mut(path) else { return };
+        let rested = now_ms - p.pulled_ms >= RECENT_MS;
+        p.pulled_ms = now_ms;
+        let Some(at) = q.pullers.iter().position(|x| x.path == path) else { return };
+        if rested && q.pullers.len() > 1 {
+            let others = q.pullers.iter().filter(|x| x.path != path).map(|x| x.pass).fold(f64::INFINITY, f64::min);
+            if others.is_finite() {
+                q.pullers[at].pass = q.pullers[at].pass.max(others);
+            }
+        }
+        let by = n as f64 / share(q, &q.pullers[at], p);
+        q.pullers[at].pass += by;
+    }
+
+    /// What a connection of path `id` from `source` sends next. The tokens of rates are taken
+    /// here, right before RCPT is written; `shared` grants what limits over all shards allow
+    /// of a number of recipients of so many bytes, or says when there will be more (Unix
+    /// nanoseconds).
+    pub fn next(
+        &mut self,
+        id: PathId,
+        source: Option<IpAddr>,
+        now_ns: i64,
+        shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
+    ) -> Next {
+        let now_ms = now_ns / 1_000_000;
+        let Some(p) = self.paths.get(id).filter(|p| p.may_send(now_ms)) else { return Next::Idle };
+        let (turn, all) = (p.turn, p.queues.len());
+        for i in 0..all {
+            let Some(queue) = self.paths.get(id).and_then(|p| p.queues.get((turn + i) % all).copied()) else { break };
+            let Some(q) = self.queues.get_mut(queue).filter(|q| !q.paused) else { continue };
+            q.promote(now_ms);
+            let Some(entry) = q.ready.front().copied() else { continue };
+            if !self.may_pull(queue, id, now_ms) {
+                continue;
+            }
+            return self.give(id, queue, entry, source, now_ns, shared, (turn + i + 1) % all);
+        }
+        Next::Idle
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn give(
+        &mut self,
+        id: PathId,
+        queue: QueueId,
+        entry: Entry,
+        source: Option<IpAddr>,
+        now_ns: i64,
+        shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
+        next_turn: usize,
+    ) -> Next {
+        let (Some(p), Some(m)) = (self.paths.get_mut(id), self.messages.get(entry.slot as usize)) else {
+            return Next::Idle;
+        };
+        let most = match p.rules.max_rcpt_per_transaction {
             0 => entry.len(),
             n => n.min(entry.len()),
         };
-        let (taken, next_ns) = q.pace.take(q.rules.max_msg_rate, now_ns, most);
+        let (taken, next_ns) = take_tokens(p, source, most, u64::from(m.body_len), now_ns, shared);
         if taken == 0 {
             let at_ms = (next_ns + 999_999) / 1_000_000;
             self.wake_at(id, at_ms);
             return Next::Wait(at_ms);
         }
+        p.turn = next_turn;
+        let key = m.key;
         let end = entry.start + taken as u16;
-        if end == entry.end {
-            q.ready.pop_front();
-            if q.ready.is_empty() && q.ready.capacity() > 1024 {
-                q.ready.shrink_to(64);
+        if let Some(q) = self.queues.get_mut(queue) {
+            if end == entry.end {
+                q.ready.pop_front();
+                if q.ready.is_empty() && q.ready.capacity() > 1024 {
+                    q.ready.shrink_to(64);
+                }
+            } else if let Some(front) = q.ready.front_mut() {
+                front.start = end;
             }
-        } else if let Some(front) = q.ready.front_mut() {
-            front.start = end;
         }
-        let Some(m) = self.messages.get(entry.slot as usize) else { return Next::Idle };
-        Next::Send(Batch { queue: id, slot: entry.slot, key: m.key, recipients: (entry.start..end).collect() })
+        self.pulled(queue, id, taken, now_ns / 1_000_000);
+        Next::Send(Batch { queue, slot: entry.slot, key, recipients: (entry.start..end).collect() })
+    }
+
+    /// A transaction did not deliver its content: bytes that were counted are given back.
+    pub fn not_transferred(&mut self, id: PathId, source: Option<IpAddr>, bytes: u64) {
+        let Some(p) = self.paths.get_mut(id) else { return };
+        let rate = p.limits().data_volume_rate;
+        p.paces.volume.give_back(rate, bytes);
+        if let Some(ip) = source {
+            let rate = p.rules.source_ip_max_data_volume_rate.of(ip);
+            if rate.count > 0 {
+                p.source(ip).paces.volume.give_back(rate, bytes);
+            }
+        }
     }
 
     /// What was in flight while expiry was looked for was not seen there.
@@ -361,6 +538,22 @@ impl Scheduler {
         found
     }
 
+    /// Moves what waits in a queue to another one; answers how many recipients.
+    pub fn transfer(&mut self, from: QueueId, to: QueueId, now_ms: i64) -> u64 {
+        let mut moved = 0;
+        for (entry, due_ms) in self.drain(from) {
+            let bytes = self.messages.get(entry.slot as usize).map_or(0, |m| u64::from(m.body_len));
+            if let Some(q) = self.queues.get_mut(from) {
+                q.recipients = q.recipients.saturating_sub(entry.len());
+                q.bytes = q.bytes.saturating_sub(bytes);
+            }
+            self.recipients = self.recipients.saturating_sub(entry.len());
+            self.enqueue(to, entry, due_ms, now_ms);
+            moved += entry.len();
+        }
+        moved
+    }
+
     /// Takes everything that waits out of queue `id`, with the time it is due (Unix
     /// milliseconds; 0 for now).
     pub fn drain(&mut self, id: QueueId) -> Vec<(Entry, i64)> {
@@ -369,6 +562,62 @@ impl Scheduler {
         all.extend(std::mem::take(&mut q.waiting).into_iter().map(|Reverse((due, e))| (e, i64::from(due) * 1000)));
         all
     }
+}
+
+/// What a path gets of a queue's mail, against the others.
+fn share(q: &Queue, puller: &Puller, p: &Path) -> f64 {
+    let weight = q.members.get(puller.member).map_or(1, |m| m.weight);
+    f64::from(weight) * f64::from(p.trust())
+}
+
+/// Takes what all limits of a path allow of `most` recipients of a message of `bytes`, and says
+/// when there will be more if that is none.
+fn take_tokens(
+    p: &mut Path,
+    source: Option<IpAddr>,
+    most: u64,
+    bytes: u64,
+    now_ns: i64,
+    shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
+) -> (u64, i64) {
+    let l = p.limits();
+    let mut n = most;
+    let mut next = now_ns;
+    let mut allow = |pace: &Pace, rate: Rate, one: bool| {
+        let (k, at) = pace.available(rate, now_ns, if one { n.min(1) } else { n });
+        if !one || k == 0 {
+            n = n.min(k);
+        }
+        next = next.max(at);
+    };
+    allow(&p.paces.msg, l.msg_rate, false);
+    allow(&p.paces.hour, l.msg_per_hour, false);
+    allow(&p.paces.volume, l.data_volume_rate, true);
+    let of_source = source.filter(|_| p.limits_sources()).map(|ip| {
+        let (msg, volume) = (p.rules.source_ip_max_msg_rate.of(ip), p.rules.source_ip_max_data_volume_rate.of(ip));
+        let paces = p.source(ip).paces;
+        (ip, msg, volume, paces)
+    });
+    if let Some((_, msg, volume, paces)) = &of_source {
+        allow(&paces.msg, *msg, false);
+        allow(&paces.volume, *volume, true);
+    }
+    if n == 0 {
+        return (0, next);
+    }
+    let (granted, at) = shared(n, bytes);
+    if granted == 0 {
+        return (0, at);
+    }
+    p.paces.msg.advance(l.msg_rate, now_ns, granted);
+    p.paces.hour.advance(l.msg_per_hour, now_ns, granted);
+    p.paces.volume.advance(l.data_volume_rate, now_ns, bytes);
+    if let Some((ip, msg, volume, _)) = of_source {
+        let paces = &mut p.source(ip).paces;
+        paces.msg.advance(msg, now_ns, granted);
+        paces.volume.advance(volume, now_ns, bytes);
+    }
+    (granted, now_ns)
 }
 
 /// The first multiple of `every_ms` after acceptance that is later than `after_ms`.
@@ -395,19 +644,36 @@ mod tests {
     use ipc::rules::Rate;
     use std::time::Duration;
 
+    fn way(rules: DomainRules, members: &[(&str, u32)]) -> Way {
+        let members = members.iter().enumerate().map(|(i, (name, weight))| Member {
+            vmta: i as u32,
+            name: Rc::from(*name),
+            weight: *weight,
+        });
+        Way { members: members.collect(), of_pool: false, rules: Rc::new(rules) }
+    }
+
+    /// A queue with `n` recipients, and its only path; both have number 0.
     fn with(rules: DomainRules, n: u16) -> (Scheduler, QueueId) {
         let mut s = Scheduler::default();
-        let id = s.queue("d.test", 0, "v", "", || rules);
+        let way = way(rules, &[("v", 1)]);
+        let rules = Rc::clone(&way.rules);
+        let id = s.queue("d.test", "v", || way);
+        s.path_of(id, 0, |_| rules);
         let slot = s.add(Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, content: None });
         s.enqueue(id, Entry { slot, start: 0, end: n }, 0, 0);
         (s, id)
+    }
+
+    fn next(s: &mut Scheduler, path: PathId, now_ns: i64) -> Next {
+        s.next(path, None, now_ns, &mut |n, _| (n, 0))
     }
 
     #[test]
     fn a_message_is_split_by_max_rcpt_per_transaction() {
         let (mut s, id) = with(DomainRules { max_rcpt_per_transaction: 2, ..Default::default() }, 5);
         let mut sizes = Vec::new();
-        while let Next::Send(b) = s.next(id, 0) {
+        while let Next::Send(b) = next(&mut s, id, 0) {
             sizes.push(b.recipients.len());
         }
         assert_eq!(sizes, [2, 2, 1]);
@@ -416,14 +682,14 @@ mod tests {
     #[test]
     fn what_waits_for_its_own_reply_does_not_stop_the_queue() {
         let (mut s, id) = with(DomainRules::default(), 2);
-        let Next::Send(b) = s.next(id, 0) else { panic!("nothing to send") };
+        let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
         s.retry(id, b.slot, &[0], 10_000);
         s.put_back(id, b.slot, &[1]);
-        assert!(matches!(s.next(id, 0), Next::Send(b) if b.recipients == [1]));
-        assert_eq!(s.next(id, 0), Next::Idle);
+        assert!(matches!(next(&mut s, id, 0), Next::Send(b) if b.recipients == [1]));
+        assert_eq!(next(&mut s, id, 0), Next::Idle);
         assert_eq!(s.next_timer(), Some(10_000));
-        assert_eq!(s.due(10_000), [id]);
-        assert!(matches!(s.next(id, 10_000 * 1_000_000), Next::Send(b) if b.recipients == [0]));
+        assert_eq!(s.due(10_000), [Timer::Queue(id)]);
+        assert!(matches!(next(&mut s, id, 10_000 * 1_000_000), Next::Send(b) if b.recipients == [0]));
     }
 
     #[test]
@@ -431,14 +697,14 @@ mod tests {
         let rate = Rate { count: 1, per: Duration::from_secs(10) };
         let (mut s, id) = with(DomainRules { max_msg_rate: rate, ..Default::default() }, 3);
         let now = 1_000_000_000_000;
-        assert!(matches!(s.next(id, now), Next::Send(b) if b.recipients == [0]));
-        assert!(matches!(s.next(id, now), Next::Wait(at) if at >= now / 1_000_000 + 10_000));
+        assert!(matches!(next(&mut s, id, now), Next::Send(b) if b.recipients == [0]));
+        assert!(matches!(next(&mut s, id, now), Next::Wait(at) if at >= now / 1_000_000 + 10_000));
     }
 
     #[test]
     fn expiry_finds_recipients_in_every_state() {
         let (mut s, id) = with(DomainRules { bounce_after: Duration::from_secs(5), ..Default::default() }, 3);
-        let Next::Send(b) = s.next(id, 0) else { panic!("nothing to send") };
+        let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
         s.retry(id, b.slot, &[0], 60_000);
         s.put_back(id, b.slot, &[1, 2]);
         assert!(s.expired(id, 4_999).is_empty());
@@ -463,8 +729,8 @@ mod tests {
     #[test]
     fn what_was_in_flight_expires_when_it_is_back() {
         let (mut s, id) = with(DomainRules { bounce_after: Duration::from_secs(5), ..Default::default() }, 2);
-        s.queues[id].rules = Rc::new(DomainRules { max_rcpt_per_transaction: 1, ..(*s.queues[id].rules).clone() });
-        let Next::Send(b) = s.next(id, 0) else { panic!("nothing to send") };
+        s.paths[id].rules = Rc::new(DomainRules { max_rcpt_per_transaction: 1, ..(*s.queues[id].rules).clone() });
+        let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
         assert_eq!(s.expired(id, 6_000).len(), 1);
         s.retry(id, b.slot, &b.recipients, 7_000);
         assert_eq!(s.expired(id, 8_000).len(), 1);
@@ -477,18 +743,122 @@ mod tests {
             s.wake_at(id, 5_000);
         }
         assert_eq!(s.timers.len(), 1);
-        assert_eq!(s.due(5_000), [id]);
+        assert_eq!(s.due(5_000), [Timer::Path(id)]);
         s.wake_at(id, 9_000);
         assert_eq!(s.next_timer(), Some(9_000));
     }
 
+    /// A pool's queue with `n` messages, and paths for its members with a connection each.
+    fn pool(members: &[(&str, u32)], n: u64) -> (Scheduler, QueueId, Vec<PathId>) {
+        let mut s = Scheduler::default();
+        let id = s.queue("d.test", "pool", || way(DomainRules::default(), members));
+        let paths: Vec<PathId> = (0..members.len())
+            .filter_map(|i| s.path_of(id, i, |_| Rc::new(DomainRules::default())).map(|(p, _)| p))
+            .collect();
+        paths.iter().for_each(|p| s.paths[*p].connections = 1);
+        for key in 0..n {
+            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, content: None };
+            let slot = s.add(m);
+            s.enqueue(id, Entry { slot, start: 0, end: 1 }, 0, 0);
+        }
+        (s, id, paths)
+    }
+
+    /// How many each path got when all ask in turn, every 10 ms.
+    fn shares(s: &mut Scheduler, paths: &[PathId], from_ms: i64, turns: i64) -> Vec<u32> {
+        let mut got = vec![0; paths.len()];
+        for turn in 0..turns {
+            for (i, p) in paths.iter().enumerate() {
+                if let Next::Send(b) = next(s, *p, (from_ms + turn * 10) * 1_000_000) {
+                    s.settle(b.queue, b.slot, 1);
+                    got[i] += 1;
+                }
+            }
+        }
+        got
+    }
+
     #[test]
-    fn one_refused_connection_is_no_reason_to_hammer() {
+    fn members_of_a_pool_pull_by_weight_while_all_are_able() {
+        let (mut s, _, paths) = pool(&[("a", 3), ("b", 1)], 4000);
+        let got = shares(&mut s, &paths, 10_000, 1000);
+        let ratio = f64::from(got[0]) / f64::from(got[1]);
+        assert!((2.5..3.5).contains(&ratio), "{got:?}");
+    }
+
+    #[test]
+    fn a_path_that_cannot_send_holds_nobody_up() {
+        let (mut s, _, paths) = pool(&[("a", 1), ("b", 1)], 500);
+        s.paths[paths[1]].retry_at_ms = 1_000_000;
+        assert_eq!(shares(&mut s, &paths, 10_000, 500), [500, 0]);
+        // One that has connections and takes nothing holds it up for a second at most.
+        let (mut s, _, paths) = pool(&[("a", 1), ("b", 1)], 500);
+        assert_eq!(shares(&mut s, &paths, 10_000, 1), [1, 1]);
+        let alone = shares(&mut s, &paths[..1], 10_010, 98);
+        assert!(alone[0] <= 6, "{alone:?}");
+        assert_eq!(shares(&mut s, &paths[..1], 11_010, 10), [10]);
+    }
+
+    #[test]
+    fn a_path_that_receivers_speak_ill_of_is_only_probed_while_others_are_well() {
+        let (mut s, _, paths) = pool(&[("a", 1), ("b", 1), ("c", 1)], 6000);
+        (0..6).for_each(|_| s.paths[paths[0]].judged(false));
+        s.paths[paths[0]].pulled_ms = 10_000;
+        // 20 s: two probes.
+        let got = shares(&mut s, &paths, 10_000, 2000);
+        assert!(got[0] <= 2 && got[1] + got[2] > 3900, "{got:?}");
+        // When all are ill somebody has to go on.
+        let (mut s, _, paths) = pool(&[("a", 1), ("b", 1)], 100);
+        for p in &paths {
+            (0..6).for_each(|_| s.paths[*p].judged(false));
+            s.paths[*p].pulled_ms = 10_000;
+        }
+        assert!(shares(&mut s, &paths, 10_000, 60).iter().sum::<u32>() >= 100);
+    }
+
+    #[test]
+    fn a_path_that_serves_two_queues_takes_from_them_in_turn() {
         let (mut s, id) = with(DomainRules::default(), 1);
-        let q = &mut s.queues[id];
-        assert_eq!(q.wanted(1_000), 1);
-        q.connect_again_ms = 6_000;
-        assert_eq!((q.wanted(5_999), q.wanted(6_000)), (0, 1));
+        let rules = Rc::clone(&s.queues[id].rules);
+        let way = Way { of_pool: true, ..way(DomainRules::default(), &[("v", 1)]) };
+        let other = s.queue("d.test", "pool", || way);
+        assert_eq!(s.path_of(other, 0, |_| rules), Some((0, false)));
+        for key in 0..3 {
+            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, content: None };
+            let slot = s.add(m);
+            s.enqueue(other, Entry { slot, start: 0, end: 1 }, 0, 0);
+        }
+        let mut from = Vec::new();
+        while let Next::Send(b) = next(&mut s, 0, 0) {
+            from.push(b.queue);
+        }
+        assert_eq!(from, [id, other, other, other]);
+    }
+
+    #[test]
+    fn every_limit_is_asked_and_the_tightest_binds() {
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        let rate = |count| Rate { count, per: Duration::from_secs(60) };
+        let rules = DomainRules { max_msg_rate: rate(600), max_data_volume_rate: rate(100_000), ..Default::default() };
+        let now = 1_000_000_000_000;
+        let taken = |rules: &DomainRules, shared: u64| {
+            let (mut s, id) = with(rules.clone(), 1000);
+            match s.next(id, Some(ip), now, &mut |n, _| (n.min(shared), now)) {
+                Next::Send(b) => b.recipients.len(),
+                _ => 0,
+            }
+        };
+        let alone = taken(&rules, 1000);
+        assert!((20..=25).contains(&alone), "{alone}");
+        assert_eq!(taken(&rules, 3), 3);
+        assert_eq!(taken(&rules, 0), 0);
+        assert_eq!(taken(&DomainRules { max_msg_per_hour: 50, ..rules.clone() }, 1000), 2);
+        // What was not delivered does not count as volume.
+        let (mut s, id) = with(DomainRules { max_data_volume_rate: rate(100), max_rcpt_per_transaction: 1, ..rules }, 3);
+        assert!(matches!(next(&mut s, id, now), Next::Send(_)));
+        assert!(matches!(next(&mut s, id, now), Next::Wait(_)));
+        s.not_transferred(id, None, 100);
+        assert!(matches!(next(&mut s, id, now), Next::Send(_)));
     }
 
     #[test]

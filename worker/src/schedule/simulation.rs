@@ -92,7 +92,7 @@ impl World {
         if dice.below(20) == 0 {
             // The connection broke before anything was said.
             self.s.put_back(queue, batch.slot, &batch.recipients);
-            self.s.queues[queue].connections -= 1;
+            self.s.paths[queue].connections -= 1;
             self.connections.remove(i);
             return;
         }
@@ -104,26 +104,26 @@ impl World {
             self.s.retry(queue, batch.slot, &later, self.now_ms + 2_000);
         }
         if !now.is_empty() {
-            self.s.queues[queue].delivered();
+            self.s.paths[queue].delivered(self.now_ms);
             self.end(&batch, &now);
         }
     }
 
     fn open(&mut self, id: QueueId) {
-        let q = &mut self.s.queues[id];
-        let wanted = q.wanted(self.now_ms);
+        let backlog = self.s.share_of(id, id);
+        let wanted = self.s.paths[id].wanted(backlog, self.now_ms);
         for _ in 0..wanted {
-            let q = &mut self.s.queues[id];
+            let p = &mut self.s.paths[id];
             if self.dice.below(8) == 0 {
-                q.defer(self.now_ms, Failure::own("4.4.1", "refused"));
+                p.defer(self.now_ms, Failure::own("4.4.1", "refused"));
                 continue;
             }
-            q.connections += 1;
+            p.connections += 1;
             self.connections.push(Connection { queue: id, messages: 0, busy: None });
         }
-        let q = &self.s.queues[id];
-        let max = q.rules.max_smtp_out;
-        assert!(u64::from(q.connections) <= max, "{} connections of {max}", q.connections);
+        let p = &self.s.paths[id];
+        let max = p.rules.max_smtp_out;
+        assert!(u64::from(p.connections) <= max, "{} connections of {max}", p.connections);
     }
 
     fn step(&mut self) {
@@ -144,10 +144,10 @@ impl World {
         while i < self.connections.len() {
             let (id, idle) = (self.connections[i].queue, self.connections[i].busy.is_none());
             let full = {
-                let max = self.s.queues[id].rules.max_msg_per_connection;
+                let max = self.s.paths[id].rules.max_msg_per_connection;
                 max != 0 && self.connections[i].messages >= max
             };
-            let next = if idle && !full { self.s.next(id, now * 1_000_000) } else { Next::Idle };
+            let next = if idle && !full { self.s.next(id, None, now * 1_000_000, &mut |n, _| (n, 0)) } else { Next::Idle };
             match next {
                 Next::Send(batch) => {
                     let sent = self.sent.entry(id).or_default();
@@ -158,7 +158,7 @@ impl World {
                     i += 1;
                 }
                 _ if idle => {
-                    self.s.queues[id].connections -= 1;
+                    self.s.paths[id].connections -= 1;
                     self.connections.remove(i);
                 }
                 _ => i += 1,
@@ -179,7 +179,7 @@ impl World {
 
     fn assert_rates(&self) {
         for (id, times) in &self.sent {
-            let Rate { count, per } = self.s.queues[*id].rules.max_msg_rate;
+            let Rate { count, per } = self.s.paths[*id].rules.max_msg_rate;
             for (i, t) in times.iter().enumerate().filter(|_| count > 0) {
                 let n = times[i..].iter().take_while(|u| **u - *t < per.as_millis() as i64).count() as u64;
                 assert!(n <= count + 1, "{n} of {count} within {per:?}");
@@ -196,8 +196,12 @@ proptest! {
         let mut s = Scheduler::default();
         let queues: Vec<QueueId> = (0..1 + dice.below(4))
             .map(|i| {
-                let rules = World::rules(&mut dice);
-                s.queue(&format!("d{i}.test"), 0, "v", "", || rules)
+                let rules = Rc::new(World::rules(&mut dice));
+                let members = Rc::from([Member { vmta: 0, name: "v".into(), weight: 1 }]);
+                let id = s.queue(&format!("d{i}.test"), "v", || Way { members, of_pool: false, rules: Rc::clone(&rules) });
+                // One path a queue, so that both have the same number.
+                assert_eq!(s.path_of(id, 0, |_| rules), Some((id, true)));
+                id
             })
             .collect();
         let mut w = World {
@@ -219,10 +223,12 @@ proptest! {
                 // A reload.
                 for id in &queues {
                     let rules = World::rules(&mut w.dice);
-                    if rules.max_msg_rate == w.s.queues[*id].rules.max_msg_rate
-                        && rules.max_smtp_out >= w.s.queues[*id].rules.max_smtp_out
+                    if rules.max_msg_rate == w.s.paths[*id].rules.max_msg_rate
+                        && rules.max_smtp_out >= w.s.paths[*id].rules.max_smtp_out
                     {
-                        w.s.queues[*id].rules = Rc::new(rules);
+                        let rules = Rc::new(rules);
+                        w.s.paths[*id].rules = Rc::clone(&rules);
+                        w.s.queues[*id].rules = rules;
                     }
                 }
             }

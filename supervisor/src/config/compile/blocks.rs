@@ -1,10 +1,11 @@
 //! Blocks at top level.
 
 use ipc::layers::{Named, Profile, Scope};
+use ipc::reply_rules::{ReplyList, ReplyRule};
 use ipc::rules::{Setting, SourceKey, Value};
 use ipc::snapshot::{Accounting, Pool, Source, SpoolDirectory, VirtualMta};
 
-use super::super::{composite, records};
+use super::super::{composite, records, reply_rule};
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
 impl<'s> Compiler<'s> {
@@ -30,6 +31,7 @@ impl<'s> Compiler<'s> {
             "acct-file" => self.accounting(s),
             "smtp-listener" => self.listener(s),
             "profile" => self.profile(s),
+            "smtp-pattern-list" => self.reply_list(s, &s.value),
             _ => {
                 self.pend(d, s);
                 self.inside(tag, s);
@@ -61,10 +63,23 @@ impl<'s> Compiler<'s> {
                 }
             }
         }
-        if tag == "smtp-pattern-list" {
-            for i in s.inside.iter().filter(|i| i.value.ends_with('/')) {
+    }
+
+    /// `<smtp-pattern-list>`; one that is defined again goes on.
+    pub(super) fn reply_list(&mut self, s: &Statement, name: &str) {
+        let mut rules = Vec::with_capacity(s.inside.len());
+        for i in &s.inside {
+            let Some(Value::Text(t)) = self.check("smtp-pattern-list", i).and_then(Accepted::in_force) else { continue };
+            let Ok(rule) = reply_rule::parse(&t) else { continue };
+            if rule.actions.is_empty() {
                 self.warning(i.at, "no-effect", "a pattern without an action does nothing", "");
             }
+            rules.push(ReplyRule { file: i.at.file, line: i.at.line, ..rule });
+        }
+        let name = name.to_lowercase();
+        match self.snapshot.reply_lists.iter_mut().find(|l| l.name == name) {
+            Some(list) => list.rules.extend(rules),
+            None => self.snapshot.reply_lists.push(ReplyList { name, rules }),
         }
     }
 
@@ -156,6 +171,13 @@ impl<'s> Compiler<'s> {
                     self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
                 }
                 ("host-name", Some(Value::Text(t))) => self.snapshot.vmtas[index as usize].host_name = t,
+                ("max-smtp-out", Some(Value::Number(n))) => self.snapshot.vmtas[index as usize].max_smtp_out = n,
+                ("max-smtp-msg-rate", Some(Value::Rate { count, per_ms })) => {
+                    self.snapshot.vmtas[index as usize].msg_rate = (count, per_ms);
+                }
+                ("max-smtp-data-volume-rate", Some(Value::Rate { count, per_ms })) => {
+                    self.snapshot.vmtas[index as usize].data_volume_rate = (count, per_ms);
+                }
                 _ => {}
             }
         }

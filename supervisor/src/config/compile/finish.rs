@@ -14,6 +14,7 @@ use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, S
 impl<'s> Compiler<'s> {
     pub(super) fn finish(mut self, statements: &[Statement], overrides: &Overrides) -> Checked {
         self.pools();
+        self.limits_of_members();
         self.domain_blocks();
         self.shadowed_lines();
         lint::statements(&mut self.reader.diagnostics, statements);
@@ -120,6 +121,31 @@ impl<'s> Compiler<'s> {
                 _ => {
                     first.insert(vmta, pool);
                     self.snapshot.vmtas[vmta as usize].pool = Some(pool);
+                }
+            }
+        }
+    }
+
+    /// Limits that a pool's block sets are those of each member that sets none itself.
+    fn limits_of_members(&mut self) {
+        let own = |v: &ipc::snapshot::VirtualMta| -> Vec<&'static str> {
+            v.settings.iter().map(|s| directives::all()[usize::from(s.key)].name).collect()
+        };
+        for pool in &self.snapshot.pools {
+            for s in &pool.settings {
+                let name = directives::all()[usize::from(s.key)].name;
+                for m in &pool.members {
+                    let Some(v) = self.snapshot.vmtas.get_mut(m.vmta as usize).filter(|v| !own(v).contains(&name)) else {
+                        continue;
+                    };
+                    match (name, &s.value) {
+                        ("max-smtp-out", Value::Number(n)) => v.max_smtp_out = *n,
+                        ("max-smtp-msg-rate", Value::Rate { count, per_ms }) => v.msg_rate = (*count, *per_ms),
+                        ("max-smtp-data-volume-rate", Value::Rate { count, per_ms }) => {
+                            v.data_volume_rate = (*count, *per_ms);
+                        }
+                        _ => {}
+                    }
                 }
             }
         }

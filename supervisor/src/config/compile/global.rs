@@ -25,6 +25,13 @@ impl Compiler<'_> {
             ("workers", Value::Number(n)) => self.workers(s, n),
             ("receiver-profiles", Value::TextList(l)) => self.choose_profiles(s, &l),
             ("postmaster", Value::TextList(l)) => g.postmaster.extend(l),
+            ("ip-connection-limit", Value::PerNetwork { network, count, .. }) => {
+                g.ip_connection_limits.push((network, count));
+            }
+            ("mx-connection-limit", Value::Text(t)) => {
+                let (host, n) = t.split_once(char::is_whitespace).unwrap_or((&t, ""));
+                g.mx_connection_limits.push((pattern_key(host), n.trim().parse().unwrap_or(0)));
+            }
             ("spool-min-free-space", Value::Number(n)) => self.out.min_free_space = n.saturating_mul(1 << 20),
             (_, Value::Text(t)) => self.global_text(s, t),
             _ => {}

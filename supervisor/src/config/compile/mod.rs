@@ -362,7 +362,10 @@ impl<'s> Compiler<'s> {
             let (file, line) = (s.at.file, s.at.line);
             match &*s.name {
                 "use-profile" => used.extend(self.used_profile(s)),
-                _ => all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value }),
+                name => {
+                    self.snapshot.has_queue_to |= name == "queue-to";
+                    all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
+                }
             }
         }
         if !used.is_empty() {

@@ -43,6 +43,7 @@ impl Compiler<'_> {
             for s in &statements {
                 match &*s.name {
                     "domain-macro" => macros.define(&s.value),
+                    "<smtp-pattern-list>" => self.reply_list(s, &s.value),
                     "<domain>" => {
                         let settings = self.settings("domain", &s.inside);
                         for pattern in macros.expand(&s.value).unwrap_or_default() {

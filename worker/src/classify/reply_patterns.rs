@@ -1,0 +1,183 @@
+//! `<smtp-pattern-list>`: which rules a receiver's reply matches, and what they do together.
+
+use std::collections::VecDeque;
+
+use fancy_regex::Regex;
+use ipc::reply_rules::{ArchivedReplyAction, ArchivedReplyList};
+
+/// What becomes of the mail that met a reply. One of these at most is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `skip-mx`
+    SkipMx,
+    /// `bounce-queue`
+    BounceQueue,
+    /// `bounce-rcpt`
+    BounceRcpt,
+    /// `defer-queue`
+    DeferQueue,
+}
+
+/// What the rules that matched do: of those that exclude each other the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Into backoff, or out of it.
+    pub backoff: Option<bool>,
+    /// What becomes of the mail.
+    pub route: Option<Route>,
+    /// The source address is not used any more, for so many milliseconds where the rule says so.
+    pub disable_source: Option<Option<u64>>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    expression: Regex,
+    actions: Vec<ipc::reply_rules::ReplyAction>,
+    count: usize,
+    window_ms: i64,
+    /// File and line, for those who are told.
+    place: String,
+}
+
+/// A list, ready to be matched.
+#[derive(Debug)]
+pub struct Patterns {
+    rules: Vec<Rule>,
+}
+
+/// When the rules with a trigger in time matched, of one path.
+#[derive(Debug, Default)]
+pub struct Matches(Vec<(usize, VecDeque<i64>)>);
+
+impl Patterns {
+    /// Compiles a list. An expression that does not compile was refused with the configuration.
+    pub fn of(list: &ArchivedReplyList, files: &[rkyv::string::ArchivedString]) -> Patterns {
+        let rules = list.rules.iter().filter_map(|r| {
+            let file = files.get(usize::from(r.file.to_native())).map_or("", |f| f.as_str());
+            Some(Rule {
+                expression: super::expression::compile(r.expression.as_str()).ok()?,
+                actions: r.actions.iter().map(action).collect(),
+                count: r.count.to_native() as usize,
+                window_ms: i64::try_from(r.window_ms.to_native()).unwrap_or(i64::MAX),
+                place: format!("{file}:{}", r.line.to_native()),
+            })
+        });
+        Patterns { rules: rules.collect() }
+    }
+
+    /// Rules that match a reply, in order.
+    pub fn matching(&self, reply: &str) -> Vec<usize> {
+        // An expression that gives up within its bounds does not match.
+        let hits = |r: &Rule| r.expression.is_match(reply).unwrap_or(false);
+        self.rules.iter().enumerate().filter(|(_, r)| hits(r)).map(|(i, _)| i).collect()
+    }
+
+    /// What rules do together. One with a trigger in time does nothing before its count is
+    /// reached.
+    pub fn effects(&self, matching: &[usize], seen: &mut Matches, now_ms: i64) -> (Effects, Option<&str>) {
+        use ipc::reply_rules::ReplyAction as A;
+        let mut e = Effects::default();
+        let mut place = None;
+        for i in matching {
+            let Some(rule) = self.rules.get(*i).filter(|r| seen.triggers(*i, r, now_ms)) else { continue };
+            place = place.or(Some(rule.place.as_str()));
+            for a in &rule.actions {
+                match a {
+                    A::Backoff => e.backoff = e.backoff.or(Some(true)),
+                    A::Normal => e.backoff = e.backoff.or(Some(false)),
+                    A::SkipMx => e.route = e.route.or(Some(Route::SkipMx)),
+                    A::BounceQueue => e.route = e.route.or(Some(Route::BounceQueue)),
+                    A::BounceRcpt => e.route = e.route.or(Some(Route::BounceRcpt)),
+                    A::DeferQueue => e.route = e.route.or(Some(Route::DeferQueue)),
+                    A::DisableSourceIp(after) => e.disable_source = e.disable_source.or(Some(*after)),
+                }
+            }
+        }
+        (e, place)
+    }
+}
+
+impl Matches {
+    fn triggers(&mut self, rule: usize, r: &Rule, now_ms: i64) -> bool {
+        if r.count < 2 {
+            return true;
+        }
+        let at = self.0.iter().position(|(i, _)| *i == rule).unwrap_or_else(|| {
+            self.0.push((rule, VecDeque::new()));
+            self.0.len() - 1
+        });
+        let times = &mut self.0[at].1;
+        times.push_back(now_ms);
+        // No more than what decides is kept.
+        while times.len() > r.count || times.front().is_some_and(|t| now_ms - t > r.window_ms) {
+            times.pop_front();
+        }
+        let reached = times.len() >= r.count;
+        if reached {
+            times.clear();
+        }
+        reached
+    }
+
+    /// Forgets everything, as after a reload.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn action(a: &ArchivedReplyAction) -> ipc::reply_rules::ReplyAction {
+    use ipc::reply_rules::ReplyAction as A;
+    match a {
+        ArchivedReplyAction::Backoff => A::Backoff,
+        ArchivedReplyAction::Normal => A::Normal,
+        ArchivedReplyAction::SkipMx => A::SkipMx,
+        ArchivedReplyAction::BounceQueue => A::BounceQueue,
+        ArchivedReplyAction::BounceRcpt => A::BounceRcpt,
+        ArchivedReplyAction::DeferQueue => A::DeferQueue,
+        ArchivedReplyAction::DisableSourceIp(after) => A::DisableSourceIp(after.as_ref().map(|n| n.to_native())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use ipc::reply_rules::{ReplyAction as A, ReplyList, ReplyRule};
+
+    fn patterns(rules: &[(&str, &[A], u32)]) -> Patterns {
+        let rules = rules.iter().map(|(expression, actions, count)| ReplyRule {
+            expression: (*expression).to_owned(),
+            actions: actions.to_vec(),
+            count: *count,
+            window_ms: 60_000,
+            ..Default::default()
+        });
+        let bytes = ipc::frame::archive(&ReplyList { name: "l".into(), rules: rules.collect() });
+        let list = rkyv::access::<ArchivedReplyList, rkyv::rancor::Error>(&bytes).unwrap();
+        Patterns::of(list, &[])
+    }
+
+    #[test]
+    fn all_rules_count_and_of_those_that_conflict_the_first() {
+        let p = patterns(&[
+            ("busy", &[A::Backoff, A::DeferQueue], 0),
+            ("^421", &[A::Normal, A::SkipMx, A::DisableSourceIp(Some(5))], 0),
+            ("421 .* blocked", &[A::DisableSourceIp(None)], 0),
+        ]);
+        let judge = |reply: &str| p.effects(&p.matching(reply), &mut Matches::default(), 0).0;
+        assert_eq!(judge("250 ok"), Effects::default());
+        let both = judge("421 too BUSY, blocked");
+        assert_eq!((both.backoff, both.route), (Some(true), Some(Route::DeferQueue)));
+        assert_eq!(both.disable_source, Some(Some(5)));
+    }
+
+    #[test]
+    fn a_trigger_in_time_waits_for_its_count() {
+        let p = patterns(&[("slow", &[A::Backoff], 3)]);
+        let mut seen = Matches::default();
+        let mut at = |now| p.effects(&p.matching("421 slow"), &mut seen, now).0.backoff;
+        assert_eq!([at(0), at(50_000), at(70_000), at(100_000)], [None, None, None, Some(true)]);
+        // It counts anew.
+        assert_eq!([at(100_001), at(100_002), at(100_003)], [None, None, Some(true)]);
+    }
+}

@@ -1,0 +1,60 @@
+//! Short mails to operators: a path went into backoff, a source address is not used any more.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use ipc::message::{BodyType, Envelope, Recipient, Ret, SourceType, notify};
+
+use crate::shard::Shard;
+
+/// Queues a notice for each of `to`. One that cannot be stored is only logged: it must not hold
+/// up what it tells of.
+pub fn send(shard: &Rc<Shard>, to: &[String], subject: &str, text: &str) {
+    for address in to {
+        let Ok(destination) = ipc::message::destination_of(address) else { continue };
+        let (envelope, body) = compose(shard, address, destination, subject, text);
+        let (shard, address) = (Rc::clone(shard), address.clone());
+        tokio::task::spawn_local(async move {
+            if let Err(error) = crate::route::submit::submit(&shard, envelope, [Bytes::from(body), Bytes::new()]).await {
+                tracing::warn!(to = address, %error, "a notice could not be queued");
+            }
+        });
+    }
+}
+
+fn compose(shard: &Shard, to: &str, destination: String, subject: &str, text: &str) -> (Envelope, String) {
+    let config = shard.config();
+    let host = config.global.host_name.clone();
+    let id = shard.next_message_id();
+    let now = crate::clock::now_ms();
+    let date = crate::rfc5322_date(now / 1000);
+    // What receivers say ends up here: one line, printable.
+    let line = |t: &str| t.replace(|c: char| c.is_control(), " ");
+    let body = format!(
+        "From: Sluice <mailer-daemon@{host}>\r\nTo: <{to}>\r\nSubject: {}\r\nDate: {date}\r\nMessage-ID: <{id}@{host}>\r\n\
+         Auto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Transfer-Encoding: 8bit\r\n\r\n{text}",
+        line(subject)
+    );
+    let envelope = Envelope {
+        id,
+        received_unix_ms: now,
+        sender: String::new(),
+        vmta: String::new(),
+        job_id: String::new(),
+        envid: String::new(),
+        ret: Ret::Unset,
+        body_type: if body.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit },
+        smtputf8: !to.is_ascii(),
+        suppress_dsn: true,
+        source_type: SourceType::Report,
+        source_name: host,
+        source_ip: String::new(),
+        local_ip: String::new(),
+        handoff: None,
+        asked: None,
+        moved: None,
+        recipients: vec![Recipient { address: to.to_owned(), destination, notify: notify::NEVER, orcpt: String::new() }],
+    };
+    (envelope, body)
+}

@@ -1,0 +1,431 @@
+//! One path (destination and virtual MTA): its connections, clocks, mode and health. Mail
+//! waits in queues; a path pulls from its virtual MTA's own queue and from those of pools.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use ipc::backoff::{Limits, Mode};
+use ipc::rules::DomainRules;
+
+use super::queue::QueueId;
+use super::rate::Pace;
+use crate::classify::outcome::Failure;
+use crate::classify::reply_patterns::Matches;
+
+/// Number of a path within its shard.
+pub type PathId = usize;
+
+/// Deliveries in a row that lead one step further back from backoff.
+const DELIVERIES_PER_STEP: u32 = 10;
+/// Busy connections of which none took anything for so long are taken to be held up, milliseconds.
+const STUCK_MS: i64 = 1000;
+/// Health below which a path is only probed.
+const PROBED_BELOW: f32 = 0.25;
+
+/// What rate limits count at one path, or at one of its source addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Paces {
+    /// Recipients attempted.
+    pub msg: Pace,
+    /// Recipients attempted in an hour.
+    pub hour: Pace,
+    /// Bytes delivered.
+    pub volume: Pace,
+    /// Connections opened.
+    pub connect: Pace,
+}
+
+impl Paces {
+    /// When the last of the windows is over, Unix nanoseconds.
+    pub fn busy_until_ns(&self) -> i64 {
+        self.msg.tat_ns.max(self.hour.tat_ns).max(self.volume.tat_ns).max(self.connect.tat_ns)
+    }
+}
+
+/// A source address at this destination.
+#[derive(Debug)]
+pub struct Source {
+    /// The address.
+    pub ip: IpAddr,
+    /// Connections from it, those being opened included.
+    pub connections: u32,
+    /// Its windows.
+    pub paces: Paces,
+    /// Not used before this time, Unix milliseconds; `i64::MAX` until an operator enables it.
+    pub disabled_until_ms: i64,
+}
+
+/// A path.
+#[derive(Debug)]
+pub struct Path {
+    /// Destination.
+    pub destination: Rc<str>,
+    /// Virtual MTA: index in the snapshot in force.
+    pub vmta: u32,
+    /// Its name.
+    pub vmta_name: Rc<str>,
+    /// Directives in force.
+    pub rules: Rc<DomainRules>,
+    /// Queues that it pulls from.
+    pub queues: Vec<QueueId>,
+    /// The queue that is looked at first next time.
+    pub turn: usize,
+    /// Open connections.
+    pub connections: u32,
+    /// Connections being opened.
+    pub connecting: u32,
+    /// Open connections that wait for work.
+    pub idle: u32,
+    /// When the path may be tried again, Unix milliseconds; 0 when it may.
+    pub retry_at_ms: i64,
+    /// No new connection before this time, while those that are open go on: the receiver
+    /// refused one more, or the ramp-up asks to wait.
+    pub connect_again_ms: i64,
+    /// The last timer that was set for it.
+    pub timer_ms: i64,
+    /// Position in `retry-after`.
+    pub retry_step: usize,
+    /// Its windows.
+    pub paces: Paces,
+    /// Source addresses that limits or switches are known of.
+    pub sources: Vec<Source>,
+    /// The last failure.
+    pub last_failure: Option<Rc<Failure>>,
+    /// Normal, backoff, or on the way back.
+    pub mode: Mode,
+    /// Since when, Unix milliseconds; 0 for ever.
+    pub mode_since_ms: i64,
+    /// When backoff ends, Unix milliseconds.
+    pub mode_until_ms: i64,
+    /// Deliveries in a row while limits rise.
+    pub good_in_a_row: u32,
+    /// When rules with a trigger in time matched.
+    pub matches: Matches,
+    /// Hosts that are left out until a time, Unix milliseconds (`skip-mx`).
+    pub skipped_hosts: Vec<(String, i64)>,
+    /// Recent attempts: 1 when all were taken, 0 when none.
+    pub health: f32,
+    /// When it last took something from a queue, Unix milliseconds.
+    pub pulled_ms: i64,
+    /// The destination is another shard's, or the shard that owned it before has not released
+    /// it yet: no connection is opened and nothing is given out.
+    pub held: bool,
+    /// An operator paused it.
+    pub paused: bool,
+    /// Its virtual MTA was there when the mail was accepted and is not any more: the mail waits.
+    pub orphaned: bool,
+    /// The spool knows that a rate limit is in use, see [`crate::route::paths`].
+    pub noted: bool,
+    /// Wakes idle connections.
+    pub work: Rc<tokio::sync::Notify>,
+    /// Connections rotate over the virtual MTA's source addresses.
+    pub source_turn: usize,
+}
+
+impl Path {
+    /// A path without history.
+    pub fn new(destination: Rc<str>, vmta: u32, vmta_name: Rc<str>, rules: Rc<DomainRules>) -> Path {
+        Path {
+            destination,
+            vmta,
+            vmta_name,
+            rules,
+            queues: Vec::new(),
+            turn: 0,
+            connections: 0,
+            connecting: 0,
+            idle: 0,
+            retry_at_ms: 0,
+            connect_again_ms: 0,
+            timer_ms: 0,
+            retry_step: 0,
+            paces: Paces::default(),
+            sources: Vec::new(),
+            last_failure: None,
+            mode: Mode::Normal,
+            mode_since_ms: 0,
+            mode_until_ms: 0,
+            good_in_a_row: 0,
+            matches: Matches::default(),
+            skipped_hosts: Vec::new(),
+            health: 1.0,
+            pulled_ms: 0,
+            held: false,
+            paused: false,
+            orphaned: false,
+            noted: false,
+            work: Rc::default(),
+            source_turn: 0,
+        }
+    }
+
+    /// `destination/vmta`, as operators and accounting name it.
+    pub fn name(&self) -> String {
+        format!("{}/{}", ipc::message::shown_domain(&self.destination), self.vmta_name)
+    }
+
+    /// What it may do in its mode.
+    pub fn limits(&self) -> Limits {
+        self.rules.limits(self.mode)
+    }
+
+    /// Nothing going on, and no clock or window or switch that still counts.
+    pub fn is_idle(&self, now_ms: i64) -> bool {
+        self.queues.is_empty()
+            && self.connections == 0
+            && self.connecting == 0
+            && !self.paused
+            && self.mode == Mode::Normal
+            && self.retry_at_ms <= now_ms
+            && self.paces.busy_until_ns() / 1_000_000 <= now_ms
+            && self.health >= PROBED_BELOW
+            && self.sources.iter().all(|s| {
+                s.connections == 0
+                    && s.disabled_until_ms <= now_ms
+                    && s.paces.busy_until_ns() / 1_000_000 <= now_ms
+            })
+    }
+
+    /// A connection beyond `max-smtp-out`, after a reload or backoff lowered it.
+    pub fn has_surplus(&self) -> bool {
+        let most = self.limits().smtp_out;
+        most != 0 && u64::from(self.connections) > most
+    }
+
+    /// May send, as far as operators, clocks and ownership decide.
+    pub fn may_send(&self, now_ms: i64) -> bool {
+        !self.held && !self.paused && self.retry_at_ms <= now_ms
+    }
+
+    /// The path as a whole failed: starts the retry clock and walks one step on.
+    pub fn defer(&mut self, now_ms: i64, failure: Failure) {
+        let list = self.rules.retry_waits(self.mode);
+        let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
+        self.retry_step += 1;
+        self.retry_at_ms = now_ms.saturating_add(wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64));
+        self.last_failure = Some(Rc::new(failure));
+        self.judged(false);
+    }
+
+    /// Something was delivered: the retry list begins anew, and limits may rise.
+    pub fn delivered(&mut self, now_ms: i64) -> Option<Turn> {
+        self.retry_step = 0;
+        self.judged(true);
+        match self.mode {
+            Mode::Backoff if self.rules.backoff_ends_upon_delivery() => self.leave_backoff(now_ms),
+            Mode::Returning { step, of } => {
+                self.good_in_a_row += 1;
+                if self.good_in_a_row >= DELIVERIES_PER_STEP {
+                    self.good_in_a_row = 0;
+                    self.mode = if step + 1 >= of { Mode::Normal } else { Mode::Returning { step: step + 1, of } };
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// A reply spoke well or ill of the path. Ill counts at once; trust comes back in steps.
+    pub fn judged(&mut self, well: bool) {
+        self.health = if well { (self.health + 0.1).min(1.0) } else { self.health * 0.7 };
+        if !well {
+            self.good_in_a_row = 0;
+        }
+    }
+
+    /// Goes into backoff; `None` when it is there already.
+    pub fn enter_backoff(&mut self, now_ms: i64) -> Option<Turn> {
+        let lasts = self.rules.backoff_lasts().as_millis().min(1 << 50) as i64;
+        // Each reason for it starts the time anew.
+        self.mode_until_ms = now_ms.saturating_add(lasts);
+        if self.mode == Mode::Backoff {
+            return None;
+        }
+        self.mode = Mode::Backoff;
+        self.mode_since_ms = now_ms;
+        Some(Turn::Entered)
+    }
+
+    /// Comes back from backoff, in steps where the rules say so; `None` when it was not there.
+    pub fn leave_backoff(&mut self, now_ms: i64) -> Option<Turn> {
+        if self.mode != Mode::Backoff {
+            return None;
+        }
+        self.mode_since_ms = now_ms;
+        self.good_in_a_row = 0;
+        self.mode = match self.rules.backoff_return_steps.min(100) as u16 {
+            0 => Mode::Normal,
+            of => Mode::Returning { step: 0, of },
+        };
+        Some(Turn::Left)
+    }
+
+    /// When the next connection may be opened, as far as clocks and rates decide; Unix
+    /// milliseconds.
+    pub fn connect_at_ms(&self) -> i64 {
+        let l = self.limits();
+        let p = &self.paces;
+        let ready_ns = p
+            .msg
+            .ready_at_ns(l.msg_rate)
+            .max(p.hour.ready_at_ns(l.msg_per_hour))
+            .max(p.volume.ready_at_ns(l.data_volume_rate))
+            .max(p.connect.ready_at_ns(l.connect_rate));
+        self.retry_at_ms.max(self.connect_again_ms).max((ready_ns + 999_999) / 1_000_000)
+    }
+
+    /// New connections to open now for `backlog` entries that wait for this path.
+    pub fn wanted(&self, backlog: u64, now_ms: i64) -> u32 {
+        if backlog == 0 || !self.may_send(now_ms) || self.connect_at_ms() > now_ms {
+            return 0;
+        }
+        let l = self.limits();
+        let max = match l.smtp_out {
+            0 => u32::MAX,
+            n => n.min(u64::from(u32::MAX)) as u32,
+        };
+        let have = self.connections + self.connecting;
+        // Connections that have taken nothing for long will not soon.
+        let moving = now_ms - self.pulled_ms < STUCK_MS;
+        let busy = if moving { self.connections - self.idle.min(self.connections) } else { 0 };
+        // One connection serves several short messages before another would have opened;
+        // the number grows at most twofold at a time while mail keeps waiting.
+        let backlog = backlog.saturating_sub(u64::from(busy) * 2).min(u64::from(u32::MAX)) as u32;
+        let step = self.connections.max(1).saturating_sub(self.connecting);
+        let wanted = backlog.saturating_sub(self.idle + self.connecting).min(step).min(max.saturating_sub(have));
+        let one_at_a_time = l.connect_rate.count > 0 || !self.rules.smtp_out_rampup_interval.is_zero();
+        if one_at_a_time { wanted.min(1) } else { wanted }
+    }
+
+    /// A connection is about to be opened.
+    pub fn opening(&mut self, now_ns: i64) {
+        self.connecting += 1;
+        self.paces.connect.advance(self.limits().connect_rate, now_ns, 1);
+        let gap = self.rules.smtp_out_rampup_interval.as_millis().min(1 << 50) as i64;
+        if gap > 0 {
+            self.connect_again_ms = self.connect_again_ms.max(now_ns / 1_000_000 + gap);
+        }
+    }
+
+    /// Share of a pool's mail that it should get, for a weight: by what receivers said of late.
+    pub fn trust(&self) -> f32 {
+        if !self.rules.pool_adaptive {
+            return 1.0;
+        }
+        (self.health * self.health).max(self.rules.pool_floor.clamp(0, 100) as f32 / 100.0)
+    }
+
+    /// Receivers do not speak ill of it.
+    pub fn is_trusted(&self) -> bool {
+        self.health >= PROBED_BELOW || !self.rules.pool_adaptive
+    }
+
+    /// A path that is not trusted is tried now and then, whatever its share.
+    pub fn is_due_for_probe(&self, now_ms: i64) -> bool {
+        self.is_trusted()
+            || now_ms - self.pulled_ms >= self.rules.pool_probe_interval.as_millis().min(1 << 50) as i64
+    }
+
+    /// The source's state, kept from the first time that something is to be known of it.
+    pub fn source(&mut self, ip: IpAddr) -> &mut Source {
+        let at = self.sources.iter().position(|s| s.ip == ip).unwrap_or_else(|| {
+            self.sources.push(Source { ip, connections: 0, paces: Paces::default(), disabled_until_ms: 0 });
+            self.sources.len() - 1
+        });
+        &mut self.sources[at]
+    }
+
+    /// When a connection from `ip` may be opened, as far as it itself is concerned; Unix
+    /// milliseconds, `i64::MAX` where only an event can tell.
+    pub fn source_ready_ms(&self, ip: IpAddr) -> i64 {
+        let Some(s) = self.sources.iter().find(|s| s.ip == ip) else { return 0 };
+        let most = self.rules.source_ip_max_smtp_out.of(ip).count;
+        if most != 0 && u64::from(s.connections) >= most {
+            return i64::MAX;
+        }
+        let r = &self.rules;
+        let ready_ns = (s.paces.msg.ready_at_ns(r.source_ip_max_msg_rate.of(ip)))
+            .max(s.paces.volume.ready_at_ns(r.source_ip_max_data_volume_rate.of(ip)))
+            .max(s.paces.connect.ready_at_ns(r.source_ip_max_connect_rate.of(ip)));
+        s.disabled_until_ms.max((ready_ns + 999_999) / 1_000_000)
+    }
+
+    /// Whether limits of its own hold for source addresses here.
+    pub fn limits_sources(&self) -> bool {
+        let r = &self.rules;
+        !(r.source_ip_max_smtp_out.is_empty()
+            && r.source_ip_max_connect_rate.is_empty()
+            && r.source_ip_max_msg_rate.is_empty()
+            && r.source_ip_max_data_volume_rate.is_empty())
+    }
+}
+
+/// A change of mode that people are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Into backoff.
+    Entered,
+    /// Out of it.
+    Left,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn path(rules: DomainRules) -> Path {
+        Path::new("d.test".into(), 0, "v".into(), Rc::new(rules))
+    }
+
+    #[test]
+    fn backoff_begins_ends_and_returns_in_steps() {
+        let mut p = path(DomainRules { max_smtp_out: 8, backoff_max_smtp_out: Some(2), ..Default::default() });
+        assert_eq!(p.enter_backoff(1000), Some(Turn::Entered));
+        assert_eq!(p.enter_backoff(2000), None);
+        assert_eq!((p.limits().smtp_out, p.mode_until_ms), (2, 2000 + 3_600_000));
+        assert_eq!(p.leave_backoff(3000), Some(Turn::Left));
+        let mut seen = vec![p.limits().smtp_out];
+        for _ in 0..4 {
+            (0..DELIVERIES_PER_STEP).for_each(|_| drop(p.delivered(4000)));
+            seen.push(p.limits().smtp_out);
+        }
+        assert_eq!((seen, p.mode), (vec![2, 3, 5, 6, 8], Mode::Normal));
+        assert_eq!(p.leave_backoff(5000), None);
+    }
+
+    #[test]
+    fn trust_is_lost_at_once_and_comes_back_in_steps() {
+        let mut p = path(DomainRules::default());
+        (0..5).for_each(|_| p.judged(false));
+        assert!(p.trust() < 0.05, "{}", p.trust());
+        (0..20).for_each(|_| p.judged(false));
+        assert!((p.trust() - 0.01).abs() < f32::EPSILON);
+        p.pulled_ms = 1000;
+        assert!(!p.is_due_for_probe(10_999) && p.is_due_for_probe(11_000));
+        (0..5).for_each(|_| p.judged(true));
+        assert!(p.trust() < 0.5);
+        (0..5).for_each(|_| p.judged(true));
+        assert!(p.trust() > 0.9);
+        p.health = 0.0;
+        p.rules = Rc::new(DomainRules { pool_adaptive: false, ..Default::default() });
+        assert!((p.trust() - 1.0).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn one_refused_connection_is_no_reason_to_hammer() {
+        let mut p = path(DomainRules::default());
+        assert_eq!(p.wanted(1, 1_000), 1);
+        p.connect_again_ms = 6_000;
+        assert_eq!((p.wanted(1, 5_999), p.wanted(1, 6_000)), (0, 1));
+    }
+
+    #[test]
+    fn connections_open_no_faster_than_the_ramp_up_says() {
+        let mut p = path(DomainRules { smtp_out_rampup_interval: Duration::from_secs(2), ..Default::default() });
+        p.connections = 4;
+        assert_eq!(p.wanted(100, 10_000), 1);
+        p.opening(10_000_000_000);
+        assert_eq!((p.wanted(100, 11_999), p.wanted(100, 12_000)), (0, 1));
+    }
+}
