@@ -130,9 +130,7 @@ impl DomainRules {
     pub fn retry_waits(&self, mode: Mode) -> Vec<Duration> {
         let of_policy = || self.policy().map(|p| vec![p.retry_after]);
         match mode {
-            Mode::Backoff => {
-                self.backoff_retry_after.clone().or_else(of_policy).unwrap_or_else(|| vec![minutes(60)])
-            }
+            Mode::Backoff => self.backoff_retry_after.clone().or_else(of_policy).unwrap_or_else(|| vec![minutes(60)]),
             _ => self.retry_after.clone(),
         }
     }

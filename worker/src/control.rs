@@ -9,11 +9,11 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use ipc::backoff::Mode;
 use ipc::control::{
     AccountingFile, Heartbeat, Hello, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
 };
 use ipc::frame::{archive, unarchive};
-use ipc::backoff::Mode;
 use ipc::ledger::Ledger;
 use ipc::operator::{PathRow, QueueRow};
 use ipc::rules::Rate;

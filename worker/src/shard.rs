@@ -10,8 +10,8 @@ use std::time::Duration;
 use ipc::backoff::Mode;
 use ipc::ledger::Ledger;
 use ipc::message::{ArchivedEnvelope, MessageId, notify};
-use ipc::shard_map::ShardMap;
 use ipc::rules::DomainRules;
+use ipc::shard_map::ShardMap;
 use ipc::snapshot::{Global, MappedSnapshot};
 use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
@@ -625,8 +625,7 @@ impl Shard {
             let now = clock::now_ms();
             let now_ns = clock::now_ns() as i64;
             let Some(queues) = s.paths.get(id).filter(|p| !p.held).map(|p| p.queues.clone()) else { return false };
-            let backlog: u64 =
-                queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id)).sum();
+            let backlog: u64 = queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id)).sum();
             let Some(p) = s.paths.get_mut(id) else { return false };
             if backlog == 0 {
                 return false;

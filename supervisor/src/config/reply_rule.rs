@@ -22,10 +22,7 @@ pub fn parse(text: &str) -> Result<ReplyRule, Problem> {
     let (_, rest) = regex(text, text)?;
     let between = text.len() - rest.len();
     let expression = text[..between].trim_end();
-    let mut rule = ReplyRule {
-        expression: expression[1..expression.len() - 1].to_owned(),
-        ..Default::default()
-    };
+    let mut rule = ReplyRule { expression: expression[1..expression.len() - 1].to_owned(), ..Default::default() };
     for item in items(rest) {
         let wrong = |message: String| Problem::other(message).at(item, text);
         match part(item).map_err(|p| p.at(item, text))? {

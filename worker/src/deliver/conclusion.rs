@@ -116,9 +116,11 @@ fn judge(
     delivered: u64,
 ) -> Option<crate::schedule::path::Turn> {
     let s = &mut *shard.scheduler.borrow_mut();
-    let failure = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered).map(|(_, v)| {
-        Rc::new(Failure { verdict: v.clone(), host: at.host.clone(), ip: at.ip.clone() })
-    });
+    let failure = verdicts
+        .iter()
+        .rev()
+        .find(|(_, v)| v.outcome != Outcome::Delivered)
+        .map(|(_, v)| Rc::new(Failure { verdict: v.clone(), host: at.host.clone(), ip: at.ip.clone() }));
     if let (Some(q), Some(f)) = (s.queues.get_mut(path.queue), &failure) {
         q.last_failure = Some(Rc::clone(f));
     }

@@ -185,7 +185,8 @@ pub async fn run(shard: Rc<Shard>, id: PathId) {
 async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, i64> {
     shard.connections.set(shard.connections.get() + 1);
     let config = shard.config();
-    let known = shard.scheduler.borrow().paths.get(id).map(|p| (Rc::clone(&p.rules), Rc::clone(&p.destination), p.vmta));
+    let known =
+        shard.scheduler.borrow().paths.get(id).map(|p| (Rc::clone(&p.rules), Rc::clone(&p.destination), p.vmta));
     let Some((rules, destination, vmta)) = known else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(vmta as usize);
     let again = || clock::now_ms() + ASK_AGAIN_MS;
@@ -290,7 +291,10 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
                     match route {
                         Some(Route::SkipMx) => {
                             skip_host(shard, path, &host.name);
-                            last = Some(Failure { verdict: Verdict { outcome: Outcome::Deferred, ..failure.verdict }, ..failure });
+                            last = Some(Failure {
+                                verdict: Verdict { outcome: Outcome::Deferred, ..failure.verdict },
+                                ..failure
+                            });
                             break;
                         }
                         Some(Route::BounceQueue) => {
@@ -422,7 +426,8 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     s.wake_at(path.id, at);
     // Other members of a pool carry on what waits.
     let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-    let shared: Vec<QueueId> = queues.into_iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
+    let shared: Vec<QueueId> =
+        queues.into_iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
     let shard = Rc::clone(shard);
     if !shared.is_empty() {
         tokio::task::spawn_local(async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });
@@ -456,7 +461,12 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
             Next::Send(batch) => {
                 paths::note_rate(shard, path.id);
                 path.queue = batch.queue;
-                path.pool = shard.scheduler.borrow().queues.get(batch.queue).map_or_else(|| Rc::from(""), |q| Rc::from(q.pool()));
+                path.pool = shard
+                    .scheduler
+                    .borrow()
+                    .queues
+                    .get(batch.queue)
+                    .map_or_else(|| Rc::from(""), |q| Rc::from(q.pool()));
                 let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors).await;
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;

@@ -115,7 +115,12 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
         notice::send(shard, notify, &subject, &text);
     }
     if all_disabled {
-        tracing::warn!(shard = shard.number, path = path.name, "All SMTP sources for queue {} are now disabled.", path.name);
+        tracing::warn!(
+            shard = shard.number,
+            path = path.name,
+            "All SMTP sources for queue {} are now disabled.",
+            path.name
+        );
     }
     if let Some(turn) = turn {
         turned(shard, path.id, turn, "all source addresses are disabled");

@@ -130,9 +130,11 @@ impl Held {
     ) -> Result<Held, &'static str> {
         let mut held = Held { shard: Rc::clone(shard), slot: None, places: Vec::new() };
         if let Some(v) = vmta {
-            held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native()).ok_or("max-smtp-out of the virtual MTA")?;
+            held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native())
+                .ok_or("max-smtp-out of the virtual MTA")?;
         }
-        held.place(key("destination", destination), rules.destination_max_smtp_out).ok_or("destination-max-smtp-out")?;
+        held.place(key("destination", destination), rules.destination_max_smtp_out)
+            .ok_or("destination-max-smtp-out")?;
         let limit = config.global.total_max_smtp_out as usize;
         held.slot = shard.ledger.take(Class::SmtpOut, shard.number, limit, hint);
         if held.slot.is_none() { Err("total-max-smtp-out") } else { Ok(held) }

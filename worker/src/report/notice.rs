@@ -15,7 +15,8 @@ pub fn send(shard: &Rc<Shard>, to: &[String], subject: &str, text: &str) {
         let (envelope, body) = compose(shard, address, destination, subject, text);
         let (shard, address) = (Rc::clone(shard), address.clone());
         tokio::task::spawn_local(async move {
-            if let Err(error) = crate::route::submit::submit(&shard, envelope, [Bytes::from(body), Bytes::new()]).await {
+            if let Err(error) = crate::route::submit::submit(&shard, envelope, [Bytes::from(body), Bytes::new()]).await
+            {
                 tracing::warn!(to = address, %error, "a notice could not be queued");
             }
         });
@@ -54,7 +55,12 @@ fn compose(shard: &Shard, to: &str, destination: String, subject: &str, text: &s
         handoff: None,
         asked: None,
         moved: None,
-        recipients: vec![Recipient { address: to.to_owned(), destination, notify: notify::NEVER, orcpt: String::new() }],
+        recipients: vec![Recipient {
+            address: to.to_owned(),
+            destination,
+            notify: notify::NEVER,
+            orcpt: String::new(),
+        }],
     };
     (envelope, body)
 }

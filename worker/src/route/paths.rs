@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::clock;
-use crate::schedule::rate::Pace;
 use crate::schedule::path::Paces;
+use crate::schedule::rate::Pace;
 use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
 

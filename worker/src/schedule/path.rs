@@ -180,9 +180,7 @@ impl Path {
             && self.paces.busy_until_ns() / 1_000_000 <= now_ms
             && self.health >= PROBED_BELOW
             && self.sources.iter().all(|s| {
-                s.connections == 0
-                    && s.disabled_until_ms <= now_ms
-                    && s.paces.busy_until_ns() / 1_000_000 <= now_ms
+                s.connections == 0 && s.disabled_until_ms <= now_ms && s.paces.busy_until_ns() / 1_000_000 <= now_ms
             })
     }
 
@@ -322,8 +320,7 @@ impl Path {
 
     /// A path that is not trusted is tried now and then, whatever its share.
     pub fn is_due_for_probe(&self, now_ms: i64) -> bool {
-        self.is_trusted()
-            || now_ms - self.pulled_ms >= self.rules.pool_probe_interval.as_millis().min(1 << 50) as i64
+        self.is_trusted() || now_ms - self.pulled_ms >= self.rules.pool_probe_interval.as_millis().min(1 << 50) as i64
     }
 
     /// The source's state, kept from the first time that something is to be known of it.

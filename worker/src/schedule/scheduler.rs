@@ -319,18 +319,15 @@ impl Scheduler {
         if q.pullers.len() < 2 {
             return true;
         }
-        let rivals = || {
-            q.pullers.iter().filter(|r| r.path != path).filter_map(|r| Some((r, self.paths.get(r.path)?)))
-        };
+        let rivals = || q.pullers.iter().filter(|r| r.path != path).filter_map(|r| Some((r, self.paths.get(r.path)?)));
         if !p.is_due_for_probe(now_ms) {
             // Receivers speak ill of it: others carry its mail while they are well.
             return !rivals().any(|(_, r)| r.health > p.health && r.may_send(now_ms));
         }
         let Some(me) = q.pullers.iter().find(|x| x.path == path) else { return false };
         // Nobody waits for one that is only probed.
-        let recent = |r: &Path| {
-            r.connections > 0 && r.may_send(now_ms) && now_ms - r.pulled_ms < RECENT_MS && r.is_trusted()
-        };
+        let recent =
+            |r: &Path| r.connections > 0 && r.may_send(now_ms) && now_ms - r.pulled_ms < RECENT_MS && r.is_trusted();
         let least = rivals().filter(|(_, r)| recent(r)).map(|(r, _)| r.pass).fold(f64::INFINITY, f64::min);
         me.pass <= least + LEAD_MESSAGES / share(q, me, p)
     }
@@ -854,7 +851,8 @@ mod tests {
         assert_eq!(taken(&rules, 0), 0);
         assert_eq!(taken(&DomainRules { max_msg_per_hour: 50, ..rules.clone() }, 1000), 2);
         // What was not delivered does not count as volume.
-        let (mut s, id) = with(DomainRules { max_data_volume_rate: rate(100), max_rcpt_per_transaction: 1, ..rules }, 3);
+        let (mut s, id) =
+            with(DomainRules { max_data_volume_rate: rate(100), max_rcpt_per_transaction: 1, ..rules }, 3);
         assert!(matches!(next(&mut s, id, now), Next::Send(_)));
         assert!(matches!(next(&mut s, id, now), Next::Wait(_)));
         s.not_transferred(id, None, 100);

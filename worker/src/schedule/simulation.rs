@@ -147,7 +147,8 @@ impl World {
                 let max = self.s.paths[id].rules.max_msg_per_connection;
                 max != 0 && self.connections[i].messages >= max
             };
-            let next = if idle && !full { self.s.next(id, None, now * 1_000_000, &mut |n, _| (n, 0)) } else { Next::Idle };
+            let next =
+                if idle && !full { self.s.next(id, None, now * 1_000_000, &mut |n, _| (n, 0)) } else { Next::Idle };
             match next {
                 Next::Send(batch) => {
                     let sent = self.sent.entry(id).or_default();

@@ -69,7 +69,9 @@ impl<'s> Compiler<'s> {
     pub(super) fn reply_list(&mut self, s: &Statement, name: &str) {
         let mut rules = Vec::with_capacity(s.inside.len());
         for i in &s.inside {
-            let Some(Value::Text(t)) = self.check("smtp-pattern-list", i).and_then(Accepted::in_force) else { continue };
+            let Some(Value::Text(t)) = self.check("smtp-pattern-list", i).and_then(Accepted::in_force) else {
+                continue;
+            };
             let Ok(rule) = reply_rule::parse(&t) else { continue };
             if rule.actions.is_empty() {
                 self.warning(i.at, "no-effect", "a pattern without an action does nothing", "");

@@ -135,7 +135,8 @@ impl<'s> Compiler<'s> {
             for s in &pool.settings {
                 let name = directives::all()[usize::from(s.key)].name;
                 for m in &pool.members {
-                    let Some(v) = self.snapshot.vmtas.get_mut(m.vmta as usize).filter(|v| !own(v).contains(&name)) else {
+                    let Some(v) = self.snapshot.vmtas.get_mut(m.vmta as usize).filter(|v| !own(v).contains(&name))
+                    else {
                         continue;
                     };
                     match (name, &s.value) {
