@@ -1,7 +1,10 @@
 //! How mail reaches receivers: DNS, connections, TLS, transactions.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod backoff;
+mod limits;
 mod mail_hosts;
+mod pools;
 mod source_addresses;
 mod tls;
 mod transactions;

@@ -38,6 +38,12 @@ pub struct Seen {
     pub open: u32,
     pub open_max: u32,
     pub messages_per_connection_max: u32,
+    /// When each connection came, and from where.
+    pub opened: Vec<(Instant, IpAddr)>,
+    /// Connections open now and at most, by the address that they come from.
+    pub open_from: HashMap<IpAddr, (u32, u32)>,
+    /// When each message was taken, its bytes, and where it came from.
+    pub taken: Vec<(Instant, usize, IpAddr)>,
 }
 
 /// What the receiver does.
@@ -49,6 +55,8 @@ pub struct Script {
     pub greeting: &'static str,
     /// Accepts connections and says nothing.
     pub hang: bool,
+    /// The same for connections from one address.
+    pub hang_from: Option<IpAddr>,
     /// Pause before the reply to a message's content.
     pub delay: Duration,
     /// Reply to DATA instead of 354.
@@ -61,6 +69,8 @@ pub struct Script {
     pub close_at: Option<&'static str>,
     /// Answers STARTTLS with 220 and then with rubbish.
     pub broken_tls: bool,
+    /// Reply to every RCPT, or to those from one address.
+    pub rcpt_reply: Option<(&'static str, Option<IpAddr>)>,
 }
 
 impl Default for Script {
@@ -69,12 +79,14 @@ impl Default for Script {
             extensions: vec!["PIPELINING", "8BITMIME", "SIZE 0"],
             greeting: "220 receiver.test",
             hang: false,
+            hang_from: None,
             delay: Duration::ZERO,
             data_reply: None,
             rcpt_max: usize::MAX,
             content_reply: None,
             close_at: None,
             broken_tls: false,
+            rcpt_reply: None,
         }
     }
 }
@@ -102,13 +114,21 @@ impl Receiver {
             for stream in listener.incoming().flatten() {
                 let me = me.clone();
                 std::thread::spawn(move || {
+                    let from = stream.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |a| a.ip());
                     me.with(|s| {
                         s.connections += 1;
                         s.open += 1;
                         s.open_max = s.open_max.max(s.open);
+                        s.opened.push((Instant::now(), from));
+                        let (open, most) = s.open_from.entry(from).or_default();
+                        *open += 1;
+                        *most = (*most).max(*open);
                     });
                     let _ = me.serve(stream);
-                    me.with(|s| s.open -= 1);
+                    me.with(|s| {
+                        s.open -= 1;
+                        s.open_from.entry(from).or_default().0 -= 1;
+                    });
                 });
             }
         });
@@ -154,16 +174,24 @@ impl Receiver {
         });
     }
 
+    /// Asserts that no window of `per` saw more than `most` in all.
+    pub fn assert_window(events: &[(Instant, usize)], most: usize, per: Duration) {
+        for (i, (t, _)) in events.iter().enumerate() {
+            let n: usize = events[i..].iter().take_while(|(u, _)| *u - *t < per).map(|(_, n)| n).sum();
+            assert!(n <= most, "{n} of {most} within {per:?}, {i} events before");
+        }
+    }
+
     /// `smtp-hosts` that leads here.
     pub fn hosts(&self) -> String {
         format!("smtp-hosts [{}]:{}", self.address.ip(), self.address.port())
     }
 
     fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
-        while self.now().hang {
+        let from = stream.peer_addr()?.ip();
+        while self.now().hang || self.now().hang_from == Some(from) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let from = stream.peer_addr()?.ip();
         let mut session =
             Session { receiver: self, input: Vec::new(), io: stream, tls: false, from, hello: String::new(), count: 0 };
         let greeting = self.now().greeting;
@@ -266,7 +294,10 @@ impl<S: Read + Write> Session<'_, S> {
             } else if upper.starts_with("RCPT") {
                 let to = text.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
                 self.receiver.with(|s| s.rcpts.push(Instant::now()));
-                if to.starts_with("bad-") {
+                if let Some((reply, _)) = script.rcpt_reply.filter(|(_, of)| of.is_none_or(|ip| ip == self.from)) {
+                    self.receiver.with(|s| *s.deferred.entry(to).or_default() += 1);
+                    self.say(reply)?;
+                } else if to.starts_with("bad-") {
                     self.say("550 5.1.1 no such user")?;
                 } else if to.starts_with("later-") {
                     self.receiver.with(|s| *s.deferred.entry(to).or_default() += 1);
@@ -323,6 +354,7 @@ impl<S: Read + Write> Session<'_, S> {
             return self.say(reply);
         }
         self.count += 1;
+        self.receiver.with(|s| s.taken.push((Instant::now(), content.len(), self.from)));
         let message = Message {
             mail: mail.to_owned(),
             rcpts: rcpts.to_vec(),

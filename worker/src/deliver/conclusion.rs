@@ -96,14 +96,21 @@ pub(super) async fn conclude(
     if let Some(turn) = turn {
         mode::turned(shard, path.id, turn, "backoff-to-normal-after-delivery");
     }
-    let mut s = shard.scheduler.borrow_mut();
-    if !retry.is_empty() {
-        s.retry(path.queue, slot, &retry, due);
-        shard.spool.update(updates, t_rows);
+    let waits = !retry.is_empty();
+    {
+        let mut s = shard.scheduler.borrow_mut();
+        if waits {
+            s.retry(path.queue, slot, &retry, due);
+            shard.spool.update(updates, t_rows);
+        }
+        if !ended.is_empty() {
+            let last = s.settle(path.queue, slot, ended.len());
+            shard.spool.settle(Settled { key, recipients: ended, last, rows });
+        }
     }
-    if !ended.is_empty() {
-        let last = s.settle(path.queue, slot, ended.len());
-        shard.spool.settle(Settled { key, recipients: ended, last, rows });
+    if waits {
+        // What was in flight when the rest was rerouted follows it.
+        mode::reroute(shard, path.queue);
     }
 }
 

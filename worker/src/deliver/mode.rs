@@ -56,9 +56,9 @@ pub fn turned(shard: &Rc<Shard>, id: PathId, turn: Turn, why: &str) {
     let told = {
         let s = shard.scheduler.borrow();
         let Some(p) = s.paths.get(id) else { return };
-        (p.name(), p.rules.backoff_notify.clone(), Rc::clone(&p.vmta_name), p.queues.clone())
+        (p.name(), p.rules.backoff_notify.clone(), p.queues.clone())
     };
-    let (name, notify, vmta, queues) = told;
+    let (name, notify, queues) = told;
     let mode = if turn == Turn::Entered { "backoff" } else { "normal" };
     tracing::warn!(shard = shard.number, path = name, mode, why, "path changes its mode");
     if !notify.is_empty() {
@@ -66,24 +66,24 @@ pub fn turned(shard: &Rc<Shard>, id: PathId, turn: Turn, why: &str) {
         notice::send(shard, &notify, &subject, &format!("The path {name} is in {mode} mode now.\r\n\r\n{why}\r\n"));
     }
     if turn == Turn::Entered {
-        queues.into_iter().for_each(|q| reroute(shard, q, &vmta));
+        queues.into_iter().for_each(|q| reroute(shard, q));
     }
     shard.pump(id);
 }
 
 /// Moves what waits in a virtual MTA's own queue to where its rules send it now.
-fn reroute(shard: &Rc<Shard>, id: QueueId, vmta: &str) {
+pub(super) fn reroute(shard: &Rc<Shard>, id: QueueId) {
     let target = {
         let mut s = shard.scheduler.borrow_mut();
-        let Some(q) = s.queues.get(id).filter(|q| !q.of_pool && *q.via == *vmta) else { return };
-        let destination = Rc::clone(&q.destination);
-        let target = shard.queue_for(&mut s, &destination, vmta);
+        let Some(q) = s.queues.get(id).filter(|q| !q.of_pool) else { return };
+        let (destination, via) = (Rc::clone(&q.destination), Rc::clone(&q.via));
+        let target = shard.queue_for(&mut s, &destination, &via);
         if target == id {
             return;
         }
         let moved = s.transfer(id, target, clock::now_ms());
         let name = s.queues.get(target).map(|q| q.name()).unwrap_or_default();
-        tracing::info!(shard = shard.number, from = vmta, to = name, recipients = moved, "mail rerouted");
+        tracing::info!(shard = shard.number, from = &*via, to = name, recipients = moved, "mail rerouted");
         target
     };
     shard.pump_queue(target);

@@ -1,0 +1,181 @@
+//! Limits as receivers count them: connections, their rate, recipients, bytes; of paths, source
+//! addresses, virtual MTAs, hosts and destinations.
+
+use std::time::{Duration, Instant};
+
+use tests::client::Client;
+use tests::engine::Engine;
+use tests::eventually;
+use tests::receiver::Receiver;
+
+const WAIT: Duration = Duration::from_secs(40);
+
+/// Sends `n` messages to recipients of their own at each of `domains`, by `vmta` if one is named.
+fn load(engine: &Engine, n: usize, domains: &[&str], vmta: &str, bytes: usize) {
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let header = if vmta.is_empty() { String::new() } else { format!("x-virtual-mta: {vmta}\r\n") };
+    let content = format!("{header}Subject: x\r\n\r\n{}", format!("{}\r\n", "x".repeat(76)).repeat(bytes / 78));
+    for i in 0..n {
+        for d in domains {
+            let sent = c.send("s@x.test", &[&format!("{vmta}-{i}@{d}")], &content).unwrap();
+            assert_eq!(sent.0, 250, "{}", sent.1);
+        }
+    }
+}
+
+fn vmtas(names: &[&str]) -> String {
+    let one = |(i, n): (usize, &&str)| {
+        format!("<virtual-mta {n}>\n smtp-source-host 127.0.3.{} {n}.test\n#{n}\n</virtual-mta>\n", i + 1)
+    };
+    names.iter().enumerate().map(one).collect()
+}
+
+#[test]
+fn connections_are_opened_no_faster_than_the_rate_and_the_ramp_up_say() {
+    for (rules, most, per) in [
+        ("max-connect-rate 4/2s", 5, Duration::from_secs(2)),
+        ("smtp-out-rampup-interval 1s", 1, Duration::from_millis(950)),
+    ] {
+        let r = Receiver::start();
+        r.script(|s| s.delay = Duration::from_millis(100));
+        let engine =
+            Engine::start(1, &format!("<domain *>\n {}\n {rules}\n max-msg-per-connection 2\n</domain>", r.hosts()));
+        load(&engine, 12, &["one.test"], "", 10);
+        eventually("all are delivered", WAIT, || r.unique() == 12);
+        let opened: Vec<(Instant, usize)> = r.with(|s| s.opened.iter().map(|(t, _)| (*t, 1)).collect());
+        assert!(opened.len() >= 4, "{rules}: {}", opened.len());
+        Receiver::assert_window(&opened, most, per);
+    }
+}
+
+#[test]
+fn bytes_and_hours_are_limited_too() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n max-data-volume-rate 100K/2s\n</domain>\n<domain slow.test>\n max-msg-per-hour 3600\n \
+             max-data-volume-rate unlimited\n</domain>",
+            r.hosts()
+        ),
+    );
+    load(&engine, 30, &["one.test"], "", 10_000);
+    load(&engine, 4, &["slow.test"], "", 10);
+    eventually("all are delivered", WAIT, || r.unique() == 34);
+    let taken: Vec<(Instant, usize)> =
+        r.with(|s| s.taken.iter().filter(|(_, n, _)| *n > 1000).map(|(t, n, _)| (*t, *n)).collect());
+    // One message more at the window's edge.
+    Receiver::assert_window(&taken, 102_400 + 11_000, Duration::from_secs(2));
+    let all = taken[taken.len() - 1].0 - taken[0].0;
+    assert!(all < Duration::from_millis(7000), "300 KB at 50 KB/s took {all:?}");
+    assert!(all > Duration::from_millis(4000), "300 KB at 50 KB/s took only {all:?}");
+}
+
+#[test]
+fn source_addresses_have_limits_of_their_own() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_millis(50));
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<virtual-mta v>\n smtp-source-host 127.0.3.1 a.test\n smtp-source-host 127.0.3.2 b.test\n</virtual-mta>\n\
+             <source 127.0.0.1>\n default-virtual-mta v\n</source>\n<domain *>\n {}\n max-smtp-out 10\n \
+             source-ip-max-smtp-out 127.0.3.0/24 4\n source-ip-max-smtp-out 127.0.3.2 2\n \
+             source-ip-max-msg-rate 127.0.3.1 20/s\n</domain>",
+            r.hosts()
+        ),
+    );
+    load(&engine, 150, &["one.test"], "", 10);
+    eventually("all are delivered", WAIT, || r.unique() == 150);
+    r.with(|s| {
+        let most = |ip: &str| s.open_from.get(&ip.parse().unwrap()).map_or(0, |(_, most)| *most);
+        assert!((1..=4).contains(&most("127.0.3.1")) && (1..=2).contains(&most("127.0.3.2")), "{:?}", s.open_from);
+        let first = "127.0.3.1".parse::<std::net::IpAddr>().unwrap();
+        let of_first: Vec<(Instant, usize)> =
+            s.taken.iter().filter(|(_, _, ip)| *ip == first).map(|(t, _, _)| (*t, 1)).collect();
+        Receiver::assert_window(&of_first, 22, Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn a_virtual_mta_has_limits_over_all_destinations_and_shards() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_millis(30));
+    let own = vmtas(&["v", "w"]).replace("#v", " max-smtp-out 3\n max-smtp-msg-rate 30/s");
+    let engine = Engine::start(2, &format!("{own}<domain *>\n {}\n</domain>", r.hosts()));
+    let domains = ["a.test", "b.test", "c.test", "d.test", "e.test", "f.test"];
+    load(&engine, 20, &domains, "v", 10);
+    load(&engine, 5, &domains, "w", 10);
+    eventually("all are delivered", WAIT, || r.unique() == 150);
+    r.with(|s| {
+        let most = s.open_from[&"127.0.3.1".parse().unwrap()].1;
+        assert!((2..=3).contains(&most), "{most} connections");
+        let of_v: Vec<(Instant, usize)> = s
+            .taken
+            .iter()
+            .filter(|(_, _, ip)| *ip == "127.0.3.1".parse::<std::net::IpAddr>().unwrap())
+            .map(|(t, _, _)| (*t, 1))
+            .collect();
+        Receiver::assert_window(&of_v, 34, Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn limits_of_a_pool_are_each_members() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_millis(30));
+    let pool = "<virtual-mta-pool p>\n virtual-mta v\n virtual-mta w\n max-smtp-out 2\n</virtual-mta-pool>\n";
+    let engine = Engine::start(1, &format!("{}{pool}<domain *>\n {}\n</domain>", vmtas(&["v", "w"]), r.hosts()));
+    load(&engine, 30, &["a.test", "b.test", "c.test"], "p", 10);
+    eventually("all are delivered", WAIT, || r.unique() == 90);
+    r.with(|s| {
+        assert_eq!(s.open_from.len(), 2);
+        assert!(s.open_from.values().all(|(_, most)| *most <= 2), "{:?}", s.open_from);
+    });
+}
+
+#[test]
+fn a_destination_has_limits_over_all_virtual_mtas() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_millis(30));
+    let rules = "destination-max-smtp-out 3\n destination-max-msg-rate 40/s";
+    let config = format!("{}<domain *>\n {}\n {rules}\n</domain>", vmtas(&["u", "v", "w"]), r.hosts());
+    let engine = Engine::start(2, &config);
+    for v in ["u", "v", "w"] {
+        load(&engine, 40, &["one.test"], v, 10);
+    }
+    eventually("all are delivered", WAIT, || r.unique() == 120);
+    r.with(|s| assert!((2..=3).contains(&s.open_max), "{} connections", s.open_max));
+    r.assert_rate(42, Duration::from_secs(1));
+    // A worker that dies with connections open gives their places back.
+    load(&engine, 40, &["one.test"], "u", 10);
+    engine.workers().into_iter().for_each(Engine::kill);
+    eventually("the rest is delivered", WAIT, || engine.queued() == 0 && r.with(|s| s.open) == 0);
+}
+
+#[test]
+fn a_host_has_limits_whoever_delivers_to_it() {
+    for limit in ["mx-connection-limit * 2", "ip-connection-limit 127.0.0.0/8 2"] {
+        let r = Receiver::start();
+        r.script(|s| s.delay = Duration::from_millis(30));
+        let engine = Engine::start(2, &format!("{limit}\n<domain *>\n {}\n</domain>", r.hosts()));
+        load(&engine, 15, &["a.test", "b.test", "c.test", "d.test"], "", 10);
+        eventually("all are delivered", WAIT, || r.unique() == 60);
+        r.with(|s| assert!(s.open_max <= 2, "{limit}: {} connections", s.open_max));
+    }
+}
+
+#[test]
+fn a_path_is_one_whether_mail_names_it_or_a_pool() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_millis(30));
+    let pool = "<virtual-mta-pool p>\n virtual-mta v\n</virtual-mta-pool>\n";
+    let config =
+        format!("{}{pool}<domain *>\n {}\n max-smtp-out 2\n max-msg-rate 30/s\n</domain>", vmtas(&["v"]), r.hosts());
+    let engine = Engine::start(1, &config);
+    load(&engine, 30, &["one.test"], "v", 10);
+    load(&engine, 30, &["one.test"], "p", 10);
+    eventually("all are delivered", WAIT, || r.unique() == 60);
+    r.with(|s| assert!(s.open_max <= 2, "{} connections", s.open_max));
+    r.assert_rate(32, Duration::from_secs(1));
+}
