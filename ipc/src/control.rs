@@ -8,7 +8,8 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::operator::{PathRow, QueueRow};
+use crate::operator::{PathRow, QueueRow, WhyRow};
+use crate::queue_orders::{QueueOrder, QueuePattern};
 use crate::shard_map::ShardMap;
 
 /// Kind of the only frame from a worker: archive [`ToSupervisor`].
@@ -169,12 +170,18 @@ pub struct Welcome {
 }
 
 /// Live state that a worker can report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum RowsOf {
     /// `show queues`
     Queues,
     /// `show paths`
     Paths,
+    /// `why QUEUE`
+    Why(QueuePattern),
+    /// `why MESSAGE-ID`
+    WhyMessage([u8; 16]),
+    /// What came of an order, which is carried out first.
+    Ordered(QueueOrder),
 }
 
 /// Rows of live state.
@@ -184,4 +191,15 @@ pub enum Rows {
     Queues(Vec<QueueRow>),
     /// `show paths`
     Paths(Vec<PathRow>),
+    /// `why`
+    Why(Vec<WhyRow>),
+    /// An order was carried out.
+    Done {
+        /// Queues, or paths for modes and sources, that match.
+        matched: u64,
+        /// Those where something changed.
+        changed: u64,
+    },
+    /// An order could not be carried out.
+    Refused(String),
 }

@@ -23,10 +23,30 @@ impl MessageId {
     }
 }
 
+impl std::str::FromStr for MessageId {
+    type Err = String;
+
+    /// As it is displayed, in either case.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected the id of a message, 26 letters and digits, found {text:?}");
+        if text.len() != 26 {
+            return Err(wrong());
+        }
+        let mut v = 0u128;
+        for b in text.bytes().map(|b| b.to_ascii_lowercase()) {
+            let digit = ALPHABET.iter().position(|a| *a == b).ok_or_else(wrong)?;
+            v = v << 5 | digit as u128;
+        }
+        Ok(MessageId(v.to_be_bytes()))
+    }
+}
+
+/// Crockford's base 32.
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
 impl fmt::Display for MessageId {
     /// 26 characters of Crockford's base 32, sortable by time of acceptance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
         let v = u128::from_be_bytes(self.0);
         let text: [u8; 26] = std::array::from_fn(|i| ALPHABET[(v >> (5 * (25 - i)) & 31) as usize]);
         f.write_str(std::str::from_utf8(&text).unwrap_or_default())

@@ -6,6 +6,8 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::queue_orders::QueueOrder;
+
 /// Kind of a request: archive [`Request`].
 pub const REQUEST: u8 = 1;
 /// Kind of an answer: archive [`Answer`].
@@ -59,6 +61,10 @@ pub enum Request {
         /// Answer as JSON.
         json: bool,
     },
+    /// `why`: a queue pattern or the id of a message.
+    Why(String),
+    /// `pause queue`, `set queue`, `schedule`, `disable source` and their like.
+    Order(QueueOrder),
     /// `stop`
     Stop,
     /// `rotate acct`
@@ -84,6 +90,8 @@ pub enum Answer {
     Queues(Vec<QueueRow>),
     /// `show paths`
     Paths(Vec<PathRow>),
+    /// `why`
+    Why(Vec<WhyRow>),
     /// Path of a worker's socket.
     Socket(String),
 }
@@ -173,4 +181,40 @@ pub struct PathRow {
     pub max_msg_rate: String,
     /// `max-msg-per-connection` in force; 0 when unlimited.
     pub max_msg_per_connection: u32,
+}
+
+/// What holds one queue back.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct WhyRow {
+    /// `destination/vmta` or `destination/pool`
+    pub queue: String,
+    /// Shard.
+    pub shard: u8,
+    /// Recipients waiting.
+    pub recipients: u64,
+    /// Age of the oldest, seconds.
+    pub oldest_s: u64,
+    /// Causes of the last five minutes, the longest first.
+    pub last_5_min: Vec<WhyCause>,
+    /// What holds each of its paths back now.
+    pub now: Vec<WhyCause>,
+}
+
+/// A cause.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct WhyCause {
+    /// In a word or two.
+    pub cause: String,
+    /// Share of the time; 0 for what is now.
+    pub percent: u32,
+    /// Path.
+    pub path: String,
+    /// Directive behind it; empty for none.
+    pub directive: String,
+    /// Its value in force.
+    pub value: String,
+    /// `FILE:LINE`; empty where it is the default.
+    pub origin: String,
+    /// Since when, until when, what the receiver said.
+    pub detail: String,
 }

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 
 use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
@@ -84,6 +86,47 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Say what holds queues back, or the queues that a message waits in
+    Why {
+        /// DOMAIN[/VMTA], either of which may be *, or the id of a message
+        #[arg(value_name = "QUEUE|MESSAGE-ID")]
+        what: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Stop sending what matches, until it is resumed; it survives restarts
+    Pause {
+        #[command(subcommand)]
+        what: OfQueue,
+    },
+    /// Send again what was paused
+    Resume {
+        #[command(subcommand)]
+        what: OfQueue,
+    },
+    /// Change the mode of paths
+    Set {
+        #[command(subcommand)]
+        what: Set,
+    },
+    /// End the wait of queues for their next attempt
+    Schedule {
+        /// Let recipients go that wait for a time of their own, too
+        #[arg(long)]
+        retry_recipients: bool,
+        #[command(flatten)]
+        queue: Of,
+    },
+    /// Stop using a source address
+    Disable {
+        #[command(subcommand)]
+        what: Disable,
+    },
+    /// Use a source address again
+    Enable {
+        #[command(subcommand)]
+        what: Enable,
+    },
     /// Stop the running server in order
     Stop,
     /// Begin new files
@@ -146,6 +189,57 @@ enum ShardCommand {
         /// Return at once
         #[arg(long)]
         no_wait: bool,
+    },
+}
+
+/// Which queues.
+#[derive(Debug, Args)]
+struct Of {
+    /// DOMAIN[/VMTA]; either may be *, and VMTA a pool
+    #[arg(value_name = "QUEUE", value_parser = |t: &str| QueuePattern::parse(t))]
+    queue: QueuePattern,
+}
+
+#[derive(Debug, Subcommand)]
+enum OfQueue {
+    /// Queues of a domain, by virtual MTA or pool
+    Queue(Of),
+}
+
+#[derive(Debug, Subcommand)]
+enum Set {
+    /// Paths of a domain, by virtual MTA or pool
+    Queue {
+        /// The mode
+        #[arg(long, value_parser = ["normal", "backoff"])]
+        mode: String,
+        #[command(flatten)]
+        queue: Of,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Disable {
+    /// For some queues
+    Source {
+        /// How long, such as 2h; without it until it is enabled
+        #[arg(long, value_name = "DURATION", value_parser = |t: &str| crate::config::value::duration(t).map_err(|p| p.message))]
+        reenable_after: Option<u64>,
+        /// The address
+        ip: IpAddr,
+        #[command(flatten)]
+        queue: Of,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Enable {
+    /// For some queues
+    Source {
+        /// The address
+        ip: IpAddr,
+        #[command(flatten)]
+        queue: Of,
     },
 }
 
@@ -247,6 +341,22 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Reload { no_wait, dry_run } => {
             client::act(&control, ipc::operator::Request::Reload { wait: !no_wait, dry_run })
         }
+        Command::Why { what, output } => client::why(&control, what, output.json),
+        Command::Pause { what: OfQueue::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(true)),
+        Command::Resume { what: OfQueue::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(false)),
+        Command::Set { what: Set::Queue { mode, queue: Of { queue } } } => {
+            order(&control, queue, QueueAction::Mode(mode == "backoff"))
+        }
+        Command::Schedule { retry_recipients, queue: Of { queue } } => {
+            order(&control, queue, QueueAction::Schedule { recipients: retry_recipients })
+        }
+        Command::Disable { what: Disable::Source { reenable_after, ip, queue: Of { queue } } } => {
+            let until_unix_ms = reenable_after.map_or(i64::MAX, until);
+            order(&control, queue, QueueAction::DisableSource { ip: ip.to_string(), until_unix_ms })
+        }
+        Command::Enable { what: Enable::Source { ip, queue: Of { queue } } } => {
+            order(&control, queue, QueueAction::EnableSource { ip: ip.to_string() })
+        }
         Command::Stop => client::act(&control, ipc::operator::Request::Stop),
         Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
@@ -278,6 +388,16 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             .map_err(|e| Failure::Failed(format!("cannot write manual pages to {}: {e}", dir.display()))),
         Command::Man { command, dir: None } => man(&command),
     }
+}
+
+fn order(control: &client::Target, of: QueuePattern, action: QueueAction) -> Result<(), Failure> {
+    client::act(control, ipc::operator::Request::Order(QueueOrder { of, action }))
+}
+
+/// Unix milliseconds in so many from now.
+fn until(ms: u64) -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+    now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
 fn man(words: &[String]) -> Result<(), Failure> {

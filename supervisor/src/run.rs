@@ -365,7 +365,7 @@ impl Supervisor {
             let request = self.next_question.get();
             self.next_question.set(request + 1);
             let (tx, rx) = oneshot::channel();
-            if s.order(ToWorker::Rows { request, what }, Vec::new()) {
+            if s.order(ToWorker::Rows { request, what: what.clone() }, Vec::new()) {
                 self.questions.borrow_mut().insert(request, tx);
                 waiting.push((request, rx));
             }

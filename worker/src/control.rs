@@ -177,7 +177,9 @@ async fn open_shard(
         }
     }
     let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
-    paths::restore(&shard, values.map_err(|e| e.to_string())?);
+    let values = values.map_err(|e| e.to_string())?;
+    crate::switches::restore(&shard, &values);
+    paths::restore(&shard, values);
     Ok(shard)
 }
 
@@ -353,6 +355,14 @@ impl Worker {
                 let rows = match what {
                     RowsOf::Queues => Rows::Queues(self.queue_rows()),
                     RowsOf::Paths => Rows::Paths(self.path_rows()),
+                    RowsOf::Why(of) => Rows::Why(crate::why::of_queues(&self.shard, &of)),
+                    RowsOf::WhyMessage(id) => {
+                        Rows::Why(crate::why::of_message(&self.shard, ipc::message::MessageId(id)).await)
+                    }
+                    RowsOf::Ordered(order) => match crate::switches::obey(&self.shard, &order) {
+                        Ok((matched, changed)) => Rows::Done { matched, changed },
+                        Err(e) => Rows::Refused(e),
+                    },
                 };
                 Some(ToSupervisor::Rows { request, rows })
             }

@@ -14,6 +14,8 @@ pub mod rights;
 pub mod route;
 pub mod schedule;
 pub mod shard;
+mod switches;
+mod why;
 
 use std::path::PathBuf;
 

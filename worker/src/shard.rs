@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipc::backoff::Mode;
 use ipc::ledger::Ledger;
 use ipc::message::{ArchivedEnvelope, MessageId, notify};
+use ipc::queue_orders::Switches;
 use ipc::rules::DomainRules;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{Global, MappedSnapshot};
@@ -231,6 +232,8 @@ pub struct Shard {
     pub taken: Taken,
     /// What paths carry over restarts and moves.
     pub paths: Paths,
+    /// What operators paused and disabled.
+    pub switches: RefCell<Switches>,
     /// There may be mail here that another shard owns.
     pub foreign: Notify,
     /// Outbound TLS.
@@ -285,6 +288,7 @@ impl Shard {
             handoffs: Handoffs::default(),
             taken: Taken::default(),
             paths: Paths::default(),
+            switches: RefCell::default(),
             foreign: Notify::new(),
             tls,
             counters: Counters::default(),
@@ -553,6 +557,9 @@ impl Shard {
             new = true;
             config.way(destination, via)
         });
+        if let Some(q) = s.queues.get_mut(id).filter(|_| new) {
+            crate::switches::apply_to_queue(self, q);
+        }
         if let Some(q) = s.queues.get_mut(id).filter(|q| new && q.of_pool) {
             // Destinations with one message each still use all members.
             let mut turns = self.pool_turns.borrow_mut();
@@ -584,6 +591,7 @@ impl Shard {
         let (path, new) = s.path_of(id, member, |m| config.rules(&destination, m.vmta))?;
         if let Some(p) = s.paths.get_mut(path).filter(|_| new) {
             paths::admit(self, p);
+            crate::switches::apply_to_path(self, p);
         }
         Some(path)
     }
@@ -694,6 +702,7 @@ impl Shard {
             let waits = {
                 let mut s = self.scheduler.borrow_mut();
                 s.forget_queue(id);
+                crate::why::count(&mut s, id, now);
                 s.queues.get(id).filter(|q| !q.ready.is_empty() && !q.paused).map(|q| q.pullers.is_empty())
             };
             match waits {

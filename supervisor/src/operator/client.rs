@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::BytesMut;
 use ipc::frame::{Frame, Header, archive, unarchive};
 use ipc::mesh;
-use ipc::operator::{ANSWER, Answer, REQUEST, Request};
+use ipc::operator::{ANSWER, Answer, REQUEST, Request, WhyCause};
 
 use crate::Failure;
 use crate::cli::print;
@@ -210,6 +210,43 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
         ]
     });
     table(&["path", "shard", "conn", "mode", "health", "max-smtp-out", "max-msg-rate"], cells.collect())
+}
+
+/// `why`
+///
+/// # Errors
+/// [`Failure`]; also when nothing waits there.
+pub fn why(target: &Target, what: String, as_json: bool) -> Result<(), Failure> {
+    let Answer::Why(rows) = ask(target, &Request::Why(what.clone()))? else { return Err(unexpected()) };
+    if as_json {
+        return json(&rows);
+    }
+    if rows.is_empty() {
+        return Err(Failure::Failed(format!("nothing waits in {what}")));
+    }
+    let mut text = String::new();
+    for r in &rows {
+        text.push_str(&format!("{}: {} recipients, the oldest for {} s\n", r.queue, r.recipients, r.oldest_s));
+        for c in &r.last_5_min {
+            text.push_str(&format!("  {} % of the last 5 min: {}\n", c.percent, reason(c)));
+        }
+        for c in &r.now {
+            let detail = if c.detail.is_empty() { String::new() } else { format!(", {}", c.detail) };
+            text.push_str(&format!("  now {}: {}{detail}\n", c.path, reason(c)));
+        }
+    }
+    print(text.as_bytes())
+}
+
+/// `message rate: max-msg-rate 120/m (etc/x.conf:41)`
+fn reason(c: &WhyCause) -> String {
+    let origin = match (c.directive.as_str(), c.origin.as_str()) {
+        ("", _) => String::new(),
+        (_, "") => " (default)".to_owned(),
+        (_, origin) => format!(" ({origin})"),
+    };
+    let by = [c.directive.as_str(), &c.value].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(" ");
+    if by.is_empty() { c.cause.clone() } else { format!("{}: {by}{origin}", c.cause) }
 }
 
 /// `config explain`: by the running server, or of a file.

@@ -5,7 +5,9 @@ use std::rc::Rc;
 
 use ipc::control::{Rows, RowsOf};
 use ipc::frame::{archive, unarchive};
-use ipc::operator::{ANSWER, Answer, REQUEST, Request};
+use ipc::message::MessageId;
+use ipc::operator::{ANSWER, Answer, REQUEST, Request, WhyRow};
+use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
 
@@ -73,6 +75,8 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },
+        Request::Why(what) => why(sup, &what).await,
+        Request::Order(order) => said(ordered(sup, order).await),
         Request::Stop => {
             sup.stop.notify_one();
             Answer::Done("stopping".into())
@@ -83,6 +87,52 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             None => Answer::Failed("no worker serves".into()),
         },
     }
+}
+
+async fn why(sup: &Rc<Supervisor>, what: &str) -> Answer {
+    let of = match what.parse::<MessageId>() {
+        Ok(id) => RowsOf::WhyMessage(id.0),
+        Err(_) => match QueuePattern::parse(what) {
+            Ok(of) => RowsOf::Why(of),
+            Err(e) => return Answer::Wrong(format!("{e}, or the id of a message")),
+        },
+    };
+    let rows = sup.ask_workers(of).await.into_iter().flat_map(|r| if let Rows::Why(w) = r { w } else { Vec::new() });
+    let mut all: Vec<WhyRow> = rows.collect();
+    all.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| a.queue.cmp(&b.queue)));
+    Answer::Why(all)
+}
+
+/// Has an order carried out by every shard, and says what came of it.
+async fn ordered(sup: &Rc<Supervisor>, order: QueueOrder) -> Result<String, String> {
+    let shards = sup.slots.borrow().len();
+    let (mut matched, mut changed, mut answered) = (0, 0, 0);
+    for rows in sup.ask_workers(RowsOf::Ordered(order.clone())).await {
+        match rows {
+            Rows::Done { matched: m, changed: c } => {
+                (matched, changed, answered) = (matched + m, changed + c, answered + 1)
+            }
+            Rows::Refused(e) => return Err(e),
+            _ => {}
+        }
+    }
+    if answered < shards {
+        return Err(format!("{} of {shards} shards did not answer: give the order again", shards - answered));
+    }
+    let s = |n: u64| if n == 1 { "" } else { "s" };
+    Ok(match order.action {
+        QueueAction::Pause(true) => format!("Queue(s) paused. {matched} queue{} match now.", s(matched)),
+        QueueAction::Pause(false) => format!("Queue(s) resumed. {matched} queue{} match now.", s(matched)),
+        QueueAction::Schedule { .. } => format!("{changed} of {matched} matching queues scheduled."),
+        QueueAction::Mode(backoff) => {
+            let mode = if backoff { "backoff" } else { "normal" };
+            format!("{changed} of {matched} matching paths set to {mode} mode.")
+        }
+        QueueAction::DisableSource { ip, .. } => {
+            format!("Source {ip} disabled at {changed} of {matched} matching paths, and at those to come.")
+        }
+        QueueAction::EnableSource { ip } => format!("Source {ip} enabled at {changed} of {matched} matching paths."),
+    })
 }
 
 fn said(r: Result<String, String>) -> Answer {

@@ -168,9 +168,13 @@ pub async fn run(shard: Rc<Shard>, id: PathId) {
         other => {
             let mut s = shard.scheduler.borrow_mut();
             s.paths.get_mut(id).into_iter().for_each(|p| p.connecting -= 1);
-            if let Err(at) = other {
-                s.paths.get_mut(id).into_iter().for_each(|p| p.connect_again_ms = p.connect_again_ms.max(at));
-                s.wake_at(id, at);
+            if let Err(Blocked { until_ms, by }) = other {
+                if let Some(p) = s.paths.get_mut(id) {
+                    p.connect_again_ms = p.connect_again_ms.max(until_ms);
+                    // Asked again and again: the cause lasts until one is opened.
+                    (p.blocked_until_ms, p.blocked_by) = (until_ms + 2 * ASK_AGAIN_MS, by);
+                }
+                s.wake_at(id, until_ms);
             }
         }
     }
@@ -178,11 +182,19 @@ pub async fn run(shard: Rc<Shard>, id: PathId) {
     shard.pump(id);
 }
 
+/// A limit is reached.
+struct Blocked {
+    /// When it may be tried again, Unix milliseconds.
+    until_ms: i64,
+    /// The directive; empty for source addresses.
+    by: &'static str,
+}
+
 /// Takes what limits ask for and finds a host.
 ///
 /// # Errors
-/// When it may be tried again, Unix milliseconds: a limit is reached.
-async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, i64> {
+/// When a limit is reached.
+async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, Blocked> {
     shard.connections.set(shard.connections.get() + 1);
     let config = shard.config();
     let known =
@@ -190,15 +202,11 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let Some((rules, destination, vmta)) = known else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(vmta as usize);
     let again = || clock::now_ms() + ASK_AGAIN_MS;
-    let held = Held::take(shard, &config, &rules, vmta, &destination, id * 64).map_err(|directive| {
-        tracing::debug!(shard = shard.number, destination = &*destination, directive, "no connection is free");
-        again()
-    })?;
+    let held = Held::take(shard, &config, &rules, vmta, &destination, id * 64);
+    let mut held = held.map_err(|by| Blocked { until_ms: again(), by })?;
     // A source address that only an event frees is looked at again before long all the same.
-    let Some(path) = path_of(shard, id).map_err(|at| at.min(clock::now_ms() + 1000).max(again()))? else {
-        return Ok(None);
-    };
-    let mut held = held;
+    let no_source = |at: i64| Blocked { until_ms: at.min(clock::now_ms() + 1000).max(again()), by: "" };
+    let Some(path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
     let session = open(shard, &path, &mut held).await;
     if session.is_none() {
         leave_source(shard, &path);
@@ -321,7 +329,10 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
         // mx-connection-limit or ip-connection-limit: nobody failed.
         let mut s = shard.scheduler.borrow_mut();
         let at = clock::now_ms() + ASK_AGAIN_MS;
-        s.paths.get_mut(path.id).into_iter().for_each(|p| p.connect_again_ms = at);
+        if let Some(p) = s.paths.get_mut(path.id) {
+            p.connect_again_ms = at;
+            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, "mx-connection-limit or ip-connection-limit");
+        }
         s.wake_at(path.id, at);
         return None;
     }

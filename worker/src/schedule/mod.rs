@@ -12,6 +12,7 @@
 //! clock (`retry-after`) and a recipient's (`retry-recipients-after`) are independent of each
 //! other.
 
+pub mod cause;
 pub mod path;
 pub mod queue;
 pub mod rate;

@@ -81,6 +81,11 @@ pub struct Path {
     /// No new connection before this time, while those that are open go on: the receiver
     /// refused one more, or the ramp-up asks to wait.
     pub connect_again_ms: i64,
+    /// A limit other than the path's own lets no connection be opened before this time, Unix
+    /// milliseconds.
+    pub blocked_until_ms: i64,
+    /// Its directive; empty for source addresses.
+    pub blocked_by: &'static str,
     /// The last timer that was set for it.
     pub timer_ms: i64,
     /// Position in `retry-after`.
@@ -137,6 +142,8 @@ impl Path {
             idle: 0,
             retry_at_ms: 0,
             connect_again_ms: 0,
+            blocked_until_ms: 0,
+            blocked_by: "",
             timer_ms: 0,
             retry_step: 0,
             paces: Paces::default(),
@@ -384,7 +391,9 @@ mod tests {
         assert_eq!(p.leave_backoff(3000), Some(Turn::Left));
         let mut seen = vec![p.limits().smtp_out];
         for _ in 0..4 {
-            (0..DELIVERIES_PER_STEP).for_each(|_| drop(p.delivered(4000)));
+            for _ in 0..DELIVERIES_PER_STEP {
+                p.delivered(4000);
+            }
             seen.push(p.limits().smtp_out);
         }
         assert_eq!((seen, p.mode), (vec![2, 3, 5, 6, 8], Mode::Normal));

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use ipc::rules::DomainRules;
 
+use super::cause::History;
 use super::path::PathId;
 use super::scheduler::Slot;
 use crate::classify::outcome::Failure;
@@ -91,6 +92,8 @@ pub struct Queue {
     pub oldest_ms: i64,
     /// When expiry was last looked for.
     pub swept_ms: i64,
+    /// What held it up of late.
+    pub history: History,
     /// An operator paused it.
     pub paused: bool,
     /// The destination has no MX: `bounce-upon-no-mx` may end mail earlier.

@@ -141,6 +141,7 @@ impl Scheduler {
             delay_at_ms: i64::MAX,
             oldest_ms: i64::MAX,
             swept_ms: 0,
+            history: Default::default(),
             paused: false,
             no_mx: false,
         });

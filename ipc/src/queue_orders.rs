@@ -1,0 +1,175 @@
+//! What operators do to queues and paths: `pause queue`, `set queue`, `schedule`, `disable
+//! source` and their opposites.
+
+#![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::layers::pattern_matches;
+use crate::message::normalise_domain;
+
+/// `domain[/vmta]` of a command; either half may be `*`, the domain any pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct QueuePattern {
+    /// Domain pattern.
+    pub destination: String,
+    /// Virtual MTA or pool, lower case; `*` for all.
+    pub via: String,
+}
+
+impl QueuePattern {
+    /// Reads a pattern; without a virtual MTA all are meant.
+    ///
+    /// # Errors
+    /// A sentence when it is none.
+    pub fn parse(text: &str) -> Result<QueuePattern, String> {
+        let behind_literal = text.find(']').filter(|_| text.starts_with('[')).map_or(0, |i| i + 1);
+        let slash = text[behind_literal..].find('/').map(|i| i + behind_literal);
+        let (domain, via) = slash.map_or((text, "*"), |i| (&text[..i], &text[i + 1..]));
+        let wrong = || format!("expected DOMAIN[/VMTA], either of which may be *, found {text:?}");
+        if domain.is_empty() || via.is_empty() || via.contains('/') {
+            return Err(wrong());
+        }
+        let prefix = ["[*.]", "*."].into_iter().find(|p| domain.starts_with(p)).unwrap_or_default();
+        let destination = match domain {
+            "*" => "*".to_owned(),
+            d if d.starts_with('{') => d.to_lowercase(),
+            d => format!("{prefix}{}", normalise_domain(&d[prefix.len()..]).map_err(|_| wrong())?),
+        };
+        Ok(QueuePattern { destination, via: via.to_lowercase() })
+    }
+
+    /// Whether it means mail to `destination` through `via`.
+    pub fn matches(&self, destination: &str, via: &str) -> bool {
+        (self.via == "*" || self.via.eq_ignore_ascii_case(via))
+            && (self.destination == "*" || pattern_matches(&self.destination, destination))
+    }
+
+    /// Whether it means everything that `other` means.
+    pub fn covers(&self, other: &QueuePattern) -> bool {
+        (self.via == "*" || self.via == other.via)
+            && (self.destination == "*"
+                || self.destination == other.destination
+                || (!other.destination.contains('*') && pattern_matches(&self.destination, &other.destination)))
+    }
+}
+
+impl std::fmt::Display for QueuePattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.destination, self.via)
+    }
+}
+
+/// An order about queues.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct QueueOrder {
+    /// Which.
+    pub of: QueuePattern,
+    /// What.
+    pub action: QueueAction,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum QueueAction {
+    /// `pause queue`, `resume queue`
+    Pause(bool),
+    /// `set queue --mode=`; true for backoff.
+    Mode(bool),
+    /// `schedule`, with `--retry-recipients`.
+    Schedule {
+        /// Recipients that wait for their own time go, too.
+        recipients: bool,
+    },
+    /// `disable source`: until this time, Unix milliseconds.
+    DisableSource {
+        /// The address.
+        ip: String,
+        /// `i64::MAX` until it is enabled.
+        until_unix_ms: i64,
+    },
+    /// `enable source`
+    EnableSource {
+        /// The address.
+        ip: String,
+    },
+}
+
+/// What operators switched, which outlives the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Switches {
+    /// Paused or resumed; the last that matches counts.
+    pub pauses: Vec<(QueuePattern, bool)>,
+    /// Source addresses that are not used, until a time (Unix milliseconds).
+    pub disabled: Vec<(QueuePattern, String, i64)>,
+}
+
+/// Entries of each kind that are kept.
+const SWITCHES_MAX: usize = 10_000;
+
+impl Switches {
+    /// Notes an order.
+    ///
+    /// # Errors
+    /// A sentence when there are too many.
+    pub fn note(&mut self, order: &QueueOrder) -> Result<(), String> {
+        match &order.action {
+            QueueAction::Pause(paused) => {
+                self.pauses.retain(|(p, _)| !order.of.covers(p));
+                // What nothing pauses needs no exception.
+                if *paused || !self.pauses.is_empty() {
+                    self.pauses.push((order.of.clone(), *paused));
+                }
+            }
+            QueueAction::DisableSource { ip, until_unix_ms } => {
+                self.disabled.retain(|(p, i, _)| i != ip || !order.of.covers(p));
+                self.disabled.push((order.of.clone(), ip.clone(), *until_unix_ms));
+            }
+            QueueAction::EnableSource { ip } => self.disabled.retain(|(p, i, _)| i != ip || !order.of.covers(p)),
+            QueueAction::Mode(_) | QueueAction::Schedule { .. } => {}
+        }
+        if self.pauses.len().max(self.disabled.len()) > SWITCHES_MAX {
+            return Err(format!("more than {SWITCHES_MAX} orders are kept; resume with a wildcard to begin anew"));
+        }
+        Ok(())
+    }
+
+    /// Whether mail to `destination` through `via` is paused.
+    pub fn is_paused(&self, destination: &str, via: &str) -> bool {
+        self.pauses.iter().rev().find(|(p, _)| p.matches(destination, via)).is_some_and(|(_, paused)| *paused)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn order(of: &str, action: QueueAction) -> QueueOrder {
+        QueueOrder { of: QueuePattern::parse(of).unwrap(), action }
+    }
+
+    #[test]
+    fn patterns_of_queues() {
+        let p = |t: &str| QueuePattern::parse(t).unwrap();
+        assert!(p("D.test").matches("d.test", "any"));
+        assert!(p("*/v").matches("d.test", "V") && !p("*/v").matches("d.test", "w"));
+        assert!(p("*.d.test/*").matches("a.d.test", "v") && !p("*.d.test").matches("d.test", "v"));
+        assert!(p("[10.0.0.1]/v").matches("[10.0.0.1]", "v"));
+        assert!(p("*/*").covers(&p("d.test/v")) && !p("d.test/v").covers(&p("d.test")));
+        for wrong in ["", "/v", "d.test/", "a b", "d/v/w"] {
+            assert!(QueuePattern::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_order_counts() {
+        let mut s = Switches::default();
+        let mut note = |of, paused| s.note(&order(of, QueueAction::Pause(paused))).map(|()| s.clone());
+        let s = note("*/v", true).and_then(|_| note("d.test/v", false)).unwrap();
+        assert!(s.is_paused("e.test", "v") && !s.is_paused("d.test", "v") && !s.is_paused("e.test", "w"));
+        let mut s = s;
+        s.note(&order("*", QueueAction::Pause(false))).unwrap();
+        assert_eq!(s, Switches::default());
+    }
+}

@@ -1,0 +1,143 @@
+//! What operators do to queues, and what the server says holds them back.
+
+use std::time::Duration;
+
+use tests::client::Client;
+use tests::engine::Engine;
+use tests::eventually;
+use tests::receiver::Receiver;
+
+const WAIT: Duration = Duration::from_secs(20);
+
+const VMTAS: &str = "<virtual-mta a>\n smtp-source-host 127.0.6.1 a.test\n</virtual-mta>\n<virtual-mta b>\n \
+    smtp-source-host 127.0.6.2 b.test\n</virtual-mta>\n<virtual-mta-pool p>\n virtual-mta a\n virtual-mta b\n</virtual-mta-pool>\n";
+
+fn send(engine: &Engine, to: &str, vmta: &str) -> String {
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let (code, text) = c.send("s@x.test", &[to], &format!("x-virtual-mta: {vmta}\r\nSubject: x\r\n\r\nx")).unwrap();
+    assert_eq!(code, 250, "{text}");
+    text
+}
+
+fn ok(engine: &Engine, args: &[&str]) -> String {
+    let out = engine.sluice(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn what_is_paused_waits_over_a_restart_until_it_is_resumed() {
+    let r = Receiver::start();
+    let mut engine = Engine::start(2, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));
+    let said = ok(&engine, &["pause", "queue", "d.test/a"]);
+    assert_eq!(said, "Queue(s) paused. 0 queues match now.\n");
+    send(&engine, "one@d.test", "a");
+    send(&engine, "two@d.test", "b");
+    send(&engine, "three@e.test", "a");
+    eventually("the others go", WAIT, || r.unique() == 2);
+    // The path is paused; the pool's mail goes by the other member.
+    for n in 0..4 {
+        send(&engine, &format!("p{n}@d.test"), "p");
+    }
+    eventually("the pool's mail goes", WAIT, || r.unique() == 6);
+    assert!((0..4).all(|n| r.message_to(&format!("p{n}@d.test")).unwrap().hello == "b.test"));
+    assert!(engine.stop());
+    engine.start_again();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(r.unique(), 6);
+    let rows = engine.json(&["show", "queues", "--json"]);
+    assert_eq!((rows[0]["queue"].as_str(), rows[0]["paused"].as_bool()), (Some("d.test/a"), Some(true)));
+    assert_eq!(ok(&engine, &["resume", "queue", "*/*"]), "Queue(s) resumed. 1 queue match now.\n");
+    eventually("it goes", WAIT, || r.unique() == 7);
+    // A pool's queue is paused as such, and its members go on with other mail.
+    ok(&engine, &["pause", "queue", "d.test/p"]);
+    send(&engine, "q@d.test", "p");
+    send(&engine, "r@d.test", "a");
+    eventually("the member's own mail goes", WAIT, || r.message_to("r@d.test").is_some());
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(r.message_to("q@d.test").is_none());
+    ok(&engine, &["resume", "queue", "d.test"]);
+    eventually("the pool's goes", WAIT, || r.message_to("q@d.test").is_some());
+    let wrong = engine.sluice(&["pause", "queue", "a/b/c"]);
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn waits_are_ended_and_modes_and_sources_are_switched() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "{VMTAS}<domain *>\n {}\n retry-after 1h\n retry-recipients-after 1h\n backoff-max-smtp-out 3\n</domain>",
+            r.hosts()
+        ),
+    );
+    r.script(|s| s.greeting = "421 later");
+    send(&engine, "one@d.test", "a");
+    eventually("the queue waits", WAIT, || {
+        !engine.json(&["show", "queues", "--json"])[0]["next_retry"].as_str().unwrap().is_empty()
+    });
+    r.script(|s| s.greeting = "220 receiver.test");
+    assert_eq!(ok(&engine, &["schedule", "d.test/a"]), "1 of 1 matching queues scheduled.\n");
+    eventually("it goes", WAIT, || r.unique() == 1);
+    r.script(|s| s.rcpt_reply = Some(("451 wait", None)));
+    send(&engine, "two@d.test", "a");
+    eventually("it is deferred", WAIT, || r.with(|s| s.deferred.len()) == 1);
+    r.script(|s| s.rcpt_reply = None);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ok(&engine, &["schedule", "d.test/a"]), "0 of 1 matching queues scheduled.\n");
+    assert_eq!(ok(&engine, &["schedule", "--retry-recipients", "*"]), "1 of 1 matching queues scheduled.\n");
+    eventually("it goes", WAIT, || r.unique() == 2);
+
+    send(&engine, "three@d.test", "a");
+    eventually("it goes", WAIT, || r.unique() == 3);
+    assert_eq!(
+        ok(&engine, &["set", "queue", "--mode=backoff", "d.test/*"]),
+        "1 of 1 matching paths set to backoff mode.\n"
+    );
+    let path = || engine.json(&["show", "paths", "--json"])[0].clone();
+    assert_eq!((path()["mode"].as_str(), path()["max_smtp_out"].as_u64()), (Some("backoff"), Some(3)));
+    ok(&engine, &["set", "queue", "--mode", "normal", "d.test"]);
+    assert!(path()["mode"].as_str().unwrap().starts_with("normal"));
+
+    ok(&engine, &["disable", "source", "127.0.6.1", "e.test/a"]);
+    send(&engine, "four@e.test", "a");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(r.message_to("four@e.test").is_none());
+    let why = ok(&engine, &["why", "e.test/a"]);
+    assert!(why.contains("source addresses") && why.contains("disabled: 127.0.6.1"), "{why}");
+    ok(&engine, &["enable", "source", "127.0.6.1", "*/*"]);
+    eventually("it goes", WAIT, || r.message_to("four@e.test").is_some());
+}
+
+#[test]
+fn why_names_the_directive_and_the_line_that_hold_a_queue_back() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n retry-after 1h\n</domain>\n<domain slow.test>\n max-msg-rate 20/m\n</domain>",
+            r.hosts()
+        ),
+    );
+    let line = std::fs::read_to_string(engine.path().join("sluice.conf")).unwrap();
+    let line = 1 + line.lines().position(|l| l.contains("max-msg-rate 20/m")).unwrap();
+    for n in 0..20 {
+        send(&engine, &format!("u{n}@slow.test"), "{default}");
+    }
+    r.script(|s| s.greeting = "421 4.3.2 not now");
+    let id = send(&engine, "v@down.test", "{default}");
+    std::thread::sleep(Duration::from_secs(5));
+    let why = ok(&engine, &["why", "slow.test"]);
+    let expected = format!("message rate: max-msg-rate 20/m ({}:{line})", engine.path().join("sluice.conf").display());
+    assert!(why.contains(&expected) && why.contains("% of the last 5 min"), "{why}\n{expected}");
+    let down = engine.json(&["why", "down.test", "--json"]);
+    let now = &down[0]["now"][0];
+    assert_eq!((now["cause"].as_str(), now["directive"].as_str()), (Some("retry"), Some("retry-after")));
+    assert!(now["detail"].as_str().unwrap().contains("not now"), "{now}");
+    // The same by the id of a message.
+    let id = id.split(|c: char| !c.is_ascii_alphanumeric()).find(|w| w.len() == 26).unwrap_or_else(|| panic!("{id}"));
+    let by_id = engine.json(&["why", id, "--json"]);
+    assert_eq!(by_id[0]["queue"].as_str(), Some("down.test/{default}"));
+    assert_eq!(engine.sluice(&["why", "nobody.test"]).status.code(), Some(1));
+}

@@ -1,0 +1,207 @@
+//! `sluice why`: what holds a queue back, with the directive and line that say so.
+
+use std::rc::Rc;
+
+use ipc::message::{ArchivedEnvelope, MessageId};
+use ipc::operator::{WhyCause, WhyRow};
+use ipc::queue_orders::QueuePattern;
+use ipc::rules::{DomainKey, Rate};
+
+use crate::clock;
+use crate::deliver::connection::load;
+use crate::schedule::cause::{self, Cause};
+use crate::schedule::{Path, Queue, QueueId, Scheduler};
+use crate::shard::{NO_VMTA, Shard};
+
+/// Queues with work that an answer tells of.
+const ROWS_MAX: usize = 1000;
+
+/// Counts a second for a queue that has work.
+pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
+    let Some(q) = s.queues.get(id).filter(|q| q.recipients > 0) else { return };
+    let cause = of_queue(s, id, q, now_ms);
+    if let Some(q) = s.queues.get_mut(id) {
+        q.history.count(cause, now_ms);
+    }
+}
+
+/// The cause of a queue is that of the path which is held up least.
+fn of_queue(s: &Scheduler, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
+    let of_path = |p: &crate::schedule::queue::Puller| {
+        let path = s.paths.get(p.path)?;
+        Some(cause::of_path(q, path, s.may_pull(id, p.path, now_ms), NO_VMTA, now_ms))
+    };
+    let none = if q.paused {
+        Cause::Paused
+    } else if q.ready.is_empty() {
+        Cause::Recipients
+    } else {
+        Cause::Connecting
+    };
+    q.pullers.iter().filter_map(of_path).min().unwrap_or(none)
+}
+
+/// Rows for queues that match and have work.
+pub fn of_queues(shard: &Shard, of: &QueuePattern) -> Vec<WhyRow> {
+    let s = shard.scheduler.borrow();
+    let path_is_meant = |q: &Queue| {
+        let mut paths = q.pullers.iter().filter_map(|p| s.paths.get(p.path));
+        paths.any(|p| of.matches(&p.destination, &p.vmta_name))
+    };
+    let meant = |q: &Queue| of.matches(&q.destination, &q.via) || path_is_meant(q);
+    let queues = s.queues.iter().filter(|(_, q)| q.recipients > 0 && meant(q));
+    queues.take(ROWS_MAX).map(|(id, q)| row(shard, &s, id, q)).collect()
+}
+
+/// Rows for the queues that a message waits in.
+pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
+    let at_ms = i64::from_be_bytes(std::array::from_fn(|i| if i < 2 { 0 } else { id.0[i - 2] }));
+    let candidates: Vec<(u32, u64)> = {
+        let s = shard.scheduler.borrow();
+        s.messages.iter().filter(|(_, m)| m.received_ms == at_ms).map(|(slot, m)| (slot as u32, m.key)).collect()
+    };
+    let mut rows = Vec::new();
+    for (slot, key) in candidates {
+        let Ok(content) = load(shard, slot, key).await else { continue };
+        let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
+        if e.id.0 != id.0 {
+            continue;
+        }
+        let s = shard.scheduler.borrow();
+        let has = |q: &Queue| {
+            q.ready.iter().any(|e| e.slot == slot) || q.waiting.iter().any(|std::cmp::Reverse((_, e))| e.slot == slot)
+        };
+        rows.extend(s.queues.iter().filter(|(_, q)| has(q)).map(|(id, q)| row(shard, &s, id, q)));
+    }
+    rows
+}
+
+fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
+    let now = clock::now_ms();
+    let first = q.pullers.first().and_then(|p| s.paths.get(p.path));
+    let explained = |cause: Cause, p: Option<&Path>| {
+        let directive = p.map_or("", |p| cause::directive(cause, p.mode));
+        let (value, origin) =
+            p.map_or_else(Default::default, |p| (value_of(cause, p), origin_of(shard, q, p, directive)));
+        WhyCause {
+            cause: word(cause).to_owned(),
+            percent: 0,
+            path: p.map(Path::name).unwrap_or_default(),
+            directive: directive.to_owned(),
+            value,
+            origin,
+            detail: detail(cause, q, p, now),
+        }
+    };
+    let shares = q.history.shares().into_iter().map(|(c, percent)| WhyCause { percent, ..explained(c, first) });
+    let paths = q.pullers.iter().filter_map(|p| {
+        let path = s.paths.get(p.path)?;
+        let c = cause::of_path(q, path, s.may_pull(id, p.path, now), NO_VMTA, now);
+        Some(explained(c, Some(path)))
+    });
+    WhyRow {
+        queue: q.name(),
+        shard: shard.number,
+        recipients: q.recipients,
+        oldest_s: if q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
+        last_5_min: shares.collect(),
+        now: paths.collect(),
+    }
+}
+
+fn word(c: Cause) -> &'static str {
+    match c {
+        Cause::Receiver => "receiver",
+        Cause::Connecting => "connecting",
+        Cause::MaxSmtpOut => "connections",
+        Cause::MaxMsgRate | Cause::MaxMsgPerHour => "message rate",
+        Cause::MaxDataVolumeRate => "volume rate",
+        Cause::MaxConnectRate => "connection rate",
+        Cause::ConnectPause => "pause between connections",
+        Cause::SharedLimit => "shared limit",
+        Cause::Source => "source addresses",
+        Cause::Retry => "retry",
+        Cause::Recipients => "recipients wait",
+        Cause::Pool => "other members first",
+        Cause::Paused => "paused",
+        Cause::NoVirtualMta => "no virtual MTA",
+        Cause::Moving => "moving",
+    }
+}
+
+fn shown_rate(r: Rate) -> String {
+    let s = r.per.as_secs();
+    let window = match s {
+        1 => "s".to_owned(),
+        60 => "m".to_owned(),
+        3600 => "h".to_owned(),
+        86_400 => "d".to_owned(),
+        s => format!("{s}s"),
+    };
+    format!("{}/{window}", r.count)
+}
+
+fn value_of(c: Cause, p: &Path) -> String {
+    let l = p.limits();
+    match c {
+        Cause::MaxSmtpOut => l.smtp_out.to_string(),
+        Cause::MaxMsgRate => shown_rate(l.msg_rate),
+        Cause::MaxMsgPerHour => l.msg_per_hour.count.to_string(),
+        Cause::MaxDataVolumeRate => shown_rate(l.data_volume_rate),
+        Cause::MaxConnectRate => shown_rate(l.connect_rate),
+        Cause::ConnectPause => format!("{}s", p.rules.smtp_out_rampup_interval.as_secs()),
+        Cause::Recipients => format!("{}s", p.rules.retry_recipients_after.as_secs()),
+        Cause::Retry => {
+            p.rules.retry_waits(p.mode).iter().map(|d| format!("{}s", d.as_secs())).collect::<Vec<_>>().join(",")
+        }
+        _ => String::new(),
+    }
+}
+
+fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
+    let time = |at_ms: i64| crate::local_time(at_ms / 1000, "%Y-%m-%d %H:%M:%S");
+    let Some(p) = p else { return String::new() };
+    let failure = || p.last_failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
+    let backoff = match p.mode {
+        ipc::backoff::Mode::Backoff => {
+            format!(", in backoff since {} until {}", time(p.mode_since_ms), time(p.mode_until_ms))
+        }
+        _ => String::new(),
+    };
+    let text = match c {
+        Cause::Receiver => format!("{} connections, {} of them idle", p.connections, p.idle),
+        Cause::Connecting => format!("{} connections are being opened{}", p.connecting, failure()),
+        Cause::Retry => format!("until {}{}", time(p.retry_at_ms), failure()),
+        Cause::Recipients => {
+            let due = q.waiting.peek().map(|std::cmp::Reverse((due, _))| i64::from(*due) * 1000);
+            let last = q.last_failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
+            due.map_or_else(String::new, |at| format!("the first until {}{last}", time(at)))
+        }
+        Cause::Source => {
+            let off = p.sources.iter().filter(|s| s.disabled_until_ms > now_ms).map(|s| s.ip.to_string());
+            format!("disabled: {}", off.collect::<Vec<_>>().join(", "))
+        }
+        Cause::SharedLimit => p.blocked_by.to_owned(),
+        Cause::ConnectPause => format!("until {}{}", time(p.connect_again_ms), failure()),
+        Cause::Pool => format!("health {:.2}{}", p.health, failure()),
+        Cause::Paused => "by an operator; `sluice resume queue`".to_owned(),
+        _ => String::new(),
+    };
+    text + &backoff
+}
+
+/// File and line of the directive's value in force; empty where it is the default.
+fn origin_of(shard: &Shard, q: &Queue, p: &Path, directive: &str) -> String {
+    let Some(key) = DomainKey::named(directive) else { return String::new() };
+    let config = shard.config();
+    let s = config.snapshot.get();
+    let mut found = None;
+    s.layers.each(&q.destination, s.pool_of(p.vmta), p.vmta, |_, _, _, x| {
+        if x.key.to_native() == key as u16 {
+            found = Some((x.file.to_native(), x.line.to_native()));
+        }
+    });
+    found.map_or_else(String::new, |(file, line)| {
+        format!("{}:{line}", s.files.get(usize::from(file)).map_or("", |f| f.as_str()))
+    })
+}
