@@ -315,6 +315,12 @@ rules! {
         "pool-adaptive" PoolAdaptive pool_adaptive: bool = true;
         "pool-floor" PoolFloor pool_floor: u64 = 1;
         "pool-probe-interval" PoolProbeInterval pool_probe_interval: Duration = Duration::from_secs(10);
+        "type" DeliveryType delivery_type: u64 = 0;
+        "discard-as-bounce" DiscardAsBounce discard_as_bounce: bool = false;
+        "file-format" FileFormat file_format: u64 = 0;
+        "file-destination" FileDestination file_destination: String = String::new();
+        "command" Command command: String = String::new();
+        "macro-variables-preserve-case" MacroVariablesPreserveCase macro_variables_preserve_case: bool = false;
         "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
     }
 }

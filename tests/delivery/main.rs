@@ -8,6 +8,7 @@ mod pools;
 mod source_addresses;
 mod tls;
 mod transactions;
+mod types;
 
 use std::time::Duration;
 

@@ -84,7 +84,11 @@ fn delivery_type<'s>(all: &mut Vec<Diagnostic>, s: &Statement, get: &impl Fn(&st
     let Some(kind) = get("type") else { return };
     let needs = match kind.value.to_ascii_lowercase().as_str() {
         "pipe" => "command",
-        "http-delivery" => "http-delivery-url",
+        "http-delivery" => {
+            let message = "type http-delivery is not in force yet: mail waits";
+            all.push(Diagnostic::warning(kind.at, "pending", message, ""));
+            "http-delivery-url"
+        }
         "file" => "file-destination",
         _ => return,
     };

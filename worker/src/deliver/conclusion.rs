@@ -11,6 +11,7 @@ use spool::layout::UpdateEntry;
 use spool::{RecipientState, Settled};
 
 use super::connection::{Path, load, path_of_queue};
+use super::local::Type;
 use super::mode;
 use super::session::Session;
 use crate::account::record::{self, Row};
@@ -232,7 +233,7 @@ fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &At
             if failed { bounce_category::of(&v.status, &v.diagnostic).to_owned() } else { String::new() },
             record::source_type(&e.source_type).to_owned(),
             record::source_mta(e),
-            "smtp".to_owned(),
+            Type::of(path.rules.delivery_type).name().to_owned(),
             at.local.clone(),
             at.ip.clone(),
             at.extensions.clone(),

@@ -55,6 +55,33 @@ pub(super) struct Path {
     ear: Rc<Ear>,
 }
 
+impl Path {
+    /// Takes the rules in force; false when the path has to rest.
+    pub(super) fn refresh(&mut self, shard: &Shard) -> bool {
+        let s = shard.scheduler.borrow();
+        let Some(p) = s.paths.get(self.id) else { return false };
+        if !Rc::ptr_eq(&self.rules, &p.rules) {
+            self.rules = Rc::clone(&p.rules);
+            let config = shard.config();
+            let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
+            self.rates = SharedRates::of(&p.rules, vmta, &p.destination);
+        }
+        !(p.held || p.paused || p.has_surplus())
+    }
+
+    /// Notes which queue the batch in hand is from.
+    pub(super) fn carries(&mut self, shard: &Shard, queue: QueueId) {
+        self.queue = queue;
+        let s = shard.scheduler.borrow();
+        self.pool = s.queues.get(queue).map_or_else(|| Rc::from(""), |q| Rc::from(q.pool()));
+    }
+
+    /// Rates over all shards.
+    pub(super) fn rates(&self) -> &SharedRates {
+        &self.rates
+    }
+}
+
 /// Source addresses of a virtual MTA.
 pub(super) fn source_addresses(shard: &Shard, vmta: u32) -> Vec<IpAddr> {
     let config = shard.config();
@@ -151,6 +178,10 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
 
 /// Opens a connection of path `id`, counted as connecting, and serves it.
 pub async fn run(shard: Rc<Shard>, id: PathId) {
+    let without_smtp = shard.scheduler.borrow().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
+    if without_smtp {
+        return run_without_smtp(shard, id).await;
+    }
     match connect(&shard, id).await {
         Ok(Some((mut path, session, held))) => {
             {
@@ -180,6 +211,39 @@ pub async fn run(shard: Rc<Shard>, id: PathId) {
     }
     shard.connections.set(shard.connections.get() - 1);
     shard.pump(id);
+}
+
+/// What is not delivered by SMTP needs no host, and counts as a connection all the same.
+async fn run_without_smtp(shard: Rc<Shard>, id: PathId) {
+    let count = |open: bool| {
+        if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
+            p.connecting -= u32::from(open);
+            p.connections = if open { p.connections + 1 } else { p.connections - 1 };
+        }
+    };
+    count(true);
+    shard.connections.set(shard.connections.get() + 1);
+    if let Some(mut path) = for_local_delivery(&shard, id) {
+        super::local::serve(&shard, &mut path).await;
+    }
+    shard.connections.set(shard.connections.get() - 1);
+    count(false);
+    shard.pump(id);
+}
+
+fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
+    let config = shard.config();
+    let (queue, rates) = {
+        let s = shard.scheduler.borrow();
+        let p = s.paths.get(id)?;
+        let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
+        (p.queues.first().copied()?, SharedRates::of(&p.rules, vmta, &p.destination))
+    };
+    let path = path_of_queue(shard, queue)?;
+    let s = shard.scheduler.borrow();
+    let p = s.paths.get(id)?;
+    let (name, vmta, vmta_name, rules) = (p.name(), p.vmta, Rc::clone(&p.vmta_name), Rc::clone(&p.rules));
+    Some(Path { id, name, vmta, vmta_name, rules, rates, ..path })
 }
 
 /// A limit is reached.
@@ -449,19 +513,9 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
     let (mut messages, mut errors) = (0u64, 0u64);
     loop {
-        let surplus = {
-            let sch = shard.scheduler.borrow();
-            let Some(p) = sch.paths.get(path.id) else { return };
-            if !Rc::ptr_eq(&path.rules, &p.rules) {
-                path.rules = Rc::clone(&p.rules);
-                let config = shard.config();
-                let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-                path.rates = SharedRates::of(&p.rules, vmta, &p.destination);
-            }
-            p.held || p.paused || p.has_surplus()
-        };
+        let may_go_on = path.refresh(shard);
         let max = path.rules.max_msg_per_connection;
-        if shard.stopping() || surplus || (max != 0 && messages >= max) {
+        if shard.stopping() || !may_go_on || (max != 0 && messages >= max) {
             break;
         }
         let now_ns = clock::now_ns() as i64;
@@ -471,13 +525,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
         match next {
             Next::Send(batch) => {
                 paths::note_rate(shard, path.id);
-                path.queue = batch.queue;
-                path.pool = shard
-                    .scheduler
-                    .borrow()
-                    .queues
-                    .get(batch.queue)
-                    .map_or_else(|| Rc::from(""), |q| Rc::from(q.pool()));
+                path.carries(shard, batch.queue);
                 let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors).await;
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;

@@ -1,0 +1,87 @@
+//! `type discard`, `file` and `pipe`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tests::engine::Engine;
+use tests::{accounting, eventually};
+
+use super::{row, send};
+
+fn files(dir: &PathBuf) -> Vec<String> {
+    let Ok(all) = std::fs::read_dir(dir) else { return Vec::new() };
+    let named = |p: &PathBuf| p.extension().is_some_and(|e| e == "msg");
+    all.flatten().map(|f| f.path()).filter(named).map(|p| std::fs::read_to_string(p).unwrap()).collect()
+}
+
+#[test]
+fn mail_is_discarded_and_accounted() {
+    let engine = Engine::start(
+        1,
+        "<domain gone.test>\n type discard\n</domain>\n<domain bounced.test>\n type discard\n discard-as-bounce yes\n</domain>\n\
+         <domain silent.test>\n type discard\n disable-acct-records d\n</domain>",
+    );
+    send(&engine, &["a@gone.test", "b@bounced.test", "c@silent.test"]);
+    let d = accounting::cells(&row(&engine, "d", "a@gone.test"));
+    assert_eq!((d[6].as_str(), d[13].as_str()), ("relayed", "discard"));
+    assert!(row(&engine, "b", "b@bounced.test").contains("discarded"));
+    eventually("nothing waits", Duration::from_secs(10), || engine.queued() == 0);
+    assert!(!accounting::lines(engine.path()).iter().any(|l| l.contains("silent.test")));
+}
+
+#[test]
+fn mail_is_written_to_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let rules = |domain: &str, format: &str, to: &str| {
+        format!(
+            "<domain {domain}>\n type file\n file-format {format}\n file-destination \"{}\"\n</domain>\n",
+            at(to).display()
+        )
+    };
+    let config = rules("plain.test", "newfile-plain", "plain/$user")
+        + &rules("pickup.test", "newfile-pickup", "pickup")
+        + &rules("mbox.test", "append-mbox", "$domain.mbox")
+        + &rules("bad.test", "append-mbox", "plain/u")
+        + "<domain *>\n retry-recipients-after 1s\n</domain>";
+    let engine = Engine::start(1, &config);
+    send(&engine, &["U+x@plain.test", "/evil@plain.test", "v@pickup.test", "w@mbox.test", "x@mbox.test"]);
+    for to in ["U+x@plain.test", "/evil@plain.test", "v@pickup.test", "w@mbox.test", "x@mbox.test"] {
+        assert_eq!(accounting::cells(&row(&engine, "d", to))[13], "file");
+    }
+    assert!(files(&at("plain/u"))[0].contains("Subject: x\n\nx"));
+    assert_eq!(files(&at("plain/_evil")).len(), 1);
+    assert!(files(&at("pickup"))[0].starts_with("x-sender: s@sender.test\nx-receiver: v@pickup.test\n"));
+    let mbox = std::fs::read_to_string(at("mbox.test.mbox")).unwrap();
+    assert_eq!(mbox.matches("From s@sender.test ").count(), 2, "{mbox}");
+    // What cannot be written waits: the mbox is a folder.
+    send(&engine, &["y@bad.test"]);
+    assert!(row(&engine, "t", "y@bad.test").contains("cannot write"));
+}
+
+#[test]
+fn mail_is_fed_to_programs_whose_exit_code_decides() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("take.sh");
+    let text = "#!/bin/sh\ncat > \"$1/$2.out\"\necho \"$3\" > \"$1/$2.args\"\ncase $2 in nobody) exit 67;; later) exit 75;; esac\n";
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n type pipe\n command \"{} {} $$user \\\"$to from $from\\\"\"\n retry-recipients-after 1h\n</domain>",
+            program.display(),
+            dir.path().display()
+        )
+        .replace("$$user", "$user"),
+    );
+    send(&engine, &["one@d.test", "nobody@d.test", "later@d.test"]);
+    let d = accounting::cells(&row(&engine, "d", "one@d.test"));
+    assert_eq!(d[13], "pipe");
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    assert!(read("one.out").ends_with("Subject: x\n\nx\n"), "{:?}", read("one.out"));
+    assert_eq!(read("one.args"), "one@d.test from s@sender.test\n");
+    assert!(row(&engine, "b", "nobody@d.test").contains("5.1.1"));
+    assert!(row(&engine, "t", "later@d.test").contains("4.0.0"));
+}
