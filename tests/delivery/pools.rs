@@ -115,6 +115,29 @@ fn mail_does_not_wait_behind_a_member_that_cannot_connect() {
 }
 
 #[test]
+fn a_greeting_that_refuses_makes_the_members_rest_and_loses_no_mail() {
+    let (r, engine) = start(&[1, 1], "retry-after 3s");
+    r.script(|s| s.greeting = "554 5.7.1 blocked");
+    load(&engine, 0, 5);
+    std::thread::sleep(Duration::from_secs(2));
+    let connections = r.with(|s| s.connections);
+    assert!((2..=4).contains(&connections), "{connections} connections in 2 s");
+    assert_eq!(engine.queued(), 5);
+    r.script(|s| s.greeting = "220 receiver.test");
+    eventually("all arrive", WAIT, || r.unique() == 5);
+}
+
+#[test]
+fn a_rate_over_all_shards_that_asks_to_wait_opens_no_connections_meanwhile() {
+    let (r, engine) = start(&[1], "destination-max-msg-rate 6/m");
+    load(&engine, 0, 3);
+    eventually("the first goes", WAIT, || r.unique() == 1);
+    std::thread::sleep(Duration::from_secs(4));
+    let connections = r.with(|s| s.connections);
+    assert!(connections <= 2, "{connections} connections for one message");
+}
+
+#[test]
 fn without_adaptation_weights_alone_count() {
     let (r, engine) = start(&[1, 1], "pool-adaptive no\n max-smtp-out 2\n retry-recipients-after 1h");
     r.script(|s| {

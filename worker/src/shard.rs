@@ -334,6 +334,7 @@ impl Shard {
             }
             if index != NO_VMTA {
                 p.rules = way.rules;
+                p.limits_changed(clock::now_ms());
             }
             p.matches.clear();
             // Connections that wait look at their new limits.
@@ -480,12 +481,25 @@ impl Shard {
                 let destination = e.recipients[start].destination.as_str();
                 let same = e.recipients[start..].iter().take_while(|r| r.destination.as_str() == destination).count();
                 let id = self.queue_for(s, destination, &e.vmta);
+                if e.moved.is_some() || e.handoff.is_some() {
+                    self.was_accepted_before(s, id);
+                }
                 s.enqueue(id, Entry { slot, start: start as u16, end: (start + same) as u16 }, due, now);
                 touched.push(id);
                 start += same;
             }
         }
         touched.into_iter().for_each(|id| self.pump_queue(id));
+    }
+
+    /// When mail of queue `id` was accepted its virtual MTA was there, or the reply would have
+    /// been another: where it is not any more, it waits.
+    fn was_accepted_before(&self, s: &mut Scheduler, id: QueueId) {
+        if s.queues.get(id).is_some_and(|q| q.members.first().is_some_and(|m| m.vmta == NO_VMTA))
+            && let Some(path) = self.path_for(s, id, 0).and_then(|p| s.paths.get_mut(p))
+        {
+            path.orphaned = true;
+        }
     }
 
     /// Queues a message that was found when the spool opened.
@@ -525,10 +539,7 @@ impl Shard {
                 .count();
             let id = self.queue_for(s, &first.destination, &r.vmta);
             let entry = Entry { slot, start: first.index, end: first.index + same as u16 };
-            // When it was accepted its virtual MTA was there, or the reply would have been another.
-            if let Some(path) = self.path_for(s, id, 0).and_then(|p| s.paths.get_mut(p)).filter(|p| p.vmta == NO_VMTA) {
-                path.orphaned = true;
-            }
+            self.was_accepted_before(s, id);
             s.enqueue(id, entry, first.due_unix_ms, now);
             at += same;
         }
@@ -588,8 +599,19 @@ impl Shard {
     pub fn path_for(&self, s: &mut Scheduler, id: QueueId, member: usize) -> Option<PathId> {
         let config = self.config.borrow();
         let destination = Rc::clone(&s.queues.get(id)?.destination);
-        let (path, new) = s.path_of(id, member, |m| config.rules(&destination, m.vmta))?;
+        // By name: the queue may remember an index of a configuration before.
+        let mut lost = false;
+        let (path, new) = s.path_of(id, member, |m| {
+            if m.vmta == NO_VMTA {
+                return (NO_VMTA, config.rules(&destination, NO_VMTA));
+            }
+            let way = config.way(&destination, &m.name);
+            let vmta = way.members.first().filter(|_| !way.of_pool).map_or(NO_VMTA, |m| m.vmta);
+            lost = vmta == NO_VMTA;
+            (vmta, way.rules)
+        })?;
         if let Some(p) = s.paths.get_mut(path).filter(|_| new) {
+            p.orphaned = lost;
             paths::admit(self, p);
             crate::switches::apply_to_path(self, p);
         }
@@ -632,7 +654,12 @@ impl Shard {
             let mut s = self.scheduler.borrow_mut();
             let now = clock::now_ms();
             let now_ns = clock::now_ns() as i64;
-            let Some(queues) = s.paths.get(id).filter(|p| !p.held).map(|p| p.queues.clone()) else { return false };
+            let Some((held, queues)) = s.paths.get(id).map(|p| (p.held, p.queues.clone())) else { return false };
+            if held {
+                // Mail that came late for a destination that moved away follows it.
+                self.foreign.notify_one();
+                return false;
+            }
             let backlog: u64 = queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id)).sum();
             let Some(p) = s.paths.get_mut(id) else { return false };
             if backlog == 0 {
@@ -707,7 +734,10 @@ impl Shard {
             };
             match waits {
                 // A path that let others go first, whose probe is due, or whose connections hang.
-                Some(false) => self.pump_pullers(id),
+                Some(false) => {
+                    self.pump_pullers(id);
+                    self.pump_another_member(id);
+                }
                 Some(true) => self.pump_queue(id),
                 None => {}
             }
@@ -728,6 +758,19 @@ impl Shard {
             }
         }
         paths::sweep(self, now);
+    }
+
+    /// Lets one more member of a pool pull from queue `id`.
+    fn pump_another_member(self: &Rc<Self>, id: QueueId) {
+        let path = {
+            let mut s = self.scheduler.borrow_mut();
+            let Some(q) = s.queues.get(id).filter(|q| q.pullers.len() < q.members.len()) else { return };
+            let new = (0..q.members.len()).find(|m| !q.pullers.iter().any(|p| p.member == *m));
+            new.and_then(|m| self.path_for(&mut s, id, m))
+        };
+        if let Some(p) = path {
+            self.pump(p);
+        }
     }
 
     /// Pumps every path that has pulled from queue `id`.

@@ -147,6 +147,8 @@ fn set_source(shard: &Shard, paths: &[PathId], ip: &str, until_ms: i64) -> Resul
         let source = p.source(ip);
         changed += u64::from(source.disabled_until_ms != until_ms);
         source.disabled_until_ms = until_ms;
+        // Connections that wait look at it.
+        p.work.notify_waiters();
     }
     Ok((paths.len() as u64, changed))
 }

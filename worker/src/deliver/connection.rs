@@ -51,6 +51,8 @@ pub(super) struct Path {
     pub pool: Rc<str>,
     hello: String,
     source: Option<IpAddr>,
+    /// The connection is counted at its source address.
+    counted: bool,
     rates: SharedRates,
     ear: Rc<Ear>,
 }
@@ -66,7 +68,9 @@ impl Path {
             let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
             self.rates = SharedRates::of(&p.rules, vmta, &p.destination);
         }
-        !(p.held || p.paused || p.has_surplus())
+        let now = clock::now_ms();
+        let disabled = |ip| p.sources.iter().any(|s| s.ip == ip && s.disabled_until_ms > now);
+        !(p.held || p.paused || p.has_surplus() || self.source.is_some_and(disabled))
     }
 
     /// Notes which queue the batch in hand is from.
@@ -133,7 +137,8 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
     if hello.is_empty() {
         hello.clone_from(&config.global.host_name);
     }
-    if let Some(ip) = source.filter(|_| p.limits_sources()) {
+    let counted = source.is_some() && p.limits_sources();
+    if let Some(ip) = source.filter(|_| counted) {
         let rate = p.rules.source_ip_max_connect_rate.of(ip);
         let s = p.source(ip);
         s.connections += 1;
@@ -152,6 +157,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         pool: Rc::from(""),
         hello,
         source,
+        counted,
     }))
 }
 
@@ -171,6 +177,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         pool: Rc::from(q.pool()),
         hello: String::new(),
         source: None,
+        counted: false,
         rates: SharedRates::default(),
         ear: Ear::new(None),
     })
@@ -281,7 +288,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
 /// A connection is not one of its source address any more.
 fn leave_source(shard: &Shard, path: &Path) {
     let mut s = shard.scheduler.borrow_mut();
-    if let (Some(p), Some(ip)) = (s.paths.get_mut(path.id), path.source)
+    if let (Some(p), Some(ip), true) = (s.paths.get_mut(path.id), path.source, path.counted)
         && let Some(source) = p.sources.iter_mut().find(|s| s.ip == ip)
     {
         source.connections = source.connections.saturating_sub(1);
@@ -298,7 +305,9 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
             let text = format!("{text} any more; its mail waits until it is back, or for invalid-virtual-mta-fallback");
             queue_failed(shard, path, Failure::own("4.3.5", text));
         } else {
-            bounce_queues(shard, path, &Failure::own("5.3.5", text)).await;
+            let failure = Failure::own("5.3.5", text);
+            bounce_queues(shard, path, &failure).await;
+            rest_for_others(shard, path, failure);
         }
         return None;
     }
@@ -311,7 +320,9 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
             let queues = shard.scheduler.borrow().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
             for id in queues {
                 let of_queue = path_of_queue(shard, id);
-                if let Some(of_queue) = of_queue {
+                // Others may have emptied it meanwhile, and its number may be another queue's.
+                let serves = shard.scheduler.borrow().paths.get(path.id).is_some_and(|p| p.queues.contains(&id));
+                if let Some(of_queue) = of_queue.filter(|_| serves) {
                     bounce_queue(shard, &of_queue, id, &failure).await;
                 }
             }
@@ -371,7 +382,9 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
                         }
                         Some(Route::BounceQueue) => {
                             let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
-                            bounce_queues(shard, path, &Failure { verdict, ..failure }).await;
+                            let failure = Failure { verdict, ..failure };
+                            bounce_queues(shard, path, &failure).await;
+                            rest_for_others(shard, path, failure);
                             return None;
                         }
                         Some(Route::DeferQueue) => {
@@ -382,6 +395,7 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
                     }
                     if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
                         bounce_queues(shard, path, &failure).await;
+                        rest_for_others(shard, path, failure);
                         return None;
                     }
                     last = Some(failure);
@@ -406,6 +420,20 @@ async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session
     };
     queue_failed(shard, path, last.unwrap_or_else(none_left));
     None
+}
+
+/// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:
+/// the other members carry on.
+fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+    let shared = {
+        let s = shard.scheduler.borrow();
+        let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
+        queues.iter().any(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1))
+    };
+    if shared {
+        let verdict = Verdict { outcome: Outcome::Deferred, ..failure.verdict };
+        queue_failed(shard, path, Failure { verdict, ..failure });
+    }
 }
 
 /// Applies what the rules say of all replies since the last time, and answers what is to become

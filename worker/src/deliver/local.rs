@@ -65,6 +65,7 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
         let next = shard.scheduler.borrow_mut().next(path.id, None, now_ns, &mut shared);
         // A rate that asks to wait has set the path's timer.
         let Next::Send(batch) = next else { return };
+        crate::route::paths::note_rate(shard, path.id);
         path.carries(shard, batch.queue);
         attempt(shard, path, batch).await;
         tokio::task::yield_now().await;

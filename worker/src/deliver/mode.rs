@@ -132,7 +132,12 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
 pub(super) async fn bounce_queues(shard: &Rc<Shard>, path: &Path, failure: &Failure) {
     let queues = shard.scheduler.borrow().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
     for id in queues {
-        let alone = shard.scheduler.borrow().queues.get(id).is_some_and(|q| q.members.len() == 1);
+        let alone = {
+            let s = shard.scheduler.borrow();
+            // Others may have emptied it meanwhile, and its number may be another queue's.
+            let serves = s.paths.get(path.id).is_some_and(|p| p.queues.contains(&id));
+            serves && s.queues.get(id).is_some_and(|q| q.members.len() == 1)
+        };
         if alone && let Some(p) = path_of_queue(shard, id) {
             bounce_queue(shard, &p, id, failure).await;
         }

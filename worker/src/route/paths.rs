@@ -194,6 +194,10 @@ pub fn keep_all(shard: &Shard) {
             forgotten(shard, p);
         }
     }
+    // What was inherited and met no mail here is passed on as it came.
+    for (key, i) in shard.paths.inherited.borrow().iter().filter(|(_, i)| !i.noted) {
+        shard.spool.put(key, archive(&i.state).to_vec());
+    }
 }
 
 /// Claims, under the map in force, what other shards delivered before.
@@ -303,6 +307,11 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
                 } else {
                     paths.extend(state_of(p, now));
                 }
+            }
+            {
+                let inherited = shard.paths.inherited.borrow();
+                let theirs = inherited.values().filter(|i| map.owner(&i.state.destination) == claimant);
+                paths.extend(theirs.map(|i| i.state.clone()));
             }
             if told != Some(busy.len()) {
                 told = Some(busy.len());

@@ -19,6 +19,8 @@ pub type PathId = usize;
 const DELIVERIES_PER_STEP: u32 = 10;
 /// Busy connections of which none took anything for so long are taken to be held up, milliseconds.
 const STUCK_MS: i64 = 1000;
+/// How long what receivers said of a path is remembered that has nothing to do, milliseconds.
+const REMEMBERED_MS: i64 = 3_600_000;
 /// Health below which a path is only probed.
 const PROBED_BELOW: f32 = 0.25;
 
@@ -182,7 +184,8 @@ impl Path {
             && self.connections == 0
             && self.connecting == 0
             && !self.paused
-            && self.mode == Mode::Normal
+            && (self.mode == Mode::Normal
+                || (self.mode != Mode::Backoff && now_ms - self.mode_since_ms > REMEMBERED_MS))
             && self.retry_at_ms <= now_ms
             && self.paces.busy_until_ns() / 1_000_000 <= now_ms
             && self.health >= PROBED_BELOW
@@ -223,6 +226,7 @@ impl Path {
                 if self.good_in_a_row >= DELIVERIES_PER_STEP {
                     self.good_in_a_row = 0;
                     self.mode = if step + 1 >= of { Mode::Normal } else { Mode::Returning { step: step + 1, of } };
+                    self.limits_changed(now_ms);
                 }
                 None
             }
@@ -262,21 +266,41 @@ impl Path {
             0 => Mode::Normal,
             of => Mode::Returning { step: 0, of },
         };
+        self.limits_changed(now_ms);
         Some(Turn::Left)
+    }
+
+    /// When its rates let the next recipient go, Unix milliseconds.
+    pub fn rates_ready_ms(&self) -> i64 {
+        let (l, p) = (self.limits(), &self.paces);
+        let of_msg = p.msg.ready_at_ns(l.msg_rate).max(p.hour.ready_at_ns(l.msg_per_hour));
+        (of_msg.max(p.volume.ready_at_ns(l.data_volume_rate)) + 999_999) / 1_000_000
     }
 
     /// When the next connection may be opened, as far as clocks and rates decide; Unix
     /// milliseconds.
     pub fn connect_at_ms(&self) -> i64 {
+        let ready_ns = self.paces.connect.ready_at_ns(self.limits().connect_rate);
+        let by_rates = self.rates_ready_ms().max((ready_ns + 999_999) / 1_000_000);
+        self.retry_at_ms.max(self.connect_again_ms).max(by_rates)
+    }
+
+    /// Limits changed: no window waits longer than the new one can ask for.
+    pub fn limits_changed(&mut self, now_ms: i64) {
         let l = self.limits();
-        let p = &self.paces;
-        let ready_ns = p
-            .msg
-            .ready_at_ns(l.msg_rate)
-            .max(p.hour.ready_at_ns(l.msg_per_hour))
-            .max(p.volume.ready_at_ns(l.data_volume_rate))
-            .max(p.connect.ready_at_ns(l.connect_rate));
-        self.retry_at_ms.max(self.connect_again_ms).max((ready_ns + 999_999) / 1_000_000)
+        let p = &mut self.paces;
+        let each = [
+            (&mut p.msg, l.msg_rate),
+            (&mut p.hour, l.msg_per_hour),
+            (&mut p.volume, l.data_volume_rate),
+            (&mut p.connect, l.connect_rate),
+        ];
+        for (pace, rate) in each {
+            pace.tat_ns = match rate.count {
+                0 => 0,
+                _ => pace.tat_ns.min(Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns),
+            };
+        }
     }
 
     /// New connections to open now for `backlog` entries that wait for this path.
@@ -424,6 +448,23 @@ mod tests {
         assert_eq!(p.wanted(1, 1_000), 1);
         p.connect_again_ms = 6_000;
         assert_eq!((p.wanted(1, 5_999), p.wanted(1, 6_000)), (0, 1));
+    }
+
+    #[test]
+    fn windows_of_backoff_do_not_last_in_normal_mode() {
+        let per_hour = |n| ipc::rules::Rate::per_hour(n);
+        let mut p = path(DomainRules {
+            backoff_max_msg_rate: Some(per_hour(1)),
+            max_msg_rate: ipc::rules::Rate { count: 10, per: Duration::from_secs(1) },
+            backoff_return_steps: 0,
+            ..Default::default()
+        });
+        let now = 1_000_000_000;
+        p.enter_backoff(now);
+        p.paces.msg.advance(p.limits().msg_rate, now * 1_000_000, 1);
+        assert!(p.rates_ready_ms() > now + 3_000_000);
+        p.leave_backoff(now);
+        assert!(p.rates_ready_ms() <= now + 1000, "{}", p.rates_ready_ms() - now);
     }
 
     #[test]

@@ -150,11 +150,12 @@ impl Scheduler {
     }
 
     /// The path by which a member of queue `id` serves it, made if it is new; and whether it is.
+    /// `rules` answers the virtual MTA's index of now, and its directives.
     pub fn path_of(
         &mut self,
         id: QueueId,
         member: usize,
-        rules: impl FnOnce(&Member) -> Rc<DomainRules>,
+        rules: impl FnOnce(&Member) -> (u32, Rc<DomainRules>),
     ) -> Option<(PathId, bool)> {
         let q = self.queues.get_mut(id)?;
         if let Some(p) = q.pullers.iter().find(|p| p.member == member) {
@@ -165,7 +166,8 @@ impl Scheduler {
         let (path, new) = match self.path_by_name.get(&key) {
             Some(path) => (*path, false),
             None => {
-                let p = Path::new(Rc::clone(&key.0), m.vmta, Rc::clone(&key.1), rules(m));
+                let (vmta, rules) = rules(m);
+                let p = Path::new(Rc::clone(&key.0), vmta, Rc::clone(&key.1), rules);
                 let path = self.paths.insert(p);
                 self.path_by_name.insert(key, path);
                 (path, true)
@@ -253,7 +255,8 @@ impl Scheduler {
 
     /// Lets recipients wait in their queue until `due_ms`, to the second above.
     fn wait(&mut self, id: QueueId, entry: Entry, due_ms: i64) {
-        let due_s = (due_ms + 999) / 1000;
+        // `never` lies behind the last second that fits.
+        let due_s = (due_ms.saturating_add(999) / 1000).clamp(0, i64::from(u32::MAX));
         if let Some(q) = self.queues.get_mut(id) {
             let sooner = q.waiting.peek().is_none_or(|Reverse((first, _))| i64::from(*first) > due_s);
             q.waiting.push(Reverse((due_s as u32, entry)));
@@ -326,9 +329,11 @@ impl Scheduler {
             return !rivals().any(|(_, r)| r.health > p.health && r.may_send(now_ms));
         }
         let Some(me) = q.pullers.iter().find(|x| x.path == path) else { return false };
-        // Nobody waits for one that is only probed.
-        let recent =
-            |r: &Path| r.connections > 0 && r.may_send(now_ms) && now_ms - r.pulled_ms < RECENT_MS && r.is_trusted();
+        // Nobody waits for one that is only probed, or that its own rates hold up.
+        let recent = |r: &Path| {
+            let may = r.connections > 0 && r.may_send(now_ms) && now_ms - r.pulled_ms < RECENT_MS;
+            may && r.is_trusted() && r.rates_ready_ms() <= now_ms
+        };
         let least = rivals().filter(|(_, r)| recent(r)).map(|(r, _)| r.pass).fold(f64::INFINITY, f64::min);
         me.pass <= least + LEAD_MESSAGES / share(q, me, p)
     }
@@ -398,6 +403,8 @@ impl Scheduler {
         let (taken, next_ns) = take_tokens(p, source, most, u64::from(m.body_len), now_ns, shared);
         if taken == 0 {
             let at_ms = (next_ns + 999_999) / 1_000_000;
+            // A connection that ends for it is not followed by another at once.
+            p.connect_again_ms = p.connect_again_ms.max(at_ms);
             self.wake_at(id, at_ms);
             return Next::Wait(at_ms);
         }
@@ -657,7 +664,7 @@ mod tests {
         let way = way(rules, &[("v", 1)]);
         let rules = Rc::clone(&way.rules);
         let id = s.queue("d.test", "v", || way);
-        s.path_of(id, 0, |_| rules);
+        s.path_of(id, 0, |m| (m.vmta, rules));
         let slot = s.add(Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, content: None });
         s.enqueue(id, Entry { slot, start: 0, end: n }, 0, 0);
         (s, id)
@@ -751,7 +758,7 @@ mod tests {
         let mut s = Scheduler::default();
         let id = s.queue("d.test", "pool", || way(DomainRules::default(), members));
         let paths: Vec<PathId> = (0..members.len())
-            .filter_map(|i| s.path_of(id, i, |_| Rc::new(DomainRules::default())).map(|(p, _)| p))
+            .filter_map(|i| s.path_of(id, i, |m| (m.vmta, Rc::new(DomainRules::default()))).map(|(p, _)| p))
             .collect();
         paths.iter().for_each(|p| s.paths[*p].connections = 1);
         for key in 0..n {
@@ -815,12 +822,37 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_is_not_as_slow_as_its_slowest_member() {
+        let (mut s, _, paths) = pool(&[("a", 1), ("b", 1)], 1000);
+        let rate = Rate { count: 2, per: Duration::from_secs(1) };
+        s.paths[paths[0]].rules = Rc::new(DomainRules { max_msg_rate: rate, ..Default::default() });
+        let got = shares(&mut s, &paths, 10_000, 900);
+        assert!(got[0] <= 20 && got[1] >= 850, "{got:?}");
+    }
+
+    #[test]
+    fn who_waits_for_ever_is_not_tried_at_once() {
+        let (mut s, id) = with(DomainRules::default(), 1);
+        let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
+        s.retry(id, b.slot, &[0], ipc::rules::NEVER_MS as i64);
+        assert_eq!(next(&mut s, id, 1_800_000_000_000_000_000), Next::Idle);
+    }
+
+    #[test]
+    fn a_shared_limit_that_asks_to_wait_opens_no_connection_meanwhile() {
+        let (mut s, id) = with(DomainRules::default(), 1);
+        let at_ms = 1_000_060_000;
+        assert_eq!(s.next(id, None, 1_000_000_000_000_000, &mut |_, _| (0, at_ms * 1_000_000)), Next::Wait(at_ms));
+        assert_eq!((s.paths[id].wanted(1, at_ms - 1), s.paths[id].wanted(1, at_ms)), (0, 1));
+    }
+
+    #[test]
     fn a_path_that_serves_two_queues_takes_from_them_in_turn() {
         let (mut s, id) = with(DomainRules::default(), 1);
         let rules = Rc::clone(&s.queues[id].rules);
         let way = Way { of_pool: true, ..way(DomainRules::default(), &[("v", 1)]) };
         let other = s.queue("d.test", "pool", || way);
-        assert_eq!(s.path_of(other, 0, |_| rules), Some((0, false)));
+        assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((0, false)));
         for key in 0..3 {
             let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, content: None };
             let slot = s.add(m);
