@@ -110,7 +110,8 @@ impl DomainRules {
         let smtp_out = self.backoff_max_smtp_out.or(p.map(|p| p.max_smtp_out)).unwrap_or(BACKOFF_SMTP_OUT);
         Limits {
             smtp_out: least(smtp_out, n.smtp_out),
-            msg_rate: self.backoff_max_msg_rate.or(p.map(|p| p.max_msg_rate)).unwrap_or(n.msg_rate),
+            // What a line says is meant; a policy is never faster than normal mode.
+            msg_rate: self.backoff_max_msg_rate.or(p.map(|p| slower(p.max_msg_rate, n.msg_rate))).unwrap_or(n.msg_rate),
             msg_per_hour: self.backoff_max_msg_per_hour.map_or(n.msg_per_hour, Rate::per_hour),
             data_volume_rate: self.backoff_max_data_volume_rate.unwrap_or(n.data_volume_rate),
             connect_rate: self.backoff_max_connect_rate.unwrap_or(n.connect_rate),
@@ -149,6 +150,12 @@ impl DomainRules {
 
 /// `backoff-max-smtp-out` where nothing sets it.
 const BACKOFF_SMTP_OUT: u64 = 20;
+
+/// The slower of two rates of which a count of 0 is unlimited.
+fn slower(a: Rate, b: Rate) -> Rate {
+    let over = |r: Rate, other: Rate| u128::from(r.count) * other.per.as_millis();
+    if b.count == 0 || (a.count > 0 && over(a, b) <= over(b, a)) { a } else { b }
+}
 
 /// The smaller of two counts of which 0 is unlimited.
 fn least(a: u64, b: u64) -> u64 {
@@ -216,6 +223,8 @@ mod tests {
         assert_eq!(r.backoff().msg_rate, per_minute(100));
         let r = DomainRules { backoff_policy: Some(1), max_smtp_out: 0, ..r };
         assert_eq!((r.backoff().smtp_out, r.backoff().msg_rate), (2, per_minute(20)));
+        let slow = DomainRules { max_msg_rate: Rate::per_hour(10), ..r.clone() };
+        assert_eq!(slow.backoff().msg_rate, Rate::per_hour(10));
         let r = DomainRules { backoff_max_smtp_out: Some(3), backoff_max_msg_rate: Some(per_minute(7)), ..r };
         assert_eq!((r.backoff().smtp_out, r.backoff().msg_rate), (3, per_minute(7)));
         assert_eq!(r.retry_waits(Mode::Backoff), [minutes(30)]);

@@ -143,6 +143,17 @@ fn windows_line_ends_and_unicode_are_read() {
 }
 
 #[test]
+fn a_quote_that_is_not_closed_swallows_no_block() {
+    let text = text_of(
+        "<domain y.test>\n command \"/bin/true\n max-smtp-out 6\n</domain>\n<domain z.test>\n command \"foo\"\n</domain>\n",
+    );
+    assert!(text.contains("expected a closing quote") && text.ends_with("1 error, 0 warnings\n"), "{text}");
+    // What a block inherits it need not say.
+    let text = text_of("<domain *>\n command \"/bin/true\"\n</domain>\n<domain x.test>\n type pipe\n</domain>\n");
+    assert!(text.ends_with("0 errors, 0 warnings\n"), "{text}");
+}
+
+#[test]
 fn a_web_port_that_a_listener_has_is_refused() {
     let text = text_of("smtp-listener 127.0.0.1:8081\nhttp-mgmt-port 8081\n");
     assert!(text.contains("port 8081 is that of the listener 127.0.0.1:8081, too"), "{text}");

@@ -248,6 +248,12 @@ fn members_of_a_pool_that_have_another_value_are_named() {
 }
 
 #[test]
+fn a_limit_that_a_pool_gives_is_traced_at_its_members() {
+    let config = "<virtual-mta v>\n</virtual-mta>\n<virtual-mta-pool p>\n virtual-mta v\n max-smtp-msg-rate 6/m\n</virtual-mta-pool>\n";
+    assert_eq!(layers_of(config, &["d.test", "v"], "max-smtp-msg-rate"), ("6/m".into(), "pool p".into()));
+}
+
+#[test]
 fn a_difference_is_an_object_for_scripts() {
     let dir = tempfile::tempdir().unwrap();
     file(dir.path(), "old.conf", "workers 1\n<domain d.test>\n max-smtp-out 5\n</domain>\n");

@@ -207,10 +207,12 @@ fn a_queue_is_bounced_or_deferred_as_a_whole_and_a_recipient_at_once() {
     assert_eq!(r.with(asked), 1);
 
     let (r, engine) = with(1, "/no such person/ bounce-rcpt", "", "");
-    r.script(|s| s.rcpt_reply = Some(("450 4.2.1 No such person", None)));
-    send(&engine, &["u@d.test"]);
-    let b = row(&engine, "b", "u@d.test");
-    assert!(b.contains("4.2.1") && b.contains("No such person"), "{b}");
+    for (reply, to) in [("450 4.2.1 No such person", "u@d.test"), ("421 4.2.1 No such person", "v@d.test")] {
+        r.script(|s| s.rcpt_reply = Some((reply, None)));
+        send(&engine, &[to]);
+        let b = row(&engine, "b", to);
+        assert!(b.contains("4.2.1") && b.contains("No such person"), "{b}");
+    }
 
     let (r, engine) = with(1, "/come back later/ defer-queue", "", "retry-after 3s\n max-smtp-out 1");
     r.script(|s| s.rcpt_reply = Some(("451 come back later", None)));

@@ -1,7 +1,7 @@
 //! What one shard owns, and the loop that keeps its queues moving.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -137,6 +137,12 @@ impl Config {
             seen.push(next);
         }
         seen.pop().unwrap_or_default()
+    }
+
+    /// Names of the members of a pool; none when it is no pool.
+    pub fn members_of(&self, pool: &str) -> HashSet<String> {
+        let index = self.snapshot.get().pool_by_name.get(pool).map(|i| i.to_native());
+        index.map(|i| self.members(i).iter().map(|m| m.name.as_ref().to_owned()).collect()).unwrap_or_default()
     }
 
     fn members(&self, pool: u32) -> Rc<[Member]> {

@@ -81,9 +81,12 @@ fn matching(shard: &Shard, of: &QueuePattern) -> (Vec<QueueId>, Vec<PathId>) {
     let s = shard.scheduler.borrow();
     let queues: Vec<QueueId> =
         s.queues.iter().filter(|(_, q)| of.matches(&q.destination, &q.via)).map(|(id, _)| id).collect();
-    let serves = |p: &Path| p.queues.iter().any(|q| queues.contains(q));
-    let named = |p: &Path| of.matches(&p.destination, &p.vmta_name);
-    let paths = s.paths.iter().filter(|(_, p)| named(p) || serves(p)).map(|(id, _)| id).collect();
+    let members = shard.config().members_of(&of.via);
+    let named = |p: &Path| {
+        of.matches(&p.destination, &p.vmta_name)
+            || (members.contains(&*p.vmta_name) && of.matches(&p.destination, &of.via))
+    };
+    let paths = s.paths.iter().filter(|(_, p)| named(p)).map(|(id, _)| id).collect();
     (queues, paths)
 }
 

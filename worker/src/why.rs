@@ -179,7 +179,10 @@ fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
         }
         Cause::Source => {
             let off = p.sources.iter().filter(|s| s.disabled_until_ms > now_ms).map(|s| s.ip.to_string());
-            format!("disabled: {}", off.collect::<Vec<_>>().join(", "))
+            match off.collect::<Vec<_>>().join(", ") {
+                off if off.is_empty() => "each is at a source-ip-max-… limit of its own".to_owned(),
+                off => format!("disabled: {off}"),
+            }
         }
         Cause::SharedLimit => p.blocked_by.to_owned(),
         Cause::ConnectPause => format!("until {}{}", time(p.connect_again_ms), failure()),

@@ -185,7 +185,6 @@ fn compare(old: &Lines, new: &Lines, directive: impl Fn(u16) -> Option<&'static 
         let Some(d) = directive(*key) else { continue };
         let (a, b) = (old.get(key).unwrap_or(&none), new.get(key).unwrap_or(&none));
         if d.repeats {
-            let from = all.len();
             let gone: Vec<&Value> = a.iter().filter(|v| !b.contains(v)).collect();
             let added: Vec<&Value> = b.iter().filter(|v| !a.contains(v)).collect();
             if let ([before], [after]) = (&gone[..], &added[..]) {
@@ -194,7 +193,9 @@ fn compare(old: &Lines, new: &Lines, directive: impl Fn(u16) -> Option<&'static 
             }
             all.extend(gone.into_iter().map(|v| (d.name, Kind::Gone, Some(shown(d, v)), None)));
             all.extend(added.into_iter().map(|v| (d.name, Kind::New, None, Some(shown(d, v)))));
-            if all.len() == from && a != b {
+            // Where the first match decides, the order of those that stay counts.
+            let stay = |x: &[Value], y: &[Value]| x.iter().filter(|v| y.contains(v)).cloned().collect::<Vec<_>>();
+            if stay(a, b) != stay(b, a) {
                 all.push((d.name, Kind::Order, None, None));
             }
         } else if a.last() != b.last() {

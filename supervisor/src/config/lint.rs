@@ -17,15 +17,19 @@ const PER_CONNECTION_PER_S: f64 = 50.0;
 const SIMILAR_MIN: usize = 5;
 const FORGOTTEN_SHARE: usize = 5;
 
-/// What one `<domain>` block says that cannot be meant.
-pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement) {
+/// What one `<domain>` block says that cannot be meant; `anywhere` are the directives that some
+/// block sets, which this one may inherit.
+pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement, anywhere: &HashSet<&str>) {
     let get = |name: &str| s.inside.iter().rev().find(|i| *i.name == *name);
-    delivery_type(all, s, &get);
+    delivery_type(all, s, &get, anywhere);
     for name in ["max-smtp-out", "max-msg-rate", "max-connect-rate", "max-data-volume-rate"] {
         let (Some(normal), Some(backoff)) = (get(name), get(&format!("backoff-{name}"))) else { continue };
         let (Some(n), Some(b)) = (amount(normal), amount(backoff)) else { continue };
         if b > n {
-            let message = format!("{} is above {name}: a queue would go faster in backoff", backoff.name);
+            let message = match name {
+                "max-smtp-out" => format!("{} has no effect above {name}", backoff.name),
+                _ => format!("{} is above {name}: a queue would go faster in backoff", backoff.name),
+            };
             let d = Diagnostic::warning(backoff.at, "backoff-above-normal", message, "lower it");
             all.push(d.with(normal.at, "the normal value"));
         }
@@ -80,7 +84,12 @@ pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement) {
 }
 
 /// Types of delivery that need another line.
-fn delivery_type<'s>(all: &mut Vec<Diagnostic>, s: &Statement, get: &impl Fn(&str) -> Option<&'s Statement>) {
+fn delivery_type<'s>(
+    all: &mut Vec<Diagnostic>,
+    s: &Statement,
+    get: &impl Fn(&str) -> Option<&'s Statement>,
+    anywhere: &HashSet<&str>,
+) {
     let Some(kind) = get("type") else { return };
     let needs = match kind.value.to_ascii_lowercase().as_str() {
         "pipe" => "command",
@@ -92,7 +101,7 @@ fn delivery_type<'s>(all: &mut Vec<Diagnostic>, s: &Statement, get: &impl Fn(&st
         "file" => "file-destination",
         _ => return,
     };
-    if get(needs).is_none() {
+    if !anywhere.contains(needs) {
         let message = format!("type {} needs {needs}", &*kind.value);
         let d = Diagnostic::error(s.at, "missing-directive", message, format!("add {needs} to <domain {}>", &*s.value));
         all.push(d.with(kind.at, "the type"));
@@ -140,7 +149,7 @@ pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
     for d in blocks("<domain>").chain(inner()) {
         for s in d.inside.iter().filter(|s| &*s.name == "queue-to") {
             let target = s.value.to_lowercase();
-            if made_up(&target) && !has_hosts.contains(&target) {
+            if made_up(&target) && !has_hosts.contains(&target) && !has_hosts.contains("*") {
                 let message =
                     format!("{target} has no <domain {target}> with smtp-hosts: there is nowhere to deliver to");
                 all.push(Diagnostic::warning(s.value_at, "no-hosts", message, ""));
@@ -201,7 +210,7 @@ fn queue_loops(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
         }
     }
     loops(&next, |path, at| {
-        let message = format!("these queues send to each other and deliver nothing: {path}");
+        let message = format!("these queues send to each other, and mail stays where the circle closes: {path}");
         all.push(Diagnostic::warning(at, "queue-loop", message, ""));
     });
 }

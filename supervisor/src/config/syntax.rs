@@ -150,7 +150,9 @@ impl Reader {
             self.error(s.value_at, "include", "a configuration is not fetched from the network", help);
             return Vec::new();
         }
-        let base = self.files.path(s.at.file).parent().unwrap_or(Path::new(".")).to_owned();
+        let file = self.files.path(s.at.file);
+        // What comes on standard input is of the folder that the operator is in.
+        let base = file.parent().filter(|_| file != Path::new("/dev/stdin")).unwrap_or(Path::new(".")).to_owned();
         let pattern = base.join(&*s.value);
         let files = match matching_files(&pattern) {
             Ok(f) => f,
@@ -367,10 +369,20 @@ impl FileReader<'_> {
         }
         let mut all = raw[1..].to_owned();
         for _ in 0..LINES_MAX {
-            // Comments are not looked for inside of quotes.
+            // Comments are not looked for inside of quotes; a tag there is a quote that was forgotten.
+            let is_tag = |t: &str| {
+                t.strip_prefix('<').is_some_and(|t| t.starts_with(|c: char| c == '/' || c.is_ascii_alphabetic()))
+            };
+            if lines.peek().is_none_or(|l| is_tag(l.whole.trim()) && l.whole.trim().ends_with('>')) {
+                break;
+            }
             let Some(next) = lines.next_whole() else { break };
             let piece = next.trim();
             if let Some(end) = closing_quote(piece) {
+                if !strip_comment(&piece[end + 1..]).trim().is_empty() {
+                    let help = "is a quote missing further up?";
+                    self.reader.error(s.value_at, "unclosed-quote", "text follows the closing quote", help);
+                }
                 all.push(' ');
                 all.push_str(&piece[..end]);
                 s.value = Text::owned(&unescaped(&all));

@@ -7,7 +7,7 @@ use ipc::message::{ArchivedBodyType, ArchivedEnvelope, ArchivedRet, notify};
 use ipc::rules::DomainRules;
 
 use super::session::{Session, SessionFault};
-use crate::classify::outcome::Verdict;
+use crate::classify::outcome::{Outcome, Verdict};
 
 /// What came of a transaction.
 #[derive(Debug)]
@@ -236,6 +236,8 @@ async fn note_rcpt(
 ) -> std::result::Result<bool, SessionFault> {
     let reply = s.reply(limit).await?;
     if reply.code == 421 {
+        // The session is over; a rule may make an end of the recipient as well.
+        *verdict = Some(s.verdict_on_recipient(&reply)).filter(|v| v.outcome == Outcome::Bounced);
         return Err(s.refused(reply));
     }
     if reply.is_positive() {

@@ -224,6 +224,10 @@ impl<'s> Compiler<'s> {
                 }
                 _ => {
                     if let Some(a) = self.check("virtual-mta-pool", i) {
+                        if i.name.starts_with("max-smtp-") {
+                            // A member can have one limit only.
+                            self.pool_domains.entry(index).or_insert(s.at);
+                        }
                         self.snapshot.pools[index as usize].settings.push(a.as_written(i));
                     }
                 }

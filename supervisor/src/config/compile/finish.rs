@@ -1,6 +1,6 @@
 //! What can be said when everything has been read: domains, pools, defaults.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use ipc::layers::{Named, Scope};
@@ -114,7 +114,8 @@ impl<'s> Compiler<'s> {
             match first.get(&vmta).copied() {
                 Some(other) if other != pool => {
                     let other_at = self.pool_domains.get(&other).copied().unwrap_or_default();
-                    let message = format!("{name} is in two pools that have <domain> blocks or use-profile");
+                    let message =
+                        format!("{name} is in two pools that have <domain> blocks, use-profile or max-smtp-… limits");
                     let d = Diagnostic::error(at, "two-pools", message, "keep those of one of them");
                     self.reader.diagnostics.push(d.with(other_at, "the other pool"));
                 }
@@ -157,10 +158,11 @@ impl<'s> Compiler<'s> {
         let published = self.receiver_profiles();
         let domains = std::mem::take(&mut self.domains);
         let mut similar = lint::Similar::default();
+        let anywhere: HashSet<&str> = domains.iter().flat_map(|(_, s)| s.inside.iter().map(|i| &*i.name)).collect();
         let mut shadows = lint::Shadows::default();
         for (scope, s) in domains {
             self.repeated("domain", &s.inside);
-            lint::domain(&mut self.reader.diagnostics, s);
+            lint::domain(&mut self.reader.diagnostics, s, &anywhere);
             match scope {
                 Scope::Vmta(_) => {
                     similar.note(s);

@@ -10,6 +10,8 @@ impl Compiler<'_> {
     pub(super) fn global(&mut self, s: &Statement, v: Value) {
         let g = &mut self.snapshot.global;
         match (&*s.name, v) {
+            // 0 leaves what the descriptors allow.
+            ("total-max-smtp-out" | "total-max-smtp-in", Value::Number(0)) => {}
             ("total-max-smtp-out", Value::Number(n)) => g.total_max_smtp_out = n,
             ("total-max-smtp-in", Value::Number(n)) => g.total_max_smtp_in = n,
             ("spool-max-recipients", Value::Number(n)) => g.spool_max_recipients = n,

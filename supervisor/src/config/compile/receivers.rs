@@ -32,6 +32,7 @@ impl Compiler<'_> {
     /// Puts the chosen profiles below everything else, and answers what receivers published.
     pub(super) fn receiver_profiles(&mut self) -> Published {
         let mut published = Published::new();
+        let own: Vec<String> = self.snapshot.reply_lists.iter().map(|l| l.name.clone()).collect();
         // What the profiles hold and is not in force yet is no news about the operator's file.
         let pending = std::mem::take(&mut self.pending);
         for (name, text) in profiles::ALL {
@@ -43,6 +44,8 @@ impl Compiler<'_> {
             for s in &statements {
                 match &*s.name {
                     "domain-macro" => macros.define(&s.value),
+                    // A list of the operator's with this name takes its place.
+                    "<smtp-pattern-list>" if own.contains(&s.value.to_lowercase()) => {}
                     "<smtp-pattern-list>" => self.reply_list(s, &s.value),
                     "<domain>" => {
                         let settings = self.settings("domain", &s.inside);
