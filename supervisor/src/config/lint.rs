@@ -145,11 +145,13 @@ pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
         .filter(|d| d.inside.iter().any(|i| matches!(&*i.name, "smtp-hosts" | "route" | "queue-to" | "type")))
         .map(|d| d.value.to_lowercase())
         .collect();
+    let hosts = |i: &Statement| &*i.name == "smtp-hosts" && value::parse("hosts", &i.value).is_ok();
+    let inherited = blocks("<domain>").any(|d| &*d.value == "*" && d.inside.iter().any(hosts));
     let made_up = |q: &str| q.ends_with(".queue") || q.ends_with(".rollup");
     for d in blocks("<domain>").chain(inner()) {
         for s in d.inside.iter().filter(|s| &*s.name == "queue-to") {
             let target = s.value.to_lowercase();
-            if made_up(&target) && !has_hosts.contains(&target) && !has_hosts.contains("*") {
+            if made_up(&target) && !has_hosts.contains(&target) && !inherited {
                 let message =
                     format!("{target} has no <domain {target}> with smtp-hosts: there is nowhere to deliver to");
                 all.push(Diagnostic::warning(s.value_at, "no-hosts", message, ""));
