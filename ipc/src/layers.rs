@@ -15,7 +15,8 @@ use crate::rules::{ArchivedSetting, ArchivedValue, Setting};
 /// profile's index.
 pub const USE_PROFILE: u16 = u16::MAX;
 
-/// An index that no virtual MTA has: only what stands above virtual MTAs counts.
+/// An index that no virtual MTA has: that of a virtual MTA that does not exist. Only what stands
+/// above virtual MTAs counts for it.
 pub const NO_VMTA: u32 = u32::MAX >> 2;
 
 /// Profiles that may be nested in each other.
@@ -108,10 +109,15 @@ impl LayersBuilder {
         if let Some(scopes) = self.blocks.get_mut(pattern) {
             let all = scopes.entry((scope, named)).or_default();
             all.reserve_exact(settings.len());
-            let profiles = all.iter().take_while(|s| s.key == USE_PROFILE).count();
-            let (used, lines): (Vec<&Setting>, Vec<&Setting>) = settings.iter().partition(|s| s.key == USE_PROFILE);
-            all.splice(profiles..profiles, used.into_iter().cloned());
-            all.extend(lines.into_iter().cloned());
+            let mut profiles = all.iter().take_while(|s| s.key == USE_PROFILE).count();
+            for s in settings {
+                if s.key == USE_PROFILE {
+                    all.insert(profiles, s.clone());
+                    profiles += 1;
+                } else {
+                    all.push(s.clone());
+                }
+            }
         }
     }
 

@@ -25,9 +25,10 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::account::file::{Files, Target};
+use crate::config::Config;
 use crate::route::paths;
 use crate::schedule::Queue;
-use crate::shard::{Config, Shard};
+use crate::shard::Shard;
 use crate::{Start, clock};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
@@ -459,7 +460,7 @@ impl Worker {
                 queue: q.name(),
                 destination: q.destination.as_ref().to_owned(),
                 vmta: if q.of_pool { String::new() } else { q.via.as_ref().to_owned() },
-                pool: q.pool().to_owned(),
+                pool: q.pool().map_or_else(String::new, |p| p.as_ref().to_owned()),
                 shard: self.start.shard,
                 recipients: q.recipients,
                 kbytes: q.bytes.div_ceil(1024),

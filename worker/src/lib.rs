@@ -5,6 +5,7 @@ pub mod accept;
 pub mod account;
 pub mod classify;
 pub mod clock;
+pub mod config;
 pub mod connect;
 pub mod control;
 pub mod deliver;

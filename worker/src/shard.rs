@@ -1,179 +1,30 @@
 //! What one shard owns, and the loop that keeps its queues moving.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
+use ipc::layers::NO_VMTA;
 use ipc::ledger::Ledger;
 use ipc::message::{ArchivedEnvelope, MessageId, notify};
 use ipc::queue_orders::Switches;
-use ipc::rules::DomainRules;
 use ipc::shard_map::ShardMap;
-use ipc::snapshot::{Global, MappedSnapshot};
 use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 
-use crate::classify::reply_patterns::Patterns;
 use crate::clock;
+use crate::config::Config;
 use crate::connect::mx::Resolver;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::schedule::scheduler::{Content, Message};
-use crate::schedule::{Entry, Member, PathId, QueueId, Scheduler, Timer, Way};
-
-/// Virtual MTA index of mail whose virtual MTA does not exist.
-pub const NO_VMTA: u32 = u32::MAX;
-
-/// The configuration in force.
-pub struct Config {
-    /// The mapped snapshot.
-    pub snapshot: MappedSnapshot,
-    /// Its server settings.
-    pub global: Rc<Global>,
-    /// Listener → named source and TLS.
-    listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
-    /// `<smtp-pattern-list>`s that were asked for, by name.
-    patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
-    /// Members of pools that were asked for, by index.
-    pools: RefCell<HashMap<u32, Rc<[Member]>>>,
-    /// Rules that were resolved of late: most paths have those of another.
-    rules: RefCell<VecDeque<Rc<DomainRules>>>,
-}
-
-impl std::fmt::Debug for Config {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("global", &self.global).finish_non_exhaustive()
-    }
-}
-
-impl Config {
-    /// Takes a snapshot into use.
-    ///
-    /// # Errors
-    /// A sentence naming what cannot be used.
-    pub fn of(snapshot: MappedSnapshot) -> Result<Config, String> {
-        let global = Rc::new(snapshot.get().global().map_err(|e| e.to_string())?);
-        let mut listeners = Vec::new();
-        for l in snapshot.get().listeners.iter() {
-            let tls = match l.tls_pem.as_str() {
-                "" => None,
-                pem => Some(crate::connect::tls::listener(pem)?),
-            };
-            listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
-        }
-        let (patterns, pools, rules) = Default::default();
-        Ok(Config { snapshot, global, listeners, patterns, pools, rules })
-    }
-
-    /// The directives in force for mail to `destination` through a virtual MTA. Equal ones are
-    /// held once.
-    pub fn rules(&self, destination: &str, vmta: u32) -> Rc<DomainRules> {
-        self.held_once(self.snapshot.get().domain_rules(destination, vmta))
-    }
-
-    fn held_once(&self, rules: DomainRules) -> Rc<DomainRules> {
-        let mut known = self.rules.borrow_mut();
-        if let Some(r) = known.iter().find(|r| ***r == rules) {
-            return Rc::clone(r);
-        }
-        let new = Rc::new(rules);
-        known.push_front(Rc::clone(&new));
-        known.truncate(RULES_REMEMBERED);
-        new
-    }
-
-    /// A `<smtp-pattern-list>`, compiled when it is first asked for.
-    pub fn patterns(&self, name: &str) -> Option<Rc<Patterns>> {
-        if name.is_empty() {
-            return None;
-        }
-        let mut known = self.patterns.borrow_mut();
-        let snapshot = self.snapshot.get();
-        let compile = || {
-            let list = snapshot.reply_lists.iter().find(|l| l.name.as_str().eq_ignore_ascii_case(name))?;
-            Some(Rc::new(Patterns::of(list, &snapshot.files)))
-        };
-        known.entry(name.to_owned()).or_insert_with(compile).clone()
-    }
-
-    /// Who mail that chose `via` (virtual MTA or pool; empty for none) to `destination` leaves
-    /// through. One that does not exist gives way to `invalid-virtual-mta-fallback`.
-    pub fn way(&self, destination: &str, via: &str) -> Way {
-        let snapshot = self.snapshot.get();
-        let key = via.to_lowercase();
-        let index = |name: &str| snapshot.vmta_by_name.get(name).map(|i| i.to_native());
-        let pool = snapshot.pool_by_name.get(key.as_str()).map(|i| i.to_native());
-        let fallback = || index(&self.global.invalid_virtual_mta_fallback.to_lowercase());
-        let of_pool = if key.is_empty() || index(&key).is_some() { None } else { pool };
-        if let Some(i) = of_pool {
-            let members = self.members(i);
-            let rules = self.held_once(snapshot.pool_rules(destination, i));
-            return Way { members, of_pool: true, rules };
-        }
-        let vmta = if key.is_empty() { Some(0) } else { index(&key).or_else(fallback) }.unwrap_or(NO_VMTA);
-        let name = snapshot.vmtas.get(vmta as usize).map_or(via, |v| v.name.as_str());
-        let members = Rc::from([Member { vmta, name: Rc::from(name), weight: 1 }]);
-        Way { members, of_pool: false, rules: self.rules(destination, vmta) }
-    }
-
-    /// The destination that mail for `destination` which chose `via` is queued under: where
-    /// `queue-to` sends it. One that names itself has no effect.
-    pub fn queued_under(&self, destination: String, via: &str) -> String {
-        if !self.snapshot.get().has_queue_to {
-            return destination;
-        }
-        let mut seen = vec![destination];
-        while let Some(at) = seen.last() {
-            let next = self.way(at, via).rules.queue_to.clone();
-            if next.is_empty() || seen.contains(&next) || seen.len() > QUEUE_TO_HOPS_MAX {
-                break;
-            }
-            seen.push(next);
-        }
-        seen.pop().unwrap_or_default()
-    }
-
-    /// Names of the members of a pool; none when it is no pool.
-    pub fn members_of(&self, pool: &str) -> HashSet<String> {
-        let index = self.snapshot.get().pool_by_name.get(pool).map(|i| i.to_native());
-        index.map(|i| self.members(i).iter().map(|m| m.name.as_ref().to_owned()).collect()).unwrap_or_default()
-    }
-
-    fn members(&self, pool: u32) -> Rc<[Member]> {
-        let snapshot = self.snapshot.get();
-        let of = || {
-            let all = snapshot.pools.get(pool as usize).map(|p| p.members.iter()).into_iter().flatten();
-            all.filter_map(|m| {
-                let vmta = m.vmta.to_native();
-                let name = snapshot.vmtas.get(vmta as usize)?.name.as_str();
-                Some(Member { vmta, name: Rc::from(name), weight: m.weight.to_native() })
-            })
-            .collect()
-        };
-        Rc::clone(self.pools.borrow_mut().entry(pool).or_insert_with(of))
-    }
-
-    /// The named source of a listener.
-    pub fn overlay_of(&self, address: &str) -> String {
-        self.listeners.iter().find(|l| l.0 == address).map(|l| l.1.clone()).unwrap_or_default()
-    }
-
-    /// TLS of a listener.
-    pub fn tls_of(&self, address: &str) -> Option<Arc<rustls::ServerConfig>> {
-        self.listeners.iter().find(|l| l.0 == address).and_then(|l| l.2.clone())
-    }
-
-    /// Whether the listener is configured.
-    pub fn has_listener(&self, address: &str) -> bool {
-        self.listeners.iter().any(|l| l.0 == address)
-    }
-}
+use crate::schedule::{Entry, PathId, QueueId, Scheduler, Timer};
 
 /// Counters for heartbeats.
 #[derive(Debug, Default)]
@@ -265,10 +116,6 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-/// Sets of directives that are looked through for one that is the same.
-const RULES_REMEMBERED: usize = 32;
-/// Queues that send on to each other.
-const QUEUE_TO_HOPS_MAX: usize = 8;
 /// Members of a pool that are asked, at most, for one that can take a message.
 const TURNS_MAX: usize = 8;
 

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::deliver::connection::load;
 use crate::schedule::cause::{self, Cause};
 use crate::schedule::{Path, Queue, QueueId, Scheduler};
-use crate::shard::{NO_VMTA, Shard};
+use crate::shard::Shard;
 
 /// Queues with work that an answer tells of.
 const ROWS_MAX: usize = 1000;
@@ -29,7 +29,7 @@ pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
 fn of_queue(s: &Scheduler, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
     let of_path = |p: &crate::schedule::queue::Puller| {
         let path = s.paths.get(p.path)?;
-        Some(cause::of_path(q, path, s.may_pull(id, p.path, now_ms), NO_VMTA, now_ms))
+        Some(cause::of_path(q, path, s.may_pull(id, p.path, now_ms), now_ms))
     };
     let none = if q.paused {
         Cause::Paused
@@ -96,7 +96,7 @@ fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let shares = q.history.shares().into_iter().map(|(c, percent)| WhyCause { percent, ..explained(c, first) });
     let paths = q.pullers.iter().filter_map(|p| {
         let path = s.paths.get(p.path)?;
-        let c = cause::of_path(q, path, s.may_pull(id, p.path, now), NO_VMTA, now);
+        let c = cause::of_path(q, path, s.may_pull(id, p.path, now), now);
         Some(explained(c, Some(path)))
     });
     WhyRow {

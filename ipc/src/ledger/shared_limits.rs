@@ -78,6 +78,7 @@ impl Ledger {
         for c in self.cells() {
             let held = c.load(SeqCst);
             if held >> OWNER_SHIFT == u64::from(shard) + 1 {
+                // Its owner is dead: nobody else changes the cell, and what failed is free already.
                 let _ = c.compare_exchange(held, 0, SeqCst, SeqCst);
             }
         }

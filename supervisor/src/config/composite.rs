@@ -223,19 +223,28 @@ pub fn pattern(t: &str) -> Result<(), Problem> {
     }
 }
 
-/// The expression of `/…/` at the beginning of `text`, and what follows it.
+/// What stands between the slashes of `/…/` at the beginning of `text`, and what follows it.
 ///
 /// # Errors
 /// [`Problem`]
-pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str), Problem> {
+pub fn expression<'a>(text: &'a str, of: &str) -> Result<(&'a str, &'a str), Problem> {
     let inner = text.strip_prefix('/').ok_or_else(|| {
         Problem::expected("a regular expression /.../", text.split_whitespace().next().unwrap_or_default()).at(text, of)
     })?;
     let end = closing_slash(inner)
         .ok_or_else(|| Problem::other("the regular expression is not closed by a slash").at(text, of))?;
-    let expression = worker::classify::expression::compile(&inner[..end])
-        .map_err(|why| Problem::other(format!("regular expression: {why}")).at(&text[..end + 2], of))?;
-    Ok((expression, inner[end + 1..].trim_start()))
+    Ok((&inner[..end], inner[end + 1..].trim_start()))
+}
+
+/// The expression of `/…/` at the beginning of `text`, compiled, and what follows it.
+///
+/// # Errors
+/// [`Problem`]
+pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str), Problem> {
+    let (source, rest) = expression(text, of)?;
+    let compiled = worker::classify::expression::compile(source)
+        .map_err(|why| Problem::other(format!("regular expression: {why}")).at(&text[..source.len() + 2], of))?;
+    Ok((compiled, rest))
 }
 
 fn file(path: &str) -> Result<(), Problem> {

@@ -2,7 +2,7 @@
 
 use ipc::reply_rules::{ReplyAction, ReplyRule};
 
-use super::composite::regex;
+use super::composite::{expression, regex};
 use super::value::{Problem, duration, items, number};
 
 /// What stands between the commas.
@@ -14,15 +14,22 @@ enum Part {
     After(u64, u64),
 }
 
-/// Reads a rule; its place is left to the caller.
+/// Checks a rule.
 ///
 /// # Errors
 /// [`Problem`] when the expression is wrong or actions exclude each other.
 pub fn parse(text: &str) -> Result<ReplyRule, Problem> {
-    let (_, rest) = regex(text, text)?;
-    let between = text.len() - rest.len();
-    let expression = text[..between].trim_end();
-    let mut rule = ReplyRule { expression: expression[1..expression.len() - 1].to_owned(), ..Default::default() };
+    regex(text, text)?;
+    read(text)
+}
+
+/// Reads a rule whose expression is known to be one; its place is left to the caller.
+///
+/// # Errors
+/// [`Problem`] when actions exclude each other.
+pub fn read(text: &str) -> Result<ReplyRule, Problem> {
+    let (expression, rest) = expression(text, text)?;
+    let mut rule = ReplyRule { expression: expression.to_owned(), ..Default::default() };
     for item in items(rest) {
         let wrong = |message: String| Problem::other(message).at(item, text);
         match part(item).map_err(|p| p.at(item, text))? {

@@ -39,6 +39,7 @@ impl Supervisor {
         if dry_run {
             return self.file.as_deref().map_or_else(|| Ok(NO_FILE.into()), |f| self.diff(f, false));
         }
+        // Without systemd there is nobody to tell, and with it a reload goes on all the same.
         let _ = sd_notify::notify(&[
             sd_notify::NotifyState::Reloading,
             sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),

@@ -242,7 +242,7 @@ fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &At
             e.job_id.as_str().to_owned(),
             e.envid.as_str().to_owned(),
             path.name.clone(),
-            path.pool.as_ref().to_owned(),
+            path.pool.as_deref().unwrap_or_default().to_owned(),
         ],
     }
 }

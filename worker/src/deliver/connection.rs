@@ -10,8 +10,9 @@ use ipc::rules::DomainRules;
 use ipc::snapshot::ArchivedVirtualMta;
 use rkyv::util::AlignedVec;
 
-use super::conclusion::{Attempt, bounce_queue, conclude, unreadable};
+use super::conclusion::{Attempt, conclude, unreadable};
 use super::mode::{self, bounce_queues};
+use super::open::{open, skip_host};
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{Held, SharedRates};
 use super::transaction;
@@ -21,7 +22,7 @@ use crate::clock;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Next, PathId, QueueId};
-use crate::shard::{NO_VMTA, Shard};
+use crate::shard::Shard;
 
 /// A connection whose queue has run empty waits this long for more mail when
 /// `connection-idle-timeout` is not set: injection comes in bursts.
@@ -29,13 +30,8 @@ const IDLE_DEFAULT: Duration = Duration::from_millis(500);
 /// How long a connection waits for a rate limit before it gives its slot up.
 const RATE_WAIT_MAX: i64 = 5_000;
 
-/// After a connection was refused while others of the path are open, milliseconds.
-const CONNECT_AGAIN_MS: i64 = 5_000;
-
-/// Hosts that a rule says to leave are left out for so long, milliseconds.
-const SKIP_HOST_MS: i64 = 300_000;
 /// Pause before limits over all shards are asked again, milliseconds.
-const ASK_AGAIN_MS: i64 = 100;
+pub(super) const ASK_AGAIN_MS: i64 = 100;
 
 /// What one connection knows of its path, and of the queue whose mail it carries.
 pub(super) struct Path {
@@ -47,14 +43,14 @@ pub(super) struct Path {
     pub rules: Rc<DomainRules>,
     /// The queue that the batch in hand is from.
     pub queue: QueueId,
-    /// The pool that the queue belongs to; empty for none.
-    pub pool: Rc<str>,
-    hello: String,
-    source: Option<IpAddr>,
+    /// The pool that the queue belongs to.
+    pub pool: Option<Rc<str>>,
+    pub hello: String,
+    pub source: Option<IpAddr>,
     /// The connection is counted at its source address.
     counted: bool,
     rates: SharedRates,
-    ear: Rc<Ear>,
+    pub ear: Rc<Ear>,
 }
 
 impl Path {
@@ -77,7 +73,7 @@ impl Path {
     pub(super) fn carries(&mut self, shard: &Shard, queue: QueueId) {
         self.queue = queue;
         let s = shard.scheduler.borrow();
-        self.pool = s.queues.get(queue).map_or_else(|| Rc::from(""), |q| Rc::from(q.pool()));
+        self.pool = s.queues.get(queue).and_then(|q| q.pool().cloned());
     }
 
     /// Rates over all shards.
@@ -154,7 +150,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
         queue: p.queues.first().copied().unwrap_or_default(),
-        pool: Rc::from(""),
+        pool: None,
         hello,
         source,
         counted,
@@ -174,7 +170,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         vmta_name: Rc::clone(&member.name),
         rules: Rc::clone(&q.rules),
         queue: id,
-        pool: Rc::from(q.pool()),
+        pool: q.pool().cloned(),
         hello: String::new(),
         source: None,
         counted: false,
@@ -295,246 +291,15 @@ fn leave_source(shard: &Shard, path: &Path) {
     }
 }
 
-/// Finds a host that takes the session. When none does the whole queue waits or bounces.
-async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
-    let config = shard.config();
-    let missing = shard.scheduler.borrow().paths.get(path.id).filter(|p| p.vmta == NO_VMTA).map(|p| p.orphaned);
-    if let Some(orphaned) = missing {
-        let text = format!("virtual MTA {} does not exist", path.vmta_name);
-        if orphaned {
-            let text = format!("{text} any more; its mail waits until it is back, or for invalid-virtual-mta-fallback");
-            queue_failed(shard, path, Failure::own("4.3.5", text));
-        } else {
-            let failure = Failure::own("5.3.5", text);
-            bounce_queues(shard, path, &failure).await;
-            rest_for_others(shard, path, failure);
-        }
-        return None;
-    }
-    let resolver = Rc::clone(&shard.resolver.borrow());
-    let hosts = match resolver.hosts(&path.destination, &path.rules).await {
-        Ok(h) => h,
-        Err(fault) if fault.status().starts_with('5') => {
-            // The destination has no host, whoever asks.
-            let failure = Failure::own(fault.status(), fault.to_string());
-            let queues = shard.scheduler.borrow().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-            for id in queues {
-                let of_queue = path_of_queue(shard, id);
-                // Others may have emptied it meanwhile, and its number may be another queue's.
-                let serves = shard.scheduler.borrow().paths.get(path.id).is_some_and(|p| p.queues.contains(&id));
-                if let Some(of_queue) = of_queue.filter(|_| serves) {
-                    bounce_queue(shard, &of_queue, id, &failure).await;
-                }
-            }
-            return None;
-        }
-        Err(fault) => {
-            queue_failed(shard, path, Failure::own(fault.status(), fault.to_string()));
-            return None;
-        }
-    };
-    let skipped = {
-        let s = &mut *shard.scheduler.borrow_mut();
-        let now = clock::now_ms();
-        let no_mx = hosts.iter().all(|h| h.implicit);
-        let p = s.paths.get_mut(path.id)?;
-        p.queues.iter().for_each(|q| s.queues.get_mut(*q).into_iter().for_each(|q| q.no_mx = no_mx));
-        p.skipped_hosts.retain(|(_, until)| *until > now);
-        p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
-    };
-    let mut last = None;
-    let mut attempts = 0;
-    let general = held.general();
-    let mut full = false;
-    let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
-    for host in hosts.iter().filter(|h| !skipped.contains(&h.name)) {
-        for address in &host.addresses {
-            if path.source.is_some_and(|s| s.is_ipv4() != address.is_ipv4()) {
-                continue;
-            }
-            attempts += 1;
-            if attempts > path.rules.mx_connection_attempts.max(1) {
-                break;
-            }
-            if !held.take_host(&config, &host.name, *address, &source, general) {
-                full = true;
-                continue;
-            }
-            match greet(shard, path, &host.name, *address, true).await {
-                Ok(s) => {
-                    let route = heard(shard, path);
-                    match route {
-                        Some(Route::SkipMx) => skip_host(shard, path, &host.name),
-                        _ => return Some(s),
-                    }
-                }
-                Err(fault) => {
-                    let failure = fault.failure();
-                    let route = heard(shard, path);
-                    match route {
-                        Some(Route::SkipMx) => {
-                            skip_host(shard, path, &host.name);
-                            last = Some(Failure {
-                                verdict: Verdict { outcome: Outcome::Deferred, ..failure.verdict },
-                                ..failure
-                            });
-                            break;
-                        }
-                        Some(Route::BounceQueue) => {
-                            let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
-                            let failure = Failure { verdict, ..failure };
-                            bounce_queues(shard, path, &failure).await;
-                            rest_for_others(shard, path, failure);
-                            return None;
-                        }
-                        Some(Route::DeferQueue) => {
-                            queue_failed(shard, path, failure);
-                            return None;
-                        }
-                        Some(Route::BounceRcpt) | None => {}
-                    }
-                    if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
-                        bounce_queues(shard, path, &failure).await;
-                        rest_for_others(shard, path, failure);
-                        return None;
-                    }
-                    last = Some(failure);
-                }
-            }
-        }
-    }
-    if full && last.is_none() {
-        // mx-connection-limit or ip-connection-limit: nobody failed.
-        let mut s = shard.scheduler.borrow_mut();
-        let at = clock::now_ms() + ASK_AGAIN_MS;
-        if let Some(p) = s.paths.get_mut(path.id) {
-            p.connect_again_ms = at;
-            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, "mx-connection-limit or ip-connection-limit");
-        }
-        s.wake_at(path.id, at);
-        return None;
-    }
-    let none_left = || match skipped.is_empty() {
-        true => Failure::own("4.4.1", "no address of the receiver fits the source address"),
-        false => Failure::own("4.4.1", "every host of the receiver is left out (skip-mx)"),
-    };
-    queue_failed(shard, path, last.unwrap_or_else(none_left));
-    None
-}
-
-/// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:
-/// the other members carry on.
-fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
-    let shared = {
-        let s = shard.scheduler.borrow();
-        let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-        queues.iter().any(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1))
-    };
-    if shared {
-        let verdict = Verdict { outcome: Outcome::Deferred, ..failure.verdict };
-        queue_failed(shard, path, Failure { verdict, ..failure });
-    }
-}
-
 /// Applies what the rules say of all replies since the last time, and answers what is to become
 /// of the mail by the first of them that says so.
-fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
+pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
     let (patterns, all) = path.ear.take()?;
     let mut route = None;
     for h in all {
         route = route.or(mode::apply(shard, path, &patterns, &h.matching, path.source, &h.reply));
     }
     route
-}
-
-/// Leaves a host out of what the path tries, for a while.
-fn skip_host(shard: &Shard, path: &Path, host: &str) {
-    if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(path.id) {
-        p.skipped_hosts.retain(|(h, _)| h != host);
-        p.skipped_hosts.push((host.to_owned(), clock::now_ms() + SKIP_HOST_MS));
-    }
-}
-
-/// Connects, greets and negotiates TLS.
-async fn greet(
-    shard: &Rc<Shard>,
-    path: &Path,
-    host: &str,
-    address: std::net::SocketAddr,
-    try_tls: bool,
-) -> Result<Session, SessionFault> {
-    let r = &path.rules;
-    let mut s = Session::connect(host, address, path.source, r.connect_timeout, &path.ear).await?;
-    let greeting = s.reply(r.smtp_greeting_timeout).await?;
-    if !greeting.is_positive() {
-        return Err(s.refused(greeting));
-    }
-    let limit = r.smtp_multiple_line_response_timeout;
-    s.hello(&path.hello, limit).await?;
-    if !(r.use_starttls && try_tls) {
-        return if r.require_starttls { Err(tls_missing(&s)) } else { Ok(s) };
-    }
-    if !s.extensions.starttls {
-        return if r.require_starttls { Err(tls_missing(&s)) } else { Ok(s) };
-    }
-    let go = s.command("STARTTLS", limit).await?;
-    let negotiated = if go.is_positive() {
-        match s.start_tls(std::sync::Arc::clone(&shard.tls), limit).await {
-            Ok(()) => s.hello(&path.hello, limit).await,
-            Err(e) => Err(e),
-        }
-    } else if r.require_starttls {
-        Err(s.refused(go))
-    } else {
-        return Ok(s);
-    };
-    match negotiated {
-        Ok(()) => Ok(s),
-        Err(e) if r.require_starttls => Err(e),
-        Err(e) => {
-            // Opportunistic: clear text is better than no delivery.
-            tracing::info!(queue = path.name, error = %e, "STARTTLS failed, trying in the clear");
-            Box::pin(greet(shard, path, host, address, false)).await
-        }
-    }
-}
-
-fn tls_missing(s: &Session) -> SessionFault {
-    SessionFault::Protocol {
-        reason: "no STARTTLS offered, which require-starttls demands".into(),
-        host: s.host.clone(),
-        ip: s.peer.ip(),
-    }
-}
-
-/// The path as a whole failed.
-fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
-    tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
-    let s = &mut *shard.scheduler.borrow_mut();
-    let Some(p) = s.paths.get_mut(path.id) else { return };
-    let now = clock::now_ms();
-    for q in &p.queues {
-        s.queues.get_mut(*q).into_iter().for_each(|q| q.last_failure = Some(Rc::new(failure.clone())));
-    }
-    // Several connections that fail together are one failure.
-    let at = if p.retry_at_ms <= now && p.connections == 0 {
-        p.defer(now, failure);
-        p.retry_at_ms
-    } else {
-        // The connections that are open go on; one more is tried later.
-        p.last_failure = Some(Rc::new(failure));
-        p.connect_again_ms = p.connect_again_ms.max(now + CONNECT_AGAIN_MS);
-        p.connect_again_ms
-    };
-    s.wake_at(path.id, at);
-    // Other members of a pool carry on what waits.
-    let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-    let shared: Vec<QueueId> =
-        queues.into_iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
-    let shard = Rc::clone(shard);
-    if !shared.is_empty() {
-        tokio::task::spawn_local(async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });
-    }
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.

@@ -10,6 +10,7 @@ pub mod conclusion;
 pub mod connection;
 pub mod local;
 pub mod mode;
+pub mod open;
 pub mod reply;
 pub mod session;
 pub mod shared_limits;

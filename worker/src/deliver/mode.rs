@@ -11,7 +11,7 @@ use crate::classify::reply_patterns::{Effects, Patterns, Route};
 use crate::clock;
 use crate::report::notice;
 use crate::schedule::path::Turn;
-use crate::schedule::{PathId, QueueId};
+use crate::schedule::{PathId, Queue, QueueId};
 use crate::shard::Shard;
 
 /// Applies what the rules that `matching` names do, and answers what is left for the caller to
@@ -130,15 +130,20 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
 /// `bounce-queue`: ends what waits in the virtual MTA's own queue. A pool's queue belongs to
 /// its other members as well; only where there is none it is ended, too.
 pub(super) async fn bounce_queues(shard: &Rc<Shard>, path: &Path, failure: &Failure) {
+    bounce_those(shard, path, failure, |q| q.members.len() == 1).await;
+}
+
+/// Ends what waits in the queues of a path that `meant` picks.
+pub(super) async fn bounce_those(shard: &Rc<Shard>, path: &Path, failure: &Failure, meant: impl Fn(&Queue) -> bool) {
     let queues = shard.scheduler.borrow().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
     for id in queues {
-        let alone = {
+        let picked = {
             let s = shard.scheduler.borrow();
             // Others may have emptied it meanwhile, and its number may be another queue's.
             let serves = s.paths.get(path.id).is_some_and(|p| p.queues.contains(&id));
-            serves && s.queues.get(id).is_some_and(|q| q.members.len() == 1)
+            serves && s.queues.get(id).is_some_and(&meant)
         };
-        if alone && let Some(p) = path_of_queue(shard, id) {
+        if picked && let Some(p) = path_of_queue(shard, id) {
             bounce_queue(shard, &p, id, failure).await;
         }
     }

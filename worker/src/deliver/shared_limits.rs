@@ -10,8 +10,9 @@ use ipc::message::normalise_domain;
 use ipc::rules::{DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
+use crate::config::Config;
 use crate::schedule::rate::Pace;
-use crate::shard::{Config, Shard};
+use crate::shard::Shard;
 
 /// A rate with the name that it is counted under.
 #[derive(Debug, Clone, Copy)]
@@ -21,35 +22,35 @@ struct Named {
 }
 
 impl Named {
-    /// Takes up to `want`; answers how many, and when there will be more if that is none.
-    fn take(&self, ledger: &Ledger, want: u64, now_ns: i64) -> (u64, i64) {
+    /// Changes its clock; `change` may be asked more than once.
+    fn update<R>(&self, ledger: &Ledger, change: impl Fn(&mut Pace) -> R) -> R {
         ledger.update_clock(self.key, |tat_ns| {
             let mut p = Pace { tat_ns };
+            let answer = change(&mut p);
+            (p.tat_ns, answer)
+        })
+    }
+
+    /// Takes up to `want`; answers how many, and when there will be more if that is none.
+    fn take(&self, ledger: &Ledger, want: u64, now_ns: i64) -> (u64, i64) {
+        self.update(ledger, |p| {
             let (n, at) = p.available(self.rate, now_ns, want);
             p.advance(self.rate, now_ns, n);
-            (p.tat_ns, (n, at))
+            (n, at)
         })
     }
 
     fn ready(&self, ledger: &Ledger, now_ns: i64) -> (bool, i64) {
-        let (n, at) = ledger.update_clock(self.key, |t| (t, Pace { tat_ns: t }.available(self.rate, now_ns, 1)));
+        let (n, at) = self.update(ledger, |p| p.available(self.rate, now_ns, 1));
         (n > 0, at)
     }
 
     fn count(&self, ledger: &Ledger, n: u64, now_ns: i64) {
-        ledger.update_clock(self.key, |tat_ns| {
-            let mut p = Pace { tat_ns };
-            p.advance(self.rate, now_ns, n);
-            (p.tat_ns, ())
-        });
+        self.update(ledger, |p| p.advance(self.rate, now_ns, n));
     }
 
     fn give_back(&self, ledger: &Ledger, n: u64) {
-        ledger.update_clock(self.key, |tat_ns| {
-            let mut p = Pace { tat_ns };
-            p.give_back(self.rate, n);
-            (p.tat_ns, ())
-        });
+        self.update(ledger, |p| p.give_back(self.rate, n));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ipc::message::{ArchivedEnvelope, ArchivedRet, BodyType, Envelope, Recipient, Ret, SourceType, notify};
+use ipc::message::{ArchivedEnvelope, ArchivedRet, Envelope, notify};
 
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::prepare::headers;
@@ -54,33 +54,9 @@ pub async fn send(
     let now = crate::clock::now_ms();
     let Ok(destination) = ipc::message::destination_of(&e.sender) else { return Ok(()) };
     let body = compose(&config.global, &id.to_string(), now, e, parts, content);
-    let utf8 = !e.sender.is_ascii();
-    let report = Envelope {
-        id,
-        received_unix_ms: now,
-        sender: String::new(),
-        // By what is there: the virtual MTA of the message may be why it failed.
-        vmta: canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned(),
-        job_id: String::new(),
-        envid: String::new(),
-        ret: Ret::Unset,
-        body_type: if body.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit },
-        smtputf8: utf8,
-        suppress_dsn: true,
-        source_type: SourceType::Report,
-        source_name: config.global.host_name.clone(),
-        source_ip: String::new(),
-        local_ip: String::new(),
-        handoff: None,
-        asked: None,
-        moved: None,
-        recipients: vec![Recipient {
-            address: e.sender.as_str().to_owned(),
-            destination,
-            notify: notify::NEVER,
-            orcpt: String::new(),
-        }],
-    };
+    // By what is there: the virtual MTA of the message may be why it failed.
+    let vmta = canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned();
+    let report = Envelope { vmta, ..super::envelope(&config.global, id, now, &e.sender, destination, &body) };
     Box::pin(crate::route::submit::submit(shard, report, [Bytes::from(body), Bytes::new()])).await
 }
 

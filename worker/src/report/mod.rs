@@ -2,3 +2,35 @@
 
 pub mod dsn;
 pub mod notice;
+
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify};
+use ipc::snapshot::Global;
+
+/// The envelope of mail to one address, from nobody: no report comes back for it.
+fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: String, body: &[u8]) -> Envelope {
+    Envelope {
+        id,
+        received_unix_ms: now_ms,
+        sender: String::new(),
+        vmta: String::new(),
+        job_id: String::new(),
+        envid: String::new(),
+        ret: Ret::Unset,
+        body_type: if body.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit },
+        smtputf8: !to.is_ascii(),
+        suppress_dsn: true,
+        source_type: SourceType::Report,
+        source_name: global.host_name.clone(),
+        source_ip: String::new(),
+        local_ip: String::new(),
+        handoff: None,
+        asked: None,
+        moved: None,
+        recipients: vec![Recipient {
+            address: to.to_owned(),
+            destination,
+            notify: notify::NEVER,
+            orcpt: String::new(),
+        }],
+    }
+}

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ipc::message::{BodyType, Envelope, Recipient, Ret, SourceType, notify};
+use ipc::message::Envelope;
 
 use crate::shard::Shard;
 
@@ -37,30 +37,6 @@ fn compose(shard: &Shard, to: &str, destination: String, subject: &str, text: &s
          Content-Transfer-Encoding: 8bit\r\n\r\n{text}",
         line(subject)
     );
-    let envelope = Envelope {
-        id,
-        received_unix_ms: now,
-        sender: String::new(),
-        vmta: String::new(),
-        job_id: String::new(),
-        envid: String::new(),
-        ret: Ret::Unset,
-        body_type: if body.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit },
-        smtputf8: !to.is_ascii(),
-        suppress_dsn: true,
-        source_type: SourceType::Report,
-        source_name: host,
-        source_ip: String::new(),
-        local_ip: String::new(),
-        handoff: None,
-        asked: None,
-        moved: None,
-        recipients: vec![Recipient {
-            address: to.to_owned(),
-            destination,
-            notify: notify::NEVER,
-            orcpt: String::new(),
-        }],
-    };
+    let envelope = super::envelope(&config.global, id, now, to, destination, body.as_bytes());
     (envelope, body)
 }

@@ -87,15 +87,8 @@ fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
 
 fn apply(p: &mut Path, state: &PathState) {
     let l = p.limits();
-    let w = &mut p.paces;
-    let each = [
-        (&mut w.msg, l.msg_rate),
-        (&mut w.hour, l.msg_per_hour),
-        (&mut w.volume, l.data_volume_rate),
-        (&mut w.connect, l.connect_rate),
-    ];
     let now_ns = clock::now_ns() as i64;
-    for (i, (pace, rate)) in each.into_iter().enumerate() {
+    for (i, (pace, rate)) in p.paces.under(&l).into_iter().enumerate() {
         match &state.windows {
             _ if rate.count == 0 => {}
             Windows::Until(tat_ns) => pace.tat_ns = pace.tat_ns.max(tat_ns[i]),

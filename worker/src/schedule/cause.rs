@@ -2,6 +2,7 @@
 //! last five minutes.
 
 use ipc::backoff::Mode;
+use ipc::layers::NO_VMTA;
 use ipc::rules::Rate;
 
 use super::path::Path;
@@ -100,14 +101,14 @@ impl History {
 }
 
 /// What holds a path up now in sending the mail of a queue.
-pub fn of_path(q: &Queue, p: &Path, may_pull: bool, no_vmta: u32, now_ms: i64) -> Cause {
+pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
     if q.paused || p.paused {
         return Cause::Paused;
     }
     if p.held {
         return Cause::Moving;
     }
-    if p.vmta == no_vmta {
+    if p.vmta == NO_VMTA {
         return Cause::NoVirtualMta;
     }
     if q.ready.is_empty() {

@@ -14,6 +14,7 @@
 
 pub mod cause;
 pub mod path;
+pub mod pool;
 pub mod queue;
 pub mod rate;
 pub mod scheduler;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use ipc::backoff::{Limits, Mode};
-use ipc::rules::DomainRules;
+use ipc::rules::{DomainRules, Rate};
 
 use super::queue::QueueId;
 use super::rate::Pace;
@@ -38,6 +38,16 @@ pub struct Paces {
 }
 
 impl Paces {
+    /// Each window with the limit that it counts for, in the order that a note of them has.
+    pub fn under(&mut self, l: &Limits) -> [(&mut Pace, Rate); 4] {
+        [
+            (&mut self.msg, l.msg_rate),
+            (&mut self.hour, l.msg_per_hour),
+            (&mut self.volume, l.data_volume_rate),
+            (&mut self.connect, l.connect_rate),
+        ]
+    }
+
     /// When the last of the windows is over, Unix nanoseconds.
     pub fn busy_until_ns(&self) -> i64 {
         self.msg.tat_ns.max(self.hour.tat_ns).max(self.volume.tat_ns).max(self.connect.tat_ns)
@@ -288,14 +298,7 @@ impl Path {
     /// Limits changed: no window waits longer than the new one can ask for.
     pub fn limits_changed(&mut self, now_ms: i64) {
         let l = self.limits();
-        let p = &mut self.paces;
-        let each = [
-            (&mut p.msg, l.msg_rate),
-            (&mut p.hour, l.msg_per_hour),
-            (&mut p.volume, l.data_volume_rate),
-            (&mut p.connect, l.connect_rate),
-        ];
-        for (pace, rate) in each {
+        for (pace, rate) in self.paces.under(&l) {
             pace.tat_ns = match rate.count {
                 0 => 0,
                 _ => pace.tat_ns.min(Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns),
@@ -452,10 +455,10 @@ mod tests {
 
     #[test]
     fn windows_of_backoff_do_not_last_in_normal_mode() {
-        let per_hour = |n| ipc::rules::Rate::per_hour(n);
+        let per_hour = |n| Rate::per_hour(n);
         let mut p = path(DomainRules {
             backoff_max_msg_rate: Some(per_hour(1)),
-            max_msg_rate: ipc::rules::Rate { count: 10, per: Duration::from_secs(1) },
+            max_msg_rate: Rate { count: 10, per: Duration::from_secs(1) },
             backoff_return_steps: 0,
             ..Default::default()
         });

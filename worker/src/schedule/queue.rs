@@ -106,9 +106,9 @@ impl Queue {
         format!("{}/{}", ipc::message::shown_domain(&self.destination), self.via)
     }
 
-    /// The pool's name; empty for a virtual MTA's queue.
-    pub fn pool(&self) -> &str {
-        if self.of_pool { &self.via } else { "" }
+    /// The pool's name, unless it is a virtual MTA's queue.
+    pub fn pool(&self) -> Option<&Rc<str>> {
+        self.of_pool.then_some(&self.via)
     }
 
     /// `notify-of-delay-every` in milliseconds.

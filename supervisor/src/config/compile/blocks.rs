@@ -31,7 +31,7 @@ impl<'s> Compiler<'s> {
             "acct-file" => self.accounting(s),
             "smtp-listener" => self.listener(s),
             "profile" => self.profile(s),
-            "smtp-pattern-list" => self.reply_list(s, &s.value),
+            "smtp-pattern-list" => self.reply_list(s),
             _ => {
                 self.pend(d, s);
                 self.inside(tag, s);
@@ -65,19 +65,35 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// `<smtp-pattern-list>`; one that is defined again goes on.
-    pub(super) fn reply_list(&mut self, s: &Statement, name: &str) {
+    /// `<smtp-pattern-list>`
+    fn reply_list(&mut self, s: &Statement) {
         let mut rules = Vec::with_capacity(s.inside.len());
         for i in &s.inside {
-            let Some(Value::Text(t)) = self.check("smtp-pattern-list", i).and_then(Accepted::in_force) else {
-                continue;
-            };
-            let Ok(rule) = reply_rule::parse(&t) else { continue };
-            if rule.actions.is_empty() {
-                self.warning(i.at, "no-effect", "a pattern without an action does nothing", "");
+            if let Some(Value::Text(t)) = self.check("smtp-pattern-list", i).and_then(Accepted::in_force) {
+                rules.extend(self.reply_rule(i, &t));
             }
-            rules.push(ReplyRule { file: i.at.file, line: i.at.line, ..rule });
         }
+        self.add_reply_rules(&s.value, rules);
+    }
+
+    /// A rule whose expression is known to be one.
+    pub(super) fn reply_rule(&mut self, s: &Statement, text: &str) -> Option<ReplyRule> {
+        match reply_rule::read(text) {
+            Ok(rule) => {
+                if rule.actions.is_empty() {
+                    self.warning(s.at, "no-effect", "a pattern without an action does nothing", "");
+                }
+                Some(ReplyRule { file: s.at.file, line: s.at.line, ..rule })
+            }
+            Err(p) => {
+                self.problem(s, p);
+                None
+            }
+        }
+    }
+
+    /// Adds rules to a list; one that is defined again goes on.
+    pub(super) fn add_reply_rules(&mut self, name: &str, rules: Vec<ReplyRule>) {
         let name = name.to_lowercase();
         match self.snapshot.reply_lists.iter_mut().find(|l| l.name == name) {
             Some(list) => list.rules.extend(rules),
@@ -297,7 +313,7 @@ impl<'s> Compiler<'s> {
         let p = &mut self.layers.profiles[n];
         p.name = s.value.to_string();
         p.settings.extend(settings);
-        // Of a profile that is defined again, too, lines beat the profiles that it uses.
+        // Lines beat the profiles that it uses, wherever they stand.
         p.settings.sort_by_key(|s| s.key != ipc::layers::USE_PROFILE);
     }
 

@@ -353,23 +353,19 @@ impl<'s> Compiler<'s> {
         self.error(s.at, "unknown-directive", format!("{what} {} {place}", s.name), help);
     }
 
-    /// Settings of the statements inside a block: first the profiles that it uses, in their
-    /// order, for lines beside them win wherever they stand.
+    /// Settings of the statements inside a block, in their order.
     fn settings(&mut self, block: &'static str, inside: &[Statement]) -> Vec<Setting> {
-        let (mut used, mut all) = (Vec::new(), Vec::with_capacity(inside.len()));
+        let mut all = Vec::with_capacity(inside.len());
         for s in inside {
             let Some(a) = self.check(block, s) else { continue };
             let (file, line) = (s.at.file, s.at.line);
             match &*s.name {
-                "use-profile" => used.extend(self.used_profile(s)),
+                "use-profile" => all.extend(self.used_profile(s)),
                 name => {
                     self.snapshot.has_queue_to |= name == "queue-to";
                     all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
                 }
             }
-        }
-        if !used.is_empty() {
-            all.splice(0..0, used);
         }
         all
     }

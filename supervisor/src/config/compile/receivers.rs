@@ -46,7 +46,12 @@ impl Compiler<'_> {
                     "domain-macro" => macros.define(&s.value),
                     // A list of the operator's with this name takes its place.
                     "<smtp-pattern-list>" if own.contains(&s.value.to_lowercase()) => {}
-                    "<smtp-pattern-list>" => self.reply_list(s, &s.value),
+                    "<smtp-pattern-list>" => {
+                        // Their expressions are compiled by the test that has each hit its example,
+                        // and by the worker that needs the list: not by every check and reload.
+                        let rules = s.inside.iter().filter_map(|i| self.reply_rule(i, &i.value)).collect();
+                        self.add_reply_rules(&s.value, rules);
+                    }
                     "<domain>" => {
                         let settings = self.settings("domain", &s.inside);
                         for pattern in macros.expand(&s.value).unwrap_or_default() {
