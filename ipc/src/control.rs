@@ -8,7 +8,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::operator::{PathRow, QueueRow, WhyRow};
+use crate::operator::{JobRow, PathRow, PoolRow, QueueRow, WhyRow};
 use crate::queue_orders::{QueueOrder, QueuePattern};
 use crate::shard_map::ShardMap;
 
@@ -176,6 +176,17 @@ pub enum RowsOf {
     Queues,
     /// `show paths`
     Paths,
+    /// `show pools`
+    Pools,
+    /// `show jobs`
+    Jobs,
+    /// `pause job`, `resume job`
+    PauseJob {
+        /// x-job
+        job: String,
+        /// Paused from now on.
+        paused: bool,
+    },
     /// `why QUEUE`
     Why(QueuePattern),
     /// `why MESSAGE-ID`
@@ -191,11 +202,15 @@ pub enum Rows {
     Queues(Vec<QueueRow>),
     /// `show paths`
     Paths(Vec<PathRow>),
+    /// `show pools`
+    Pools(Vec<PoolRow>),
+    /// `show jobs`
+    Jobs(Vec<JobRow>),
     /// `why`
     Why(Vec<WhyRow>),
     /// An order was carried out.
     Done {
-        /// Queues, or paths for modes and sources, that match.
+        /// Queues that match; paths for modes and sources, recipients for jobs.
         matched: u64,
         /// Those where something changed.
         changed: u64,

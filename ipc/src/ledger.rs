@@ -4,13 +4,14 @@
 //! compare-and-swap, so a kill at any instant leaks nothing: the supervisor frees the slots
 //! of a dead worker by their tag.
 
+pub mod requests;
 pub mod shared_limits;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::descriptors::{Mapping, shared_memfd};
-use crate::limits::{LEDGER_CELLS, LEDGER_PACES, LEDGER_SLOTS, SHARDS_MAX};
+use crate::limits::{LEDGER_CELLS, LEDGER_PACES, LEDGER_REQUESTS, LEDGER_SLOTS, SHARDS_MAX};
 pub use shared_limits::Place;
 
 /// A class of connections that is limited over all shards.
@@ -27,7 +28,8 @@ const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
 const CELLS_AT: usize = (RECIPIENTS_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
-const BYTES: usize = PACES_AT + LEDGER_PACES * 16;
+const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * 16;
+const BYTES: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
@@ -72,6 +74,10 @@ impl Ledger {
     /// Names and clocks, in turn.
     fn paces(&self) -> &[AtomicU64] {
         self.map.atomics_64(PACES_AT, 2 * LEDGER_PACES)
+    }
+
+    fn requests(&self) -> &[AtomicU64] {
+        self.map.atomics_64(REQUESTS_AT, requests::WORDS * LEDGER_REQUESTS)
     }
 
     /// Takes a slot for `shard` if fewer than `limit` are taken. `hint` spreads the search;

@@ -38,6 +38,9 @@ pub const LEDGER_CELLS: usize = 131_072;
 /// Rates that the ledger counts over all shards.
 pub const LEDGER_PACES: usize = 65_536;
 
+/// Paths that may ask for a place at once.
+pub const LEDGER_REQUESTS: usize = 256;
+
 /// Rows of one operator answer (`show queues`, `show paths`).
 pub const OPERATOR_ROWS_MAX: usize = 200_000;
 

@@ -119,6 +119,9 @@ pub struct Recipient {
     pub destination: String,
     /// [`notify`] bits.
     pub notify: u8,
+    /// One more than the priority it was given; 0 for none, see [`priority`]. It lies where
+    /// envelopes had nothing before.
+    pub priority_given: u8,
     /// ORCPT= as given, xtext not decoded; empty when not given.
     pub orcpt: String,
 }
@@ -178,6 +181,14 @@ pub struct Envelope {
     pub moved: Option<Moved>,
     /// The recipients of this share.
     pub recipients: Vec<Recipient>,
+}
+
+/// Priority of a recipient that was given none.
+pub const PRIORITY_DEFAULT: u8 = 50;
+
+/// The priority of a recipient, 0 to 100, by [`Recipient::priority_given`].
+pub fn priority(given: u8) -> u8 {
+    given.checked_sub(1).map_or(PRIORITY_DEFAULT, |p| p.min(100))
 }
 
 /// What an address is queued under: the domain as lower-case A-labels without a final dot

@@ -24,6 +24,17 @@ pub enum Request {
     Queues,
     /// `show paths`
     Paths,
+    /// `show pools`
+    Pools,
+    /// `show jobs`
+    Jobs,
+    /// `pause job`, `resume job`
+    PauseJob {
+        /// x-job
+        job: String,
+        /// Paused from now on.
+        paused: bool,
+    },
     /// `shard restart N`
     ShardRestart {
         /// Shard number.
@@ -90,6 +101,10 @@ pub enum Answer {
     Queues(Vec<QueueRow>),
     /// `show paths`
     Paths(Vec<PathRow>),
+    /// `show pools`
+    Pools(Vec<PoolRow>),
+    /// `show jobs`
+    Jobs(Vec<JobRow>),
     /// `why`
     Why(Vec<WhyRow>),
     /// Path of a worker's socket.
@@ -181,6 +196,52 @@ pub struct PathRow {
     pub max_msg_rate: String,
     /// `max-msg-per-connection` in force; 0 when unlimited.
     pub max_msg_per_connection: u32,
+}
+
+/// One row of `show pools`: a member at a destination.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// Pool.
+    pub pool: String,
+    /// Destination.
+    pub destination: String,
+    /// Member.
+    pub vmta: String,
+    /// Shard.
+    pub shard: u8,
+    /// Recipients that wait in the pool's queue.
+    pub recipients: u64,
+    /// `weight` of the member.
+    pub weight: u32,
+    /// What it gets of the pool's mail, by weight and health.
+    pub share_percent: u32,
+    /// Recent attempts: 1 when all were taken, 0 when none.
+    pub health: f32,
+    /// Receivers speak ill of it: it is only probed.
+    pub probed: bool,
+    /// Open connections.
+    pub connections: u32,
+    /// `normal`, `backoff`, or the step on the way back.
+    pub mode: String,
+    /// Paused by an operator.
+    pub paused: bool,
+    /// The last failure; empty for none.
+    pub last_error: String,
+}
+
+/// One row of `show jobs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct JobRow {
+    /// x-job
+    pub job: String,
+    /// Destinations that it has mail for.
+    pub domains: u64,
+    /// Recipients queued.
+    pub recipients: u64,
+    /// Kilobytes of content queued, counted once a message.
+    pub kbytes: u64,
+    /// Paused by an operator.
+    pub paused: bool,
 }
 
 /// What holds one queue back.

@@ -311,6 +311,11 @@ rules! {
         "reenable-source-ip-after" ReenableSourceIpAfter reenable_source_ip_after: Duration = minutes(60);
         "reroute-to-virtual-mta" RerouteToVirtualMta reroute_to_virtual_mta: String = String::new();
         "backoff-reroute-to-virtual-mta" BackoffRerouteToVirtualMta backoff_reroute_to_virtual_mta: String = String::new();
+        "queue-priority" QueuePriority queue_priority: u64 = 50;
+        "allow-priority-interruption" AllowPriorityInterruption allow_priority_interruption: bool = true;
+        "allow-priority-interruption-during-transfer" AllowPriorityInterruptionDuringTransfer allow_priority_interruption_during_transfer: bool = false;
+        "reserved-smtp-out" ReservedSmtpOut reserved_smtp_out: u64 = 0;
+        "reserved-priority" ReservedPriority reserved_priority: u64 = 75;
         "queue-to" QueueTo queue_to: String = String::new();
         "pool-adaptive" PoolAdaptive pool_adaptive: bool = true;
         "pool-floor" PoolFloor pool_floor: u64 = 1;
@@ -349,6 +354,7 @@ rules! {
         "retain-x-virtual-mta" RetainXVirtualMta retain_x_virtual_mta: bool = false;
         "allow-empty-x-virtual-mta" AllowEmptyXVirtualMta allow_empty_x_virtual_mta: bool = false;
         "reject-invalid-virtual-mta" RejectInvalidVirtualMta reject_invalid_virtual_mta: bool = true;
+        "pattern-list" PatternList pattern_list: String = String::new();
         "default-virtual-mta" DefaultVirtualMta default_virtual_mta: String = String::new();
         "suppress-local-dsn" SuppressLocalDsn suppress_local_dsn: bool = false;
         "dsn-return-default" DsnReturnDefault dsn_return_default: u64 = 2;

@@ -12,6 +12,7 @@ use crate::descriptors::{Mapping, sealed_memfd, trusted_root};
 use crate::frame::FrameError;
 use crate::layers::{Layers, NO_VMTA};
 use crate::network::Network;
+use crate::pattern_lists::PatternList;
 use crate::reply_rules::ReplyList;
 use crate::rules::{DomainRules, Setting, SourceRules};
 
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub accounting: Vec<Accounting>,
     /// `<smtp-pattern-list>`s, those of receiver profiles included.
     pub reply_lists: Vec<ReplyList>,
+    /// `<pattern-list>`s, and those inside them.
+    pub pattern_lists: Vec<PatternList>,
     /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for
     /// those who ask what is configured.
     pub written: Vec<Written>,

@@ -18,6 +18,7 @@
 //! The body has a checksum of its own so that a restart can trust a record without reading
 //! the message's content.
 
+use ipc::message::PRIORITY_DEFAULT;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Version of records and index values. Older versions are read by `recover`.
@@ -249,6 +250,8 @@ pub struct IndexedRecipient {
     pub destination: String,
     /// Ended.
     pub done: bool,
+    /// 0 to 100.
+    pub priority: u8,
     /// Its state; the default before the first attempt.
     pub state: RecipientState,
     /// Segment of the record that holds the state; 0 for none.
@@ -270,6 +273,8 @@ pub struct Summary {
     pub notify_delay: bool,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
+    /// x-job
+    pub job: String,
     /// All recipients in order.
     pub recipients: Vec<IndexedRecipient>,
 }
@@ -288,12 +293,17 @@ impl Summary {
                 v.extend_from_slice(&self.body_len.to_le_bytes());
                 v.extend_from_slice(&self.received_unix_ms.to_le_bytes());
                 v.extend_from_slice(&(self.recipients.len() as u16).to_le_bytes());
-                v.push(u8::from(self.handoff) | u8::from(self.notify_delay) << 1);
+                let has_job = u8::from(!self.job.is_empty());
+                v.push(u8::from(self.handoff) | u8::from(self.notify_delay) << 1 | has_job << 2);
                 put_text(&mut v, &self.vmta, 255);
+                if has_job > 0 {
+                    put_text(&mut v, &self.job, 255);
+                }
             }
             let (mut room, mut before) = (REPLIES_BYTES_MAX, "");
             for (i, r) in part.iter().enumerate() {
-                v.push(u8::from(r.done));
+                // The usual priority reads as in values that had none.
+                v.push(u8::from(r.done) | (r.priority ^ PRIORITY_DEFAULT) << 1);
                 put_text(&mut v, &r.destination, 255);
                 v.extend_from_slice(&r.state.due_unix_ms.to_le_bytes());
                 v.extend_from_slice(&r.state.delay_reports.to_le_bytes());
@@ -330,10 +340,12 @@ impl Summary {
             let flags = take::<1>(v)?[0];
             (self.handoff, self.notify_delay) = (flags & 1 != 0, flags & 2 != 0);
             self.vmta = take_text(v)?;
+            self.job = if flags & 4 != 0 { take_text(v)? } else { String::new() };
             self.recipients = Vec::with_capacity(usize::from(count));
         }
         while !v.is_empty() {
-            let done = take::<1>(v)?[0] != 0;
+            let first = take::<1>(v)?[0];
+            let (done, priority) = (first & 1 != 0, first >> 1 ^ PRIORITY_DEFAULT);
             let destination = take_text(v)?;
             let state = RecipientState {
                 due_unix_ms: i64::from_le_bytes(take(v)?),
@@ -349,7 +361,7 @@ impl Summary {
                 take_text(v)?
             };
             let state = RecipientState { last_reply, ..state };
-            self.recipients.push(IndexedRecipient { destination, done, state, state_segment });
+            self.recipients.push(IndexedRecipient { destination, done, priority, state, state_segment });
         }
         Some(())
     }
@@ -418,6 +430,7 @@ mod tests {
         let r = IndexedRecipient {
             destination: "mail.example.com".into(),
             done: false,
+            priority: 50,
             state: RecipientState { last_reply: "x".repeat(400), ..Default::default() },
             state_segment: 7,
         };
@@ -435,11 +448,11 @@ mod tests {
         #[test]
         fn summaries_survive_the_index(n in 1usize..20, due in any::<i64>(), replies in proptest::collection::vec("[ab]{0,1}.{0,14}", 1..3)) {
             let r = |i: usize| IndexedRecipient {
-                destination: "d.test".into(), done: due % 2 == 0,
+                destination: "d.test".into(), done: due % 2 == 0, priority: (i * 37 % 101) as u8,
                 state: RecipientState { due_unix_ms: due, delay_reports: 1, last_reply: replies[i % replies.len()].clone() },
                 state_segment: 4,
             };
-            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), body_len: 5, notify_delay: n > 3, ..Default::default() };
+            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), job: "j".repeat(n % 3), body_len: 5, notify_delay: n > 3, ..Default::default() };
             let mut back = Summary::default();
             for (i, v) in s.encode().iter().enumerate() {
                 prop_assert!(back.decode_chunk(i as u16, v).is_some());

@@ -428,6 +428,7 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
             destination: r.destination.clone(),
             due_unix_ms: r.state.due_unix_ms,
             delay_reports: r.state.delay_reports,
+            priority: r.priority,
         })
         .collect();
     // A message whose last recipient was settled by a record that did not say so stays an
@@ -439,6 +440,7 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
         handoff: s.handoff,
         notify_delay: s.notify_delay,
         vmta: s.vmta.clone(),
+        job: s.job.clone(),
         recipients,
     });
     true

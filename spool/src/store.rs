@@ -92,6 +92,8 @@ pub struct RecoveredRecipient {
     pub due_unix_ms: i64,
     /// Delay reports sent so far.
     pub delay_reports: u16,
+    /// 0 to 100.
+    pub priority: u8,
 }
 
 /// A message found at opening, with the recipients that are left.
@@ -109,6 +111,8 @@ pub struct Recovered {
     pub notify_delay: bool,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
+    /// x-job
+    pub job: String,
     /// Its recipients that are left.
     pub recipients: Vec<RecoveredRecipient>,
 }
@@ -558,12 +562,14 @@ impl Dirty {
             handoff: e.handoff.as_ref().is_some_and(|h| h.origin == shard),
             notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
             vmta: e.vmta.as_str().to_owned(),
+            job: e.job_id.as_str().to_owned(),
             recipients: e
                 .recipients
                 .iter()
                 .map(|r| IndexedRecipient {
                     destination: r.destination.as_str().to_owned(),
                     done: false,
+                    priority: ipc::message::priority(r.priority_given),
                     state: RecipientState::default(),
                     state_segment: 0,
                 })

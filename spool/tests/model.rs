@@ -66,6 +66,7 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
                 address: format!("r{i}@d.test"),
                 destination: "d.test".into(),
                 notify: 0,
+                priority_given: 0,
                 orcpt: String::new(),
             })
             .collect(),

@@ -97,12 +97,12 @@ enum Command {
     /// Stop sending what matches, until it is resumed; it survives restarts
     Pause {
         #[command(subcommand)]
-        what: OfQueue,
+        what: Paused,
     },
     /// Send again what was paused
     Resume {
         #[command(subcommand)]
-        what: OfQueue,
+        what: Paused,
     },
     /// Change the mode of paths
     Set {
@@ -176,6 +176,14 @@ enum Show {
     Queues(Output),
     /// Paths: connections and limits of each virtual MTA at each destination
     Paths(Output),
+    /// Members of pools at each destination: weight, share, health
+    Pools(Output),
+    /// Virtual MTAs and pools with mail
+    Vmtas(Output),
+    /// Destinations with mail
+    Domains(Output),
+    /// Jobs (x-job) with mail
+    Jobs(Output),
 }
 
 #[derive(Debug, Subcommand)]
@@ -201,9 +209,15 @@ struct Of {
 }
 
 #[derive(Debug, Subcommand)]
-enum OfQueue {
+enum Paused {
     /// Queues of a domain, by virtual MTA or pool
     Queue(Of),
+    /// All mail of a job
+    Job {
+        /// x-job, as `show jobs` prints it
+        #[arg(value_name = "JOB-ID")]
+        job: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -332,6 +346,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Show { what: Show::Queues(o) } => client::queues(&control, o.json),
         Command::Show { what: Show::Paths(o) } => client::paths(&control, o.json),
+        Command::Show { what: Show::Pools(o) } => client::pools(&control, o.json),
+        Command::Show { what: Show::Vmtas(o) } => client::vmtas(&control, o.json),
+        Command::Show { what: Show::Domains(o) } => client::domains(&control, o.json),
+        Command::Show { what: Show::Jobs(o) } => client::jobs(&control, o.json),
         Command::Shard { what: ShardCommand::Restart { shard, no_wait } } => {
             client::act(&control, ipc::operator::Request::ShardRestart { shard, wait: !no_wait })
         }
@@ -342,8 +360,14 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             client::act(&control, ipc::operator::Request::Reload { wait: !no_wait, dry_run })
         }
         Command::Why { what, output } => client::why(&control, what, output.json),
-        Command::Pause { what: OfQueue::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(true)),
-        Command::Resume { what: OfQueue::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(false)),
+        Command::Pause { what: Paused::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(true)),
+        Command::Resume { what: Paused::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(false)),
+        Command::Pause { what: Paused::Job { job } } => {
+            client::act(&control, ipc::operator::Request::PauseJob { job, paused: true })
+        }
+        Command::Resume { what: Paused::Job { job } } => {
+            client::act(&control, ipc::operator::Request::PauseJob { job, paused: false })
+        }
         Command::Set { what: Set::Queue { mode, queue: Of { queue } } } => {
             order(&control, queue, QueueAction::Mode(mode == "backoff"))
         }

@@ -5,6 +5,7 @@ mod backoff;
 mod limits;
 mod mail_hosts;
 mod pools;
+mod priorities;
 mod source_addresses;
 mod tls;
 mod transactions;

@@ -10,6 +10,7 @@ use ipc::rules::DomainRules;
 use ipc::snapshot::{Global, MappedSnapshot};
 
 use crate::classify::reply_patterns::Patterns;
+use crate::prepare::pattern_list::PatternLists;
 use crate::schedule::{Member, Way};
 
 /// Sets of directives that are looked through for one that is the same.
@@ -24,6 +25,8 @@ pub struct Config {
     pub global: Rc<Global>,
     /// Listener → named source and TLS.
     listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
+    /// `<pattern-list>`s.
+    pub pattern_lists: PatternLists,
     /// `<smtp-pattern-list>`s that were asked for, by name.
     patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
     /// Members of pools that were asked for, by index.
@@ -53,8 +56,9 @@ impl Config {
             };
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
+        let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
         let (patterns, pools, rules) = Default::default();
-        Ok(Config { snapshot, global, listeners, patterns, pools, rules })
+        Ok(Config { snapshot, global, listeners, pattern_lists, patterns, pools, rules })
     }
 
     /// The directives in force for mail to `destination` through a virtual MTA. Equal ones are

@@ -9,14 +9,11 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use ipc::backoff::Mode;
 use ipc::control::{
     AccountingFile, Heartbeat, Hello, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
 };
 use ipc::frame::{archive, unarchive};
 use ipc::ledger::Ledger;
-use ipc::operator::{PathRow, QueueRow};
-use ipc::rules::Rate;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
 use ipc::stream::FrameStream;
@@ -27,9 +24,8 @@ use tokio::task::{AbortHandle, spawn_local};
 use crate::account::file::{Files, Target};
 use crate::config::Config;
 use crate::route::paths;
-use crate::schedule::Queue;
 use crate::shard::Shard;
-use crate::{Start, clock};
+use crate::{Start, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
@@ -237,6 +233,7 @@ impl Worker {
         spawn_local(Rc::clone(&shard).run_timers());
         spawn_local(crate::route::handoff::pass_on(Rc::clone(&shard)));
         spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
+        spawn_local(crate::deliver::interruption::watch(Rc::clone(&shard)));
         crate::route::handoff::keep_links(&shard);
         paths::claim_all(&shard);
         self.listen()?;
@@ -354,8 +351,14 @@ impl Worker {
             ToWorker::SwitchAccounting { switch, files } => Some(self.switch_accounting(switch, files).await),
             ToWorker::Rows { request, what } => {
                 let rows = match what {
-                    RowsOf::Queues => Rows::Queues(self.queue_rows()),
-                    RowsOf::Paths => Rows::Paths(self.path_rows()),
+                    RowsOf::Queues => Rows::Queues(rows::queues(&self.shard)),
+                    RowsOf::Paths => Rows::Paths(rows::paths(&self.shard)),
+                    RowsOf::Pools => Rows::Pools(rows::pools(&self.shard)),
+                    RowsOf::Jobs => Rows::Jobs(rows::jobs(&self.shard)),
+                    RowsOf::PauseJob { job, paused } => match crate::switches::pause_job(&self.shard, &job, paused) {
+                        Ok((matched, changed)) => Rows::Done { matched, changed },
+                        Err(e) => Rows::Refused(e),
+                    },
                     RowsOf::Why(of) => Rows::Why(crate::why::of_queues(&self.shard, &of)),
                     RowsOf::WhyMessage(id) => {
                         Rows::Why(crate::why::of_message(&self.shard, ipc::message::MessageId(id)).await)
@@ -443,62 +446,5 @@ impl Worker {
         let _ = std::fs::remove_file(self.shard.socket_of(self.start.shard));
         self.shard.spool.finish();
         tracing::info!(shard = self.start.shard, "stopped");
-    }
-
-    fn queue_rows(&self) -> Vec<QueueRow> {
-        let s = self.shard.scheduler.borrow();
-        let now = clock::now_ms();
-        let of = |q: &Queue| q.pullers.iter().filter_map(|p| s.paths.get(p.path)).collect::<Vec<_>>();
-        let connections = |q: &Queue| of(q).iter().map(|p| p.connections).sum::<u32>();
-        let shown = |q: &Queue| q.recipients > 0 || q.paused || connections(q) > 0;
-        let rows = s.queues.iter().filter(|(_, q)| shown(q)).map(|(_, q)| {
-            let paths = of(q);
-            // The queue goes on when the first of its paths may.
-            let retry = paths.iter().map(|p| p.retry_at_ms).min().filter(|at| *at > now);
-            let backoff = !paths.is_empty() && paths.iter().all(|p| p.mode == Mode::Backoff);
-            QueueRow {
-                queue: q.name(),
-                destination: q.destination.as_ref().to_owned(),
-                vmta: if q.of_pool { String::new() } else { q.via.as_ref().to_owned() },
-                pool: q.pool().map_or_else(String::new, |p| p.as_ref().to_owned()),
-                shard: self.start.shard,
-                recipients: q.recipients,
-                kbytes: q.bytes.div_ceil(1024),
-                connections: connections(q),
-                mode: if backoff { "backoff" } else { "normal" }.into(),
-                paused: q.paused || (!paths.is_empty() && paths.iter().all(|p| p.paused)),
-                next_retry: retry.map_or_else(String::new, |at| crate::local_time(at / 1000, "%Y-%m-%d %H:%M:%S")),
-                last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
-                oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
-            }
-        });
-        rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
-    }
-
-    fn path_rows(&self) -> Vec<PathRow> {
-        let s = self.shard.scheduler.borrow();
-        let rows = s.paths.iter().map(|(_, p)| {
-            let limits = p.limits();
-            PathRow {
-                path: p.name(),
-                destination: p.destination.as_ref().to_owned(),
-                vmta: p.vmta_name.as_ref().to_owned(),
-                shard: self.start.shard,
-                connections: p.connections,
-                mode: match p.mode {
-                    Mode::Normal => "normal".into(),
-                    Mode::Backoff => "backoff".into(),
-                    Mode::Returning { step, of } => format!("normal ({step}/{of})"),
-                },
-                health: p.health,
-                max_smtp_out: limits.smtp_out as u32,
-                max_msg_rate: match limits.msg_rate {
-                    Rate { count: 0, .. } => String::new(),
-                    r => format!("{}/{}s", r.count, r.per.as_secs_f64()),
-                },
-                max_msg_per_connection: p.rules.max_msg_per_connection as u32,
-            }
-        });
-        rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
     }
 }

@@ -13,6 +13,7 @@ pub mod prepare;
 pub mod report;
 pub mod rights;
 pub mod route;
+pub mod rows;
 pub mod schedule;
 pub mod shard;
 mod switches;

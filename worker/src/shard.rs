@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipc::backoff::Mode;
 use ipc::layers::NO_VMTA;
 use ipc::ledger::Ledger;
-use ipc::message::{ArchivedEnvelope, MessageId, notify};
+use ipc::message::{ArchivedEnvelope, ArchivedRecipient, MessageId, notify, priority};
 use ipc::queue_orders::Switches;
 use ipc::shard_map::ShardMap;
 use spool::layout::UpdateEntry;
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::Resolver;
+use crate::deliver::interruption::Connections;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
@@ -101,6 +102,8 @@ pub struct Shard {
     pub sessions: Cell<u32>,
     /// Outbound connections, those being opened included.
     pub connections: Cell<u32>,
+    /// Those that are open.
+    pub open: Connections,
     stop: Rc<Signal>,
     message_counter: Cell<u64>,
     flush: Notify,
@@ -147,6 +150,7 @@ impl Shard {
             counters: Counters::default(),
             sessions: Cell::new(0),
             connections: Cell::new(0),
+            open: Connections::default(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
             flush: Notify::new(),
@@ -321,23 +325,30 @@ impl Shard {
         {
             let s = &mut *self.scheduler.borrow_mut();
             let keep = s.content_bytes < CONTENT_BUDGET_BYTES;
-            let slot = s.add(Message {
-                key,
-                received_ms: e.received_unix_ms.to_native(),
-                body_len,
-                left: e.recipients.len() as u16,
-                notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
-                content: keep.then(|| Rc::clone(&content)),
-            });
+            let slot = s.add(
+                &e.job_id,
+                Message {
+                    key,
+                    received_ms: e.received_unix_ms.to_native(),
+                    body_len,
+                    left: e.recipients.len() as u16,
+                    notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
+                    job: 0,
+                    content: keep.then(|| Rc::clone(&content)),
+                },
+            );
             let mut start = 0usize;
             while start < e.recipients.len() {
-                let destination = e.recipients[start].destination.as_str();
-                let same = e.recipients[start..].iter().take_while(|r| r.destination.as_str() == destination).count();
+                let first = &e.recipients[start];
+                let (destination, given) = (first.destination.as_str(), first.priority_given);
+                let alike = |r: &&ArchivedRecipient| r.destination == first.destination && r.priority_given == given;
+                let same = e.recipients[start..].iter().take_while(alike).count();
                 let id = self.queue_for(s, destination, &e.vmta);
                 if e.moved.is_some() || e.handoff.is_some() {
                     self.was_accepted_before(s, id);
                 }
-                s.enqueue(id, Entry { slot, start: start as u16, end: (start + same) as u16 }, due, now);
+                let (from, end, priority) = (start as u16, (start + same) as u16, priority(given));
+                s.enqueue(id, Entry { slot, start: from, end, priority }, due, now);
                 touched.push(id);
                 start += same;
             }
@@ -370,14 +381,18 @@ impl Shard {
         }
         let s = &mut *self.scheduler.borrow_mut();
         let now = clock::now_ms();
-        let slot = s.add(Message {
-            key: r.key,
-            received_ms: r.received_unix_ms,
-            body_len: r.body_len,
-            left: r.recipients.len() as u16,
-            notify_delay: r.notify_delay,
-            content: None,
-        });
+        let slot = s.add(
+            &r.job,
+            Message {
+                key: r.key,
+                received_ms: r.received_unix_ms,
+                body_len: r.body_len,
+                left: r.recipients.len() as u16,
+                notify_delay: r.notify_delay,
+                job: 0,
+                content: None,
+            },
+        );
         let mut at = 0;
         while at < r.recipients.len() {
             let first = &r.recipients[at];
@@ -386,12 +401,13 @@ impl Shard {
                 .enumerate()
                 .take_while(|(i, x)| {
                     x.destination == first.destination
+                        && x.priority == first.priority
                         && x.due_unix_ms == first.due_unix_ms
                         && usize::from(x.index) == usize::from(first.index) + i
                 })
                 .count();
             let id = self.queue_for(s, &first.destination, &r.vmta);
-            let entry = Entry { slot, start: first.index, end: first.index + same as u16 };
+            let entry = Entry { slot, start: first.index, end: first.index + same as u16, priority: first.priority };
             self.was_accepted_before(s, id);
             s.enqueue(id, entry, first.due_unix_ms, now);
             at += same;
@@ -514,6 +530,12 @@ impl Shard {
                 return false;
             }
             let backlog: u64 = queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id)).sum();
+            let Some(p) = s.paths.get(id) else { return false };
+            let from = p.rules.reserved_priority.min(100) as u8;
+            let urgent = match p.rules.reserved_smtp_out {
+                0 => 0,
+                _ => queues.iter().filter_map(|q| s.queues.get(*q)).map(|q| q.ready.len_from(from) as u64).sum(),
+            };
             let Some(p) = s.paths.get_mut(id) else { return false };
             if backlog == 0 {
                 return false;
@@ -521,7 +543,7 @@ impl Shard {
             if p.idle > 0 && p.may_send(now) {
                 p.work.notify_one();
             }
-            let n = p.wanted(backlog, now);
+            let n = p.wanted(backlog, urgent, now);
             (0..n).for_each(|_| p.opening(now_ns));
             let serves = p.may_send(now) && p.connections + p.connecting > 0;
             let at = p.connect_at_ms();

@@ -12,9 +12,17 @@ use crate::shard::Shard;
 
 /// Name of the switches among the spool's values.
 const KEPT_AS: &str = "switches";
+/// Name of the paused jobs there.
+const JOBS_KEPT_AS: &str = "paused-jobs";
+/// Jobs that may be paused at once.
+const PAUSED_JOBS_MAX: usize = 10_000;
 
 /// Takes over what the spool had kept.
 pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
+    if let Some((_, jobs)) = values.iter().find(|(name, _)| name == JOBS_KEPT_AS) {
+        let names = String::from_utf8_lossy(jobs).lines().map(str::to_owned).collect::<Vec<_>>();
+        shard.scheduler.borrow_mut().jobs.set_paused(names);
+    }
     let Some((_, value)) = values.iter().find(|(name, _)| name == KEPT_AS) else { return };
     match rkyv::from_bytes::<Switches, rkyv::rancor::Error>(value) {
         Ok(s) => *shard.switches.borrow_mut() = s,
@@ -75,6 +83,40 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<(u64, u64), String>
     Ok(counts)
 }
 
+/// Pauses a job or lets it go on; answers how many recipients it has here, and whether that
+/// changed something.
+///
+/// # Errors
+/// A sentence when it cannot be kept.
+pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<(u64, u64), String> {
+    let (recipients, changed, kept) = {
+        let jobs = &mut shard.scheduler.borrow_mut().jobs;
+        let mut names: Vec<String> = jobs.paused().map(str::to_owned).collect();
+        let was = names.iter().any(|n| n == job);
+        names.retain(|n| n != job);
+        if paused {
+            names.push(job.to_owned());
+        }
+        if names.len() > PAUSED_JOBS_MAX {
+            return Err(format!("{PAUSED_JOBS_MAX} jobs are paused already; resume some"));
+        }
+        let kept = names.join("\n");
+        jobs.set_paused(names);
+        let has = jobs.iter().find(|(_, j)| &*j.name == job).map_or(0, |(_, j)| j.recipients);
+        (has, was != paused, kept)
+    };
+    if changed {
+        shard.spool.put(JOBS_KEPT_AS, kept.into_bytes());
+        let queues: Vec<QueueId> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+        for id in queues.into_iter().filter(|_| !paused) {
+            shard.pump_queue(id);
+            shard.pump_pullers(id);
+        }
+    }
+    tracing::info!(shard = shard.number, job, paused, recipients, "job");
+    Ok((recipients, u64::from(changed)))
+}
+
 /// Queues of this name, and paths: those of the virtual MTA, and those that serve a pool of
 /// this name.
 fn matching(shard: &Shard, of: &QueuePattern) -> (Vec<QueueId>, Vec<PathId>) {
@@ -126,7 +168,7 @@ fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
     let mut changed = false;
     if recipients && !q.waiting.is_empty() {
         changed = true;
-        q.promote(i64::from(u32::MAX) * 1000);
+        q.promote(i64::from(u32::MAX) * 1000, &s.messages);
     }
     for p in &q.pullers {
         let Some(p) = s.paths.get_mut(p.path) else { continue };

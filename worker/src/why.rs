@@ -69,7 +69,8 @@ pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
         }
         let s = shard.scheduler.borrow();
         let has = |q: &Queue| {
-            q.ready.iter().any(|e| e.slot == slot) || q.waiting.iter().any(|std::cmp::Reverse((_, e))| e.slot == slot)
+            q.ready.iter().any(|(_, e)| e.slot == slot)
+                || q.waiting.iter().any(|std::cmp::Reverse((_, e))| e.slot == slot)
         };
         rows.extend(s.queues.iter().filter(|(_, q)| has(q)).map(|(id, q)| row(shard, &s, id, q)));
     }

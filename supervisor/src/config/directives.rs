@@ -96,6 +96,7 @@ pub fn canonical(name: &str) -> &str {
     match name {
         "max-msg-per-conn" => "max-msg-per-connection",
         "max-conn-rate" => "max-connect-rate",
+        "delivery-priority" => "queue-priority",
         n => n,
     }
 }

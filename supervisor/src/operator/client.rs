@@ -1,5 +1,6 @@
 //! Commands that ask the running server.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::BytesMut;
 use ipc::frame::{Frame, Header, archive, unarchive};
 use ipc::mesh;
-use ipc::operator::{ANSWER, Answer, REQUEST, Request, WhyCause};
+use ipc::operator::{ANSWER, Answer, QueueRow, REQUEST, Request, WhyCause};
 
 use crate::Failure;
 use crate::cli::print;
@@ -210,6 +211,117 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
         ]
     });
     table(&["path", "shard", "conn", "mode", "health", "max-smtp-out", "max-msg-rate"], cells.collect())
+}
+
+/// `show pools`
+///
+/// # Errors
+/// [`Failure`]
+pub fn pools(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Pools(rows) = ask(target, &Request::Pools)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&rows);
+    }
+    let cells = rows.iter().map(|r| {
+        vec![
+            r.pool.clone(),
+            r.destination.clone(),
+            r.vmta.clone(),
+            r.recipients.to_string(),
+            r.weight.to_string(),
+            format!("{}%", r.share_percent),
+            format!("{:.2}{}", r.health, if r.probed { " (probed)" } else { "" }),
+            r.connections.to_string(),
+            if r.paused { "paused".into() } else { r.mode.clone() },
+            r.last_error.clone(),
+        ]
+    });
+    let head = ["pool", "destination", "vmta", "#rcpt", "weight", "share", "health", "conn", "mode", "last error"];
+    table(&head, cells.collect())
+}
+
+/// `show jobs`
+///
+/// # Errors
+/// [`Failure`]
+pub fn jobs(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Jobs(rows) = ask(target, &Request::Jobs)? else { return Err(unexpected()) };
+    if as_json {
+        return json(&rows);
+    }
+    let cells = rows.iter().map(|r| {
+        let paused = if r.paused { "yes" } else { "" };
+        vec![r.job.clone(), r.domains.to_string(), r.recipients.to_string(), r.kbytes.to_string(), paused.to_owned()]
+    });
+    table(&["job-id", "domains", "#rcpt", "kbytes", "paused"], cells.collect())
+}
+
+/// A row of `show domains` or `show vmtas`.
+#[derive(Debug, Default, serde::Serialize)]
+struct Sum {
+    name: String,
+    domains: usize,
+    recipients: u64,
+    kbytes: u64,
+    connections: u32,
+}
+
+/// Sums of queues by a name that each has.
+fn sums(rows: &[QueueRow], name: impl Fn(&QueueRow) -> String) -> Vec<Sum> {
+    let mut by_name: BTreeMap<String, (Sum, BTreeSet<&str>)> = BTreeMap::new();
+    for q in rows {
+        let (sum, domains) = by_name.entry(name(q)).or_default();
+        domains.insert(&q.destination);
+        sum.recipients += q.recipients;
+        sum.kbytes += q.kbytes;
+        sum.connections += q.connections;
+    }
+    let whole = |(name, (sum, domains)): (String, (Sum, BTreeSet<&str>))| Sum { name, domains: domains.len(), ..sum };
+    let mut all: Vec<Sum> = by_name.into_iter().map(whole).collect();
+    all.sort_by_key(|s| std::cmp::Reverse(s.recipients));
+    all
+}
+
+/// `show domains`
+///
+/// # Errors
+/// [`Failure`]
+pub fn domains(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Queues(rows) = ask(target, &Request::Queues)? else { return Err(unexpected()) };
+    let all = sums(&rows, |q| q.destination.clone());
+    if as_json {
+        let row = |s: &Sum| serde_json::json!({ "domain": s.name, "recipients": s.recipients, "kbytes": s.kbytes, "connections": s.connections });
+        return json(&all.iter().map(row).collect::<Vec<_>>());
+    }
+    let cells =
+        |s: &Sum| vec![s.name.clone(), s.recipients.to_string(), s.kbytes.to_string(), s.connections.to_string()];
+    table(&["domain", "#rcpt", "kbytes", "conn"], all.iter().map(cells).collect())
+}
+
+/// `show vmtas`: virtual MTAs, and pools for what waits in their queues.
+///
+/// # Errors
+/// [`Failure`]
+pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
+    let Answer::Queues(rows) = ask(target, &Request::Queues)? else { return Err(unexpected()) };
+    let all = sums(&rows, |q| if q.pool.is_empty() { q.vmta.clone() } else { q.pool.clone() });
+    if as_json {
+        let row = |s: &Sum| serde_json::json!({ "vmta": s.name, "domains": s.domains, "recipients": s.recipients, "kbytes": s.kbytes, "connections": s.connections });
+        return json(&all.iter().map(row).collect::<Vec<_>>());
+    }
+    let total: u64 = all.iter().map(|s| s.recipients).sum::<u64>().max(1);
+    let cells = |s: &Sum| {
+        let share = format!("{}%", s.recipients * 100 / total);
+        vec![
+            s.name.clone(),
+            s.domains.to_string(),
+            s.recipients.to_string(),
+            s.kbytes.to_string(),
+            s.connections.to_string(),
+            share,
+        ]
+    };
+    table(&["vmta", "domains", "#rcpt", "kbytes", "conn", "% total"], all.iter().map(cells).collect())
 }
 
 /// `why`

@@ -1,12 +1,13 @@
 //! Answers operators.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
 use ipc::control::{Rows, RowsOf};
 use ipc::frame::{archive, unarchive};
 use ipc::message::MessageId;
-use ipc::operator::{ANSWER, Answer, REQUEST, Request, WhyRow};
+use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, WhyRow};
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
@@ -61,6 +62,15 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             all.sort_by(|a, b| a.path.cmp(&b.path));
             Answer::Paths(all)
         }
+        Request::Pools => {
+            let rows = sup.ask_workers(RowsOf::Pools).await;
+            let mut all: Vec<_> =
+                rows.into_iter().flat_map(|r| if let Rows::Pools(p) = r { p } else { Vec::new() }).collect();
+            all.sort_by(|a, b| (&a.pool, &a.destination, &a.vmta).cmp(&(&b.pool, &b.destination, &b.vmta)));
+            Answer::Pools(all)
+        }
+        Request::Jobs => Answer::Jobs(jobs(sup).await),
+        Request::PauseJob { job, paused } => said(pause_job(sup, job, paused).await),
         Request::ShardRestart { shard, wait } => said(sup.restart_shard(shard, wait).await),
         Request::Scale { workers, wait } => said(sup.scale(workers, wait).await),
         Request::Reload { wait, dry_run } => match sup.reload(wait, dry_run).await {
@@ -87,6 +97,39 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             None => Answer::Failed("no worker serves".into()),
         },
     }
+}
+
+/// Jobs over all shards.
+async fn jobs(sup: &Rc<Supervisor>) -> Vec<JobRow> {
+    let mut by_name: BTreeMap<String, JobRow> = BTreeMap::new();
+    for r in sup.ask_workers(RowsOf::Jobs).await {
+        for row in if let Rows::Jobs(j) = r { j } else { Vec::new() } {
+            let of = by_name.entry(row.job.clone()).or_insert_with(|| JobRow { job: row.job, ..Default::default() });
+            // A destination is in one shard, so their numbers add up.
+            of.domains += row.domains;
+            of.recipients += row.recipients;
+            of.kbytes += row.kbytes;
+            of.paused |= row.paused;
+        }
+    }
+    by_name.into_values().collect()
+}
+
+async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool) -> Result<String, String> {
+    let shards = sup.slots.borrow().len();
+    let (mut recipients, mut answered) = (0, 0);
+    for rows in sup.ask_workers(RowsOf::PauseJob { job: job.clone(), paused }).await {
+        match rows {
+            Rows::Done { matched, .. } => (recipients, answered) = (recipients + matched, answered + 1),
+            Rows::Refused(e) => return Err(e),
+            _ => {}
+        }
+    }
+    if answered < shards {
+        return Err(format!("{} of {shards} shards did not answer: give the order again", shards - answered));
+    }
+    let what = if paused { "paused" } else { "resumed" };
+    Ok(format!("{what} job. {recipients} recipient{} queued in {job} now.", if recipients == 1 { "" } else { "s" }))
 }
 
 async fn why(sup: &Rc<Supervisor>, what: &str) -> Answer {

@@ -291,8 +291,7 @@ impl Client<'_> {
             vmta: String::new(),
         };
         let now = crate::clock::now_ms();
-        let (envelope, body) =
-            prepare(config.snapshot.get(), &config.global, &self.rules, &from, id, now, t.mail, t.recipients, content)?;
+        let (envelope, body) = prepare(&config, &self.rules, &from, id, now, t.mail, t.recipients, content)?;
         let (recipients, bytes) = (envelope.recipients.len() as u64, (body[0].len() + body[1].len()) as u64);
         match submit(self.shard, envelope, body).await {
             Ok(()) => {

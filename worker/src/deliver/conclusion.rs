@@ -52,14 +52,13 @@ impl Attempt {
 pub(super) async fn conclude(
     shard: &Rc<Shard>,
     path: &Path,
-    slot: u32,
-    key: u64,
+    batch: &Batch,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
     verdicts: Vec<(u16, Verdict)>,
     at: &Attempt,
 ) {
-    let now = clock::now_ms();
+    let (now, key) = (clock::now_ms(), batch.key);
     let before = delay_reports(shard, path, key, e, &verdicts).await;
     let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
     report(shard, path, e, body, &verdicts, at, |r| due_reports > before.get(&r).copied().unwrap_or(0)).await;
@@ -101,17 +100,17 @@ pub(super) async fn conclude(
     {
         let mut s = shard.scheduler.borrow_mut();
         if waits {
-            s.retry(path.queue, slot, &retry, due);
+            s.retry(batch, &retry, due);
             shard.spool.update(updates, t_rows);
         }
         if !ended.is_empty() {
-            let last = s.settle(path.queue, slot, ended.len());
+            let last = s.settle(batch.queue, batch.slot, ended.len());
             shard.spool.settle(Settled { key, recipients: ended, last, rows });
         }
     }
     if waits {
         // What was in flight when the rest was rerouted follows it.
-        mode::reroute(shard, path.queue);
+        mode::reroute(shard, batch.queue);
     }
 }
 
@@ -255,7 +254,7 @@ pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f:
         let Some((key, content)) = content_of(shard, path, &entry).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
         let verdicts = (entry.start..entry.end).map(|r| (r, f.verdict.clone())).collect();
-        conclude(shard, path, entry.slot, key, e, &content.body, verdicts, &at).await;
+        conclude(shard, path, &Batch::of(id, key, entry), e, &content.body, verdicts, &at).await;
     }
 }
 
@@ -282,7 +281,7 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
             };
             verdicts.push((r, v));
         }
-        conclude(&shard, &path, entry.slot, key, e, &content.body, verdicts, &at).await;
+        conclude(&shard, &path, &Batch::of(id, key, entry), e, &content.body, verdicts, &at).await;
     }
 }
 
@@ -327,8 +326,7 @@ async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u6
     match load(shard, entry.slot, key).await {
         Ok(c) => Some((key, c)),
         Err(e) => {
-            let recipients = (entry.start..entry.end).collect();
-            unreadable(shard, path, &Batch { queue: path.queue, slot: entry.slot, key, recipients }, &e);
+            unreadable(shard, path, &Batch::of(path.queue, key, *entry), &e);
             None
         }
     }
@@ -341,6 +339,6 @@ pub(super) fn unreadable(shard: &Rc<Shard>, path: &Path, batch: &Batch, e: &spoo
         // In quarantine: an operator's matter now, the queue goes on.
         s.settle(batch.queue, batch.slot, batch.recipients.len());
     } else {
-        s.retry(batch.queue, batch.slot, &batch.recipients, clock::now_ms() + 60_000);
+        s.retry(batch, &batch.recipients, clock::now_ms() + 60_000);
     }
 }

@@ -11,6 +11,7 @@ use ipc::snapshot::ArchivedVirtualMta;
 use rkyv::util::AlignedVec;
 
 use super::conclusion::{Attempt, conclude, unreadable};
+use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
 use super::open::{open, skip_host};
 use super::session::{Ear, Session, SessionFault};
@@ -22,7 +23,7 @@ use crate::clock;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Next, PathId, QueueId};
-use crate::shard::Shard;
+use crate::shard::{Shard, Signal};
 
 /// A connection whose queue has run empty waits this long for more mail when
 /// `connection-idle-timeout` is not set: injection comes in bursts.
@@ -194,8 +195,10 @@ pub async fn run(shard: Rc<Shard>, id: PathId) {
                     p.connections += 1;
                 }
             }
-            serve(&shard, &mut path, session).await;
+            let seat = Seat::take(&shard, id, held.keys());
+            serve(&shard, &mut path, session, &seat).await;
             drop(held);
+            drop(seat);
             shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
             leave_source(&shard, &path);
         }
@@ -269,7 +272,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let Some((rules, destination, vmta)) = known else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(vmta as usize);
     let again = || clock::now_ms() + ASK_AGAIN_MS;
-    let held = Held::take(shard, &config, &rules, vmta, &destination, id * 64);
+    let held = Held::take(shard, &config, &rules, vmta, &destination, id);
     let mut held = held.map_err(|by| Blocked { until_ms: again(), by })?;
     // A source address that only an event frees is looked at again before long all the same.
     let no_source = |at: i64| Blocked { until_ms: at.min(clock::now_ms() + 1000).max(again()), by: "" };
@@ -303,12 +306,13 @@ pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
-async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
+async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) {
     let (mut messages, mut errors) = (0u64, 0u64);
+    let (end, cut) = (seat.end(), seat.cut());
     loop {
         let may_go_on = path.refresh(shard);
         let max = path.rules.max_msg_per_connection;
-        if shard.stopping() || !may_go_on || (max != 0 && messages >= max) {
+        if shard.stopping() || end.is_raised() || !may_go_on || (max != 0 && messages >= max) {
             break;
         }
         let now_ns = clock::now_ns() as i64;
@@ -319,7 +323,9 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
             Next::Send(batch) => {
                 paths::note_rate(shard, path.id);
                 path.carries(shard, batch.queue);
-                let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors).await;
+                let ordinary = batch.ordinary;
+                let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors, &cut).await;
+                shard.scheduler.borrow_mut().free(path.id, ordinary);
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
                 if !more {
@@ -335,6 +341,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = s.disturbed() => return,
+                    () = end.wait() => {}
                 }
             }
             Next::Wait(_) => break,
@@ -343,7 +350,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
                     Duration::ZERO => IDLE_DEFAULT,
                     d => d,
                 };
-                if !wait_for_work(shard, path.id, &mut s, limit).await {
+                if !wait_for_work(shard, path.id, &mut s, limit, seat).await {
                     break;
                 }
             }
@@ -353,20 +360,23 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session) {
 }
 
 /// Waits, counted as idle, until there may be work; false when the connection should end.
-async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Duration) -> bool {
+async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Duration, seat: &Seat) -> bool {
     let work = {
         let mut sch = shard.scheduler.borrow_mut();
         let Some(p) = sch.paths.get_mut(id) else { return false };
         p.idle += 1;
         Rc::clone(&p.work)
     };
-    let stop = shard.stop_signal();
+    let (stop, end) = (shard.stop_signal(), seat.end());
+    seat.set_idle(true);
     let more = tokio::select! {
         () = work.notified() => true,
         () = tokio::time::sleep(limit) => false,
         () = s.disturbed() => false,
         () = stop.wait() => false,
+        () = end.wait() => false,
     };
+    seat.set_idle(false);
     shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
     more
 }
@@ -393,6 +403,7 @@ async fn attempt(
     batch: Batch,
     reused: bool,
     errors: &mut u64,
+    cut: &Signal,
 ) -> bool {
     let content = match load(shard, batch.slot, batch.key).await {
         Ok(c) => c,
@@ -402,13 +413,24 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
-    let mut result = transaction::send(s, e, &batch.recipients, &content.body, &path.rules).await;
+    let sent = tokio::select! {
+        biased;
+        r = transaction::send(s, e, &batch.recipients, &content.body, &path.rules) => Some(r),
+        () = cut.wait() => None,
+    };
+    let Some(mut result) = sent else {
+        // Mail of a higher queue-priority needs the place: what was under way begins anew.
+        tracing::info!(shard = shard.number, queue = path.name, "transfer interrupted (queue-priority)");
+        shard.scheduler.borrow_mut().put_back(&batch, &batch.recipients);
+        give_volume_back(shard, path, &content);
+        return false;
+    };
     let fault = result.fault.take();
     if let Some(f) = &fault {
         let stale = reused && matches!(f, SessionFault::Closed { .. }) && result.verdicts.iter().all(Option::is_none);
         if stale {
             // The receiver closed between messages: not an attempt.
-            shard.scheduler.borrow_mut().put_back(batch.queue, batch.slot, &batch.recipients);
+            shard.scheduler.borrow_mut().put_back(&batch, &batch.recipients);
             give_volume_back(shard, path, &content);
             return false;
         }
@@ -425,7 +447,7 @@ async fn attempt(
         let left: Vec<u16> = verdicts.iter().filter(|(_, v)| surplus(v)).map(|(r, _)| *r).collect();
         if !left.is_empty() {
             verdicts.retain(|(_, v)| !surplus(v));
-            shard.scheduler.borrow_mut().put_back(batch.queue, batch.slot, &left);
+            shard.scheduler.borrow_mut().put_back(&batch, &left);
         }
     }
     let none = !verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered);
@@ -440,7 +462,7 @@ async fn attempt(
             let left: Vec<u16> =
                 verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).map(|(r, _)| *r).collect();
             verdicts.retain(|(_, v)| v.outcome == Outcome::Delivered);
-            shard.scheduler.borrow_mut().put_back(batch.queue, batch.slot, &left);
+            shard.scheduler.borrow_mut().put_back(&batch, &left);
             goes_on = false;
         }
         Some(Route::BounceQueue) => {
@@ -472,7 +494,7 @@ async fn attempt(
     }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
     let at = Attempt::of_session(s);
-    conclude(shard, path, batch.slot, batch.key, e, &content.body, verdicts, &at).await;
+    conclude(shard, path, &batch, e, &content.body, verdicts, &at).await;
     goes_on
 }
 

@@ -67,7 +67,9 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
         let Next::Send(batch) = next else { return };
         crate::route::paths::note_rate(shard, path.id);
         path.carries(shard, batch.queue);
+        let ordinary = batch.ordinary;
         attempt(shard, path, batch).await;
+        shard.scheduler.borrow_mut().free(path.id, ordinary);
         tokio::task::yield_now().await;
     }
 }
@@ -91,7 +93,7 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
         };
         verdicts.push((*r, v));
     }
-    conclude(shard, path, batch.slot, batch.key, e, &content.body, verdicts, &Attempt::default()).await;
+    conclude(shard, path, &batch, e, &content.body, verdicts, &Attempt::default()).await;
 }
 
 fn delivered(what: &str) -> Verdict {

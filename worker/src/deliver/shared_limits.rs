@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use ipc::ledger::requests::Ask;
 use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Class, Ledger, Place, Slot};
 use ipc::message::normalise_domain;
@@ -11,6 +12,7 @@ use ipc::rules::{DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
 use crate::config::Config;
+use crate::schedule::PathId;
 use crate::schedule::rate::Pace;
 use crate::shard::Shard;
 
@@ -111,13 +113,17 @@ impl SharedRates {
 /// What a connection holds in the ledger; given back when it is dropped.
 pub struct Held {
     shard: Rc<Shard>,
+    path: PathId,
+    priority: u8,
     slot: Option<Slot>,
-    places: Vec<Place>,
+    /// With the names of their limits.
+    places: Vec<(Place, u64)>,
 }
 
 impl Held {
     /// Takes what a connection of a path needs wherever it leads: `total-max-smtp-out`, the
-    /// virtual MTA's `max-smtp-out`, `destination-max-smtp-out`.
+    /// virtual MTA's `max-smtp-out`, `destination-max-smtp-out`. What is not to be had is asked
+    /// for, see [`ipc::ledger::requests`].
     ///
     /// # Errors
     /// The name of the directive that has none left.
@@ -127,9 +133,11 @@ impl Held {
         rules: &DomainRules,
         vmta: Option<&ArchivedVirtualMta>,
         destination: &str,
-        hint: usize,
+        path: PathId,
     ) -> Result<Held, &'static str> {
-        let mut held = Held { shard: Rc::clone(shard), slot: None, places: Vec::new() };
+        let priority = rules.queue_priority.min(100) as u8;
+        let shard = Rc::clone(shard);
+        let mut held = Held { shard, path, priority, slot: None, places: Vec::new() };
         if let Some(v) = vmta {
             held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native())
                 .ok_or("max-smtp-out of the virtual MTA")?;
@@ -137,7 +145,8 @@ impl Held {
         held.place(key("destination", destination), rules.destination_max_smtp_out)
             .ok_or("destination-max-smtp-out")?;
         let limit = config.global.total_max_smtp_out as usize;
-        held.slot = shard.ledger.take(Class::SmtpOut, shard.number, limit, hint);
+        let hint = path.wrapping_mul(64);
+        held.slot = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
         if held.slot.is_none() { Err("total-max-smtp-out") } else { Ok(held) }
     }
 
@@ -146,7 +155,7 @@ impl Held {
     /// is given back.
     pub fn take_host(&mut self, config: &Config, host: &str, peer: SocketAddr, source: &str, general: usize) -> bool {
         while self.places.len() > general {
-            self.places.pop().into_iter().for_each(|p| self.shard.ledger.give_place(p));
+            self.places.pop().into_iter().for_each(|(p, _)| self.shard.ledger.give_place(p));
         }
         let g = &config.global;
         let name = normalise_domain(host).unwrap_or_else(|_| host.to_lowercase());
@@ -165,13 +174,37 @@ impl Held {
         self.places.len()
     }
 
+    /// Names of the limits that a place is held of.
+    pub fn keys(&self) -> Vec<u64> {
+        let total = self.slot.iter().map(|_| key("total", ""));
+        self.places.iter().map(|(_, k)| *k).chain(total).collect()
+    }
+
     /// A place under `limit`; 0 is unlimited.
     fn place(&mut self, key: u64, limit: u64) -> Option<()> {
         if limit > 0 {
             let hint = crate::clock::now_ns() as u64;
-            self.places.push(self.shard.ledger.take_place(key, self.shard.number, limit, hint)?);
+            let place = self.asking(key, |shard| shard.ledger.take_place(key, shard.number, limit, hint))?;
+            self.places.push((place, key));
         }
         Some(())
+    }
+
+    /// Takes what `take` gives, unless somebody else asked for it with a better right; what is
+    /// not to be had is asked for.
+    fn asking<T>(&self, key: u64, take: impl FnOnce(&Shard) -> Option<T>) -> Option<T> {
+        let (shard, now) = (&self.shard, crate::clock::now_ms());
+        let has = shard.open.held(self.path, key);
+        let ask = Ask { key, priority: self.priority, shard: shard.number, path: self.path as u32, has };
+        let taken = if shard.ledger.others_first(&ask, now) { None } else { take(shard) };
+        match taken {
+            Some(_) => shard.ledger.withdraw(&ask, now),
+            None => {
+                shard.ledger.request(&ask, now);
+                super::interruption::answer(shard);
+            }
+        }
+        taken
     }
 }
 
@@ -179,6 +212,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         let ledger = &self.shard.ledger;
         self.slot.take().into_iter().for_each(|s| ledger.give(s));
-        self.places.drain(..).for_each(|p| ledger.give_place(p));
+        self.places.drain(..).for_each(|(p, _)| ledger.give_place(p));
     }
 }

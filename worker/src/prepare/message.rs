@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
-use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType};
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, priority};
 use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 
 use super::headers;
+use super::pattern_list::Subject;
 use crate::accept::command::{Mail, Rcpt, Refusal};
+use crate::config::Config;
 
 /// Where a message comes from.
 #[derive(Debug, Clone)]
@@ -33,8 +35,7 @@ pub struct Submitter {
 /// The reply when the message breaks a rule of its source.
 #[allow(clippy::too_many_arguments)] // each is a different thing, used once
 pub fn prepare(
-    snapshot: &ArchivedSnapshot,
-    global: &Global,
+    config: &Config,
     rules: &SourceRules,
     from: &Submitter,
     id: MessageId,
@@ -43,6 +44,7 @@ pub fn prepare(
     recipients: Vec<(Rcpt, String)>,
     content: BytesMut,
 ) -> Result<(Envelope, [Bytes; 2]), Refusal> {
+    let (snapshot, global) = (config.snapshot.get(), &*config.global);
     let mut e = Envelope {
         id,
         received_unix_ms: now_ms,
@@ -63,11 +65,15 @@ pub fn prepare(
         moved: None,
         recipients: recipients
             .into_iter()
-            .map(|(r, destination)| Recipient { address: r.address, destination, notify: r.notify, orcpt: r.orcpt })
+            .map(|(r, destination)| Recipient {
+                address: r.address,
+                destination,
+                notify: r.notify,
+                priority_given: 0,
+                orcpt: r.orcpt,
+            })
             .collect(),
     };
-    // Recipients of one queue must be neighbours; the order among equals is kept.
-    e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination));
     // What the client declared may be a habit; receivers without 8BITMIME take what is ASCII.
     e.body_type = if content.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit };
     if e.ret == Ret::Unset {
@@ -124,6 +130,10 @@ pub fn prepare(
             format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
         return Err(Refusal(554, "5.4.6", text));
     }
+    by_pattern_list(&mut e, config, rules, &fields);
+    // Recipients of one queue and priority must be neighbours; the order among equals is kept.
+    let order = |r: &Recipient| std::cmp::Reverse(priority(r.priority_given));
+    e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination).then(order(a).cmp(&order(b))));
     if e.vmta.is_empty() {
         e.vmta = default_vmta(snapshot, rules, from);
     }
@@ -191,6 +201,32 @@ fn default_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, from: &Submitt
     let local = from.local.map(|i| i.to_string()).unwrap_or_default();
     let of_ip = snapshot.vmtas.iter().skip(1).find(|v| v.source_hosts.iter().any(|h| h.ip == local));
     of_ip.map(|v| v.name.as_str().to_owned()).unwrap_or_default()
+}
+
+/// What the source's `pattern-list` says: a virtual MTA where no header names one, by the first
+/// recipient that a rule has one for, and priorities.
+fn by_pattern_list(e: &mut Envelope, config: &Config, rules: &SourceRules, fields: &[headers::Field<'_>]) {
+    let (lists, name) = (&config.pattern_lists, rules.pattern_list.as_str());
+    if name.is_empty() {
+        return;
+    }
+    let each = lists.looks_at_recipients(name);
+    let mut vmta = String::new();
+    let mut last = None;
+    for r in &mut e.recipients {
+        let choice = match last.take().filter(|_| !each) {
+            Some(c) => c,
+            None => lists.decide(name, &Subject { sender: &e.sender, recipient: &r.address, fields }),
+        };
+        r.priority_given = choice.priority.map_or(0, |p| p + 1);
+        if vmta.is_empty() {
+            vmta.clone_from(&choice.vmta);
+        }
+        last = Some(choice);
+    }
+    if e.vmta.is_empty() && !vmta.is_empty() {
+        e.vmta = canonical_name(config.snapshot.get(), &vmta).unwrap_or(&vmta).to_owned();
+    }
 }
 
 /// The trace header (RFC 5321 §4.4).

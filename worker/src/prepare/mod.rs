@@ -4,3 +4,4 @@
 
 pub mod headers;
 pub mod message;
+pub mod pattern_list;

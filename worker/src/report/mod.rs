@@ -30,6 +30,7 @@ fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: 
             address: to.to_owned(),
             destination,
             notify: notify::NEVER,
+            priority_given: 0,
             orcpt: String::new(),
         }],
     }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::deliver::connection::load;
 use crate::route::handoff::Answer;
-use crate::schedule::{Entry, QueueId};
+use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::Shard;
 
 /// How long a new owner may take for one message.
@@ -37,8 +37,8 @@ pub async fn move_out(shard: Rc<Shard>) {
             let entries = shard.scheduler.borrow_mut().drain(id);
             for (entry, due) in entries {
                 if !move_one(&shard, id, entry, due).await {
-                    let all: Vec<u16> = (entry.start..entry.end).collect();
-                    shard.scheduler.borrow_mut().retry(id, entry.slot, &all, due);
+                    let batch = Batch::of(id, 0, entry);
+                    shard.scheduler.borrow_mut().retry(&batch, &batch.recipients, due);
                 }
             }
         }

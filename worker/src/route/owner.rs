@@ -202,17 +202,8 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         Err(r) => return Ok(Injected::Refused(r.2)),
     };
     let id = shard.next_message_id();
-    let prepared = prepare(
-        config.snapshot.get(),
-        &config.global,
-        &rules,
-        &from,
-        id,
-        crate::clock::now_ms(),
-        mail,
-        recipients,
-        BytesMut::from(&f.raw[..]),
-    );
+    let prepared =
+        prepare(&config, &rules, &from, id, crate::clock::now_ms(), mail, recipients, BytesMut::from(&f.raw[..]));
     Ok(match prepared {
         Err(r) => Injected::Refused(r.2),
         Ok((envelope, body)) => match submit(shard, envelope, body).await {

@@ -13,10 +13,12 @@
 //! other.
 
 pub mod cause;
+pub mod job;
 pub mod path;
 pub mod pool;
 pub mod queue;
 pub mod rate;
+pub mod ready;
 pub mod scheduler;
 #[cfg(test)]
 mod simulation;

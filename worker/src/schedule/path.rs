@@ -88,6 +88,8 @@ pub struct Path {
     pub connecting: u32,
     /// Open connections that wait for work.
     pub idle: u32,
+    /// Connections that are busy with mail below `reserved-priority`.
+    pub ordinary: u32,
     /// When the path may be tried again, Unix milliseconds; 0 when it may.
     pub retry_at_ms: i64,
     /// No new connection before this time, while those that are open go on: the receiver
@@ -152,6 +154,7 @@ impl Path {
             connections: 0,
             connecting: 0,
             idle: 0,
+            ordinary: 0,
             retry_at_ms: 0,
             connect_again_ms: 0,
             blocked_until_ms: 0,
@@ -306,8 +309,27 @@ impl Path {
         }
     }
 
-    /// New connections to open now for `backlog` entries that wait for this path.
-    pub fn wanted(&self, backlog: u64, now_ms: i64) -> u32 {
+    /// Connections that mail below `reserved-priority` may have.
+    fn unreserved(&self) -> u64 {
+        let max = self.limits().smtp_out;
+        let none_kept = max == 0 || self.rules.reserved_smtp_out == 0;
+        if none_kept { u64::MAX } else { max.saturating_sub(self.rules.reserved_smtp_out) }
+    }
+
+    /// Mail of this priority may go by `reserved-smtp-out`.
+    pub fn is_urgent(&self, priority: u8) -> bool {
+        u64::from(priority) >= self.rules.reserved_priority
+    }
+
+    /// The least priority that a free connection may serve.
+    pub fn least_priority(&self) -> u8 {
+        let full = u64::from(self.ordinary) >= self.unreserved();
+        if full { self.rules.reserved_priority.min(100) as u8 } else { 0 }
+    }
+
+    /// New connections to open now for `backlog` entries that wait for this path, `urgent` of
+    /// which may go by reserved connections.
+    pub fn wanted(&self, backlog: u64, urgent: u64, now_ms: i64) -> u32 {
         if backlog == 0 || !self.may_send(now_ms) || self.connect_at_ms() > now_ms {
             return 0;
         }
@@ -322,9 +344,16 @@ impl Path {
         let busy = if moving { self.connections - self.idle.min(self.connections) } else { 0 };
         // One connection serves several short messages before another would have opened;
         // the number grows at most twofold at a time while mail keeps waiting.
-        let backlog = backlog.saturating_sub(u64::from(busy) * 2).min(u64::from(u32::MAX)) as u32;
+        let waiting = backlog.saturating_sub(u64::from(busy) * 2).min(u64::from(u32::MAX)) as u32;
         let step = self.connections.max(1).saturating_sub(self.connecting);
-        let wanted = backlog.saturating_sub(self.idle + self.connecting).min(step).min(max.saturating_sub(have));
+        let unreserved = self.unreserved().min(u64::from(max)) as u32;
+        let beyond_open = |entries: u32, max: u32| {
+            entries.saturating_sub(self.idle + self.connecting).min(step).min(max.saturating_sub(have))
+        };
+        let wanted = match unreserved < max {
+            true => beyond_open(waiting, unreserved).max(beyond_open(urgent.min(u64::from(u32::MAX)) as u32, max)),
+            false => beyond_open(waiting, max),
+        };
         let one_at_a_time = l.connect_rate.count > 0 || !self.rules.smtp_out_rampup_interval.is_zero();
         if one_at_a_time { wanted.min(1) } else { wanted }
     }
@@ -448,9 +477,25 @@ mod tests {
     #[test]
     fn one_refused_connection_is_no_reason_to_hammer() {
         let mut p = path(DomainRules::default());
-        assert_eq!(p.wanted(1, 1_000), 1);
+        assert_eq!(p.wanted(1, 0, 1_000), 1);
         p.connect_again_ms = 6_000;
-        assert_eq!((p.wanted(1, 5_999), p.wanted(1, 6_000)), (0, 1));
+        assert_eq!((p.wanted(1, 0, 5_999), p.wanted(1, 0, 6_000)), (0, 1));
+    }
+
+    #[test]
+    fn reserved_connections_are_for_urgent_mail() {
+        let rules = DomainRules { max_smtp_out: 4, reserved_smtp_out: 1, ..Default::default() };
+        let mut p = path(rules);
+        (p.connections, p.ordinary) = (3, 3);
+        assert_eq!((p.wanted(100, 0, 1), p.wanted(100, 1, 1), p.least_priority()), (0, 1, 75));
+        p.ordinary = 2;
+        assert_eq!((p.least_priority(), p.is_urgent(74), p.is_urgent(75)), (0, false, true));
+        p.connections = 4;
+        assert_eq!(p.wanted(100, 100, 1), 0);
+        let mut all = path(DomainRules { max_smtp_out: 1, reserved_smtp_out: 3, ..Default::default() });
+        assert_eq!((all.wanted(9, 0, 1), all.wanted(9, 1, 1), all.least_priority()), (0, 1, 75));
+        all.rules = Rc::new(DomainRules::default());
+        assert_eq!(all.least_priority(), 0);
     }
 
     #[test]
@@ -474,8 +519,8 @@ mod tests {
     fn connections_open_no_faster_than_the_ramp_up_says() {
         let mut p = path(DomainRules { smtp_out_rampup_interval: Duration::from_secs(2), ..Default::default() });
         p.connections = 4;
-        assert_eq!(p.wanted(100, 10_000), 1);
+        assert_eq!(p.wanted(100, 0, 10_000), 1);
         p.opening(10_000_000_000);
-        assert_eq!((p.wanted(100, 11_999), p.wanted(100, 12_000)), (0, 1));
+        assert_eq!((p.wanted(100, 0, 11_999), p.wanted(100, 0, 12_000)), (0, 1));
     }
 }

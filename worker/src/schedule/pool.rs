@@ -16,6 +16,9 @@ impl Scheduler {
     pub fn share_of(&self, id: QueueId, path: PathId) -> u64 {
         let Some(q) = self.queues.get(id).filter(|q| !q.paused) else { return 0 };
         let ready = q.ready.len() as u64;
+        if ready == 0 || q.ready.next(|j| self.jobs.may_go(j)).is_none() {
+            return 0;
+        }
         let Some(p) = q.pullers.iter().find(|p| p.path == path) else { return 0 };
         let weight = |p: &Puller| q.members.get(p.member).map_or(1, |m| u64::from(m.weight));
         let all: u64 = q.pullers.iter().map(weight).sum();
@@ -88,9 +91,9 @@ mod tests {
             .collect();
         paths.iter().for_each(|p| s.paths[*p].connections = 1);
         for key in 0..n {
-            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, content: None };
-            let slot = s.add(m);
-            s.enqueue(id, Entry { slot, start: 0, end: 1 }, 0, 0);
+            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
+            let slot = s.add("", m);
+            s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50 }, 0, 0);
         }
         (s, id, paths)
     }

@@ -1,20 +1,22 @@
 //! One queue (destination, and virtual MTA or pool): the mail that waits.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::rc::Rc;
 
 use ipc::rules::DomainRules;
 
 use super::cause::History;
 use super::path::PathId;
-use super::scheduler::Slot;
+use super::ready::Ready;
+use super::scheduler::{Message, Slot};
 use crate::classify::outcome::Failure;
 
 /// Number of a queue within its shard.
 pub type QueueId = usize;
 
-/// Recipients `start..end` of a message. 12 bytes, for memory is what a deep queue costs.
+/// Recipients `start..end` of a message that share a priority. 12 bytes, for memory is what a
+/// deep queue costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     /// The message.
@@ -23,6 +25,8 @@ pub struct Entry {
     pub start: u16,
     /// Index behind the last.
     pub end: u16,
+    /// 0 to 100; the highest goes first.
+    pub priority: u8,
 }
 
 impl Entry {
@@ -76,8 +80,8 @@ pub struct Queue {
     pub pullers: Vec<Puller>,
     /// Members take turns.
     pub turn: u64,
-    /// FIFO of what may go now.
-    pub ready: VecDeque<Entry>,
+    /// What may go now.
+    pub ready: Ready,
     /// Recipients that got their own 4yz, by the time they are due (Unix seconds).
     pub waiting: BinaryHeap<Reverse<(u32, Entry)>>,
     /// Recipients here, in flight included.
@@ -120,14 +124,15 @@ impl Queue {
     }
 
     /// Moves what is due to the ready list.
-    pub fn promote(&mut self, now_ms: i64) {
+    pub fn promote(&mut self, now_ms: i64, messages: &slab::Slab<Message>) {
         let now_s = (now_ms / 1000) as u32;
         while let Some(Reverse((due, entry))) = self.waiting.peek().copied() {
             if due > now_s {
                 break;
             }
             self.waiting.pop();
-            self.ready.push_back(entry);
+            let job = messages.get(entry.slot as usize).map_or(0, |m| m.job);
+            self.ready.push(job, entry);
         }
         if self.waiting.is_empty() {
             self.waiting.shrink_to(0);

@@ -10,6 +10,7 @@ use ipc::rules::{DomainRules, Rate};
 use rkyv::util::AlignedVec;
 use slab::Slab;
 
+use super::job::{JobId, Jobs};
 use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
@@ -40,6 +41,8 @@ pub struct Message {
     pub left: u16,
     /// The sender of some of them wants to hear of delays.
     pub notify_delay: bool,
+    /// What it belongs to, see [`Scheduler::add`].
+    pub job: JobId,
     /// Envelope and content until the first attempt, within the memory budget.
     pub content: Option<Rc<Content>>,
 }
@@ -53,8 +56,20 @@ pub struct Batch {
     pub slot: Slot,
     /// Its key in the spool.
     pub key: u64,
+    /// Priority that they share.
+    pub priority: u8,
+    /// It counts among its path's mail below `reserved-priority`.
+    pub ordinary: bool,
     /// Indexes of the recipients.
     pub recipients: Vec<u16>,
+}
+
+impl Batch {
+    /// All of an entry that was taken out of its queue.
+    pub fn of(queue: QueueId, key: u64, e: Entry) -> Batch {
+        let recipients = (e.start..e.end).collect();
+        Batch { queue, slot: e.slot, key, priority: e.priority, ordinary: false, recipients }
+    }
 }
 
 /// What a connection does next.
@@ -96,6 +111,8 @@ pub struct Way {
 pub struct Scheduler {
     /// Messages.
     pub messages: Slab<Message>,
+    /// Jobs that they belong to.
+    pub jobs: Jobs,
     /// Queues.
     pub queues: Slab<Queue>,
     /// Paths.
@@ -215,8 +232,9 @@ impl Scheduler {
         self.paths.get_mut(id).map(|p| (id, p))
     }
 
-    /// Adds a message; its entries follow with [`Scheduler::enqueue`].
-    pub fn add(&mut self, m: Message) -> Slot {
+    /// Adds a message of a job; its entries follow with [`Scheduler::enqueue`].
+    pub fn add(&mut self, job: &str, mut m: Message) -> Slot {
+        m.job = self.jobs.join(job, u64::from(m.left), u64::from(m.body_len));
         self.queued_bytes += u64::from(m.body_len);
         if m.content.is_some() {
             self.content_bytes += u64::from(m.body_len);
@@ -238,7 +256,7 @@ impl Scheduler {
         if due_ms > now_ms {
             self.wait(id, entry, due_ms);
         } else {
-            q.ready.push_back(entry);
+            q.ready.push(m.job, entry);
             if q.rules.retry_upon_new_mail {
                 for p in &q.pullers {
                     self.paths.get_mut(p.path).into_iter().for_each(|p| p.retry_at_ms = 0);
@@ -289,7 +307,7 @@ impl Scheduler {
                 }
                 Timer::Queue(id) => {
                     let Some(q) = self.queues.get_mut(id) else { continue };
-                    q.promote(now_ms);
+                    q.promote(now_ms, &self.messages);
                     if let Some(Reverse((due, _))) = q.waiting.peek() {
                         self.timers.push(Reverse((i64::from(*due) * 1000, timer)));
                     }
@@ -313,16 +331,19 @@ impl Scheduler {
     ) -> Next {
         let now_ms = now_ns / 1_000_000;
         let Some(p) = self.paths.get(id).filter(|p| p.may_send(now_ms)) else { return Next::Idle };
-        let (turn, all) = (p.turn, p.queues.len());
+        let (turn, all, least) = (p.turn, p.queues.len(), p.least_priority());
         for i in 0..all {
             let Some(queue) = self.paths.get(id).and_then(|p| p.queues.get((turn + i) % all).copied()) else { break };
             let Some(q) = self.queues.get_mut(queue).filter(|q| !q.paused) else { continue };
-            q.promote(now_ms);
-            let Some(entry) = q.ready.front().copied() else { continue };
+            q.promote(now_ms, &self.messages);
+            let Some((job, entry)) = q.ready.next(|j| self.jobs.may_go(j)) else { continue };
+            if entry.priority < least {
+                continue;
+            }
             if !self.may_pull(queue, id, now_ms) {
                 continue;
             }
-            return self.give(id, queue, entry, source, now_ns, shared, (turn + i + 1) % all);
+            return self.give(id, queue, (job, entry), source, now_ns, shared, (turn + i + 1) % all);
         }
         Next::Idle
     }
@@ -332,7 +353,7 @@ impl Scheduler {
         &mut self,
         id: PathId,
         queue: QueueId,
-        entry: Entry,
+        (job, entry): (JobId, Entry),
         source: Option<IpAddr>,
         now_ns: i64,
         shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
@@ -354,20 +375,22 @@ impl Scheduler {
             return Next::Wait(at_ms);
         }
         p.turn = next_turn;
+        let ordinary = !p.is_urgent(entry.priority);
+        p.ordinary += u32::from(ordinary);
         let key = m.key;
-        let end = entry.start + taken as u16;
         if let Some(q) = self.queues.get_mut(queue) {
-            if end == entry.end {
-                q.ready.pop_front();
-                if q.ready.is_empty() && q.ready.capacity() > 1024 {
-                    q.ready.shrink_to(64);
-                }
-            } else if let Some(front) = q.ready.front_mut() {
-                front.start = end;
-            }
+            q.ready.take(job, entry, taken);
         }
         self.pulled(queue, id, taken, now_ns / 1_000_000);
-        Next::Send(Batch { queue, slot: entry.slot, key, recipients: (entry.start..end).collect() })
+        let entry = Entry { end: entry.start + taken as u16, ..entry };
+        Next::Send(Batch { ordinary, ..Batch::of(queue, key, entry) })
+    }
+
+    /// A connection of path `id` is through with a batch.
+    pub fn free(&mut self, id: PathId, ordinary: bool) {
+        if let Some(p) = self.paths.get_mut(id) {
+            p.ordinary = p.ordinary.saturating_sub(u32::from(ordinary));
+        }
     }
 
     /// A transaction did not deliver its content: bytes that were counted are given back.
@@ -391,22 +414,23 @@ impl Scheduler {
     }
 
     /// Puts a batch that was not attempted back in front.
-    pub fn put_back(&mut self, id: QueueId, slot: Slot, recipients: &[u16]) {
-        self.back(id, slot);
-        if let Some(q) = self.queues.get_mut(id) {
-            for entry in ranges(slot, recipients).into_iter().rev() {
-                q.ready.push_front(entry);
+    pub fn put_back(&mut self, batch: &Batch, recipients: &[u16]) {
+        self.back(batch.queue, batch.slot);
+        let Some(job) = self.messages.get(batch.slot as usize).map(|m| m.job) else { return };
+        if let Some(q) = self.queues.get_mut(batch.queue) {
+            for entry in ranges(batch, recipients).into_iter().rev() {
+                q.ready.put_back(job, entry);
             }
         }
     }
 
     /// Recipients got a reply of their own that asks to come back.
-    pub fn retry(&mut self, id: QueueId, slot: Slot, recipients: &[u16], due_ms: i64) {
-        self.back(id, slot);
-        for entry in ranges(slot, recipients) {
-            self.wait(id, entry, due_ms);
+    pub fn retry(&mut self, batch: &Batch, recipients: &[u16], due_ms: i64) {
+        self.back(batch.queue, batch.slot);
+        for entry in ranges(batch, recipients) {
+            self.wait(batch.queue, entry, due_ms);
         }
-        self.drop_content(slot);
+        self.drop_content(batch.slot);
     }
 
     /// Frees a message's content after its first attempt.
@@ -423,6 +447,7 @@ impl Scheduler {
         let Some(m) = self.messages.get_mut(slot as usize) else { return false };
         m.left = m.left.saturating_sub(n as u16);
         let (last, body_len) = (m.left == 0, u64::from(m.body_len));
+        self.jobs.leave(m.job, n as u64, last.then_some(body_len));
         self.recipients = self.recipients.saturating_sub(n as u64);
         if let Some(q) = self.queues.get_mut(id) {
             q.recipients = q.recipients.saturating_sub(n as u64);
@@ -477,7 +502,7 @@ impl Scheduler {
         let mut first = i64::MAX;
         let mut found = Vec::new();
         let waiting = q.waiting.iter().map(|Reverse((due, e))| (*e, i64::from(*due) * 1000));
-        for (e, due) in q.ready.iter().map(|e| (*e, 0)).chain(waiting) {
+        for (e, due) in q.ready.iter().map(|(_, e)| (e, 0)).chain(waiting) {
             let Some(m) = messages.get(e.slot as usize).filter(|m| m.notify_delay) else { continue };
             first = first.min(next_delay(m.received_ms, now_ms, every));
             if next_delay(m.received_ms, since - 1, every) <= now_ms {
@@ -508,7 +533,7 @@ impl Scheduler {
     /// milliseconds; 0 for now).
     pub fn drain(&mut self, id: QueueId) -> Vec<(Entry, i64)> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
-        let mut all: Vec<(Entry, i64)> = q.ready.drain(..).map(|e| (e, 0)).collect();
+        let mut all: Vec<(Entry, i64)> = q.ready.drain().into_iter().map(|e| (e, 0)).collect();
         all.extend(std::mem::take(&mut q.waiting).into_iter().map(|Reverse((due, e))| (e, i64::from(due) * 1000)));
         all
     }
@@ -571,12 +596,12 @@ fn next_delay(received_ms: i64, after_ms: i64, every_ms: i64) -> i64 {
 }
 
 /// Recipients as ranges of consecutive indexes.
-fn ranges(slot: Slot, recipients: &[u16]) -> Vec<Entry> {
+fn ranges(batch: &Batch, recipients: &[u16]) -> Vec<Entry> {
     let mut all: Vec<Entry> = Vec::new();
     for r in recipients {
         match all.last_mut() {
             Some(e) if e.end == *r => e.end += 1,
-            _ => all.push(Entry { slot, start: *r, end: r + 1 }),
+            _ => all.push(Entry { slot: batch.slot, start: *r, end: r + 1, priority: batch.priority }),
         }
     }
     all
@@ -604,8 +629,11 @@ pub(super) mod tests {
         let rules = Rc::clone(&way.rules);
         let id = s.queue("d.test", "v", || way);
         s.path_of(id, 0, |m| (m.vmta, rules));
-        let slot = s.add(Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, content: None });
-        s.enqueue(id, Entry { slot, start: 0, end: n }, 0, 0);
+        let slot = s.add(
+            "",
+            Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, job: 0, content: None },
+        );
+        s.enqueue(id, Entry { slot, start: 0, end: n, priority: 50 }, 0, 0);
         (s, id)
     }
 
@@ -627,8 +655,8 @@ pub(super) mod tests {
     fn what_waits_for_its_own_reply_does_not_stop_the_queue() {
         let (mut s, id) = with(DomainRules::default(), 2);
         let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
-        s.retry(id, b.slot, &[0], 10_000);
-        s.put_back(id, b.slot, &[1]);
+        s.retry(&b, &[0], 10_000);
+        s.put_back(&b, &[1]);
         assert!(matches!(next(&mut s, id, 0), Next::Send(b) if b.recipients == [1]));
         assert_eq!(next(&mut s, id, 0), Next::Idle);
         assert_eq!(s.next_timer(), Some(10_000));
@@ -649,8 +677,8 @@ pub(super) mod tests {
     fn expiry_finds_recipients_in_every_state() {
         let (mut s, id) = with(DomainRules { bounce_after: Duration::from_secs(5), ..Default::default() }, 3);
         let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
-        s.retry(id, b.slot, &[0], 60_000);
-        s.put_back(id, b.slot, &[1, 2]);
+        s.retry(&b, &[0], 60_000);
+        s.put_back(&b, &[1, 2]);
         assert!(s.expired(id, 4_999).is_empty());
         assert_eq!(s.expired(id, 5_000).iter().map(Entry::len).sum::<u64>(), 3);
         assert!(s.settle(id, b.slot, 3));
@@ -660,8 +688,11 @@ pub(super) mod tests {
     fn delays_are_told_of_at_every_multiple() {
         let every = Duration::from_millis(1000);
         let (mut s, id) = with(DomainRules { notify_of_delay_every: every, ..Default::default() }, 1);
-        let slot = s.add(Message { key: 2, received_ms: 300, body_len: 1, left: 1, notify_delay: true, content: None });
-        s.enqueue(id, Entry { slot, start: 0, end: 1 }, 9000, 400);
+        let slot = s.add(
+            "",
+            Message { key: 2, received_ms: 300, body_len: 1, left: 1, notify_delay: true, job: 0, content: None },
+        );
+        s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50 }, 9000, 400);
         let mut told = |now| s.delayed(id, now).into_iter().map(|(e, due)| (e.slot, due)).collect::<Vec<_>>();
         assert_eq!(told(999), []);
         assert_eq!(told(1000), [(0, 0)]);
@@ -676,7 +707,7 @@ pub(super) mod tests {
         s.paths[id].rules = Rc::new(DomainRules { max_rcpt_per_transaction: 1, ..(*s.queues[id].rules).clone() });
         let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
         assert_eq!(s.expired(id, 6_000).len(), 1);
-        s.retry(id, b.slot, &b.recipients, 7_000);
+        s.retry(&b, &b.recipients, 7_000);
         assert_eq!(s.expired(id, 8_000).len(), 1);
     }
 
@@ -696,7 +727,7 @@ pub(super) mod tests {
     fn who_waits_for_ever_is_not_tried_at_once() {
         let (mut s, id) = with(DomainRules::default(), 1);
         let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
-        s.retry(id, b.slot, &[0], ipc::rules::NEVER_MS as i64);
+        s.retry(&b, &[0], ipc::rules::NEVER_MS as i64);
         assert_eq!(next(&mut s, id, 1_800_000_000_000_000_000), Next::Idle);
     }
 
@@ -705,7 +736,7 @@ pub(super) mod tests {
         let (mut s, id) = with(DomainRules::default(), 1);
         let at_ms = 1_000_060_000;
         assert_eq!(s.next(id, None, 1_000_000_000_000_000, &mut |_, _| (0, at_ms * 1_000_000)), Next::Wait(at_ms));
-        assert_eq!((s.paths[id].wanted(1, at_ms - 1), s.paths[id].wanted(1, at_ms)), (0, 1));
+        assert_eq!((s.paths[id].wanted(1, 0, at_ms - 1), s.paths[id].wanted(1, 0, at_ms)), (0, 1));
     }
 
     #[test]
@@ -716,9 +747,9 @@ pub(super) mod tests {
         let other = s.queue("d.test", "pool", || way);
         assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((0, false)));
         for key in 0..3 {
-            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, content: None };
-            let slot = s.add(m);
-            s.enqueue(other, Entry { slot, start: 0, end: 1 }, 0, 0);
+            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
+            let slot = s.add("", m);
+            s.enqueue(other, Entry { slot, start: 0, end: 1, priority: 50 }, 0, 0);
         }
         let mut from = Vec::new();
         while let Next::Send(b) = next(&mut s, 0, 0) {

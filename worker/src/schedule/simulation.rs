@@ -63,18 +63,22 @@ impl World {
 
     fn inject(&mut self, key: u64, queues: &[QueueId]) {
         let n = 1 + self.dice.below(6) as u16;
-        let slot = self.s.add(Message {
-            key,
-            received_ms: self.now_ms,
-            body_len: 1000,
-            left: n,
-            notify_delay: false,
-            content: None,
-        });
+        let slot = self.s.add(
+            "",
+            Message {
+                key,
+                received_ms: self.now_ms,
+                body_len: 1000,
+                left: n,
+                notify_delay: false,
+                job: 0,
+                content: None,
+            },
+        );
         let split = self.dice.below(u64::from(n) + 1) as u16;
         for (start, end) in [(0, split), (split, n)].into_iter().filter(|(a, b)| a < b) {
             let id = queues[self.dice.below(queues.len() as u64) as usize];
-            self.s.enqueue(id, Entry { slot, start, end }, 0, self.now_ms);
+            self.s.enqueue(id, Entry { slot, start, end, priority: 50 }, 0, self.now_ms);
         }
     }
 
@@ -91,7 +95,7 @@ impl World {
         let (queue, dice) = (batch.queue, &mut self.dice);
         if dice.below(20) == 0 {
             // The connection broke before anything was said.
-            self.s.put_back(queue, batch.slot, &batch.recipients);
+            self.s.put_back(&batch, &batch.recipients);
             self.s.paths[queue].connections -= 1;
             self.connections.remove(i);
             return;
@@ -101,7 +105,7 @@ impl World {
         let (now, later): (Vec<u16>, Vec<u16>) =
             batch.recipients.iter().partition(|r| !stubborn(**r) && dice.below(3) > 0);
         if !later.is_empty() {
-            self.s.retry(queue, batch.slot, &later, self.now_ms + 2_000);
+            self.s.retry(&batch, &later, self.now_ms + 2_000);
         }
         if !now.is_empty() {
             self.s.paths[queue].delivered(self.now_ms);
@@ -111,7 +115,7 @@ impl World {
 
     fn open(&mut self, id: QueueId) {
         let backlog = self.s.share_of(id, id);
-        let wanted = self.s.paths[id].wanted(backlog, self.now_ms);
+        let wanted = self.s.paths[id].wanted(backlog, 0, self.now_ms);
         for _ in 0..wanted {
             let p = &mut self.s.paths[id];
             if self.dice.below(8) == 0 {
@@ -170,10 +174,9 @@ impl World {
             self.open(id);
             for entry in self.s.expired(id, now) {
                 let key = self.s.messages[entry.slot as usize].key;
-                let recipients: Vec<u16> = (entry.start..entry.end).collect();
-                self.expired += recipients.len() as u64;
-                let batch = Batch { queue: id, slot: entry.slot, key, recipients: recipients.clone() };
-                self.end(&batch, &recipients);
+                let batch = Batch::of(id, key, entry);
+                self.expired += batch.recipients.len() as u64;
+                self.end(&batch, &batch.recipients);
             }
         }
     }

@@ -32,6 +32,7 @@ impl<'s> Compiler<'s> {
             "smtp-listener" => self.listener(s),
             "profile" => self.profile(s),
             "smtp-pattern-list" => self.reply_list(s),
+            "pattern-list" => self.pattern_list(s),
             _ => {
                 self.pend(d, s);
                 self.inside(tag, s);

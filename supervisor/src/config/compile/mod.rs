@@ -4,6 +4,7 @@ mod blocks;
 mod finish;
 mod global;
 mod names;
+mod pattern_list;
 mod receivers;
 mod shadowed;
 
@@ -280,10 +281,6 @@ impl<'s> Compiler<'s> {
             }
             Status::Pending => self.pend(d, s),
             Status::Supported => {}
-        }
-        if s.is_block && !s.name.starts_with('<') {
-            // A pattern whose result is another list.
-            s.inside.iter().for_each(|i| drop(self.check("pattern-list", i)));
         }
         let parsed = match (s.value.is_empty(), s.quoted) {
             (true, false) => Err(Problem::other("argument missing").help(format!("form: {} {}", d.name, d.unit))),

@@ -1,0 +1,197 @@
+//! Requests for a place that others hold.
+//!
+//! Who finds a limit full posts what it waits for and repeats that as long as it waits. A shard
+//! that holds such a place for less (`queue-priority`), idles on it, or has more than its fair
+//! part lets one connection end for each request; and nobody takes a place that another asked
+//! for with a better right.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use super::Ledger;
+use crate::limits::LEDGER_REQUESTS;
+
+/// Words of a request: see [`Cell`].
+pub(super) const WORDS: usize = 5;
+/// A request lives so long without being repeated, milliseconds.
+const LIVES_MS: u64 = 1_000;
+/// An answer counts for so long when its connection does not end before, milliseconds.
+const ANSWER_MS: u64 = 60_000;
+/// After a connection ended for a request its place is not looked for elsewhere for so long.
+const SETTLES_MS: u64 = 500;
+const TIME_BITS: u32 = 48;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+
+/// What a path waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// Name of the limit, see [`super::shared_limits::key`].
+    pub key: u64,
+    /// `queue-priority`, 0 to 100.
+    pub priority: u8,
+    /// Shard of the path.
+    pub shard: u8,
+    /// Number of the path there.
+    pub path: u32,
+    /// Connections that it has.
+    pub has: u32,
+}
+
+/// A request that is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// Who asks.
+    pub ask: Ask,
+    /// A connection is ending for it.
+    pub answered: bool,
+    posted_ms: u64,
+    index: usize,
+}
+
+struct Cell<'a> {
+    key: &'a AtomicU64,
+    /// Priority, shard, alive until (milliseconds).
+    who: &'a AtomicU64,
+    /// Answered until, milliseconds.
+    answered: &'a AtomicU64,
+    /// Path, connections it has.
+    path: &'a AtomicU64,
+    /// Since when, milliseconds.
+    posted: &'a AtomicU64,
+}
+
+impl Ledger {
+    fn request_cell(&self, i: usize) -> Cell<'_> {
+        let c = &self.requests()[i * WORDS..(i + 1) * WORDS];
+        Cell { key: &c[0], who: &c[1], answered: &c[2], path: &c[3], posted: &c[4] }
+    }
+
+    /// Requests that are alive.
+    pub fn requests_now(&self, now_ms: i64) -> impl Iterator<Item = Request> + '_ {
+        let now = now_ms as u64 & TIME_MASK;
+        (0..LEDGER_REQUESTS).filter_map(move |index| {
+            let c = self.request_cell(index);
+            let who = c.who.load(SeqCst);
+            (who & TIME_MASK > now).then(|| {
+                let path = c.path.load(SeqCst);
+                Request {
+                    ask: Ask {
+                        key: c.key.load(SeqCst),
+                        priority: (who >> 56) as u8,
+                        shard: (who >> TIME_BITS) as u8,
+                        path: (path >> 32) as u32,
+                        has: path as u32,
+                    },
+                    answered: c.answered.load(SeqCst) > now,
+                    posted_ms: c.posted.load(SeqCst),
+                    index,
+                }
+            })
+        })
+    }
+
+    /// Asks for a place, again as long as it is needed. When the table is full nothing is asked.
+    pub fn request(&self, ask: &Ask, now_ms: i64) {
+        let now = now_ms as u64 & TIME_MASK;
+        let who = u64::from(ask.priority) << 56 | u64::from(ask.shard) << TIME_BITS | ((now + LIVES_MS) & TIME_MASK);
+        let path = u64::from(ask.path) << 32 | u64::from(ask.has);
+        if let Some(mine) = self.requests_now(now_ms).find(|r| same(&r.ask, ask)) {
+            let c = self.request_cell(mine.index);
+            c.path.store(path, SeqCst);
+            c.who.store(who, SeqCst);
+            return;
+        }
+        for c in (0..LEDGER_REQUESTS).map(|i| self.request_cell(i)) {
+            let before = c.who.load(SeqCst);
+            if before & TIME_MASK <= now && c.who.compare_exchange(before, who, SeqCst, SeqCst).is_ok() {
+                c.key.store(ask.key, SeqCst);
+                c.path.store(path, SeqCst);
+                c.posted.store(now, SeqCst);
+                c.answered.store(0, SeqCst);
+                return;
+            }
+        }
+    }
+
+    /// The place was had, or is not needed any more.
+    pub fn withdraw(&self, ask: &Ask, now_ms: i64) {
+        if let Some(mine) = self.requests_now(now_ms).find(|r| same(&r.ask, ask)) {
+            self.request_cell(mine.index).who.store(0, SeqCst);
+        }
+    }
+
+    /// Whether somebody else has a better right to a place than `ask`: a higher priority, or
+    /// fewer connections, or has asked for longer.
+    pub fn others_first(&self, ask: &Ask, now_ms: i64) -> bool {
+        let mine = self.requests_now(now_ms).find(|r| same(&r.ask, ask));
+        let since = mine.map_or(now_ms as u64 & TIME_MASK, |r| r.posted_ms);
+        let rank = |a: &Ask, since| (std::cmp::Reverse(a.priority), a.has, since);
+        let before = |r: &Request| r.ask.key == ask.key && !same(&r.ask, ask);
+        self.requests_now(now_ms).filter(before).any(|r| rank(&r.ask, r.posted_ms) < rank(ask, since))
+    }
+
+    /// Takes it upon the caller to let a connection end for a request; false when another did.
+    pub fn answer(&self, r: &Request, now_ms: i64) -> bool {
+        let now = now_ms as u64 & TIME_MASK;
+        let c = self.request_cell(r.index);
+        let before = c.answered.load(SeqCst);
+        before <= now
+            && c.key.load(SeqCst) == r.ask.key
+            && c.answered.compare_exchange(before, now + ANSWER_MS, SeqCst, SeqCst).is_ok()
+    }
+
+    /// The connection that was to end for a request has.
+    pub fn answered(&self, r: &Request, now_ms: i64) {
+        let c = self.request_cell(r.index);
+        if c.key.load(SeqCst) == r.ask.key {
+            c.answered.store((now_ms as u64 & TIME_MASK) + SETTLES_MS, SeqCst);
+        }
+    }
+}
+
+fn same(a: &Ask, b: &Ask) -> bool {
+    (a.key, a.shard, a.path) == (b.key, b.shard, b.path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const T: i64 = 1_700_000_000_000;
+
+    #[test]
+    fn a_request_is_seen_by_all_answered_once_and_forgotten() {
+        let (a, fd) = Ledger::create().unwrap();
+        let b = Ledger::open(&fd).unwrap();
+        let ask = Ask { key: 7, priority: 80, shard: 1, path: 3, has: 0 };
+        a.request(&ask, T);
+        a.request(&ask, T + 500);
+        let r = b.requests_now(T + 900).next().unwrap();
+        assert_eq!((r.ask, b.requests_now(T + 900).count()), (ask, 1));
+        assert!(b.answer(&r, T + 900) && !a.answer(&r, T + 901));
+        a.answered(&r, T + 1000);
+        assert!(!a.answer(&r, T + 1400));
+        a.request(&ask, T + 1400);
+        assert!(a.answer(&r, T + 1600));
+        a.withdraw(&ask, T + 1700);
+        assert_eq!(b.requests_now(T + 1700).count(), 0);
+        // A cell that is used again begins anew, and a request that nobody repeats ends.
+        b.request(&Ask { key: 9, ..ask }, T + 2000);
+        let r = a.requests_now(T + 2000).next().unwrap();
+        assert_eq!((r.ask.key, r.answered), (9, false));
+        assert_eq!(a.requests_now(T + 3001).count(), 0);
+    }
+
+    #[test]
+    fn who_has_the_better_right() {
+        let (l, _fd) = Ledger::create().unwrap();
+        let ask = |path, priority, has| Ask { key: 7, priority, shard: 1, path, has };
+        l.request(&ask(1, 50, 2), T);
+        assert!(!l.others_first(&ask(1, 50, 2), T + 10), "not before itself");
+        assert!(!l.others_first(&ask(2, 60, 5), T + 10), "priority");
+        assert!(!l.others_first(&ask(2, 50, 1), T + 10), "fewer connections");
+        assert!(l.others_first(&ask(2, 50, 2), T + 10), "came later");
+        assert!(l.others_first(&ask(2, 40, 0), T + 10));
+        assert!(!l.others_first(&Ask { key: 8, ..ask(2, 40, 0) }, T + 10));
+    }
+}
