@@ -189,7 +189,7 @@ impl FromValue for Rate {
 }
 
 impl FromValue for String {
-    const KINDS: &[&str] = &["text", "word", "ref", "hosts", "queue", "domain"];
+    const KINDS: &[&str] = &["text", "word", "ref", "hosts", "queue", "domain", "file", "ciphers", "tls13-ciphers"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
     }
@@ -263,6 +263,15 @@ rules! {
         "max-errors-per-connection" MaxErrorsPerConnection max_errors_per_connection: u64 = 0;
         "use-starttls" UseStarttls use_starttls: bool = true;
         "require-starttls" RequireStarttls require_starttls: bool = false;
+        "use-dane" UseDane use_dane: bool = true;
+        "use-mta-sts" UseMtaSts use_mta_sts: bool = true;
+        "reuse-ssl-session" ReuseSslSession reuse_ssl_session: bool = true;
+        "smtp-tls-allow-tlsv1.2" SmtpTlsAllowTlsv12 smtp_tls_allow_tlsv12: bool = true;
+        "smtp-tls-allow-tlsv1.3" SmtpTlsAllowTlsv13 smtp_tls_allow_tlsv13: bool = true;
+        "smtp-tls-ca-file" SmtpTlsCaFile smtp_tls_ca_file: String = String::new();
+        "smtp-tls-ciphers" SmtpTlsCiphers smtp_tls_ciphers: String = String::new();
+        "smtp-tls-tlsv1.3-ciphersuites" SmtpTlsTlsv13Ciphersuites smtp_tls_tlsv13_ciphersuites: String = String::new();
+        "smtp-client-certificate" SmtpClientCertificate smtp_client_certificate: String = String::new();
         "retry-after" RetryAfter retry_after: Vec<Duration> = vec![minutes(10)];
         "retry-recipients-after" RetryRecipientsAfter retry_recipients_after: Duration = minutes(10);
         "retry-upon-new-mail" RetryUponNewMail retry_upon_new_mail: bool = false;

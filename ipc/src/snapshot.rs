@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub accounting: Vec<Accounting>,
     /// `<smtp-pattern-list>`s, those of receiver profiles included.
     pub reply_lists: Vec<ReplyList>,
+    /// Files in PEM that directives name, by path.
+    pub pem_files: Vec<(String, String)>,
     /// `<pattern-list>`s, and those inside them.
     pub pattern_lists: Vec<PatternList>,
     /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for
@@ -80,6 +82,8 @@ pub struct Global {
     pub custom_dsn_from_header: String,
     /// Resolvers as `IP:PORT`; empty for the system's.
     pub name_servers: Vec<String>,
+    /// Resolvers whose word on DNSSEC is trusted, as `IP:PORT`; empty for those on this machine.
+    pub dnssec_name_servers: Vec<String>,
     /// Inbound connections over all shards.
     pub total_max_smtp_in: u64,
     /// Outbound connections over all shards.
@@ -96,6 +100,8 @@ pub struct Global {
     pub invalid_virtual_mta_fallback: String,
     /// Folder of the sockets.
     pub run_dir: String,
+    /// Parent of all folders.
+    pub data_dir: String,
     /// How long a stop waits for transactions, milliseconds.
     pub stop_grace_ms: u64,
     /// `mx-connection-limit`: pattern of host names, and connections to each host that matches
@@ -115,6 +121,7 @@ impl Default for Global {
             postmaster: Vec::new(),
             custom_dsn_from_header: String::new(),
             name_servers: Vec::new(),
+            dnssec_name_servers: Vec::new(),
             total_max_smtp_in: 1000,
             total_max_smtp_out: 1000,
             spools: Vec::new(),
@@ -123,6 +130,7 @@ impl Default for Global {
             host_id: 0,
             invalid_virtual_mta_fallback: String::new(),
             run_dir: String::new(),
+            data_dir: String::new(),
             stop_grace_ms: 30_000,
             mx_connection_limits: Vec::new(),
             ip_connection_limits: Vec::new(),

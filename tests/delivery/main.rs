@@ -8,6 +8,7 @@ mod pools;
 mod priorities;
 mod source_addresses;
 mod tls;
+mod tls_policies;
 mod transactions;
 mod types;
 

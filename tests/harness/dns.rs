@@ -8,7 +8,9 @@ const A: u16 = 1;
 const CNAME: u16 = 5;
 const SOA: u16 = 6;
 const MX: u16 = 15;
+const TXT: u16 = 16;
 const AAAA: u16 = 28;
+const TLSA: u16 = 52;
 
 const NOERROR: u8 = 0;
 const SERVFAIL: u8 = 2;
@@ -22,6 +24,11 @@ pub struct Name {
     pub a: Vec<Ipv4Addr>,
     pub aaaa: Vec<Ipv6Addr>,
     pub cname: Option<&'static str>,
+    pub txt: Vec<String>,
+    /// Data of TLSA records.
+    pub tlsa: Vec<Vec<u8>>,
+    /// Answers carry AD: a resolver has validated them.
+    pub secure: bool,
     /// Questions are answered with SERVFAIL.
     pub servfail: bool,
     /// Questions are answered with REFUSED.
@@ -69,6 +76,11 @@ impl Dns {
         self.set(name, Name { mx: mx.to_vec(), ..Name::default() });
     }
 
+    /// Changes what is known of a name.
+    pub fn change(&self, name: &str, f: impl FnOnce(&mut Name)) {
+        f(self.names.lock().unwrap().entry(name.to_owned()).or_default());
+    }
+
     /// MX questions seen for a name.
     pub fn mx_questions(&self, name: &str) -> u32 {
         self.asked.lock().unwrap().get(&(name.to_owned(), MX)).copied().unwrap_or(0)
@@ -103,7 +115,19 @@ impl Dns {
         }
         let negative = answers.is_empty() && matches!(rcode, NOERROR | NXDOMAIN);
         let mut out = query[..2].to_vec();
-        out.extend([0x84 | (query[2] & 1), 0x80 | rcode, 0, 1, 0, answers.len() as u8, 0, u8::from(negative), 0, 0]);
+        let ad = if known.as_ref().is_some_and(|k| k.secure) { 0x20 } else { 0 };
+        out.extend([
+            0x84 | (query[2] & 1),
+            0x80 | ad | rcode,
+            0,
+            1,
+            0,
+            answers.len() as u8,
+            0,
+            u8::from(negative),
+            0,
+            0,
+        ]);
         out.extend(&query[12..at + 5]);
         if negative {
             let mut soa = encoded("ns.test");
@@ -135,6 +159,8 @@ impl Dns {
         let data: Vec<Vec<u8>> = match kind {
             A => known.a.iter().map(|a| a.octets().to_vec()).collect(),
             AAAA => known.aaaa.iter().map(|a| a.octets().to_vec()).collect(),
+            TXT => known.txt.iter().map(|t| [&[t.len() as u8][..], t.as_bytes()].concat()).collect(),
+            TLSA => known.tlsa.clone(),
             MX => known.mx.iter().map(|(p, h)| [&p.to_be_bytes()[..], &encoded(h)].concat()).collect(),
             _ => Vec::new(),
         };

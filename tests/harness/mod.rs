@@ -6,6 +6,7 @@ pub mod accounting;
 pub mod client;
 pub mod dns;
 pub mod engine;
+pub mod policy_host;
 pub mod receiver;
 pub mod tls;
 

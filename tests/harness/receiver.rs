@@ -42,6 +42,9 @@ pub struct Seen {
     pub opened: Vec<(Instant, IpAddr)>,
     /// Connections open now and at most, by the address that they come from.
     pub open_from: HashMap<IpAddr, (u32, u32)>,
+    /// Of each TLS session that is over: whether it was resumed, and certificates that the client
+    /// showed.
+    pub tls: Vec<(bool, usize)>,
     /// When each message was taken, its bytes, and where it came from.
     pub taken: Vec<(Instant, usize, IpAddr)>,
 }
@@ -69,6 +72,8 @@ pub struct Script {
     pub close_at: Option<&'static str>,
     /// Answers STARTTLS with 220 and then with rubbish.
     pub broken_tls: bool,
+    /// Certificate to show instead of the usual one.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Reply to every RCPT, or to those from one address.
     pub rcpt_reply: Option<(&'static str, Option<IpAddr>)>,
 }
@@ -86,6 +91,7 @@ impl Default for Script {
             content_reply: None,
             close_at: None,
             broken_tls: false,
+            tls: None,
             rcpt_reply: None,
         }
     }
@@ -202,7 +208,8 @@ impl Receiver {
         if self.now().broken_tls {
             return session.say("this is no TLS record").and_then(|()| session.line().map(|_| ()));
         }
-        let connection = rustls::ServerConnection::new(tls::server()).map_err(std::io::Error::other)?;
+        let connection =
+            rustls::ServerConnection::new(self.now().tls.unwrap_or_else(tls::server)).map_err(std::io::Error::other)?;
         let mut secure = Session {
             receiver: self,
             input: Vec::new(),
@@ -212,7 +219,12 @@ impl Receiver {
             hello: String::new(),
             count: 0,
         };
-        secure.run().map(|_| ())
+        let over = secure.run().map(|_| ());
+        let c = &secure.io.conn;
+        let resumed = c.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        let shown = c.peer_certificates().map_or(0, <[_]>::len);
+        self.with(|s| s.tls.push((resumed, shown)));
+        over
     }
 }
 

@@ -39,3 +39,97 @@ pub fn client() -> Arc<ClientConfig> {
     roots.add(certificate()).unwrap();
     Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
+
+/// An authority that issues certificates.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    certificate: CertificateDer<'static>,
+    /// Its certificate in PEM.
+    pub pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let c = params.self_signed(&key).unwrap();
+        Authority { certificate: c.der().clone(), pem: c.pem(), issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    /// A server that shows a certificate for `name`, and this authority's behind it.
+    pub fn server(&self, name: &str) -> Issued {
+        self.server_of(&[name.to_owned()])
+    }
+
+    /// The same for several names.
+    pub fn server_of(&self, names: &[String]) -> Issued {
+        let (chain, key, public) = self.issue(names);
+        let certificate = chain[0].to_vec();
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        Issued { certificate, key: public, config: Arc::new(config) }
+    }
+
+    /// A certificate with this authority's behind it, and its key.
+    pub fn identity(&self, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let (chain, key, _) = self.issue(&[name.to_owned()]);
+        (chain, key)
+    }
+
+    fn issue(&self, names: &[String]) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, Vec<u8>) {
+        use rcgen::PublicKeyData;
+        let key = rcgen::KeyPair::generate().unwrap();
+        let c = rcgen::CertificateParams::new(names.to_vec()).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        (vec![c.der().clone(), self.certificate.clone()], der, key.subject_public_key_info())
+    }
+
+    /// Its certificate.
+    pub fn der(&self) -> Vec<u8> {
+        self.certificate.to_vec()
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Authority {
+        Authority::new()
+    }
+}
+
+/// A certificate and the server that shows it.
+#[derive(Debug)]
+pub struct Issued {
+    pub certificate: Vec<u8>,
+    /// Its public key (SubjectPublicKeyInfo).
+    pub key: Vec<u8>,
+    pub config: Arc<ServerConfig>,
+}
+
+/// A chain and its key in PEM.
+pub fn as_pem(chain: &[CertificateDer<'_>], key: &PrivateKeyDer<'_>) -> String {
+    let block = |name: &str, der: &[u8]| {
+        let mut text = format!("-----BEGIN {name}-----\n");
+        for line in base64(der).as_bytes().chunks(64) {
+            text.push_str(&String::from_utf8_lossy(line));
+            text.push('\n');
+        }
+        text + &format!("-----END {name}-----\n")
+    };
+    let chain: String = chain.iter().map(|c| block("CERTIFICATE", c)).collect();
+    chain + &block("PRIVATE KEY", key.secret_der())
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for c in bytes.chunks(3) {
+        let n = c.iter().chain([&0, &0]).take(3).fold(0u32, |n, b| n << 8 | u32::from(*b));
+        for i in 0..4 {
+            let digit = DIGITS[(n >> (18 - 6 * i) & 63) as usize] as char;
+            out.push(if i <= c.len() { digit } else { '=' });
+        }
+    }
+    out
+}

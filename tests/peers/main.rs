@@ -2,6 +2,7 @@
 //! whose program is missing says so and passes; `tests/run` installs them where it can.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod dnssec;
 mod postfix;
 
 use std::process::{Command, Output};

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
@@ -21,6 +20,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::Resolver;
 use crate::deliver::interruption::Connections;
+use crate::deliver::security::Protection;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
@@ -94,8 +94,8 @@ pub struct Shard {
     pub switches: RefCell<Switches>,
     /// There may be mail here that another shard owns.
     pub foreign: Notify,
-    /// Outbound TLS.
-    pub tls: Arc<rustls::ClientConfig>,
+    /// How connections are protected.
+    pub protection: RefCell<Rc<Protection>>,
     /// Statistics.
     pub counters: Counters,
     /// SMTP sessions served.
@@ -132,7 +132,7 @@ impl Shard {
     /// A sentence when DNS or TLS cannot be set up.
     pub fn new(number: u8, config: Config, spool: Spool, ledger: Ledger, map: ShardMap) -> Result<Rc<Shard>, String> {
         let resolver = Resolver::new(&config.global.name_servers)?;
-        let tls = crate::connect::tls::opportunistic().map_err(|e| e.to_string())?;
+        let protection = Protection::of(&config.global);
         let shard = Rc::new(Shard {
             number,
             config: RefCell::new(Rc::new(config)),
@@ -146,7 +146,7 @@ impl Shard {
             paths: Paths::default(),
             switches: RefCell::default(),
             foreign: Notify::new(),
-            tls,
+            protection: RefCell::new(Rc::new(protection)),
             counters: Counters::default(),
             sessions: Cell::new(0),
             connections: Cell::new(0),
@@ -176,6 +176,8 @@ impl Shard {
         if old.global.name_servers != config.global.name_servers {
             *self.resolver.borrow_mut() = Rc::new(Resolver::new(&config.global.name_servers)?);
         }
+        // Files that certificates were read from may hold others now.
+        *self.protection.borrow_mut() = Rc::new(Protection::of(&config.global));
         *self.config.borrow_mut() = Rc::new(config);
         let config = self.config();
         let mut s = self.scheduler.borrow_mut();

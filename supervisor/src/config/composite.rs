@@ -69,6 +69,10 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             (found, wanted) if found as u64 == wanted => Ok(keep()),
             (found, wanted) => Err(Problem::other(format!("{wanted} arguments expected, got {found}"))),
         },
+        "ciphers" | "tls13-ciphers" => {
+            let (old, new) = if kind == "ciphers" { (text, "") } else { ("", text) };
+            worker::connect::cipher_list::select(old, new).map(|_| keep()).map_err(Problem::other)
+        }
         "macro" => domain_macro(text).map(|()| keep()),
         "records" => {
             records::types(text)?;

@@ -116,6 +116,8 @@ pub fn example(d: &Directive) -> String {
         "reply" => "/too many connections/ mode=backoff".into(),
         "rewrite" => "*@old.example.com *@new.example.com".into(),
         "mx-rollup" => "*.google.com gmail.rollup".into(),
+        "ciphers" => "HIGH:!ADH".into(),
+        "tls13-ciphers" => "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256".into(),
         "category" => return "/mailbox full/ quota-issues".into(),
         "host-port" => "proxy.example.com:1080".into(),
         "proxy-client" => "192.0.2.30 out.example.com".into(),

@@ -13,8 +13,10 @@ pub const RECEIPT_COLUMNS: &str = "rcvSourceIp,rcvDestinationIp";
 pub const RECEIPT_ONLY_COLUMNS: &str =
     "type,timeLogged,orig,rcpt,orcpt,srcType,srcMta,rcvSourceIp,rcvDestinationIp,vmta,jobId,envId";
 
-/// Fields of a row behind type and times, in the order of [`COLUMNS`].
+/// Fields of a row behind type and times that stand in every file, in the order of [`COLUMNS`].
 const FIELDS: usize = 20;
+/// Fields that a file may ask for, behind those.
+pub const EXTRA_FIELDS: [&str; 4] = ["dlvTlsProtocol", "dlvTlsCipher", "dlvTlsVerified", "dlvTlsPolicy"];
 
 /// A `d`, `b` or `t` row.
 #[derive(Debug, Clone, Default)]
@@ -25,8 +27,8 @@ pub struct Row {
     pub logged_ms: i64,
     /// Unix milliseconds of acceptance.
     pub queued_ms: i64,
-    /// orig … vmtaPool, in the order of [`COLUMNS`].
-    pub fields: [String; FIELDS],
+    /// orig … vmtaPool, in the order of [`COLUMNS`], then [`EXTRA_FIELDS`].
+    pub fields: [String; FIELDS + EXTRA_FIELDS.len()],
 }
 
 impl Row {

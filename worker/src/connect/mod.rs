@@ -1,5 +1,9 @@
 //! From a destination to an address that can be connected to, and how the connection is
 //! protected.
 
+pub mod cipher_list;
+pub mod dane;
+pub mod mta_sts;
 pub mod mx;
+pub mod secure_dns;
 pub mod tls;

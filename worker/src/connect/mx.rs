@@ -60,6 +60,8 @@ pub struct Host {
     pub addresses: Vec<SocketAddr>,
     /// The domain itself, for want of MX records.
     pub implicit: bool,
+    /// Named by the configuration, not by DNS.
+    pub configured: bool,
 }
 
 /// Entries of the caches.
@@ -149,6 +151,7 @@ impl Resolver {
                 name: destination.to_owned(),
                 addresses: vec![SocketAddr::new(ip, port)],
                 implicit: false,
+                configured: false,
             }]);
         }
         self.by_mx(destination, port, rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1)).await
@@ -183,12 +186,22 @@ impl Resolver {
     async fn one(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
         let (host, port) = split_port(name, port);
         if let Some(ip) = host.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
-            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)], implicit: false });
+            return Ok(Host {
+                name: host.to_owned(),
+                addresses: vec![SocketAddr::new(ip, port)],
+                implicit: false,
+                configured: true,
+            });
         }
         if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(Host { name: host.to_owned(), addresses: vec![SocketAddr::new(ip, port)], implicit: false });
+            return Ok(Host {
+                name: host.to_owned(),
+                addresses: vec![SocketAddr::new(ip, port)],
+                implicit: false,
+                configured: true,
+            });
         }
-        self.addresses(host, port).await
+        self.addresses(host, port).await.map(|h| Host { configured: true, ..h })
     }
 
     async fn by_mx(&self, domain: &str, port: u16, only_mx: bool, attempts: u64) -> Result<Vec<Host>, DnsFault> {
@@ -238,12 +251,31 @@ impl Resolver {
         }
     }
 
+    /// Texts of a name; none when they cannot be had.
+    pub async fn txt(&self, name: &str) -> Vec<String> {
+        let Ok(found) = self.inner.txt_lookup(format!("{name}.")).await else { return Vec::new() };
+        let texts = found.answers().iter().filter_map(|r| match &r.data {
+            RData::TXT(t) => Some(t.txt_data.concat()),
+            _ => None,
+        });
+        texts.map(|t| String::from_utf8_lossy(&t).into_owned()).collect()
+    }
+
+    /// Addresses of a name.
+    ///
+    /// # Errors
+    /// A sentence when there are none.
+    pub async fn addresses_of(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        let host = self.addresses(name, 0).await.map_err(|e| e.to_string())?;
+        Ok(host.addresses.iter().map(SocketAddr::ip).collect())
+    }
+
     async fn addresses(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
         match self.inner.lookup_ip(format!("{name}.")).await {
             Ok(found) => {
                 let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, port)).collect();
                 shuffle(&mut addresses);
-                Ok(Host { name: name.to_owned(), addresses, implicit: false })
+                Ok(Host { name: name.to_owned(), addresses, implicit: false, configured: false })
             }
             Err(e) if e.is_nx_domain() => Err(DnsFault::NoSuchDomain(name.to_owned())),
             Err(e) if e.is_no_records_found() => Err(DnsFault::NoRecords(name.to_owned())),

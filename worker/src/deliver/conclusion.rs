@@ -18,6 +18,7 @@ use crate::account::record::{self, Row};
 use crate::classify::bounce_category;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
+use crate::connect::tls;
 use crate::report::dsn;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Entry, QueueId};
@@ -30,6 +31,7 @@ pub(super) struct Attempt {
     ip: String,
     local: String,
     extensions: String,
+    tls: Option<tls::Outcome>,
 }
 
 impl Attempt {
@@ -43,6 +45,7 @@ impl Attempt {
             ip: s.peer.ip().to_string(),
             local: s.local.to_string(),
             extensions: s.extensions.names.clone(),
+            tls: s.tls.clone(),
         }
     }
 }
@@ -211,6 +214,7 @@ fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u16 {
 fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &Attempt, now: i64, size: u64) -> Row {
     let rcpt = e.recipients.get(usize::from(r));
     let failed = kind != b'd';
+    let tls = |part: fn(&tls::Outcome) -> &str| at.tls.as_ref().map_or_else(String::new, |t| part(t).to_owned());
     let mta = if at.host.is_empty() { String::new() } else { format!("{} ({})", at.host, at.ip) };
     Row {
         kind,
@@ -242,6 +246,10 @@ fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &At
             e.envid.as_str().to_owned(),
             path.name.clone(),
             path.pool.as_deref().unwrap_or_default().to_owned(),
+            tls(|t| &t.version),
+            tls(|t| &t.cipher),
+            tls(|t| t.verified),
+            tls(|t| t.policy),
         ],
     }
 }

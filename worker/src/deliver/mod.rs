@@ -13,6 +13,7 @@ pub mod local;
 pub mod mode;
 pub mod open;
 pub mod reply;
+pub mod security;
 pub mod session;
 pub mod shared_limits;
 pub mod transaction;

@@ -6,6 +6,7 @@ use ipc::layers::NO_VMTA;
 
 use super::connection::{ASK_AGAIN_MS, Path, heard};
 use super::mode::{bounce_queues, bounce_those};
+use super::security::Security;
 use super::session::{Session, SessionFault};
 use super::shared_limits::Held;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
@@ -58,12 +59,22 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         p.skipped_hosts.retain(|(_, until)| *until > now);
         p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
     };
+    let protection = Rc::clone(&shard.protection.borrow());
+    let snapshot = config.snapshot.get();
+    let sts = protection.policy_of(snapshot, &path.rules, &path.destination, &resolver).await;
     let mut last = None;
     let mut attempts = 0;
     let general = held.general();
     let mut full = false;
     let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
     for host in hosts.iter().filter(|h| !skipped.contains(&h.name)) {
+        let security = match protection.of_host(snapshot, &path.rules, &path.destination, sts.as_deref(), host).await {
+            Ok(s) => s,
+            Err(why) => {
+                last = Some(Failure { host: host.name.clone(), ..Failure::own("4.7.5", why) });
+                continue;
+            }
+        };
         for address in &host.addresses {
             if path.source.is_some_and(|s| s.is_ipv4() != address.is_ipv4()) {
                 continue;
@@ -76,7 +87,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 full = true;
                 continue;
             }
-            match greet(shard, path, &host.name, *address, true).await {
+            match greet(shard, path, &host.name, *address, &security).await {
                 Ok(s) => {
                     let route = heard(shard, path);
                     match route {
@@ -166,7 +177,7 @@ async fn greet(
     path: &Path,
     host: &str,
     address: std::net::SocketAddr,
-    try_tls: bool,
+    security: &Security,
 ) -> Result<Session, SessionFault> {
     let r = &path.rules;
     let mut s = Session::connect(host, address, path.source, r.connect_timeout, &path.ear).await?;
@@ -176,37 +187,43 @@ async fn greet(
     }
     let limit = r.smtp_multiple_line_response_timeout;
     s.hello(&path.hello, limit).await?;
-    if !(r.use_starttls && try_tls) {
-        return if r.require_starttls { Err(tls_missing(&s)) } else { Ok(s) };
-    }
-    if !s.extensions.starttls {
-        return if r.require_starttls { Err(tls_missing(&s)) } else { Ok(s) };
+    if !security.wanted || !s.extensions.starttls {
+        return if security.required { Err(tls_missing(&s, security)) } else { Ok(s) };
     }
     let go = s.command("STARTTLS", limit).await?;
-    let negotiated = if go.is_positive() {
-        match s.start_tls(std::sync::Arc::clone(&shard.tls), limit).await {
+    if !go.is_positive() && !security.required {
+        return Ok(s);
+    }
+    let protection = Rc::clone(&shard.protection.borrow());
+    let negotiated = match (go.is_positive(), protection.configs.of(&security.parameters)) {
+        (false, _) => Err(s.refused(go)),
+        (true, Err(reason)) => Err(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }),
+        (true, Ok(config)) => match s.start_tls(config, security, limit).await {
             Ok(()) => s.hello(&path.hello, limit).await,
             Err(e) => Err(e),
-        }
-    } else if r.require_starttls {
-        Err(s.refused(go))
-    } else {
-        return Ok(s);
+        },
     };
     match negotiated {
-        Ok(()) => Ok(s),
-        Err(e) if r.require_starttls => Err(e),
+        Ok(()) => {
+            if let Some(t) = &s.tls {
+                tracing::debug!(shard = shard.number, queue = path.name, host, %address, version = t.version, cipher = t.cipher, verified = t.verified, policy = t.policy, resumed = t.resumed, "TLS");
+            }
+            Ok(s)
+        }
+        Err(e) if security.required => Err(e),
         Err(e) => {
             // Opportunistic: clear text is better than no delivery.
             tracing::info!(queue = path.name, error = %e, "STARTTLS failed, trying in the clear");
-            Box::pin(greet(shard, path, host, address, false)).await
+            protection.broke(host);
+            let clear = Security { wanted: false, ..security.clone() };
+            Box::pin(greet(shard, path, host, address, &clear)).await
         }
     }
 }
 
-fn tls_missing(s: &Session) -> SessionFault {
+fn tls_missing(s: &Session, security: &Security) -> SessionFault {
     SessionFault::Protocol {
-        reason: "no STARTTLS offered, which require-starttls demands".into(),
+        reason: format!("no STARTTLS offered, which is demanded ({})", security.policy),
         host: s.host.clone(),
         ip: s.peer.ip(),
     }

@@ -13,8 +13,10 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Extensions, Reply};
-use crate::classify::outcome::{Failure, Outcome, Verdict};
+use super::security::Security;
+use crate::classify::outcome::{self, Failure, Verdict};
 use crate::classify::reply_patterns::{Matches, Patterns, Route};
+use crate::connect::tls::Outcome;
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -160,8 +162,8 @@ pub struct Session {
     pub local: IpAddr,
     /// What the last EHLO offered.
     pub extensions: Extensions,
-    /// TLS version and cipher in use.
-    pub tls: Option<String>,
+    /// What came of STARTTLS; `None` in the clear.
+    pub tls: Option<Outcome>,
     ear: Rc<Ear>,
 }
 
@@ -220,8 +222,8 @@ impl Session {
     pub fn verdict_on_recipient(&self, reply: &Reply) -> Verdict {
         let v = Verdict::of_refusal(reply);
         match v.outcome {
-            Outcome::Deferred if self.ear.route_of(reply) == Some(Route::BounceRcpt) => {
-                Verdict { outcome: Outcome::Bounced, ..v }
+            outcome::Outcome::Deferred if self.ear.route_of(reply) == Some(Route::BounceRcpt) => {
+                Verdict { outcome: outcome::Outcome::Bounced, ..v }
             }
             _ => v,
         }
@@ -353,6 +355,7 @@ impl Session {
     pub async fn start_tls(
         &mut self,
         config: std::sync::Arc<rustls::ClientConfig>,
+        security: &Security,
         limit: Duration,
     ) -> Result<(), SessionFault> {
         let fault =
@@ -369,7 +372,7 @@ impl Session {
             .map_err(|_| self.timed_out())?
             .map_err(|e| fault(self, format!("TLS handshake failed ({e})")))?;
         let (_, c) = tls.get_ref();
-        self.tls = Some(format!("{:?} {:?}", c.protocol_version(), c.negotiated_cipher_suite().map(|s| s.suite())));
+        self.tls = Some(Outcome::of(c, &security.parameters.trust, security.policy));
         self.io = Io::Tls(Box::new(tls));
         Ok(())
     }

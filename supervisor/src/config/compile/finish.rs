@@ -242,6 +242,7 @@ impl<'s> Compiler<'s> {
         g.local_domains = local_domains;
         g.host_name = host;
         g.run_dir = data_dir.join("run").display().to_string();
+        g.data_dir = data_dir.display().to_string();
         if g.spools.is_empty() {
             g.spools.push(SpoolDirectory { path: "spool".into(), priority: 1, min_free_space: 0 });
         }

@@ -82,6 +82,7 @@ impl Compiler<'_> {
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
             "name-server" => g.name_servers.push(t),
+            "dnssec-name-server" => g.dnssec_name_servers.push(t),
             "smtp-source-host" => {
                 let hosts = self.source_hosts(s, &t);
                 self.out.source_hosts.extend(hosts);
@@ -127,6 +128,30 @@ impl Compiler<'_> {
         };
         self.problem(s, problem);
         String::new()
+    }
+
+    /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.
+    pub(super) fn pem_file(&mut self, s: &Statement, path: &str) {
+        if path.is_empty() || self.snapshot.pem_files.iter().any(|(p, _)| p == path) {
+            return;
+        }
+        let is_key = &*s.name == "smtp-client-certificate";
+        let read = std::fs::read_to_string(path).map_err(|e| Problem::missing(path, &e)).and_then(|pem| {
+            let fine = match is_key {
+                true => worker::connect::tls::check_identity(&pem),
+                false => worker::connect::tls::roots(&pem).map(drop),
+            };
+            fine.map(|()| pem).map_err(|e| Problem::other(format!("{path}: {e}")))
+        });
+        match read {
+            Ok(pem) => {
+                if is_key {
+                    self.check_readers(path, s.value_at);
+                }
+                self.snapshot.pem_files.push((path.to_owned(), pem));
+            }
+            Err(p) => self.problem(s, p),
+        }
     }
 
     /// Warns of a key that everybody may read.

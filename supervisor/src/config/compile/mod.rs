@@ -360,6 +360,9 @@ impl<'s> Compiler<'s> {
                 "use-profile" => all.extend(self.used_profile(s)),
                 name => {
                     self.snapshot.has_queue_to |= name == "queue-to";
+                    if let ("smtp-tls-ca-file" | "smtp-client-certificate", Value::Text(path)) = (name, &a.value) {
+                        self.pem_file(s, path);
+                    }
                     all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
                 }
             }

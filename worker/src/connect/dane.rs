@@ -1,0 +1,211 @@
+//! DANE for SMTP (RFC 7672): TLSA records that a receiver publishes under DNSSEC say that it
+//! speaks TLS, and which certificate it shows.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, SHA512, digest};
+use hickory_resolver::proto::rr::rdata::tlsa::{CertUsage, Matching, Selector};
+use hickory_resolver::proto::rr::{RData, RecordType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::mx::Host;
+use super::secure_dns::SecureResolver;
+
+/// Records looked at for one host.
+const RECORDS_MAX: usize = 32;
+
+/// A TLSA record that can be used for SMTP: DANE-TA(2) or DANE-EE(3).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Association {
+    /// DANE-EE: the server's own certificate is meant; else one that issued it.
+    pub end_entity: bool,
+    /// The public key alone counts.
+    pub key_only: bool,
+    /// 0: as it is, 1: SHA-256, 2: SHA-512.
+    pub matching: u8,
+    /// What it has to be.
+    pub data: Vec<u8>,
+}
+
+/// What DNS says of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dane {
+    /// No DANE: something on the way is not signed, or there is no record.
+    Unused,
+    /// TLS is demanded. Without records that can be used, any certificate will do.
+    Demanded {
+        /// Records that can be used.
+        records: Vec<Association>,
+        /// Names that a certificate under DANE-TA may have.
+        names: Vec<String>,
+    },
+}
+
+/// What holds for `host` as a mail host of `domain`.
+///
+/// # Errors
+/// A sentence when DNS cannot say: then the host is not used (RFC 7672 §2.1.1).
+pub async fn of_host(resolver: &SecureResolver, domain: &str, host: &Host, port: u16) -> Result<Dane, String> {
+    if !resolver.is_available() || host.name.starts_with('[') || host.name.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(Dane::Unused);
+    }
+    let unsigned = |r: &Result<std::rc::Rc<super::secure_dns::Answer>, String>| !r.as_ref().is_ok_and(|a| a.secure);
+    // Whoever can forge the way to the host can name one of his own. What cannot be looked up
+    // here was found by the other resolver: an upstream without DNSSEC defers no mail.
+    if !host.configured && unsigned(&resolver.look_up(domain, RecordType::MX).await) {
+        return Ok(Dane::Unused);
+    }
+    let name = host.name.trim_end_matches('.').to_ascii_lowercase();
+    let v4 = resolver.look_up(&name, RecordType::A).await;
+    let addresses = match &v4 {
+        Ok(a) if a.data.is_empty() => resolver.look_up(&name, RecordType::AAAA).await,
+        _ => v4,
+    };
+    if unsigned(&addresses) {
+        return Ok(Dane::Unused);
+    }
+    let canonical = addresses.map(|a| a.canonical.clone()).unwrap_or_default();
+    let mut bases = vec![canonical];
+    if bases[0] != name {
+        bases.push(name);
+    }
+    for base in bases {
+        let found = resolver.look_up(&format!("_{port}._tcp.{base}"), RecordType::TLSA).await?;
+        if !found.secure || found.data.is_empty() {
+            continue;
+        }
+        let records = found.data.iter().take(RECORDS_MAX).filter_map(association).collect();
+        let mut names = vec![base];
+        if names[0] != domain {
+            names.push(domain.to_owned());
+        }
+        return Ok(Dane::Demanded { records, names });
+    }
+    Ok(Dane::Unused)
+}
+
+fn association(data: &RData) -> Option<Association> {
+    let RData::TLSA(t) = data else { return None };
+    let end_entity = match t.cert_usage {
+        CertUsage::DaneEe => true,
+        CertUsage::DaneTa => false,
+        // The PKIX usages are not for SMTP (RFC 7672 section 3.1.3).
+        _ => return None,
+    };
+    let key_only = match t.selector {
+        Selector::Full => false,
+        Selector::Spki => true,
+        _ => return None,
+    };
+    let (matching, len) = match t.matching {
+        Matching::Raw => (0, t.cert_data.len().max(1)),
+        Matching::Sha256 => (1, 32),
+        Matching::Sha512 => (2, 64),
+        _ => return None,
+    };
+    (t.cert_data.len() == len).then(|| Association { end_entity, key_only, matching, data: t.cert_data.clone() })
+}
+
+impl Association {
+    fn matches(&self, cert: &CertificateDer<'_>) -> bool {
+        let of = |bytes: &[u8]| match self.matching {
+            0 => bytes == self.data,
+            1 => digest(&SHA256, bytes).as_ref() == self.data,
+            _ => digest(&SHA512, bytes).as_ref() == self.data,
+        };
+        match self.key_only {
+            false => of(cert),
+            true => ParsedCertificate::try_from(cert).is_ok_and(|c| of(&c.subject_public_key_info())),
+        }
+    }
+}
+
+/// Checks a server's certificate against TLSA records.
+#[derive(Debug)]
+pub struct Verifier {
+    /// Cryptography.
+    pub provider: Arc<CryptoProvider>,
+    /// Records; of none every certificate passes.
+    pub records: Vec<Association>,
+    /// Names that a certificate under DANE-TA may have.
+    pub names: Vec<String>,
+}
+
+impl Verifier {
+    fn by_trust_anchor(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let of_issuer = || self.records.iter().filter(|r| !r.end_entity);
+        let mut roots = RootCertStore::empty();
+        for c in intermediates.iter().filter(|c| of_issuer().any(|r| r.matches(c))) {
+            // One that cannot be read is no anchor.
+            let _ = roots.add(c.clone().into_owned());
+        }
+        for r in of_issuer().filter(|r| r.matching == 0 && !r.key_only) {
+            let _ = roots.add(CertificateDer::from(r.data.clone()));
+        }
+        if roots.is_empty() {
+            return Err(CertificateError::UnknownIssuer.into());
+        }
+        let cert = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&cert, &roots, intermediates, now, algorithms)?;
+        let mut last = CertificateError::NotValidForName.into();
+        for name in &self.names {
+            let Ok(name) = ServerName::try_from(name.as_str()) else { continue };
+            match verify_server_name(&cert, &name) {
+                Ok(()) => return Ok(()),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        // Neither name nor dates count for DANE-EE (RFC 7672 section 3.1.1).
+        let mut own = self.records.iter().filter(|r| r.end_entity);
+        if !self.records.is_empty() && !own.any(|r| r.matches(end_entity)) {
+            self.by_trust_anchor(end_entity, intermediates, now)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
