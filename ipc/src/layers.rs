@@ -239,6 +239,17 @@ impl ArchivedLayers {
         self.patterns.iter().map(|p| p.as_str())
     }
 
+    /// Whether an operator's block speaks for `destination` other than by `*`.
+    pub fn names(&self, destination: &str) -> bool {
+        let operators = |n: u32| {
+            let from = self.blocks.partition_point(|b| b.pattern.to_native() < n);
+            let here = self.blocks[from..].iter().take_while(|b| b.pattern.to_native() == n);
+            here.into_iter().any(|b| b.scope.to_native() != Scope::BuiltIn.code())
+        };
+        let patterns = matching_patterns(destination);
+        patterns.iter().filter(|p| *p != "*").filter_map(|p| self.pattern(p)).any(operators)
+    }
+
     /// Whether some virtual MTA has a block of this pattern.
     pub fn has_vmtas(&self, pattern: &str) -> bool {
         let Some(n) = self.pattern(pattern) else { return false };

@@ -24,6 +24,7 @@ pub mod operator;
 pub mod pattern_lists;
 pub mod queue_orders;
 pub mod reply_rules;
+pub mod rollup;
 pub mod rules;
 pub mod shard_map;
 pub mod snapshot;

@@ -22,6 +22,8 @@ pub const REFUSED: u8 = 4;
 pub const CLAIM: u8 = 5;
 /// Owner before → new owner: archive [`Release`].
 pub const RELEASE: u8 = 8;
+/// Owner of a domain → all others: archive [`RolledUp`].
+pub const ROLLED_UP: u8 = 10;
 /// Client → worker: archive [`Inject`], raw: message. Answered by [`INJECTED`].
 pub const INJECT: u8 = 6;
 /// Worker → client: archive [`Injected`].
@@ -97,6 +99,15 @@ impl Default for Windows {
     fn default() -> Self {
         Windows::Until([0; 4])
     }
+}
+
+/// Mail for a domain is queued under another destination, for its mail hosts are shared.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RolledUp {
+    /// The domain.
+    pub domain: String,
+    /// The queue that it joins.
+    pub queue: String,
 }
 
 /// A message from `sluice inject`.

@@ -115,7 +115,7 @@ pub struct HandoffId {
 pub struct Recipient {
     /// The address as given in RCPT TO, without angle brackets.
     pub address: String,
-    /// What it is queued under, see [`destination_of`].
+    /// What it is queued under, see [`destination_of`] and [`queue_part`].
     pub destination: String,
     /// [`notify`] bits.
     pub notify: u8,
@@ -181,6 +181,17 @@ pub struct Envelope {
     pub moved: Option<Moved>,
     /// The recipients of this share.
     pub recipients: Vec<Recipient>,
+}
+
+/// The queue's part of a destination: of mail that rolled up it is `QUEUE/DOMAIN`, and the
+/// domain's hosts take it.
+pub fn queue_part(destination: &str) -> &str {
+    destination.split_once('/').map_or(destination, |(queue, _)| queue)
+}
+
+/// The domain whose hosts take mail that rolled up; `None` for other mail.
+pub fn origin_part(destination: &str) -> Option<&str> {
+    destination.split_once('/').map(|(_, domain)| domain)
 }
 
 /// Priority of a recipient that was given none.

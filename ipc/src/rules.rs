@@ -325,6 +325,8 @@ rules! {
         "allow-priority-interruption-during-transfer" AllowPriorityInterruptionDuringTransfer allow_priority_interruption_during_transfer: bool = false;
         "reserved-smtp-out" ReservedSmtpOut reserved_smtp_out: u64 = 0;
         "reserved-priority" ReservedPriority reserved_priority: u64 = 75;
+        "mx-rollup" MxRollup mx_rollup: String = String::new();
+        "disable-mx-rollup" DisableMxRollup disable_mx_rollup: bool = false;
         "queue-to" QueueTo queue_to: String = String::new();
         "pool-adaptive" PoolAdaptive pool_adaptive: bool = true;
         "pool-floor" PoolFloor pool_floor: u64 = 1;

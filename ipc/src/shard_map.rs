@@ -37,6 +37,8 @@ impl ShardMap {
 }
 
 fn highest(shards: &[u8], destination: &str) -> Option<u8> {
+    // What rolls up to one queue has one owner.
+    let destination = crate::message::queue_part(destination);
     let score = |s: u8| xxh3_64_with_seed(destination.as_bytes(), 0x5_1u64 << 8 | u64::from(s));
     shards.iter().copied().max_by_key(|s| score(*s))
 }

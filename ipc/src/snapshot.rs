@@ -14,6 +14,7 @@ use crate::layers::{Layers, NO_VMTA};
 use crate::network::Network;
 use crate::pattern_lists::PatternList;
 use crate::reply_rules::ReplyList;
+use crate::rollup::Rollup;
 use crate::rules::{DomainRules, Setting, SourceRules};
 
 /// Everything that workers need to know of the configuration.
@@ -47,6 +48,8 @@ pub struct Snapshot {
     pub reply_lists: Vec<ReplyList>,
     /// Files in PEM that directives name, by path.
     pub pem_files: Vec<(String, String)>,
+    /// MX roll-up; the first that takes a domain counts.
+    pub rollups: Vec<Rollup>,
     /// `<pattern-list>`s, and those inside them.
     pub pattern_lists: Vec<PatternList>,
     /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for

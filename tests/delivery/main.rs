@@ -6,6 +6,7 @@ mod limits;
 mod mail_hosts;
 mod pools;
 mod priorities;
+mod rollup;
 mod source_addresses;
 mod tls;
 mod tls_policies;

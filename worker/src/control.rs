@@ -355,18 +355,14 @@ impl Worker {
                     RowsOf::Paths => Rows::Paths(rows::paths(&self.shard)),
                     RowsOf::Pools => Rows::Pools(rows::pools(&self.shard)),
                     RowsOf::Jobs => Rows::Jobs(rows::jobs(&self.shard)),
-                    RowsOf::PauseJob { job, paused } => match crate::switches::pause_job(&self.shard, &job, paused) {
-                        Ok((matched, changed)) => Rows::Done { matched, changed },
-                        Err(e) => Rows::Refused(e),
-                    },
+                    RowsOf::PauseJob { job, paused } => {
+                        self.obeyed(crate::switches::pause_job(&self.shard, &job, paused)).await
+                    }
                     RowsOf::Why(of) => Rows::Why(crate::why::of_queues(&self.shard, &of)),
                     RowsOf::WhyMessage(id) => {
                         Rows::Why(crate::why::of_message(&self.shard, ipc::message::MessageId(id)).await)
                     }
-                    RowsOf::Ordered(order) => match crate::switches::obey(&self.shard, &order) {
-                        Ok((matched, changed)) => Rows::Done { matched, changed },
-                        Err(e) => Rows::Refused(e),
-                    },
+                    RowsOf::Ordered(order) => self.obeyed(crate::switches::obey(&self.shard, &order)).await,
                 };
                 Some(ToSupervisor::Rows { request, rows })
             }
@@ -378,6 +374,15 @@ impl Worker {
         match answer {
             Some(a) => say(control, &a).await.is_ok(),
             None => true,
+        }
+    }
+
+    /// What came of an order, once it is on disk: a kill does not undo what was said to be done.
+    async fn obeyed(&self, result: Result<(u64, u64), String>) -> Rows {
+        match (result, self.shard.spool.barrier().await) {
+            (Ok((matched, changed)), Ok(())) => Rows::Done { matched, changed },
+            (Ok(_), Err(e)) => Rows::Refused(format!("in force, but not kept over a restart: {e}")),
+            (Err(e), _) => Rows::Refused(e),
         }
     }
 

@@ -8,8 +8,8 @@ use ipc::operator::{JobRow, PathRow, PoolRow, QueueRow};
 use ipc::rules::Rate;
 
 use crate::clock;
-use crate::schedule::Queue;
 use crate::schedule::job::JobId;
+use crate::schedule::{Path, Queue};
 use crate::shard::Shard;
 
 fn shown_mode(mode: Mode) -> String {
@@ -20,35 +20,70 @@ fn shown_mode(mode: Mode) -> String {
     }
 }
 
-/// `show queues`
+/// `show queues`. What rolled up to one queue is one row.
 pub fn queues(shard: &Shard) -> Vec<QueueRow> {
     let s = shard.scheduler.borrow();
     let now = clock::now_ms();
-    let of = |q: &Queue| q.pullers.iter().filter_map(|p| s.paths.get(p.path)).collect::<Vec<_>>();
-    let connections = |q: &Queue| of(q).iter().map(|p| p.connections).sum::<u32>();
-    let shown = |q: &Queue| q.recipients > 0 || q.paused || connections(q) > 0;
-    let rows = s.queues.iter().filter(|(_, q)| shown(q)).map(|(_, q)| {
-        let paths = of(q);
-        // The queue goes on when the first of its paths may.
-        let retry = paths.iter().map(|p| p.retry_at_ms).min().filter(|at| *at > now);
-        let backoff = !paths.is_empty() && paths.iter().all(|p| p.mode == Mode::Backoff);
-        QueueRow {
-            queue: q.name(),
-            destination: q.destination.as_ref().to_owned(),
-            vmta: if q.of_pool { String::new() } else { q.via.as_ref().to_owned() },
-            pool: q.pool().map_or_else(String::new, |p| p.as_ref().to_owned()),
-            shard: shard.number,
-            recipients: q.recipients,
-            kbytes: q.bytes.div_ceil(1024),
-            connections: connections(q),
-            mode: if backoff { "backoff" } else { "normal" }.into(),
-            paused: q.paused || (!paths.is_empty() && paths.iter().all(|p| p.paused)),
-            next_retry: retry.map_or_else(String::new, |at| crate::local_time(at / 1000, "%Y-%m-%d %H:%M:%S")),
-            last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
-            oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
+    let mut rows: Vec<QueueRow> = Vec::new();
+    let mut rolled_up: HashMap<String, usize> = HashMap::new();
+    for (_, q) in &s.queues {
+        let paths: Vec<&Path> = q.pullers.iter().filter_map(|p| s.paths.get(p.path)).collect();
+        let row = queue_row(shard, q, &paths, now);
+        if row.recipients == 0 && !row.paused && row.connections == 0 {
+            continue;
         }
-    });
-    rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
+        let at = q.origin.as_ref().and_then(|_| rolled_up.get(&row.queue).copied());
+        if let Some(sum) = at.and_then(|i| rows.get_mut(i)) {
+            join(sum, row);
+            continue;
+        }
+        if rows.len() >= ipc::limits::OPERATOR_ROWS_MAX {
+            break;
+        }
+        if q.origin.is_some() {
+            rolled_up.insert(row.queue.clone(), rows.len());
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
+    // The queue goes on when the first of its paths may.
+    let of_paths = paths.iter().map(|p| p.retry_at_ms).min().unwrap_or(0);
+    let retry = of_paths.max(q.retry_at_ms);
+    let backoff = !paths.is_empty() && paths.iter().all(|p| p.mode == Mode::Backoff);
+    QueueRow {
+        queue: q.name(),
+        destination: q.destination.as_ref().to_owned(),
+        vmta: if q.of_pool { String::new() } else { q.via.as_ref().to_owned() },
+        pool: q.pool().map_or_else(String::new, |p| p.as_ref().to_owned()),
+        shard: shard.number,
+        recipients: q.recipients,
+        kbytes: q.bytes.div_ceil(1024),
+        connections: paths.iter().map(|p| p.connections).sum(),
+        mode: if backoff { "backoff" } else { "normal" }.into(),
+        paused: q.paused || (!paths.is_empty() && paths.iter().all(|p| p.paused)),
+        next_retry: if retry > now { crate::local_time(retry / 1000, "%Y-%m-%d %H:%M:%S") } else { String::new() },
+        last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
+        oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
+    }
+}
+
+/// Adds another domain's part of a queue. Its paths are the same.
+fn join(sum: &mut QueueRow, row: QueueRow) {
+    sum.recipients += row.recipients;
+    sum.kbytes += row.kbytes;
+    sum.oldest_s = sum.oldest_s.max(row.oldest_s);
+    sum.paused &= row.paused;
+    // It goes on when the first of its domains may.
+    let sooner = row.next_retry.is_empty() || row.next_retry < sum.next_retry;
+    if !sum.next_retry.is_empty() && sooner {
+        sum.next_retry = row.next_retry;
+    }
+    if sum.last_error.is_empty() {
+        sum.last_error = row.last_error;
+    }
 }
 
 /// `show paths`

@@ -18,12 +18,14 @@ use tokio::sync::Notify;
 
 use crate::clock;
 use crate::config::Config;
+use crate::connect::address_health::AddressHealth;
 use crate::connect::mx::Resolver;
 use crate::deliver::interruption::Connections;
 use crate::deliver::security::Protection;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
+use crate::route::rollup::Rollups;
 use crate::schedule::scheduler::{Content, Message};
 use crate::schedule::{Entry, PathId, QueueId, Scheduler, Timer};
 
@@ -94,6 +96,10 @@ pub struct Shard {
     pub switches: RefCell<Switches>,
     /// There may be mail here that another shard owns.
     pub foreign: Notify,
+    /// Which domains share a queue.
+    pub rollups: Rollups,
+    /// Addresses that do not answer.
+    pub address_health: AddressHealth,
     /// How connections are protected.
     pub protection: RefCell<Rc<Protection>>,
     /// Statistics.
@@ -119,6 +125,8 @@ impl std::fmt::Debug for Shard {
     }
 }
 
+/// Queues of one path that are counted for the connections that it needs.
+const QUEUES_LOOKED_AT: usize = 256;
 /// Members of a pool that are asked, at most, for one that can take a message.
 const TURNS_MAX: usize = 8;
 
@@ -146,6 +154,8 @@ impl Shard {
             paths: Paths::default(),
             switches: RefCell::default(),
             foreign: Notify::new(),
+            rollups: Rollups::default(),
+            address_health: AddressHealth::default(),
             protection: RefCell::new(Rc::new(protection)),
             counters: Counters::default(),
             sessions: Cell::new(0),
@@ -177,6 +187,7 @@ impl Shard {
             *self.resolver.borrow_mut() = Rc::new(Resolver::new(&config.global.name_servers)?);
         }
         // Files that certificates were read from may hold others now.
+        self.rollups.forget();
         *self.protection.borrow_mut() = Rc::new(Protection::of(&config.global));
         *self.config.borrow_mut() = Rc::new(config);
         let config = self.config();
@@ -437,7 +448,7 @@ impl Shard {
         let mut new = false;
         let id = s.queue(destination, if via.is_empty() { "{default}" } else { via }, || {
             new = true;
-            config.way(destination, via)
+            config.way(ipc::message::queue_part(destination), via)
         });
         if let Some(q) = s.queues.get_mut(id).filter(|_| new) {
             crate::switches::apply_to_queue(self, q);
@@ -495,7 +506,7 @@ impl Shard {
             return;
         }
         let turns = match self.scheduler.borrow().queues.get(id) {
-            Some(q) if !q.ready.is_empty() && !q.paused => q.members.len().min(TURNS_MAX),
+            Some(q) if !q.ready.is_empty() && q.may_go(clock::now_ms()) => q.members.len().min(TURNS_MAX),
             _ => {
                 self.timers.notify_one();
                 return;
@@ -525,13 +536,16 @@ impl Shard {
             let mut s = self.scheduler.borrow_mut();
             let now = clock::now_ms();
             let now_ns = clock::now_ns() as i64;
-            let Some((held, queues)) = s.paths.get(id).map(|p| (p.held, p.queues.clone())) else { return false };
+            // More queues than that have mail for more connections than it may open at once.
+            let some = |p: &crate::schedule::Path| p.in_turn().take(QUEUES_LOOKED_AT).collect::<Vec<_>>();
+            let Some((held, queues)) = s.paths.get(id).map(|p| (p.held, some(p))) else { return false };
             if held {
                 // Mail that came late for a destination that moved away follows it.
                 self.foreign.notify_one();
                 return false;
             }
-            let backlog: u64 = queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id)).sum();
+            let backlog: u64 =
+                queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id, now)).sum();
             let Some(p) = s.paths.get(id) else { return false };
             let from = p.rules.reserved_priority.min(100) as u8;
             let urgent = match p.rules.reserved_smtp_out {
@@ -607,7 +621,7 @@ impl Shard {
                 let mut s = self.scheduler.borrow_mut();
                 s.forget_queue(id);
                 crate::why::count(&mut s, id, now);
-                s.queues.get(id).filter(|q| !q.ready.is_empty() && !q.paused).map(|q| q.pullers.is_empty())
+                s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
             };
             match waits {
                 // A path that let others go first, whose probe is due, or whose connections hang.

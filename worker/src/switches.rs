@@ -35,7 +35,9 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
 
 /// A queue is new: it is paused where operators said so.
 pub fn apply_to_queue(shard: &Shard, q: &mut Queue) {
-    q.paused = shard.switches.borrow().is_paused(&q.destination, &q.via);
+    let switches = shard.switches.borrow();
+    let of_origin = q.origin.as_deref().is_some_and(|o| switches.is_paused(o, &q.via));
+    q.paused = of_origin || switches.is_paused(&q.destination, &q.via);
 }
 
 /// A path is new: it is paused, and sources are left out, where operators said so.
@@ -121,8 +123,7 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<(u64, u64
 /// this name.
 fn matching(shard: &Shard, of: &QueuePattern) -> (Vec<QueueId>, Vec<PathId>) {
     let s = shard.scheduler.borrow();
-    let queues: Vec<QueueId> =
-        s.queues.iter().filter(|(_, q)| of.matches(&q.destination, &q.via)).map(|(id, _)| id).collect();
+    let queues: Vec<QueueId> = s.queues.iter().filter(|(_, q)| q.is_meant_by(of)).map(|(id, _)| id).collect();
     let members = shard.config().members_of(&of.via);
     let named = |p: &Path| {
         of.matches(&p.destination, &p.vmta_name)
@@ -168,8 +169,13 @@ fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
     let mut changed = false;
     if recipients && !q.waiting.is_empty() {
         changed = true;
-        q.promote(i64::from(u32::MAX) * 1000, &s.messages);
     }
+    if changed {
+        s.promote_all(id);
+    }
+    let Some(q) = s.queues.get_mut(id) else { return false };
+    changed |= q.retry_at_ms > now;
+    q.retry_at_ms = 0;
     for p in &q.pullers {
         let Some(p) = s.paths.get_mut(p.path) else { continue };
         changed |= p.retry_at_ms > now;

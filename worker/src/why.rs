@@ -48,7 +48,7 @@ pub fn of_queues(shard: &Shard, of: &QueuePattern) -> Vec<WhyRow> {
         let mut paths = q.pullers.iter().filter_map(|p| s.paths.get(p.path));
         paths.any(|p| of.matches(&p.destination, &p.vmta_name))
     };
-    let meant = |q: &Queue| of.matches(&q.destination, &q.via) || path_is_meant(q);
+    let meant = |q: &Queue| q.is_meant_by(of) || path_is_meant(q);
     let queues = s.queues.iter().filter(|(_, q)| q.recipients > 0 && meant(q));
     queues.take(ROWS_MAX).map(|(id, q)| row(shard, &s, id, q)).collect()
 }

@@ -165,7 +165,10 @@ pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
                 (words.next().unwrap_or_default(), words.next().unwrap_or_default(), words.next());
             let queue = queue.to_lowercase();
             if host.contains('*') && by_ip.is_none() && !has_hosts.contains(&queue) && queue.ends_with(".rollup") {
-                let message = format!("a wildcard needs smtp-hosts in <domain {queue}>, or rollup-by-ip");
+                let message = format!(
+                    "PowerMTA wants smtp-hosts in <domain {queue}>, or rollup-by-ip, for a wildcard; here the mail of \
+                     each domain goes to the domain's own hosts"
+                );
                 all.push(Diagnostic::warning(s.value_at, "no-hosts", message, ""));
             }
         }

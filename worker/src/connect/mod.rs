@@ -1,6 +1,7 @@
 //! From a destination to an address that can be connected to, and how the connection is
 //! protected.
 
+pub mod address_health;
 pub mod cipher_list;
 pub mod dane;
 pub mod mta_sts;

@@ -251,6 +251,21 @@ impl Resolver {
         }
     }
 
+    /// Names of a domain's preferred mail hosts, in lower case without a final dot; none when it
+    /// has no MX, or they cannot be had.
+    pub async fn preferred(&self, domain: &str) -> Vec<String> {
+        let Ok(found) = self.inner.mx_lookup(format!("{domain}.")).await else { return Vec::new() };
+        let all = || found.answers().iter().filter_map(|r| if let RData::MX(mx) = &r.data { Some(mx) } else { None });
+        let Some(best) = all().map(|mx| mx.preference).min() else { return Vec::new() };
+        let mut names: Vec<String> = all()
+            .filter(|mx| mx.preference == best && !mx.exchange.is_root())
+            .map(|mx| mx.exchange.to_ascii().trim_end_matches('.').to_ascii_lowercase())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// Texts of a name; none when they cannot be had.
     pub async fn txt(&self, name: &str) -> Vec<String> {
         let Ok(found) = self.inner.txt_lookup(format!("{name}.")).await else { return Vec::new() };

@@ -134,6 +134,9 @@ fn judge(
     if let (Some(q), Some(f)) = (s.queues.get_mut(path.queue), &failure) {
         q.last_failure = Some(Rc::clone(f));
     }
+    if delivered > 0 {
+        s.queues.get_mut(path.queue).into_iter().for_each(|q| q.retry_step = 0);
+    }
     let p = s.paths.get_mut(path.id)?;
     p.last_failure = failure.or_else(|| p.last_failure.take());
     if delivered > 0 {

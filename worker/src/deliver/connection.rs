@@ -20,9 +20,10 @@ use super::transaction;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
+use crate::connect::tls::Parameters;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
-use crate::schedule::{Batch, Next, PathId, QueueId};
+use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
 use crate::shard::{Shard, Signal};
 
 /// A connection whose queue has run empty waits this long for more mail when
@@ -30,6 +31,9 @@ use crate::shard::{Shard, Signal};
 const IDLE_DEFAULT: Duration = Duration::from_millis(500);
 /// How long a connection waits for a rate limit before it gives its slot up.
 const RATE_WAIT_MAX: i64 = 5_000;
+
+/// Messages of one domain's hosts after which others may have the connection's place.
+const TURN_MESSAGES: u64 = 16;
 
 /// Pause before limits over all shards are asked again, milliseconds.
 pub(super) const ASK_AGAIN_MS: i64 = 100;
@@ -42,6 +46,8 @@ pub(super) struct Path {
     pub vmta: u32,
     pub vmta_name: Rc<str>,
     pub rules: Rc<DomainRules>,
+    /// The domain whose hosts the connection is to, where that is not the destination.
+    pub origin: Option<Rc<str>>,
     /// The queue that the batch in hand is from.
     pub queue: QueueId,
     /// The pool that the queue belongs to.
@@ -121,6 +127,8 @@ fn next_source(
 fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
     let config = shard.config();
     let mut s = shard.scheduler.borrow_mut();
+    let picked = s.unserved(id, clock::now_ms());
+    let s = &mut *s;
     let Some(p) = s.paths.get_mut(id) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
     let mut hello = vmta.map(|v| v.host_name.as_str().to_owned()).unwrap_or_default();
@@ -135,6 +143,8 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         hello.clone_from(&config.global.host_name);
     }
     let counted = source.is_some() && p.limits_sources();
+    let first = p.queues.first().copied();
+    let queue = picked.or(first).unwrap_or_default();
     if let Some(ip) = source.filter(|_| counted) {
         let rate = p.rules.source_ip_max_connect_rate.of(ip);
         let s = p.source(ip);
@@ -150,7 +160,8 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         rates: SharedRates::of(&p.rules, vmta, &p.destination),
         ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
-        queue: p.queues.first().copied().unwrap_or_default(),
+        origin: s.queues.get(queue).and_then(|q| q.origin.clone()),
+        queue,
         pool: None,
         hello,
         source,
@@ -166,6 +177,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
     Some(Path {
         id: q.pullers.first().map_or(PathId::MAX, |p| p.path),
         destination: Rc::clone(&q.destination),
+        origin: q.origin.clone(),
         name: format!("{}/{}", ipc::message::shown_domain(&q.destination), member.name),
         vmta: member.vmta,
         vmta_name: Rc::clone(&member.name),
@@ -196,7 +208,10 @@ pub async fn run(shard: Rc<Shard>, id: PathId) {
                 }
             }
             let seat = Seat::take(&shard, id, held.keys());
+            let host = path.origin.as_ref().map(|_| session.host.clone());
+            host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, true));
             serve(&shard, &mut path, session, &seat).await;
+            host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, false));
             drop(held);
             drop(seat);
             shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
@@ -305,20 +320,38 @@ pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
     route
 }
 
+/// Whether mail of a queue may go by a connection: the hosts of its domain are those that the
+/// connection was opened for, or the host is one of them and is trusted as the domain demands.
+fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
+    let fits = |(host, demand): &(String, Option<Rc<Parameters>>)| {
+        *host == s.host && demand.as_deref().is_none_or(|d| s.parameters.as_ref() == Some(d))
+    };
+    q.origin == path.origin || q.hosts.iter().any(fits)
+}
+
 /// Sends what the scheduler gives until there is nothing left or the session ends.
 async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) {
     let (mut messages, mut errors) = (0u64, 0u64);
     let (end, cut) = (seat.end(), seat.cut());
+    let rolled_up = path.origin.is_some();
     loop {
         let may_go_on = path.refresh(shard);
         let max = path.rules.max_msg_per_connection;
+        // Hosts of other domains have their turn.
+        if rolled_up && messages % TURN_MESSAGES == TURN_MESSAGES - 1 {
+            let s = shard.scheduler.borrow();
+            if s.paths.get(path.id).is_some_and(|p| p.is_full()) && s.has_unserved(path.id, clock::now_ms()) {
+                break;
+            }
+        }
         if shard.stopping() || end.is_raised() || !may_go_on || (max != 0 && messages >= max) {
             break;
         }
         let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (&path.rates, &shard.ledger);
         let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now_ns);
-        let next = shard.scheduler.borrow_mut().next(path.id, path.source, now_ns, &mut shared);
+        let serves = |q: &Queue| carries_mail_of(path, &s, q);
+        let next = shard.scheduler.borrow_mut().next(path.id, path.source, now_ns, &serves, &mut shared);
         match next {
             Next::Send(batch) => {
                 paths::note_rate(shard, path.id);
@@ -345,6 +378,8 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
                 }
             }
             Next::Wait(_) => break,
+            // Mail for other hosts needs the place.
+            Next::Idle if rolled_up && shard.scheduler.borrow().has_unserved(path.id, clock::now_ms()) => break,
             Next::Idle => {
                 let limit = match path.rules.connection_idle_timeout {
                     Duration::ZERO => IDLE_DEFAULT,

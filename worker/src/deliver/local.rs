@@ -62,7 +62,7 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
         let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (path.rates(), &shard.ledger);
         let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now_ns);
-        let next = shard.scheduler.borrow_mut().next(path.id, None, now_ns, &mut shared);
+        let next = shard.scheduler.borrow_mut().next(path.id, None, now_ns, &|_| true, &mut shared);
         // A rate that asks to wait has set the path's timer.
         let Next::Send(batch) = next else { return };
         crate::route::paths::note_rate(shard, path.id);

@@ -76,7 +76,7 @@ pub(super) fn reroute(shard: &Rc<Shard>, id: QueueId) {
     let target = {
         let mut s = shard.scheduler.borrow_mut();
         let Some(q) = s.queues.get(id).filter(|q| !q.of_pool) else { return };
-        let (destination, via) = (Rc::clone(&q.destination), Rc::clone(&q.via));
+        let (destination, via) = (Rc::clone(&q.key), Rc::clone(&q.via));
         let target = shard.queue_for(&mut s, &destination, &via);
         if target == id {
             return;

@@ -12,11 +12,15 @@ use super::shared_limits::Held;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
+use crate::connect::tls::Parameters;
+use crate::route::rollup;
 use crate::schedule::QueueId;
 use crate::shard::Shard;
 
 /// After a connection was refused while others of the path are open, milliseconds.
 const CONNECT_AGAIN_MS: i64 = 5_000;
+/// Hosts of a domain that rolled up by which others' connections may carry its mail.
+const HOSTS_SHARED: usize = 8;
 /// Hosts that a rule says to leave are left out for so long, milliseconds.
 const SKIP_HOST_MS: i64 = 300_000;
 
@@ -37,38 +41,64 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         return None;
     }
     let resolver = Rc::clone(&shard.resolver.borrow());
-    let hosts = match resolver.hosts(&path.destination, &path.rules).await {
-        Ok(h) => h,
+    let domain = path.origin.clone().unwrap_or_else(|| Rc::clone(&path.destination));
+    let protection = Rc::clone(&shard.protection.borrow());
+    let snapshot = config.snapshot.get();
+    // The policy is asked for meanwhile: DNS that is slow for one costs no more than for both.
+    let (hosts, sts) = tokio::join!(
+        resolver.hosts(&domain, &path.rules),
+        protection.policy_of(snapshot, &path.rules, &domain, &resolver)
+    );
+    let hosts = match hosts {
+        Ok(h) => rollup::of_queue(&config, &path.destination, h),
         Err(fault) if fault.status().starts_with('5') => {
-            // The destination has no host, whoever asks.
+            // The domain has no host, whoever asks.
             let failure = Failure::own(fault.status(), fault.to_string());
-            bounce_those(shard, path, &failure, |_| true).await;
+            bounce_those(shard, path, &failure, |q| q.origin == path.origin).await;
             return None;
         }
         Err(fault) => {
-            queue_failed(shard, path, Failure::own(fault.status(), fault.to_string()));
+            failed(shard, path, Failure::own(fault.status(), fault.to_string()));
             return None;
         }
     };
+    if path.origin.is_none()
+        && let Some(queue) = rollup::decide(&config, &path.rules, &domain, &resolver).await
+    {
+        rollup::join(shard, path.id, &domain, &queue);
+        return None;
+    }
     let skipped = {
         let s = &mut *shard.scheduler.borrow_mut();
         let now = clock::now_ms();
         let no_mx = hosts.iter().all(|h| h.implicit);
         let p = s.paths.get_mut(path.id)?;
-        p.queues.iter().for_each(|q| s.queues.get_mut(*q).into_iter().for_each(|q| q.no_mx = no_mx));
+        for q in &p.queues {
+            s.queues.get_mut(*q).filter(|q| q.origin == path.origin).into_iter().for_each(|q| q.no_mx = no_mx);
+        }
         p.skipped_hosts.retain(|(_, until)| *until > now);
         p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
     };
-    let protection = Rc::clone(&shard.protection.borrow());
-    let snapshot = config.snapshot.get();
-    let sts = protection.policy_of(snapshot, &path.rules, &path.destination, &resolver).await;
+    if path.origin.is_some() {
+        let mut known = Vec::new();
+        for h in hosts.iter().take(HOSTS_SHARED) {
+            if let Ok(s) = protection.of_host(snapshot, &path.rules, &domain, sts.as_deref(), h).await {
+                known.push((h.name.clone(), s.required.then(|| Rc::new(s.parameters))));
+            }
+        }
+        if !note_hosts(shard, path, known) {
+            return None;
+        }
+    }
     let mut last = None;
     let mut attempts = 0;
     let general = held.general();
     let mut full = false;
     let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
+    let (health, began) = (&shard.address_health, clock::now_ms());
+    let some_alive = hosts.iter().flat_map(|h| &h.addresses).any(|a| !health.is_down(*a, path.source, began));
     for host in hosts.iter().filter(|h| !skipped.contains(&h.name)) {
-        let security = match protection.of_host(snapshot, &path.rules, &path.destination, sts.as_deref(), host).await {
+        let security = match protection.of_host(snapshot, &path.rules, &domain, sts.as_deref(), host).await {
             Ok(s) => s,
             Err(why) => {
                 last = Some(Failure { host: host.name.clone(), ..Failure::own("4.7.5", why) });
@@ -76,7 +106,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             }
         };
         for address in &host.addresses {
-            if path.source.is_some_and(|s| s.is_ipv4() != address.is_ipv4()) {
+            let unfit = path.source.is_some_and(|s| s.is_ipv4() != address.is_ipv4());
+            if unfit || (some_alive && health.is_down(*address, path.source, began)) {
                 continue;
             }
             attempts += 1;
@@ -89,6 +120,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             }
             match greet(shard, path, &host.name, *address, &security).await {
                 Ok(s) => {
+                    health.connected(*address, path.source);
                     let route = heard(shard, path);
                     match route {
                         Some(Route::SkipMx) => skip_host(shard, path, &host.name),
@@ -96,6 +128,9 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                     }
                 }
                 Err(fault) => {
+                    if fault.is_unconnected() {
+                        health.failed(*address, path.source, clock::now_ms());
+                    }
                     let failure = fault.failure();
                     let route = heard(shard, path);
                     match route {
@@ -121,7 +156,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                         Some(Route::BounceRcpt) | None => {}
                     }
                     if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
-                        bounce_queues(shard, path, &failure).await;
+                        bounce_those(shard, path, &failure, |q| q.members.len() == 1 && q.origin == path.origin).await;
                         rest_for_others(shard, path, failure);
                         return None;
                     }
@@ -145,8 +180,32 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         true => Failure::own("4.4.1", "no address of the receiver fits the source address"),
         false => Failure::own("4.4.1", "every host of the receiver is left out (skip-mx)"),
     };
-    queue_failed(shard, path, last.unwrap_or_else(none_left));
+    failed(shard, path, last.unwrap_or_else(none_left));
     None
+}
+
+/// Notes the hosts of a domain that rolled up; false when they are new here and a connection that
+/// is open can carry its mail.
+fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
+    let s = &mut *shard.scheduler.borrow_mut();
+    let (Some(q), Some(p)) = (s.queues.get_mut(path.queue), s.paths.get(path.id)) else { return false };
+    let new = q.hosts.is_empty();
+    q.hosts = Rc::from(known);
+    let served = new && q.hosts.iter().any(|(h, d)| d.is_none() && p.open_hosts.iter().any(|(o, _)| o == h));
+    if served {
+        p.work.notify_one();
+    }
+    !served
+}
+
+/// No host took the session. What is the matter with one domain's hosts is no matter of the
+/// others in the path; what the receiver itself says is.
+fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+    if path.origin.is_none() || failure.verdict.remote {
+        return queue_failed(shard, path, failure);
+    }
+    tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
+    shard.scheduler.borrow_mut().defer_queue(path.queue, clock::now_ms(), failure);
 }
 
 /// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:

@@ -16,7 +16,7 @@ use super::reply::{self, Extensions, Reply};
 use super::security::Security;
 use crate::classify::outcome::{self, Failure, Verdict};
 use crate::classify::reply_patterns::{Matches, Patterns, Route};
-use crate::connect::tls::Outcome;
+use crate::connect::tls::{Outcome, Parameters};
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,11 @@ impl SessionFault {
     /// The receiver closes the service channel.
     pub fn is_421(&self) -> bool {
         matches!(self, SessionFault::Refused { reply, .. } if reply.code == 421)
+    }
+
+    /// No connection came about.
+    pub fn is_unconnected(&self) -> bool {
+        matches!(self, SessionFault::Io { what, .. } | SessionFault::Timeout { what, .. } if *what == CONNECTING)
     }
 
     /// What it does to mail, and who caused it.
@@ -164,6 +169,8 @@ pub struct Session {
     pub extensions: Extensions,
     /// What came of STARTTLS; `None` in the clear.
     pub tls: Option<Outcome>,
+    /// What TLS was negotiated with.
+    pub parameters: Option<Parameters>,
     ear: Rc<Ear>,
 }
 
@@ -214,6 +221,7 @@ impl Session {
             local,
             extensions: Extensions::default(),
             tls: None,
+            parameters: None,
             ear: Rc::clone(ear),
         })
     }
@@ -373,6 +381,7 @@ impl Session {
             .map_err(|e| fault(self, format!("TLS handshake failed ({e})")))?;
         let (_, c) = tls.get_ref();
         self.tls = Some(Outcome::of(c, &security.parameters.trust, security.policy));
+        self.parameters = Some(security.parameters.clone());
         self.io = Io::Tls(Box::new(tls));
         Ok(())
     }

@@ -154,6 +154,20 @@ impl Handoffs {
         rx
     }
 
+    /// Tells every shard that is connected something that none has to answer, or to know.
+    pub fn tell_all(&self, kind: u8, archive: &Bytes) {
+        for link in self.links.borrow().values().filter(|l| l.connected.get()) {
+            if link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX {
+                continue;
+            }
+            let header = Header::new(kind, archive.len(), 0).encode();
+            let frame = Outgoing { header, archive: archive.clone(), body: [Bytes::new(), Bytes::new()] };
+            link.queued_bytes.set(link.queued_bytes.get() + frame.len());
+            link.queue.borrow_mut().push_back(frame);
+            link.wake.notify_one();
+        }
+    }
+
     /// A share is durable here and will be passed on.
     pub fn kept(&self, owner: u8, key: u64, recipients: u64) {
         self.keep(owner, Kept { key, recipients, recovered: false });

@@ -4,4 +4,5 @@ pub mod handoff;
 pub mod moving;
 pub mod owner;
 pub mod paths;
+pub mod rollup;
 pub mod submit;

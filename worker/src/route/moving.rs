@@ -61,7 +61,12 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> boo
     let state = shard.spool.state(key, entry.start).await.ok().flatten().unwrap_or_default();
     let range = usize::from(entry.start)..usize::from(entry.end).min(e.recipients.len());
     e.recipients = e.recipients[range].to_vec();
-    let Some(destination) = e.recipients.first().map(|r| r.destination.clone()) else { return true };
+    let Some(destination) = shard.scheduler.borrow().queues.get(id).map(|q| Rc::clone(&q.key)) else { return true };
+    if e.recipients.is_empty() {
+        return true;
+    }
+    // Its domain may have rolled up since it was accepted.
+    e.recipients.iter_mut().for_each(|r| r.destination = destination.as_ref().to_owned());
     let (epoch, owner) = {
         let map = shard.map.borrow();
         (map.epoch, map.owner(&destination))

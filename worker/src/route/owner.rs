@@ -70,6 +70,10 @@ async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> 
                 let release = crate::route::paths::release(Rc::clone(shard), claimant, claim.epoch, answers.clone());
                 tokio::task::spawn_local(release);
             }
+            (mesh::ROLLED_UP, Some(_)) => {
+                let news: mesh::RolledUp = ipc::frame::unarchive(mesh::ROLLED_UP, &f.archive)?;
+                shard.rollups.learn(&news.domain, &news.queue);
+            }
             (mesh::INJECT, None) => {
                 let answer = inject(shard, f).await?;
                 let archive = ipc::frame::archive(&answer);

@@ -11,6 +11,7 @@ use spool::{NewMessage, SpoolError};
 use tokio::time::timeout;
 
 use crate::route::handoff::Answer;
+use crate::route::rollup;
 use crate::schedule::scheduler::Content;
 use crate::shard::Shard;
 
@@ -32,6 +33,7 @@ struct Offered {
 pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
     shard.check_room(envelope.recipients.len())?;
     follow_queue_to(shard, &mut envelope);
+    rollup::follow(shard, &mut envelope);
     let me = shard.number;
     let mut own_share = None;
     let mut offered = Vec::new();

@@ -115,7 +115,7 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         let busy = p.connections > p.idle;
         return if busy || q.waiting.is_empty() { Cause::Receiver } else { Cause::Recipients };
     }
-    if p.retry_at_ms > now_ms {
+    if p.retry_at_ms > now_ms || q.retry_at_ms > now_ms {
         return Cause::Retry;
     }
     let l = p.limits();

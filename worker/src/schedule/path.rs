@@ -1,7 +1,9 @@
 //! One path (destination and virtual MTA): its connections, clocks, mode and health. Mail
 //! waits in queues; a path pulls from its virtual MTA's own queue and from those of pools.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::rc::Rc;
 
 use ipc::backoff::{Limits, Mode};
@@ -79,9 +81,13 @@ pub struct Path {
     /// Directives in force.
     pub rules: Rc<DomainRules>,
     /// Queues that it pulls from.
-    pub queues: Vec<QueueId>,
-    /// The queue that is looked at first next time.
-    pub turn: usize,
+    pub queues: BTreeSet<QueueId>,
+    /// Those of them that may have mail ready.
+    pub ready: BTreeSet<QueueId>,
+    /// The queue that was served last.
+    pub turn: QueueId,
+    /// Hosts that connections are open to, and how many, while mail that rolled up goes by it.
+    pub open_hosts: Vec<(String, u32)>,
     /// Open connections.
     pub connections: u32,
     /// Connections being opened.
@@ -149,8 +155,10 @@ impl Path {
             vmta,
             vmta_name,
             rules,
-            queues: Vec::new(),
-            turn: 0,
+            queues: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            turn: QueueId::MAX,
+            open_hosts: Vec::new(),
             connections: 0,
             connecting: 0,
             idle: 0,
@@ -205,6 +213,18 @@ impl Path {
             && self.sources.iter().all(|s| {
                 s.connections == 0 && s.disabled_until_ms <= now_ms && s.paces.busy_until_ns() / 1_000_000 <= now_ms
             })
+    }
+
+    /// Its queues that may have mail ready, the one behind the last served first.
+    pub fn in_turn(&self) -> impl Iterator<Item = QueueId> + '_ {
+        let behind = self.ready.range((Excluded(self.turn), Unbounded));
+        behind.chain(self.ready.range(..=self.turn)).copied()
+    }
+
+    /// It has as many connections as it may.
+    pub fn is_full(&self) -> bool {
+        let most = self.limits().smtp_out;
+        most != 0 && u64::from(self.connections + self.connecting) >= most
     }
 
     /// A connection beyond `max-smtp-out`, after a reload or backoff lowered it.

@@ -13,8 +13,8 @@ const RECENT_MS: i64 = 1000;
 
 impl Scheduler {
     /// Entries of queue `id` that are path `path`'s share, at least one while there are any.
-    pub fn share_of(&self, id: QueueId, path: PathId) -> u64 {
-        let Some(q) = self.queues.get(id).filter(|q| !q.paused) else { return 0 };
+    pub fn share_of(&self, id: QueueId, path: PathId, now_ms: i64) -> u64 {
+        let Some(q) = self.queues.get(id).filter(|q| q.may_go(now_ms)) else { return 0 };
         let ready = q.ready.len() as u64;
         if ready == 0 || q.ready.next(|j| self.jobs.may_go(j)).is_none() {
             return 0;

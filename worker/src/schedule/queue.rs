@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 
+use ipc::queue_orders::QueuePattern;
 use ipc::rules::DomainRules;
 
 use super::cause::History;
@@ -11,6 +12,7 @@ use super::path::PathId;
 use super::ready::Ready;
 use super::scheduler::{Message, Slot};
 use crate::classify::outcome::Failure;
+use crate::connect::tls::Parameters;
 
 /// Number of a queue within its shard.
 pub type QueueId = usize;
@@ -66,8 +68,19 @@ pub struct Puller {
 /// A queue.
 #[derive(Debug)]
 pub struct Queue {
-    /// Destination.
+    /// Destination as mail names it: of what rolled up with the domain that it came from.
+    pub key: Rc<str>,
+    /// Destination: what its paths and directives go by.
     pub destination: Rc<str>,
+    /// The domain whose hosts take the mail, where that is not the destination.
+    pub origin: Option<Rc<str>>,
+    /// Those hosts as they were found last, and what each demands of a connection that others
+    /// opened.
+    pub hosts: Rc<[(String, Option<Rc<Parameters>>)]>,
+    /// When mail that rolled up may be tried again after its own domain failed, Unix milliseconds.
+    pub retry_at_ms: i64,
+    /// Position in `retry-after` then.
+    pub retry_step: usize,
     /// Virtual MTA or pool that the mail chose.
     pub via: Rc<str>,
     /// The virtual MTA, or the members of the pool; shared by all queues of the pool.
@@ -110,6 +123,11 @@ impl Queue {
         format!("{}/{}", ipc::message::shown_domain(&self.destination), self.via)
     }
 
+    /// A command about queues means it.
+    pub fn is_meant_by(&self, of: &QueuePattern) -> bool {
+        of.matches(&self.destination, &self.via) || self.origin.as_deref().is_some_and(|o| of.matches(o, &self.via))
+    }
+
     /// The pool's name, unless it is a virtual MTA's queue.
     pub fn pool(&self) -> Option<&Rc<str>> {
         self.of_pool.then_some(&self.via)
@@ -121,6 +139,20 @@ impl Queue {
             0 => i64::MAX,
             n => n.min(i64::MAX as u128) as i64,
         }
+    }
+
+    /// Mail of it may go, as far as operators and its own domain's hosts decide.
+    pub fn may_go(&self, now_ms: i64) -> bool {
+        !self.paused && self.retry_at_ms <= now_ms
+    }
+
+    /// The hosts of the domain that it came from failed: its neighbours in the same path go on.
+    pub fn defer(&mut self, now_ms: i64, failure: Failure) {
+        let list = &self.rules.retry_after;
+        let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
+        self.retry_step += 1;
+        self.retry_at_ms = now_ms.saturating_add(wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64));
+        self.last_failure = Some(Rc::new(failure));
     }
 
     /// Moves what is due to the ready list.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use ipc::message::{origin_part, queue_part};
 use ipc::rules::{DomainRules, Rate};
 use rkyv::util::AlignedVec;
 use slab::Slab;
@@ -14,6 +15,9 @@ use super::job::{JobId, Jobs};
 use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
+
+/// Queues of a path that are looked at for one that no connection serves.
+const UNSERVED_MAX: usize = 64;
 
 /// A message's place in [`Scheduler`].
 pub type Slot = u32;
@@ -136,8 +140,14 @@ impl Scheduler {
             return *id;
         }
         let Way { members, of_pool, rules } = way();
+        let origin = origin_part(destination).map(Rc::from);
         let id = self.queues.insert(Queue {
-            destination: Rc::clone(&key.0),
+            key: Rc::clone(&key.0),
+            destination: if origin.is_some() { Rc::from(queue_part(destination)) } else { Rc::clone(&key.0) },
+            origin,
+            hosts: Rc::from([]),
+            retry_at_ms: 0,
+            retry_step: 0,
             via: Rc::clone(&key.1),
             members,
             of_pool,
@@ -188,7 +198,10 @@ impl Scheduler {
         let pass = q.pullers.iter().map(|p| p.pass).fold(f64::INFINITY, f64::min);
         q.pullers.push(Puller { path, member, pass: if pass.is_finite() { pass } else { 0.0 } });
         if let Some(p) = self.paths.get_mut(path) {
-            p.queues.push(id);
+            p.queues.insert(id);
+            if !q.ready.is_empty() {
+                p.ready.insert(id);
+            }
         }
         Some((path, new))
     }
@@ -198,7 +211,8 @@ impl Scheduler {
         let Some(q) = self.queues.get_mut(id) else { return };
         for p in std::mem::take(&mut q.pullers) {
             if let Some(path) = self.paths.get_mut(p.path) {
-                path.queues.retain(|q| *q != id);
+                path.queues.remove(&id);
+                path.ready.remove(&id);
             }
         }
         (q.members, q.of_pool, q.rules) = (way.members, way.of_pool, way.rules);
@@ -212,10 +226,11 @@ impl Scheduler {
         let q = self.queues.remove(id);
         for p in q.pullers {
             if let Some(path) = self.paths.get_mut(p.path) {
-                path.queues.retain(|q| *q != id);
+                path.queues.remove(&id);
+                path.ready.remove(&id);
             }
         }
-        self.queue_by_name.remove(&(q.destination, q.via));
+        self.queue_by_name.remove(&(q.key, q.via));
     }
 
     /// Forgets a path that has nothing left, and answers it.
@@ -257,9 +272,15 @@ impl Scheduler {
             self.wait(id, entry, due_ms);
         } else {
             q.ready.push(m.job, entry);
-            if q.rules.retry_upon_new_mail {
-                for p in &q.pullers {
-                    self.paths.get_mut(p.path).into_iter().for_each(|p| p.retry_at_ms = 0);
+            let again = q.rules.retry_upon_new_mail;
+            if again {
+                q.retry_at_ms = 0;
+            }
+            for p in &q.pullers {
+                let Some(p) = self.paths.get_mut(p.path) else { continue };
+                p.ready.insert(id);
+                if again {
+                    p.retry_at_ms = 0;
                 }
             }
         }
@@ -308,6 +329,9 @@ impl Scheduler {
                 Timer::Queue(id) => {
                     let Some(q) = self.queues.get_mut(id) else { continue };
                     q.promote(now_ms, &self.messages);
+                    for p in &q.pullers {
+                        self.paths.get_mut(p.path).into_iter().for_each(|p| _ = p.ready.insert(id));
+                    }
                     if let Some(Reverse((due, _))) = q.waiting.peek() {
                         self.timers.push(Reverse((i64::from(*due) * 1000, timer)));
                     }
@@ -319,7 +343,8 @@ impl Scheduler {
     }
 
     /// What a connection of path `id` from `source` sends next. The tokens of rates are taken
-    /// here, right before RCPT is written; `shared` grants what limits over all shards allow
+    /// here, right before RCPT is written. `serves` says which queues' mail the connection can
+    /// carry, `shared` grants what limits over all shards allow
     /// of a number of recipients of so many bytes, or says when there will be more (Unix
     /// nanoseconds).
     pub fn next(
@@ -327,25 +352,36 @@ impl Scheduler {
         id: PathId,
         source: Option<IpAddr>,
         now_ns: i64,
+        serves: &dyn Fn(&Queue) -> bool,
         shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
     ) -> Next {
         let now_ms = now_ns / 1_000_000;
         let Some(p) = self.paths.get(id).filter(|p| p.may_send(now_ms)) else { return Next::Idle };
-        let (turn, all, least) = (p.turn, p.queues.len(), p.least_priority());
-        for i in 0..all {
-            let Some(queue) = self.paths.get(id).and_then(|p| p.queues.get((turn + i) % all).copied()) else { break };
-            let Some(q) = self.queues.get_mut(queue).filter(|q| !q.paused) else { continue };
+        let least = p.least_priority();
+        let (mut nothing, mut found) = (Vec::new(), None);
+        for queue in p.in_turn() {
+            let Some(q) = self.queues.get_mut(queue) else { continue };
             q.promote(now_ms, &self.messages);
-            let Some((job, entry)) = q.ready.next(|j| self.jobs.may_go(j)) else { continue };
-            if entry.priority < least {
+            if q.ready.is_empty() {
+                nothing.push(queue);
                 continue;
             }
-            if !self.may_pull(queue, id, now_ms) {
+            let Some(q) = self.queues.get(queue).filter(|q| q.may_go(now_ms) && serves(q)) else { continue };
+            let Some(next) = q.ready.next(|j| self.jobs.may_go(j)).filter(|(_, e)| e.priority >= least) else {
                 continue;
+            };
+            if self.may_pull(queue, id, now_ms) {
+                found = Some((queue, next));
+                break;
             }
-            return self.give(id, queue, (job, entry), source, now_ns, shared, (turn + i + 1) % all);
         }
-        Next::Idle
+        if let Some(p) = self.paths.get_mut(id).filter(|_| !nothing.is_empty()) {
+            nothing.iter().for_each(|q| _ = p.ready.remove(q));
+        }
+        match found {
+            Some((queue, next)) => self.give(id, queue, next, source, now_ns, shared),
+            None => Next::Idle,
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -357,7 +393,6 @@ impl Scheduler {
         source: Option<IpAddr>,
         now_ns: i64,
         shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
-        next_turn: usize,
     ) -> Next {
         let (Some(p), Some(m)) = (self.paths.get_mut(id), self.messages.get(entry.slot as usize)) else {
             return Next::Idle;
@@ -374,7 +409,7 @@ impl Scheduler {
             self.wake_at(id, at_ms);
             return Next::Wait(at_ms);
         }
-        p.turn = next_turn;
+        p.turn = queue;
         let ordinary = !p.is_urgent(entry.priority);
         p.ordinary += u32::from(ordinary);
         let key = m.key;
@@ -421,6 +456,74 @@ impl Scheduler {
             for entry in ranges(batch, recipients).into_iter().rev() {
                 q.ready.put_back(job, entry);
             }
+            for p in &q.pullers {
+                self.paths.get_mut(p.path).into_iter().for_each(|p| _ = p.ready.insert(batch.queue));
+            }
+        }
+    }
+
+    /// The queue whose hosts the next connection of path `id` is to be opened to: one that no
+    /// open connection serves, if there is one.
+    pub fn unserved(&self, id: PathId, now_ms: i64) -> Option<QueueId> {
+        let p = self.paths.get(id)?;
+        let able = |id: &QueueId| {
+            let q = self.queues.get(*id).filter(|q| q.may_go(now_ms) && !q.ready.is_empty());
+            q.is_some_and(|q| q.ready.next(|j| self.jobs.may_go(j)).is_some())
+        };
+        let open = |host: &String| p.open_hosts.iter().any(|(h, _)| h == host);
+        let served = |id: &QueueId| {
+            let q = self.queues.get(*id);
+            q.is_none_or(|q| q.origin.is_none() || q.hosts.iter().any(|(h, _)| open(h)))
+        };
+        let mut first = None;
+        for queue in p.in_turn().filter(able).take(UNSERVED_MAX) {
+            if !served(&queue) {
+                return Some(queue);
+            }
+            first = first.or(Some(queue));
+        }
+        first
+    }
+
+    /// Whether mail waits for a path that none of its connections can carry.
+    pub fn has_unserved(&self, id: PathId, now_ms: i64) -> bool {
+        let Some(p) = self.paths.get(id).filter(|p| !p.open_hosts.is_empty()) else { return false };
+        let queue = self.unserved(id, now_ms).and_then(|q| self.queues.get(q));
+        let open = |host: &String| p.open_hosts.iter().any(|(h, _)| h == host);
+        queue.is_some_and(|q| q.origin.is_some() && !q.hosts.iter().any(|(h, _)| open(h)))
+    }
+
+    /// A connection of path `id` to a host was opened, or closed.
+    pub fn count_host(&mut self, id: PathId, host: &str, opened: bool) {
+        let Some(p) = self.paths.get_mut(id) else { return };
+        let at = p.open_hosts.iter().position(|(h, _)| h == host);
+        match (at, opened) {
+            (Some(at), true) => p.open_hosts[at].1 += 1,
+            (None, true) => p.open_hosts.push((host.to_owned(), 1)),
+            (Some(at), false) => {
+                p.open_hosts[at].1 -= 1;
+                if p.open_hosts[at].1 == 0 {
+                    p.open_hosts.swap_remove(at);
+                }
+            }
+            (None, false) => {}
+        }
+    }
+
+    /// Lets everybody go who waits in queue `id`.
+    pub fn promote_all(&mut self, id: QueueId) {
+        let Some(q) = self.queues.get_mut(id) else { return };
+        q.promote(i64::from(u32::MAX) * 1000, &self.messages);
+        for p in &q.pullers {
+            self.paths.get_mut(p.path).into_iter().for_each(|p| _ = p.ready.insert(id));
+        }
+    }
+
+    /// Queue `id` waits for its own domain's hosts; wakes it then.
+    pub fn defer_queue(&mut self, id: QueueId, now_ms: i64, failure: crate::classify::outcome::Failure) {
+        if let Some(q) = self.queues.get_mut(id) {
+            q.defer(now_ms, failure);
+            self.timers.push(Reverse((q.retry_at_ms, Timer::Queue(id))));
         }
     }
 
@@ -638,7 +741,7 @@ pub(super) mod tests {
     }
 
     pub fn next(s: &mut Scheduler, path: PathId, now_ns: i64) -> Next {
-        s.next(path, None, now_ns, &mut |n, _| (n, 0))
+        s.next(path, None, now_ns, &|_| true, &mut |n, _| (n, 0))
     }
 
     #[test]
@@ -735,7 +838,10 @@ pub(super) mod tests {
     fn a_shared_limit_that_asks_to_wait_opens_no_connection_meanwhile() {
         let (mut s, id) = with(DomainRules::default(), 1);
         let at_ms = 1_000_060_000;
-        assert_eq!(s.next(id, None, 1_000_000_000_000_000, &mut |_, _| (0, at_ms * 1_000_000)), Next::Wait(at_ms));
+        assert_eq!(
+            s.next(id, None, 1_000_000_000_000_000, &|_| true, &mut |_, _| (0, at_ms * 1_000_000)),
+            Next::Wait(at_ms)
+        );
         assert_eq!((s.paths[id].wanted(1, 0, at_ms - 1), s.paths[id].wanted(1, 0, at_ms)), (0, 1));
     }
 
@@ -766,7 +872,7 @@ pub(super) mod tests {
         let now = 1_000_000_000_000;
         let taken = |rules: &DomainRules, shared: u64| {
             let (mut s, id) = with(rules.clone(), 1000);
-            match s.next(id, Some(ip), now, &mut |n, _| (n.min(shared), now)) {
+            match s.next(id, Some(ip), now, &|_| true, &mut |n, _| (n.min(shared), now)) {
                 Next::Send(b) => b.recipients.len(),
                 _ => 0,
             }

@@ -114,7 +114,7 @@ impl World {
     }
 
     fn open(&mut self, id: QueueId) {
-        let backlog = self.s.share_of(id, id);
+        let backlog = self.s.share_of(id, id, self.now_ms);
         let wanted = self.s.paths[id].wanted(backlog, 0, self.now_ms);
         for _ in 0..wanted {
             let p = &mut self.s.paths[id];
@@ -151,8 +151,11 @@ impl World {
                 let max = self.s.paths[id].rules.max_msg_per_connection;
                 max != 0 && self.connections[i].messages >= max
             };
-            let next =
-                if idle && !full { self.s.next(id, None, now * 1_000_000, &mut |n, _| (n, 0)) } else { Next::Idle };
+            let next = if idle && !full {
+                self.s.next(id, None, now * 1_000_000, &|_| true, &mut |n, _| (n, 0))
+            } else {
+                Next::Idle
+            };
             match next {
                 Next::Send(batch) => {
                     let sent = self.sent.entry(id).or_default();

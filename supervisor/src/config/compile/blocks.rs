@@ -33,6 +33,7 @@ impl<'s> Compiler<'s> {
             "profile" => self.profile(s),
             "smtp-pattern-list" => self.reply_list(s),
             "pattern-list" => self.pattern_list(s),
+            "mx-rollup-list" => self.rollup_list(s),
             _ => {
                 self.pend(d, s);
                 self.inside(tag, s);

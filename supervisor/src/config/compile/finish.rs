@@ -37,6 +37,8 @@ impl<'s> Compiler<'s> {
         diagnostics.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
         let mut snapshot = self.snapshot;
         snapshot.layers = self.layers.build();
+        // What operators say goes before what comes with the program.
+        snapshot.rollups.sort_by_key(|r| r.built_in);
         snapshot.files = self.reader.files.paths();
         let out = self.out;
         let compiled = Compiled {
@@ -178,6 +180,7 @@ impl<'s> Compiler<'s> {
             }
             for pattern in self.patterns(s) {
                 self.compare_with(&published, &pattern, &settings);
+                self.roll_up_like(&pattern, &settings);
                 self.layers.add(scope, named, &pattern, &settings);
             }
         }

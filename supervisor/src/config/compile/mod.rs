@@ -6,6 +6,7 @@ mod global;
 mod names;
 mod pattern_list;
 mod receivers;
+mod rollup;
 mod shadowed;
 
 use std::collections::{BTreeMap, HashMap};

@@ -44,6 +44,7 @@ impl Compiler<'_> {
             for s in &statements {
                 match &*s.name {
                     "domain-macro" => macros.define(&s.value),
+                    "<mx-rollup-list>" => s.inside.iter().for_each(|i| self.roll_up(&i.value, true)),
                     // A list of the operator's with this name takes its place.
                     "<smtp-pattern-list>" if own.contains(&s.value.to_lowercase()) => {}
                     "<smtp-pattern-list>" => {
