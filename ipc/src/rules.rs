@@ -282,6 +282,8 @@ rules! {
         "smtp-hosts" SmtpHosts smtp_hosts: String = String::new();
         "default-smtp-port" DefaultSmtpPort default_smtp_port: u64 = 25;
         "mx-connection-attempts" MxConnectionAttempts mx_connection_attempts: u64 = 10;
+        "ip-preference" IpPreference ip_preference: u64 = 0;
+        "pix-bug-workaround" PixBugWorkaround pix_bug_workaround: bool = true;
         "connect-timeout" ConnectTimeout connect_timeout: Duration = minutes(2);
         "smtp-greeting-timeout" SmtpGreetingTimeout smtp_greeting_timeout: Duration = minutes(5);
         "smtp-multiple-line-response-timeout" SmtpMultipleLineResponseTimeout smtp_multiple_line_response_timeout: Duration = minutes(5);

@@ -112,6 +112,31 @@ pub struct Global {
     pub mx_connection_limits: Vec<(String, u64)>,
     /// `ip-connection-limit`: the same by a host's address, from all source addresses.
     pub ip_connection_limits: Vec<(Network, u64)>,
+    /// Domains that are held fresh in the DNS cache.
+    pub precached_domains: Vec<String>,
+    /// How often, milliseconds.
+    pub precached_refresh_ms: u64,
+    /// `dummy-smtp-…`
+    pub dummy_smtp: DummySmtp,
+}
+
+/// A receiver for tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct DummySmtp {
+    /// `IP:PORT`; empty for none.
+    pub address: String,
+    /// Clients wait for a free connection.
+    pub await_slot: bool,
+    /// CHUNKING is offered.
+    pub has_chunking: bool,
+    /// PIPELINING is offered.
+    pub has_pipelining: bool,
+    /// VERP is offered.
+    pub has_verp: bool,
+    /// Pause before each reply, milliseconds.
+    pub latency_ms: u64,
+    /// What it takes counts as received.
+    pub update_stats: bool,
 }
 
 impl Default for Global {
@@ -137,6 +162,9 @@ impl Default for Global {
             stop_grace_ms: 30_000,
             mx_connection_limits: Vec::new(),
             ip_connection_limits: Vec::new(),
+            precached_domains: Vec::new(),
+            precached_refresh_ms: 300_000,
+            dummy_smtp: DummySmtp { update_stats: true, ..Default::default() },
         }
     }
 }

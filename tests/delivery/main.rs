@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backoff;
+mod blackhole;
 mod limits;
 mod mail_hosts;
 mod pools;

@@ -213,6 +213,21 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
     }
 }
 
+/// Holds the domains of `<dns>` that are this shard's fresh in the cache.
+async fn precache(shard: Rc<Shard>) {
+    loop {
+        let config = shard.config();
+        for d in &config.global.precached_domains {
+            if shard.map.borrow().owner(d) == shard.number {
+                let rules = config.way(d, "").rules;
+                let resolver = Rc::clone(&shard.resolver.borrow());
+                resolver.refresh(d, &rules).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(config.global.precached_refresh_ms.max(1000))).await;
+    }
+}
+
 struct Worker {
     start: Start,
     shard: Rc<Shard>,
@@ -234,6 +249,7 @@ impl Worker {
         spawn_local(crate::route::handoff::pass_on(Rc::clone(&shard)));
         spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
         spawn_local(crate::deliver::interruption::watch(Rc::clone(&shard)));
+        spawn_local(precache(Rc::clone(&shard)));
         crate::route::handoff::keep_links(&shard);
         paths::claim_all(&shard);
         self.listen()?;
@@ -252,7 +268,11 @@ impl Worker {
             let socket = std::net::TcpListener::from(fd.try_clone().map_err(failed)?);
             socket.set_nonblocking(true).map_err(failed)?;
             let listener = TcpListener::from_std(socket).map_err(failed)?;
-            let task = spawn_local(crate::accept::listener::accept(Rc::clone(&self.shard), address.clone(), listener));
+            let (shard, name) = (Rc::clone(&self.shard), address.clone());
+            let task = match shard.config().global.dummy_smtp.address == name {
+                true => spawn_local(crate::accept::blackhole::accept(shard, name, listener)),
+                false => spawn_local(crate::accept::listener::accept(shard, name, listener)),
+            };
             self.accepting.insert(address.clone(), task.abort_handle());
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The SMTP server (RFC 5321). [`session`] is the protocol without sockets; [`listener`]
 //! gives it bytes and time; [`source`] decides who may do what.
 
+pub mod blackhole;
 pub mod command;
 pub mod data;
 pub mod listener;

@@ -10,7 +10,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::RData;
+use hickory_resolver::proto::rr::{RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
 
@@ -120,13 +120,13 @@ impl Resolver {
     ///
     /// # Errors
     /// [`DnsFault`].
-    pub async fn hosts(&self, destination: &str, rules: &DomainRules) -> Result<Vec<Host>, DnsFault> {
+    pub async fn hosts(&self, destination: &str, rules: &DomainRules, family: Family) -> Result<Vec<Host>, DnsFault> {
         if let Some((until, fault)) = self.failures.borrow().get(destination)
             && *until > Instant::now()
         {
             return Err(fault.clone());
         }
-        let result = self.look_up(destination, rules).await;
+        let result = self.look_up(destination, rules, family).await;
         if let Err(fault @ DnsFault::Temporary { .. }) = &result {
             let mut failures = self.failures.borrow_mut();
             if failures.len() >= FAILURES_MAX {
@@ -141,10 +141,10 @@ impl Resolver {
         result
     }
 
-    async fn look_up(&self, destination: &str, rules: &DomainRules) -> Result<Vec<Host>, DnsFault> {
+    async fn look_up(&self, destination: &str, rules: &DomainRules, family: Family) -> Result<Vec<Host>, DnsFault> {
         let port = rules.default_smtp_port as u16;
         if !rules.smtp_hosts.is_empty() {
-            return self.configured(&rules.smtp_hosts, port, rules.mx_connection_attempts.max(1)).await;
+            return self.configured(&rules.smtp_hosts, port, rules.mx_connection_attempts.max(1), family).await;
         }
         if let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
             return Ok(vec![Host {
@@ -154,11 +154,12 @@ impl Resolver {
                 configured: false,
             }]);
         }
-        self.by_mx(destination, port, rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1)).await
+        self.by_mx(destination, port, rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1), family)
+            .await
     }
 
     /// `h1, h2; [10.1.1.1]:2525; lookup-mx:D`: commas part equals, semicolons levels.
-    async fn configured(&self, spec: &str, port: u16, attempts: u64) -> Result<Vec<Host>, DnsFault> {
+    async fn configured(&self, spec: &str, port: u16, attempts: u64, family: Family) -> Result<Vec<Host>, DnsFault> {
         let mut hosts = Vec::new();
         let mut fault = None;
         for level in spec.split(';') {
@@ -166,8 +167,8 @@ impl Resolver {
             shuffle(&mut names);
             for name in names {
                 let found = match name.strip_prefix("lookup-mx:") {
-                    Some(d) => self.by_mx(d, port, false, attempts).await,
-                    None => self.one(name, port).await.map(|h| vec![h]),
+                    Some(d) => self.by_mx(d, port, false, attempts, family).await,
+                    None => self.one(name, port, family).await.map(|h| vec![h]),
                 };
                 match found {
                     Ok(h) => hosts.extend(h),
@@ -183,7 +184,7 @@ impl Resolver {
         }
     }
 
-    async fn one(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
+    async fn one(&self, name: &str, port: u16, family: Family) -> Result<Host, DnsFault> {
         let (host, port) = split_port(name, port);
         if let Some(ip) = host.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
             return Ok(Host {
@@ -201,10 +202,17 @@ impl Resolver {
                 configured: true,
             });
         }
-        self.addresses(host, port).await.map(|h| Host { configured: true, ..h })
+        self.addresses(host, port, family).await.map(|h| Host { configured: true, ..h })
     }
 
-    async fn by_mx(&self, domain: &str, port: u16, only_mx: bool, attempts: u64) -> Result<Vec<Host>, DnsFault> {
+    async fn by_mx(
+        &self,
+        domain: &str,
+        port: u16,
+        only_mx: bool,
+        attempts: u64,
+        family: Family,
+    ) -> Result<Vec<Host>, DnsFault> {
         let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(format!("{domain}.")).await {
             Ok(found) => found
                 .answers()
@@ -222,7 +230,7 @@ impl Resolver {
             if only_mx {
                 return Err(DnsFault::NoMx(domain.to_owned()));
             }
-            return self.addresses(domain, port).await.map(|h| vec![Host { implicit: true, ..h }]);
+            return self.addresses(domain, port, family).await.map(|h| vec![Host { implicit: true, ..h }]);
         }
         mx.retain(|(_, host)| host != ".");
         if mx.is_empty() {
@@ -233,7 +241,7 @@ impl Resolver {
         let mut hosts = Vec::new();
         let mut fault = None;
         for (_, name) in mx.iter().take(HOSTS_MAX) {
-            match self.addresses(name.trim_end_matches('.'), port).await {
+            match self.addresses(name.trim_end_matches('.'), port, family).await {
                 Ok(h) => hosts.push(h),
                 Err(e @ DnsFault::Temporary { .. }) => fault = Some(e),
                 Err(_) => {}
@@ -266,6 +274,12 @@ impl Resolver {
         names
     }
 
+    /// Holds what is known of mail for a domain fresh.
+    pub async fn refresh(&self, domain: &str, rules: &DomainRules) {
+        // Failures are remembered as long as for mail.
+        let _ = self.hosts(domain, rules, Family::of(None, rules)).await;
+    }
+
     /// Texts of a name; none when they cannot be had.
     pub async fn txt(&self, name: &str) -> Vec<String> {
         let Ok(found) = self.inner.txt_lookup(format!("{name}.")).await else { return Vec::new() };
@@ -281,20 +295,70 @@ impl Resolver {
     /// # Errors
     /// A sentence when there are none.
     pub async fn addresses_of(&self, name: &str) -> Result<Vec<IpAddr>, String> {
-        let host = self.addresses(name, 0).await.map_err(|e| e.to_string())?;
+        let host = self.addresses(name, 0, Family::V4).await.map_err(|e| e.to_string())?;
         Ok(host.addresses.iter().map(SocketAddr::ip).collect())
     }
 
-    async fn addresses(&self, name: &str, port: u16) -> Result<Host, DnsFault> {
-        match self.inner.lookup_ip(format!("{name}.")).await {
-            Ok(found) => {
-                let mut addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, port)).collect();
-                shuffle(&mut addresses);
-                Ok(Host { name: name.to_owned(), addresses, implicit: false, configured: false })
+    async fn addresses(&self, name: &str, port: u16, family: Family) -> Result<Host, DnsFault> {
+        let host = |mut addresses: Vec<SocketAddr>| {
+            shuffle(&mut addresses);
+            // IPv6 first means all of them before the first of IPv4.
+            addresses.sort_by_key(|a| a.is_ipv4() == (family != Family::V4));
+            Host { name: name.to_owned(), addresses, implicit: false, configured: false }
+        };
+        let first = match family {
+            Family::V6 | Family::V6First => self.of_family(name, port, true).await,
+            Family::V4 => self.of_family(name, port, false).await,
+        };
+        match (first, family) {
+            (Ok(found), Family::V6First) => {
+                let more = self.of_family(name, port, false).await.unwrap_or_default();
+                Ok(host(found.into_iter().chain(more).collect()))
             }
-            Err(e) if e.is_nx_domain() => Err(DnsFault::NoSuchDomain(name.to_owned())),
-            Err(e) if e.is_no_records_found() => Err(DnsFault::NoRecords(name.to_owned())),
-            Err(e) => Err(temporary(name, &e)),
+            (Ok(found), _) => Ok(host(found)),
+            // Absence of the one says nothing of the other.
+            (Err(DnsFault::NoRecords(_)), _) => self.of_family(name, port, family == Family::V4).await.map(host),
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    async fn of_family(&self, name: &str, port: u16, v6: bool) -> Result<Vec<SocketAddr>, DnsFault> {
+        let kind = if v6 { RecordType::AAAA } else { RecordType::A };
+        let found = match self.inner.lookup(format!("{name}."), kind).await {
+            Ok(found) => found,
+            Err(e) if e.is_nx_domain() => return Err(DnsFault::NoSuchDomain(name.to_owned())),
+            Err(e) if e.is_no_records_found() => return Err(DnsFault::NoRecords(name.to_owned())),
+            Err(e) => return Err(temporary(name, &e)),
+        };
+        let ip = |data: &RData| match data {
+            RData::A(a) => Some(IpAddr::V4(a.0)),
+            RData::AAAA(a) => Some(IpAddr::V6(a.0)),
+            _ => None,
+        };
+        let all: Vec<SocketAddr> =
+            found.answers().iter().filter_map(|r| ip(&r.data)).map(|ip| SocketAddr::new(ip, port)).collect();
+        if all.is_empty() { Err(DnsFault::NoRecords(name.to_owned())) } else { Ok(all) }
+    }
+}
+
+/// Which addresses are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4; IPv6 only where there is none.
+    V4,
+    /// IPv6; IPv4 only where there is none.
+    V6,
+    /// Both, IPv6 first.
+    V6First,
+}
+
+impl Family {
+    /// For a connection from `source`, else by `ip-preference`.
+    pub fn of(source: Option<IpAddr>, rules: &DomainRules) -> Family {
+        match (source, rules.ip_preference) {
+            (Some(IpAddr::V4(_)), _) | (None, 0) => Family::V4,
+            (Some(IpAddr::V6(_)), _) => Family::V6,
+            (None, _) => Family::V6First,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::shared_limits::Held;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
+use crate::connect::mx::Family;
 use crate::connect::tls::Parameters;
 use crate::route::rollup;
 use crate::schedule::QueueId;
@@ -21,6 +22,8 @@ use crate::shard::Shard;
 const CONNECT_AGAIN_MS: i64 = 5_000;
 /// Hosts of a domain that rolled up by which others' connections may carry its mail.
 const HOSTS_SHARED: usize = 8;
+/// What a Cisco PIX leaves of a greeting.
+const PIX_GREETING: &str = "**********";
 /// Hosts that a rule says to leave are left out for so long, milliseconds.
 const SKIP_HOST_MS: i64 = 300_000;
 
@@ -46,7 +49,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let snapshot = config.snapshot.get();
     // The policy is asked for meanwhile: DNS that is slow for one costs no more than for both.
     let (hosts, sts) = tokio::join!(
-        resolver.hosts(&domain, &path.rules),
+        resolver.hosts(&domain, &path.rules, Family::of(path.source, &path.rules)),
         protection.policy_of(snapshot, &path.rules, &domain, &resolver)
     );
     let hosts = match hosts {
@@ -244,6 +247,7 @@ async fn greet(
     if !greeting.is_positive() {
         return Err(s.refused(greeting));
     }
+    s.behind_pix = greeting.text().contains(PIX_GREETING);
     let limit = r.smtp_multiple_line_response_timeout;
     s.hello(&path.hello, limit).await?;
     if !security.wanted || !s.extensions.starttls {

@@ -167,6 +167,8 @@ pub struct Session {
     pub local: IpAddr,
     /// What the last EHLO offered.
     pub extensions: Extensions,
+    /// A firewall hides the greeting, and may lose the end of data that comes in parts.
+    pub behind_pix: bool,
     /// What came of STARTTLS; `None` in the clear.
     pub tls: Option<Outcome>,
     /// What TLS was negotiated with.
@@ -220,6 +222,7 @@ impl Session {
             peer,
             local,
             extensions: Extensions::default(),
+            behind_pix: false,
             tls: None,
             parameters: None,
             ear: Rc::clone(ear),

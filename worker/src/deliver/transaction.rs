@@ -216,8 +216,12 @@ async fn flight(
         }
         // A receiver that says 354 without a recipient still waits for an end of data.
         let stuffed = if accepted > 0 { dot_stuffed(body) } else { vec![Bytes::from_static(b".\r\n")] };
-        let mut parts: Vec<IoSlice<'_>> = stuffed.iter().map(|b| IoSlice::new(b)).collect();
-        s.write(&mut parts, rules.data_send_timeout).await?;
+        let apart = usize::from(s.behind_pix && rules.pix_bug_workaround);
+        // The final dot in a segment of its own.
+        for part in [&stuffed[..stuffed.len() - apart], &stuffed[stuffed.len() - apart..]] {
+            let mut parts: Vec<IoSlice<'_>> = part.iter().map(|b| IoSlice::new(b)).collect();
+            s.write(&mut parts, rules.data_send_timeout).await?;
+        }
         s.reply(rules.smtp_data_termination_timeout).await?
     };
     if end.code == 421 && accepted > 0 {

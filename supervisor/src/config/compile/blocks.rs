@@ -34,6 +34,7 @@ impl<'s> Compiler<'s> {
             "smtp-pattern-list" => self.reply_list(s),
             "pattern-list" => self.pattern_list(s),
             "mx-rollup-list" => self.rollup_list(s),
+            "dns" => self.dns(s),
             _ => {
                 self.pend(d, s);
                 self.inside(tag, s);

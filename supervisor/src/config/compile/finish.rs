@@ -270,6 +270,15 @@ impl<'s> Compiler<'s> {
             let (source, tls_pem) = (String::new(), self.tls_pem.clone());
             s.listeners.push(Listener { address: "0.0.0.0:25".into(), source, tls_pem });
         }
+        if self.out.dummy_port > 0 {
+            let ip = self.out.dummy_ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+            let address = std::net::SocketAddr::new(ip, self.out.dummy_port).to_string();
+            s.global.dummy_smtp.address.clone_from(&address);
+            if !s.listeners.iter().any(|l| l.address == address) {
+                let (source, tls_pem) = Default::default();
+                s.listeners.push(Listener { address, source, tls_pem });
+            }
+        }
         // Wider networks first: what is narrower is applied over them. Named ones come last.
         s.sources.sort_by_key(|x| x.network.map_or(255, |n| n.bits));
     }

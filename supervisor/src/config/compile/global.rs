@@ -4,7 +4,7 @@ use ipc::rules::Value;
 use ipc::snapshot::{Listener, SourceHost, SpoolDirectory};
 
 use super::super::{composite, source_hosts};
-use super::{Compiler, Problem, Span, Statement, pattern_key};
+use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
 
 impl Compiler<'_> {
     pub(super) fn global(&mut self, s: &Statement, v: Value) {
@@ -25,6 +25,13 @@ impl Compiler<'_> {
                 self.check_cpus(s);
             }
             ("workers", Value::Number(n)) => self.workers(s, n),
+            ("dummy-smtp-port", Value::Number(n)) => self.out.dummy_port = u16::try_from(n).unwrap_or(0),
+            ("dummy-smtp-await-slot", Value::Flag(b)) => g.dummy_smtp.await_slot = b,
+            ("dummy-smtp-has-chunking", Value::Flag(b)) => g.dummy_smtp.has_chunking = b,
+            ("dummy-smtp-has-pipelining", Value::Flag(b)) => g.dummy_smtp.has_pipelining = b,
+            ("dummy-smtp-has-verp", Value::Flag(b)) => g.dummy_smtp.has_verp = b,
+            ("dummy-smtp-latency", Value::Number(n)) => g.dummy_smtp.latency_ms = n,
+            ("dummy-smtp-update-stats", Value::Flag(b)) => g.dummy_smtp.update_stats = b,
             ("receiver-profiles", Value::TextList(l)) => self.choose_profiles(s, &l),
             ("postmaster", Value::TextList(l)) => g.postmaster.extend(l),
             ("ip-connection-limit", Value::PerNetwork { network, count, .. }) => {
@@ -81,6 +88,7 @@ impl Compiler<'_> {
             "data-dir" => self.out.data_dir = Some(t.into()),
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
+            "dummy-smtp-ip" => self.out.dummy_ip = t.parse().ok(),
             "name-server" => g.name_servers.push(t),
             "dnssec-name-server" => g.dnssec_name_servers.push(t),
             "smtp-source-host" => {
@@ -128,6 +136,27 @@ impl Compiler<'_> {
         };
         self.problem(s, problem);
         String::new()
+    }
+
+    /// `<dns>`
+    pub(super) fn dns(&mut self, s: &Statement) {
+        let (mut domains, mut most) = (Vec::new(), 500);
+        for i in &s.inside {
+            match (&*i.name, self.check("dns", i).and_then(Accepted::in_force)) {
+                ("precached-domains-file", Some(Value::Text(path))) => {
+                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    let names = text.lines().map(|l| l.split('#').next().unwrap_or_default().trim());
+                    domains = names.filter(|l| !l.is_empty()).map(pattern_key).collect();
+                }
+                ("precached-refresh-interval", Some(Value::Millis(n))) => {
+                    self.snapshot.global.precached_refresh_ms = n;
+                }
+                ("precached-max-domains", Some(Value::Number(n))) => most = n as usize,
+                _ => {}
+            }
+        }
+        domains.truncate(most);
+        self.snapshot.global.precached_domains = domains;
     }
 
     /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.

@@ -139,6 +139,10 @@ struct Global {
     /// Of spools that say nothing themselves, bytes.
     min_free_space: u64,
     host_names: Vec<String>,
+    /// `dummy-smtp-ip`; `None` for 127.0.0.1.
+    dummy_ip: Option<std::net::IpAddr>,
+    /// `dummy-smtp-port`; 0 for none.
+    dummy_port: u16,
 }
 
 struct Compiler<'s> {
