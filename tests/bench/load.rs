@@ -19,7 +19,11 @@ pub struct Load {
 impl Load {
     /// The domain of message `n`, from 1.
     fn domain(&self, n: u64) -> u64 {
-        if self.skewed && n.is_multiple_of(2) { 1 } else { 1 + (n / 2) % self.domains }
+        match self.skewed {
+            true if n.is_multiple_of(2) => 1,
+            true => 1 + (n / 2) % self.domains,
+            false => 1 + n % self.domains,
+        }
     }
 }
 

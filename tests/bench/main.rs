@@ -18,9 +18,10 @@ use sink::Sink;
 const HELP: &str = "\
 Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
 
-usage: bench [throughput] [accept] [latency] [queue] [config] [all]
+usage: bench [throughput] [accept] [latency] [queue] [queues] [config] [all]
        bench queue --recipients N       recipients queued (1000000)
                    --bytes N         bytes of a message there (1000)
+       bench queues --queues N     queues with one message each (100000)
        bench throughput --messages N    messages a run (30000)
                         --sessions N    client sessions (100)
 
@@ -28,6 +29,7 @@ throughput  CPU per message with 1, 2 and 4 shards, even and skewed domains; Pos
 accept      one shard, 100 sessions: messages per second, syncs and bytes written
 latency     single messages on an idle system
 queue       memory, restarts and rebuild with many recipients deferred
+queues      memory and CPU of many queues that wait for their retry, and a restart with them
 config      time and memory of large configurations
 ";
 
@@ -38,7 +40,7 @@ fn main() {
         at.and_then(|i| args.get(i)).map_or(default, |v| v.parse().expect("a number"))
     };
     let asked = |name: &str| args.iter().any(|a| a == name || a == "all");
-    let known = ["throughput", "accept", "latency", "queue", "config", "all"];
+    let known = ["throughput", "accept", "latency", "queue", "queues", "config", "all"];
     if !args.iter().any(|a| known.contains(&a.as_str())) {
         print!("{HELP}");
         return;
@@ -61,6 +63,9 @@ fn main() {
     }
     if asked("queue") {
         queue(&binary, &sink, number("--recipients", 1_000_000), number("--bytes", 1000) as usize);
+    }
+    if asked("queues") {
+        queues(&binary, &sink, number("--queues", 100_000));
     }
 }
 
@@ -168,6 +173,37 @@ fn latency(binary: &Path, sink: &Arc<Sink>) {
         ms(&mut syncs, 500),
         ms(&mut syncs, 990),
     );
+}
+
+/// Queues whose receiver refuses every connection.
+fn queues(binary: &Path, sink: &Arc<Sink>, n: u64) {
+    let rules = " smtp-hosts [127.0.2.99]:9\n retry-after 4h\n";
+    let mut server = Server::sluice(binary, 1, 0, sink.port, rules);
+    let idle = server.sum("rss_bytes");
+    let load = Load { messages: n, sessions: 50, domains: n, skewed: false, bytes: 1000 };
+    assert_eq!(inject(server.smtp, load), n);
+    let waiting = |server: &Server| {
+        let rss = server.sum("rss_bytes");
+        let before = server.workers_cpu();
+        std::thread::sleep(Duration::from_secs(30));
+        let cpu = (server.workers_cpu() - before) / 30.0;
+        let a_queue = rss.saturating_sub(idle) as f64 / n as f64;
+        println!(
+            "{} queues: {} MB, {a_queue:.0} bytes a queue and its path, {:.2} % of a core while they wait",
+            server.sum("recipients"),
+            rss >> 20,
+            cpu * 100.0,
+        );
+    };
+    // Every queue has been tried once.
+    std::thread::sleep(Duration::from_secs(20 + n / 10_000));
+    waiting(&server);
+    server.kill();
+    let took = server.start_again();
+    println!("start after SIGKILL: {:.2} s", took.as_secs_f64());
+    std::thread::sleep(Duration::from_secs(20 + n / 10_000));
+    waiting(&server);
+    server.kill();
 }
 
 fn queue(binary: &Path, sink: &Arc<Sink>, recipients: u64, bytes: usize) {

@@ -121,6 +121,12 @@ impl Server {
         sum
     }
 
+    /// CPU seconds of the workers so far.
+    pub fn workers_cpu(&self) -> f64 {
+        let (user, system) = Self::below(self.child.id());
+        user + system
+    }
+
     /// Stops in order; CPU of all its processes since it started, seconds: user, system.
     pub fn stop(&mut self) -> (f64, f64) {
         // Postfix's master kills its services and does not wait for them.

@@ -14,7 +14,7 @@ domain-macro family smallmail.test, bigmail.test
 </profile>
 <domain *>
  max-smtp-out 10
- queue-priority 60
+ log-tls yes
 </domain>
 <domain $family>
  max-smtp-out 7
@@ -90,7 +90,7 @@ fn every_value_is_traced_to_its_line() {
     let text = String::from_utf8(all.stdout).unwrap();
     let rate = text.lines().find(|l| l.starts_with("max-msg-rate")).unwrap();
     assert!(rate.contains("old.conf:14 (global <domain bigmail.test>)"), "{rate}");
-    assert!(text.contains("queue-priority (pending)"));
+    assert!(text.contains("log-tls (pending)"));
     for args in [["bigmail.test", "nobody"], ["bigmail.test", "--why=max-smt-out"]] {
         let out = run(d, &["config", "explain", "--config", "old.conf", args[0], args[1]]);
         assert_eq!(out.status.code(), Some(2));

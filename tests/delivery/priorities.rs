@@ -117,10 +117,14 @@ fn a_queue_of_higher_priority_takes_the_place_of_a_lower_one() {
         );
         low.iter().for_each(|d| load(&engine, "s@x.test", "low", 50, d, ""));
         load(&engine, "s@x.test", "high", 3, "high.test", "");
+        let before = r.unique();
         eventually("all are delivered", WAIT, || r.unique() == low.len() * 50 + 3);
         let all = order(&r);
         let last = all.iter().rposition(|r| r.contains("high")).unwrap();
-        assert_eq!(last < 40, interruption == "yes", "allow-priority-interruption {interruption}: {last} of {all:?}");
+        match interruption {
+            "yes" => assert!(last < before + 30, "{before}, {last}: {all:?}"),
+            _ => assert!(last >= 50, "{last}: {all:?}"),
+        }
         r.with(|s| assert_eq!(s.open_max, 1));
     }
 }

@@ -68,9 +68,12 @@ fn limits_hold_over_all_domains_of_an_edge_and_each_goes_to_its_own_host() {
     }
     eventually("connections are closed", WAIT, || a.with(|s| s.open) + b.with(|s| s.open) == 0);
     all.iter().for_each(|d| send(&engine, d, 20));
-    eventually("all are delivered", WAIT, || a.unique() + b.unique() == 240);
-    let most = a.with(|s| s.open_max) + b.with(|s| s.open_max);
-    assert!(a.with(|s| s.open_max) <= 2 && b.with(|s| s.open_max) <= 2 && most <= 3, "{most} connections");
+    eventually("all are delivered", WAIT, || {
+        let open = a.with(|s| s.open) + b.with(|s| s.open);
+        assert!(open <= 3, "{open} connections, one of which may be closing");
+        a.unique() + b.unique() == 240
+    });
+    assert!(a.with(|s| s.open_max) <= 2 && b.with(|s| s.open_max) <= 2);
     a.with(|s| assert!(s.delivered.keys().all(|r| r.ends_with("0.test") || even(r)), "{:?}", s.delivered));
     b.with(|s| assert!(s.delivered.keys().all(|r| !even(r)), "{:?}", s.delivered));
     send(&engine, "alone.test", 1);

@@ -29,6 +29,8 @@ pub struct Config {
     pub pattern_lists: PatternLists,
     /// `<smtp-pattern-list>`s that were asked for, by name.
     patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
+    /// Virtual MTAs that were asked for as the only member of their queues, by index.
+    single: RefCell<HashMap<u32, Rc<[Member]>>>,
     /// Members of pools that were asked for, by index.
     pools: RefCell<HashMap<u32, Rc<[Member]>>>,
     /// Rules that were resolved of late: most paths have those of another.
@@ -57,8 +59,8 @@ impl Config {
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
-        let (patterns, pools, rules) = Default::default();
-        Ok(Config { snapshot, global, listeners, pattern_lists, patterns, pools, rules })
+        let (patterns, single, pools, rules) = Default::default();
+        Ok(Config { snapshot, global, listeners, pattern_lists, patterns, single, pools, rules })
     }
 
     /// The directives in force for mail to `destination` through a virtual MTA. Equal ones are
@@ -107,8 +109,11 @@ impl Config {
             return Way { members, of_pool: true, rules };
         }
         let vmta = if key.is_empty() { Some(0) } else { index(&key).or_else(fallback) }.unwrap_or(NO_VMTA);
-        let name = snapshot.vmtas.get(vmta as usize).map_or(via, |v| v.name.as_str());
-        let members = Rc::from([Member { vmta, name: Rc::from(name), weight: 1 }]);
+        let alone = |name: &str| Rc::from([Member { vmta, name: Rc::from(name), weight: 1 }]);
+        let members = match snapshot.vmtas.get(vmta as usize).map(|v| v.name.as_str()) {
+            Some(name) => Rc::clone(self.single.borrow_mut().entry(vmta).or_insert_with(|| alone(name))),
+            None => alone(via),
+        };
         Way { members, of_pool: false, rules: self.rules(destination, vmta) }
     }
 

@@ -199,7 +199,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         recipients: s.recipients + shard.handoffs.kept_recipients(),
         messages: s.messages.len() as u64,
         queued_bytes: s.queued_bytes,
-        domains: s.queues.iter().filter(|(_, q)| q.recipients > 0).count() as u64,
+        domains: s.queues_with_mail,
         connections_out: shard.connections.get(),
         connections_in: shard.sessions.get(),
         handoffs: shard.handoffs.kept_recipients(),

@@ -1,7 +1,7 @@
 //! What one shard owns, and the loop that keeps its queues moving.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::connect::address_health::AddressHealth;
 use crate::connect::mx::Resolver;
 use crate::deliver::interruption::Connections;
+use crate::deliver::openers::Openers;
 use crate::deliver::security::Protection;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
@@ -108,6 +109,10 @@ pub struct Shard {
     pub sessions: Cell<u32>,
     /// Outbound connections, those being opened included.
     pub connections: Cell<u32>,
+    /// Who opens them.
+    pub openers: Openers,
+    /// Paths that want to open more and wait for others.
+    to_open: RefCell<VecDeque<PathId>>,
     /// Those that are open.
     pub open: Connections,
     stop: Rc<Signal>,
@@ -117,6 +122,8 @@ pub struct Shard {
     pub timers: Notify,
     /// Turns of pools' members at destinations that are new.
     pool_turns: RefCell<HashMap<Rc<str>, u64>>,
+    /// Where the next look after queues and paths begins.
+    swept: Cell<(usize, usize)>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -125,6 +132,8 @@ impl std::fmt::Debug for Shard {
     }
 }
 
+/// Queues and paths that are looked after in a second.
+const SWEPT_MAX: usize = 2048;
 /// Queues of one path that are counted for the connections that it needs.
 const QUEUES_LOOKED_AT: usize = 256;
 /// Members of a pool that are asked, at most, for one that can take a message.
@@ -160,12 +169,15 @@ impl Shard {
             counters: Counters::default(),
             sessions: Cell::new(0),
             connections: Cell::new(0),
+            openers: Openers::default(),
+            to_open: RefCell::default(),
             open: Connections::default(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
             flush: Notify::new(),
             timers: Notify::new(),
             pool_turns: RefCell::default(),
+            swept: Cell::default(),
         });
         shard.handoffs.start(clock::now_ns());
         Ok(shard)
@@ -559,7 +571,11 @@ impl Shard {
             if p.idle > 0 && p.may_send(now) {
                 p.work.notify_one();
             }
-            let n = p.wanted(backlog, urgent, now);
+            let wanted = p.wanted(backlog, urgent, now);
+            let n = wanted.min(self.openers.room(p.retry_step > 0));
+            if n < wanted && !std::mem::replace(&mut p.waits_to_open, true) {
+                self.to_open.borrow_mut().push_back(id);
+            }
             (0..n).for_each(|_| p.opening(now_ns));
             let serves = p.may_send(now) && p.connections + p.connecting > 0;
             let at = p.connect_at_ms();
@@ -569,9 +585,19 @@ impl Shard {
             (n, serves)
         };
         for _ in 0..wanted {
-            tokio::task::spawn_local(crate::deliver::connection::run(Rc::clone(self), id));
+            self.openers.want(self, id);
         }
         serves
+    }
+
+    /// Whoever opened a connection is free, or takes long: others have their turn.
+    pub fn opened(self: &Rc<Self>) {
+        let next = self.to_open.borrow_mut().pop_front();
+        let Some(id) = next else { return };
+        if let Some(p) = self.scheduler.borrow_mut().paths.get_mut(id) {
+            p.waits_to_open = false;
+        }
+        self.pump(id);
     }
 
     /// Drives what depends on time: retries, waiting recipients, rates, expiry.
@@ -605,50 +631,61 @@ impl Shard {
     }
 
     /// Looks for expired and delayed mail, ends backoff whose time is over, and forgets empty
-    /// queues and paths.
+    /// queues and paths: of so many at a time that a hundred thousand which wait cost nothing.
     fn sweep(self: &Rc<Self>, now: i64) {
-        let ids: Vec<QueueId> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            let expired = self.scheduler.borrow_mut().expired(id, now);
-            if !expired.is_empty() {
-                tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
-            }
-            let delayed = self.scheduler.borrow_mut().delayed(id, now);
-            if !delayed.is_empty() {
-                tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
-            }
-            let waits = {
-                let mut s = self.scheduler.borrow_mut();
-                s.forget_queue(id);
-                crate::why::count(&mut s, id, now);
-                s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
-            };
-            match waits {
-                // A path that let others go first, whose probe is due, or whose connections hang.
-                Some(false) => {
-                    self.pump_pullers(id);
-                    self.pump_another_member(id);
-                }
-                Some(true) => self.pump_queue(id),
-                None => {}
-            }
-        }
-        let ids: Vec<PathId> = self.scheduler.borrow().paths.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            let over = {
-                let mut s = self.scheduler.borrow_mut();
-                let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);
-                p.and_then(|p| p.leave_backoff(now))
-            };
-            if let Some(turn) = over {
-                crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");
-            }
-            let gone = self.scheduler.borrow_mut().forget_path(id, now);
-            if let Some(p) = gone {
-                paths::forgotten(self, &p);
-            }
-        }
+        let (queue, path) = self.swept.get();
+        let (queues, paths) = {
+            let s = self.scheduler.borrow();
+            (part(queue, s.queues.capacity()), part(path, s.paths.capacity()))
+        };
+        self.swept.set((queues.end, paths.end));
+        queues.for_each(|id| self.look_after_queue(id, now));
+        paths.for_each(|id| self.look_after_path(id, now));
         paths::sweep(self, now);
+    }
+
+    fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
+        if !self.scheduler.borrow().queues.contains(id) {
+            return;
+        }
+        let expired = self.scheduler.borrow_mut().expired(id, now);
+        if !expired.is_empty() {
+            tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
+        }
+        let delayed = self.scheduler.borrow_mut().delayed(id, now);
+        if !delayed.is_empty() {
+            tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
+        }
+        let waits = {
+            let mut s = self.scheduler.borrow_mut();
+            s.forget_queue(id);
+            crate::why::count(&mut s, id, now);
+            s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
+        };
+        match waits {
+            // A path that let others go first, whose probe is due, or whose connections hang.
+            Some(false) => {
+                self.pump_pullers(id);
+                self.pump_another_member(id);
+            }
+            Some(true) => self.pump_queue(id),
+            None => {}
+        }
+    }
+
+    fn look_after_path(self: &Rc<Self>, id: PathId, now: i64) {
+        let over = {
+            let mut s = self.scheduler.borrow_mut();
+            let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);
+            p.and_then(|p| p.leave_backoff(now))
+        };
+        if let Some(turn) = over {
+            crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");
+        }
+        let gone = self.scheduler.borrow_mut().forget_path(id, now);
+        if let Some(p) = gone {
+            paths::forgotten(self, &p);
+        }
     }
 
     /// Lets one more member of a pool pull from queue `id`.
@@ -687,6 +724,12 @@ impl Shard {
             paths::claim_all(self);
         }
     }
+}
+
+/// The next numbers of `all` that are looked after, from `at` on or from the first.
+fn part(at: usize, all: usize) -> std::ops::Range<usize> {
+    let from = if at >= all { 0 } else { at };
+    from..all.min(from + SWEPT_MAX)
 }
 
 /// Adds to a counter of three.

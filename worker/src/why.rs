@@ -16,12 +16,14 @@ use crate::shard::Shard;
 /// Queues with work that an answer tells of.
 const ROWS_MAX: usize = 1000;
 
-/// Counts a second for a queue that has work.
+/// Counts the seconds since the last time for a queue that has work.
 pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
     let Some(q) = s.queues.get(id).filter(|q| q.recipients > 0) else { return };
     let cause = of_queue(s, id, q, now_ms);
     if let Some(q) = s.queues.get_mut(id) {
-        q.history.count(cause, now_ms);
+        let since = std::mem::replace(&mut q.swept_ms, now_ms);
+        let seconds = if since == 0 { 1 } else { ((now_ms - since + 500) / 1000).clamp(1, 60) };
+        q.history.count(cause, seconds as u8, now_ms);
     }
 }
 

@@ -21,6 +21,7 @@ use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::connect::tls::Parameters;
+use crate::deliver::openers::SLOW;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
@@ -143,7 +144,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         hello.clone_from(&config.global.host_name);
     }
     let counted = source.is_some() && p.limits_sources();
-    let first = p.queues.first().copied();
+    let first = p.queues.first();
     let queue = picked.or(first).unwrap_or_default();
     if let Some(ip) = source.filter(|_| counted) {
         let rate = p.rules.source_ip_max_connect_rate.of(ip);
@@ -192,44 +193,71 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
     })
 }
 
-/// Opens a connection of path `id`, counted as connecting, and serves it.
-pub async fn run(shard: Rc<Shard>, id: PathId) {
-    let without_smtp = shard.scheduler.borrow().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
-    if without_smtp {
-        return run_without_smtp(shard, id).await;
+/// Opens connections one after the other. What that needs lies in this task for good: taken and
+/// freed for each of a hundred thousand destinations it would leave holes that nothing fits.
+pub async fn open_connections(shard: Rc<Shard>) {
+    while let Some(id) = shard.openers.next().await {
+        let without_smtp = shard.scheduler.borrow().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
+        if without_smtp {
+            tokio::task::spawn_local(run_without_smtp(Rc::clone(&shard), id));
+        } else {
+            open_one(&shard, id).await;
+        }
+        shard.opened();
     }
-    match connect(&shard, id).await {
-        Ok(Some((mut path, session, held))) => {
-            {
-                let mut s = shard.scheduler.borrow_mut();
-                if let Some(p) = s.paths.get_mut(id) {
-                    p.connecting -= 1;
-                    p.connections += 1;
-                }
+}
+
+/// Opens a connection of path `id`, counted as connecting, and lets it be served.
+async fn open_one(shard: &Rc<Shard>, id: PathId) {
+    let connected = {
+        let mut connecting = std::pin::pin!(connect(shard, id));
+        match tokio::time::timeout(SLOW, connecting.as_mut()).await {
+            Ok(c) => c,
+            Err(_) => {
+                let _slow = shard.openers.slow(shard);
+                connecting.await
             }
-            let seat = Seat::take(&shard, id, held.keys());
-            let host = path.origin.as_ref().map(|_| session.host.clone());
-            host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, true));
-            serve(&shard, &mut path, session, &seat).await;
-            host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, false));
-            drop(held);
-            drop(seat);
-            shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
-            leave_source(&shard, &path);
+        }
+    };
+    match connected {
+        Ok(Some((path, session, held))) => {
+            if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
+                p.connecting -= 1;
+                p.connections += 1;
+            }
+            tokio::task::spawn_local(carry(Rc::clone(shard), path, session, held));
         }
         other => {
-            let mut s = shard.scheduler.borrow_mut();
-            s.paths.get_mut(id).into_iter().for_each(|p| p.connecting -= 1);
-            if let Err(Blocked { until_ms, by }) = other {
-                if let Some(p) = s.paths.get_mut(id) {
-                    p.connect_again_ms = p.connect_again_ms.max(until_ms);
-                    // Asked again and again: the cause lasts until one is opened.
-                    (p.blocked_until_ms, p.blocked_by) = (until_ms + 2 * ASK_AGAIN_MS, by);
+            {
+                let mut s = shard.scheduler.borrow_mut();
+                s.paths.get_mut(id).into_iter().for_each(|p| p.connecting -= 1);
+                if let Err(Blocked { until_ms, by }) = other {
+                    if let Some(p) = s.paths.get_mut(id) {
+                        p.connect_again_ms = p.connect_again_ms.max(until_ms);
+                        // Asked again and again: the cause lasts until one is opened.
+                        (p.blocked_until_ms, p.blocked_by) = (until_ms + 2 * ASK_AGAIN_MS, by);
+                    }
+                    s.wake_at(id, until_ms);
                 }
-                s.wake_at(id, until_ms);
             }
+            shard.connections.set(shard.connections.get() - 1);
+            shard.pump(id);
         }
     }
+}
+
+/// Serves a connection to its end.
+async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, held: Held) {
+    let id = path.id;
+    let seat = Seat::take(&shard, id, held.keys());
+    let host = path.origin.as_ref().map(|_| session.host.clone());
+    host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, true));
+    serve(&shard, &mut path, session, &seat).await;
+    host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, false));
+    drop(held);
+    drop(seat);
+    shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
+    leave_source(&shard, &path);
     shard.connections.set(shard.connections.get() - 1);
     shard.pump(id);
 }
@@ -258,7 +286,7 @@ fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
         let s = shard.scheduler.borrow();
         let p = s.paths.get(id)?;
         let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-        (p.queues.first().copied()?, SharedRates::of(&p.rules, vmta, &p.destination))
+        (p.queues.first()?, SharedRates::of(&p.rules, vmta, &p.destination))
     };
     let path = path_of_queue(shard, queue)?;
     let s = shard.scheduler.borrow();
@@ -516,7 +544,7 @@ async fn attempt(
             let mut sch = shard.scheduler.borrow_mut();
             let now = clock::now_ms();
             if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
-                p.defer(now, failure);
+                p.defer(now, Rc::new(failure));
                 let at = p.retry_at_ms;
                 sch.wake_at(path.id, at);
             }

@@ -12,6 +12,7 @@ pub mod interruption;
 pub mod local;
 pub mod mode;
 pub mod open;
+pub mod openers;
 pub mod reply;
 pub mod security;
 pub mod session;

@@ -66,7 +66,7 @@ pub fn turned(shard: &Rc<Shard>, id: PathId, turn: Turn, why: &str) {
         notice::send(shard, &notify, &subject, &format!("The path {name} is in {mode} mode now.\r\n\r\n{why}\r\n"));
     }
     if turn == Turn::Entered {
-        queues.into_iter().for_each(|q| reroute(shard, q));
+        queues.iter().for_each(|q| reroute(shard, q));
     }
     shard.pump(id);
 }
@@ -136,11 +136,11 @@ pub(super) async fn bounce_queues(shard: &Rc<Shard>, path: &Path, failure: &Fail
 /// Ends what waits in the queues of a path that `meant` picks.
 pub(super) async fn bounce_those(shard: &Rc<Shard>, path: &Path, failure: &Failure, meant: impl Fn(&Queue) -> bool) {
     let queues = shard.scheduler.borrow().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-    for id in queues {
+    for id in queues.iter() {
         let picked = {
             let s = shard.scheduler.borrow();
             // Others may have emptied it meanwhile, and its number may be another queue's.
-            let serves = s.paths.get(path.id).is_some_and(|p| p.queues.contains(&id));
+            let serves = s.paths.get(path.id).is_some_and(|p| p.queues.contains(id));
             serves && s.queues.get(id).is_some_and(&meant)
         };
         if picked && let Some(p) = path_of_queue(shard, id) {

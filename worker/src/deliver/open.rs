@@ -76,8 +76,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         let now = clock::now_ms();
         let no_mx = hosts.iter().all(|h| h.implicit);
         let p = s.paths.get_mut(path.id)?;
-        for q in &p.queues {
-            s.queues.get_mut(*q).filter(|q| q.origin == path.origin).into_iter().for_each(|q| q.no_mx = no_mx);
+        for q in p.queues.iter() {
+            s.queues.get_mut(q).filter(|q| q.origin == path.origin).into_iter().for_each(|q| q.no_mx = no_mx);
         }
         p.skipped_hosts.retain(|(_, until)| *until > now);
         p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
@@ -217,7 +217,7 @@ fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     let shared = {
         let s = shard.scheduler.borrow();
         let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-        queues.iter().any(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1))
+        queues.iter().any(|q| s.queues.get(q).is_some_and(|q| q.members.len() > 1))
     };
     if shared {
         let verdict = Verdict { outcome: Outcome::Deferred, ..failure.verdict };
@@ -298,8 +298,9 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     let s = &mut *shard.scheduler.borrow_mut();
     let Some(p) = s.paths.get_mut(path.id) else { return };
     let now = clock::now_ms();
-    for q in &p.queues {
-        s.queues.get_mut(*q).into_iter().for_each(|q| q.last_failure = Some(Rc::new(failure.clone())));
+    let failure = Rc::new(failure);
+    for q in p.queues.iter() {
+        s.queues.get_mut(q).into_iter().for_each(|q| q.last_failure = Some(Rc::clone(&failure)));
     }
     // Several connections that fail together are one failure.
     let at = if p.retry_at_ms <= now && p.connections == 0 {
@@ -307,7 +308,7 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
         p.retry_at_ms
     } else {
         // The connections that are open go on; one more is tried later.
-        p.last_failure = Some(Rc::new(failure));
+        p.last_failure = Some(failure);
         p.connect_again_ms = p.connect_again_ms.max(now + CONNECT_AGAIN_MS);
         p.connect_again_ms
     };
@@ -315,7 +316,8 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     // Other members of a pool carry on what waits.
     let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
     let shared: Vec<QueueId> =
-        queues.into_iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
+        queues.iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
+    queues.iter().filter(|q| !shared.contains(q)).for_each(|q| s.drop_contents(q));
     let shard = Rc::clone(shard);
     if !shared.is_empty() {
         tokio::task::spawn_local(async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });

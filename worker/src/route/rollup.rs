@@ -137,7 +137,7 @@ pub fn join(shard: &Rc<Shard>, id: PathId, domain: &str, queue: &str) {
     let mut joined: Vec<QueueId> = Vec::new();
     {
         let s = &mut *shard.scheduler.borrow_mut();
-        let queues: Vec<QueueId> = s.paths.get(id).map(|p| p.queues.iter().copied().collect()).unwrap_or_default();
+        let queues: Vec<QueueId> = s.paths.get(id).map(|p| p.queues.iter().collect()).unwrap_or_default();
         for from in queues {
             let Some(via) = s.queues.get(from).filter(|q| *q.key == *domain).map(|q| Rc::clone(&q.via)) else {
                 continue;

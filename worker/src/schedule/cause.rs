@@ -78,15 +78,15 @@ pub struct History {
 }
 
 impl History {
-    /// Counts one second.
-    pub fn count(&mut self, cause: Cause, now_ms: i64) {
+    /// Counts some seconds.
+    pub fn count(&mut self, cause: Cause, seconds: u8, now_ms: i64) {
         let minute = now_ms / 60_000;
         for m in (self.now + 1).max(minute - MINUTES as i64 + 1)..=minute {
             self.minutes[m.rem_euclid(MINUTES as i64) as usize] = Default::default();
         }
         self.now = minute;
         let second = &mut self.minutes[minute.rem_euclid(MINUTES as i64) as usize][cause as usize];
-        *second = second.saturating_add(1);
+        *second = second.saturating_add(seconds);
     }
 
     /// Causes with their share in percent, largest first.
@@ -183,15 +183,15 @@ mod tests {
         let mut h = History::default();
         let begin = 1_000_000 * 60_000;
         for s in 0..300 {
-            h.count(if s < 249 { Cause::MaxMsgRate } else { Cause::Receiver }, begin + s * 1000);
+            h.count(if s < 249 { Cause::MaxMsgRate } else { Cause::Receiver }, 1, begin + s * 1000);
         }
         assert_eq!(h.shares(), [(Cause::MaxMsgRate, 83), (Cause::Receiver, 17)]);
         for s in 300..600 {
-            h.count(Cause::Paused, begin + s * 1000);
+            h.count(Cause::Paused, 1, begin + s * 1000);
         }
         assert_eq!(h.shares(), [(Cause::Paused, 100)]);
         // After a rest nothing old counts.
-        h.count(Cause::Retry, begin + 3_600_000);
+        h.count(Cause::Retry, 1, begin + 3_600_000);
         assert_eq!(h.shares(), [(Cause::Retry, 100)]);
     }
 }

@@ -17,6 +17,7 @@ pub mod job;
 pub mod path;
 pub mod pool;
 pub mod queue;
+pub mod queue_set;
 pub mod rate;
 pub mod ready;
 pub mod scheduler;

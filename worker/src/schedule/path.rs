@@ -1,15 +1,14 @@
 //! One path (destination and virtual MTA): its connections, clocks, mode and health. Mail
 //! waits in queues; a path pulls from its virtual MTA's own queue and from those of pools.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::Bound::{Excluded, Unbounded};
 use std::rc::Rc;
 
 use ipc::backoff::{Limits, Mode};
 use ipc::rules::{DomainRules, Rate};
 
 use super::queue::QueueId;
+use super::queue_set::QueueSet;
 use super::rate::Pace;
 use crate::classify::outcome::Failure;
 use crate::classify::reply_patterns::Matches;
@@ -81,9 +80,9 @@ pub struct Path {
     /// Directives in force.
     pub rules: Rc<DomainRules>,
     /// Queues that it pulls from.
-    pub queues: BTreeSet<QueueId>,
+    pub queues: QueueSet,
     /// Those of them that may have mail ready.
-    pub ready: BTreeSet<QueueId>,
+    pub ready: QueueSet,
     /// The queue that was served last.
     pub turn: QueueId,
     /// Hosts that connections are open to, and how many, while mail that rolled up goes by it.
@@ -141,6 +140,8 @@ pub struct Path {
     pub orphaned: bool,
     /// The spool knows that a rate limit is in use, see [`crate::route::paths`].
     pub noted: bool,
+    /// It wants to open connections and waits for others that do.
+    pub waits_to_open: bool,
     /// Wakes idle connections.
     pub work: Rc<tokio::sync::Notify>,
     /// Connections rotate over the virtual MTA's source addresses.
@@ -155,8 +156,8 @@ impl Path {
             vmta,
             vmta_name,
             rules,
-            queues: BTreeSet::new(),
-            ready: BTreeSet::new(),
+            queues: QueueSet::default(),
+            ready: QueueSet::default(),
             turn: QueueId::MAX,
             open_hosts: Vec::new(),
             connections: 0,
@@ -184,6 +185,7 @@ impl Path {
             paused: false,
             orphaned: false,
             noted: false,
+            waits_to_open: false,
             work: Rc::default(),
             source_turn: 0,
         }
@@ -217,8 +219,7 @@ impl Path {
 
     /// Its queues that may have mail ready, the one behind the last served first.
     pub fn in_turn(&self) -> impl Iterator<Item = QueueId> + '_ {
-        let behind = self.ready.range((Excluded(self.turn), Unbounded));
-        behind.chain(self.ready.range(..=self.turn)).copied()
+        self.ready.behind(self.turn)
     }
 
     /// It has as many connections as it may.
@@ -239,12 +240,12 @@ impl Path {
     }
 
     /// The path as a whole failed: starts the retry clock and walks one step on.
-    pub fn defer(&mut self, now_ms: i64, failure: Failure) {
+    pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>) {
         let list = self.rules.retry_waits(self.mode);
         let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
         self.retry_step += 1;
         self.retry_at_ms = now_ms.saturating_add(wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64));
-        self.last_failure = Some(Rc::new(failure));
+        self.last_failure = Some(failure);
         self.judged(false);
     }
 

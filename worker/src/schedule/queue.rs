@@ -107,7 +107,7 @@ pub struct Queue {
     pub delay_at_ms: i64,
     /// Acceptance time of the oldest entry, or earlier.
     pub oldest_ms: i64,
-    /// When expiry was last looked for.
+    /// When it was last looked after, Unix milliseconds.
     pub swept_ms: i64,
     /// What held it up of late.
     pub history: History,

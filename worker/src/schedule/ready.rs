@@ -29,36 +29,51 @@ impl Level {
 /// Entries that may go now.
 #[derive(Debug, Default)]
 pub struct Ready {
+    /// The only one there is, as in nearly all of a hundred thousand queues that wait for
+    /// their receiver: the levels are empty then.
+    one: Option<(JobId, Entry)>,
     /// Highest priority first; none is empty.
     levels: Vec<Level>,
+    /// Entries in the levels.
     len: usize,
 }
 
 impl Ready {
     /// Entries here.
     pub fn len(&self) -> usize {
-        self.len
+        self.len + usize::from(self.one.is_some())
     }
 
     /// There is none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Entries of at least this priority.
     pub fn len_from(&self, priority: u8) -> usize {
         let levels = self.levels.iter().take_while(|l| l.priority >= priority);
-        levels.flat_map(|l| l.jobs.values()).map(VecDeque::len).sum()
+        let one = self.one.filter(|(_, e)| e.priority >= priority);
+        levels.flat_map(|l| l.jobs.values()).map(VecDeque::len).sum::<usize>() + usize::from(one.is_some())
     }
 
     /// Adds an entry behind the others of its job.
     pub fn push(&mut self, job: JobId, entry: Entry) {
+        if self.is_empty() {
+            self.one = Some((job, entry));
+            return;
+        }
+        self.spread();
         self.entries(job, entry.priority).push_back(entry);
         self.len += 1;
     }
 
     /// Puts an entry in front of its job, and the job in front of the others.
     pub fn put_back(&mut self, job: JobId, entry: Entry) {
+        if self.is_empty() {
+            self.one = Some((job, entry));
+            return;
+        }
+        self.spread();
         self.entries(job, entry.priority).push_front(entry);
         self.len += 1;
         if let Some(l) = self.levels.iter_mut().find(|l| l.priority == entry.priority) {
@@ -66,9 +81,18 @@ impl Ready {
         }
     }
 
+    /// The only one joins the levels, for others come.
+    fn spread(&mut self) {
+        if let Some((job, entry)) = self.one.take() {
+            self.entries(job, entry.priority).push_back(entry);
+            self.len += 1;
+        }
+    }
+
     fn entries(&mut self, job: JobId, priority: u8) -> &mut VecDeque<Entry> {
         let at = self.levels.partition_point(|l| l.priority > priority);
         if self.levels.get(at).is_none_or(|l| l.priority != priority) {
+            self.levels.reserve_exact(1);
             self.levels.insert(at, Level { priority, last: JobId::MAX, jobs: BTreeMap::new() });
         }
         self.levels[at].jobs.entry(job).or_default()
@@ -76,11 +100,19 @@ impl Ready {
 
     /// What goes next, of the jobs that may go.
     pub fn next(&self, may_go: impl Fn(JobId) -> bool) -> Option<(JobId, Entry)> {
-        self.levels.iter().find_map(|l| l.turn(&may_go))
+        self.one.filter(|(job, _)| may_go(*job)).or_else(|| self.levels.iter().find_map(|l| l.turn(&may_go)))
     }
 
     /// Takes the first `n` recipients of `entry`, which [`Ready::next`] answered for `job`.
     pub fn take(&mut self, job: JobId, entry: Entry, n: u64) {
+        if let Some((_, one)) = self.one.as_mut().filter(|(_, one)| *one == entry) {
+            if n < entry.len() {
+                one.start += n as u16;
+            } else {
+                self.one = None;
+            }
+            return;
+        }
         let Some(at) = self.levels.iter().position(|l| l.priority == entry.priority) else { return };
         let level = &mut self.levels[at];
         level.last = job;
@@ -100,16 +132,21 @@ impl Ready {
         if self.levels[at].jobs.is_empty() {
             self.levels.remove(at);
         }
+        if self.levels.is_empty() {
+            self.levels = Vec::new();
+        }
     }
 
     /// All entries with their jobs.
     pub fn iter(&self) -> impl Iterator<Item = (JobId, Entry)> + '_ {
-        self.levels.iter().flat_map(|l| l.jobs.iter()).flat_map(|(job, all)| all.iter().map(|e| (*job, *e)))
+        let levels = self.levels.iter().flat_map(|l| l.jobs.iter());
+        self.one.into_iter().chain(levels.flat_map(|(job, all)| all.iter().map(|e| (*job, *e))))
     }
 
     /// Drops the entries that `keep` does not want.
     pub fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
         let mut len = 0;
+        self.one = self.one.filter(|(_, e)| keep(e));
         for l in &mut self.levels {
             l.jobs.retain(|_, entries| {
                 entries.retain(&mut keep);

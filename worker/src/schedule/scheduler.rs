@@ -16,6 +16,8 @@ use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
 
+/// Messages whose contents are freed at once.
+const CONTENTS_DROPPED_MAX: usize = 10_000;
 /// Queues of a path that are looked at for one that no connection serves.
 const UNSERVED_MAX: usize = 64;
 
@@ -128,6 +130,8 @@ pub struct Scheduler {
     pub content_bytes: u64,
     /// Recipients in all queues.
     pub recipients: u64,
+    /// Queues that have some.
+    pub queues_with_mail: u64,
     /// Bytes of content in all queues, once a message.
     pub queued_bytes: u64,
 }
@@ -196,6 +200,7 @@ impl Scheduler {
         };
         // It begins where the others are, not with all that it has missed.
         let pass = q.pullers.iter().map(|p| p.pass).fold(f64::INFINITY, f64::min);
+        q.pullers.reserve_exact(1);
         q.pullers.push(Puller { path, member, pass: if pass.is_finite() { pass } else { 0.0 } });
         if let Some(p) = self.paths.get_mut(path) {
             p.queues.insert(id);
@@ -211,8 +216,8 @@ impl Scheduler {
         let Some(q) = self.queues.get_mut(id) else { return };
         for p in std::mem::take(&mut q.pullers) {
             if let Some(path) = self.paths.get_mut(p.path) {
-                path.queues.remove(&id);
-                path.ready.remove(&id);
+                path.queues.remove(id);
+                path.ready.remove(id);
             }
         }
         (q.members, q.of_pool, q.rules) = (way.members, way.of_pool, way.rules);
@@ -226,8 +231,8 @@ impl Scheduler {
         let q = self.queues.remove(id);
         for p in q.pullers {
             if let Some(path) = self.paths.get_mut(p.path) {
-                path.queues.remove(&id);
-                path.ready.remove(&id);
+                path.queues.remove(id);
+                path.ready.remove(id);
             }
         }
         self.queue_by_name.remove(&(q.key, q.via));
@@ -261,6 +266,7 @@ impl Scheduler {
     pub fn enqueue(&mut self, id: QueueId, entry: Entry, due_ms: i64, now_ms: i64) {
         let Some(m) = self.messages.get(entry.slot as usize) else { return };
         let Some(q) = self.queues.get_mut(id) else { return };
+        self.queues_with_mail += u64::from(q.recipients == 0);
         q.recipients += entry.len();
         q.bytes += u64::from(m.body_len);
         q.oldest_ms = q.oldest_ms.min(m.received_ms);
@@ -330,7 +336,7 @@ impl Scheduler {
                     let Some(q) = self.queues.get_mut(id) else { continue };
                     q.promote(now_ms, &self.messages);
                     for p in &q.pullers {
-                        self.paths.get_mut(p.path).into_iter().for_each(|p| _ = p.ready.insert(id));
+                        self.paths.get_mut(p.path).into_iter().for_each(|p| p.ready.insert(id));
                     }
                     if let Some(Reverse((due, _))) = q.waiting.peek() {
                         self.timers.push(Reverse((i64::from(*due) * 1000, timer)));
@@ -376,7 +382,7 @@ impl Scheduler {
             }
         }
         if let Some(p) = self.paths.get_mut(id).filter(|_| !nothing.is_empty()) {
-            nothing.iter().for_each(|q| _ = p.ready.remove(q));
+            nothing.iter().for_each(|q| p.ready.remove(*q));
         }
         match found {
             Some((queue, next)) => self.give(id, queue, next, source, now_ns, shared),
@@ -457,7 +463,7 @@ impl Scheduler {
                 q.ready.put_back(job, entry);
             }
             for p in &q.pullers {
-                self.paths.get_mut(p.path).into_iter().for_each(|p| _ = p.ready.insert(batch.queue));
+                self.paths.get_mut(p.path).into_iter().for_each(|p| p.ready.insert(batch.queue));
             }
         }
     }
@@ -515,7 +521,7 @@ impl Scheduler {
         let Some(q) = self.queues.get_mut(id) else { return };
         q.promote(i64::from(u32::MAX) * 1000, &self.messages);
         for p in &q.pullers {
-            self.paths.get_mut(p.path).into_iter().for_each(|p| _ = p.ready.insert(id));
+            self.paths.get_mut(p.path).into_iter().for_each(|p| p.ready.insert(id));
         }
     }
 
@@ -525,6 +531,7 @@ impl Scheduler {
             q.defer(now_ms, failure);
             self.timers.push(Reverse((q.retry_at_ms, Timer::Queue(id))));
         }
+        self.drop_contents(id);
     }
 
     /// Recipients got a reply of their own that asks to come back.
@@ -545,6 +552,18 @@ impl Scheduler {
         }
     }
 
+    /// Frees the contents of what a queue holds for its next attempt: that is far off.
+    pub fn drop_contents(&mut self, id: QueueId) {
+        if self.content_bytes == 0 {
+            return;
+        }
+        let slots: Vec<Slot> = match self.queues.get(id) {
+            Some(q) => q.ready.iter().take(CONTENTS_DROPPED_MAX).map(|(_, e)| e.slot).collect(),
+            None => return,
+        };
+        slots.into_iter().for_each(|s| self.drop_content(s));
+    }
+
     /// Recipients ended; answers whether nothing is left of the message.
     pub fn settle(&mut self, id: QueueId, slot: Slot, n: usize) -> bool {
         let Some(m) = self.messages.get_mut(slot as usize) else { return false };
@@ -553,7 +572,9 @@ impl Scheduler {
         self.jobs.leave(m.job, n as u64, last.then_some(body_len));
         self.recipients = self.recipients.saturating_sub(n as u64);
         if let Some(q) = self.queues.get_mut(id) {
+            let had = q.recipients > 0;
             q.recipients = q.recipients.saturating_sub(n as u64);
+            self.queues_with_mail -= u64::from(had && q.recipients == 0);
             q.bytes = if q.recipients == 0 { 0 } else { q.bytes.saturating_sub(body_len) };
         }
         if last {
@@ -572,7 +593,6 @@ impl Scheduler {
         if q.oldest_ms.saturating_add(limit) > now_ms {
             return Vec::new();
         }
-        q.swept_ms = now_ms;
         let messages = &self.messages;
         let mut oldest = i64::MAX;
         let mut old = Vec::new();
@@ -622,7 +642,9 @@ impl Scheduler {
         for (entry, due_ms) in self.drain(from) {
             let bytes = self.messages.get(entry.slot as usize).map_or(0, |m| u64::from(m.body_len));
             if let Some(q) = self.queues.get_mut(from) {
+                let had = q.recipients > 0;
                 q.recipients = q.recipients.saturating_sub(entry.len());
+                self.queues_with_mail -= u64::from(had && q.recipients == 0);
                 q.bytes = q.bytes.saturating_sub(bytes);
             }
             self.recipients = self.recipients.saturating_sub(entry.len());

@@ -119,7 +119,7 @@ impl World {
         for _ in 0..wanted {
             let p = &mut self.s.paths[id];
             if self.dice.below(8) == 0 {
-                p.defer(self.now_ms, Failure::own("4.4.1", "refused"));
+                p.defer(self.now_ms, Rc::new(Failure::own("4.4.1", "refused")));
                 continue;
             }
             p.connections += 1;
