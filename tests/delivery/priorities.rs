@@ -116,6 +116,7 @@ fn a_queue_of_higher_priority_takes_the_place_of_a_lower_one() {
             ),
         );
         low.iter().for_each(|d| load(&engine, "s@x.test", "low", 50, d, ""));
+        eventually("the low ones are under way", WAIT, || r.unique() > 0);
         load(&engine, "s@x.test", "high", 3, "high.test", "");
         let before = r.unique();
         eventually("all are delivered", WAIT, || r.unique() == low.len() * 50 + 3);

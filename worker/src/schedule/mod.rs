@@ -22,6 +22,8 @@ pub mod rate;
 pub mod ready;
 pub mod scheduler;
 #[cfg(test)]
+mod simulated_day;
+#[cfg(test)]
 mod simulation;
 
 pub use path::{Path, PathId};
