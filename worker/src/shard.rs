@@ -133,7 +133,7 @@ impl std::fmt::Debug for Shard {
 }
 
 /// Queues and paths that are looked after in a second.
-const SWEPT_MAX: usize = 2048;
+const SWEPT_MAX: usize = 1024;
 /// Queues of one path that are counted for the connections that it needs.
 const QUEUES_LOOKED_AT: usize = 256;
 /// Members of a pool that are asked, at most, for one that can take a message.

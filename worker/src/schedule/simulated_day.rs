@@ -125,7 +125,7 @@ fn receivers(dice: &mut Dice) -> Vec<Receiver> {
                 0 | 1 => Kind::Throttles(40 + dice.below(60) as usize),
                 2 => Kind::Greylists,
                 3 => Kind::Storms,
-                4 | 5 | 6 => Kind::DipsFor(one),
+                4..=6 => Kind::DipsFor(one),
                 7 => Kind::IsAway,
                 8 => Kind::TarPitsFor(one),
                 _ => Kind::Plain,
