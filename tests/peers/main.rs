@@ -89,6 +89,61 @@ fn postfix_refuses_and_the_report_parses() {
     assert_eq!(python(&report, fields), "[('Action', 'failed'), ('Status', '5.7.1')]");
 }
 
+/// Postfix counts connections, messages and recipients of a client in windows of its own; they
+/// begin and end with whole seconds, so that one of 5 s may last for 6.
+const ANTI_ABUSE: &str = "\
+smtpd_client_event_limit_exceptions =
+anvil_rate_time_unit = 5s
+smtpd_client_connection_rate_limit = 10
+smtpd_client_connection_count_limit = 2
+smtpd_client_message_rate_limit = 20
+smtpd_client_recipient_rate_limit = 20
+";
+
+#[test]
+fn limits_that_fit_those_of_postfix_are_never_refused() {
+    let Some(postfix) = Postfix::start_with(ANTI_ABUSE) else { return };
+    let engine = Engine::start(
+        2,
+        &format!(
+            "<domain *>\n {}\n max-smtp-out 2\n max-connect-rate 7/5s\n max-msg-rate 15/5s\n max-msg-per-connection 5\n \
+             use-starttls no\n</domain>",
+            postfix.hosts()
+        ),
+    );
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for i in 0..70 {
+        assert_eq!(c.send("s@x.test", &[&format!("u{i}@mailbox.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("Postfix has all", Duration::from_secs(60), || postfix.mailbox().len() == 70);
+    let log = postfix.log();
+    let refused: Vec<&str> = log.lines().filter(|l| l.contains("limit exceeded") || l.contains("too many")).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
+#[test]
+fn what_postfix_refuses_for_its_limits_arrives_later() {
+    let Some(postfix) = Postfix::start_with(ANTI_ABUSE) else { return };
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<smtp-pattern-list limits>\n reply /too (many|much)/ mode=backoff\n</smtp-pattern-list>\n<domain *>\n {}\n \
+             smtp-pattern-list limits\n max-smtp-out 10\n retry-after 2s\n backoff-retry-after 2s\n \
+             retry-recipients-after 2s\n backoff-max-smtp-out 1\n backoff-max-msg-rate 15/5s\n backoff-to-normal-after \
+             1h\n use-starttls no\n</domain>",
+            postfix.hosts()
+        ),
+    );
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for i in 0..60 {
+        assert_eq!(c.send("s@x.test", &[&format!("u{i}@mailbox.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("Postfix has all", Duration::from_secs(90), || postfix.mailbox().len() == 60);
+    assert!(postfix.log().contains("limit exceeded"), "its limits were never met");
+    let paths = engine.json(&["show", "paths", "--json"]);
+    assert_eq!(paths[0]["mode"], "backoff", "{paths}");
+}
+
 #[test]
 fn smtp_source_floods() {
     if !has("smtp-source") {

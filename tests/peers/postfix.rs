@@ -62,6 +62,11 @@ pub struct Postfix {
 impl Postfix {
     /// Starts it, or says why there is none.
     pub fn start() -> Option<Postfix> {
+        Self::start_with("")
+    }
+
+    /// The same with more lines in its `main.cf`.
+    pub fn start_with(more: &str) -> Option<Postfix> {
         let daemons = ["/usr/lib/postfix/sbin", "/usr/libexec/postfix"].into_iter().find(|d| Path::new(d).is_dir());
         let Some(daemons) = daemons else {
             println!("skipped: postfix is not installed");
@@ -88,7 +93,7 @@ impl Postfix {
                 .replace("@PORT@", &port.to_string())
         };
         let conf = dir.path().join("conf");
-        std::fs::write(conf.join("main.cf"), fill(MAIN)).unwrap();
+        std::fs::write(conf.join("main.cf"), fill(MAIN) + more).unwrap();
         std::fs::write(conf.join("master.cf"), fill(MASTER)).unwrap();
         let quiet =
             |c: &mut Command| c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -107,6 +112,11 @@ impl Postfix {
         format!("smtp-hosts [127.0.0.25]:{}", self.port)
     }
 
+    /// Its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
     /// All mail that came.
     pub fn mailbox(&self) -> Vec<String> {
         let new: PathBuf = self.dir.path().join("mail/all/new");
@@ -118,7 +128,7 @@ impl Postfix {
 impl Drop for Postfix {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+            eprintln!("{}", self.log());
         }
         let pid = nix::unistd::Pid::from_raw(self.master.id() as i32);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
