@@ -134,6 +134,8 @@ impl std::fmt::Debug for Shard {
 
 /// Queues and paths that are looked after in a second.
 const SWEPT_MAX: usize = 1024;
+/// How long the hosts of a domain that rolled up count for connections of others, milliseconds.
+const HOSTS_MS: i64 = 300_000;
 /// Queues of one path that are counted for the connections that it needs.
 const QUEUES_LOOKED_AT: usize = 256;
 /// Members of a pool that are asked, at most, for one that can take a message.
@@ -224,7 +226,9 @@ impl Shard {
         }
         let ids: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
         for id in &ids {
-            let Some(q) = s.queues.get(*id) else { continue };
+            let Some(q) = s.queues.get_mut(*id) else { continue };
+            // What they demand may be another thing now.
+            q.hosts = Rc::from([]);
             let way = config.way(&q.destination, &q.via);
             if way.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
                 // Its path stays as it was, and is looked at there.
@@ -659,6 +663,9 @@ impl Shard {
         let waits = {
             let mut s = self.scheduler.borrow_mut();
             s.forget_queue(id);
+            if let Some(q) = s.queues.get_mut(id).filter(|q| !q.hosts.is_empty() && now - q.hosts_ms > HOSTS_MS) {
+                q.hosts = Rc::from([]);
+            }
             crate::why::count(&mut s, id, now);
             s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
         };

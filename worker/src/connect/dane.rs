@@ -55,13 +55,23 @@ pub async fn of_host(resolver: &SecureResolver, domain: &str, host: &Host, port:
         return Ok(Dane::Unused);
     }
     let unsigned = |r: &Result<std::rc::Rc<super::secure_dns::Answer>, String>| !r.as_ref().is_ok_and(|a| a.secure);
-    // Whoever can forge the way to the host can name one of his own. What cannot be looked up
-    // here was found by the other resolver: an upstream without DNSSEC defers no mail.
-    if !host.configured && unsigned(&resolver.look_up(domain, RecordType::MX).await) {
-        return Ok(Dane::Unused);
-    }
+    // Whoever can forge the way to the host can name one of his own.
     let name = host.name.trim_end_matches('.').to_ascii_lowercase();
-    let v4 = resolver.look_up(&name, RecordType::A).await;
+    if !host.configured {
+        let mx = resolver.vouched(resolver.look_up(domain, RecordType::MX).await)?;
+        if unsigned(&mx) {
+            return Ok(Dane::Unused);
+        }
+        let exchange = |d: &RData| match d {
+            RData::MX(mx) => mx.exchange.to_ascii().trim_end_matches('.').eq_ignore_ascii_case(&name),
+            _ => false,
+        };
+        let data = mx.as_ref().map(|a| &a.data[..]).unwrap_or_default();
+        if !(data.iter().any(exchange) || (data.is_empty() && host.implicit)) {
+            return Err(format!("{name} is not among the mail hosts of {domain} that DNSSEC vouches for"));
+        }
+    }
+    let v4 = resolver.vouched(resolver.look_up(&name, RecordType::A).await)?;
     let addresses = match &v4 {
         Ok(a) if a.data.is_empty() => resolver.look_up(&name, RecordType::AAAA).await,
         _ => v4,

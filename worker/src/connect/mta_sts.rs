@@ -3,7 +3,7 @@
 //! that nobody can take one away by keeping us from reading it again.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -153,12 +154,15 @@ struct Domain {
 pub struct Policies {
     folder: PathBuf,
     domains: RefCell<HashMap<String, Domain>>,
+    /// Domains whose policies are being looked for, and who waits for one of them.
+    reading: RefCell<HashSet<String>>,
+    read: Notify,
 }
 
 impl Policies {
     /// Policies kept in a folder, which all shards share.
     pub fn in_folder(folder: PathBuf) -> Policies {
-        Policies { folder, domains: RefCell::default() }
+        Policies { folder, domains: RefCell::default(), reading: RefCell::default(), read: Notify::new() }
     }
 
     /// The policy in force for a domain. What was read before holds until its life ends,
@@ -175,7 +179,35 @@ impl Policies {
         if until.is_some_and(|u| u > Instant::now()) {
             return kept.map(|k| k.policy);
         }
-        // Others who ask meanwhile go by what is known.
+        // Others who ask meanwhile go by what is known; where nothing is, they wait.
+        let first = self.reading.borrow_mut().insert(domain.to_owned());
+        if !first {
+            if kept.is_none() {
+                let over = async {
+                    while self.reading.borrow().contains(domain) {
+                        self.read.notified().await;
+                    }
+                };
+                let _ = timeout(FETCH_WAIT, over).await;
+            }
+            let known = self.domains.borrow().get(domain).and_then(|d| d.kept.clone());
+            return known.or(kept).map(|k| k.policy);
+        }
+        let policy = self.look(domain, kept, resolver, tls).await;
+        self.reading.borrow_mut().remove(domain);
+        self.read.notify_waiters();
+        policy
+    }
+
+    /// Looks for the record, and reads a policy that is new.
+    async fn look(
+        &self,
+        domain: &str,
+        kept: Option<Kept>,
+        resolver: &Resolver,
+        tls: &Arc<ClientConfig>,
+    ) -> Option<Rc<Policy>> {
+        let now = clock::now_ms();
         self.remember(domain, kept.clone(), RECORD_TTL);
         let record = resolver.txt(&format!("_mta-sts.{domain}")).await;
         let mut ids = record.iter().filter(|t| t.starts_with("v=STSv1")).filter_map(|t| record_id(t));
@@ -208,6 +240,12 @@ impl Policies {
                 kept.map(|k| k.policy)
             }
         }
+    }
+
+    /// A policy that was read before and holds still.
+    pub async fn kept(&self, domain: &str) -> Option<Rc<Policy>> {
+        let kept = self.read_kept(domain).await.filter(|k| k.ends_ms() > clock::now_ms());
+        kept.map(|k| k.policy)
     }
 
     fn remember(&self, domain: &str, kept: Option<Kept>, ttl: Duration) {

@@ -42,10 +42,13 @@ pub struct Answer {
 #[derive(Debug, Default)]
 pub struct SecureResolver {
     servers: Vec<SocketAddr>,
+    /// The operator named them (`dnssec-name-server`).
+    named: bool,
     known: RefCell<HashMap<(String, RecordType), (Instant, Known)>>,
 }
 
-type Known = Result<Rc<Answer>, String>;
+/// An answer, or why there is none.
+pub type Known = Result<Rc<Answer>, String>;
 
 impl SecureResolver {
     /// One that asks `trusted`, else those of `servers` (or of the system, when there are none)
@@ -57,12 +60,25 @@ impl SecureResolver {
             (true, false) => parsed(servers).into_iter().filter(|s| s.ip().is_loopback()).collect(),
             (true, true) => of_the_system().into_iter().filter(|s| s.ip().is_loopback()).collect(),
         };
-        SecureResolver { servers, known: RefCell::default() }
+        SecureResolver { servers, named: !trusted.is_empty(), known: RefCell::default() }
     }
 
     /// There is a resolver to trust.
     pub fn is_available(&self) -> bool {
         !self.servers.is_empty()
+    }
+
+    /// What failed to be found out is an error where the operator relies on these resolvers (RFC
+    /// 7672 section 2.1.1). Of one that just happens to be on this machine it is taken to know
+    /// nothing of DNSSEC, so that it defers no mail.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn vouched(&self, answer: Known) -> Result<Known, String> {
+        match answer {
+            Err(e) if self.named => Err(e),
+            other => Ok(other),
+        }
     }
 
     /// What is known of a name.

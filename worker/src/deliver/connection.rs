@@ -20,7 +20,6 @@ use super::transaction;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
-use crate::connect::tls::Parameters;
 use crate::deliver::openers::SLOW;
 use crate::route::paths;
 use crate::schedule::scheduler::Content;
@@ -250,10 +249,13 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
 async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, held: Held) {
     let id = path.id;
     let seat = Seat::take(&shard, id, held.keys());
-    let host = path.origin.as_ref().map(|_| session.host.clone());
-    host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, true));
+    let host = path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone()));
+    let count = |opened| {
+        host.iter().for_each(|(h, with)| shard.scheduler.borrow_mut().count_host(id, h, with.as_ref(), opened));
+    };
+    count(true);
     serve(&shard, &mut path, session, &seat).await;
-    host.iter().for_each(|h| shard.scheduler.borrow_mut().count_host(id, h, false));
+    count(false);
     drop(held);
     drop(seat);
     shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
@@ -351,10 +353,7 @@ pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
 /// Whether mail of a queue may go by a connection: the hosts of its domain are those that the
 /// connection was opened for, or the host is one of them and is trusted as the domain demands.
 fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
-    let fits = |(host, demand): &(String, Option<Rc<Parameters>>)| {
-        *host == s.host && demand.as_deref().is_none_or(|d| s.parameters.as_ref() == Some(d))
-    };
-    q.origin == path.origin || q.hosts.iter().any(fits)
+    q.origin == path.origin || q.is_carried_by(&s.host, s.parameters.as_ref())
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
@@ -368,7 +367,9 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
         // Hosts of other domains have their turn.
         if rolled_up && messages % TURN_MESSAGES == TURN_MESSAGES - 1 {
             let s = shard.scheduler.borrow();
-            if s.paths.get(path.id).is_some_and(|p| p.is_full()) && s.has_unserved(path.id, clock::now_ms()) {
+            let now = clock::now_ms();
+            let full = s.paths.get(path.id).is_some_and(|p| p.is_full() || p.blocked_until_ms > now);
+            if full && s.has_unserved(path.id, now) {
                 break;
             }
         }
@@ -476,10 +477,19 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
+    // Once the end of the content is on its way the receiver may have it: nothing is taken back.
+    let content_sent = Rc::clone(&s.content_sent);
+    content_sent.set(false);
+    let cut_in_time = async {
+        cut.wait().await;
+        if content_sent.get() {
+            std::future::pending::<()>().await;
+        }
+    };
     let sent = tokio::select! {
         biased;
         r = transaction::send(s, e, &batch.recipients, &content.body, &path.rules) => Some(r),
-        () = cut.wait() => None,
+        () = cut_in_time => None,
     };
     let Some(mut result) = sent else {
         // Mail of a higher queue-priority needs the place: what was under way begins anew.

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::connect::mx::Family;
 use crate::connect::tls::Parameters;
 use crate::route::rollup;
-use crate::schedule::QueueId;
+use crate::schedule::{Queue, QueueId};
 use crate::shard::Shard;
 
 /// After a connection was refused while others of the path are open, milliseconds.
@@ -99,7 +99,9 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let mut full = false;
     let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
     let (health, began) = (&shard.address_health, clock::now_ms());
-    let some_alive = hosts.iter().flat_map(|h| &h.addresses).any(|a| !health.is_down(*a, path.source, began));
+    let usable = hosts.iter().filter(|h| !skipped.contains(&h.name)).flat_map(|h| &h.addresses);
+    let fits = |a: &&std::net::SocketAddr| path.source.is_none_or(|s| s.is_ipv4() == a.is_ipv4());
+    let some_alive = usable.filter(fits).any(|a| !health.is_down(*a, path.source, began));
     for host in hosts.iter().filter(|h| !skipped.contains(&h.name)) {
         let security = match protection.of_host(snapshot, &path.rules, &domain, sts.as_deref(), host).await {
             Ok(s) => s,
@@ -192,9 +194,13 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
 fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
     let s = &mut *shard.scheduler.borrow_mut();
     let (Some(q), Some(p)) = (s.queues.get_mut(path.queue), s.paths.get(path.id)) else { return false };
+    if !is_opened_for(path, q) {
+        return false;
+    }
     let new = q.hosts.is_empty();
     q.hosts = Rc::from(known);
-    let served = new && q.hosts.iter().any(|(h, d)| d.is_none() && p.open_hosts.iter().any(|(o, _)| o == h));
+    q.hosts_ms = clock::now_ms();
+    let served = new && p.serves(q);
     if served {
         p.work.notify_one();
     }
@@ -202,13 +208,24 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
 }
 
 /// No host took the session. What is the matter with one domain's hosts is no matter of the
-/// others in the path; what the receiver itself says is.
+/// others in the path; what the receiver itself says is, and so is a failure beside connections
+/// that go on, or of one member of a pool.
 fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
-    if path.origin.is_none() || failure.verdict.remote {
+    let alone = {
+        let s = shard.scheduler.borrow();
+        let of_domain = s.queues.get(path.queue).is_some_and(|q| is_opened_for(path, q) && q.members.len() == 1);
+        of_domain && s.paths.get(path.id).is_some_and(|p| p.connections == 0)
+    };
+    if path.origin.is_none() || failure.verdict.remote || !alone {
         return queue_failed(shard, path, failure);
     }
     tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
     shard.scheduler.borrow_mut().defer_queue(path.queue, clock::now_ms(), failure);
+}
+
+/// The queue that a connection was to be opened for: its number may be another one's by now.
+fn is_opened_for(path: &Path, q: &Queue) -> bool {
+    q.origin == path.origin && q.destination == path.destination
 }
 
 /// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:

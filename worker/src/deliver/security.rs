@@ -72,8 +72,8 @@ impl Protection {
         match self.configs.of(&web) {
             Ok(tls) => self.policies.of(domain, resolver, &tls).await,
             Err(e) => {
-                tracing::debug!(domain, error = e, "MTA-STS is not used");
-                None
+                tracing::debug!(domain, error = e, "no new MTA-STS policies are read");
+                self.policies.kept(domain).await
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The client's side of a session: bytes out, replies in, under timeouts.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -167,6 +167,8 @@ pub struct Session {
     pub local: IpAddr,
     /// What the last EHLO offered.
     pub extensions: Extensions,
+    /// The end of a message's content is being written, or was.
+    pub content_sent: Rc<Cell<bool>>,
     /// A firewall hides the greeting, and may lose the end of data that comes in parts.
     pub behind_pix: bool,
     /// What came of STARTTLS; `None` in the clear.
@@ -222,6 +224,7 @@ impl Session {
             peer,
             local,
             extensions: Extensions::default(),
+            content_sent: Rc::default(),
             behind_pix: false,
             tls: None,
             parameters: None,

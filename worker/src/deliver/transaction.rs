@@ -177,6 +177,7 @@ async fn flight(
     }
     if chunked {
         commands.extend_from_slice(format!("BDAT {size} LAST\r\n").as_bytes());
+        s.content_sent.set(true);
         s.write(
             &mut [IoSlice::new(&commands), IoSlice::new(&body[0]), IoSlice::new(&body[1])],
             rules.data_send_timeout,
@@ -216,6 +217,7 @@ async fn flight(
         }
         // A receiver that says 354 without a recipient still waits for an end of data.
         let stuffed = if accepted > 0 { dot_stuffed(body) } else { vec![Bytes::from_static(b".\r\n")] };
+        s.content_sent.set(true);
         let apart = usize::from(s.behind_pix && rules.pix_bug_workaround);
         // The final dot in a segment of its own.
         for part in [&stuffed[..stuffed.len() - apart], &stuffed[stuffed.len() - apart..]] {

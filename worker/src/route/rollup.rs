@@ -21,6 +21,8 @@ use crate::shard::Shard;
 
 /// How long mail is routed straight before the domain's owner looks at its hosts again.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
+/// Bytes of `QUEUE/DOMAIN`.
+const DESTINATION_BYTES_MAX: usize = 255;
 /// Domains that are remembered.
 const KNOWN_MAX: usize = 50_000;
 
@@ -94,7 +96,9 @@ pub async fn decide(config: &Config, rules: &DomainRules, domain: &str, resolver
             }
         };
         if takes {
-            return Some(r.queue.as_str().to_owned()).filter(|q| q != domain);
+            // The index of the spool holds so much of a destination.
+            let fits = r.queue.len() + 1 + domain.len() <= DESTINATION_BYTES_MAX;
+            return fits.then(|| r.queue.as_str().to_owned());
         }
     }
     None

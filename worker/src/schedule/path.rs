@@ -7,11 +7,12 @@ use std::rc::Rc;
 use ipc::backoff::{Limits, Mode};
 use ipc::rules::{DomainRules, Rate};
 
-use super::queue::QueueId;
+use super::queue::{Queue, QueueId};
 use super::queue_set::QueueSet;
 use super::rate::Pace;
 use crate::classify::outcome::Failure;
 use crate::classify::reply_patterns::Matches;
+use crate::connect::tls::Parameters;
 
 /// Number of a path within its shard.
 pub type PathId = usize;
@@ -85,8 +86,9 @@ pub struct Path {
     pub ready: QueueSet,
     /// The queue that was served last.
     pub turn: QueueId,
-    /// Hosts that connections are open to, and how many, while mail that rolled up goes by it.
-    pub open_hosts: Vec<(String, u32)>,
+    /// Hosts that connections are open to, how they are protected, and how many there are; while
+    /// mail that rolled up goes by it.
+    pub open_hosts: Vec<(String, Option<Parameters>, u32)>,
     /// Open connections.
     pub connections: u32,
     /// Connections being opened.
@@ -220,6 +222,11 @@ impl Path {
     /// Its queues that may have mail ready, the one behind the last served first.
     pub fn in_turn(&self) -> impl Iterator<Item = QueueId> + '_ {
         self.ready.behind(self.turn)
+    }
+
+    /// One of its connections can carry the mail of a queue that rolled up.
+    pub fn serves(&self, q: &Queue) -> bool {
+        self.open_hosts.iter().any(|(host, parameters, _)| q.is_carried_by(host, parameters.as_ref()))
     }
 
     /// It has as many connections as it may.

@@ -77,6 +77,8 @@ pub struct Queue {
     /// Those hosts as they were found last, and what each demands of a connection that others
     /// opened.
     pub hosts: Rc<[(String, Option<Rc<Parameters>>)]>,
+    /// When they were found, Unix milliseconds.
+    pub hosts_ms: i64,
     /// When mail that rolled up may be tried again after its own domain failed, Unix milliseconds.
     pub retry_at_ms: i64,
     /// Position in `retry-after` then.
@@ -139,6 +141,14 @@ impl Queue {
             0 => i64::MAX,
             n => n.min(i64::MAX as u128) as i64,
         }
+    }
+
+    /// A connection to a host, protected as `parameters` say, can carry its mail.
+    pub fn is_carried_by(&self, host: &str, parameters: Option<&Parameters>) -> bool {
+        let fits = |(h, demand): &(String, Option<Rc<Parameters>>)| {
+            h == host && demand.as_deref().is_none_or(|d| parameters == Some(d))
+        };
+        self.hosts.iter().any(fits)
     }
 
     /// Mail of it may go, as far as operators and its own domain's hosts decide.

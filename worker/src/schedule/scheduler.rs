@@ -15,6 +15,7 @@ use super::job::{JobId, Jobs};
 use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
+use crate::connect::tls::Parameters;
 
 /// Messages whose contents are freed at once.
 const CONTENTS_DROPPED_MAX: usize = 10_000;
@@ -150,6 +151,7 @@ impl Scheduler {
             destination: if origin.is_some() { Rc::from(queue_part(destination)) } else { Rc::clone(&key.0) },
             origin,
             hosts: Rc::from([]),
+            hosts_ms: 0,
             retry_at_ms: 0,
             retry_step: 0,
             via: Rc::clone(&key.1),
@@ -470,17 +472,13 @@ impl Scheduler {
 
     /// The queue whose hosts the next connection of path `id` is to be opened to: one that no
     /// open connection serves, if there is one.
-    pub fn unserved(&self, id: PathId, now_ms: i64) -> Option<QueueId> {
-        let p = self.paths.get(id)?;
+    pub fn unserved(&self, path: PathId, now_ms: i64) -> Option<QueueId> {
+        let p = self.paths.get(path)?;
         let able = |id: &QueueId| {
             let q = self.queues.get(*id).filter(|q| q.may_go(now_ms) && !q.ready.is_empty());
-            q.is_some_and(|q| q.ready.next(|j| self.jobs.may_go(j)).is_some())
+            q.is_some_and(|q| q.ready.next(|j| self.jobs.may_go(j)).is_some()) && self.may_pull(*id, path, now_ms)
         };
-        let open = |host: &String| p.open_hosts.iter().any(|(h, _)| h == host);
-        let served = |id: &QueueId| {
-            let q = self.queues.get(*id);
-            q.is_none_or(|q| q.origin.is_none() || q.hosts.iter().any(|(h, _)| open(h)))
-        };
+        let served = |id: &QueueId| self.queues.get(*id).is_none_or(|q| q.origin.is_none() || p.serves(q));
         let mut first = None;
         for queue in p.in_turn().filter(able).take(UNSERVED_MAX) {
             if !served(&queue) {
@@ -495,20 +493,19 @@ impl Scheduler {
     pub fn has_unserved(&self, id: PathId, now_ms: i64) -> bool {
         let Some(p) = self.paths.get(id).filter(|p| !p.open_hosts.is_empty()) else { return false };
         let queue = self.unserved(id, now_ms).and_then(|q| self.queues.get(q));
-        let open = |host: &String| p.open_hosts.iter().any(|(h, _)| h == host);
-        queue.is_some_and(|q| q.origin.is_some() && !q.hosts.iter().any(|(h, _)| open(h)))
+        queue.is_some_and(|q| q.origin.is_some() && !p.serves(q))
     }
 
     /// A connection of path `id` to a host was opened, or closed.
-    pub fn count_host(&mut self, id: PathId, host: &str, opened: bool) {
+    pub fn count_host(&mut self, id: PathId, host: &str, parameters: Option<&Parameters>, opened: bool) {
         let Some(p) = self.paths.get_mut(id) else { return };
-        let at = p.open_hosts.iter().position(|(h, _)| h == host);
+        let at = p.open_hosts.iter().position(|(h, with, _)| h == host && with.as_ref() == parameters);
         match (at, opened) {
-            (Some(at), true) => p.open_hosts[at].1 += 1,
-            (None, true) => p.open_hosts.push((host.to_owned(), 1)),
+            (Some(at), true) => p.open_hosts[at].2 += 1,
+            (None, true) => p.open_hosts.push((host.to_owned(), parameters.cloned(), 1)),
             (Some(at), false) => {
-                p.open_hosts[at].1 -= 1;
-                if p.open_hosts[at].1 == 0 {
+                p.open_hosts[at].2 -= 1;
+                if p.open_hosts[at].2 == 0 {
                     p.open_hosts.swap_remove(at);
                 }
             }
