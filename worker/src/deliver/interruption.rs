@@ -15,6 +15,8 @@ use crate::shard::{Shard, Signal};
 /// A path that has but one connection more than another of its priority keeps it for so long,
 /// milliseconds, before they change places.
 const SLICE_MS: i64 = 2_000;
+/// Requests are looked at so often at most, milliseconds.
+const ANSWER_EVERY_MS: i64 = 10;
 /// Pause between looks for requests of other shards.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -34,9 +36,9 @@ struct Open {
     request: Cell<Option<Request>>,
 }
 
-/// All open connections of a shard.
+/// All open connections of a shard, and when requests were last looked at.
 #[derive(Debug, Default)]
-pub struct Connections(RefCell<Slab<Rc<Open>>>);
+pub struct Connections(RefCell<Slab<Rc<Open>>>, Cell<i64>);
 
 impl Connections {
     /// Connections of path `id` that hold a place of `key`.
@@ -108,13 +110,21 @@ pub fn answer(shard: &Rc<Shard>) {
         return;
     }
     let now = clock::now_ms();
+    // Thousands of paths may find a limit full at once.
+    if now - shard.open.1.get() < ANSWER_EVERY_MS {
+        return;
+    }
+    shard.open.1.set(now);
     for r in shard.ledger.requests_now(now).filter(|r| !r.answered) {
         let held = open.iter().map(|(_, c)| c).filter(|c| c.keys.contains(&r.ask.key));
         let free = held.filter(|c| c.request.get().is_none() && !is_own(shard, &r, c));
-        let Some((_, at_once, c)) = free.filter_map(|c| rank(shard, &open, &r, c, now)).min_by_key(|(rank, ..)| *rank)
-        else {
+        let mut free = free.peekable();
+        let idle = free.clone().find(|c| c.idle.get()).map(|c| ((0, 0), false, c));
+        if free.peek().is_none() {
             continue;
-        };
+        }
+        let best = idle.or_else(|| free.filter_map(|c| rank(shard, &open, &r, c, now)).min_by_key(|(rank, ..)| *rank));
+        let Some((_, at_once, c)) = best else { continue };
         if shard.ledger.answer(&r, now) {
             c.request.set(Some(r));
             c.end.raise();
