@@ -107,6 +107,11 @@ pub struct Heartbeat {
     pub syncs: u64,
     /// Bytes written to the segment log since start.
     pub log_bytes: u64,
+    /// Part of the time that the worker had work of late, in a thousand; 0 where it is not measured
+    /// (`spread auto`).
+    pub busy_permille: u32,
+    /// The destination that most recipients were attempted at of late, and its part of all.
+    pub hottest: Option<(String, u32)>,
     /// Epoch of the shard map when every destination that it moved has been released by its
     /// owner before; 0 until then.
     pub settled_epoch: u64,

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::rules::{ArchivedSetting, ArchivedValue, Setting};
+use crate::rules::{ArchivedSetting, ArchivedValue, Setting, Value};
 
 /// Key of a setting that lets a `<profile>` take effect in its place; its value is the
 /// profile's index.
@@ -131,6 +131,41 @@ impl LayersBuilder {
     pub fn blocks(&self) -> impl Iterator<Item = &[Setting]> {
         let all = self.blocks.values().flatten();
         all.filter(|((scope, _), _)| *scope != Scope::BuiltIn).map(|(_, settings)| settings.as_slice())
+    }
+
+    /// Patterns of blocks at top level that set a directive whose value is a number, most
+    /// specific first.
+    pub fn numbers(&self, key: u16) -> Vec<(String, u64)> {
+        let mut all = Vec::new();
+        for (pattern, scopes) in &self.blocks {
+            let mut last = None;
+            for (_, settings) in scopes.iter().filter(|((scope, _), _)| *scope == Scope::Global) {
+                settings.iter().for_each(|s| last = self.number(s, key, 0).or(last));
+            }
+            all.extend(last.map(|n| (pattern.clone(), n)));
+        }
+        // As `matching_patterns` orders them: by suffix, and of one suffix the narrower.
+        let rank = |p: &str| match p {
+            "*" => (0, 0),
+            _ => match (p.strip_prefix("[*.]"), p.strip_prefix("*.")) {
+                (Some(suffix), _) => (suffix.len(), 1),
+                (_, Some(suffix)) => (suffix.len(), 2),
+                _ => (usize::MAX, 3),
+            },
+        };
+        all.sort_by_key(|(p, _)| std::cmp::Reverse(rank(p)));
+        all
+    }
+
+    fn number(&self, s: &Setting, key: u16, depth: usize) -> Option<u64> {
+        match s.value {
+            Value::Number(n) if s.key == key => Some(n),
+            Value::Number(n) if s.key == USE_PROFILE && depth < PROFILE_DEPTH_MAX => {
+                let settings = self.profiles.get(n as usize).map_or(&[][..], |p| &p.settings);
+                settings.iter().fold(None, |last, s| self.number(s, key, depth + 1).or(last))
+            }
+            _ => None,
+        }
     }
 
     /// The layers as the snapshot holds them.
@@ -290,7 +325,6 @@ pub fn pattern_matches(pattern: &str, domain: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Value;
     use proptest::prelude::*;
 
     fn setting(key: u16, n: u64) -> Setting {
@@ -386,6 +420,21 @@ mod tests {
         assert_eq!(last.len(), 3);
         assert_eq!(last[&0].0, None);
         assert_eq!(last[&2].0.as_deref(), Some("q"));
+    }
+
+    #[test]
+    fn numbers_at_top_level_are_found_most_specific_first() {
+        let mut b = LayersBuilder::default();
+        b.profiles.push(Profile { name: "p".into(), settings: vec![setting(7, 3)] });
+        let profile = Setting { key: USE_PROFILE, file: 0, line: 0, value: Value::Number(0) };
+        b.add(Scope::Global, Named::Itself, "*", &[setting(7, 1)]);
+        b.add(Scope::Global, Named::Itself, "*.b.test", &[profile]);
+        b.add(Scope::Global, Named::Itself, "[*.]b.test", &[setting(7, 4)]);
+        b.add(Scope::Global, Named::Itself, "a.b.test", &[setting(7, 5), setting(7, 6), setting(8, 9)]);
+        b.add(Scope::Vmta(1), Named::Itself, "other.test", &[setting(7, 8)]);
+        let found = b.numbers(7);
+        let found: Vec<(&str, u64)> = found.iter().map(|(p, n)| (p.as_str(), *n)).collect();
+        assert_eq!(found, [("a.b.test", 6), ("*.b.test", 3), ("[*.]b.test", 4), ("*", 1)]);
     }
 
     #[test]

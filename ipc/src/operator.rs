@@ -136,6 +136,8 @@ pub struct ShardRow {
     pub connections_in: u32,
     /// Shares kept under handoff for other shards.
     pub handoffs: u64,
+    /// Recipients delivered since start.
+    pub delivered: u64,
     /// Group commits since start.
     pub syncs: u64,
     /// Bytes written to the segment log since start.

@@ -339,6 +339,7 @@ rules! {
         "file-destination" FileDestination file_destination: String = String::new();
         "command" Command command: String = String::new();
         "macro-variables-preserve-case" MacroVariablesPreserveCase macro_variables_preserve_case: bool = false;
+        "spread" Spread spread: u64 = 1;
         "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
     }
 }

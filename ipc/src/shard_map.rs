@@ -1,22 +1,64 @@
-//! Which shard owns a destination.
+//! Which shards own a destination.
 
 use rkyv::{Archive, Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::layers::pattern_matches;
+
 /// Epoch and configured shards. A shard that is down keeps its destinations.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct ShardMap {
-    /// Grows by one with each change of `shards`.
+    /// Grows by one with each change of `shards` or `spread`.
     pub epoch: u64,
     /// Shard numbers, ascending.
     pub shards: Vec<u8>,
     /// The shards of the epoch before; empty when there was none. Destinations that moved
     /// are released by those that owned them.
     pub previous: Vec<u8>,
+    /// Destinations that several shards own, the pattern that counts first.
+    pub spread: Vec<Spread>,
+    /// Those of the epoch before.
+    pub previous_spread: Vec<Spread>,
+}
+
+/// `spread` of the destinations that a pattern matches.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Spread {
+    /// As a `<domain>` names them.
+    pub pattern: String,
+    /// How many shards own each; 0 is `auto`: one, until the supervisor finds it too hot.
+    pub over: u8,
+}
+
+/// The shards that own one destination, in an epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owners(Vec<u8>);
+
+impl Owners {
+    /// Whether a shard is one of them.
+    pub fn contains(&self, shard: u8) -> bool {
+        self.0.contains(&shard)
+    }
+
+    /// There are several: limits of its paths are counted in the ledger.
+    pub fn is_spread(&self) -> bool {
+        self.0.len() > 1
+    }
+
+    /// The numbers, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u8> + '_ {
+        self.0.iter().copied()
+    }
 }
 
 impl ShardMap {
-    /// The shard that owns `destination` in this epoch.
+    /// The first map of a server with `workers` shards.
+    pub fn first(workers: u8, spread: Vec<Spread>) -> ShardMap {
+        ShardMap { epoch: 1, shards: (0..workers).collect(), spread, ..ShardMap::default() }
+    }
+
+    /// The shard that owns `destination` in this epoch; of several the first, which decides
+    /// what one has to.
     ///
     /// Rendezvous hash: adding one shard to `n` moves about `1/(n+1)` of the destinations,
     /// all of them to the newcomer. Every process that holds the same epoch gives the same
@@ -25,22 +67,78 @@ impl ShardMap {
         highest(&self.shards, destination).unwrap_or(0)
     }
 
-    /// The shard that owned `destination` in the epoch before, if there was one.
-    pub fn owner_before(&self, destination: &str) -> Option<u8> {
-        highest(&self.previous, destination)
+    /// All shards that own `destination` in this epoch.
+    pub fn owners(&self, destination: &str) -> Owners {
+        owners(&self.shards, &self.spread, destination)
     }
 
-    /// The map that follows this one, of `workers` shards.
-    pub fn next(&self, workers: u8) -> ShardMap {
-        ShardMap { epoch: self.epoch + 1, shards: (0..workers).collect(), previous: self.shards.clone() }
+    /// Those of the epoch before; none if there was none.
+    pub fn owners_before(&self, destination: &str) -> Owners {
+        owners(&self.previous, &self.previous_spread, destination)
     }
+
+    /// The owner that takes one message to `destination`; `turn` grows with each message, so
+    /// that several owners take the same share.
+    pub fn taker(&self, destination: &str, turn: u64) -> u8 {
+        match over(&self.spread, destination) {
+            0 | 1 => self.owner(destination),
+            _ => {
+                let Owners(all) = self.owners(destination);
+                all.get((turn % all.len().max(1) as u64) as usize).copied().unwrap_or(0)
+            }
+        }
+    }
+
+    /// Whether one of the shards owns `destination`.
+    pub fn is_owner(&self, destination: &str, shard: u8) -> bool {
+        match over(&self.spread, destination) {
+            0 | 1 => self.owner(destination) == shard,
+            _ => self.owners(destination).contains(shard),
+        }
+    }
+
+    /// The map that follows this one.
+    pub fn next(&self, workers: u8, spread: Vec<Spread>) -> ShardMap {
+        ShardMap {
+            epoch: self.epoch + 1,
+            shards: (0..workers).collect(),
+            previous: self.shards.clone(),
+            spread,
+            previous_spread: self.spread.clone(),
+        }
+    }
+}
+
+/// Over how many shards a destination is spread, as written.
+pub fn over(spread: &[Spread], destination: &str) -> u8 {
+    if spread.is_empty() {
+        return 1;
+    }
+    let destination = crate::message::queue_part(destination);
+    spread.iter().find(|s| pattern_matches(&s.pattern, destination)).map_or(1, |s| s.over)
+}
+
+fn score(shard: u8, destination: &str) -> u64 {
+    xxh3_64_with_seed(destination.as_bytes(), 0x5_1u64 << 8 | u64::from(shard))
 }
 
 fn highest(shards: &[u8], destination: &str) -> Option<u8> {
     // What rolls up to one queue has one owner.
     let destination = crate::message::queue_part(destination);
-    let score = |s: u8| xxh3_64_with_seed(destination.as_bytes(), 0x5_1u64 << 8 | u64::from(s));
-    shards.iter().copied().max_by_key(|s| score(*s))
+    shards.iter().copied().max_by_key(|s| score(*s, destination))
+}
+
+fn owners(shards: &[u8], spread: &[Spread], destination: &str) -> Owners {
+    let n = usize::from(over(spread, destination)).max(1);
+    if n == 1 {
+        return Owners(highest(shards, destination).into_iter().collect());
+    }
+    let destination = crate::message::queue_part(destination);
+    let mut all = shards.to_vec();
+    all.sort_by_key(|s| std::cmp::Reverse(score(*s, destination)));
+    all.truncate(n);
+    all.sort_unstable();
+    Owners(all)
 }
 
 #[cfg(test)]
@@ -49,7 +147,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn map(n: u8) -> ShardMap {
-        ShardMap { epoch: 1, shards: (0..n).collect(), previous: Vec::new() }
+        ShardMap::first(n, Vec::new())
     }
 
     #[test]
@@ -66,10 +164,28 @@ mod tests {
         assert!((800..1200).contains(&moved), "a quarter should move, {moved} of 4000 did");
     }
 
+    #[test]
+    fn the_first_pattern_that_matches_counts_and_a_queue_spreads_with_all_that_roll_up_to_it() {
+        let one = |p: &str, over| Spread { pattern: p.into(), over };
+        let m = ShardMap::first(4, vec![one("hot.test", 3), one("*.test", 2), one("*", 0)]);
+        let count = |d: &str| m.owners(d).iter().count();
+        assert_eq!([count("hot.test"), count("a.test"), count("a.example")], [3, 2, 1]);
+        assert_eq!(m.owners("hot.test/other.example"), m.owners("hot.test"));
+        let takers: Vec<u8> = (0..6).map(|turn| m.taker("hot.test", turn)).collect();
+        assert_eq!(takers[..3], takers[3..]);
+        assert!(m.owners("hot.test").iter().eq(takers[..3].iter().copied()));
+    }
+
     proptest! {
         #[test]
-        fn the_owner_is_one_of_the_shards(d in "[a-z]{1,20}", n in 1u8..40) {
-            prop_assert!(map(n).shards.contains(&map(n).owner(&d)));
+        fn owners_are_some_of_the_shards_and_the_first_is_among_them(
+            d in "[a-z]{1,20}", n in 1u8..40, spread in 0u8..50,
+        ) {
+            let m = ShardMap::first(n, vec![Spread { pattern: "*".into(), over: spread }]);
+            let all = m.owners(&d);
+            prop_assert_eq!(all.iter().count(), usize::from(spread.clamp(1, n)));
+            prop_assert!(all.contains(m.owner(&d)) && all.iter().all(|s| m.is_owner(&d, s) && s < n));
+            prop_assert!(all.contains(m.taker(&d, 12345)));
         }
     }
 }

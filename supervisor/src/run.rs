@@ -1,6 +1,7 @@
 //! `sluice run`: start order, reload, scaling, stop.
 
 mod reload;
+mod spread;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
 use ipc::ledger::Ledger;
-use ipc::shard_map::ShardMap;
+use ipc::shard_map::{ShardMap, Spread};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
@@ -23,6 +24,7 @@ use crate::config::compile::Overrides;
 use crate::config::{self, Compiled};
 use crate::shards::{Slot, State, Totals, control, process};
 use crate::{Failure, http, listen, operator, rights};
+use spread::Automatic;
 
 /// How long workers may take to answer an operator's question.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
@@ -58,6 +60,8 @@ pub struct Supervisor {
     pub started: SystemTime,
     /// Counted by shards that were scaled away.
     pub gone: Cell<Totals>,
+    /// What `spread auto` came to.
+    automatic: RefCell<Automatic>,
     questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
     next_question: Cell<u64>,
 }
@@ -123,6 +127,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     let cpus = cpus(&compiled);
     let workers = compiled.workers.unwrap_or(cpus.len() as u32).max(1) as usize;
     let http_port = compiled.http_port;
+    let spread = compiled.spread.clone();
     let left_over = shards_left_over(&spools, workers as u8);
     let numbers: Vec<u8> = (0..workers as u8).chain(left_over.iter().copied()).collect();
     let sup = Rc::new(Supervisor {
@@ -135,16 +140,18 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         ledger_fd: RefCell::new(ledger_fd),
         listeners: RefCell::new(listeners),
         slots: RefCell::new(numbers.iter().map(|n| Slot::new(*n, cpus[usize::from(*n) % cpus.len()])).collect()),
-        map: RefCell::new(ShardMap { epoch: 1, shards: (0..workers as u8).collect(), previous: Vec::new() }),
+        map: RefCell::new(ShardMap::first(workers as u8, spread)),
         accounting: RefCell::new(files),
         changed: Notify::new(),
         stopping: Cell::new(false),
         stop: Notify::new(),
         started: SystemTime::now(),
         gone: Cell::default(),
+        automatic: RefCell::default(),
         questions: RefCell::default(),
         next_question: Cell::new(0),
     });
+    spawn_local(Rc::clone(&sup).watch_load());
     spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock")?));
     spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock")?));
     if http_port != 0 {
@@ -275,11 +282,11 @@ impl Supervisor {
         self.accounting.borrow_mut().adopt(accounting.to_vec(), &self.compiled.borrow().snapshot.accounting);
         let mut own = self.map.borrow_mut();
         if map.epoch >= own.epoch {
-            *own = if map.shards == own.shards {
+            *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
                 map.clone()
             } else {
-                // It was scaled while it ran; the configuration's number counts again.
-                ShardMap { epoch: map.epoch + 1, shards: own.shards.clone(), previous: map.shards.clone() }
+                // It was scaled while it ran; what the configuration says counts again.
+                map.next(own.shards.len() as u8, own.spread.clone())
             };
         }
     }
@@ -459,11 +466,8 @@ impl Supervisor {
         if !self.until(Duration::from_secs(60), Self::all_serve).await {
             return Err("the new workers do not serve; see the log".into());
         }
-        let map = self.map.borrow().next(workers as u8);
-        self.map.borrow_mut().clone_from(&map);
-        for s in self.slots.borrow().iter() {
-            s.order(ToWorker::Map(map.clone()), Vec::new());
-        }
+        let spread = self.map.borrow().spread.clone();
+        self.publish_map(workers as u8, spread);
         let sup = Rc::clone(self);
         let retire = async move { sup.retire_above(workers).await };
         if !wait {
@@ -475,6 +479,15 @@ impl Supervisor {
             return Err("some destinations still have connections at their owner before; see the log".into());
         }
         Ok(format!("{workers} workers"))
+    }
+
+    /// Puts the next shard map in force.
+    fn publish_map(&self, workers: u8, spread: Vec<Spread>) {
+        let map = self.map.borrow().next(workers, spread);
+        self.map.borrow_mut().clone_from(&map);
+        for s in self.slots.borrow().iter() {
+            s.order(ToWorker::Map(map.clone()), Vec::new());
+        }
     }
 
     /// Every destination that the last map moved has been released by its owner before.

@@ -33,6 +33,7 @@ pub fn shard_rows(sup: &Supervisor) -> Vec<ShardRow> {
         connections_in: s.heartbeat.connections_in,
         handoffs: s.heartbeat.handoffs,
         syncs: s.heartbeat.syncs,
+        delivered: s.heartbeat.delivered[0],
         log_bytes: s.heartbeat.log_bytes,
     };
     slots.iter().map(row).collect()

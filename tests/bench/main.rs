@@ -18,7 +18,7 @@ use sink::Sink;
 const HELP: &str = "\
 Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
 
-usage: bench [throughput] [accept] [latency] [queue] [queues] [config] [all]
+usage: bench [throughput] [hot] [accept] [latency] [queue] [queues] [config] [all]
        bench queue --recipients N       recipients queued (1000000)
                    --bytes N         bytes of a message there (1000)
        bench queues --queues N     queues with one message each (100000)
@@ -26,6 +26,7 @@ usage: bench [throughput] [accept] [latency] [queue] [queues] [config] [all]
                         --sessions N    client sessions (100)
 
 throughput  CPU per message with 1, 2 and 4 shards, even and skewed domains; Postfix
+hot         one destination delivered by one of two shards, by both, and as load asks
 accept      one shard, 100 sessions: messages per second, syncs and bytes written
 latency     single messages on an idle system
 queue       memory, restarts and rebuild with many recipients deferred
@@ -40,7 +41,7 @@ fn main() {
         at.and_then(|i| args.get(i)).map_or(default, |v| v.parse().expect("a number"))
     };
     let asked = |name: &str| args.iter().any(|a| a == name || a == "all");
-    let known = ["throughput", "accept", "latency", "queue", "queues", "config", "all"];
+    let known = ["throughput", "hot", "accept", "latency", "queue", "queues", "config", "all"];
     if !args.iter().any(|a| known.contains(&a.as_str())) {
         print!("{HELP}");
         return;
@@ -54,6 +55,9 @@ fn main() {
     let sink = Sink::start(50);
     if asked("throughput") {
         throughput(&binary, &sink, number("--messages", 30_000), number("--sessions", 100));
+    }
+    if asked("hot") {
+        hot(&binary, &sink, number("--messages", 300_000));
     }
     if asked("accept") {
         accept(&binary, &sink);
@@ -119,6 +123,24 @@ fn throughput(binary: &Path, sink: &Arc<Sink>, messages: u64, sessions: u64) {
         cpu.1 * 1e6 / few as f64,
         few as f64 / seconds,
     );
+}
+
+fn hot(binary: &Path, sink: &Arc<Sink>, messages: u64) {
+    let load = Load { messages, sessions: 100, domains: 1, skewed: false, bytes: 10_000 };
+    println!("| `spread` | messages/s | CPU per message | recipients delivered by each shard |\n|---|---|---|---|");
+    for spread in ["1", "2", "auto"] {
+        let mut server = Server::sluice(binary, 2, 1, sink.port, &format!(" spread {spread}"));
+        let seconds = run(&server, sink, load);
+        std::thread::sleep(Duration::from_millis(700)); // one more heartbeat
+        let of_each: Vec<String> = server.shards().iter().map(|s| s["delivered"].to_string()).collect();
+        let cpu = server.stop();
+        println!(
+            "| {spread} | {:.0} | {:.0} µs | {} |",
+            messages as f64 / seconds,
+            (cpu.0 + cpu.1) * 1e6 / messages as f64,
+            of_each.join(", "),
+        );
+    }
 }
 
 fn accept(binary: &Path, sink: &Arc<Sink>) {

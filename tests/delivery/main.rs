@@ -9,6 +9,7 @@ mod pools;
 mod priorities;
 mod rollup;
 mod source_addresses;
+mod spread;
 mod tls;
 mod tls_policies;
 mod transactions;

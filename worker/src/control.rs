@@ -23,6 +23,7 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use crate::account::file::{Files, Target};
 use crate::config::Config;
+use crate::heat::Heat;
 use crate::route::paths;
 use crate::shard::Shard;
 use crate::{Start, rows};
@@ -209,6 +210,8 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         deferred: c.deferred.get(),
         syncs: st.syncs.load(Relaxed),
         log_bytes: st.log_bytes.load(Relaxed),
+        busy_permille: 0,
+        hottest: None,
         settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
     }
 }
@@ -281,6 +284,7 @@ impl Worker {
     /// Speaks with the supervisor, and with its successor if it dies, until told to stop.
     async fn run(&mut self, mut control: FrameStream) {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+        let mut heat = Heat::default();
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
         loop {
@@ -307,7 +311,9 @@ impl Worker {
                 },
                     _ = beat.tick() => {
                     self.shard.publish_recipients();
-                    say(&control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await.is_ok()
+                    let (busy_permille, hottest) = heat.measure(&self.shard);
+                    let h = Heartbeat { busy_permille, hottest, ..heartbeat(&self.shard) };
+                    say(&control, &ToSupervisor::Heartbeat(h)).await.is_ok()
                 }
             };
             if self.leaving {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod connect;
 pub mod control;
 pub mod deliver;
+pub mod heat;
 pub mod prepare;
 pub mod report;
 pub mod rights;

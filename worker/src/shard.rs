@@ -27,6 +27,7 @@ use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
+use crate::route::twins;
 use crate::schedule::scheduler::{Content, Message};
 use crate::schedule::{Entry, PathId, QueueId, Scheduler, Timer};
 
@@ -117,6 +118,8 @@ pub struct Shard {
     pub open: Connections,
     stop: Rc<Signal>,
     message_counter: Cell<u64>,
+    /// See [`Shard::next_turn`].
+    turns: Cell<u64>,
     flush: Notify,
     /// Wakes the scheduler's loop.
     pub timers: Notify,
@@ -176,6 +179,7 @@ impl Shard {
             open: Connections::default(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
+            turns: Cell::new(u64::from(number)),
             flush: Notify::new(),
             timers: Notify::new(),
             pool_turns: RefCell::default(),
@@ -270,6 +274,14 @@ impl Shard {
         let n = self.message_counter.get().wrapping_add(1);
         self.message_counter.set(n);
         MessageId::new(clock::now_ms(), self.number, n)
+    }
+
+    /// A number that grows by one each time: mail to destinations with several owners goes to
+    /// them in turn.
+    pub fn next_turn(&self) -> u64 {
+        let n = self.turns.get();
+        self.turns.set(n.wrapping_add(1));
+        n
     }
 
     /// Notes a session that began or ended.
@@ -548,6 +560,7 @@ impl Shard {
         if self.stopping() {
             return false;
         }
+        twins::keep_up(self, id);
         let (wanted, serves) = {
             let mut s = self.scheduler.borrow_mut();
             let now = clock::now_ms();
@@ -556,9 +569,10 @@ impl Shard {
             let some = |p: &crate::schedule::Path| p.in_turn().take(QUEUES_LOOKED_AT).collect::<Vec<_>>();
             let Some((held, queues)) = s.paths.get(id).map(|p| (p.held, some(p))) else { return false };
             if held {
+                drop(s);
                 // Mail that came late for a destination that moved away follows it.
                 self.foreign.notify_one();
-                return false;
+                return paths::look_again(self, id) && self.pump(id);
             }
             let backlog: u64 =
                 queues.iter().filter(|q| s.may_pull(**q, id, now)).map(|q| s.share_of(*q, id, now)).sum();
@@ -681,6 +695,7 @@ impl Shard {
     }
 
     fn look_after_path(self: &Rc<Self>, id: PathId, now: i64) {
+        twins::keep_up(self, id);
         let over = {
             let mut s = self.scheduler.borrow_mut();
             let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);

@@ -23,7 +23,11 @@ const TAG_MASK: u64 = (1 << OWNER_SHIFT) - 1;
 /// A place in use; give it back with [`Ledger::give_place`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a place that is dropped stays taken until its shard restarts"]
-pub struct Place(u32);
+pub struct Place {
+    cell: u32,
+    /// Which of the name's places it is, from 0.
+    pub number: u32,
+}
 
 /// The number that stands for a name in the ledger.
 pub fn key(kind: &str, name: &str) -> u64 {
@@ -47,10 +51,13 @@ impl Ledger {
     /// will do.
     pub fn take_place(&self, key: u64, shard: u8, limit: u64, hint: u64) -> Option<Place> {
         let limit = limit.min(PLACES_MAX);
-        (0..limit).map(|i| (hint.wrapping_add(i)) % limit).find_map(|number| self.claim(mixed(key, number), shard))
+        (0..limit).map(|i| (hint.wrapping_add(i)) % limit).find_map(|number| {
+            let cell = self.claim(mixed(key, number), shard)?;
+            Some(Place { cell, number: number as u32 })
+        })
     }
 
-    fn claim(&self, hash: u64, shard: u8) -> Option<Place> {
+    fn claim(&self, hash: u64, shard: u8) -> Option<u32> {
         let cells = self.cells();
         // Never 0, which is an empty cell's.
         let tag = (hash & TAG_MASK).max(1);
@@ -65,12 +72,12 @@ impl Ledger {
             cells[at].store(0, SeqCst);
             return None;
         }
-        Some(Place(at as u32))
+        Some(at as u32)
     }
 
     /// Gives a place back.
     pub fn give_place(&self, place: Place) {
-        self.cells()[place.0 as usize].store(0, SeqCst);
+        self.cells()[place.cell as usize].store(0, SeqCst);
     }
 
     /// Frees the places that a dead worker held.
@@ -82,6 +89,15 @@ impl Ledger {
                 let _ = c.compare_exchange(held, 0, SeqCst, SeqCst);
             }
         }
+    }
+
+    /// The clock of a rate (Unix nanoseconds); 0 when it was never used.
+    pub fn clock(&self, key: u64) -> i64 {
+        let paces = self.paces();
+        let key = key.max(1);
+        let at = (0..PROBES).map(|i| (key as usize).wrapping_add(i) % LEDGER_PACES);
+        let found = at.into_iter().find(|at| paces[2 * at].load(SeqCst) == key);
+        found.map_or(0, |at| paces[2 * at + 1].load(SeqCst) as i64)
     }
 
     /// Changes the clock of a rate (Unix nanoseconds; 0 when it was never used) by `change`,

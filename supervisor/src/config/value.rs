@@ -148,14 +148,16 @@ fn flag(t: &str) -> Result<bool, Problem> {
     }
 }
 
-/// `range`: `LO..HI`, or empty; `unlimited` and `auto` are 0.
+/// `range`: `LO..HI`, `LO..HI,auto`, or empty; where they are allowed, `unlimited` and `auto` are 0.
 ///
 /// # Errors
 /// [`Problem`]
 pub fn number(t: &str, range: &str) -> Result<u64, Problem> {
+    let (range, or_auto) = range.strip_suffix(",auto").map_or((range, false), |r| (r, true));
     let bounds = range.split_once("..").map(|(lo, hi)| (lo.parse().unwrap_or(0), hi.parse().unwrap_or(u64::MAX)));
     let n = match t.to_ascii_lowercase().as_str() {
         "unlimited" | "auto" if bounds.is_none() => 0,
+        "auto" if or_auto => return Ok(0),
         n => n.parse().map_err(|_| match n.bytes().all(|b| b.is_ascii_digit()) && !n.is_empty() {
             true => Problem::other(format!("{t} is larger than any number that this program counts with")),
             false => Problem::expected("a whole number", t),
@@ -165,7 +167,7 @@ pub fn number(t: &str, range: &str) -> Result<u64, Problem> {
         Some((lo, hi)) if n < lo || n > hi => Err(Problem::expected(
             match hi {
                 u64::MAX => format!("a number of at least {lo}"),
-                _ => format!("a number from {lo} to {hi}"),
+                _ => format!("a number from {lo} to {hi}{}", if or_auto { ", or auto" } else { "" }),
             },
             t,
         )),
@@ -320,6 +322,7 @@ pub fn show(kind: &str, value: &Value) -> String {
         Value::Number(n) => match kind.split_once(':') {
             Some(("enum", names)) => names.split(',').nth(*n as usize).unwrap_or_default().to_owned(),
             _ if kind.starts_with("size") => show_size(*n),
+            _ if *n == 0 && kind.ends_with(",auto") => "auto".to_owned(),
             _ => n.to_string(),
         },
         Value::Millis(NEVER_MS) if kind == "grace" => "no".to_owned(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipc::control::ToWorker;
 use ipc::snapshot::MappedSnapshot;
+use tokio::task::spawn_local;
 
 use super::Supervisor;
 use crate::config::diff::Change;
@@ -132,6 +133,7 @@ impl Supervisor {
         }
         let generation = self.generation.get();
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
+        spawn_local(Rc::clone(self).spread_anew());
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
         }

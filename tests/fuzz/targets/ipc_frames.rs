@@ -25,7 +25,7 @@ use ipc::message::{
 use ipc::network::Network;
 use ipc::operator::{Answer, PathRow, QueueRow, Request, ShardRow};
 use ipc::rules::{Setting, Value};
-use ipc::shard_map::ShardMap;
+use ipc::shard_map::{ShardMap, Spread};
 use ipc::snapshot::{ArchivedSnapshot, Global, Pool, Snapshot, Source, VirtualMta};
 use ipc::stream::{FrameReader, FrameStream};
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -74,7 +74,19 @@ fn make<T: Make>(c: &mut Choices<'_>) -> T {
 
 impl Make for ShardMap {
     fn make(c: &mut Choices<'_>) -> ShardMap {
-        ShardMap { epoch: make(c), shards: make(c), previous: make(c) }
+        ShardMap {
+            epoch: make(c),
+            shards: make(c),
+            previous: make(c),
+            spread: make(c),
+            previous_spread: make(c),
+        }
+    }
+}
+
+impl Make for Spread {
+    fn make(c: &mut Choices<'_>) -> Spread {
+        Spread { pattern: make(c), over: c.byte() }
     }
 }
 
@@ -142,6 +154,7 @@ impl Make for ShardRow {
             connections_in: 5,
             handoffs: 6,
             syncs: 7,
+            delivered: 9,
             log_bytes: 8,
         }
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::backoff::Mode;
 use ipc::message::ArchivedEnvelope;
 use ipc::rules::DomainRules;
 use ipc::snapshot::ArchivedVirtualMta;
@@ -15,13 +16,13 @@ use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
 use super::open::{open, skip_host};
 use super::session::{Ear, Session, SessionFault};
-use super::shared_limits::{Held, SharedRates};
+use super::shared_limits::{Held, SharedRates, SourceWants, Wants};
 use super::transaction;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::deliver::openers::SLOW;
-use crate::route::paths;
+use crate::route::{paths, twins};
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
 use crate::shard::{Shard, Signal};
@@ -57,6 +58,10 @@ pub(super) struct Path {
     /// The connection is counted at its source address.
     counted: bool,
     rates: SharedRates,
+    /// The mode that they are those of.
+    mode: Mode,
+    /// Which place under `max-smtp-out` the connection has, where the destination is spread.
+    place: Option<u32>,
     pub ear: Rc<Ear>,
 }
 
@@ -65,15 +70,21 @@ impl Path {
     pub(super) fn refresh(&mut self, shard: &Shard) -> bool {
         let s = shard.scheduler.borrow();
         let Some(p) = s.paths.get(self.id) else { return false };
-        if !Rc::ptr_eq(&self.rules, &p.rules) {
-            self.rules = Rc::clone(&p.rules);
+        if !Rc::ptr_eq(&self.rules, &p.rules) || self.mode != p.mode {
+            (self.rules, self.mode) = (Rc::clone(&p.rules), p.mode);
             let config = shard.config();
             let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-            self.rates = SharedRates::of(&p.rules, vmta, &p.destination);
+            self.rates = SharedRates::of(p, vmta, self.source);
         }
         let now = clock::now_ms();
         let disabled = |ip| p.sources.iter().any(|s| s.ip == ip && s.disabled_until_ms > now);
-        !(p.held || p.paused || p.has_surplus() || self.source.is_some_and(disabled))
+        !(p.held || p.paused || p.has_surplus() || self.is_surplus(p) || self.source.is_some_and(disabled))
+    }
+
+    /// Twins share the places; one that is above what the limit is now is given up.
+    fn is_surplus(&self, p: &crate::schedule::Path) -> bool {
+        let most = p.limits().smtp_out;
+        p.twins.is_some() && most != 0 && self.place.is_none_or(|n| u64::from(n) >= most)
     }
 
     /// Notes which queue the batch in hand is from.
@@ -157,7 +168,9 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         name: p.name(),
         vmta: p.vmta,
         vmta_name: Rc::clone(&p.vmta_name),
-        rates: SharedRates::of(&p.rules, vmta, &p.destination),
+        rates: SharedRates::of(p, vmta, source),
+        mode: p.mode,
+        place: None,
         ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
         origin: s.queues.get(queue).and_then(|q| q.origin.clone()),
@@ -188,6 +201,8 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         source: None,
         counted: false,
         rates: SharedRates::default(),
+        mode: Mode::Normal,
+        place: None,
         ear: Ear::new(None),
     })
 }
@@ -288,7 +303,7 @@ fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
         let s = shard.scheduler.borrow();
         let p = s.paths.get(id)?;
         let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-        (p.queues.first()?, SharedRates::of(&p.rules, vmta, &p.destination))
+        (p.queues.first()?, SharedRates::of(p, vmta, None))
     };
     let path = path_of_queue(shard, queue)?;
     let s = shard.scheduler.borrow();
@@ -312,16 +327,24 @@ struct Blocked {
 async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, Blocked> {
     shard.connections.set(shard.connections.get() + 1);
     let config = shard.config();
-    let known =
-        shard.scheduler.borrow().paths.get(id).map(|p| (Rc::clone(&p.rules), Rc::clone(&p.destination), p.vmta));
-    let Some((rules, destination, vmta)) = known else { return Ok(None) };
-    let vmta = config.snapshot.get().vmtas.get(vmta as usize);
+    let Some(wants) = shard.scheduler.borrow().paths.get(id).map(Wants::of) else { return Ok(None) };
+    let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
     let again = || clock::now_ms() + ASK_AGAIN_MS;
-    let held = Held::take(shard, &config, &rules, vmta, &destination, id);
-    let mut held = held.map_err(|by| Blocked { until_ms: again(), by })?;
+    let blocked = |by| Blocked { until_ms: again(), by };
+    let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
     // A source address that only an event frees is looked at again before long all the same.
     let no_source = |at: i64| Blocked { until_ms: at.min(clock::now_ms() + 1000).max(again()), by: "" };
-    let Some(path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
+    let Some(mut path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
+    let of_source = {
+        let s = shard.scheduler.borrow();
+        let p = s.paths.get(id);
+        path.place = p.and_then(|p| p.twins.as_ref()).and_then(|t| held.number_under(t.connections));
+        p.zip(path.source).and_then(|(p, ip)| SourceWants::of(p, ip))
+    };
+    if let Some(Err(by)) = of_source.map(|w| held.take_source(&w)) {
+        leave_source(shard, &path);
+        return Err(blocked(by));
+    }
     let session = open(shard, &path, &mut held).await;
     if session.is_none() {
         leave_source(shard, &path);
@@ -362,6 +385,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
     let (end, cut) = (seat.end(), seat.cut());
     let rolled_up = path.origin.is_some();
     loop {
+        twins::keep_up(shard, path.id);
         let may_go_on = path.refresh(shard);
         let max = path.rules.max_msg_per_connection;
         // Hosts of other domains have their turn.

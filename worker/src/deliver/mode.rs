@@ -72,7 +72,7 @@ pub fn turned(shard: &Rc<Shard>, id: PathId, turn: Turn, why: &str) {
 }
 
 /// Moves what waits in a virtual MTA's own queue to where its rules send it now.
-pub(super) fn reroute(shard: &Rc<Shard>, id: QueueId) {
+pub fn reroute(shard: &Rc<Shard>, id: QueueId) {
     let target = {
         let mut s = shard.scheduler.borrow_mut();
         let Some(q) = s.queues.get(id).filter(|q| !q.of_pool) else { return };

@@ -1,7 +1,7 @@
 //! Limits over all shards that a connection is under: those of its virtual MTA, and those of
 //! the destination over all virtual MTAs.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use ipc::ledger::requests::Ask;
@@ -12,8 +12,9 @@ use ipc::rules::{DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
 use crate::config::Config;
-use crate::schedule::PathId;
+use crate::route::twins::{ramp_up, source_keys};
 use crate::schedule::rate::Pace;
+use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
 
 /// A rate with the name that it is counted under.
@@ -62,12 +63,13 @@ pub struct SharedRates {
     /// Recipients attempted.
     recipients: Vec<Named>,
     /// Bytes delivered.
-    volume: Option<Named>,
+    volume: Vec<Named>,
 }
 
 impl SharedRates {
-    /// Those of a path.
-    pub fn of(rules: &DomainRules, vmta: Option<&ArchivedVirtualMta>, destination: &str) -> SharedRates {
+    /// Those of a path, for a connection from `source`. Of a destination that is spread they
+    /// are all that it has.
+    pub fn of(p: &Path, vmta: Option<&ArchivedVirtualMta>, source: Option<IpAddr>) -> SharedRates {
         let rate = |r: (u64, u64)| Rate { count: r.0, per: std::time::Duration::from_millis(r.1) };
         let mut all = SharedRates::default();
         if let Some(v) = vmta {
@@ -75,18 +77,35 @@ impl SharedRates {
             let volume = rate((v.data_volume_rate.0.to_native(), v.data_volume_rate.1.to_native()));
             let name = v.name.as_str();
             all.recipients.extend((msg.count > 0).then(|| Named { key: key("vmta rate", name), rate: msg }));
-            all.volume = (volume.count > 0).then(|| Named { key: key("vmta volume", name), rate: volume });
+            all.volume.extend((volume.count > 0).then(|| Named { key: key("vmta volume", name), rate: volume }));
         }
-        let rate = rules.destination_max_msg_rate;
-        let named = || Named { key: key("destination rate", destination), rate };
+        let rate = p.rules.destination_max_msg_rate;
+        let named = || Named { key: key("destination rate", &p.destination), rate };
         all.recipients.extend((rate.count > 0).then(named));
+        if let Some(t) = &p.twins {
+            let (l, [msg, hour, volume, _]) = (p.limits(), t.windows);
+            all.take_in(&[(msg, l.msg_rate), (hour, l.msg_per_hour)], (volume, l.data_volume_rate));
+            if let Some(ip) = source.filter(|_| p.limits_sources()) {
+                let ([msg, volume, _], _) = source_keys(p, ip);
+                let rules = &p.rules;
+                let of_volume = rules.source_ip_max_data_volume_rate.of(ip);
+                all.take_in(&[(msg, rules.source_ip_max_msg_rate.of(ip))], (volume, of_volume));
+            }
+        }
         all
+    }
+
+    fn take_in(&mut self, recipients: &[(u64, Rate)], volume: (u64, Rate)) {
+        let named = |(key, rate): (u64, Rate)| (rate.count > 0).then_some(Named { key, rate });
+        self.recipients.extend(recipients.iter().copied().filter_map(named));
+        self.volume.extend(named(volume));
     }
 
     /// How many of `want` recipients of a message of `bytes` may be attempted now, and when one
     /// may be if that is none (Unix nanoseconds).
     pub fn grant(&self, ledger: &Ledger, want: u64, bytes: u64, now_ns: i64) -> (u64, i64) {
-        if let Some((false, at)) = self.volume.map(|v| v.ready(ledger, now_ns)) {
+        let not_ready = self.volume.iter().map(|v| v.ready(ledger, now_ns)).filter(|(ready, _)| !ready);
+        if let Some((_, at)) = not_ready.max_by_key(|(_, at)| *at) {
             return (0, at);
         }
         let mut granted = want;
@@ -110,6 +129,74 @@ impl SharedRates {
     }
 }
 
+/// What a connection is to be opened for.
+pub struct Wants {
+    rules: Rc<DomainRules>,
+    destination: Rc<str>,
+    /// Index of the virtual MTA.
+    pub vmta: u32,
+    /// Where the destination is spread.
+    of_twins: Option<TwinsWants>,
+}
+
+/// Limits of the path that all its twins share.
+struct TwinsWants {
+    connections: u64,
+    max_smtp_out: u64,
+    /// Rates of new connections, and their directives.
+    connects: [(u64, Rate, &'static str); 2],
+}
+
+/// The same of one of its source addresses.
+pub struct SourceWants {
+    connections: u64,
+    max_smtp_out: u64,
+    connects: u64,
+    max_connect_rate: Rate,
+}
+
+impl Wants {
+    /// What a connection of `p` needs.
+    pub fn of(p: &Path) -> Wants {
+        let l = p.limits();
+        let of_twins = p.twins.as_ref().map(|t| TwinsWants {
+            connections: t.connections,
+            max_smtp_out: l.smtp_out,
+            connects: [
+                (t.windows[3], l.connect_rate, "max-connect-rate"),
+                (t.ramp_up, ramp_up(p.rules.smtp_out_rampup_interval), "smtp-out-rampup-interval"),
+            ],
+        });
+        Wants { rules: Rc::clone(&p.rules), destination: Rc::clone(&p.destination), vmta: p.vmta, of_twins }
+    }
+}
+
+impl SourceWants {
+    /// What one from `ip` needs besides, if something.
+    pub fn of(p: &Path, ip: IpAddr) -> Option<SourceWants> {
+        let limited = p.twins.is_some() && p.limits_sources();
+        limited.then(|| {
+            let ([.., connects], connections) = source_keys(p, ip);
+            let max_smtp_out = p.rules.source_ip_max_smtp_out.of(ip).count;
+            let max_connect_rate = p.rules.source_ip_max_connect_rate.of(ip);
+            SourceWants { connections, max_smtp_out, connects, max_connect_rate }
+        })
+    }
+}
+
+/// Takes one of each, or of none.
+fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), &'static str> {
+    let now_ns = crate::clock::now_ns() as i64;
+    let named = |(key, rate, _): &(u64, Rate, _)| Named { key: *key, rate: *rate };
+    for (i, r) in rates.iter().enumerate().filter(|(_, (_, rate, _))| rate.count > 0) {
+        if named(r).take(ledger, 1, now_ns).0 == 0 {
+            rates[..i].iter().filter(|r| r.1.count > 0).for_each(|r| named(r).give_back(ledger, 1));
+            return Err(r.2);
+        }
+    }
+    Ok(())
+}
+
 /// What a connection holds in the ledger; given back when it is dropped.
 pub struct Held {
     shard: Rc<Shard>,
@@ -130,14 +217,17 @@ impl Held {
     pub fn take(
         shard: &Rc<Shard>,
         config: &Config,
-        rules: &DomainRules,
+        wants: &Wants,
         vmta: Option<&ArchivedVirtualMta>,
-        destination: &str,
         path: PathId,
     ) -> Result<Held, &'static str> {
+        let (rules, destination) = (&wants.rules, &*wants.destination);
         let priority = rules.queue_priority.min(100) as u8;
         let shard = Rc::clone(shard);
         let mut held = Held { shard, path, priority, slot: None, places: Vec::new() };
+        if let Some(t) = &wants.of_twins {
+            held.place(t.connections, t.max_smtp_out).ok_or("max-smtp-out")?;
+        }
         if let Some(v) = vmta {
             held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native())
                 .ok_or("max-smtp-out of the virtual MTA")?;
@@ -147,7 +237,27 @@ impl Held {
         let limit = config.global.total_max_smtp_out as usize;
         let hint = path.wrapping_mul(64);
         held.slot = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
-        if held.slot.is_none() { Err("total-max-smtp-out") } else { Ok(held) }
+        if held.slot.is_none() {
+            return Err("total-max-smtp-out");
+        }
+        if let Some(t) = &wants.of_twins {
+            take_all(&held.shard.ledger, &t.connects)?;
+        }
+        Ok(held)
+    }
+
+    /// Takes what a connection from one source address of a destination that is spread needs.
+    ///
+    /// # Errors
+    /// The name of the directive that has none left.
+    pub fn take_source(&mut self, p: &SourceWants) -> Result<(), &'static str> {
+        self.place(p.connections, p.max_smtp_out).ok_or("source-ip-max-smtp-out")?;
+        take_all(&self.shard.ledger, &[(p.connects, p.max_connect_rate, "source-ip-max-connect-rate")])
+    }
+
+    /// Which of the places of `max-smtp-out` it has, where the destination is spread.
+    pub fn number_under(&self, key: u64) -> Option<u32> {
+        self.places.iter().find(|(_, k)| *k == key).map(|(p, _)| p.number)
     }
 
     /// Takes what a connection to one host needs: `mx-connection-limit` and

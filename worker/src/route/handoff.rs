@@ -328,7 +328,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
         let map = shard.map.borrow();
         let there = |s: u8| map.shards.contains(&s) || shard.handoffs.link(s).connected.get();
         let asked = e.asked.as_ref().copied().filter(|s| *s != shard.number && there(*s));
-        asked.unwrap_or_else(|| map.owner(destination))
+        asked.unwrap_or_else(|| map.taker(destination, shard.next_turn()))
     };
     shard.handoffs.open.borrow_mut().insert(sequence);
     let taken = if owner == shard.number {

@@ -6,3 +6,4 @@ pub mod owner;
 pub mod paths;
 pub mod rollup;
 pub mod submit;
+pub mod twins;

@@ -24,7 +24,7 @@ pub async fn move_out(shard: Rc<Shard>) {
         let foreign: Vec<QueueId> = {
             let map = shard.map.borrow();
             let s = shard.scheduler.borrow();
-            let mine = |d: &str| map.owner(d) == shard.number;
+            let mine = |d: &str| map.is_owner(d, shard.number);
             s.queues.iter().filter(|(_, q)| q.recipients > 0 && !mine(&q.destination)).map(|(id, _)| id).collect()
         };
         if foreign.is_empty() {
@@ -69,7 +69,7 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> boo
     e.recipients.iter_mut().for_each(|r| r.destination = destination.as_ref().to_owned());
     let (epoch, owner) = {
         let map = shard.map.borrow();
-        (map.epoch, map.owner(&destination))
+        (map.epoch, map.taker(&destination, shard.next_turn()))
     };
     if owner == shard.number {
         return false;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ipc::frame::{FrameError, Header, archive, unarchive};
 use ipc::mesh::{self, Claim, PathState, Release, Windows};
+use ipc::shard_map::Owners;
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::clock;
+use crate::route::twins;
 use crate::schedule::path::Paces;
 use crate::schedule::rate::Pace;
 use crate::schedule::{Path, PathId};
@@ -56,12 +58,13 @@ impl Paths {
         self.outstanding.borrow().is_empty()
     }
 
-    fn released(&self, owner_before: Option<u8>, destination: &str) -> bool {
-        match owner_before.and_then(|o| self.outstanding.borrow().get(&o).cloned()) {
+    fn released(&self, owners_before: &Owners, destination: &str) -> bool {
+        let outstanding = self.outstanding.borrow();
+        owners_before.iter().all(|o| match outstanding.get(&o) {
             None => true,
             Some(None) => false,
             Some(Some(busy)) => !busy.contains(destination),
-        }
+        })
     }
 }
 
@@ -107,15 +110,45 @@ pub fn admit(shard: &Shard, p: &mut Path) {
         apply(p, &i.state);
         p.noted = i.noted;
     }
-    p.held = !may_deliver(shard, &p.destination);
+    own(shard, p);
     if p.held {
         shard.foreign.notify_one();
     }
 }
 
-fn may_deliver(shard: &Shard, destination: &str) -> bool {
+/// Whether a path is this shard's to deliver. What the ledger counts before and after needs no
+/// release: its limits hold whoever has the connections.
+fn may_deliver(shard: &Shard, p: &Path) -> bool {
     let map = shard.map.borrow();
-    map.owner(destination) == shard.number && shard.paths.released(map.owner_before(destination), destination)
+    if !map.is_owner(&p.destination, shard.number) {
+        return false;
+    }
+    if map.previous.is_empty() {
+        return true;
+    }
+    let (before, now) = (map.owners_before(&p.destination), map.owners(&p.destination));
+    if before.is_spread() && now.is_spread() {
+        return true;
+    }
+    let counted_otherwise = p.twins.is_some() != now.is_spread() && p.connections + p.connecting > 0;
+    !counted_otherwise && shard.paths.released(&before, &p.destination)
+}
+
+/// Holds a path that is not this shard's to deliver, and lets go one that is.
+fn own(shard: &Shard, p: &mut Path) {
+    p.held = !may_deliver(shard, p);
+    if !p.held {
+        let is_spread = shard.map.borrow().owners(&p.destination).is_spread();
+        twins::take_regime(&shard.ledger, p, is_spread);
+    }
+}
+
+/// A connection of a path that is held has ended: it may have been what it was held for.
+pub fn look_again(shard: &Shard, id: PathId) -> bool {
+    let mut s = shard.scheduler.borrow_mut();
+    let Some(p) = s.paths.get_mut(id) else { return false };
+    own(shard, p);
+    !p.held
 }
 
 /// Takes over the values that the spool had kept.
@@ -132,6 +165,7 @@ fn inherit(shard: &Rc<Shard>, state: PathState, noted: bool) {
     let mut s = shard.scheduler.borrow_mut();
     if let Some((id, p)) = s.find_path(&state.destination, &state.vmta) {
         apply(p, &state);
+        twins::publish(&shard.ledger, p);
         p.noted |= noted;
         let at = p.retry_at_ms;
         if at > clock::now_ms() {
@@ -208,13 +242,13 @@ pub fn claim_all(shard: &Rc<Shard>) {
 fn hold_and_free(shard: &Rc<Shard>) {
     let mut freed = Vec::new();
     for (id, p) in &mut shard.scheduler.borrow_mut().paths {
-        let held = !may_deliver(shard, &p.destination);
-        if held {
+        let was_held = p.held;
+        own(shard, p);
+        if p.held {
             p.work.notify_waiters();
-        } else if p.held {
+        } else if was_held {
             freed.push(id);
         }
-        p.held = held;
     }
     shard.foreign.notify_one();
     for id in freed {
@@ -234,9 +268,12 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
                 // No process, so no connections: but it may have sent until just now.
                 let map = Rc::clone(&shard.map.borrow());
                 for (_, p) in &mut shard.scheduler.borrow_mut().paths {
-                    if map.owner_before(&p.destination) == Some(owner) {
+                    let before = map.owners_before(&p.destination);
+                    // The ledger knows what was sent of what was spread.
+                    if before.contains(owner) && !before.is_spread() {
                         let state = PathState { windows: Windows::InUse, ..Default::default() };
                         apply(p, &state);
+                        twins::publish(&shard.ledger, p);
                     }
                 }
                 shard.paths.outstanding.borrow_mut().remove(&owner);
@@ -292,10 +329,13 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
             let (mut busy, mut paths) = (Vec::new(), Vec::new());
             let now = clock::now_ms();
             for (_, p) in &shard.scheduler.borrow().paths {
-                if map.owner(&p.destination) != claimant {
+                let (before, owners) = (map.owners_before(&p.destination), map.owners(&p.destination));
+                if !owners.contains(claimant) || (before.is_spread() && owners.is_spread()) {
                     continue;
                 }
-                if p.connections + p.connecting > 0 {
+                // Those that were opened since under the owners of now are not in the way.
+                let stays = owners.contains(shard.number) && p.twins.is_some() == owners.is_spread();
+                if p.connections + p.connecting > 0 && !stays {
                     busy.push(p.destination.as_ref().to_owned());
                 } else {
                     paths.extend(state_of(p, now));
@@ -303,7 +343,7 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
             }
             {
                 let inherited = shard.paths.inherited.borrow();
-                let theirs = inherited.values().filter(|i| map.owner(&i.state.destination) == claimant);
+                let theirs = inherited.values().filter(|i| map.is_owner(&i.state.destination, claimant));
                 paths.extend(theirs.map(|i| i.state.clone()));
             }
             if told != Some(busy.len()) {
@@ -334,7 +374,10 @@ async fn say(answers: &mpsc::Sender<Vec<u8>>, release: &Release) -> bool {
 /// kept from it: the scaling of this epoch is over as far as it is concerned.
 pub fn is_settled(shard: &Shard) -> bool {
     let map = shard.map.borrow();
-    let mine = |p: &Path| map.owner(&p.destination) == shard.number;
+    let mine = |p: &Path| {
+        let owners = map.owners(&p.destination);
+        owners.contains(shard.number) && p.twins.is_some() == owners.is_spread()
+    };
     shard.paths.all_released()
-        && shard.scheduler.borrow().paths.iter().all(|(_, p)| mine(p) || p.connections + p.connecting == 0)
+        && shard.scheduler.borrow().paths.iter().all(|(_, p)| p.connections + p.connecting == 0 || mine(p))
 }

@@ -106,7 +106,9 @@ fn follow_queue_to(shard: &Shard, envelope: &mut Envelope) {
 /// The shares of a message by owner. Nearly all mail has one owner and is not copied.
 fn shares(shard: &Shard, mut envelope: Envelope) -> Vec<(u8, Envelope)> {
     let map = shard.map.borrow();
-    let owner_of = |r: &Recipient| if map.shards.is_empty() { shard.number } else { map.owner(&r.destination) };
+    // Recipients of one message at one destination stay together.
+    let turn = shard.next_turn();
+    let owner_of = |r: &Recipient| if map.shards.is_empty() { shard.number } else { map.taker(&r.destination, turn) };
     let first = envelope.recipients.first().map_or(shard.number, owner_of);
     if envelope.recipients.iter().skip(1).all(|r| owner_of(r) == first) {
         return vec![(first, envelope)];

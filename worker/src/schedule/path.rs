@@ -13,6 +13,7 @@ use super::rate::Pace;
 use crate::classify::outcome::Failure;
 use crate::classify::reply_patterns::Matches;
 use crate::connect::tls::Parameters;
+use crate::route::twins::Twins;
 
 /// Number of a path within its shard.
 pub type PathId = usize;
@@ -133,6 +134,8 @@ pub struct Path {
     pub health: f32,
     /// When it last took something from a queue, Unix milliseconds.
     pub pulled_ms: i64,
+    /// Recipients attempted since the shard's load was last looked at.
+    pub taken: u32,
     /// The destination is another shard's, or the shard that owned it before has not released
     /// it yet: no connection is opened and nothing is given out.
     pub held: bool,
@@ -142,6 +145,8 @@ pub struct Path {
     pub orphaned: bool,
     /// The spool knows that a rate limit is in use, see [`crate::route::paths`].
     pub noted: bool,
+    /// Several shards own the destination and have a path of this name.
+    pub twins: Option<Box<Twins>>,
     /// It wants to open connections and waits for others that do.
     pub waits_to_open: bool,
     /// Wakes idle connections.
@@ -183,10 +188,12 @@ impl Path {
             skipped_hosts: Vec::new(),
             health: 1.0,
             pulled_ms: 0,
+            taken: 0,
             held: false,
             paused: false,
             orphaned: false,
             noted: false,
+            twins: None,
             waits_to_open: false,
             work: Rc::default(),
             source_turn: 0,
@@ -329,6 +336,7 @@ impl Path {
     /// Limits changed: no window waits longer than the new one can ask for.
     pub fn limits_changed(&mut self, now_ms: i64) {
         let l = self.limits();
+        self.twins.iter_mut().for_each(|t| t.limits_changed = true);
         for (pace, rate) in self.paces.under(&l) {
             pace.tat_ns = match rate.count {
                 0 => 0,

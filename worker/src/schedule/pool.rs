@@ -53,6 +53,7 @@ impl Scheduler {
         let Some(p) = self.paths.get_mut(path) else { return };
         let rested = now_ms - p.pulled_ms >= RECENT_MS;
         p.pulled_ms = now_ms;
+        p.taken = p.taken.saturating_add(n as u32);
         let Some(at) = q.pullers.iter().position(|x| x.path == path) else { return };
         if rested && q.pullers.len() > 1 {
             let others = q.pullers.iter().filter(|x| x.path != path).map(|x| x.pass).fold(f64::INFINITY, f64::min);

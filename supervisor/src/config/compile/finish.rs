@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use ipc::layers::{Named, Scope};
 use ipc::message::normalise_domain;
-use ipc::rules::Value;
+use ipc::rules::{DomainKey, Value};
+use ipc::shard_map::Spread;
 use ipc::snapshot::{Listener, PoolMember, SpoolDirectory};
 
 use super::super::{directives, source_hosts};
@@ -35,6 +36,8 @@ impl<'s> Compiler<'s> {
         self.clashing_ports(statements);
         let mut diagnostics = std::mem::take(&mut self.reader.diagnostics);
         diagnostics.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
+        let spread = self.layers.numbers(DomainKey::Spread as u16).into_iter();
+        let spread = spread.map(|(pattern, n)| Spread { pattern, over: n.min(255) as u8 }).collect();
         let mut snapshot = self.snapshot;
         snapshot.layers = self.layers.build();
         // What operators say goes before what comes with the program.
@@ -43,6 +46,7 @@ impl<'s> Compiler<'s> {
         let out = self.out;
         let compiled = Compiled {
             snapshot,
+            spread,
             workers: overrides.workers.or(out.workers),
             worker_cpus: out.worker_cpus,
             data_dir,
@@ -172,6 +176,12 @@ impl<'s> Compiler<'s> {
                 }
                 Scope::Global => shadows.of_global(s),
                 _ => {}
+            }
+            if scope != Scope::Global
+                && let Some(line) = s.inside.iter().find(|i| &*i.name == "spread")
+            {
+                let message = "spread speaks for a destination over all its virtual MTAs";
+                self.error(line.at, "misplaced", message, "write it in a <domain> outside of virtual MTAs and pools");
             }
             let settings = self.settings("domain", &s.inside);
             let named = if is_local(s) || s.value.contains('$') { Named::Collectively } else { Named::Itself };

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use ipc::layers::{LayersBuilder, Scope};
 use ipc::rules::{Setting, Value};
+use ipc::shard_map::Spread;
 use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
 use super::diagnostic::{Diagnostic, SECRETS, nearest};
@@ -31,6 +32,8 @@ use names::Names;
 pub struct Compiled {
     /// What workers need.
     pub snapshot: Snapshot,
+    /// `spread`, the pattern that counts first.
+    pub spread: Vec<Spread>,
     /// `workers`; `None` for auto.
     pub workers: Option<u32>,
     /// `worker-cpus`

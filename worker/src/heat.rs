@@ -1,0 +1,70 @@
+//! How busy this shard is, and with which destination: what `spread auto` goes by.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::shard::Shard;
+
+/// Time between two measurements.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The last measurement.
+#[derive(Debug)]
+pub struct Heat {
+    at: Instant,
+    cpu: Duration,
+    busy_permille: u32,
+    hottest: Option<(String, u32)>,
+}
+
+/// Time that the shard's thread ran or waited for its core, which others may use as well.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let mut fields = stat.split_whitespace().map_while(|f| f.parse().ok()).map(Duration::from_nanos);
+    if let (Some(ran), Some(waited)) = (fields.next(), fields.next()) {
+        return ran + waited;
+    }
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+impl Default for Heat {
+    fn default() -> Self {
+        Heat { at: Instant::now(), cpu: cpu_time(), busy_permille: 0, hottest: None }
+    }
+}
+
+impl Heat {
+    /// Part of the time that the shard had work of late, in a thousand; and the destination that
+    /// most recipients were attempted at, with its part of all. Nothing where no destination
+    /// is spread automatically.
+    pub fn measure(&mut self, shard: &Shard) -> (u32, Option<(String, u32)>) {
+        if shard.map.borrow().spread.iter().all(|s| s.over != 0) {
+            return (0, None);
+        }
+        let lasted = self.at.elapsed();
+        if lasted >= LOOK_EVERY {
+            let cpu = cpu_time();
+            let used = cpu.saturating_sub(self.cpu).as_micros() * 1000 / lasted.as_micros().max(1);
+            (self.at, self.cpu) = (Instant::now(), cpu);
+            self.busy_permille = used.min(1000) as u32;
+            self.hottest = hottest(shard);
+        }
+        (self.busy_permille, self.hottest.clone())
+    }
+}
+
+fn hottest(shard: &Shard) -> Option<(String, u32)> {
+    let mut s = shard.scheduler.borrow_mut();
+    let mut all: HashMap<&str, u64> = HashMap::new();
+    for (_, p) in &mut s.paths {
+        let taken = std::mem::take(&mut p.taken);
+        if taken > 0 {
+            *all.entry(&p.destination).or_default() += u64::from(taken);
+        }
+    }
+    let sum: u64 = all.values().sum();
+    let (destination, most) = all.into_iter().max_by_key(|(_, n)| *n)?;
+    Some((destination.to_owned(), (most * 1000 / sum.max(1)) as u32))
+}

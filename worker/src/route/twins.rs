@@ -1,0 +1,232 @@
+//! Paths of destinations that are spread over several shards (`spread`). Each of those shards
+//! has a path of the same name; what its limits count, its mode and its retry clock lie in the
+//! ledger, so that the receiver sees the limits of one.
+//!
+//! The clocks in a [`Path`] are copies there, brought up to date before each decision
+//! ([`follow`]); tokens and places are taken in the ledger itself
+//! ([`crate::deliver::shared_limits`]).
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ipc::backoff::Mode;
+use ipc::ledger::Ledger;
+use ipc::ledger::shared_limits::key;
+use ipc::rules::Rate;
+
+use crate::clock;
+use crate::schedule::path::Turn;
+use crate::schedule::rate::Pace;
+use crate::schedule::{Path, PathId};
+use crate::shard::Shard;
+
+/// Names of what a path shares with its twins, and what they agreed on last.
+#[derive(Debug)]
+pub struct Twins {
+    /// Recipients, recipients in an hour, bytes, connections: as [`crate::schedule::path::Paces::under`] has them.
+    pub windows: [u64; 4],
+    /// `smtp-out-rampup-interval`
+    pub ramp_up: u64,
+    /// Places of `max-smtp-out`.
+    pub connections: u64,
+    mode: u64,
+    retry: u64,
+    /// When backoff ends, Unix milliseconds; 0 when there is none.
+    agreed_mode_ms: i64,
+    /// The retry clock, Unix milliseconds.
+    agreed_retry_ms: i64,
+    /// Windows of limits that are not in force any more are to be cut.
+    pub limits_changed: bool,
+}
+
+impl Twins {
+    fn of(p: &Path) -> Twins {
+        let name = format!("{}/{}", p.destination, p.vmta_name);
+        let of = |what| key(what, &name);
+        Twins {
+            windows: ["path recipients", "path hour", "path volume", "path connects"].map(of),
+            ramp_up: of("path ramp-up"),
+            connections: of("path connections"),
+            mode: of("path mode"),
+            retry: of("path retry"),
+            agreed_mode_ms: 0,
+            agreed_retry_ms: 0,
+            limits_changed: false,
+        }
+    }
+}
+
+/// Names of a source address's windows at a path (recipients, bytes, connections), and of its
+/// places.
+pub fn source_keys(p: &Path, ip: IpAddr) -> ([u64; 3], u64) {
+    let name = format!("{}/{}/{ip}", p.destination, p.vmta_name);
+    let windows = ["source recipients", "source volume", "source connects"].map(|what| key(what, &name));
+    (windows, key("source connections", &name))
+}
+
+/// The rate that `smtp-out-rampup-interval` amounts to.
+pub fn ramp_up(interval: Duration) -> Rate {
+    Rate { count: u64::from(!interval.is_zero()), per: interval }
+}
+
+/// Brings a path's regime in line with how many shards own its destination; only when it has no
+/// connections, which were counted under the other one.
+pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool) {
+    match (p.twins.is_some(), is_spread) {
+        (false, true) => {
+            p.twins = Some(Box::new(Twins::of(p)));
+            publish(ledger, p);
+        }
+        (true, false) => {
+            follow(ledger, p, clock::now_ms());
+            p.twins = None;
+        }
+        _ => {}
+    }
+}
+
+/// Windows that were counted elsewhere hold for all twins.
+pub fn publish(ledger: &Ledger, p: &mut Path) {
+    let Some(keys) = p.twins.as_ref().map(|t| t.windows) else { return };
+    let w = &p.paces;
+    for (k, pace) in keys.into_iter().zip([w.msg, w.hour, w.volume, w.connect]) {
+        if pace.tat_ns > 0 {
+            ledger.update_clock(k, |tat_ns| (tat_ns.max(pace.tat_ns), ()));
+        }
+    }
+}
+
+/// Takes over what the twins did since, and tells them what happened here.
+pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
+    let mut t = p.twins.take()?;
+    let limits = p.limits();
+    let cut = std::mem::take(&mut t.limits_changed);
+    for (k, (pace, rate)) in t.windows.into_iter().zip(p.paces.under(&limits)) {
+        if cut {
+            let most = if rate.count == 0 { 0 } else { Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns };
+            ledger.update_clock(k, |tat_ns| (tat_ns.min(most), ()));
+        }
+        pace.tat_ns = ledger.clock(k);
+    }
+    if p.limits_sources() {
+        let keys: Vec<[u64; 3]> = p.sources.iter().map(|s| source_keys(p, s.ip).0).collect();
+        for (s, [msg, volume, connect]) in p.sources.iter_mut().zip(keys) {
+            s.paces.msg.tat_ns = ledger.clock(msg);
+            s.paces.volume.tat_ns = ledger.clock(volume);
+            s.paces.connect.tat_ns = ledger.clock(connect);
+        }
+    }
+    p.retry_at_ms = agree(ledger, t.retry, p.retry_at_ms, &mut t.agreed_retry_ms);
+    let mine = if p.mode == Mode::Backoff { p.mode_until_ms } else { 0 };
+    let all = agree(ledger, t.mode, mine, &mut t.agreed_mode_ms);
+    p.twins = Some(t);
+    if all == mine {
+        return None;
+    }
+    let turn = if all > now_ms { p.enter_backoff(now_ms) } else { p.leave_backoff(now_ms) };
+    if p.mode == Mode::Backoff {
+        p.mode_until_ms = all;
+    }
+    turn
+}
+
+/// What changed here counts for all, what did not is as the others have it.
+fn agree(ledger: &Ledger, key: u64, mine: i64, agreed: &mut i64) -> i64 {
+    if mine != *agreed {
+        ledger.update_clock(key, |_| (mine, ()));
+        *agreed = mine;
+    } else {
+        *agreed = ledger.clock(key);
+    }
+    *agreed
+}
+
+/// [`follow`], and what a change of mode leads to. Who is told of it was told by the twin that
+/// made it.
+pub fn keep_up(shard: &Rc<Shard>, id: PathId) {
+    let followed = {
+        let mut s = shard.scheduler.borrow_mut();
+        let Some(p) = s.paths.get_mut(id).filter(|p| p.twins.is_some()) else { return };
+        let before = p.retry_at_ms;
+        let turn = follow(&shard.ledger, p, clock::now_ms());
+        let at = p.retry_at_ms;
+        let followed = turn.map(|t| (t, p.name(), p.queues.clone()));
+        if at > before {
+            s.wake_at(id, at);
+        }
+        followed
+    };
+    if let Some((turn, name, queues)) = followed {
+        tracing::info!(shard = shard.number, path = name, ?turn, "mode as on the other shards of the destination");
+        if turn == Turn::Entered {
+            queues.iter().for_each(|q| crate::deliver::mode::reroute(shard, q));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use ipc::rules::DomainRules;
+
+    fn twins() -> (Ledger, [Path; 2]) {
+        let ledger = Ledger::create().unwrap().0;
+        let rules = Rc::new(DomainRules {
+            max_msg_rate: Rate { count: 10, per: Duration::from_secs(1) },
+            backoff_max_msg_rate: Some(Rate { count: 1, per: Duration::from_secs(3600) }),
+            backoff_return_steps: 0,
+            ..Default::default()
+        });
+        let both = [0, 1].map(|_| {
+            let mut p = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&rules));
+            take_regime(&ledger, &mut p, true);
+            p
+        });
+        (ledger, both)
+    }
+
+    #[test]
+    fn mode_and_retry_clock_are_those_of_whoever_changed_them() {
+        let (ledger, [mut a, mut b]) = twins();
+        let now = 1_000_000_000;
+        a.enter_backoff(now);
+        a.retry_at_ms = now + 5000;
+        assert_eq!(follow(&ledger, &mut a, now), None);
+        assert_eq!(follow(&ledger, &mut b, now), Some(Turn::Entered));
+        assert_eq!((b.mode_until_ms, b.retry_at_ms), (a.mode_until_ms, now + 5000));
+        b.leave_backoff(now + 1);
+        assert_eq!(follow(&ledger, &mut b, now + 1), None);
+        assert_eq!(follow(&ledger, &mut a, now + 1), Some(Turn::Left));
+        assert_eq!(follow(&ledger, &mut a, now + 2), None);
+    }
+
+    #[test]
+    fn windows_are_one_for_all_and_those_of_backoff_end_with_it() {
+        let (ledger, [mut a, mut b]) = twins();
+        let now = 1_000_000_000;
+        a.enter_backoff(now);
+        let k = a.twins.as_ref().unwrap().windows[0];
+        ledger.update_clock(k, |_| (now * 1_000_000 + 3_600_000_000_000, ()));
+        follow(&ledger, &mut a, now);
+        follow(&ledger, &mut b, now);
+        assert_eq!(b.paces.msg.tat_ns, now * 1_000_000 + 3_600_000_000_000);
+        a.leave_backoff(now + 1);
+        follow(&ledger, &mut a, now + 1);
+        follow(&ledger, &mut b, now + 1);
+        assert!(b.paces.msg.tat_ns < now * 1_000_000 + 1_000_000_000);
+    }
+
+    #[test]
+    fn what_a_path_counted_alone_holds_when_it_gets_twins_and_after() {
+        let (ledger, [mut a, _]) = twins();
+        let mut alone = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&a.rules));
+        alone.paces.msg.tat_ns = 77;
+        take_regime(&ledger, &mut alone, true);
+        follow(&ledger, &mut a, 0);
+        assert_eq!(a.paces.msg.tat_ns, 77);
+        take_regime(&ledger, &mut a, false);
+        assert!(a.twins.is_none() && a.paces.msg.tat_ns == 77);
+    }
+}
