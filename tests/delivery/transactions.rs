@@ -266,3 +266,35 @@ fn ascii_recipients_do_not_share_the_fate_of_others() {
     row(&engine, "d", "other@d.test");
     assert!(!r.message_to("plain@d.test").unwrap().mail.contains("SMTPUTF8"));
 }
+
+#[test]
+fn a_421_in_a_transaction_ends_the_session_where_the_receiver_or_the_configuration_says_so() {
+    for (closes, rule, connections) in [(false, "", 1), (true, "", 3), (false, "smtp-421-means-mx-unavailable yes", 1)]
+    {
+        let r = Receiver::start();
+        r.script(|s| {
+            s.rcpt_reply = Some(("421 4.7.0 slow down", None));
+            s.closes_at_421 = closes;
+        });
+        let engine = Engine::start(
+            1,
+            &format!("<domain *>\n {}\n max-smtp-out 1\n retry-recipients-after 1h\n {rule}\n</domain>", r.hosts()),
+        );
+        send(&engine, &["one@d.test"]);
+        let transient = row(&engine, "t", "one@d.test");
+        assert!(transient.contains("smtp;421 4.7.0 slow down"), "{transient}");
+        if !rule.is_empty() {
+            // Its only host is left out for a while.
+            send(&engine, &["two@d.test"]);
+            eventually("both wait", Duration::from_secs(10), || engine.queued() == 2);
+            r.with(|s| assert_eq!(s.connections, connections));
+            continue;
+        }
+        send(&engine, &["two@d.test"]);
+        row(&engine, "t", "two@d.test");
+        r.script(|s| s.rcpt_reply = None);
+        send(&engine, &["three@d.test"]);
+        eventually("the next is delivered", Duration::from_secs(10), || r.unique() == 1);
+        r.with(|s| assert_eq!(s.connections, connections, "closes: {closes}"));
+    }
+}

@@ -76,6 +76,8 @@ pub struct Script {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Reply to every RCPT, or to those from one address.
     pub rcpt_reply: Option<(&'static str, Option<IpAddr>)>,
+    /// Closes when that is a 421.
+    pub closes_at_421: bool,
 }
 
 impl Default for Script {
@@ -93,6 +95,7 @@ impl Default for Script {
             broken_tls: false,
             tls: None,
             rcpt_reply: None,
+            closes_at_421: false,
         }
     }
 }
@@ -309,6 +312,9 @@ impl<S: Read + Write> Session<'_, S> {
                 if let Some((reply, _)) = script.rcpt_reply.filter(|(_, of)| of.is_none_or(|ip| ip == self.from)) {
                     self.receiver.with(|s| *s.deferred.entry(to).or_default() += 1);
                     self.say(reply)?;
+                    if script.closes_at_421 && reply.starts_with("421") {
+                        return Ok(false);
+                    }
                 } else if to.starts_with("bad-") {
                     self.say("550 5.1.1 no such user")?;
                 } else if to.starts_with("later-") {

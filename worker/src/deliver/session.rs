@@ -100,6 +100,8 @@ impl SessionFault {
     }
 }
 
+/// What the receiver may take after it said 421, and did not close.
+const AFTER_421: Duration = Duration::from_secs(10);
 /// What a fault before a connection stands says it was doing.
 const CONNECTING: &str = "connecting to";
 
@@ -171,6 +173,8 @@ pub struct Session {
     pub content_sent: Rc<Cell<bool>>,
     /// A firewall hides the greeting, and may lose the end of data that comes in parts.
     pub behind_pix: bool,
+    /// The first 421 of the transaction, which need not have ended the session.
+    pub said_421: Option<Reply>,
     /// What came of STARTTLS; `None` in the clear.
     pub tls: Option<Outcome>,
     /// What TLS was negotiated with.
@@ -226,6 +230,7 @@ impl Session {
             extensions: Extensions::default(),
             content_sent: Rc::default(),
             behind_pix: false,
+            said_421: None,
             tls: None,
             parameters: None,
             ear: Rc::clone(ear),
@@ -292,11 +297,15 @@ impl Session {
     /// # Errors
     /// [`SessionFault`] when there is none in `limit`.
     pub async fn reply(&mut self, limit: Duration) -> Result<Reply, SessionFault> {
+        let limit = if self.said_421.is_some() { limit.min(AFTER_421) } else { limit };
         loop {
             match reply::parse(&self.buf) {
                 Ok(Some((r, n))) => {
                     let _ = self.buf.split_to(n);
                     self.ear.hear(&r);
+                    if r.code == 421 && self.said_421.is_none() {
+                        self.said_421 = Some(r.clone());
+                    }
                     return Ok(r);
                 }
                 Ok(None) => {}

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ipc::message::{ArchivedBodyType, ArchivedEnvelope, ArchivedRet, notify};
 use ipc::rules::DomainRules;
 
+use super::reply::Reply;
 use super::session::{Session, SessionFault};
 use crate::classify::outcome::{Outcome, Verdict};
 
@@ -126,7 +127,11 @@ pub async fn send(
     let mut verdicts = vec![None; able.len()];
     let fault = match able.is_empty() {
         true => None,
-        false => flight(s, e, &able, body, rules, utf8, &mut verdicts).await.err(),
+        false => {
+            s.said_421 = None;
+            let flown = flight(s, e, &able, body, rules, utf8, &mut verdicts).await;
+            after_421(s, flown, rules).await.err()
+        }
     };
     if !unable.is_empty() {
         let v = Verdict::own("5.6.7", "the receiver does not support SMTPUTF8, which the recipient's address needs");
@@ -169,7 +174,7 @@ async fn flight(
         if !pipelined {
             s.write(&mut [IoSlice::new(&commands)], limit).await?;
             commands.clear();
-            accepted += usize::from(note_rcpt(s, limit, &mut verdicts[i]).await?);
+            accepted += usize::from(note_rcpt(s, rules, &mut verdicts[i]).await?);
         }
     }
     if !pipelined && accepted == 0 {
@@ -190,14 +195,14 @@ async fn flight(
     let mut mail_refused = None;
     if pipelined {
         let mail = s.reply(limit).await?;
-        if mail.code == 421 {
+        if ends_session(&mail, rules) {
             return Err(s.refused(mail));
         }
         if !mail.is_positive() {
             mail_refused = Some(mail);
         }
         for v in verdicts.iter_mut() {
-            accepted += usize::from(note_rcpt(s, limit, v).await?);
+            accepted += usize::from(note_rcpt(s, rules, v).await?);
         }
     }
     if let Some(mail) = &mail_refused {
@@ -209,7 +214,7 @@ async fn flight(
     } else {
         let go = s.reply(limit).await?;
         if go.code != 354 {
-            if go.code == 421 {
+            if ends_session(&go, rules) {
                 return Err(s.refused(go));
             }
             judge_accepted(verdicts, &Verdict::of_refusal(&go));
@@ -226,22 +231,41 @@ async fn flight(
         }
         s.reply(rules.smtp_data_termination_timeout).await?
     };
-    if end.code == 421 && accepted > 0 {
-        judge_accepted(verdicts, &Verdict::of_reply(&end));
+    judge_accepted(verdicts, &Verdict::of_reply(&end));
+    if ends_session(&end, rules) && accepted > 0 {
         return Err(s.refused(end));
     }
-    judge_accepted(verdicts, &Verdict::of_reply(&end));
     if mail_refused.is_some() && chunked { reset(s, limit).await } else { Ok(()) }
+}
+
+/// The receiver closes the service channel, and by `smtp-421-means-mx-unavailable` so do we.
+fn ends_session(reply: &Reply, rules: &DomainRules) -> bool {
+    reply.code == 421 && rules.smtp_421_means_mx_unavailable
+}
+
+/// A receiver that said 421 and closed said why; one that did not close may go on.
+async fn after_421(
+    s: &mut Session,
+    flown: std::result::Result<(), SessionFault>,
+    rules: &DomainRules,
+) -> std::result::Result<(), SessionFault> {
+    let Some(reply) = s.said_421.clone() else { return flown };
+    let alive = match flown {
+        Ok(()) => reset(s, rules.smtp_multiple_line_response_timeout).await,
+        Err(e) => Err(e),
+    };
+    s.said_421 = None;
+    alive.map_err(|_| s.refused(reply))
 }
 
 /// Reads the reply to one RCPT; true when it was accepted.
 async fn note_rcpt(
     s: &mut Session,
-    limit: std::time::Duration,
+    rules: &DomainRules,
     verdict: &mut Option<Verdict>,
 ) -> std::result::Result<bool, SessionFault> {
-    let reply = s.reply(limit).await?;
-    if reply.code == 421 {
+    let reply = s.reply(rules.smtp_multiple_line_response_timeout).await?;
+    if ends_session(&reply, rules) {
         // The session is over; a rule may make an end of the recipient as well.
         *verdict = Some(s.verdict_on_recipient(&reply)).filter(|v| v.outcome == Outcome::Bounced);
         return Err(s.refused(reply));
@@ -262,11 +286,11 @@ fn judge_accepted(verdicts: &mut [Option<Verdict>], v: &Verdict) {
 
 async fn refused_mail(
     s: &mut Session,
-    reply: &super::reply::Reply,
+    reply: &Reply,
     verdicts: &mut [Option<Verdict>],
     rules: &DomainRules,
 ) -> std::result::Result<(), SessionFault> {
-    if reply.code == 421 {
+    if ends_session(reply, rules) {
         return Err(s.refused(reply.clone()));
     }
     judge_accepted(verdicts, &Verdict::of_refusal(reply));
