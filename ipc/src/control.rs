@@ -9,7 +9,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::operator::{JobRow, PathRow, PoolRow, QueueRow, WhyRow};
-use crate::queue_orders::{QueueOrder, QueuePattern};
+use crate::queue_orders::{QueueOrder, QueuePattern, Switches};
 use crate::shard_map::ShardMap;
 
 /// Kind of the only frame from a worker: archive [`ToSupervisor`].
@@ -198,6 +198,19 @@ pub enum RowsOf {
     WhyMessage([u8; 16]),
     /// What came of an order, which is carried out first.
     Ordered(QueueOrder),
+    /// What operators paused and disabled.
+    Switches,
+    /// A shard that is new takes over what others know.
+    TakeSwitches(AllSwitches),
+}
+
+/// What operators paused and disabled; every shard knows the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct AllSwitches {
+    /// Of queues, paths and source addresses.
+    pub queues: Switches,
+    /// Paused jobs.
+    pub jobs: Vec<String>,
 }
 
 /// Rows of live state.
@@ -213,6 +226,8 @@ pub enum Rows {
     Jobs(Vec<JobRow>),
     /// `why`
     Why(Vec<WhyRow>),
+    /// What operators paused and disabled.
+    Switches(AllSwitches),
     /// An order was carried out.
     Done {
         /// Queues that match; paths for modes and sources, recipients for jobs.

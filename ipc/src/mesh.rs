@@ -82,6 +82,21 @@ pub struct PathState {
     pub retry_at_unix_ms: i64,
     /// Position in `retry-after`.
     pub retry_step: u32,
+    /// When its backoff ends, Unix milliseconds; 0 where it is in none.
+    pub backoff_until_unix_ms: i64,
+    /// Source addresses with windows of their own, or that are left out.
+    pub sources: Vec<SourceState>,
+}
+
+/// One source address of a path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SourceState {
+    /// The address.
+    pub ip: String,
+    /// As [`Windows::Until`]: recipients, bytes, connections.
+    pub until_ns: [i64; 3],
+    /// Not used before this time, Unix milliseconds.
+    pub disabled_until_unix_ms: i64,
 }
 
 /// Rate windows of a path.

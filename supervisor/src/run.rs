@@ -367,8 +367,13 @@ impl Supervisor {
 
     /// Asks all workers and collects what comes in time.
     pub async fn ask_workers(&self, what: RowsOf) -> Vec<Rows> {
+        self.ask_those(|_| true, what).await
+    }
+
+    /// The same of some shards, by number.
+    async fn ask_those(&self, which: impl Fn(u8) -> bool, what: RowsOf) -> Vec<Rows> {
         let mut waiting = Vec::new();
-        for s in self.slots.borrow().iter() {
+        for s in self.slots.borrow().iter().filter(|s| which(s.number)) {
             let request = self.next_question.get();
             self.next_question.set(request + 1);
             let (tx, rx) = oneshot::channel();
@@ -466,8 +471,15 @@ impl Supervisor {
         if !self.until(Duration::from_secs(60), Self::all_serve).await {
             return Err("the new workers do not serve; see the log".into());
         }
-        let spread = self.map.borrow().spread.clone();
-        self.publish_map(workers as u8, spread);
+        let old = self.map.borrow().clone();
+        let new = |n: u8| !old.shards.contains(&n);
+        if (0..workers as u8).any(new) {
+            let known = self.ask_those(|n| old.shards.first() == Some(&n), RowsOf::Switches).await;
+            if let Some(Rows::Switches(all)) = known.into_iter().next() {
+                self.ask_those(new, RowsOf::TakeSwitches(all)).await;
+            }
+        }
+        self.publish_map(workers as u8, old.spread);
         let sup = Rc::clone(self);
         let retire = async move { sup.retire_above(workers).await };
         if !wait {

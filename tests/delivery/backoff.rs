@@ -264,3 +264,50 @@ fn mail_of_a_domain_is_queued_where_queue_to_says() {
     // Both recipients of a message travel together.
     assert_eq!(r.with(|s| s.messages.len()), 10);
 }
+
+#[test]
+fn backoff_and_sources_left_out_outlive_a_kill_and_a_move() {
+    let vmta = "<virtual-mta v>\n smtp-source-host 127.0.4.1 a.test\n smtp-source-host 127.0.4.2 b.test\n</virtual-mta>\n\
+                <source 127.0.0.1>\n default-virtual-mta v\n</source>";
+    let rules = "backoff-to-normal-after 1h\n backoff-return-steps 0";
+    let (r, engine) = with(1, "/slow/ mode=backoff\n reply /slow/ disable-source-ip,reenable-after=1h", vmta, rules);
+    r.script(|s| s.rcpt_reply = Some(("451 slow", Some("127.0.4.1".parse().unwrap()))));
+    for n in 0..4 {
+        send(&engine, &[&format!("u{n}@d.test")]);
+    }
+    eventually("all arrive by the other", WAIT, || r.unique() == 4);
+    assert_eq!(mode(&engine, "d.test/v"), "backoff");
+    let first_is_left_out = |n: usize| {
+        for i in 0..4 {
+            send(&engine, &[&format!("x{n}-{i}@d.test")]);
+        }
+        eventually("all arrive", WAIT, || r.unique() == 4 + 4 * n);
+        assert_eq!(mode(&engine, "d.test/v"), "backoff", "round {n}");
+        r.with(|s| assert!(s.messages.iter().all(|m| m.hello == "b.test"), "round {n}"));
+    };
+    first_is_left_out(1);
+    Engine::kill(engine.workers()[0]);
+    engine.wait_ready();
+    first_is_left_out(2);
+    for n in [4, 1] {
+        assert!(engine.sluice(&["scale", &n.to_string()]).status.success());
+    }
+    first_is_left_out(3);
+    assert!(engine.sluice(&["set", "queue", "--mode=normal", "d.test/v"]).status.success());
+    Engine::kill(engine.workers()[0]);
+    engine.wait_ready();
+    send(&engine, &["last@d.test"]);
+    eventually("it arrives", WAIT, || r.unique() == 17);
+    assert_ne!(mode(&engine, "d.test/v"), "backoff");
+}
+
+#[test]
+fn sources_disabled_by_command_are_all_of_them() {
+    let (_r, engine) =
+        with(1, "/none/ skip-mx", "smtp-source-host 127.0.4.1 a.test", "backoff-upon-all-sources-disabled yes");
+    send(&engine, &["u@d.test"]);
+    eventually("the path is there", WAIT, || !mode(&engine, "d.test/{default}").is_empty());
+    let out = engine.sluice(&["disable", "source", "127.0.4.1", "d.test/{default}"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    eventually("it is in backoff", WAIT, || mode(&engine, "d.test/{default}") == "backoff");
+}

@@ -179,3 +179,28 @@ fn a_path_is_one_whether_mail_names_it_or_a_pool() {
     r.with(|s| assert!(s.open_max <= 2, "{} connections", s.open_max));
     r.assert_rate(32, Duration::from_secs(1));
 }
+
+#[test]
+fn windows_of_source_addresses_outlive_restarts_kills_and_moves() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<virtual-mta v>\n smtp-source-host 127.0.3.1 a.test\n</virtual-mta>\n<source 127.0.0.1>\n \
+             default-virtual-mta v\n</source>\n<domain *>\n {}\n source-ip-max-msg-rate 0/0 60/6s\n</domain>",
+            r.hosts()
+        ),
+    );
+    load(&engine, 200, &["one.test"], "", 10);
+    for n in 0..3 {
+        std::thread::sleep(Duration::from_millis(1500));
+        match n {
+            0 => assert!(engine.sluice(&["shard", "restart", "0"]).status.success()),
+            1 => assert!(engine.sluice(&["scale", "3"]).status.success()),
+            _ => engine.workers().into_iter().for_each(Engine::kill),
+        }
+    }
+    engine.wait_ready();
+    eventually("all are delivered", WAIT, || r.unique() == 200);
+    r.assert_rate(61, Duration::from_secs(6));
+}

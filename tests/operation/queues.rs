@@ -141,3 +141,23 @@ fn why_names_the_directive_and_the_line_that_hold_a_queue_back() {
     assert_eq!(by_id[0]["queue"].as_str(), Some("down.test/{default}"));
     assert_eq!(engine.sluice(&["why", "nobody.test"]).status.code(), Some(1));
 }
+
+#[test]
+fn a_shard_that_is_new_knows_what_is_paused_and_disabled() {
+    let r = Receiver::start();
+    let engine = Engine::start(1, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));
+    ok(&engine, &["pause", "queue", "*/a"]);
+    ok(&engine, &["pause", "job", "j"]);
+    ok(&engine, &["scale", "4"]);
+    for n in 0..8 {
+        send(&engine, &format!("u@d{n}.test"), "a");
+        send(&engine, &format!("u@e{n}.test"), "b\r\nx-job: j");
+        send(&engine, &format!("u@f{n}.test"), "b");
+    }
+    eventually("what is not paused goes", WAIT, || r.unique() == 8);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(r.unique(), 8);
+    ok(&engine, &["resume", "queue", "*/*"]);
+    ok(&engine, &["resume", "job", "j"]);
+    eventually("the rest goes", WAIT, || r.unique() == 24);
+}

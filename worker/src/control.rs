@@ -388,6 +388,11 @@ impl Worker {
                     RowsOf::WhyMessage(id) => {
                         Rows::Why(crate::why::of_message(&self.shard, ipc::message::MessageId(id)).await)
                     }
+                    RowsOf::Switches => Rows::Switches(crate::switches::all(&self.shard)),
+                    RowsOf::TakeSwitches(all) => {
+                        crate::switches::take(&self.shard, all);
+                        self.obeyed(Ok((0, 0))).await
+                    }
                     RowsOf::Ordered(order) => self.obeyed(crate::switches::obey(&self.shard, &order)).await,
                 };
                 Some(ToSupervisor::Rows { request, rows })

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use ipc::control::AllSwitches;
 use ipc::frame::archive;
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern, Switches};
 
@@ -29,6 +30,23 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         Err(e) => tracing::warn!(error = %e, "pauses in the spool cannot be read; forgotten"),
     }
     let s = &mut *shard.scheduler.borrow_mut();
+    s.queues.iter_mut().for_each(|(_, q)| apply_to_queue(shard, q));
+    s.paths.iter_mut().for_each(|(_, p)| apply_to_path(shard, p));
+}
+
+/// What operators switched, for a shard that is new.
+pub fn all(shard: &Shard) -> AllSwitches {
+    let jobs = shard.scheduler.borrow().jobs.paused().map(str::to_owned).collect();
+    AllSwitches { queues: shard.switches.borrow().clone(), jobs }
+}
+
+/// Takes over what the other shards know, in place of what was known here before.
+pub fn take(shard: &Shard, all: AllSwitches) {
+    shard.spool.put(KEPT_AS, archive(&all.queues).to_vec());
+    shard.spool.put(JOBS_KEPT_AS, all.jobs.join("\n").into_bytes());
+    *shard.switches.borrow_mut() = all.queues;
+    let s = &mut *shard.scheduler.borrow_mut();
+    s.jobs.set_paused(all.jobs);
     s.queues.iter_mut().for_each(|(_, q)| apply_to_queue(shard, q));
     s.paths.iter_mut().for_each(|(_, p)| apply_to_path(shard, p));
 }
@@ -185,9 +203,9 @@ fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
     changed
 }
 
-fn set_source(shard: &Shard, paths: &[PathId], ip: &str, until_ms: i64) -> Result<(u64, u64), String> {
+fn set_source(shard: &Rc<Shard>, paths: &[PathId], ip: &str, until_ms: i64) -> Result<(u64, u64), String> {
     let ip: IpAddr = ip.parse().map_err(|_| format!("expected an IP address, found {ip:?}"))?;
-    let s = &mut *shard.scheduler.borrow_mut();
+    let mut s = shard.scheduler.borrow_mut();
     let mut changed = 0;
     for id in paths {
         let Some(p) = s.paths.get_mut(*id) else { continue };
@@ -201,5 +219,7 @@ fn set_source(shard: &Shard, paths: &[PathId], ip: &str, until_ms: i64) -> Resul
         // Connections that wait look at it.
         p.work.notify_waiters();
     }
+    drop(s);
+    paths.iter().filter(|_| until_ms > 0).for_each(|id| crate::deliver::mode::rest_without_sources(shard, *id));
     Ok((paths.len() as u64, changed))
 }

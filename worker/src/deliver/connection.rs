@@ -44,7 +44,6 @@ pub(super) struct Path {
     pub id: PathId,
     pub destination: Rc<str>,
     pub name: String,
-    pub vmta: u32,
     pub vmta_name: Rc<str>,
     pub rules: Rc<DomainRules>,
     /// The domain whose hosts the connection is to, where that is not the destination.
@@ -166,7 +165,6 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         id,
         destination: Rc::clone(&p.destination),
         name: p.name(),
-        vmta: p.vmta,
         vmta_name: Rc::clone(&p.vmta_name),
         rates: SharedRates::of(p, vmta, source),
         mode: p.mode,
@@ -192,7 +190,6 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         destination: Rc::clone(&q.destination),
         origin: q.origin.clone(),
         name: format!("{}/{}", ipc::message::shown_domain(&q.destination), member.name),
-        vmta: member.vmta,
         vmta_name: Rc::clone(&member.name),
         rules: Rc::clone(&q.rules),
         queue: id,
@@ -308,8 +305,8 @@ fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
     let path = path_of_queue(shard, queue)?;
     let s = shard.scheduler.borrow();
     let p = s.paths.get(id)?;
-    let (name, vmta, vmta_name, rules) = (p.name(), p.vmta, Rc::clone(&p.vmta_name), Rc::clone(&p.rules));
-    Some(Path { id, name, vmta, vmta_name, rules, rates, ..path })
+    let (name, vmta_name, rules) = (p.name(), Rc::clone(&p.vmta_name), Rc::clone(&p.rules));
+    Some(Path { id, name, vmta_name, rules, rates, ..path })
 }
 
 /// A limit is reached.

@@ -65,6 +65,7 @@ pub fn turned(shard: &Rc<Shard>, id: PathId, turn: Turn, why: &str) {
         let subject = format!("{name}: {mode} mode");
         notice::send(shard, &notify, &subject, &format!("The path {name} is in {mode} mode now.\r\n\r\n{why}\r\n"));
     }
+    crate::route::paths::note_mode(shard, id);
     if turn == Turn::Entered {
         queues.iter().for_each(|q| reroute(shard, q));
     }
@@ -94,19 +95,14 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
     let now = clock::now_ms();
     let lasts = after_ms.unwrap_or(path.rules.reenable_source_ip_after.as_millis().min(1 << 50) as u64);
     let until = now.saturating_add(i64::try_from(lasts).unwrap_or(i64::MAX / 4));
-    let hosts = source_addresses(shard, path.vmta);
-    let (all_disabled, turn, again) = {
+    {
         let mut s = shard.scheduler.borrow_mut();
         let Some(p) = s.paths.get_mut(path.id) else { return };
         p.source(ip).disabled_until_ms = until;
-        let disabled = |ip: &IpAddr| p.sources.iter().any(|s| s.ip == *ip && s.disabled_until_ms > now);
-        let all = hosts.iter().all(disabled);
         let first = p.sources.iter().map(|s| s.disabled_until_ms).filter(|t| *t > now).min();
-        let backoff = all && p.rules.backoff_upon_all_sources_disabled;
-        let turn = if backoff { p.enter_backoff(now) } else { None };
-        (all, turn, first.unwrap_or(until))
-    };
-    shard.scheduler.borrow_mut().wake_at(path.id, again);
+        s.wake_at(path.id, first.unwrap_or(until));
+    }
+    crate::route::paths::note_mode(shard, path.id);
     tracing::warn!(shard = shard.number, path = path.name, source = %ip, why, "source address is not used any more here");
     let notify = &path.rules.disabled_source_ip_notify;
     if !notify.is_empty() {
@@ -114,16 +110,28 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
         let text = format!("The source address {ip} is not used for {} any more.\r\n\r\n{why}\r\n", path.name);
         notice::send(shard, notify, &subject, &text);
     }
-    if all_disabled {
-        tracing::warn!(
-            shard = shard.number,
-            path = path.name,
-            "All SMTP sources for queue {} are now disabled.",
-            path.name
-        );
-    }
+    rest_without_sources(shard, path.id);
+}
+
+/// Says so when every source address of a path is left out, and puts it in backoff where
+/// `backoff-upon-all-sources-disabled` asks for it.
+pub fn rest_without_sources(shard: &Rc<Shard>, id: PathId) {
+    let now = clock::now_ms();
+    let Some(vmta) = shard.scheduler.borrow().paths.get(id).map(|p| p.vmta) else { return };
+    let hosts = source_addresses(shard, vmta);
+    let (name, turn) = {
+        let mut s = shard.scheduler.borrow_mut();
+        let Some(p) = s.paths.get_mut(id) else { return };
+        let disabled = |ip: &IpAddr| p.sources.iter().any(|s| s.ip == *ip && s.disabled_until_ms > now);
+        if hosts.is_empty() || !hosts.iter().all(disabled) {
+            return;
+        }
+        let backoff = p.rules.backoff_upon_all_sources_disabled;
+        (p.name(), if backoff { p.enter_backoff(now) } else { None })
+    };
+    tracing::warn!(shard = shard.number, path = name, "All SMTP sources for queue {name} are now disabled.");
     if let Some(turn) = turn {
-        turned(shard, path.id, turn, "all source addresses are disabled");
+        turned(shard, id, turn, "all source addresses are disabled");
     }
 }
 

@@ -11,8 +11,9 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::backoff::Mode;
 use ipc::frame::{FrameError, Header, archive, unarchive};
-use ipc::mesh::{self, Claim, PathState, Release, Windows};
+use ipc::mesh::{self, Claim, PathState, Release, SourceState, Windows};
 use ipc::shard_map::Owners;
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
@@ -22,7 +23,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::route::twins;
-use crate::schedule::path::Paces;
+use crate::schedule::path::{Paces, Source};
 use crate::schedule::rate::Pace;
 use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
@@ -76,7 +77,15 @@ fn name(destination: &str, vmta: &str) -> String {
 fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
     let w = &p.paces;
     let counting = p.paces.busy_until_ns() / 1_000_000 > now_ms;
-    if p.retry_at_ms <= now_ms && !counting {
+    let of_source = |s: &Source| SourceState {
+        ip: s.ip.to_string(),
+        until_ns: [s.paces.msg.tat_ns, s.paces.volume.tat_ns, s.paces.connect.tat_ns],
+        disabled_until_unix_ms: s.disabled_until_ms,
+    };
+    let counts = |s: &&Source| s.disabled_until_ms.max(s.paces.busy_until_ns() / 1_000_000) > now_ms;
+    let sources: Vec<SourceState> = p.sources.iter().filter(counts).map(of_source).collect();
+    let backoff_until_unix_ms = if p.mode == Mode::Backoff { p.mode_until_ms } else { 0 };
+    if p.retry_at_ms <= now_ms && !counting && sources.is_empty() && backoff_until_unix_ms <= now_ms {
         return None;
     }
     Some(PathState {
@@ -85,18 +94,38 @@ fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
         windows: Windows::Until([w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns]),
         retry_at_unix_ms: p.retry_at_ms,
         retry_step: p.retry_step.min(1000) as u32,
+        backoff_until_unix_ms,
+        sources,
     })
 }
 
 fn apply(p: &mut Path, state: &PathState) {
-    let l = p.limits();
     let now_ns = clock::now_ns() as i64;
+    if state.backoff_until_unix_ms > now_ns / 1_000_000 && p.mode != Mode::Backoff {
+        p.enter_backoff(now_ns / 1_000_000);
+        p.mode_until_ms = state.backoff_until_unix_ms;
+    }
+    let l = p.limits();
     for (i, (pace, rate)) in p.paces.under(&l).into_iter().enumerate() {
         match &state.windows {
             _ if rate.count == 0 => {}
             Windows::Until(tat_ns) => pace.tat_ns = pace.tat_ns.max(tat_ns[i]),
             Windows::InUse => *pace = Pace::exhausted(rate, now_ns),
         }
+    }
+    // What each source sent before a kill is not known.
+    if state.windows == Windows::InUse {
+        p.sources_in_use_ns = p.sources_in_use_ns.max(now_ns);
+    }
+    for of in &state.sources {
+        let Ok(ip) = of.ip.parse() else { continue };
+        let s = p.source(ip);
+        let [msg, volume, connect] = of.until_ns;
+        for (pace, tat_ns) in [(&mut s.paces.msg, msg), (&mut s.paces.volume, volume), (&mut s.paces.connect, connect)]
+        {
+            pace.tat_ns = pace.tat_ns.max(tat_ns);
+        }
+        s.disabled_until_ms = s.disabled_until_ms.max(of.disabled_until_unix_ms);
     }
     p.retry_at_ms = p.retry_at_ms.max(state.retry_at_unix_ms);
     p.retry_step = p.retry_step.max(state.retry_step as usize);
@@ -180,12 +209,29 @@ fn inherit(shard: &Rc<Shard>, state: PathState, noted: bool) {
 /// The path is about to send: notes once that its windows are in use.
 pub fn note_rate(shard: &Rc<Shard>, id: PathId) {
     let mut s = shard.scheduler.borrow_mut();
-    let Some(p) = s.paths.get_mut(id).filter(|p| !p.noted && p.paces != Paces::default()) else { return };
-    p.noted = true;
-    let now = clock::now_ms();
-    if let Some(state) = state_of(p, now) {
+    let in_use = |p: &Path| p.paces != Paces::default() || p.sources.iter().any(|s| s.paces != Paces::default());
+    let Some(p) = s.paths.get_mut(id).filter(|p| !p.noted && in_use(p)) else { return };
+    note(shard, p);
+}
+
+/// The mode of a path changed, or one of its source addresses was left out: a kill does not
+/// undo that.
+pub fn note_mode(shard: &Rc<Shard>, id: PathId) {
+    if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
+        note(shard, p);
+    }
+}
+
+/// Keeps in the spool what the path would not know after a kill. Windows go on being used
+/// behind the note: the most that may have been sent is assumed.
+fn note(shard: &Rc<Shard>, p: &mut Path) {
+    let key = name(&p.destination, &p.vmta_name);
+    if let Some(state) = state_of(p, clock::now_ms()) {
         let state = PathState { windows: Windows::InUse, retry_at_unix_ms: 0, ..state };
-        shard.spool.put(&name(&p.destination, &p.vmta_name), archive(&state).to_vec());
+        shard.spool.put(&key, archive(&state).to_vec());
+        p.noted = true;
+    } else if std::mem::take(&mut p.noted) {
+        shard.spool.put(&key, Vec::new());
     }
 }
 
@@ -203,7 +249,12 @@ pub fn sweep(shard: &Shard, now_ms: i64) {
             Windows::Until(tat_ns) => tat_ns.iter().any(|t| t / 1_000_000 > now_ms),
             Windows::InUse => true,
         };
-        let over = !counting && i.state.retry_at_unix_ms <= now_ms;
+        let until = i.state.retry_at_unix_ms.max(i.state.backoff_until_unix_ms);
+        let of_source = |s: &SourceState| {
+            let windows_ns = s.until_ns.iter().copied().max().unwrap_or(0);
+            s.disabled_until_unix_ms.max(windows_ns / 1_000_000)
+        };
+        let over = !counting && i.state.sources.iter().map(of_source).fold(until, i64::max) <= now_ms;
         if over && i.noted {
             shard.spool.put(key, Vec::new());
         }

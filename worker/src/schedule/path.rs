@@ -116,6 +116,9 @@ pub struct Path {
     pub paces: Paces,
     /// Source addresses that limits or switches are known of.
     pub sources: Vec<Source>,
+    /// The process before may have used the windows of any until this time, Unix nanoseconds;
+    /// 0 where there was none.
+    pub sources_in_use_ns: i64,
     /// The last failure.
     pub last_failure: Option<Rc<Failure>>,
     /// Normal, backoff, or on the way back.
@@ -179,6 +182,7 @@ impl Path {
             retry_step: 0,
             paces: Paces::default(),
             sources: Vec::new(),
+            sources_in_use_ns: 0,
             last_failure: None,
             mode: Mode::Normal,
             mode_since_ms: 0,
@@ -425,25 +429,41 @@ impl Path {
     /// The source's state, kept from the first time that something is to be known of it.
     pub fn source(&mut self, ip: IpAddr) -> &mut Source {
         let at = self.sources.iter().position(|s| s.ip == ip).unwrap_or_else(|| {
-            self.sources.push(Source { ip, connections: 0, paces: Paces::default(), disabled_until_ms: 0 });
+            let paces = self.begun(ip);
+            self.sources.push(Source { ip, connections: 0, paces, disabled_until_ms: 0 });
             self.sources.len() - 1
         });
         &mut self.sources[at]
     }
 
+    /// Windows of a source address that nothing is known of: of the process before the most
+    /// that it may have sent is assumed.
+    fn begun(&self, ip: IpAddr) -> Paces {
+        let since_ns = self.sources_in_use_ns;
+        let in_use = |rate: Rate| since_ns > 0 && rate.count > 0;
+        let of = |rate: Rate| if in_use(rate) { Pace::exhausted(rate, since_ns) } else { Pace::default() };
+        Paces {
+            msg: of(self.rules.source_ip_max_msg_rate.of(ip)),
+            hour: Pace::default(),
+            volume: of(self.rules.source_ip_max_data_volume_rate.of(ip)),
+            connect: of(self.rules.source_ip_max_connect_rate.of(ip)),
+        }
+    }
+
     /// When a connection from `ip` may be opened, as far as it itself is concerned; Unix
     /// milliseconds, `i64::MAX` where only an event can tell.
     pub fn source_ready_ms(&self, ip: IpAddr) -> i64 {
-        let Some(s) = self.sources.iter().find(|s| s.ip == ip) else { return 0 };
+        let known = self.sources.iter().find(|s| s.ip == ip);
         let most = self.rules.source_ip_max_smtp_out.of(ip).count;
-        if most != 0 && u64::from(s.connections) >= most {
+        if most != 0 && known.is_some_and(|s| u64::from(s.connections) >= most) {
             return i64::MAX;
         }
+        let paces = known.map_or_else(|| self.begun(ip), |s| s.paces);
         let r = &self.rules;
-        let ready_ns = (s.paces.msg.ready_at_ns(r.source_ip_max_msg_rate.of(ip)))
-            .max(s.paces.volume.ready_at_ns(r.source_ip_max_data_volume_rate.of(ip)))
-            .max(s.paces.connect.ready_at_ns(r.source_ip_max_connect_rate.of(ip)));
-        s.disabled_until_ms.max((ready_ns + 999_999) / 1_000_000)
+        let ready_ns = (paces.msg.ready_at_ns(r.source_ip_max_msg_rate.of(ip)))
+            .max(paces.volume.ready_at_ns(r.source_ip_max_data_volume_rate.of(ip)))
+            .max(paces.connect.ready_at_ns(r.source_ip_max_connect_rate.of(ip)));
+        known.map_or(0, |s| s.disabled_until_ms).max((ready_ns + 999_999) / 1_000_000)
     }
 
     /// Whether limits of its own hold for source addresses here.
