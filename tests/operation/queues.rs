@@ -143,6 +143,34 @@ fn why_names_the_directive_and_the_line_that_hold_a_queue_back() {
 }
 
 #[test]
+fn why_names_limits_over_several_paths_too() {
+    let r = Receiver::start();
+    let limits = " max-smtp-msg-rate 20/m\n";
+    let vmtas = VMTAS.replace("a.test\n", &format!("a.test\n{limits}"));
+    let engine = Engine::start(
+        2,
+        &format!(
+            "{vmtas}<domain *>\n {}\n</domain>\n<domain hot.test>\n destination-max-msg-rate 20/m\n</domain>",
+            r.hosts()
+        ),
+    );
+    let text = std::fs::read_to_string(engine.path().join("sluice.conf")).unwrap();
+    let line = |of: &str| 1 + text.lines().position(|l| l.contains(of)).unwrap();
+    for n in 0..10 {
+        send(&engine, &format!("u{n}@cold.test"), "a");
+        send(&engine, &format!("u{n}@hot.test"), "b");
+    }
+    for (queue, directive) in [("cold.test/a", "max-smtp-msg-rate"), ("hot.test/b", "destination-max-msg-rate")] {
+        let expected = format!(
+            "shared limit: {directive} 20/m ({}:{})",
+            engine.path().join("sluice.conf").display(),
+            line(directive)
+        );
+        eventually(&expected, WAIT, || ok(&engine, &["why", queue]).contains(&expected));
+    }
+}
+
+#[test]
 fn a_shard_that_is_new_knows_what_is_paused_and_disabled() {
     let r = Receiver::start();
     let engine = Engine::start(1, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));

@@ -1,6 +1,7 @@
 //! `sluice why`: what holds a queue back, with the directive and line that say so.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use ipc::message::{ArchivedEnvelope, MessageId};
 use ipc::operator::{WhyCause, WhyRow};
@@ -13,6 +14,8 @@ use crate::schedule::cause::{self, Cause};
 use crate::schedule::{Path, Queue, QueueId, Scheduler};
 use crate::shard::Shard;
 
+/// What goes before a virtual MTA's own directive, see [`Path::blocked_by`].
+const OF_VMTA: &str = "virtual-mta ";
 /// Queues with work that an answer tells of.
 const ROWS_MAX: usize = 1000;
 
@@ -83,9 +86,17 @@ fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let now = clock::now_ms();
     let first = q.pullers.first().and_then(|p| s.paths.get(p.path));
     let explained = |cause: Cause, p: Option<&Path>| {
-        let directive = p.map_or("", |p| cause::directive(cause, p.mode));
-        let (value, origin) =
-            p.map_or_else(Default::default, |p| (value_of(cause, p), origin_of(shard, q, p, directive)));
+        let directive = p.map_or("", |p| match cause {
+            Cause::SharedLimit => p.blocked_by.trim_start_matches(OF_VMTA),
+            _ => cause::directive(cause, p.mode),
+        });
+        let value = |p: &Path| match cause {
+            Cause::SharedLimit => shared_value(shard, p),
+            _ => value_of(cause, p),
+        };
+        let of_vmta = |p: &Path| cause == Cause::SharedLimit && p.blocked_by.starts_with(OF_VMTA);
+        let origin = |p: &Path| if of_vmta(p) { String::new() } else { origin_of(shard, q, p, directive) };
+        let (value, origin) = p.map_or_else(Default::default, |p| (value(p), origin(p)));
         WhyCause {
             cause: word(cause).to_owned(),
             percent: 0,
@@ -161,6 +172,25 @@ fn value_of(c: Cause, p: &Path) -> String {
     }
 }
 
+/// The value of the limit over several paths that a path waits for.
+fn shared_value(shard: &Shard, p: &Path) -> String {
+    let config = shard.config();
+    let rate = |(count, per_ms): (u64, u64)| shown_rate(Rate { count, per: Duration::from_millis(per_ms) });
+    let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
+    match (p.blocked_by, vmta) {
+        ("total-max-smtp-out", _) => config.global.total_max_smtp_out.to_string(),
+        ("destination-max-smtp-out", _) => p.rules.destination_max_smtp_out.to_string(),
+        ("destination-max-msg-rate", _) => shown_rate(p.rules.destination_max_msg_rate),
+        ("max-smtp-out", _) => p.limits().smtp_out.to_string(),
+        ("virtual-mta max-smtp-out", Some(v)) => v.max_smtp_out.to_string(),
+        ("virtual-mta max-smtp-msg-rate", Some(v)) => rate((v.msg_rate.0.to_native(), v.msg_rate.1.to_native())),
+        ("virtual-mta max-smtp-data-volume-rate", Some(v)) => {
+            rate((v.data_volume_rate.0.to_native(), v.data_volume_rate.1.to_native()))
+        }
+        _ => String::new(),
+    }
+}
+
 fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
     let time = |at_ms: i64| crate::local_time(at_ms / 1000, "%Y-%m-%d %H:%M:%S");
     let Some(p) = p else { return String::new() };
@@ -187,7 +217,12 @@ fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
                 off => format!("disabled: {off}"),
             }
         }
-        Cause::SharedLimit => p.blocked_by.to_owned(),
+        Cause::SharedLimit if p.blocked_by.starts_with(OF_VMTA) => {
+            format!("of virtual MTA {} over all destinations", p.vmta_name)
+        }
+        Cause::SharedLimit if p.blocked_by.starts_with("destination-") => "over all virtual MTAs".to_owned(),
+        Cause::SharedLimit if p.blocked_by == "total-max-smtp-out" => "over all paths".to_owned(),
+        Cause::SharedLimit => "over all shards".to_owned(),
         Cause::ConnectPause => format!("until {}{}", time(p.connect_again_ms), failure()),
         Cause::Pool => format!("health {:.2}{}", p.health, failure()),
         Cause::Paused => "by an operator; `sluice resume queue`".to_owned(),

@@ -7,11 +7,14 @@ use std::rc::Rc;
 use ipc::control::{Rows, RowsOf};
 use ipc::frame::{archive, unarchive};
 use ipc::message::MessageId;
-use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, WhyRow};
+use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, WhyCause, WhyRow};
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
+use ipc::rules::Setting;
+use ipc::snapshot::{Pool, Snapshot};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
 
+use crate::config::directives;
 use crate::listen;
 use crate::run::Supervisor;
 
@@ -142,8 +145,33 @@ async fn why(sup: &Rc<Supervisor>, what: &str) -> Answer {
     };
     let rows = sup.ask_workers(of).await.into_iter().flat_map(|r| if let Rows::Why(w) = r { w } else { Vec::new() });
     let mut all: Vec<WhyRow> = rows.collect();
+    for cause in all.iter_mut().flat_map(|r| r.last_5_min.iter_mut().chain(&mut r.now)) {
+        if cause.cause == "shared limit" && cause.origin.is_empty() {
+            cause.origin = written_at(&sup.compiled.borrow().snapshot, cause);
+        }
+    }
     all.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| a.queue.cmp(&b.queue)));
     Answer::Why(all)
+}
+
+/// File and line of a limit that is not a `<domain>`'s; empty where it is the default, or
+/// several lines may be meant.
+fn written_at(snapshot: &Snapshot, cause: &WhyCause) -> String {
+    let is_named = |s: &&Setting| directives::all()[usize::from(s.key)].name == cause.directive;
+    let vmta = cause.path.rsplit_once('/').map_or("", |(_, v)| v);
+    let index = snapshot.vmta_by_name.get(&vmta.to_lowercase()).copied();
+    let own = index.and_then(|i| snapshot.vmtas.get(i as usize)).map(|v| &v.settings);
+    let is_member = |p: &&Pool| index.is_some_and(|i| p.members.iter().any(|m| m.vmta == i));
+    let pools = snapshot.pools.iter().filter(is_member).map(|p| &p.settings);
+    let top = snapshot.written.iter().filter(|w| w.block.is_empty()).map(|w| &w.settings);
+    for settings in own.into_iter().chain(pools).chain(top) {
+        let mut lines = settings.iter().filter(is_named);
+        if let (Some(s), None) = (lines.next(), lines.next()) {
+            let file = snapshot.files.get(usize::from(s.file)).map_or("", String::as_str);
+            return format!("{file}:{}", s.line);
+        }
+    }
+    String::new()
 }
 
 /// Has an order carried out by every shard, and says what came of it.

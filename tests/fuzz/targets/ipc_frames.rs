@@ -18,7 +18,7 @@ use ipc::control::{AccountingFile, Heartbeat, Hello, Rows, RowsOf, ToSupervisor,
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
 use ipc::layers::{LayersBuilder, Named, Profile, Scope};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
-use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release, Windows};
+use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release, SourceState, Windows};
 use ipc::message::{
     ArchivedEnvelope, BodyType, Envelope, HandoffId, MessageId, Moved, Recipient, Ret, SourceType, destination_of,
 };
@@ -72,15 +72,15 @@ fn make<T: Make>(c: &mut Choices<'_>) -> T {
     T::make(c)
 }
 
+impl Make for SourceState {
+    fn make(c: &mut Choices<'_>) -> SourceState {
+        SourceState { ip: make(c), until_ns: [u64::make(c) as i64; 3], disabled_until_unix_ms: u64::make(c) as i64 }
+    }
+}
+
 impl Make for ShardMap {
     fn make(c: &mut Choices<'_>) -> ShardMap {
-        ShardMap {
-            epoch: make(c),
-            shards: make(c),
-            previous: make(c),
-            spread: make(c),
-            previous_spread: make(c),
-        }
+        ShardMap { epoch: make(c), shards: make(c), previous: make(c), spread: make(c), previous_spread: make(c) }
     }
 }
 
@@ -225,6 +225,8 @@ impl Make for PathState {
             },
             retry_at_unix_ms: u64::make(c) as i64,
             retry_step: c.byte().into(),
+            backoff_until_unix_ms: u64::make(c) as i64,
+            sources: make(c),
         }
     }
 }

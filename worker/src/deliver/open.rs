@@ -96,7 +96,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let mut last = None;
     let mut attempts = 0;
     let general = held.general();
-    let mut full = false;
+    let mut full = None;
     let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
     let (health, began) = (&shard.address_health, clock::now_ms());
     let usable = hosts.iter().filter(|h| !skipped.contains(&h.name)).flat_map(|h| &h.addresses);
@@ -119,8 +119,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             if attempts > path.rules.mx_connection_attempts.max(1) {
                 break;
             }
-            if !held.take_host(&config, &host.name, *address, &source, general) {
-                full = true;
+            if let Err(by) = held.take_host(&config, &host.name, *address, &source, general) {
+                full = Some(by);
                 continue;
             }
             match greet(shard, path, &host.name, *address, &security).await {
@@ -170,13 +170,13 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             }
         }
     }
-    if full && last.is_none() {
-        // mx-connection-limit or ip-connection-limit: nobody failed.
+    if let (Some(by), None) = (full, &last) {
+        // Nobody failed.
         let mut s = shard.scheduler.borrow_mut();
         let at = clock::now_ms() + ASK_AGAIN_MS;
         if let Some(p) = s.paths.get_mut(path.id) {
             p.connect_again_ms = at;
-            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, "mx-connection-limit or ip-connection-limit");
+            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, by);
         }
         s.wake_at(path.id, at);
         return None;

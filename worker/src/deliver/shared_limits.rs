@@ -14,6 +14,7 @@ use ipc::snapshot::ArchivedVirtualMta;
 use crate::config::Config;
 use crate::route::twins::{ramp_up, source_keys};
 use crate::schedule::rate::Pace;
+use crate::schedule::scheduler::Grant;
 use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
 
@@ -22,9 +23,16 @@ use crate::shard::Shard;
 struct Named {
     key: u64,
     rate: Rate,
+    /// See [`Path::blocked_by`].
+    by: &'static str,
 }
 
 impl Named {
+    /// `None` where it limits nothing.
+    fn of((key, rate, by): (u64, Rate, &'static str)) -> Option<Named> {
+        (rate.count > 0).then_some(Named { key, rate, by })
+    }
+
     /// Changes its clock; `change` may be asked more than once.
     fn update<R>(&self, ledger: &Ledger, change: impl Fn(&mut Pace) -> R) -> R {
         ledger.update_clock(self.key, |tat_ns| {
@@ -76,37 +84,38 @@ impl SharedRates {
             let msg = rate((v.msg_rate.0.to_native(), v.msg_rate.1.to_native()));
             let volume = rate((v.data_volume_rate.0.to_native(), v.data_volume_rate.1.to_native()));
             let name = v.name.as_str();
-            all.recipients.extend((msg.count > 0).then(|| Named { key: key("vmta rate", name), rate: msg }));
-            all.volume.extend((volume.count > 0).then(|| Named { key: key("vmta volume", name), rate: volume }));
+            let of_msg = (key("vmta rate", name), msg, "virtual-mta max-smtp-msg-rate");
+            let of_volume = (key("vmta volume", name), volume, "virtual-mta max-smtp-data-volume-rate");
+            all.take_in(&[of_msg], of_volume);
         }
         let rate = p.rules.destination_max_msg_rate;
-        let named = || Named { key: key("destination rate", &p.destination), rate };
-        all.recipients.extend((rate.count > 0).then(named));
+        let of_destination = (key("destination rate", &p.destination), rate, "destination-max-msg-rate");
+        all.recipients.extend(Named::of(of_destination));
         if let Some(t) = &p.twins {
             let (l, [msg, hour, volume, _]) = (p.limits(), t.windows);
-            all.take_in(&[(msg, l.msg_rate), (hour, l.msg_per_hour)], (volume, l.data_volume_rate));
+            let of_msg = [(msg, l.msg_rate, "max-msg-rate"), (hour, l.msg_per_hour, "max-msg-per-hour")];
+            all.take_in(&of_msg, (volume, l.data_volume_rate, "max-data-volume-rate"));
             if let Some(ip) = source.filter(|_| p.limits_sources()) {
                 let ([msg, volume, _], _) = source_keys(p, ip);
                 let rules = &p.rules;
+                let of_msg = (msg, rules.source_ip_max_msg_rate.of(ip), "source-ip-max-msg-rate");
                 let of_volume = rules.source_ip_max_data_volume_rate.of(ip);
-                all.take_in(&[(msg, rules.source_ip_max_msg_rate.of(ip))], (volume, of_volume));
+                all.take_in(&[of_msg], (volume, of_volume, "source-ip-max-data-volume-rate"));
             }
         }
         all
     }
 
-    fn take_in(&mut self, recipients: &[(u64, Rate)], volume: (u64, Rate)) {
-        let named = |(key, rate): (u64, Rate)| (rate.count > 0).then_some(Named { key, rate });
-        self.recipients.extend(recipients.iter().copied().filter_map(named));
-        self.volume.extend(named(volume));
+    fn take_in(&mut self, recipients: &[(u64, Rate, &'static str)], volume: (u64, Rate, &'static str)) {
+        self.recipients.extend(recipients.iter().copied().filter_map(Named::of));
+        self.volume.extend(Named::of(volume));
     }
 
-    /// How many of `want` recipients of a message of `bytes` may be attempted now, and when one
-    /// may be if that is none (Unix nanoseconds).
-    pub fn grant(&self, ledger: &Ledger, want: u64, bytes: u64, now_ns: i64) -> (u64, i64) {
-        let not_ready = self.volume.iter().map(|v| v.ready(ledger, now_ns)).filter(|(ready, _)| !ready);
-        if let Some((_, at)) = not_ready.max_by_key(|(_, at)| *at) {
-            return (0, at);
+    /// How many of `want` recipients of a message of `bytes` may be attempted now.
+    pub fn grant(&self, ledger: &Ledger, want: u64, bytes: u64, now_ns: i64) -> Grant {
+        let not_ready = self.volume.iter().map(|v| (v.ready(ledger, now_ns), v.by)).filter(|((ready, _), _)| !ready);
+        if let Some(((_, next_ns), by)) = not_ready.max_by_key(|((_, at), _)| *at) {
+            return Grant { count: 0, next_ns, by };
         }
         let mut granted = want;
         for (i, r) in self.recipients.iter().enumerate() {
@@ -116,11 +125,11 @@ impl SharedRates {
                 granted = n;
             }
             if granted == 0 {
-                return (0, at);
+                return Grant { count: 0, next_ns: at, by: r.by };
             }
         }
         self.volume.iter().for_each(|v| v.count(ledger, bytes, now_ns));
-        (granted, now_ns)
+        Grant::all(granted)
     }
 
     /// The content of a message was not delivered after all.
@@ -187,11 +196,11 @@ impl SourceWants {
 /// Takes one of each, or of none.
 fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), &'static str> {
     let now_ns = crate::clock::now_ns() as i64;
-    let named = |(key, rate, _): &(u64, Rate, _)| Named { key: *key, rate: *rate };
-    for (i, r) in rates.iter().enumerate().filter(|(_, (_, rate, _))| rate.count > 0) {
-        if named(r).take(ledger, 1, now_ns).0 == 0 {
-            rates[..i].iter().filter(|r| r.1.count > 0).for_each(|r| named(r).give_back(ledger, 1));
-            return Err(r.2);
+    let rates: Vec<Named> = rates.iter().copied().filter_map(Named::of).collect();
+    for (i, r) in rates.iter().enumerate() {
+        if r.take(ledger, 1, now_ns).0 == 0 {
+            rates[..i].iter().for_each(|r| r.give_back(ledger, 1));
+            return Err(r.by);
         }
     }
     Ok(())
@@ -229,8 +238,7 @@ impl Held {
             held.place(t.connections, t.max_smtp_out).ok_or("max-smtp-out")?;
         }
         if let Some(v) = vmta {
-            held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native())
-                .ok_or("max-smtp-out of the virtual MTA")?;
+            held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native()).ok_or("virtual-mta max-smtp-out")?;
         }
         held.place(key("destination", destination), rules.destination_max_smtp_out)
             .ok_or("destination-max-smtp-out")?;
@@ -261,9 +269,18 @@ impl Held {
     }
 
     /// Takes what a connection to one host needs: `mx-connection-limit` and
-    /// `ip-connection-limit`; answers whether there was room. What was taken for a host before
-    /// is given back.
-    pub fn take_host(&mut self, config: &Config, host: &str, peer: SocketAddr, source: &str, general: usize) -> bool {
+    /// `ip-connection-limit`. What was taken for a host before is given back.
+    ///
+    /// # Errors
+    /// The name of the directive that has none left.
+    pub fn take_host(
+        &mut self,
+        config: &Config,
+        host: &str,
+        peer: SocketAddr,
+        source: &str,
+        general: usize,
+    ) -> Result<(), &'static str> {
         while self.places.len() > general {
             self.places.pop().into_iter().for_each(|(p, _)| self.shard.ledger.give_place(p));
         }
@@ -273,10 +290,11 @@ impl Held {
         if let Some((_, limit)) = of_mx
             && self.place(key("mx", &format!("{name} {source}")), *limit).is_none()
         {
-            return false;
+            return Err("mx-connection-limit");
         }
         let of_ip = g.ip_connection_limits.iter().find(|(n, _)| n.contains(peer.ip()));
-        of_ip.is_none_or(|(_, limit)| self.place(key("ip", &peer.ip().to_string()), *limit).is_some())
+        let has_room = of_ip.is_none_or(|(_, limit)| self.place(key("ip", &peer.ip().to_string()), *limit).is_some());
+        if has_room { Ok(()) } else { Err("ip-connection-limit") }
     }
 
     /// Places that are held wherever the connection leads.

@@ -132,15 +132,15 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
     if !may_pull {
         return Cause::Pool;
     }
+    if p.blocked_until_ms > now_ms {
+        return if p.blocked_by.is_empty() { Cause::Source } else { Cause::SharedLimit };
+    }
     let open = u64::from(p.connections + p.connecting);
     if l.smtp_out > 0 && open >= l.smtp_out {
         return if p.connections == 0 { Cause::Connecting } else { Cause::MaxSmtpOut };
     }
     if p.connecting > 0 {
         return Cause::Connecting;
-    }
-    if p.blocked_until_ms > now_ms {
-        return if p.blocked_by.is_empty() { Cause::Source } else { Cause::SharedLimit };
     }
     if ready(&w.connect, l.connect_rate) > now_ms {
         return Cause::MaxConnectRate;

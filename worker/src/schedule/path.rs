@@ -106,7 +106,8 @@ pub struct Path {
     /// A limit other than the path's own lets no connection be opened before this time, Unix
     /// milliseconds.
     pub blocked_until_ms: i64,
-    /// Its directive; empty for source addresses.
+    /// Its directive, behind `virtual-mta ` when it is one of the virtual MTA's own; empty for
+    /// source addresses.
     pub blocked_by: &'static str,
     /// The last timer that was set for it.
     pub timer_ms: i64,

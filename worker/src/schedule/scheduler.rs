@@ -90,6 +90,24 @@ pub enum Next {
     Idle,
 }
 
+/// What limits over all shards allow of a number of recipients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// So many may be attempted.
+    pub count: u64,
+    /// When there will be more, if that is none; Unix nanoseconds.
+    pub next_ns: i64,
+    /// The directive behind it then, and whose it is; see [`Path::blocked_by`].
+    pub by: &'static str,
+}
+
+impl Grant {
+    /// All of them.
+    pub fn all(count: u64) -> Grant {
+        Grant { count, next_ns: 0, by: "" }
+    }
+}
+
 /// Destination, and virtual MTA or pool.
 type Name = (Rc<str>, Rc<str>);
 
@@ -352,16 +370,15 @@ impl Scheduler {
 
     /// What a connection of path `id` from `source` sends next. The tokens of rates are taken
     /// here, right before RCPT is written. `serves` says which queues' mail the connection can
-    /// carry, `shared` grants what limits over all shards allow
-    /// of a number of recipients of so many bytes, or says when there will be more (Unix
-    /// nanoseconds).
+    /// carry, `shared` grants what limits over all shards allow of a number of recipients of so
+    /// many bytes.
     pub fn next(
         &mut self,
         id: PathId,
         source: Option<IpAddr>,
         now_ns: i64,
         serves: &dyn Fn(&Queue) -> bool,
-        shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
+        shared: &mut dyn FnMut(u64, u64) -> Grant,
     ) -> Next {
         let now_ms = now_ns / 1_000_000;
         let Some(p) = self.paths.get(id).filter(|p| p.may_send(now_ms)) else { return Next::Idle };
@@ -400,7 +417,7 @@ impl Scheduler {
         (job, entry): (JobId, Entry),
         source: Option<IpAddr>,
         now_ns: i64,
-        shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
+        shared: &mut dyn FnMut(u64, u64) -> Grant,
     ) -> Next {
         let (Some(p), Some(m)) = (self.paths.get_mut(id), self.messages.get(entry.slot as usize)) else {
             return Next::Idle;
@@ -669,7 +686,7 @@ fn take_tokens(
     most: u64,
     bytes: u64,
     now_ns: i64,
-    shared: &mut dyn FnMut(u64, u64) -> (u64, i64),
+    shared: &mut dyn FnMut(u64, u64) -> Grant,
 ) -> (u64, i64) {
     let l = p.limits();
     let mut n = most;
@@ -696,9 +713,10 @@ fn take_tokens(
     if n == 0 {
         return (0, next);
     }
-    let (granted, at) = shared(n, bytes);
+    let Grant { count: granted, next_ns, by } = shared(n, bytes);
     if granted == 0 {
-        return (0, at);
+        (p.blocked_until_ms, p.blocked_by) = ((next_ns + 999_999) / 1_000_000, by);
+        return (0, next_ns);
     }
     p.paces.msg.advance(l.msg_rate, now_ns, granted);
     p.paces.hour.advance(l.msg_per_hour, now_ns, granted);
@@ -760,7 +778,7 @@ pub(super) mod tests {
     }
 
     pub fn next(s: &mut Scheduler, path: PathId, now_ns: i64) -> Next {
-        s.next(path, None, now_ns, &|_| true, &mut |n, _| (n, 0))
+        s.next(path, None, now_ns, &|_| true, &mut |n, _| Grant::all(n))
     }
 
     #[test]
@@ -858,7 +876,11 @@ pub(super) mod tests {
         let (mut s, id) = with(DomainRules::default(), 1);
         let at_ms = 1_000_060_000;
         assert_eq!(
-            s.next(id, None, 1_000_000_000_000_000, &|_| true, &mut |_, _| (0, at_ms * 1_000_000)),
+            s.next(id, None, 1_000_000_000_000_000, &|_| true, &mut |_, _| Grant {
+                count: 0,
+                next_ns: at_ms * 1_000_000,
+                by: ""
+            }),
             Next::Wait(at_ms)
         );
         assert_eq!((s.paths[id].wanted(1, 0, at_ms - 1), s.paths[id].wanted(1, 0, at_ms)), (0, 1));
@@ -891,7 +913,7 @@ pub(super) mod tests {
         let now = 1_000_000_000_000;
         let taken = |rules: &DomainRules, shared: u64| {
             let (mut s, id) = with(rules.clone(), 1000);
-            match s.next(id, Some(ip), now, &|_| true, &mut |n, _| (n.min(shared), now)) {
+            match s.next(id, Some(ip), now, &|_| true, &mut |n, _| Grant::all(n.min(shared))) {
                 Next::Send(b) => b.recipients.len(),
                 _ => 0,
             }

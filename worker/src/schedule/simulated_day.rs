@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use ipc::rules::DomainRules;
 
-use super::scheduler::Message;
+use super::scheduler::{Grant, Message};
 use super::*;
 use crate::classify::outcome::Failure;
 
@@ -181,7 +181,8 @@ fn day(seed: u64, adaptive: bool) -> Day {
                 s.paths[*path].connections += wanted;
                 let turns = u64::from(s.paths[*path].connections) * receivers[r].pace(member, now);
                 for _ in 0..turns {
-                    let Next::Send(b) = s.next(*path, None, now * 1_000_000, &|_| true, &mut |n, _| (n, 0)) else {
+                    let Next::Send(b) = s.next(*path, None, now * 1_000_000, &|_| true, &mut |n, _| Grant::all(n))
+                    else {
                         break;
                     };
                     match receivers[r].answer(member, b.key, now, &mut dice) {

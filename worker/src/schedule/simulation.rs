@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipc::rules::{DomainRules, Rate};
 use proptest::prelude::*;
 
-use super::scheduler::Message;
+use super::scheduler::{Grant, Message};
 use super::*;
 use crate::classify::outcome::Failure;
 
@@ -152,7 +152,7 @@ impl World {
                 max != 0 && self.connections[i].messages >= max
             };
             let next = if idle && !full {
-                self.s.next(id, None, now * 1_000_000, &|_| true, &mut |n, _| (n, 0))
+                self.s.next(id, None, now * 1_000_000, &|_| true, &mut |n, _| Grant::all(n))
             } else {
                 Next::Idle
             };
