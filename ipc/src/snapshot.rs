@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub accounting: Vec<Accounting>,
     /// `<smtp-pattern-list>`s, those of receiver profiles included.
     pub reply_lists: Vec<ReplyList>,
+    /// `<bounce-category-patterns>`, in order.
+    pub bounce_patterns: Vec<BouncePattern>,
     /// Files in PEM that directives name, by path.
     pub pem_files: Vec<(String, String)>,
     /// MX roll-up; the first that takes a domain counts.
@@ -55,6 +57,19 @@ pub struct Snapshot {
     /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for
     /// those who ask what is configured.
     pub written: Vec<Written>,
+}
+
+/// A line of `<bounce-category-patterns>`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct BouncePattern {
+    /// What stands between the slashes.
+    pub expression: String,
+    /// Category.
+    pub category: String,
+    /// Index of the file.
+    pub file: u16,
+    /// Line.
+    pub line: u32,
 }
 
 /// A block as it is written.

@@ -127,6 +127,11 @@ enum Command {
         #[command(subcommand)]
         what: Enable,
     },
+    /// Say what kind of refusal replies of receivers are
+    Bounce {
+        #[command(subcommand)]
+        what: Bounce,
+    },
     /// Stop the running server in order
     Stop,
     /// Begin new files
@@ -258,6 +263,23 @@ enum Enable {
 }
 
 #[derive(Debug, Subcommand)]
+enum Bounce {
+    /// Read replies from standard input, one a line; print one category a line
+    ///
+    /// A reply is `550 5.1.1 no such user`, or a diagnostic or log line that holds one. With --json a
+    /// line has category, kind (hard, soft, reputation, config), scope, rule, and what the rule hit.
+    Classify {
+        /// Configuration file whose <bounce-category-patterns> go first
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the rules that come with the program
+    Rules(Output),
+}
+
+#[derive(Debug, Subcommand)]
 enum Rotate {
     /// Accounting files
     Acct,
@@ -382,6 +404,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             order(&control, queue, QueueAction::EnableSource { ip: ip.to_string() })
         }
         Command::Stop => client::act(&control, ipc::operator::Request::Stop),
+        Command::Bounce { what: Bounce::Classify { config, output } } => {
+            crate::bounce::classify(config.as_deref(), output.json)
+        }
+        Command::Bounce { what: Bounce::Rules(output) } => print(crate::bounce::rules(output.json).as_bytes()),
         Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
         Command::Config { what: ConfigCommand::Check { file, hide_pending, output } } => {

@@ -1,6 +1,7 @@
 //! `sluice`: the supervisor, its workers, and the operator's commands.
 
 mod accounting;
+mod bounce;
 mod cli;
 pub mod config;
 mod http;

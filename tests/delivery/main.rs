@@ -3,6 +3,7 @@
 
 mod backoff;
 mod blackhole;
+mod bounces;
 mod limits;
 mod mail_hosts;
 mod pools;

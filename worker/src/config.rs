@@ -1,6 +1,6 @@
 //! The configuration in force: the mapped snapshot, and what this worker made of it.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use ipc::layers::NO_VMTA;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{Global, MappedSnapshot};
 
+use crate::classify::bounce_rules::Rules;
 use crate::classify::reply_patterns::Patterns;
 use crate::prepare::pattern_list::PatternLists;
 use crate::schedule::{Member, Way};
@@ -29,6 +30,8 @@ pub struct Config {
     pub pattern_lists: PatternLists,
     /// `<smtp-pattern-list>`s that were asked for, by name.
     patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
+    /// What replies are classified by, from the first refusal on.
+    bounce_rules: OnceCell<Rules>,
     /// Virtual MTAs that were asked for as the only member of their queues, by index.
     single: RefCell<HashMap<u32, Rc<[Member]>>>,
     /// Members of pools that were asked for, by index.
@@ -59,8 +62,8 @@ impl Config {
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
-        let (patterns, single, pools, rules) = Default::default();
-        Ok(Config { snapshot, global, listeners, pattern_lists, patterns, single, pools, rules })
+        let (patterns, bounce_rules, single, pools, rules) = Default::default();
+        Ok(Config { snapshot, global, listeners, pattern_lists, patterns, bounce_rules, single, pools, rules })
     }
 
     /// The directives in force for mail to `destination` through a virtual MTA. Equal ones are
@@ -92,6 +95,11 @@ impl Config {
             Some(Rc::new(Patterns::of(list, &snapshot.files)))
         };
         known.entry(name.to_owned()).or_insert_with(compile).clone()
+    }
+
+    /// What replies are classified by.
+    pub fn bounce_rules(&self) -> &Rules {
+        self.bounce_rules.get_or_init(|| Rules::of_snapshot(self.snapshot.get()))
     }
 
     /// Who mail that chose `via` (virtual MTA or pool; empty for none) to `destination` leaves

@@ -4,8 +4,13 @@
 use fuzz::{expand, pieces};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use worker::classify::bounce_category;
+use worker::classify::bounce_rules::Rules;
 use worker::classify::outcome::{Outcome, Verdict};
 use worker::deliver::reply::{Extensions, REPLY_BYTES_MAX, Reply, ReplyError, parse};
+
+thread_local! {
+    static RULES: Rules = Rules::of(std::iter::empty());
+}
 
 /// Takes replies out of `buf` until more is needed, as a session does.
 fn drain(buf: &mut Vec<u8>, replies: &mut Vec<Reply>) -> Result<(), ReplyError> {
@@ -35,7 +40,8 @@ fn check(reply: &Reply) {
     assert_eq!(verdict.outcome == Outcome::Delivered, reply.is_positive());
     assert_eq!(verdict.outcome == Outcome::Bounced, reply.is_permanent());
     assert!(verdict.remote && verdict.status == status && verdict.diagnostic == text);
-    assert!(!bounce_category::of(&status, &text).is_empty() && !bounce_category::words(&status, true).is_empty());
+    let found = RULES.with(|rules| bounce_category::of(rules, &verdict).to_owned());
+    assert!(!found.is_empty() && !bounce_category::words(&status, true).is_empty());
 
     let extensions = Extensions::of(reply);
     assert!(!extensions.names.contains(char::is_whitespace), "{:?}", extensions.names);

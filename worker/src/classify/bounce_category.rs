@@ -1,26 +1,34 @@
-//! PowerMTA's bounce categories, by the enhanced status of the reply (RFC 3463).
+//! `bounceCat` and the words of a status in accounting.
 
-/// The category to account for a failed or deferred recipient.
-pub fn of(status: &str, text: &str) -> &'static str {
-    let mut parts = status.splitn(2, '.');
-    let (_, detail) = (parts.next(), parts.next().unwrap_or_default());
+use super::bounce_rules::{Class, Rules};
+use super::outcome::Verdict;
+
+/// The category to account for a failed or deferred recipient: by the receiver's reply, or by
+/// the status of our own decision (RFC 3463).
+pub fn of<'a>(rules: &'a Rules, v: &'a Verdict) -> &'a str {
+    // Of mail that expired the last reply is told; why it ended is that it expired.
+    if v.remote && !v.status.ends_with(".4.7") {
+        return class(rules, v).category;
+    }
+    let (_, detail) = v.status.split_once('.').unwrap_or_default();
     match detail {
-        "1.1" | "1.0" | "1.3" | "1.6" => "bad-mailbox",
+        "1.1" | "1.3" => "bad-mailbox",
         "1.2" | "1.10" => "bad-domain",
-        "1.7" | "1.8" => "invalid-sender",
-        "2.1" => "inactive-mailbox",
-        "2.2" => "quota-issues",
-        "2.3" | "3.4" | "6.0" | "6.1" | "6.2" | "6.3" => "content-related",
+        "3.4" | "6.3" | "6.7" => "content-related",
         "3.5" => "bad-configuration",
         "4.1" => "no-answer-from-host",
         "4.2" => "bad-connection",
         "4.3" | "4.4" | "4.6" => "routing-errors",
         "4.7" => "message-expired",
-        "5.0" | "5.1" | "5.2" | "5.4" | "5.6" => "protocol-errors",
-        "7.1" if text.to_ascii_lowercase().contains("relay") => "relaying-issues",
+        d if d.starts_with("5.") => "protocol-errors",
         d if d.starts_with("7.") => "policy-related",
         _ => "other",
     }
+}
+
+/// What a receiver's reply is found to be.
+pub fn class<'a>(rules: &'a Rules, v: &Verdict) -> Class<'a> {
+    rules.classify(&v.diagnostic, &v.status, v.stage)
 }
 
 /// The words that accounting puts behind a status: `5.1.1 (bad destination mailbox address)`.

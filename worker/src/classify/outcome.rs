@@ -1,5 +1,6 @@
 //! The one place that decides what a failure does to a recipient.
 
+use super::bounce_rules::Stage;
 use crate::deliver::reply::Reply;
 
 /// What happened to a recipient in one attempt.
@@ -24,6 +25,8 @@ pub struct Verdict {
     pub diagnostic: String,
     /// The diagnostic is a remote reply.
     pub remote: bool,
+    /// What it answered.
+    pub stage: Stage,
 }
 
 /// Why recipients, or a path as a whole, could not be served, and by whom.
@@ -61,7 +64,13 @@ impl Verdict {
             5 => Outcome::Bounced,
             _ => Outcome::Deferred,
         };
-        Verdict { outcome, status: reply.enhanced_status(), diagnostic: reply.text(), remote: true }
+        let (status, diagnostic) = (reply.enhanced_status(), reply.text());
+        Verdict { outcome, status, diagnostic, remote: true, stage: Stage::Message }
+    }
+
+    /// The same of a refusal, as an answer to something else than the message.
+    pub fn at(self, stage: Stage) -> Verdict {
+        Verdict { stage, ..self }
     }
 
     /// By a reply that did not let the transaction go on: one that says neither yes nor no
@@ -77,6 +86,12 @@ impl Verdict {
     /// By our own decision; the status's class says what becomes of the recipient.
     pub fn own(status: &str, diagnostic: impl Into<String>) -> Verdict {
         let outcome = if status.starts_with('5') { Outcome::Bounced } else { Outcome::Deferred };
-        Verdict { outcome, status: status.to_owned(), diagnostic: diagnostic.into(), remote: false }
+        Verdict {
+            outcome,
+            status: status.to_owned(),
+            diagnostic: diagnostic.into(),
+            remote: false,
+            stage: Stage::Session,
+        }
     }
 }

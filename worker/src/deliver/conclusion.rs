@@ -70,6 +70,7 @@ pub(super) async fn conclude(
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let due = now + path.rules.retry_recipients_after.as_millis() as i64;
     let mut delivered = 0u64;
+    let config = shard.config();
     for (r, v) in &verdicts {
         let kind = match v.outcome {
             Outcome::Delivered => b'd',
@@ -77,7 +78,8 @@ pub(super) async fn conclude(
             Outcome::Deferred => b't',
         };
         let accounted = !path.rules.disable_acct_records.iter().any(|k| k.as_bytes() == [kind]);
-        let line = accounted.then(|| row(kind, path, e, *r, v, at, now, size).encode());
+        let category = || if kind == b'd' { "" } else { bounce_category::of(config.bounce_rules(), v) };
+        let line = accounted.then(|| row(kind, path, e, *r, v, category(), at, now, size).encode());
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
         if v.outcome == Outcome::Deferred {
             retry.push(*r);
@@ -214,7 +216,17 @@ fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u16 {
 }
 
 #[allow(clippy::too_many_arguments)]
-fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &Attempt, now: i64, size: u64) -> Row {
+fn row(
+    kind: u8,
+    path: &Path,
+    e: &ArchivedEnvelope,
+    r: u16,
+    v: &Verdict,
+    category: &str,
+    at: &Attempt,
+    now: i64,
+    size: u64,
+) -> Row {
     let rcpt = e.recipients.get(usize::from(r));
     let failed = kind != b'd';
     let tls = |part: fn(&tls::Outcome) -> &str| at.tls.as_ref().map_or_else(String::new, |t| part(t).to_owned());
@@ -236,7 +248,7 @@ fn row(kind: u8, path: &Path, e: &ArchivedEnvelope, r: u16, v: &Verdict, at: &At
             format!("{} ({})", v.status, bounce_category::words(&v.status, v.remote)),
             if v.remote { format!("smtp;{}", v.diagnostic) } else { v.diagnostic.clone() },
             mta,
-            if failed { bounce_category::of(&v.status, &v.diagnostic).to_owned() } else { String::new() },
+            category.to_owned(),
             record::source_type(&e.source_type).to_owned(),
             record::source_mta(e),
             Type::of(path.rules.delivery_type).name().to_owned(),
@@ -288,7 +300,8 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
             } else {
                 at = Attempt::default();
                 let remote = last.get(..3).is_some_and(|c| c.parse::<u16>().is_ok());
-                Verdict { outcome: Outcome::Bounced, status: "5.4.7".into(), diagnostic: last, remote }
+                let stage = failure.verdict.stage;
+                Verdict { outcome: Outcome::Bounced, status: "5.4.7".into(), diagnostic: last, remote, stage }
             };
             verdicts.push((r, v));
         }

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::conclusion::{Attempt, conclude, unreadable};
 use super::connection::{Path, load};
+use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::schedule::{Batch, Next};
@@ -97,7 +98,13 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
 }
 
 fn delivered(what: &str) -> Verdict {
-    Verdict { outcome: Outcome::Delivered, status: "2.0.0".into(), diagnostic: what.into(), remote: false }
+    Verdict {
+        outcome: Outcome::Delivered,
+        status: "2.0.0".into(),
+        diagnostic: what.into(),
+        remote: false,
+        stage: Stage::Message,
+    }
 }
 
 /// Values that `$NAME` stands for.

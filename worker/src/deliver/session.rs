@@ -14,6 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Extensions, Reply};
 use super::security::Security;
+use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{self, Failure, Verdict};
 use crate::classify::reply_patterns::{Matches, Patterns, Route};
 use crate::connect::tls::{Outcome, Parameters};
@@ -87,7 +88,7 @@ impl SessionFault {
     /// What it does to mail, and who caused it.
     pub fn failure(&self) -> Failure {
         let (verdict, host, ip) = match self {
-            SessionFault::Refused { reply, host, ip } => (Verdict::of_refusal(reply), host, ip),
+            SessionFault::Refused { reply, host, ip } => (Verdict::of_refusal(reply).at(Stage::Session), host, ip),
             SessionFault::Closed { host, ip } | SessionFault::Protocol { host, ip, .. } => {
                 (Verdict::own("4.4.2", self.to_string()), host, ip)
             }
@@ -239,7 +240,7 @@ impl Session {
 
     /// The verdict on a recipient by the reply to its RCPT: a rule may make an end of a 4yz.
     pub fn verdict_on_recipient(&self, reply: &Reply) -> Verdict {
-        let v = Verdict::of_refusal(reply);
+        let v = Verdict::of_refusal(reply).at(Stage::Recipient);
         match v.outcome {
             outcome::Outcome::Deferred if self.ear.route_of(reply) == Some(Route::BounceRcpt) => {
                 Verdict { outcome: outcome::Outcome::Bounced, ..v }

@@ -3,7 +3,7 @@
 use ipc::layers::{Named, Profile, Scope};
 use ipc::reply_rules::{ReplyList, ReplyRule};
 use ipc::rules::{Setting, SourceKey, Value};
-use ipc::snapshot::{Accounting, Pool, Source, SpoolDirectory, VirtualMta};
+use ipc::snapshot::{Accounting, BouncePattern, Pool, Source, SpoolDirectory, VirtualMta};
 
 use super::super::{composite, records, reply_rule};
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
@@ -33,6 +33,7 @@ impl<'s> Compiler<'s> {
             "profile" => self.profile(s),
             "smtp-pattern-list" => self.reply_list(s),
             "pattern-list" => self.pattern_list(s),
+            "bounce-category-patterns" => self.bounce_patterns(s),
             "mx-rollup-list" => self.rollup_list(s),
             "dns" => self.dns(s),
             _ => {
@@ -77,6 +78,19 @@ impl<'s> Compiler<'s> {
             }
         }
         self.add_reply_rules(&s.value, rules);
+    }
+
+    /// `<bounce-category-patterns>`
+    fn bounce_patterns(&mut self, s: &Statement) {
+        for i in &s.inside {
+            if let Some(Value::Text(category)) = self.check("bounce-category-patterns", i).and_then(Accepted::in_force)
+            {
+                let Some(expression) = i.name.strip_prefix('/').and_then(|n| n.strip_suffix('/')) else { continue };
+                let pattern =
+                    BouncePattern { expression: expression.to_owned(), category, file: i.at.file, line: i.at.line };
+                self.snapshot.bounce_patterns.push(pattern);
+            }
+        }
     }
 
     /// A rule whose expression is known to be one.

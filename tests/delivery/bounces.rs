@@ -1,0 +1,87 @@
+//! What kind of refusal a reply is: in accounting, and by `sluice bounce`.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tests::engine::{Engine, binary};
+use tests::eventually;
+use tests::receiver::Receiver;
+
+use super::{row, send};
+
+/// What the program prints for replies on its standard input.
+fn classified(args: &[&str], replies: &str) -> String {
+    let mut child = Command::new(binary())
+        .args(["bounce", "classify"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(replies.as_bytes()).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success());
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn rows_of_failures_have_the_category_of_the_reply() {
+    for (reply, kind, category) in [
+        ("550 5.7.1 Service unavailable; client [192.0.2.1] blocked using zen.spamhaus.org", "b", "spam-related"),
+        ("550 5.1.1 no such user here", "b", "bad-mailbox"),
+        ("452 4.2.2 mailbox full", "t", "quota-issues"),
+        ("550 unsere eigene Regel", "b", "ours"),
+        ("554 5.9.9 by its status", "b", "by-status"),
+    ] {
+        let r = Receiver::start();
+        r.script(|s| s.rcpt_reply = Some((reply, None)));
+        let own = "<bounce-category-patterns>\n /eigene/ ours\n /^5\\.9\\.9/ by-status\n</bounce-category-patterns>";
+        let engine = Engine::start(1, &format!("{own}\n<domain *>\n {}\n</domain>", r.hosts()));
+        send(&engine, &["u@d.test"]);
+        let row = row(&engine, kind, "u@d.test");
+        assert!(row.contains(&format!(",{category},smtp,")), "{reply}: {row}");
+    }
+}
+
+#[test]
+fn a_refusal_of_the_session_says_nothing_about_the_mailbox() {
+    let r = Receiver::start();
+    r.script(|s| s.greeting = "550 5.1.1 mailbox unavailable for 127.0.0.1");
+    let engine = Engine::start(1, &format!("<domain *>\n {}\n</domain>", r.hosts()));
+    send(&engine, &["u@d.test"]);
+    let bounced = row(&engine, "b", "u@d.test");
+    assert!(!bounced.contains("bad-mailbox"), "{bounced}");
+}
+
+#[test]
+fn mail_that_expires_is_expired_whatever_the_last_reply_was() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("450 4.2.2 mailbox full", None)));
+    let engine = Engine::start(
+        1,
+        &format!("<domain *>\n {}\n bounce-after 2s\n retry-recipients-after 1h\n</domain>", r.hosts()),
+    );
+    send(&engine, &["u@d.test"]);
+    let expired = row(&engine, "b", "u@d.test");
+    assert!(expired.contains(",message-expired,") && expired.contains("mailbox full"), "{expired}");
+    eventually("nothing is left", Duration::from_secs(5), || engine.queued() == 0);
+}
+
+#[test]
+fn replies_on_standard_input_are_classified_without_a_server() {
+    let replies = "550 5.1.1 <full@spam.test>: User unknown\nsmtp;421 4.7.0 [TSS04] deferred due to user complaints\n\
+                   host mx.test[192.0.2.1] said: 552 5.2.2 Mailbox full (in reply to RCPT TO command)\n\n";
+    assert_eq!(classified(&[], replies), "bad-mailbox\nspam-related\nquota-issues\nother\n");
+    let json = classified(&["--json"], replies);
+    let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!((first["kind"].as_str(), first["scope"].as_str()), (Some("hard"), Some("recipient")));
+    assert!(first["rule"].as_str().unwrap().starts_with('B') && first["hit"] == "user unknown", "{first}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("own.conf");
+    std::fs::write(&file, "<bounce-category-patterns>\n /User unknown/ mine\n</bounce-category-patterns>\n").unwrap();
+    let own = classified(&["--json", "--config", file.to_str().unwrap()], replies);
+    let first: serde_json::Value = serde_json::from_str(own.lines().next().unwrap()).unwrap();
+    assert_eq!(first["category"], "mine");
+    assert_eq!(first["rule"].as_str().unwrap(), format!("{}:2", file.display()));
+}
