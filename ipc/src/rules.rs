@@ -189,7 +189,8 @@ impl FromValue for Rate {
 }
 
 impl FromValue for String {
-    const KINDS: &[&str] = &["text", "word", "ref", "hosts", "queue", "domain", "file", "ciphers", "tls13-ciphers"];
+    const KINDS: &[&str] =
+        &["text", "word", "ref", "hosts", "queue", "domain", "file", "ciphers", "tls13-ciphers", "identity"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
     }
@@ -340,6 +341,30 @@ rules! {
         "command" Command command: String = String::new();
         "macro-variables-preserve-case" MacroVariablesPreserveCase macro_variables_preserve_case: bool = false;
         "spread" Spread spread: u64 = 1;
+        "dkim-sign" DkimSign dkim_sign: u64 = 1;
+        "dkim-add-body-limit" DkimAddBodyLimit dkim_add_body_limit: bool = false;
+        "dkim-add-timestamp" DkimAddTimestamp dkim_add_timestamp: bool = false;
+        "dkim-algorithm" DkimAlgorithm dkim_algorithm: Option<u64> = None;
+        "dkim-body-canon" DkimBodyCanon dkim_body_canon: u64 = 1;
+        "dkim-headers-canon" DkimHeadersCanon dkim_headers_canon: u64 = 1;
+        "dkim-expire-after" DkimExpireAfter dkim_expire_after: Duration = Duration::from_millis(NEVER_MS);
+        "dkim-query-method" DkimQueryMethod dkim_query_method: String = String::new();
+        "dkim-headers" DkimHeaders dkim_headers: Vec<String> = Vec::new();
+        "dkim-identity" DkimIdentity dkim_identity: String = String::new();
+        "dkim-identity-fallback" DkimIdentityFallback dkim_identity_fallback: String = String::new();
+        "dkim-disallow-adding-headers" DkimDisallowAddingHeaders dkim_disallow_adding_headers: Vec<String> = Vec::new();
+        "second-dkim-sign" SecondDkimSign second_dkim_sign: bool = false;
+        "second-dkim-add-body-limit" SecondDkimAddBodyLimit second_dkim_add_body_limit: Option<bool> = None;
+        "second-dkim-add-timestamp" SecondDkimAddTimestamp second_dkim_add_timestamp: Option<bool> = None;
+        "second-dkim-algorithm" SecondDkimAlgorithm second_dkim_algorithm: Option<u64> = None;
+        "second-dkim-body-canon" SecondDkimBodyCanon second_dkim_body_canon: Option<u64> = None;
+        "second-dkim-headers-canon" SecondDkimHeadersCanon second_dkim_headers_canon: Option<u64> = None;
+        "second-dkim-expire-after" SecondDkimExpireAfter second_dkim_expire_after: Option<Duration> = None;
+        "second-dkim-query-method" SecondDkimQueryMethod second_dkim_query_method: Option<String> = None;
+        "second-dkim-headers" SecondDkimHeaders second_dkim_headers: Option<Vec<String>> = None;
+        "second-dkim-identity" SecondDkimIdentity second_dkim_identity: Option<String> = None;
+        "second-dkim-identity-fallback" SecondDkimIdentityFallback second_dkim_identity_fallback: Option<String> = None;
+        "second-dkim-disallow-adding-headers" SecondDkimDisallowAddingHeaders second_dkim_disallow_adding_headers: Option<Vec<String>> = None;
         "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
     }
 }

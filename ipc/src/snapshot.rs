@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub accounting: Vec<Accounting>,
     /// `<smtp-pattern-list>`s, those of receiver profiles included.
     pub reply_lists: Vec<ReplyList>,
+    /// `domain-key` at top level.
+    pub domain_keys: Vec<DomainKey>,
     /// `<bounce-category-patterns>`, in order.
     pub bounce_patterns: Vec<BouncePattern>,
     /// Files in PEM that directives name, by path.
@@ -57,6 +59,17 @@ pub struct Snapshot {
     /// Top level and blocks other than those of paths, virtual MTAs and pools, as written, for
     /// those who ask what is configured.
     pub written: Vec<Written>,
+}
+
+/// A `domain-key`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct DomainKey {
+    /// `s=`
+    pub selector: String,
+    /// Domain in lower case that it signs for, subdomains included; `*` for any.
+    pub domain: String,
+    /// Its file, whose content is in [`Snapshot::pem_files`].
+    pub path: String,
 }
 
 /// A line of `<bounce-category-patterns>`.
@@ -235,6 +248,8 @@ pub struct VirtualMta {
     pub msg_rate: (u64, u64),
     /// `max-smtp-data-volume-rate`: bytes delivered, over all destinations.
     pub data_volume_rate: (u64, u64),
+    /// `domain-key`
+    pub domain_keys: Vec<DomainKey>,
     /// What stands in its block beside `<domain>`, as written: keys are rows of the table of
     /// directives, for those who ask where a value comes from.
     pub settings: Vec<Setting>,
@@ -256,6 +271,8 @@ pub struct Pool {
     pub name: String,
     /// Members.
     pub members: Vec<PoolMember>,
+    /// `domain-key`, for members without one of their own.
+    pub domain_keys: Vec<DomainKey>,
     /// What stands in its block beside members and `<domain>`, as in [`VirtualMta::settings`].
     pub settings: Vec<Setting>,
 }

@@ -132,6 +132,11 @@ enum Command {
         #[command(subcommand)]
         what: Bounce,
     },
+    /// Make DKIM keys, and check that they are published
+    Dkim {
+        #[command(subcommand)]
+        what: Dkim,
+    },
     /// Stop the running server in order
     Stop,
     /// Begin new files
@@ -280,6 +285,35 @@ enum Bounce {
 }
 
 #[derive(Debug, Subcommand)]
+enum Dkim {
+    /// Make a key; print the record to publish and the lines to configure
+    Generate {
+        /// Name of the key within the domain
+        selector: String,
+        /// Domain that signs
+        domain: String,
+        /// Algorithm
+        #[arg(long, default_value = "rsa", value_parser = ["rsa", "ed25519"])]
+        algorithm: String,
+        /// Length of an RSA key: 2048, 3072 or 4096
+        #[arg(long, default_value_t = 2048)]
+        bits: usize,
+        /// File for the private key, which must not exist; without it SELECTOR.DOMAIN.pem
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Compare every domain-key of a configuration with what is published
+    ///
+    /// Ends with 1 where a record is missing or holds another key.
+    Check {
+        /// Configuration file
+        file: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Rotate {
     /// Accounting files
     Acct,
@@ -408,6 +442,14 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             crate::bounce::classify(config.as_deref(), output.json)
         }
         Command::Bounce { what: Bounce::Rules(output) } => print(crate::bounce::rules(output.json).as_bytes()),
+        Command::Dkim { what: Dkim::Generate { selector, domain, algorithm, bits, file } } => {
+            print(crate::dkim::generate(&selector, &domain, &algorithm, bits, file)?.as_bytes())
+        }
+        Command::Dkim { what: Dkim::Check { file, output } } => {
+            let (said, well) = crate::dkim::check(&file, output.json)?;
+            print(said.as_bytes())?;
+            if well { Ok(()) } else { Err(Failure::Failed("not every key is published".into())) }
+        }
         Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
         Command::Config { what: ConfigCommand::Check { file, hide_pending, output } } => {

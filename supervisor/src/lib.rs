@@ -4,6 +4,7 @@ mod accounting;
 mod bounce;
 mod cli;
 pub mod config;
+mod dkim;
 mod http;
 mod listen;
 mod operator;

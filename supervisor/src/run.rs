@@ -1,5 +1,6 @@
 //! `sluice run`: start order, reload, scaling, stop.
 
+mod keys;
 mod reload;
 mod spread;
 
@@ -152,6 +153,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         next_question: Cell::new(0),
     });
     spawn_local(Rc::clone(&sup).watch_load());
+    spawn_local(Rc::clone(&sup).watch_keys());
     spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock")?));
     spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock")?));
     if http_port != 0 {

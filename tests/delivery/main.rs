@@ -4,6 +4,7 @@
 mod backoff;
 mod blackhole;
 mod bounces;
+mod dkim;
 mod limits;
 mod mail_hosts;
 mod pools;

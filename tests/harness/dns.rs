@@ -159,7 +159,13 @@ impl Dns {
         let data: Vec<Vec<u8>> = match kind {
             A => known.a.iter().map(|a| a.octets().to_vec()).collect(),
             AAAA => known.aaaa.iter().map(|a| a.octets().to_vec()).collect(),
-            TXT => known.txt.iter().map(|t| [&[t.len() as u8][..], t.as_bytes()].concat()).collect(),
+            // A record's text in strings of at most 255 bytes.
+            TXT => {
+                let strings = |t: &String| {
+                    t.as_bytes().chunks(255).flat_map(|c| [&[c.len() as u8][..], c].concat()).collect::<Vec<u8>>()
+                };
+                known.txt.iter().map(strings).collect()
+            }
             TLSA => known.tlsa.clone(),
             MX => known.mx.iter().map(|(p, h)| [&p.to_be_bytes()[..], &encoded(h)].concat()).collect(),
             _ => Vec::new(),

@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use ipc::layers::NO_VMTA;
 use ipc::rules::DomainRules;
-use ipc::snapshot::{Global, MappedSnapshot};
+use ipc::snapshot::{ArchivedDomainKey, Global, MappedSnapshot};
 
 use crate::classify::bounce_rules::Rules;
 use crate::classify::reply_patterns::Patterns;
+use crate::dkim::key::Key;
+use crate::dkim::options::Options;
+use crate::dkim::signature::DomainKey;
 use crate::prepare::pattern_list::PatternLists;
 use crate::schedule::{Member, Way};
 
@@ -18,6 +21,9 @@ use crate::schedule::{Member, Way};
 const RULES_REMEMBERED: usize = 32;
 /// Queues that send on to each other.
 const QUEUE_TO_HOPS_MAX: usize = 8;
+/// Rules, and the signatures that they ask for.
+type Signing = (Rc<DomainRules>, Rc<[Options]>);
+
 /// The configuration in force.
 pub struct Config {
     /// The mapped snapshot.
@@ -32,6 +38,12 @@ pub struct Config {
     patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
     /// What replies are classified by, from the first refusal on.
     bounce_rules: OnceCell<Rules>,
+    /// DKIM keys that were asked for, by file.
+    keys: RefCell<HashMap<String, Option<Rc<Key>>>>,
+    /// Those of virtual MTAs, the pool's and those of all behind them, by index.
+    key_lists: RefCell<HashMap<u32, Rc<[Vec<DomainKey>; 2]>>>,
+    /// What rules ask to be signed, of those that were asked for of late.
+    signing: RefCell<VecDeque<Signing>>,
     /// Virtual MTAs that were asked for as the only member of their queues, by index.
     single: RefCell<HashMap<u32, Rc<[Member]>>>,
     /// Members of pools that were asked for, by index.
@@ -62,8 +74,22 @@ impl Config {
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
-        let (patterns, bounce_rules, single, pools, rules) = Default::default();
-        Ok(Config { snapshot, global, listeners, pattern_lists, patterns, bounce_rules, single, pools, rules })
+        let (patterns, bounce_rules, keys, key_lists, signing) = Default::default();
+        let (single, pools, rules) = Default::default();
+        Ok(Config {
+            snapshot,
+            global,
+            listeners,
+            pattern_lists,
+            patterns,
+            bounce_rules,
+            keys,
+            key_lists,
+            signing,
+            single,
+            pools,
+            rules,
+        })
     }
 
     /// The directives in force for mail to `destination` through a virtual MTA. Equal ones are
@@ -95,6 +121,50 @@ impl Config {
             Some(Rc::new(Patterns::of(list, &snapshot.files)))
         };
         known.entry(name.to_owned()).or_insert_with(compile).clone()
+    }
+
+    /// The signatures that rules ask for.
+    pub fn signing(&self, rules: &Rc<DomainRules>) -> Rc<[Options]> {
+        let mut known = self.signing.borrow_mut();
+        if let Some((_, o)) = known.iter().find(|(r, _)| Rc::ptr_eq(r, rules)) {
+            return Rc::clone(o);
+        }
+        let new: Rc<[Options]> = Options::of(rules).into();
+        known.push_front((Rc::clone(rules), Rc::clone(&new)));
+        known.truncate(RULES_REMEMBERED);
+        new
+    }
+
+    /// DKIM keys of a virtual MTA, or of its pool; and those of all.
+    pub fn domain_keys(&self, vmta: u32) -> Rc<[Vec<DomainKey>; 2]> {
+        if let Some(l) = self.key_lists.borrow().get(&vmta) {
+            return Rc::clone(l);
+        }
+        let s = self.snapshot.get();
+        let own = s.vmtas.get(vmta as usize).map_or(&[][..], |v| &v.domain_keys);
+        let pool = s.pool_of(vmta).and_then(|i| s.pools.get(i as usize));
+        let own = if own.is_empty() { pool.map_or(own, |p| &p.domain_keys) } else { own };
+        let lists = Rc::new([self.usable(own), self.usable(&s.domain_keys)]);
+        self.key_lists.borrow_mut().insert(vmta, Rc::clone(&lists));
+        lists
+    }
+
+    fn usable(&self, keys: &[ArchivedDomainKey]) -> Vec<DomainKey> {
+        let one = |k: &ArchivedDomainKey| {
+            let (selector, domain) = (k.selector.as_str().to_owned(), k.domain.as_str().to_owned());
+            self.key(k.path.as_str()).map(|key| DomainKey { selector, domain, key })
+        };
+        keys.iter().filter_map(one).collect()
+    }
+
+    /// A key, read when it is first asked for. One that cannot be used was refused with the configuration.
+    fn key(&self, path: &str) -> Option<Rc<Key>> {
+        let mut known = self.keys.borrow_mut();
+        let read = || {
+            let pem = self.snapshot.get().pem_files.iter().find(|f| f.0.as_str() == path)?;
+            Key::from_pem(pem.1.as_str()).ok().map(Rc::new)
+        };
+        known.entry(path.to_owned()).or_insert_with(read).clone()
     }
 
     /// What replies are classified by.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod connect;
 pub mod control;
 pub mod deliver;
+pub mod dkim;
 pub mod heat;
 pub mod prepare;
 pub mod report;

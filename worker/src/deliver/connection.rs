@@ -17,6 +17,7 @@ use super::mode::{self, bounce_queues};
 use super::open::{open, skip_host};
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{Held, SharedRates, SourceWants, Wants};
+use super::signing::signed;
 use super::transaction;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
@@ -477,7 +478,7 @@ pub async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>,
     envelope.extend_from_slice(&bytes);
     rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
         .map_err(|e| spool::SpoolError::Unreadable { key, reason: e.to_string() })?;
-    Ok(Rc::new(Content { envelope, body: [body, Bytes::new()] }))
+    Ok(Rc::new(Content::new(envelope, [body, Bytes::new()])))
 }
 
 /// One transaction; false when the session is over.
@@ -498,6 +499,7 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
+    let body = signed(shard, path, &content);
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
     let content_sent = Rc::clone(&s.content_sent);
     content_sent.set(false);
@@ -509,7 +511,7 @@ async fn attempt(
     };
     let sent = tokio::select! {
         biased;
-        r = transaction::send(s, e, &batch.recipients, &content.body, &path.rules) => Some(r),
+        r = transaction::send(s, e, &batch.recipients, &body, &path.rules) => Some(r),
         () = cut_in_time => None,
     };
     let Some(mut result) = sent else {
@@ -588,7 +590,7 @@ async fn attempt(
     }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
     let at = Attempt::of_session(s);
-    conclude(shard, path, &batch, e, &content.body, verdicts, &at).await;
+    conclude(shard, path, &batch, e, &body, verdicts, &at).await;
     goes_on
 }
 

@@ -17,4 +17,5 @@ pub mod reply;
 pub mod security;
 pub mod session;
 pub mod shared_limits;
+pub mod signing;
 pub mod transaction;

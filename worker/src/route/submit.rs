@@ -151,7 +151,7 @@ pub async fn store_archived(
 ) -> Result<u64, SpoolError> {
     let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress };
     let key = shard.store(message).await?;
-    shard.enqueue(key, Rc::new(Content { envelope, body }));
+    shard.enqueue(key, Rc::new(Content::new(envelope, body)));
     Ok(key)
 }
 

@@ -1,5 +1,6 @@
 //! All queues of a shard and the messages in them.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
 use crate::connect::tls::Parameters;
+use crate::deliver::signing::Signed;
 
 /// Messages whose contents are freed at once.
 const CONTENTS_DROPPED_MAX: usize = 10_000;
@@ -32,6 +34,16 @@ pub struct Content {
     pub envelope: AlignedVec<16>,
     /// Header as changed, and the rest.
     pub body: [Bytes; 2],
+    /// The same behind its DKIM signatures, by what asked for them: signed once for all recipients
+    /// and attempts as long as it is held.
+    pub signed: RefCell<Vec<Signed>>,
+}
+
+impl Content {
+    /// What was stored.
+    pub fn new(envelope: AlignedVec<16>, body: [Bytes; 2]) -> Content {
+        Content { envelope, body, signed: RefCell::default() }
+    }
 }
 
 /// A message in this shard. Kept small: this and its entry are all that a deferred message

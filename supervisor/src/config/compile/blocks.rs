@@ -206,6 +206,10 @@ impl<'s> Compiler<'s> {
                     self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
                 }
                 ("host-name", Some(Value::Text(t))) => self.snapshot.vmtas[index as usize].host_name = t,
+                ("domain-key", Some(Value::Text(t))) => {
+                    let key = self.domain_key(i, &t);
+                    self.snapshot.vmtas[index as usize].domain_keys.extend(key);
+                }
                 ("max-smtp-out", Some(Value::Number(n))) => self.snapshot.vmtas[index as usize].max_smtp_out = n,
                 ("max-smtp-msg-rate", Some(Value::Rate { count, per_ms })) => {
                     self.snapshot.vmtas[index as usize].msg_rate = (count, per_ms);
@@ -262,6 +266,10 @@ impl<'s> Compiler<'s> {
                             self.pool_domains.entry(index).or_insert(s.at);
                         }
                         self.snapshot.pools[index as usize].settings.push(a.as_written(i));
+                        if let ("domain-key", Some(Value::Text(t))) = (&*i.name, a.in_force()) {
+                            let key = self.domain_key(i, &t);
+                            self.snapshot.pools[index as usize].domain_keys.extend(key);
+                        }
                     }
                 }
             }

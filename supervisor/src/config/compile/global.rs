@@ -1,7 +1,8 @@
 //! Directives at top level.
 
 use ipc::rules::Value;
-use ipc::snapshot::{Listener, SourceHost, SpoolDirectory};
+use ipc::snapshot::{DomainKey, Listener, SourceHost, SpoolDirectory};
+use worker::dkim::key::{BITS_ADVISED, Key};
 
 use super::super::{composite, source_hosts};
 use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
@@ -95,6 +96,10 @@ impl Compiler<'_> {
                 let hosts = self.source_hosts(s, &t);
                 self.out.source_hosts.extend(hosts);
             }
+            "domain-key" => {
+                let key = self.domain_key(s, &t);
+                self.snapshot.domain_keys.extend(key);
+            }
             "smtp-server-tls-certificate" => self.tls_pem = self.certificate(s),
             "smtp-listener" => {
                 if let Ok((address, source)) = composite::listener(&t) {
@@ -157,6 +162,33 @@ impl Compiler<'_> {
         }
         domains.truncate(most);
         self.snapshot.global.precached_domains = domains;
+    }
+
+    /// A `domain-key` whose file holds a key that can be used.
+    pub(super) fn domain_key(&mut self, s: &Statement, text: &str) -> Option<DomainKey> {
+        let (selector, domain, path) = composite::domain_key(text).ok()?;
+        if !self.snapshot.pem_files.iter().any(|(p, _)| p == path) {
+            let read = std::fs::read_to_string(path).map_err(|e| Problem::missing(path, &e)).and_then(|pem| {
+                let key = Key::from_pem(&pem).map_err(|e| Problem::other(format!("{path}: {e}")))?;
+                Ok((key, pem))
+            });
+            match read {
+                Ok((key, pem)) => {
+                    self.check_readers(path, s.value_at);
+                    if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
+                        let message = format!("the key in {path} has {} bits", key.bits());
+                        let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
+                        self.warning(s.value_at, "short-key", message, help);
+                    }
+                    self.snapshot.pem_files.push((path.to_owned(), pem));
+                }
+                Err(p) => {
+                    self.problem(s, p);
+                    return None;
+                }
+            }
+        }
+        Some(DomainKey { selector: selector.to_owned(), domain: domain.to_lowercase(), path: path.to_owned() })
     }
 
     /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.

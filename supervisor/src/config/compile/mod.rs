@@ -371,11 +371,25 @@ impl<'s> Compiler<'s> {
                     if let ("smtp-tls-ca-file" | "smtp-client-certificate", Value::Text(path)) = (name, &a.value) {
                         self.pem_file(s, path);
                     }
+                    self.dkim_values(s);
                     all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
                 }
             }
         }
         all
+    }
+
+    /// Values of DKIM's directives that do not mean what they say.
+    fn dkim_values(&mut self, s: &Statement) {
+        let value = s.value.to_ascii_lowercase();
+        if matches!(&*s.name, "dkim-algorithm" | "second-dkim-algorithm") && value == "rsa-sha1" {
+            let message = "rsa-sha1 is not allowed any more (RFC 8301): mail is signed by rsa-sha256";
+            self.warning(s.value_at, "obsolete", message, "write rsa-sha256");
+        }
+        if &*s.name == "dkim-sign" && value == "if-x-dkim-options-present" {
+            let message = "dkim-sign if-x-dkim-options-present is not in force yet: no mail is signed by it";
+            self.warning(s.value_at, "pending", message, "");
+        }
     }
 
     /// What puts a profile in its place; nothing when it is not defined, which was said.

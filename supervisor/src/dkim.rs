@@ -1,0 +1,150 @@
+//! `sluice dkim`: keys, and whether their records are published.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use worker::connect::mx::Resolver;
+use worker::dkim::key::{self, Key};
+
+use crate::Failure;
+use crate::config::{self, compile::Overrides};
+
+/// Characters of one string of a TXT record.
+const STRING_MAX: usize = 255;
+
+/// Makes a key, writes it to a file that only its owner may read, and answers what to publish.
+///
+/// # Errors
+/// When the file exists already, or cannot be written.
+pub fn generate(
+    selector: &str,
+    domain: &str,
+    algorithm: &str,
+    bits: usize,
+    file: Option<PathBuf>,
+) -> Result<String, Failure> {
+    let domain = ipc::message::normalise_domain(domain).map_err(|e| Failure::Wrong(format!("{domain}: {e}")))?;
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if selector.is_empty() || !selector.chars().all(fine) {
+        return Err(Failure::Wrong(format!("expected a selector of letters, digits, - and ., found {selector:?}")));
+    }
+    let pem = if algorithm == "ed25519" { key::generate_ed25519() } else { key::generate_rsa(bits) };
+    let pem = pem.map_err(Failure::Failed)?;
+    let path = file.unwrap_or_else(|| PathBuf::from(format!("{selector}.{domain}.pem")));
+    let cannot = |e: std::io::Error| Failure::Failed(format!("cannot write {}: {e}", path.display()));
+    let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(cannot)?;
+    out.write_all(pem.as_bytes()).and_then(|()| out.sync_all()).map_err(cannot)?;
+    let key = Key::from_pem(&pem).map_err(Failure::Failed)?;
+    let record = record(&key);
+    let strings: Vec<String> =
+        record.as_bytes().chunks(STRING_MAX).map(|c| format!("\"{}\"", String::from_utf8_lossy(c))).collect();
+    let shown = std::path::absolute(&path).unwrap_or(path);
+    Ok(format!(
+        "The private key is in {}. Publish:\n\n{selector}._domainkey.{domain}. IN TXT ( {} )\n\nand let mail be signed:\n\n\
+         domain-key {selector},{domain},{}\n<domain *>\n    dkim-sign yes\n</domain>\n",
+        shown.display(),
+        strings.join(" "),
+        shown.display()
+    ))
+}
+
+/// The text of the record that publishes a key (RFC 6376 section 3.6.1).
+fn record(key: &Key) -> String {
+    let kind = if key.algorithm().starts_with("rsa") { "rsa" } else { "ed25519" };
+    format!("v=DKIM1; k={kind}; p={}", key::base64(&key.public()))
+}
+
+/// What was found of one key.
+#[derive(Debug, Serialize)]
+struct Checked {
+    selector: String,
+    domain: String,
+    file: String,
+    bits: usize,
+    /// `published`, `missing`, `differs`, `revoked`, `any domain`
+    state: &'static str,
+    /// What to publish; empty where it is.
+    publish: String,
+}
+
+/// Compares every `domain-key` of a file with what is published. Answers text or JSON, and whether
+/// all are well.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
+    let checked = config::compile(Some(file), &Overrides::default())
+        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
+    if let Some(errors) = checked.errors() {
+        return Err(Failure::Wrong(format!("the configuration has errors\n\n{errors}")));
+    }
+    let s = checked.compiled.snapshot;
+    let of_vmtas = s.vmtas.iter().flat_map(|v| &v.domain_keys);
+    let mut keys: Vec<_> =
+        s.domain_keys.iter().chain(s.pools.iter().flat_map(|p| &p.domain_keys)).chain(of_vmtas).collect();
+    keys.dedup();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::Failed(e.to_string()))?;
+    let resolver = Resolver::new(&s.global.name_servers).map_err(Failure::Failed)?;
+    let mut all = Vec::new();
+    for k in keys {
+        let pem = s.pem_files.iter().find(|(p, _)| *p == k.path).map_or("", |(_, pem)| pem);
+        let key = Key::from_pem(pem).map_err(Failure::Failed)?;
+        let expected = record(&key);
+        let state = match k.domain.as_str() {
+            "*" => "any domain",
+            d => {
+                let found = runtime.block_on(resolver.txt(&format!("{}._domainkey.{d}", k.selector)));
+                state_of(&found, &key::base64(&key.public()))
+            }
+        };
+        let publish = if matches!(state, "published" | "any domain") { String::new() } else { expected };
+        let (selector, domain, file) = (k.selector.clone(), k.domain.clone(), k.path.clone());
+        all.push(Checked { selector, domain, file, bits: key.bits(), state, publish });
+    }
+    let well = all.iter().all(|c| c.publish.is_empty());
+    if json {
+        return Ok((serde_json::to_string_pretty(&all).unwrap_or_default() + "\n", well));
+    }
+    let mut text = String::new();
+    for c in &all {
+        text += &format!("{}._domainkey.{}: {} ({}, {} bits)\n", c.selector, c.domain, c.state, c.file, c.bits);
+        if !c.publish.is_empty() {
+            text += &format!("    expected {}\n", c.publish);
+        }
+    }
+    if all.is_empty() {
+        text += "The file has no domain-key.\n";
+    }
+    Ok((text, well))
+}
+
+/// Whether one of the records that were found publishes the key.
+fn state_of(found: &[String], p: &str) -> &'static str {
+    let published = |r: &String| {
+        let tags = r.split(';').filter_map(|t| t.split_once('='));
+        tags.into_iter().find(|(n, _)| n.trim() == "p").map(|(_, v)| v.split_whitespace().collect::<String>())
+    };
+    let all: Vec<String> = found.iter().filter_map(published).collect();
+    match all.as_slice() {
+        [] => "missing",
+        l if l.iter().any(|v| v == p) => "published",
+        l if l.iter().any(String::is_empty) => "revoked",
+        _ => "differs",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_compared_by_their_key() {
+        let of = |r: &[&str]| state_of(&r.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>(), "AB+=");
+        assert_eq!(of(&["v=DKIM1; k=rsa; p=AB +="]), "published");
+        assert_eq!(of(&["v=spf1 -all", "v=DKIM1; p=CD"]), "differs");
+        assert_eq!((of(&["p="]), of(&[]), of(&["v=spf1"])), ("revoked", "missing", "missing"));
+    }
+}

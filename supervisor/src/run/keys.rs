@@ -1,0 +1,89 @@
+//! DKIM keys whose files change: they are used without a reload, which would put other edits in
+//! force as well.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use worker::dkim::key::Key;
+
+use super::Supervisor;
+
+/// Time between two looks at the files.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What tells that a file is another.
+type Stamp = (Option<SystemTime>, u64);
+
+fn stamp(path: &str) -> Stamp {
+    std::fs::metadata(path).map_or((None, 0), |m| (m.modified().ok(), m.len()))
+}
+
+impl Supervisor {
+    /// Looks after the files of all keys.
+    pub(super) async fn watch_keys(self: Rc<Self>) {
+        let mut known: HashMap<String, Stamp> = HashMap::new();
+        while !self.stopping.get() {
+            let paths = self.key_files();
+            known.retain(|p, _| paths.contains(p));
+            let mut changed = Vec::new();
+            for p in paths {
+                let now = stamp(&p);
+                // What is there first is what the configuration was read with.
+                if known.insert(p.clone(), now).is_some_and(|before| before != now) {
+                    changed.push(p);
+                }
+            }
+            if !changed.is_empty() {
+                self.take_keys(&changed);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn key_files(&self) -> Vec<String> {
+        let compiled = self.compiled.borrow();
+        let s = &compiled.snapshot;
+        let of_pools = s.pools.iter().flat_map(|p| &p.domain_keys);
+        let all = s.domain_keys.iter().chain(of_pools).chain(s.vmtas.iter().flat_map(|v| &v.domain_keys));
+        let mut paths: Vec<String> = all.map(|k| k.path.clone()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
+    }
+
+    /// Reads files that changed; what holds no key is left for its next change.
+    fn take_keys(&self, changed: &[String]) {
+        let mut some = false;
+        {
+            let mut compiled = self.compiled.borrow_mut();
+            for path in changed {
+                let read = std::fs::read_to_string(path).map_err(|e| e.to_string());
+                match read.and_then(|pem| Key::from_pem(&pem).map(|_| pem)) {
+                    Ok(pem) => {
+                        let held = compiled.snapshot.pem_files.iter_mut().find(|(p, _)| p == path);
+                        some |= held.is_some_and(|(_, old)| std::mem::replace(old, pem.clone()) != pem);
+                    }
+                    Err(e) => {
+                        tracing::error!(path, error = %e, "a DKIM key's file changed and cannot be used; the key before stays in force")
+                    }
+                }
+            }
+            if !some {
+                return;
+            }
+            let generation = self.generation.get() + 1;
+            compiled.snapshot.generation = generation;
+            match compiled.snapshot.seal() {
+                Ok(fd) => {
+                    *self.snapshot.borrow_mut() = fd;
+                    self.generation.set(generation);
+                }
+                Err(e) => return tracing::error!(error = %e, "changed DKIM keys cannot be published"),
+            }
+        }
+        tracing::info!(files = ?changed, "DKIM keys changed");
+        let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
+        numbers.into_iter().for_each(|n| self.send_reload(n));
+    }
+}

@@ -1,0 +1,222 @@
+//! Making a `DKIM-Signature` field.
+
+use std::rc::Rc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+
+use super::canonical::{self, Form};
+use super::key::Key;
+use super::options::{Identity, Options};
+use crate::prepare::headers::{self, Field};
+
+/// Columns that a line of the field keeps below.
+const COLUMNS: usize = 76;
+
+/// A key with the names that it signs by.
+#[derive(Debug, Clone)]
+pub struct DomainKey {
+    /// `s=`
+    pub selector: String,
+    /// `d=`; `*` for the domain of whoever signs.
+    pub domain: String,
+    /// The key.
+    pub key: Rc<Key>,
+}
+
+/// A message, seen as signers do.
+#[derive(Debug)]
+pub struct Message<'a> {
+    header: &'a [u8],
+    fields: Vec<Field<'a>>,
+    /// The body without the empty line before it.
+    body: [&'a [u8]; 2],
+    /// Body hashes that were worked out.
+    hashes: Vec<(Form, Vec<u8>, u64)>,
+}
+
+impl<'a> Message<'a> {
+    /// Of content as it is stored: the header, perhaps with all that follows, and the rest.
+    pub fn of(content: &'a [Bytes; 2]) -> Message<'a> {
+        let (fields, end) = headers::parse(&content[0]);
+        let (header, rest) = content[0].split_at(end);
+        let body = match rest.is_empty() {
+            true => [&[][..], content[1].strip_prefix(b"\r\n").unwrap_or(&content[1])],
+            false => [rest.strip_prefix(b"\r\n").unwrap_or(rest), &content[1][..]],
+        };
+        Message { header, fields, body, hashes: Vec::new() }
+    }
+
+    /// Bytes of the header section.
+    pub fn header_len(&self) -> usize {
+        self.header.len()
+    }
+
+    /// The domain of the address in the first field of a name.
+    fn domain_in(&self, name: &str) -> Option<String> {
+        let f = self.fields.iter().find(|f| f.name.eq_ignore_ascii_case(name))?;
+        domain_of_mailbox(&headers::unfolded(f.value))
+    }
+
+    fn body_hash(&mut self, form: Form) -> (Vec<u8>, u64) {
+        if let Some((_, hash, len)) = self.hashes.iter().find(|(f, ..)| *f == form) {
+            return (hash.clone(), *len);
+        }
+        let (hash, len) = canonical::body_hash(form, self.body.into_iter());
+        self.hashes.push((form, hash.clone(), len));
+        (hash, len)
+    }
+}
+
+/// The domain of the first address in a From or Sender: `"a@b" <c@d.test> (x@y)` is `d.test`.
+fn domain_of_mailbox(value: &str) -> Option<String> {
+    let mut plain = String::with_capacity(value.len());
+    let (mut quoted, mut depth, mut escaped) = (false, 0u32, false);
+    for c in value.chars() {
+        if std::mem::take(&mut escaped) {
+            continue;
+        }
+        match c {
+            '\\' if quoted || depth > 0 => escaped = true,
+            '"' if depth == 0 => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted && depth > 0 => depth -= 1,
+            c if !quoted && depth == 0 => plain.push(c),
+            _ => {}
+        }
+    }
+    let address = match plain.split_once('<') {
+        Some((_, rest)) => rest.split('>').next().unwrap_or_default(),
+        None => plain.split(',').next().unwrap_or_default(),
+    };
+    let domain = address.rsplit_once('@')?.1.trim();
+    (!domain.is_empty()).then(|| ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase()))
+}
+
+/// Who signs: the key, its `d=` and `i=`.
+fn signer<'k>(m: &Message<'_>, o: &Options, lists: &[&'k [DomainKey]]) -> Option<(&'k DomainKey, String, String)> {
+    std::iter::once(&o.identity).chain(&o.fallback).find_map(|identity| {
+        let (domain, said) = match identity {
+            Identity::SenderOrFrom => (m.domain_in("sender").or_else(|| m.domain_in("from"))?, String::new()),
+            Identity::StrictFrom => (m.domain_in("from")?, String::new()),
+            Identity::Given(i) => (i.rsplit_once('@')?.1.to_lowercase(), i.clone()),
+        };
+        let fits = |k: &&DomainKey| {
+            let of = k.domain.to_lowercase();
+            let parent = || domain.strip_suffix(of.as_str()).is_some_and(|rest| rest.ends_with('.'));
+            match identity {
+                Identity::StrictFrom => of == domain,
+                _ => of == "*" || of == domain || parent(),
+            }
+        };
+        // The virtual MTA's keys go first, as long as one of them fits.
+        let key = lists.iter().find_map(|l| l.iter().filter(fits).find(|k| o.takes(&k.key)))?;
+        let d = if key.domain == "*" { domain } else { key.domain.to_lowercase() };
+        Some((key, d, said))
+    })
+}
+
+/// The field that signs a message at `now_s` (Unix seconds), with its final CR LF; `None` where no
+/// key fits, or there is no From.
+///
+/// # Errors
+/// When the key cannot sign.
+pub fn sign(m: &mut Message<'_>, o: &Options, lists: &[&[DomainKey]], now_s: i64) -> Result<Option<String>, String> {
+    let Some((key, d, i)) = signer(m, o, lists) else { return Ok(None) };
+    // From the last up: a name that is listed again means the next field above (RFC 6376 section 5.4.2).
+    let signed: Vec<Field<'_>> = m.fields.iter().rev().filter(|f| o.signs(f.name)).cloned().collect();
+    if !signed.iter().any(|f| f.name.eq_ignore_ascii_case("from")) {
+        return Ok(None);
+    }
+    let (hash, len) = m.body_hash(o.body_canon);
+    let mut out = String::with_capacity(1024);
+    out.push_str("DKIM-Signature: ");
+    let mut column = out.len();
+    let mut tag = |text: &str, out: &mut String| {
+        if column + text.len() > COLUMNS && column > 8 {
+            out.push_str("\r\n\t");
+            column = 8;
+        } else if !out.ends_with([' ', '\t']) {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(text);
+        column += text.len();
+    };
+    tag("v=1;", &mut out);
+    tag(&format!("a={};", key.key.algorithm()), &mut out);
+    tag(&format!("c={}/{};", o.headers_canon.name(), o.body_canon.name()), &mut out);
+    tag(&format!("d={d};"), &mut out);
+    tag(&format!("s={};", key.selector), &mut out);
+    if o.timestamp {
+        tag(&format!("t={now_s};"), &mut out);
+    }
+    if let Some(after) = o.expire_after {
+        tag(&format!("x={};", now_s.saturating_add(after.as_secs() as i64)), &mut out);
+    }
+    if !o.query_method.is_empty() {
+        tag(&format!("q={};", o.query_method), &mut out);
+    }
+    if o.body_limit {
+        tag(&format!("l={len};"), &mut out);
+    }
+    if !i.is_empty() {
+        tag(&format!("i={};", quoted_printable(&i)), &mut out);
+    }
+    let mut names: Vec<&str> = signed.iter().map(|f| f.name).collect();
+    names.extend(o.oversigned.iter().map(String::as_str));
+    for (n, name) in names.iter().enumerate() {
+        let (before, after) = (if n == 0 { "h=" } else { "" }, if n + 1 == names.len() { ";" } else { ":" });
+        tag(&format!("{before}{name}{after}"), &mut out);
+    }
+    tag(&format!("bh={};", STANDARD.encode(&hash)), &mut out);
+    out.push_str("\r\n\tb=");
+    let mut data = Vec::with_capacity(2048);
+    for f in &signed {
+        canonical::field(o.headers_canon, &m.header[f.range.clone()], &mut data);
+    }
+    canonical::field(o.headers_canon, out.as_bytes(), &mut data);
+    data.truncate(data.len() - 2);
+    let b = STANDARD.encode(key.key.sign(&data)?);
+    for (n, line) in b.as_bytes().chunks(COLUMNS - 10).enumerate() {
+        if n > 0 {
+            out.push_str("\r\n\t ");
+        }
+        out.extend(line.iter().map(|b| char::from(*b)));
+    }
+    out.push_str("\r\n");
+    Ok(Some(out))
+}
+
+/// RFC 6376 section 2.11, for `i=`.
+fn quoted_printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for b in text.bytes() {
+        match b {
+            b'!'..=b'~' if !matches!(b, b';' | b'=') => out.push(char::from(b)),
+            b => out.push_str(&format!("={b:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_domain_of_an_address() {
+        for (value, domain) in [
+            ("a@b.test", Some("b.test")),
+            ("\"x <y@z.test>\" <a@B.test>", Some("b.test")),
+            ("A (c@d.test) <a@b.test> (e)", Some("b.test")),
+            ("a@b.test, c@d.test", Some("b.test")),
+            ("\"a\\\"b\" <a@b.test>", Some("b.test")),
+            ("undisclosed", None),
+            ("", None),
+        ] {
+            assert_eq!(domain_of_mailbox(value).as_deref(), domain, "{value}");
+        }
+    }
+}
