@@ -481,7 +481,8 @@ impl Supervisor {
                 self.ask_those(new, RowsOf::TakeSwitches(all)).await;
             }
         }
-        self.publish_map(workers as u8, old.spread);
+        let spread = self.map.borrow().spread.clone();
+        self.publish_map(workers as u8, spread);
         let sup = Rc::clone(self);
         let retire = async move { sup.retire_above(workers).await };
         if !wait {

@@ -299,6 +299,17 @@ fn backoff_and_sources_left_out_outlive_a_kill_and_a_move() {
     send(&engine, &["last@d.test"]);
     eventually("it arrives", WAIT, || r.unique() == 17);
     assert_ne!(mode(&engine, "d.test/v"), "backoff");
+    // What an operator enabled is not undone either.
+    r.script(|s| s.rcpt_reply = None);
+    assert!(engine.sluice(&["enable", "source", "127.0.4.1", "d.test/v"]).status.success());
+    Engine::kill(engine.workers()[0]);
+    engine.wait_ready();
+    let mut n = 0;
+    eventually("the first is used again", WAIT, || {
+        n += 1;
+        send(&engine, &[&format!("y{n}@d.test")]);
+        r.with(|s| s.messages.iter().any(|m| m.hello == "a.test"))
+    });
 }
 
 #[test]

@@ -165,3 +165,10 @@ fn it_speaks_for_a_destination_and_not_for_a_virtual_mta() {
     let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success() && said.contains("over all its virtual MTAs"), "{said}");
 }
+
+#[test]
+fn mail_that_needs_no_host_is_spread_as_well() {
+    let engine = Engine::start(2, "<domain hot.test>\n type discard\n spread 2\n</domain>");
+    load(&engine, 40, "u");
+    eventually("all are discarded", WAIT, || engine.queued() == 0);
+}

@@ -298,3 +298,15 @@ fn a_421_in_a_transaction_ends_the_session_where_the_receiver_or_the_configurati
         r.with(|s| assert_eq!(s.connections, connections, "closes: {closes}"));
     }
 }
+
+#[test]
+fn a_receiver_that_takes_its_time_with_the_content_after_a_421_gets_it_once() {
+    let r = Receiver::start();
+    r.script(|s| s.delay = Duration::from_secs(11));
+    let engine = Engine::start(1, &format!("<domain *>\n {}\n retry-recipients-after 1s\n</domain>", r.hosts()));
+    send(&engine, &["busy-1@d.test", "u@d.test"]);
+    row(&engine, "d", "u@d.test");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(r.duplicates(), 0);
+    r.with(|s| assert_eq!(s.messages.len(), 1));
+}

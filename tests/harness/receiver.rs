@@ -317,6 +317,8 @@ impl<S: Read + Write> Session<'_, S> {
                     }
                 } else if to.starts_with("bad-") {
                     self.say("550 5.1.1 no such user")?;
+                } else if to.starts_with("busy-") {
+                    self.say("421 4.7.0 busy")?;
                 } else if to.starts_with("later-") {
                     self.receiver.with(|s| *s.deferred.entry(to).or_default() += 1);
                     self.say("450 4.2.1 try later")?;

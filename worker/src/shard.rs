@@ -276,12 +276,14 @@ impl Shard {
         MessageId::new(clock::now_ms(), self.number, n)
     }
 
-    /// A number that grows by one each time: mail to destinations with several owners goes to
-    /// them in turn.
+    /// Another number each time: mail to destinations with several owners goes to them alike.
     pub fn next_turn(&self) -> u64 {
-        let n = self.turns.get();
-        self.turns.set(n.wrapping_add(1));
-        n
+        let n = self.turns.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.turns.set(n);
+        // Mixed as by SplitMix64: injectors that alternate between destinations must not send
+        // every turn of one kind to one of them.
+        let x = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32
     }
 
     /// Notes a session that began or ended.

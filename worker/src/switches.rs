@@ -220,6 +220,8 @@ fn set_source(shard: &Rc<Shard>, paths: &[PathId], ip: &str, until_ms: i64) -> R
         p.work.notify_waiters();
     }
     drop(s);
+    // What a note of before says of the source is not so any more.
+    paths.iter().for_each(|id| crate::route::paths::note_mode(shard, *id));
     paths.iter().filter(|_| until_ms > 0).for_each(|id| crate::deliver::mode::rest_without_sources(shard, *id));
     Ok((paths.len() as u64, changed))
 }

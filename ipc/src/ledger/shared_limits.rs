@@ -91,13 +91,13 @@ impl Ledger {
         }
     }
 
-    /// The clock of a rate (Unix nanoseconds); 0 when it was never used.
-    pub fn clock(&self, key: u64) -> i64 {
+    /// The clock of a rate (Unix nanoseconds); `None` when it was never used, or the table was full.
+    pub fn clock(&self, key: u64) -> Option<i64> {
         let paces = self.paces();
         let key = key.max(1);
         let at = (0..PROBES).map(|i| (key as usize).wrapping_add(i) % LEDGER_PACES);
         let found = at.into_iter().find(|at| paces[2 * at].load(SeqCst) == key);
-        found.map_or(0, |at| paces[2 * at + 1].load(SeqCst) as i64)
+        found.map(|at| paces[2 * at + 1].load(SeqCst) as i64)
     }
 
     /// Changes the clock of a rate (Unix nanoseconds; 0 when it was never used) by `change`,

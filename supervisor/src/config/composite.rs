@@ -271,7 +271,7 @@ pub fn domain_key(text: &str) -> Result<(&str, &str, &str), Problem> {
     if key_domain != "*" {
         domain(key_domain).map_err(|p| p.at(key_domain, text))?;
     }
-    if selector.is_empty() || selector.contains(char::is_whitespace) {
+    if selector.is_empty() || !selector.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
         return Err(Problem::expected("a selector", selector).at(selector, text));
     }
     file(path).map_err(|p| p.at(path, text))?;

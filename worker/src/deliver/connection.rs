@@ -60,6 +60,8 @@ pub(super) struct Path {
     rates: SharedRates,
     /// The mode that they are those of.
     mode: Mode,
+    /// They are those of a path with twins.
+    of_twins: bool,
     /// Which place under `max-smtp-out` the connection has, where the destination is spread.
     place: Option<u32>,
     pub ear: Rc<Ear>,
@@ -70,8 +72,8 @@ impl Path {
     pub(super) fn refresh(&mut self, shard: &Shard) -> bool {
         let s = shard.scheduler.borrow();
         let Some(p) = s.paths.get(self.id) else { return false };
-        if !Rc::ptr_eq(&self.rules, &p.rules) || self.mode != p.mode {
-            (self.rules, self.mode) = (Rc::clone(&p.rules), p.mode);
+        if !Rc::ptr_eq(&self.rules, &p.rules) || (self.mode, self.of_twins) != (p.mode, p.twins.is_some()) {
+            (self.rules, self.mode, self.of_twins) = (Rc::clone(&p.rules), p.mode, p.twins.is_some());
             let config = shard.config();
             let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
             self.rates = SharedRates::of(p, vmta, self.source);
@@ -84,7 +86,9 @@ impl Path {
     /// Twins share the places; one that is above what the limit is now is given up.
     fn is_surplus(&self, p: &crate::schedule::Path) -> bool {
         let most = p.limits().smtp_out;
-        p.twins.is_some() && most != 0 && self.place.is_none_or(|n| u64::from(n) >= most)
+        // What needs no host takes no place.
+        let counted = p.twins.is_some() && p.rules.delivery_type == 0;
+        counted && most != 0 && self.place.is_none_or(|n| u64::from(n) >= most)
     }
 
     /// Notes which queue the batch in hand is from.
@@ -169,6 +173,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         vmta_name: Rc::clone(&p.vmta_name),
         rates: SharedRates::of(p, vmta, source),
         mode: p.mode,
+        of_twins: p.twins.is_some(),
         place: None,
         ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
@@ -200,6 +205,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         counted: false,
         rates: SharedRates::default(),
         mode: Mode::Normal,
+        of_twins: false,
         place: None,
         ear: Ear::new(None),
     })

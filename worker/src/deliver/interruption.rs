@@ -38,12 +38,16 @@ struct Open {
 
 /// All open connections of a shard, and when requests were last looked at.
 #[derive(Debug, Default)]
-pub struct Connections(RefCell<Slab<Rc<Open>>>, Cell<i64>);
+pub struct Connections {
+    open: RefCell<Slab<Rc<Open>>>,
+    /// Unix milliseconds.
+    answered_ms: Cell<i64>,
+}
 
 impl Connections {
     /// Connections of path `id` that hold a place of `key`.
     pub fn held(&self, id: PathId, key: u64) -> u32 {
-        self.0.borrow().iter().filter(|(_, c)| c.path == id && c.keys.contains(&key)).count() as u32
+        self.open.borrow().iter().filter(|(_, c)| c.path == id && c.keys.contains(&key)).count() as u32
     }
 }
 
@@ -66,7 +70,7 @@ impl Seat {
             cut: Rc::default(),
             request: Cell::new(None),
         });
-        let at = shard.open.0.borrow_mut().insert(Rc::clone(&open));
+        let at = shard.open.open.borrow_mut().insert(Rc::clone(&open));
         Seat { shard: Rc::clone(shard), at, open }
     }
 
@@ -88,7 +92,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.shard.open.0.borrow_mut().try_remove(self.at);
+        self.shard.open.open.borrow_mut().try_remove(self.at);
         if let Some(r) = self.open.request.get() {
             self.shard.ledger.answered(&r, clock::now_ms());
         }
@@ -105,25 +109,26 @@ pub async fn watch(shard: Rc<Shard>) {
 
 /// Lets a connection end for every request that one of this shard's can serve.
 pub fn answer(shard: &Rc<Shard>) {
-    let open = shard.open.0.borrow();
+    let open = shard.open.open.borrow();
     if open.is_empty() {
         return;
     }
     let now = clock::now_ms();
     // Thousands of paths may find a limit full at once.
-    if now - shard.open.1.get() < ANSWER_EVERY_MS {
+    if now - shard.open.answered_ms.get() < ANSWER_EVERY_MS {
         return;
     }
-    shard.open.1.set(now);
+    shard.open.answered_ms.set(now);
     for r in shard.ledger.requests_now(now).filter(|r| !r.answered) {
         let held = open.iter().map(|(_, c)| c).filter(|c| c.keys.contains(&r.ask.key));
         let free = held.filter(|c| c.request.get().is_none() && !is_own(shard, &r, c));
         let mut free = free.peekable();
+        // One that idles is given up before any that works.
         let idle = free.clone().find(|c| c.idle.get()).map(|c| ((0, 0), false, c));
         if free.peek().is_none() {
             continue;
         }
-        let best = idle.or_else(|| free.filter_map(|c| rank(shard, &open, &r, c, now)).min_by_key(|(rank, ..)| *rank));
+        let best = idle.or_else(|| free.filter_map(|c| rank(shard, &r, c, now)).min_by_key(|(rank, ..)| *rank));
         let Some((_, at_once, c)) = best else { continue };
         if shard.ledger.answer(&r, now) {
             c.request.set(Some(r));
@@ -140,26 +145,16 @@ fn is_own(shard: &Shard, r: &Request, c: &Open) -> bool {
     r.ask.shard == shard.number && r.ask.path as usize == c.path
 }
 
-/// How well connection `c` suits a request, the least best, and whether it ends at once;
+/// How well connection `c`, which works, suits a request, the least best, and whether it ends at once;
 /// `None` when it keeps its place.
-fn rank<'a>(
-    shard: &Shard,
-    open: &Slab<Rc<Open>>,
-    r: &Request,
-    c: &'a Rc<Open>,
-    now_ms: i64,
-) -> Option<((u8, u64), bool, &'a Rc<Open>)> {
+fn rank<'a>(shard: &Shard, r: &Request, c: &'a Rc<Open>, now_ms: i64) -> Option<((u8, u64), bool, &'a Rc<Open>)> {
     let s = shard.scheduler.borrow();
     let rules = &s.paths.get(c.path)?.rules;
-    if c.idle.get() {
-        return Some(((0, rules.queue_priority), false, c));
-    }
     let asked = u64::from(r.ask.priority);
     if rules.queue_priority < asked && rules.allow_priority_interruption {
         return Some(((1, rules.queue_priority), rules.allow_priority_interruption_during_transfer, c));
     }
-    let has = open.iter().filter(|(_, o)| o.path == c.path && o.keys.contains(&r.ask.key)).count() as u32;
-    let more = has.saturating_sub(r.ask.has);
+    let more = shard.open.held(c.path, r.ask.key).saturating_sub(r.ask.has);
     let yields = more >= 2 || (more == 1 && now_ms - c.since_ms >= SLICE_MS);
     (rules.queue_priority == asked && yields).then_some(((2, 0), false, c))
 }

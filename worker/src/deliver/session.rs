@@ -176,6 +176,8 @@ pub struct Session {
     pub behind_pix: bool,
     /// The first 421 of the transaction, which need not have ended the session.
     pub said_421: Option<Reply>,
+    /// It was the last reply.
+    closing: bool,
     /// What came of STARTTLS; `None` in the clear.
     pub tls: Option<Outcome>,
     /// What TLS was negotiated with.
@@ -232,6 +234,7 @@ impl Session {
             content_sent: Rc::default(),
             behind_pix: false,
             said_421: None,
+            closing: false,
             tls: None,
             parameters: None,
             ear: Rc::clone(ear),
@@ -298,13 +301,16 @@ impl Session {
     /// # Errors
     /// [`SessionFault`] when there is none in `limit`.
     pub async fn reply(&mut self, limit: Duration) -> Result<Reply, SessionFault> {
-        let limit = if self.said_421.is_some() { limit.min(AFTER_421) } else { limit };
+        // A receiver that goes on is alive, and one that has the content must not be given up early.
+        let is_short = self.closing && !self.content_sent.get();
+        let limit = if is_short { limit.min(AFTER_421) } else { limit };
         loop {
             match reply::parse(&self.buf) {
                 Ok(Some((r, n))) => {
                     let _ = self.buf.split_to(n);
                     self.ear.hear(&r);
-                    if r.code == 421 && self.said_421.is_none() {
+                    self.closing = r.code == 421;
+                    if self.closing && self.said_421.is_none() {
                         self.said_421 = Some(r.clone());
                     }
                     return Ok(r);

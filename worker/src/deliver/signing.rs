@@ -7,14 +7,18 @@ use ipc::rules::DomainRules;
 
 use super::connection::Path;
 use crate::clock;
-use crate::config::Config;
 use crate::dkim::signature::{Message, sign};
 use crate::schedule::scheduler::Content;
 use crate::shard::Shard;
 
+/// How long a signature is used again, seconds.
+const SIGNED_S: i64 = 300;
+
 /// Content behind its signatures.
 pub struct Signed {
-    config: Rc<Config>,
+    /// Generation of the configuration.
+    generation: u64,
+    at_s: i64,
     rules: Rc<DomainRules>,
     vmta: Rc<str>,
     body: [Bytes; 2],
@@ -33,8 +37,11 @@ pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2
     if options.is_empty() {
         return content.body.clone();
     }
-    let is_same =
-        |s: &&Signed| Rc::ptr_eq(&s.rules, &path.rules) && Rc::ptr_eq(&s.config, &config) && s.vmta == path.vmta_name;
+    let generation = config.snapshot.get().generation.to_native();
+    let now_s = clock::now_ms() / 1000;
+    // Times in a signature are those of a while ago at most.
+    content.signed.borrow_mut().retain(|s| s.generation == generation && now_s - s.at_s < SIGNED_S);
+    let is_same = |s: &&Signed| Rc::ptr_eq(&s.rules, &path.rules) && s.vmta == path.vmta_name;
     if let Some(s) = content.signed.borrow().iter().find(is_same) {
         return s.body.clone();
     }
@@ -42,7 +49,6 @@ pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2
     let keys = config.domain_keys(vmta);
     let lists = [&keys[0][..], &keys[1][..]];
     let mut message = Message::of(&content.body);
-    let now_s = clock::now_ms() / 1000;
     let mut fields = String::new();
     for o in options.iter() {
         match sign(&mut message, o, &lists, now_s) {
@@ -53,7 +59,7 @@ pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2
     let header = message.header_len();
     let body = if fields.is_empty() { content.body.clone() } else { behind(&fields, &content.body, header) };
     let (rules, vmta) = (Rc::clone(&path.rules), Rc::clone(&path.vmta_name));
-    content.signed.borrow_mut().push(Signed { config, rules, vmta, body: body.clone() });
+    content.signed.borrow_mut().push(Signed { generation, at_s: now_s, rules, vmta, body: body.clone() });
     body
 }
 

@@ -34,9 +34,12 @@ pub fn field(form: Form, raw: &[u8], out: &mut Vec<u8>) {
             out.push(b':');
             let mut space = false;
             let begin = out.len();
-            for b in &raw[colon + 1..] {
+            let value = &raw[colon + 1..];
+            for (i, b) in value.iter().enumerate() {
                 match b {
-                    b'\r' | b'\n' => {}
+                    // Only folds are taken out.
+                    b'\r' if value.get(i + 1) == Some(&b'\n') => {}
+                    b'\n' => {}
                     b if is_space(*b) => space = true,
                     b => {
                         if space && out.len() > begin {
@@ -175,6 +178,7 @@ mod tests {
     fn fields_of_rfc_6376_section_3_4_5() {
         assert_eq!(of(Form::Relaxed, "A: X\r\n"), "a:X\r\n");
         assert_eq!(of(Form::Relaxed, "B : Y\t\r\n\tZ  \r\n"), "b:Y Z\r\n");
+        assert_eq!(of(Form::Relaxed, "C: a\rb\r\n c\r\n"), "c:a\rb c\r\n");
         assert_eq!(of(Form::Simple, "B : Y\t\r\n\tZ  \r\n"), "B : Y\t\r\n\tZ  \r\n");
     }
 

@@ -56,10 +56,10 @@ pub enum Identity {
 
 impl Identity {
     fn parse(text: &str) -> Identity {
-        match text {
+        match text.to_ascii_lowercase().as_str() {
             "" | "sender-or-from" => Identity::SenderOrFrom,
             "strict-from" => Identity::StrictFrom,
-            given => Identity::Given(given.to_owned()),
+            _ => Identity::Given(text.to_owned()),
         }
     }
 }
@@ -117,7 +117,7 @@ impl Options {
             body_limit: r.dkim_add_body_limit,
             timestamp: r.dkim_add_timestamp,
             expire_after: expiry(r.dkim_expire_after),
-            query_method: r.dkim_query_method.clone(),
+            query_method: method(&r.dkim_query_method),
             headers: named(&r.dkim_headers),
             oversigned: lower(&r.dkim_disallow_adding_headers),
             identity: Identity::parse(&r.dkim_identity),
@@ -131,7 +131,7 @@ impl Options {
             body_limit: r.second_dkim_add_body_limit.unwrap_or(r.dkim_add_body_limit),
             timestamp: r.second_dkim_add_timestamp.unwrap_or(r.dkim_add_timestamp),
             expire_after: expiry(r.second_dkim_expire_after.unwrap_or(r.dkim_expire_after)),
-            query_method: r.second_dkim_query_method.clone().unwrap_or_else(|| r.dkim_query_method.clone()),
+            query_method: method(r.second_dkim_query_method.as_ref().unwrap_or(&r.dkim_query_method)),
             headers: named(r.second_dkim_headers.as_ref().unwrap_or(&r.dkim_headers)),
             oversigned: lower(
                 r.second_dkim_disallow_adding_headers.as_ref().unwrap_or(&r.dkim_disallow_adding_headers),
@@ -145,7 +145,8 @@ impl Options {
     /// Whether a field of this name is signed.
     pub fn signs(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
-        if NEVER.contains(&name.as_str()) {
+        // Nor what would end the list of names.
+        if NEVER.contains(&name.as_str()) || name.contains(';') {
             return false;
         }
         let is_meant = |n: &Named| match n {
@@ -160,6 +161,12 @@ impl Options {
     pub fn takes(&self, key: &Key) -> bool {
         self.algorithm.is_none_or(|a| a == key.algorithm())
     }
+}
+
+/// A value that ends at no other tag.
+fn method(text: &str) -> String {
+    let fine = text.bytes().all(|b| b.is_ascii_graphic() && b != b';');
+    if fine { text.to_owned() } else { String::new() }
 }
 
 fn expiry(d: Duration) -> Option<Duration> {

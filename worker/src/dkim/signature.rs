@@ -90,8 +90,13 @@ fn domain_of_mailbox(value: &str) -> Option<String> {
         Some((_, rest)) => rest.split('>').next().unwrap_or_default(),
         None => plain.split(',').next().unwrap_or_default(),
     };
-    let domain = address.rsplit_once('@')?.1.trim();
-    (!domain.is_empty()).then(|| ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase()))
+    signing_domain(address.rsplit_once('@')?.1.trim())
+}
+
+/// A domain as `d=` names it: no address literal, nor what is none at all.
+fn signing_domain(domain: &str) -> Option<String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    ipc::message::normalise_domain(domain).ok().filter(|d| !d.is_empty() && d.chars().all(fine))
 }
 
 /// Who signs: the key, its `d=` and `i=`.
@@ -100,7 +105,7 @@ fn signer<'k>(m: &Message<'_>, o: &Options, lists: &[&'k [DomainKey]]) -> Option
         let (domain, said) = match identity {
             Identity::SenderOrFrom => (m.domain_in("sender").or_else(|| m.domain_in("from"))?, String::new()),
             Identity::StrictFrom => (m.domain_in("from")?, String::new()),
-            Identity::Given(i) => (i.rsplit_once('@')?.1.to_lowercase(), i.clone()),
+            Identity::Given(i) => (signing_domain(i.rsplit_once('@')?.1)?, i.clone()),
         };
         let fits = |k: &&DomainKey| {
             let of = k.domain.to_lowercase();
@@ -214,6 +219,9 @@ mod tests {
             ("a@b.test, c@d.test", Some("b.test")),
             ("\"a\\\"b\" <a@b.test>", Some("b.test")),
             ("undisclosed", None),
+            ("<a@b.test; x=1>", None),
+            ("<a@b c>", None),
+            ("<a@[192.0.2.1]>", None),
             ("", None),
         ] {
             assert_eq!(domain_of_mailbox(value).as_deref(), domain, "{value}");

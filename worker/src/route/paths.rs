@@ -139,7 +139,7 @@ pub fn admit(shard: &Shard, p: &mut Path) {
         apply(p, &i.state);
         p.noted = i.noted;
     }
-    own(shard, p);
+    own(shard, p, true);
     if p.held {
         shard.foreign.notify_one();
     }
@@ -156,19 +156,21 @@ fn may_deliver(shard: &Shard, p: &Path) -> bool {
         return true;
     }
     let (before, now) = (map.owners_before(&p.destination), map.owners(&p.destination));
+    if p.twins.is_some() != now.is_spread() && p.connections + p.connecting > 0 {
+        return false;
+    }
     if before.is_spread() && now.is_spread() {
         return true;
     }
-    let counted_otherwise = p.twins.is_some() != now.is_spread() && p.connections + p.connecting > 0;
-    !counted_otherwise && shard.paths.released(&before, &p.destination)
+    shard.paths.released(&before, &p.destination)
 }
 
 /// Holds a path that is not this shard's to deliver, and lets go one that is.
-fn own(shard: &Shard, p: &mut Path) {
+fn own(shard: &Shard, p: &mut Path, new: bool) {
     p.held = !may_deliver(shard, p);
     if !p.held {
         let is_spread = shard.map.borrow().owners(&p.destination).is_spread();
-        twins::take_regime(&shard.ledger, p, is_spread);
+        twins::take_regime(&shard.ledger, p, is_spread, new);
     }
 }
 
@@ -176,7 +178,7 @@ fn own(shard: &Shard, p: &mut Path) {
 pub fn look_again(shard: &Shard, id: PathId) -> bool {
     let mut s = shard.scheduler.borrow_mut();
     let Some(p) = s.paths.get_mut(id) else { return false };
-    own(shard, p);
+    own(shard, p, false);
     !p.held
 }
 
@@ -294,7 +296,7 @@ fn hold_and_free(shard: &Rc<Shard>) {
     let mut freed = Vec::new();
     for (id, p) in &mut shard.scheduler.borrow_mut().paths {
         let was_held = p.held;
-        own(shard, p);
+        own(shard, p, false);
         if p.held {
             p.work.notify_waiters();
         } else if was_held {

@@ -71,11 +71,20 @@ pub fn ramp_up(interval: Duration) -> Rate {
 }
 
 /// Brings a path's regime in line with how many shards own its destination; only when it has no
-/// connections, which were counted under the other one.
-pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool) {
+/// connections, which were counted under the other one. Mode and clock of a path that is `new`
+/// here are those that its twins went on with.
+pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool, new: bool) {
     match (p.twins.is_some(), is_spread) {
         (false, true) => {
-            p.twins = Some(Box::new(Twins::of(p)));
+            let mut t = Box::new(Twins::of(p));
+            if let Some(at) = ledger.clock(t.retry).filter(|_| new) {
+                (p.retry_at_ms, t.agreed_retry_ms) = (at, at);
+            }
+            if let Some(until) = ledger.clock(t.mode).filter(|_| new) {
+                t.agreed_mode_ms = until;
+                set_mode(p, until, clock::now_ms());
+            }
+            p.twins = Some(t);
             publish(ledger, p);
         }
         (true, false) => {
@@ -95,6 +104,23 @@ pub fn publish(ledger: &Ledger, p: &mut Path) {
             ledger.update_clock(k, |tat_ns| (tat_ns.max(pace.tat_ns), ()));
         }
     }
+    for s in &p.sources {
+        let (keys, _) = source_keys(p, s.ip);
+        for (k, pace) in keys.into_iter().zip([s.paces.msg, s.paces.volume, s.paces.connect]) {
+            if pace.tat_ns > 0 {
+                ledger.update_clock(k, |tat_ns| (tat_ns.max(pace.tat_ns), ()));
+            }
+        }
+    }
+}
+
+/// Backoff until a time, Unix milliseconds; none when it is past.
+fn set_mode(p: &mut Path, until_ms: i64, now_ms: i64) -> Option<Turn> {
+    let turn = if until_ms > now_ms { p.enter_backoff(now_ms) } else { p.leave_backoff(now_ms) };
+    if p.mode == Mode::Backoff {
+        p.mode_until_ms = until_ms;
+    }
+    turn
 }
 
 /// Takes over what the twins did since, and tells them what happened here.
@@ -103,18 +129,20 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
     let limits = p.limits();
     let cut = std::mem::take(&mut t.limits_changed);
     for (k, (pace, rate)) in t.windows.into_iter().zip(p.paces.under(&limits)) {
+        let Some(known) = ledger.clock(k) else { continue };
+        pace.tat_ns = known;
         if cut {
             let most = if rate.count == 0 { 0 } else { Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns };
             ledger.update_clock(k, |tat_ns| (tat_ns.min(most), ()));
+            pace.tat_ns = known.min(most);
         }
-        pace.tat_ns = ledger.clock(k);
     }
     if p.limits_sources() {
         let keys: Vec<[u64; 3]> = p.sources.iter().map(|s| source_keys(p, s.ip).0).collect();
         for (s, [msg, volume, connect]) in p.sources.iter_mut().zip(keys) {
-            s.paces.msg.tat_ns = ledger.clock(msg);
-            s.paces.volume.tat_ns = ledger.clock(volume);
-            s.paces.connect.tat_ns = ledger.clock(connect);
+            for (pace, k) in [(&mut s.paces.msg, msg), (&mut s.paces.volume, volume), (&mut s.paces.connect, connect)] {
+                pace.tat_ns = ledger.clock(k).unwrap_or(pace.tat_ns);
+            }
         }
     }
     p.retry_at_ms = agree(ledger, t.retry, p.retry_at_ms, &mut t.agreed_retry_ms);
@@ -124,20 +152,17 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
     if all == mine {
         return None;
     }
-    let turn = if all > now_ms { p.enter_backoff(now_ms) } else { p.leave_backoff(now_ms) };
-    if p.mode == Mode::Backoff {
-        p.mode_until_ms = all;
-    }
-    turn
+    set_mode(p, all, now_ms)
 }
 
-/// What changed here counts for all, what did not is as the others have it.
+/// What changed here counts for all, what did not is as the others have it. Where the ledger has no
+/// room each keeps its own.
 fn agree(ledger: &Ledger, key: u64, mine: i64, agreed: &mut i64) -> i64 {
     if mine != *agreed {
         ledger.update_clock(key, |_| (mine, ()));
         *agreed = mine;
     } else {
-        *agreed = ledger.clock(key);
+        *agreed = ledger.clock(key).unwrap_or(mine);
     }
     *agreed
 }
@@ -158,6 +183,7 @@ pub fn keep_up(shard: &Rc<Shard>, id: PathId) {
         followed
     };
     if let Some((turn, name, queues)) = followed {
+        super::paths::note_mode(shard, id);
         tracing::info!(shard = shard.number, path = name, ?turn, "mode as on the other shards of the destination");
         if turn == Turn::Entered {
             queues.iter().for_each(|q| crate::deliver::mode::reroute(shard, q));
@@ -181,7 +207,7 @@ mod tests {
         });
         let both = [0, 1].map(|_| {
             let mut p = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&rules));
-            take_regime(&ledger, &mut p, true);
+            take_regime(&ledger, &mut p, true, true);
             p
         });
         (ledger, both)
@@ -200,6 +226,24 @@ mod tests {
         assert_eq!(follow(&ledger, &mut b, now + 1), None);
         assert_eq!(follow(&ledger, &mut a, now + 1), Some(Turn::Left));
         assert_eq!(follow(&ledger, &mut a, now + 2), None);
+    }
+
+    #[test]
+    fn a_path_that_comes_back_takes_what_its_twins_went_on_with() {
+        let (ledger, [mut a, mut b]) = twins();
+        let now = clock::now_ms();
+        a.enter_backoff(now);
+        follow(&ledger, &mut a, now);
+        follow(&ledger, &mut b, now);
+        b.leave_backoff(now);
+        follow(&ledger, &mut b, now);
+        // What its spool knew is older.
+        let mut again = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&a.rules));
+        again.enter_backoff(now);
+        take_regime(&ledger, &mut again, true, true);
+        assert_eq!(again.mode, Mode::Normal);
+        assert_eq!((follow(&ledger, &mut again, now), follow(&ledger, &mut b, now)), (None, None));
+        assert_eq!(b.mode, Mode::Normal);
     }
 
     #[test]
@@ -223,10 +267,10 @@ mod tests {
         let (ledger, [mut a, _]) = twins();
         let mut alone = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&a.rules));
         alone.paces.msg.tat_ns = 77;
-        take_regime(&ledger, &mut alone, true);
+        take_regime(&ledger, &mut alone, true, false);
         follow(&ledger, &mut a, 0);
         assert_eq!(a.paces.msg.tat_ns, 77);
-        take_regime(&ledger, &mut a, false);
+        take_regime(&ledger, &mut a, false, false);
         assert!(a.twins.is_none() && a.paces.msg.tat_ns == 77);
     }
 }

@@ -188,7 +188,8 @@ impl Compiler<'_> {
                 }
             }
         }
-        Some(DomainKey { selector: selector.to_owned(), domain: domain.to_lowercase(), path: path.to_owned() })
+        let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase());
+        Some(DomainKey { selector: selector.to_owned(), domain, path: path.to_owned() })
     }
 
     /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.
