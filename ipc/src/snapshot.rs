@@ -332,6 +332,12 @@ impl MappedSnapshot {
 }
 
 impl Snapshot {
+    /// Every `domain-key`, wherever it stands.
+    pub fn all_domain_keys(&self) -> impl Iterator<Item = &DomainKey> {
+        let of_pools = self.pools.iter().flat_map(|p| &p.domain_keys);
+        self.domain_keys.iter().chain(of_pools).chain(self.vmtas.iter().flat_map(|v| &v.domain_keys))
+    }
+
     /// Seals the snapshot into a memfd.
     ///
     /// # Errors

@@ -3,12 +3,11 @@
 use std::io::{BufRead, Write};
 use std::path::Path;
 
-use ipc::snapshot::MappedSnapshot;
 use serde::Serialize;
 use worker::classify::bounce_rules::{self, Rules, Stage};
 
 use crate::Failure;
-use crate::config::{self, compile::Overrides};
+use crate::config;
 
 /// A reply and what it was found to be.
 #[derive(Debug, Serialize)]
@@ -43,7 +42,7 @@ struct Shown {
 pub fn classify(file: Option<&Path>, json: bool) -> Result<(), Failure> {
     let rules = match file {
         None => Rules::of(std::iter::empty()),
-        Some(f) => Rules::of_snapshot(snapshot(f)?.get()),
+        Some(f) => Rules::of_snapshot(config::snapshot_of(f)?.get()),
     };
     let failed = |e: std::io::Error| Failure::Failed(format!("reading replies: {e}"));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -80,7 +79,10 @@ pub fn classify(file: Option<&Path>, json: bool) -> Result<(), Failure> {
 }
 
 /// The rules that come with the program, tab-separated or as JSON.
-pub fn rules(json: bool) -> String {
+///
+/// # Errors
+/// When they cannot be written as JSON.
+pub fn rules(json: bool) -> Result<String, Failure> {
     let all = bounce_rules::shipped().map(|r| Shown {
         rule: r.id,
         family: r.family,
@@ -91,18 +93,9 @@ pub fn rules(json: bool) -> String {
         example: r.example,
     });
     if json {
-        return serde_json::to_string_pretty(&all.collect::<Vec<_>>()).unwrap_or_default() + "\n";
+        let text = serde_json::to_string_pretty(&all.collect::<Vec<_>>());
+        return text.map(|t| t + "\n").map_err(|e| Failure::Failed(e.to_string()));
     }
     let line = |r: Shown| [r.rule, r.family, r.category, r.scope, r.kind, r.expression].join("\t") + "\n";
-    all.map(line).collect()
-}
-
-fn snapshot(file: &Path) -> Result<MappedSnapshot, Failure> {
-    let cannot = |e: &dyn std::fmt::Display| Failure::Wrong(format!("cannot read {}: {e}", file.display()));
-    let checked = config::compile(Some(file), &Overrides::default()).map_err(|e| cannot(&e))?;
-    if let Some(errors) = checked.errors() {
-        return Err(Failure::Wrong(format!("the configuration has errors\n\n{errors}")));
-    }
-    let fd = checked.compiled.snapshot.seal().map_err(|e| Failure::Failed(e.to_string()))?;
-    config::map(&fd).map_err(Failure::Failed)
+    Ok(all.map(line).collect())
 }

@@ -441,7 +441,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Bounce { what: Bounce::Classify { config, output } } => {
             crate::bounce::classify(config.as_deref(), output.json)
         }
-        Command::Bounce { what: Bounce::Rules(output) } => print(crate::bounce::rules(output.json).as_bytes()),
+        Command::Bounce { what: Bounce::Rules(output) } => print(crate::bounce::rules(output.json)?.as_bytes()),
         Command::Dkim { what: Dkim::Generate { selector, domain, algorithm, bits, file } } => {
             print(crate::dkim::generate(&selector, &domain, &algorithm, bits, file)?.as_bytes())
         }

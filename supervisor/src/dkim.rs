@@ -37,7 +37,7 @@ pub fn generate(
     let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(cannot)?;
     out.write_all(pem.as_bytes()).and_then(|()| out.sync_all()).map_err(cannot)?;
     let key = Key::from_pem(&pem).map_err(Failure::Failed)?;
-    let record = record(&key);
+    let record = record(&key)?;
     let strings: Vec<String> =
         record.as_bytes().chunks(STRING_MAX).map(|c| format!("\"{}\"", String::from_utf8_lossy(c))).collect();
     let shown = std::path::absolute(&path).unwrap_or(path);
@@ -51,9 +51,16 @@ pub fn generate(
 }
 
 /// The text of the record that publishes a key (RFC 6376 section 3.6.1).
-fn record(key: &Key) -> String {
+///
+/// # Errors
+/// When the library cannot write the public key.
+fn record(key: &Key) -> Result<String, Failure> {
     let kind = if key.algorithm().starts_with("rsa") { "rsa" } else { "ed25519" };
-    format!("v=DKIM1; k={kind}; p={}", key::base64(&key.public()))
+    Ok(format!("v=DKIM1; k={kind}; p={}", public(key)?))
+}
+
+fn public(key: &Key) -> Result<String, Failure> {
+    key.public().map(|p| key::base64(&p)).map_err(Failure::Failed)
 }
 
 /// What was found of one key.
@@ -75,15 +82,8 @@ struct Checked {
 /// # Errors
 /// What is wrong with the file.
 pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
-    let checked = config::compile(Some(file), &Overrides::default())
-        .map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
-    if let Some(errors) = checked.errors() {
-        return Err(Failure::Wrong(format!("the configuration has errors\n\n{errors}")));
-    }
-    let s = checked.compiled.snapshot;
-    let of_vmtas = s.vmtas.iter().flat_map(|v| &v.domain_keys);
-    let mut keys: Vec<_> =
-        s.domain_keys.iter().chain(s.pools.iter().flat_map(|p| &p.domain_keys)).chain(of_vmtas).collect();
+    let s = config::compiled(file, &Overrides::default())?.snapshot;
+    let mut keys: Vec<_> = s.all_domain_keys().collect();
     keys.dedup();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Failed(e.to_string()))?;
@@ -92,12 +92,12 @@ pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     for k in keys {
         let pem = s.pem_files.iter().find(|(p, _)| *p == k.path).map_or("", |(_, pem)| pem);
         let key = Key::from_pem(pem).map_err(Failure::Failed)?;
-        let expected = record(&key);
+        let expected = record(&key)?;
         let state = match k.domain.as_str() {
             "*" => "any domain",
             d => {
                 let found = runtime.block_on(resolver.txt(&format!("{}._domainkey.{d}", k.selector)));
-                state_of(&found, &key::base64(&key.public()))
+                state_of(&found, &public(&key)?)
             }
         };
         let publish = if matches!(state, "published" | "any domain") { String::new() } else { expected };
@@ -106,7 +106,8 @@ pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     }
     let well = all.iter().all(|c| c.publish.is_empty());
     if json {
-        return Ok((serde_json::to_string_pretty(&all).unwrap_or_default() + "\n", well));
+        let text = serde_json::to_string_pretty(&all).map_err(|e| Failure::Failed(e.to_string()))?;
+        return Ok((text + "\n", well));
     }
     let mut text = String::new();
     for c in &all {

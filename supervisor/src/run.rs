@@ -299,15 +299,17 @@ impl Supervisor {
         if generation < self.generation.get() {
             return;
         }
-        let mut compiled = self.compiled.borrow_mut();
-        compiled.snapshot.generation = generation + 1;
-        match compiled.snapshot.seal() {
-            Ok(fd) => {
-                *self.snapshot.borrow_mut() = fd;
-                self.generation.set(generation + 1);
-            }
-            Err(e) => tracing::error!(error = %e, "the configuration cannot be published; adopted workers keep theirs"),
+        if let Err(e) = self.publish(&mut self.compiled.borrow_mut(), generation + 1) {
+            tracing::error!(error = %e, "the configuration cannot be published; adopted workers keep theirs");
         }
+    }
+
+    /// Makes the configuration in force the snapshot of another generation.
+    fn publish(&self, compiled: &mut Compiled, generation: u64) -> std::io::Result<()> {
+        compiled.snapshot.generation = generation;
+        *self.snapshot.borrow_mut() = compiled.snapshot.seal()?;
+        self.generation.set(generation);
+        Ok(())
     }
 
     /// A worker came back whose number is above those wanted: it hands its mail over and ends.

@@ -1,26 +1,17 @@
 //! What kind of refusal a reply is: in accounting, and by `sluice bounce`.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use tests::engine::{Engine, binary};
-use tests::eventually;
 use tests::receiver::Receiver;
+use tests::{eventually, fed};
 
 use super::{row, send};
 
 /// What the program prints for replies on its standard input.
 fn classified(args: &[&str], replies: &str) -> String {
-    let mut child = Command::new(binary())
-        .args(["bounce", "classify"])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(replies.as_bytes()).unwrap();
-    let out = child.wait_with_output().unwrap();
+    let out = fed(Command::new(binary()).args(["bounce", "classify"]).args(args), replies);
     assert!(out.status.success());
     String::from_utf8(out.stdout).unwrap()
 }

@@ -1,6 +1,5 @@
 //! DKIM signatures as receivers verify them: by dkimpy, with keys that `sluice dkim` makes.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -8,8 +7,8 @@ use std::time::Duration;
 use tests::client::Client;
 use tests::dns::Dns;
 use tests::engine::{Engine, binary};
-use tests::eventually;
 use tests::receiver::Receiver;
+use tests::{eventually, fed};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -56,14 +55,8 @@ fn key(dir: &Path, selector: &str, more: &[&str]) -> (String, String) {
 fn verified(content: &str, records: &[(&str, &str)]) -> Vec<bool> {
     let records: serde_json::Map<String, serde_json::Value> =
         records.iter().map(|(s, r)| ((*s).to_owned(), (*r).into())).collect();
-    let mut child = Command::new("/usr/bin/python3")
-        .args(["-c", VERIFY, &serde_json::to_string(&records).unwrap()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(content.as_bytes()).unwrap();
-    let out = child.wait_with_output().unwrap();
+    let records = serde_json::to_string(&records).unwrap();
+    let out = fed(Command::new("/usr/bin/python3").args(["-c", VERIFY, &records]), content);
     String::from_utf8(out.stdout).unwrap().lines().map(|l| l == "True").collect()
 }
 

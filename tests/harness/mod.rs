@@ -10,7 +10,16 @@ pub mod policy_host;
 pub mod receiver;
 pub mod tls;
 
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+/// Runs a program with this on its standard input, to its end.
+pub fn fed(command: &mut Command, input: &str) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
 
 /// Waits until `done`, or panics naming what did not happen.
 pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {

@@ -21,6 +21,7 @@ pub struct Heat {
 
 /// Time that the shard's thread ran or waited for its core, which others may use as well.
 fn cpu_time() -> Duration {
+    // Kernels without it leave the time that it ran.
     let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
     let mut fields = stat.split_whitespace().map_while(|f| f.parse().ok()).map(Duration::from_nanos);
     if let (Some(ran), Some(waited)) = (fields.next(), fields.next()) {

@@ -1,4 +1,6 @@
-//! What one shard owns, and the loop that keeps its queues moving.
+//! What one shard owns, and how its queues get connections.
+
+mod upkeep;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -9,6 +11,7 @@ use std::time::Duration;
 use ipc::backoff::Mode;
 use ipc::layers::NO_VMTA;
 use ipc::ledger::Ledger;
+use ipc::ledger::shared_limits::mixed;
 use ipc::message::{ArchivedEnvelope, ArchivedRecipient, MessageId, notify, priority};
 use ipc::queue_orders::Switches;
 use ipc::shard_map::ShardMap;
@@ -29,7 +32,7 @@ use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
 use crate::route::twins;
 use crate::schedule::scheduler::{Content, Message};
-use crate::schedule::{Entry, PathId, QueueId, Scheduler, Timer};
+use crate::schedule::{Entry, PathId, QueueId, Scheduler};
 
 /// Counters for heartbeats.
 #[derive(Debug, Default)]
@@ -135,10 +138,6 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-/// Queues and paths that are looked after in a second.
-const SWEPT_MAX: usize = 1024;
-/// How long the hosts of a domain that rolled up count for connections of others, milliseconds.
-const HOSTS_MS: i64 = 300_000;
 /// Queues of one path that are counted for the connections that it needs.
 const QUEUES_LOOKED_AT: usize = 256;
 /// Members of a pool that are asked, at most, for one that can take a message.
@@ -179,7 +178,7 @@ impl Shard {
             open: Connections::default(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
-            turns: Cell::new(u64::from(number)),
+            turns: Cell::new(0),
             flush: Notify::new(),
             timers: Notify::new(),
             pool_turns: RefCell::default(),
@@ -278,12 +277,10 @@ impl Shard {
 
     /// Another number each time: mail to destinations with several owners goes to them alike.
     pub fn next_turn(&self) -> u64 {
-        let n = self.turns.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
-        self.turns.set(n);
-        // Mixed as by SplitMix64: injectors that alternate between destinations must not send
-        // every turn of one kind to one of them.
-        let x = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32
+        let n = self.turns.get();
+        self.turns.set(n.wrapping_add(1));
+        // Injectors that alternate between destinations must not send every turn of one kind to one.
+        mixed(u64::from(self.number), n)
     }
 
     /// Notes a session that began or ended.
@@ -620,111 +617,6 @@ impl Shard {
         self.pump(id);
     }
 
-    /// Drives what depends on time: retries, waiting recipients, rates, expiry.
-    pub async fn run_timers(self: Rc<Self>) {
-        let mut sweep = clock::now_ms();
-        loop {
-            let now = clock::now_ms();
-            let next = self.scheduler.borrow().next_timer().unwrap_or(i64::MAX).min(now + 1000);
-            if next > now {
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis((next - now) as u64)) => {}
-                    () = self.timers.notified() => {}
-                }
-            }
-            let now = clock::now_ms();
-            let due = self.scheduler.borrow_mut().due(now);
-            for timer in due {
-                match timer {
-                    Timer::Queue(id) => self.pump_queue(id),
-                    Timer::Path(id) => {
-                        self.pump(id);
-                    }
-                }
-            }
-            if now - sweep >= 1000 {
-                sweep = now;
-                self.sweep(now);
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Looks for expired and delayed mail, ends backoff whose time is over, and forgets empty
-    /// queues and paths: of so many at a time that a hundred thousand which wait cost nothing.
-    fn sweep(self: &Rc<Self>, now: i64) {
-        let (queue, path) = self.swept.get();
-        let (queues, paths) = {
-            let s = self.scheduler.borrow();
-            (part(queue, s.queues.capacity()), part(path, s.paths.capacity()))
-        };
-        self.swept.set((queues.end, paths.end));
-        queues.for_each(|id| self.look_after_queue(id, now));
-        paths.for_each(|id| self.look_after_path(id, now));
-        paths::sweep(self, now);
-    }
-
-    fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
-        if !self.scheduler.borrow().queues.contains(id) {
-            return;
-        }
-        let expired = self.scheduler.borrow_mut().expired(id, now);
-        if !expired.is_empty() {
-            tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
-        }
-        let delayed = self.scheduler.borrow_mut().delayed(id, now);
-        if !delayed.is_empty() {
-            tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
-        }
-        let waits = {
-            let mut s = self.scheduler.borrow_mut();
-            s.forget_queue(id);
-            if let Some(q) = s.queues.get_mut(id).filter(|q| !q.hosts.is_empty() && now - q.hosts_ms > HOSTS_MS) {
-                q.hosts = Rc::from([]);
-            }
-            crate::why::count(&mut s, id, now);
-            s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
-        };
-        match waits {
-            // A path that let others go first, whose probe is due, or whose connections hang.
-            Some(false) => {
-                self.pump_pullers(id);
-                self.pump_another_member(id);
-            }
-            Some(true) => self.pump_queue(id),
-            None => {}
-        }
-    }
-
-    fn look_after_path(self: &Rc<Self>, id: PathId, now: i64) {
-        twins::keep_up(self, id);
-        let over = {
-            let mut s = self.scheduler.borrow_mut();
-            let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);
-            p.and_then(|p| p.leave_backoff(now))
-        };
-        if let Some(turn) = over {
-            crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");
-        }
-        let gone = self.scheduler.borrow_mut().forget_path(id, now);
-        if let Some(p) = gone {
-            paths::forgotten(self, &p);
-        }
-    }
-
-    /// Lets one more member of a pool pull from queue `id`.
-    fn pump_another_member(self: &Rc<Self>, id: QueueId) {
-        let path = {
-            let mut s = self.scheduler.borrow_mut();
-            let Some(q) = s.queues.get(id).filter(|q| q.pullers.len() < q.members.len()) else { return };
-            let new = (0..q.members.len()).find(|m| !q.pullers.iter().any(|p| p.member == *m));
-            new.and_then(|m| self.path_for(&mut s, id, m))
-        };
-        if let Some(p) = path {
-            self.pump(p);
-        }
-    }
-
     /// Pumps every path that has pulled from queue `id`.
     pub fn pump_pullers(self: &Rc<Self>, id: QueueId) {
         let paths: Vec<PathId> = match self.scheduler.borrow().queues.get(id) {
@@ -748,12 +640,6 @@ impl Shard {
             paths::claim_all(self);
         }
     }
-}
-
-/// The next numbers of `all` that are looked after, from `at` on or from the first.
-fn part(at: usize, all: usize) -> std::ops::Range<usize> {
-    let from = if at >= all { 0 } else { at };
-    from..all.min(from + SWEPT_MAX)
 }
 
 /// Adds to a counter of three.

@@ -29,6 +29,11 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         Ok(s) => *shard.switches.borrow_mut() = s,
         Err(e) => tracing::warn!(error = %e, "pauses in the spool cannot be read; forgotten"),
     }
+    apply(shard);
+}
+
+/// Puts the switches in force at what is there.
+fn apply(shard: &Shard) {
     let s = &mut *shard.scheduler.borrow_mut();
     s.queues.iter_mut().for_each(|(_, q)| apply_to_queue(shard, q));
     s.paths.iter_mut().for_each(|(_, p)| apply_to_path(shard, p));
@@ -45,10 +50,8 @@ pub fn take(shard: &Shard, all: AllSwitches) {
     shard.spool.put(KEPT_AS, archive(&all.queues).to_vec());
     shard.spool.put(JOBS_KEPT_AS, all.jobs.join("\n").into_bytes());
     *shard.switches.borrow_mut() = all.queues;
-    let s = &mut *shard.scheduler.borrow_mut();
-    s.jobs.set_paused(all.jobs);
-    s.queues.iter_mut().for_each(|(_, q)| apply_to_queue(shard, q));
-    s.paths.iter_mut().for_each(|(_, p)| apply_to_path(shard, p));
+    shard.scheduler.borrow_mut().jobs.set_paused(all.jobs);
+    apply(shard);
 }
 
 /// A queue is new: it is paused where operators said so.

@@ -38,7 +38,8 @@ pub fn key(kind: &str, name: &str) -> u64 {
     h.digest()
 }
 
-fn mixed(key: u64, number: u64) -> u64 {
+/// A number in which every bit of `key` and of `number` counts.
+pub fn mixed(key: u64, number: u64) -> u64 {
     // The finalizer of SplitMix64: every bit of both counts.
     let mut x = key ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

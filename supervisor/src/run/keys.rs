@@ -43,10 +43,7 @@ impl Supervisor {
 
     fn key_files(&self) -> Vec<String> {
         let compiled = self.compiled.borrow();
-        let s = &compiled.snapshot;
-        let of_pools = s.pools.iter().flat_map(|p| &p.domain_keys);
-        let all = s.domain_keys.iter().chain(of_pools).chain(s.vmtas.iter().flat_map(|v| &v.domain_keys));
-        let mut paths: Vec<String> = all.map(|k| k.path.clone()).collect();
+        let mut paths: Vec<String> = compiled.snapshot.all_domain_keys().map(|k| k.path.clone()).collect();
         paths.sort_unstable();
         paths.dedup();
         paths
@@ -72,14 +69,8 @@ impl Supervisor {
             if !some {
                 return;
             }
-            let generation = self.generation.get() + 1;
-            compiled.snapshot.generation = generation;
-            match compiled.snapshot.seal() {
-                Ok(fd) => {
-                    *self.snapshot.borrow_mut() = fd;
-                    self.generation.set(generation);
-                }
-                Err(e) => return tracing::error!(error = %e, "changed DKIM keys cannot be published"),
+            if let Err(e) = self.publish(&mut compiled, self.generation.get() + 1) {
+                return tracing::error!(error = %e, "changed DKIM keys cannot be published");
             }
         }
         tracing::info!(files = ?changed, "DKIM keys changed");

@@ -10,6 +10,7 @@ pub fn of<'a>(rules: &'a Rules, v: &'a Verdict) -> &'a str {
     if v.remote && !v.status.ends_with(".4.7") {
         return class(rules, v).category;
     }
+    // Our own decisions have a status each; without one nothing fits.
     let (_, detail) = v.status.split_once('.').unwrap_or_default();
     match detail {
         "1.1" | "1.3" => "bad-mailbox",

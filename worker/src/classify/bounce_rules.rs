@@ -209,6 +209,7 @@ impl Rules {
         let shipped: Vec<Rule> = shipped().collect();
         let (mut literals, mut rule_of, mut always) = (Vec::new(), Vec::new(), Vec::new());
         for (i, r) in shipped.iter().enumerate() {
+            // A test proves that all are expressions; one that is none matches nothing.
             let hir = syntax::parse_with(r.expression, &syntax()).ok();
             match hir.and_then(|h| required_literals::of(&h)) {
                 Some(all) => {

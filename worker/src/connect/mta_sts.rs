@@ -188,6 +188,7 @@ impl Policies {
                         self.read.notified().await;
                     }
                 };
+                // Whoever has waited too long goes by what is known then.
                 let _ = timeout(FETCH_WAIT, over).await;
             }
             let known = self.domains.borrow().get(domain).and_then(|d| d.kept.clone());

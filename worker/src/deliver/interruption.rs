@@ -122,12 +122,8 @@ pub fn answer(shard: &Rc<Shard>) {
     for r in shard.ledger.requests_now(now).filter(|r| !r.answered) {
         let held = open.iter().map(|(_, c)| c).filter(|c| c.keys.contains(&r.ask.key));
         let free = held.filter(|c| c.request.get().is_none() && !is_own(shard, &r, c));
-        let mut free = free.peekable();
         // One that idles is given up before any that works.
         let idle = free.clone().find(|c| c.idle.get()).map(|c| ((0, 0), false, c));
-        if free.peek().is_none() {
-            continue;
-        }
         let best = idle.or_else(|| free.filter_map(|c| rank(shard, &r, c, now)).min_by_key(|(rank, ..)| *rank));
         let Some((_, at_once, c)) = best else { continue };
         if shard.ledger.answer(&r, now) {

@@ -45,6 +45,7 @@ impl Key {
             PrivateKeyDer::Pkcs1(d) => rsa_key(d.secret_pkcs1_der(), false),
             PrivateKeyDer::Pkcs8(d) => {
                 let d = d.secret_pkcs8_der();
+                // Either kind may stand in PKCS#8; what is neither is refused below.
                 let ed25519 = Ed25519KeyPair::from_pkcs8_maybe_unchecked(d).ok();
                 ed25519.map(|k| Key::Ed25519(Box::new(k))).or_else(|| rsa_key(d, true))
             }
@@ -78,17 +79,21 @@ impl Key {
     }
 
     /// `p=` of the key's record, before base64.
-    pub fn public(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// When the library cannot write it, which no sound key makes it do.
+    pub fn public(&self) -> Result<Vec<u8>, String> {
         use rsa::pkcs8::EncodePublicKey;
         match self {
             Key::Rsa(k) => {
                 let der: Result<PublicKeyX509Der<'_>, _> = k.public_key().as_der();
-                der.map(|d| d.as_ref().to_vec()).unwrap_or_default()
+                der.map(|d| d.as_ref().to_vec()).map_err(|_| "the public key cannot be written".to_owned())
             }
             Key::ShortRsa(k) => {
-                k.to_public_key().to_public_key_der().map(|d| d.as_bytes().to_vec()).unwrap_or_default()
+                let der = k.to_public_key().to_public_key_der();
+                der.map(|d| d.as_bytes().to_vec()).map_err(|e| format!("the public key cannot be written: {e}"))
             }
-            Key::Ed25519(k) => k.public_key().as_ref().to_vec(),
+            Key::Ed25519(k) => Ok(k.public_key().as_ref().to_vec()),
         }
     }
 

@@ -97,6 +97,27 @@ pub struct Options {
     pub fallback: Option<Identity>,
 }
 
+/// Rules whose first signature is the second of `r`: what `second-dkim-…` does not say is as it is there.
+fn as_first(r: &DomainRules) -> DomainRules {
+    let mut of = r.clone();
+    of.dkim_algorithm = r.second_dkim_algorithm.or(r.dkim_algorithm);
+    set(&mut of.dkim_headers_canon, &r.second_dkim_headers_canon);
+    set(&mut of.dkim_body_canon, &r.second_dkim_body_canon);
+    set(&mut of.dkim_add_body_limit, &r.second_dkim_add_body_limit);
+    set(&mut of.dkim_add_timestamp, &r.second_dkim_add_timestamp);
+    set(&mut of.dkim_expire_after, &r.second_dkim_expire_after);
+    set(&mut of.dkim_query_method, &r.second_dkim_query_method);
+    set(&mut of.dkim_headers, &r.second_dkim_headers);
+    set(&mut of.dkim_disallow_adding_headers, &r.second_dkim_disallow_adding_headers);
+    set(&mut of.dkim_identity, &r.second_dkim_identity);
+    set(&mut of.dkim_identity_fallback, &r.second_dkim_identity_fallback);
+    of
+}
+
+fn set<T: Clone>(value: &mut T, second: &Option<T>) {
+    second.iter().for_each(|s| value.clone_from(s));
+}
+
 fn form(n: u64) -> Form {
     if n == 0 { Form::Simple } else { Form::Relaxed }
 }
@@ -110,7 +131,13 @@ impl Options {
     /// Those of the signatures that the rules of a path ask for: none, one or two.
     pub fn of(r: &DomainRules) -> Vec<Options> {
         // yes, no, true, false, if-x-dkim-options-present
-        let first = matches!(r.dkim_sign, 0 | 2).then(|| Options {
+        let first = matches!(r.dkim_sign, 0 | 2).then(|| Options::first(r));
+        let second = r.second_dkim_sign.then(|| Options::first(&as_first(r)));
+        first.into_iter().chain(second).collect()
+    }
+
+    fn first(r: &DomainRules) -> Options {
+        Options {
             algorithm: algorithm(r.dkim_algorithm),
             headers_canon: form(r.dkim_headers_canon),
             body_canon: form(r.dkim_body_canon),
@@ -122,24 +149,7 @@ impl Options {
             oversigned: lower(&r.dkim_disallow_adding_headers),
             identity: Identity::parse(&r.dkim_identity),
             fallback: Some(&r.dkim_identity_fallback).filter(|f| !f.is_empty()).map(|f| Identity::parse(f)),
-        });
-        let fallback = r.second_dkim_identity_fallback.as_ref().unwrap_or(&r.dkim_identity_fallback);
-        let second = r.second_dkim_sign.then(|| Options {
-            algorithm: algorithm(r.second_dkim_algorithm.or(r.dkim_algorithm)),
-            headers_canon: form(r.second_dkim_headers_canon.unwrap_or(r.dkim_headers_canon)),
-            body_canon: form(r.second_dkim_body_canon.unwrap_or(r.dkim_body_canon)),
-            body_limit: r.second_dkim_add_body_limit.unwrap_or(r.dkim_add_body_limit),
-            timestamp: r.second_dkim_add_timestamp.unwrap_or(r.dkim_add_timestamp),
-            expire_after: expiry(r.second_dkim_expire_after.unwrap_or(r.dkim_expire_after)),
-            query_method: method(r.second_dkim_query_method.as_ref().unwrap_or(&r.dkim_query_method)),
-            headers: named(r.second_dkim_headers.as_ref().unwrap_or(&r.dkim_headers)),
-            oversigned: lower(
-                r.second_dkim_disallow_adding_headers.as_ref().unwrap_or(&r.dkim_disallow_adding_headers),
-            ),
-            identity: Identity::parse(r.second_dkim_identity.as_ref().unwrap_or(&r.dkim_identity)),
-            fallback: Some(fallback).filter(|f| !f.is_empty()).map(|f| Identity::parse(f)),
-        });
-        first.into_iter().chain(second).collect()
+        }
     }
 
     /// Whether a field of this name is signed.

@@ -98,19 +98,16 @@ pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool, new: bool) {
 /// Windows that were counted elsewhere hold for all twins.
 pub fn publish(ledger: &Ledger, p: &mut Path) {
     let Some(keys) = p.twins.as_ref().map(|t| t.windows) else { return };
-    let w = &p.paces;
-    for (k, pace) in keys.into_iter().zip([w.msg, w.hour, w.volume, w.connect]) {
+    let raise = |k: u64, pace: Pace| {
         if pace.tat_ns > 0 {
             ledger.update_clock(k, |tat_ns| (tat_ns.max(pace.tat_ns), ()));
         }
-    }
+    };
+    let w = &p.paces;
+    keys.into_iter().zip([w.msg, w.hour, w.volume, w.connect]).for_each(|(k, pace)| raise(k, pace));
     for s in &p.sources {
-        let (keys, _) = source_keys(p, s.ip);
-        for (k, pace) in keys.into_iter().zip([s.paces.msg, s.paces.volume, s.paces.connect]) {
-            if pace.tat_ns > 0 {
-                ledger.update_clock(k, |tat_ns| (tat_ns.max(pace.tat_ns), ()));
-            }
-        }
+        let w = &s.paces;
+        source_keys(p, s.ip).0.into_iter().zip([w.msg, w.volume, w.connect]).for_each(|(k, pace)| raise(k, pace));
     }
 }
 

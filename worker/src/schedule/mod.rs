@@ -13,6 +13,8 @@
 //! other.
 
 pub mod cause;
+#[cfg(test)]
+mod dice;
 pub mod job;
 pub mod path;
 pub mod pool;
@@ -20,6 +22,7 @@ pub mod queue;
 pub mod queue_set;
 pub mod rate;
 pub mod ready;
+mod rolled_up;
 pub mod scheduler;
 #[cfg(test)]
 mod simulated_day;

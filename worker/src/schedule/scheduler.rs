@@ -16,13 +16,10 @@ use super::job::{JobId, Jobs};
 use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
-use crate::connect::tls::Parameters;
 use crate::deliver::signing::Signed;
 
 /// Messages whose contents are freed at once.
 const CONTENTS_DROPPED_MAX: usize = 10_000;
-/// Queues of a path that are looked at for one that no connection serves.
-const UNSERVED_MAX: usize = 64;
 
 /// A message's place in [`Scheduler`].
 pub type Slot = u32;
@@ -156,7 +153,7 @@ pub struct Scheduler {
     pub paths: Slab<Path>,
     queue_by_name: HashMap<Name, QueueId>,
     path_by_name: HashMap<Name, PathId>,
-    timers: BinaryHeap<Reverse<(i64, Timer)>>,
+    pub(super) timers: BinaryHeap<Reverse<(i64, Timer)>>,
     /// Bytes of content held in memory.
     pub content_bytes: u64,
     /// Recipients in all queues.
@@ -499,49 +496,6 @@ impl Scheduler {
         }
     }
 
-    /// The queue whose hosts the next connection of path `id` is to be opened to: one that no
-    /// open connection serves, if there is one.
-    pub fn unserved(&self, path: PathId, now_ms: i64) -> Option<QueueId> {
-        let p = self.paths.get(path)?;
-        let able = |id: &QueueId| {
-            let q = self.queues.get(*id).filter(|q| q.may_go(now_ms) && !q.ready.is_empty());
-            q.is_some_and(|q| q.ready.next(|j| self.jobs.may_go(j)).is_some()) && self.may_pull(*id, path, now_ms)
-        };
-        let served = |id: &QueueId| self.queues.get(*id).is_none_or(|q| q.origin.is_none() || p.serves(q));
-        let mut first = None;
-        for queue in p.in_turn().filter(able).take(UNSERVED_MAX) {
-            if !served(&queue) {
-                return Some(queue);
-            }
-            first = first.or(Some(queue));
-        }
-        first
-    }
-
-    /// Whether mail waits for a path that none of its connections can carry.
-    pub fn has_unserved(&self, id: PathId, now_ms: i64) -> bool {
-        let Some(p) = self.paths.get(id).filter(|p| !p.open_hosts.is_empty()) else { return false };
-        let queue = self.unserved(id, now_ms).and_then(|q| self.queues.get(q));
-        queue.is_some_and(|q| q.origin.is_some() && !p.serves(q))
-    }
-
-    /// A connection of path `id` to a host was opened, or closed.
-    pub fn count_host(&mut self, id: PathId, host: &str, parameters: Option<&Parameters>, opened: bool) {
-        let Some(p) = self.paths.get_mut(id) else { return };
-        let at = p.open_hosts.iter().position(|(h, with, _)| h == host && with.as_ref() == parameters);
-        match (at, opened) {
-            (Some(at), true) => p.open_hosts[at].2 += 1,
-            (None, true) => p.open_hosts.push((host.to_owned(), parameters.cloned(), 1)),
-            (Some(at), false) => {
-                p.open_hosts[at].2 -= 1;
-                if p.open_hosts[at].2 == 0 {
-                    p.open_hosts.swap_remove(at);
-                }
-            }
-            (None, false) => {}
-        }
-    }
-
     /// Lets everybody go who waits in queue `id`.
     pub fn promote_all(&mut self, id: QueueId) {
         let Some(q) = self.queues.get_mut(id) else { return };
@@ -549,15 +503,6 @@ impl Scheduler {
         for p in &q.pullers {
             self.paths.get_mut(p.path).into_iter().for_each(|p| p.ready.insert(id));
         }
-    }
-
-    /// Queue `id` waits for its own domain's hosts; wakes it then.
-    pub fn defer_queue(&mut self, id: QueueId, now_ms: i64, failure: crate::classify::outcome::Failure) {
-        if let Some(q) = self.queues.get_mut(id) {
-            q.defer(now_ms, failure);
-            self.timers.push(Reverse((q.retry_at_ms, Timer::Queue(id))));
-        }
-        self.drop_contents(id);
     }
 
     /// Recipients got a reply of their own that asks to come back.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use ipc::rules::DomainRules;
 
+use super::dice::Dice;
 use super::scheduler::{Grant, Message};
 use super::*;
 use crate::classify::outcome::Failure;
@@ -18,21 +19,6 @@ const MESSAGES: u64 = 120_000;
 const TURN_MS: i64 = 2_000;
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
-
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-
-    fn percent(&mut self, p: u64) -> bool {
-        self.below(100) < p
-    }
-}
 
 /// How a receiver behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

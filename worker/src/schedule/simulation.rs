@@ -9,21 +9,10 @@ use std::time::Duration;
 use ipc::rules::{DomainRules, Rate};
 use proptest::prelude::*;
 
+use super::dice::Dice;
 use super::scheduler::{Grant, Message};
 use super::*;
 use crate::classify::outcome::Failure;
-
-/// Numbers from a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
 
 /// A connection: what it sends until when.
 struct Connection {

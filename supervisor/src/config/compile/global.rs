@@ -167,25 +167,12 @@ impl Compiler<'_> {
     /// A `domain-key` whose file holds a key that can be used.
     pub(super) fn domain_key(&mut self, s: &Statement, text: &str) -> Option<DomainKey> {
         let (selector, domain, path) = composite::domain_key(text).ok()?;
-        if !self.snapshot.pem_files.iter().any(|(p, _)| p == path) {
-            let read = std::fs::read_to_string(path).map_err(|e| Problem::missing(path, &e)).and_then(|pem| {
-                let key = Key::from_pem(&pem).map_err(|e| Problem::other(format!("{path}: {e}")))?;
-                Ok((key, pem))
-            });
-            match read {
-                Ok((key, pem)) => {
-                    self.check_readers(path, s.value_at);
-                    if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
-                        let message = format!("the key in {path} has {} bits", key.bits());
-                        let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
-                        self.warning(s.value_at, "short-key", message, help);
-                    }
-                    self.snapshot.pem_files.push((path.to_owned(), pem));
-                }
-                Err(p) => {
-                    self.problem(s, p);
-                    return None;
-                }
+        if !self.has_pem(path) {
+            let key = self.take_pem(s, path, true, Key::from_pem)?;
+            if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
+                let message = format!("the key in {path} has {} bits", key.bits());
+                let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
+                self.warning(s.value_at, "short-key", message, help);
             }
         }
         let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase());
@@ -194,25 +181,47 @@ impl Compiler<'_> {
 
     /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.
     pub(super) fn pem_file(&mut self, s: &Statement, path: &str) {
-        if path.is_empty() || self.snapshot.pem_files.iter().any(|(p, _)| p == path) {
+        if path.is_empty() || self.has_pem(path) {
             return;
         }
-        let is_key = &*s.name == "smtp-client-certificate";
-        let read = std::fs::read_to_string(path).map_err(|e| Problem::missing(path, &e)).and_then(|pem| {
-            let fine = match is_key {
-                true => worker::connect::tls::check_identity(&pem),
-                false => worker::connect::tls::roots(&pem).map(drop),
-            };
-            fine.map(|()| pem).map_err(|e| Problem::other(format!("{path}: {e}")))
-        });
+        // What they hold is read again by the workers.
+        match &*s.name {
+            "smtp-client-certificate" => {
+                self.take_pem(s, path, true, worker::connect::tls::check_identity);
+            }
+            _ => {
+                self.take_pem(s, path, false, worker::connect::tls::roots);
+            }
+        }
+    }
+
+    fn has_pem(&self, path: &str) -> bool {
+        self.snapshot.pem_files.iter().any(|(p, _)| p == path)
+    }
+
+    /// Reads and checks a PEM file and takes it along; answers what `check` made of it.
+    fn take_pem<T>(
+        &mut self,
+        s: &Statement,
+        path: &str,
+        is_secret: bool,
+        check: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let read = std::fs::read_to_string(path)
+            .map_err(|e| Problem::missing(path, &e))
+            .and_then(|pem| check(&pem).map(|made| (made, pem)).map_err(|e| Problem::other(format!("{path}: {e}"))));
         match read {
-            Ok(pem) => {
-                if is_key {
+            Ok((made, pem)) => {
+                if is_secret {
                     self.check_readers(path, s.value_at);
                 }
                 self.snapshot.pem_files.push((path.to_owned(), pem));
+                Some(made)
             }
-            Err(p) => self.problem(s, p),
+            Err(p) => {
+                self.problem(s, p);
+                None
+            }
         }
     }
 

@@ -1,0 +1,129 @@
+//! The loop that keeps a shard's queues moving: timers, expiry, and what is to be forgotten.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use ipc::backoff::Mode;
+
+use super::Shard;
+use crate::clock;
+use crate::route::{paths, twins};
+use crate::schedule::{PathId, QueueId, Timer};
+
+/// Queues and paths that are looked after in a second.
+const SWEPT_MAX: usize = 1024;
+/// How long the hosts of a domain that rolled up count for connections of others, milliseconds.
+const HOSTS_MS: i64 = 300_000;
+
+impl Shard {
+    /// Drives what depends on time: retries, waiting recipients, rates, expiry.
+    pub async fn run_timers(self: Rc<Self>) {
+        let mut sweep = clock::now_ms();
+        loop {
+            let now = clock::now_ms();
+            let next = self.scheduler.borrow().next_timer().unwrap_or(i64::MAX).min(now + 1000);
+            if next > now {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis((next - now) as u64)) => {}
+                    () = self.timers.notified() => {}
+                }
+            }
+            let now = clock::now_ms();
+            let due = self.scheduler.borrow_mut().due(now);
+            for timer in due {
+                match timer {
+                    Timer::Queue(id) => self.pump_queue(id),
+                    Timer::Path(id) => {
+                        self.pump(id);
+                    }
+                }
+            }
+            if now - sweep >= 1000 {
+                sweep = now;
+                self.sweep(now);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Looks for expired and delayed mail, ends backoff whose time is over, and forgets empty
+    /// queues and paths: of so many at a time that a hundred thousand which wait cost nothing.
+    fn sweep(self: &Rc<Self>, now: i64) {
+        let (queue, path) = self.swept.get();
+        let (queues, paths) = {
+            let s = self.scheduler.borrow();
+            (part(queue, s.queues.capacity()), part(path, s.paths.capacity()))
+        };
+        self.swept.set((queues.end, paths.end));
+        queues.for_each(|id| self.look_after_queue(id, now));
+        paths.for_each(|id| self.look_after_path(id, now));
+        paths::sweep(self, now);
+    }
+
+    fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
+        if !self.scheduler.borrow().queues.contains(id) {
+            return;
+        }
+        let expired = self.scheduler.borrow_mut().expired(id, now);
+        if !expired.is_empty() {
+            tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
+        }
+        let delayed = self.scheduler.borrow_mut().delayed(id, now);
+        if !delayed.is_empty() {
+            tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
+        }
+        let waits = {
+            let mut s = self.scheduler.borrow_mut();
+            s.forget_queue(id);
+            if let Some(q) = s.queues.get_mut(id).filter(|q| !q.hosts.is_empty() && now - q.hosts_ms > HOSTS_MS) {
+                q.hosts = Rc::from([]);
+            }
+            crate::why::count(&mut s, id, now);
+            s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
+        };
+        match waits {
+            // A path that let others go first, whose probe is due, or whose connections hang.
+            Some(false) => {
+                self.pump_pullers(id);
+                self.pump_another_member(id);
+            }
+            Some(true) => self.pump_queue(id),
+            None => {}
+        }
+    }
+
+    fn look_after_path(self: &Rc<Self>, id: PathId, now: i64) {
+        twins::keep_up(self, id);
+        let over = {
+            let mut s = self.scheduler.borrow_mut();
+            let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);
+            p.and_then(|p| p.leave_backoff(now))
+        };
+        if let Some(turn) = over {
+            crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");
+        }
+        let gone = self.scheduler.borrow_mut().forget_path(id, now);
+        if let Some(p) = gone {
+            paths::forgotten(self, &p);
+        }
+    }
+
+    /// Lets one more member of a pool pull from queue `id`.
+    fn pump_another_member(self: &Rc<Self>, id: QueueId) {
+        let path = {
+            let mut s = self.scheduler.borrow_mut();
+            let Some(q) = s.queues.get(id).filter(|q| q.pullers.len() < q.members.len()) else { return };
+            let new = (0..q.members.len()).find(|m| !q.pullers.iter().any(|p| p.member == *m));
+            new.and_then(|m| self.path_for(&mut s, id, m))
+        };
+        if let Some(p) = path {
+            self.pump(p);
+        }
+    }
+}
+
+/// The next numbers of `all` that are looked after, from `at` on or from the first.
+fn part(at: usize, all: usize) -> std::ops::Range<usize> {
+    let from = if at >= all { 0 } else { at };
+    from..all.min(from + SWEPT_MAX)
+}
