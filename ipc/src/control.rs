@@ -120,8 +120,8 @@ pub struct Heartbeat {
 /// An accounting file that all workers append to.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct AccountingFile {
-    /// Index of the `<acct-file>` in the snapshot.
-    pub index: u32,
+    /// The `<acct-file>`, whatever the configuration has become since it was begun.
+    pub of: crate::snapshot::Accounting,
     /// The file now written.
     pub path: String,
 }

@@ -115,6 +115,19 @@ impl Mapping {
         Self::map(fd, ProtFlags::PROT_READ)
     }
 
+    /// Maps a file that whoever made it never changes again, only unlinks: it must not be cut
+    /// while it is mapped.
+    ///
+    /// # Errors
+    /// As `mmap(2)`; `EINVAL` for an empty file.
+    pub fn immutable_file(file: &std::fs::File) -> nix::Result<Mapping> {
+        let len = nix::sys::stat::fstat(file.as_fd())?.st_size as usize;
+        let size = NonZeroUsize::new(len).ok_or(nix::Error::EINVAL)?;
+        // SAFETY: a fresh private mapping at an address of the kernel's choice.
+        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0)? };
+        Ok(Mapping { at: at.cast(), len })
+    }
+
     /// Maps shared counters.
     ///
     /// # Errors
@@ -138,7 +151,8 @@ impl Mapping {
 
     /// The bytes of a read-only mapping.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped for `len` bytes until drop; the write seal keeps them from changing.
+        // SAFETY: mapped for `len` bytes until drop; the write seal, or who made the file, keeps
+        // them from changing.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 

@@ -97,6 +97,19 @@ pub mod notify {
     pub const FAILURE: u8 = 4;
     /// NOTIFY=DELAY
     pub const DELAY: u8 = 8;
+    /// What NOTIFY= says.
+    pub const GIVEN: u8 = NEVER | SUCCESS | FAILURE | DELAY;
+    /// Not of RFC 3461: the recipient was only accepted to be bounced
+    /// (`accept-invalid-recipients`).
+    pub const NOT_TO_BE_SENT: u8 = 128;
+}
+
+/// Fields in front of stored content.
+pub mod kept {
+    /// `X-DKIM-Options`
+    pub const DKIM_OPTIONS: u8 = 1;
+    /// `X-DKIM-Key`
+    pub const DKIM_KEY: u8 = 2;
 }
 
 /// Where a message was handed from, see architecture "The life of a message" 4.
@@ -133,7 +146,9 @@ pub struct Moved {
     /// When they may be tried next, Unix milliseconds; 0 before the first attempt.
     pub due_unix_ms: i64,
     /// Delay reports sent so far.
-    pub delay_reports: u16,
+    pub delay_reports: u8,
+    /// Attempts made so far.
+    pub attempts: u8,
     /// The last reply.
     pub last_reply: String,
 }
@@ -165,6 +180,9 @@ pub struct Envelope {
     pub suppress_dsn: bool,
     /// How it came in.
     pub source_type: SourceType,
+    /// [`kept`] bits: fields that stand in front of the stored content and do not go out. They lie
+    /// where envelopes had nothing before.
+    pub kept: u8,
     /// EHLO name of the submitter.
     pub source_name: String,
     /// Address of the submitter; empty for other than SMTP.

@@ -79,7 +79,37 @@ pub enum Request {
     /// `stop`
     Stop,
     /// `rotate acct`
-    RotateAccounting,
+    RotateAccounting {
+        /// Path of an `<acct-file>`; empty for all.
+        file: String,
+    },
+    /// `suppress add`
+    Suppress(Vec<SuppressionRow>),
+    /// `suppress remove`
+    Unsuppress {
+        /// Addresses.
+        addresses: Vec<String>,
+        /// List; empty for all that they are in.
+        list: String,
+    },
+    /// `suppress list` and `suppress export`
+    Suppressed {
+        /// List; empty for all.
+        list: String,
+        /// The only address asked for; empty for all.
+        address: String,
+        /// Where the page begins; 0 for the first, then what the last answer said.
+        after: u64,
+        /// Rows to answer, about.
+        most: u32,
+    },
+    /// `suppress import`: rows of an import of this connection, in force with the last.
+    ImportSuppressed {
+        /// Rows.
+        rows: Vec<SuppressionRow>,
+        /// There are no more.
+        last: bool,
+    },
     /// Where a worker takes injected mail.
     InjectSocket,
 }
@@ -109,6 +139,30 @@ pub enum Answer {
     Why(Vec<WhyRow>),
     /// Path of a worker's socket.
     Socket(String),
+    /// A page of the suppression lists.
+    Suppressed {
+        /// Entries.
+        rows: Vec<SuppressionRow>,
+        /// Where the next page begins; `None` behind the last.
+        next: Option<u64>,
+    },
+}
+
+/// An address in a suppression list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct SuppressionRow {
+    /// In lower case.
+    pub address: String,
+    /// Name of the list.
+    pub list: String,
+    /// Why.
+    pub reason: String,
+    /// Who added it: `policy`, `operator`, `import`, or what an import says.
+    pub source: String,
+    /// When; 0 for now.
+    pub added_unix_s: u32,
+    /// When it ends; 0 for never.
+    pub expires_unix_s: u32,
 }
 
 /// One row of `show shards`.

@@ -197,7 +197,7 @@ impl FromValue for String {
 }
 
 impl FromValue for Vec<String> {
-    const KINDS: &[&str] = &["list", "emails"];
+    const KINDS: &[&str] = &["list", "emails", "refs", "categories"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::TextList(l) = v { Some(l.iter().map(|t| t.as_str().to_owned()).collect()) } else { None }
     }
@@ -365,6 +365,10 @@ rules! {
         "second-dkim-identity" SecondDkimIdentity second_dkim_identity: Option<String> = None;
         "second-dkim-identity-fallback" SecondDkimIdentityFallback second_dkim_identity_fallback: Option<String> = None;
         "second-dkim-disallow-adding-headers" SecondDkimDisallowAddingHeaders second_dkim_disallow_adding_headers: Option<Vec<String>> = None;
+        "suppress-on" SuppressOn suppress_on: Vec<String> = Vec::new();
+        "suppress-after" SuppressAfter suppress_after: Rate = Rate { count: 1, per: minutes(1440) };
+        "suppress-for" SuppressFor suppress_for: Duration = Duration::from_millis(NEVER_MS);
+        "suppress-in" SuppressIn suppress_in: u64 = 0;
         "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
     }
 }
@@ -400,6 +404,12 @@ rules! {
         "smtp-command-timeout" SmtpCommandTimeout smtp_command_timeout: Duration = minutes(10);
         "smtp-data-timeout" SmtpDataTimeout smtp_data_timeout: Duration = minutes(10);
         "smtp-session-timeout" SmtpSessionTimeout smtp_session_timeout: Duration = minutes(24 * 60);
+        "process-x-dkim-options" ProcessXDkimOptions process_x_dkim_options: bool = false;
+        "retain-x-dkim-options" RetainXDkimOptions retain_x_dkim_options: bool = false;
+        "process-x-dkim-key" ProcessXDkimKey process_x_dkim_key: bool = false;
+        "retain-x-dkim-key" RetainXDkimKey retain_x_dkim_key: bool = false;
+        "suppression-lists" SuppressionLists suppression_lists: Vec<String> = Vec::new();
+        "accept-invalid-recipients" AcceptInvalidRecipients accept_invalid_recipients: bool = false;
         "max-smtp-commands" MaxSmtpCommands max_smtp_commands: u64 = 0;
     }
 }

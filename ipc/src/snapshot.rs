@@ -48,6 +48,10 @@ pub struct Snapshot {
     pub reply_lists: Vec<ReplyList>,
     /// `domain-key` at top level.
     pub domain_keys: Vec<DomainKey>,
+    /// `<domain-key-list>`s: name in lower case, and keys.
+    pub domain_key_lists: Vec<(String, Vec<DomainKey>)>,
+    /// `<address-list>`s.
+    pub address_lists: Vec<AddressList>,
     /// `<bounce-category-patterns>`, in order.
     pub bounce_patterns: Vec<BouncePattern>,
     /// Files in PEM that directives name, by path.
@@ -70,6 +74,19 @@ pub struct DomainKey {
     pub domain: String,
     /// Its file, whose content is in [`Snapshot::pem_files`].
     pub path: String,
+}
+
+/// An `<address-list>`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct AddressList {
+    /// Name.
+    pub name: String,
+    /// Domains all of whose addresses are in it.
+    pub domains: Vec<String>,
+    /// Addresses, and local parts at any domain.
+    pub addresses: Vec<String>,
+    /// What stands between the slashes of `/…/`.
+    pub expressions: Vec<String>,
 }
 
 /// A line of `<bounce-category-patterns>`.
@@ -287,12 +304,32 @@ pub struct PoolMember {
 }
 
 /// An `<acct-file>`.
-#[derive(Debug, Clone, Default, PartialEq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Accounting {
-    /// Path as written; files are `stem-YYYY-MM-DD-NNNN.ext` beside it.
+    /// Path as written; files are `stem-YYYY-MM-DD-NNNN.ext` beside it. For a program, its buffer's.
     pub path: String,
-    /// Record types, `d b t tq r`.
-    pub records: Vec<String>,
+    /// Command line of the program that reads the rows (`|command`); empty for none.
+    pub program: String,
+    /// Time after which a program that failed is started again, milliseconds.
+    pub retry_interval_ms: u64,
+    /// Time that a program may take to read what it is given, milliseconds.
+    pub write_timeout_ms: u64,
+    /// Record types that it takes, in order, with their fields.
+    pub fields: Vec<RecordFields>,
+    /// JSON lines; else CSV.
+    pub json: bool,
+    /// Value of `userString`.
+    pub user_string: String,
+    /// Queues whose rows it takes; the first that matches decides. Empty for all.
+    pub filter: Vec<QueueFilter>,
+    /// `privacy-policy` as written.
+    pub privacy: String,
+    /// Names of pools, if `vmtaPool` of receipts is shown.
+    pub pools: Vec<String>,
+    /// Below so many free bytes in the file's folder no new mail comes in.
+    pub min_free_space: u64,
+    /// Log how many records moved files have.
+    pub count_moved_records: bool,
     /// Folder for finished files; empty for none.
     pub move_to: String,
     /// How often a file is finished, milliseconds; 0 for daily only.
@@ -305,6 +342,26 @@ pub struct Accounting {
     pub iso_times: bool,
     /// Readable by all.
     pub world_readable: bool,
+}
+
+/// A record type of an accounting file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RecordFields {
+    /// Short name: `d b t tq r`.
+    pub record: String,
+    /// Fields that are shown, `type` apart.
+    pub fields: Vec<String>,
+    /// `map-header-to-field`: header and the field that shows it, first come first served.
+    pub headers: Vec<(String, String)>,
+}
+
+/// An entry of `queue-filter`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct QueueFilter {
+    /// `!`: rows of such queues are left out.
+    pub excludes: bool,
+    /// Which queues.
+    pub of: crate::queue_orders::QueuePattern,
 }
 
 /// A snapshot mapped into this process.
@@ -335,7 +392,8 @@ impl Snapshot {
     /// Every `domain-key`, wherever it stands.
     pub fn all_domain_keys(&self) -> impl Iterator<Item = &DomainKey> {
         let of_pools = self.pools.iter().flat_map(|p| &p.domain_keys);
-        self.domain_keys.iter().chain(of_pools).chain(self.vmtas.iter().flat_map(|v| &v.domain_keys))
+        let named = self.domain_key_lists.iter().flat_map(|(_, keys)| keys);
+        self.domain_keys.iter().chain(named).chain(of_pools).chain(self.vmtas.iter().flat_map(|v| &v.domain_keys))
     }
 
     /// Seals the snapshot into a memfd.

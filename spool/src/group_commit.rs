@@ -327,7 +327,7 @@ struct Running {
     projection_failed: Option<Instant>,
     intake_closed_until: Option<Instant>,
     free_checked: Option<Instant>,
-    low_space: bool,
+    low_space: Option<String>,
 }
 
 impl Running {
@@ -370,7 +370,7 @@ impl Running {
             projection_failed: None,
             intake_closed_until: None,
             free_checked: None,
-            low_space: false,
+            low_space: None,
         };
         running.write_projection();
         running.write_quarantine();
@@ -510,11 +510,11 @@ impl Running {
         if self.free_checked.is_none_or(|t| now - t > Duration::from_millis(200)) {
             self.free_checked = Some(now);
             let free = self.store.log.disk.free_bytes().unwrap_or(u64::MAX);
-            self.low_space = free < self.options.min_free_bytes;
+            let least = self.options.min_free_bytes;
+            let low = (free < least).then(|| format!("less than min-free-space {least} bytes are free"));
+            self.low_space = low.or_else(|| self.projection.refuses_intake());
         }
-        self.low_space.then(|| {
-            SpoolError::Full(format!("less than min-free-space {} bytes are free", self.options.min_free_bytes))
-        })
+        self.low_space.clone().map(SpoolError::Full)
     }
 
     fn project(&mut self, group: &Group, results: &[Result<u64, SpoolError>]) {
@@ -527,7 +527,7 @@ impl Running {
         }
         for (m, r) in group.store.iter().zip(results) {
             if r.is_ok() {
-                self.projection.message(&m.envelope);
+                self.projection.message(&m.envelope, &m.body[0]);
                 self.projection_pending = true;
             }
         }

@@ -152,8 +152,10 @@ pub struct StartMeta {
 pub struct RecipientState {
     /// When it may be tried next, Unix milliseconds.
     pub due_unix_ms: i64,
-    /// Delay reports sent so far.
-    pub delay_reports: u16,
+    /// Delay reports sent so far, up to 255.
+    pub delay_reports: u8,
+    /// Attempts made so far, up to 255.
+    pub attempts: u8,
     /// The last reply.
     pub last_reply: String,
 }
@@ -306,7 +308,7 @@ impl Summary {
                 v.push(u8::from(r.done) | (r.priority ^ PRIORITY_DEFAULT) << 1);
                 put_text(&mut v, &r.destination, 255);
                 v.extend_from_slice(&r.state.due_unix_ms.to_le_bytes());
-                v.extend_from_slice(&r.state.delay_reports.to_le_bytes());
+                v.extend_from_slice(&[r.state.delay_reports, r.state.attempts]);
                 v.extend_from_slice(&r.state_segment.to_le_bytes());
                 let reply = r.state.last_reply.as_str();
                 if !reply.is_empty() && reply == before {
@@ -347,11 +349,9 @@ impl Summary {
             let first = take::<1>(v)?[0];
             let (done, priority) = (first & 1 != 0, first >> 1 ^ PRIORITY_DEFAULT);
             let destination = take_text(v)?;
-            let state = RecipientState {
-                due_unix_ms: i64::from_le_bytes(take(v)?),
-                delay_reports: u16::from_le_bytes(take(v)?),
-                last_reply: String::new(),
-            };
+            let due_unix_ms = i64::from_le_bytes(take(v)?);
+            let [delay_reports, attempts] = take(v)?;
+            let state = RecipientState { due_unix_ms, delay_reports, attempts, last_reply: String::new() };
             let state_segment = u32::from_le_bytes(take(v)?);
             let same = v.first() == Some(&SAME_REPLY);
             let last_reply = if same {
@@ -449,7 +449,7 @@ mod tests {
         fn summaries_survive_the_index(n in 1usize..20, due in any::<i64>(), replies in proptest::collection::vec("[ab]{0,1}.{0,14}", 1..3)) {
             let r = |i: usize| IndexedRecipient {
                 destination: "d.test".into(), done: due % 2 == 0, priority: (i * 37 % 101) as u8,
-                state: RecipientState { due_unix_ms: due, delay_reports: 1, last_reply: replies[i % replies.len()].clone() },
+                state: RecipientState { due_unix_ms: due, delay_reports: 1, attempts: 3, last_reply: replies[i % replies.len()].clone() },
                 state_segment: 4,
             };
             let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), job: "j".repeat(n % 3), body_len: 5, notify_delay: n > 3, ..Default::default() };

@@ -428,6 +428,7 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
             destination: r.destination.clone(),
             due_unix_ms: r.state.due_unix_ms,
             delay_reports: r.state.delay_reports,
+            attempts: r.state.attempts,
             priority: r.priority,
         })
         .collect();

@@ -91,7 +91,9 @@ pub struct RecoveredRecipient {
     /// When it may be tried next, Unix milliseconds; 0 before the first attempt.
     pub due_unix_ms: i64,
     /// Delay reports sent so far.
-    pub delay_reports: u16,
+    pub delay_reports: u8,
+    /// Attempts made so far.
+    pub attempts: u8,
     /// 0 to 100.
     pub priority: u8,
 }
@@ -120,8 +122,17 @@ pub struct Recovered {
 /// Where accounting rows go. Called on the spool's thread after each group is durable;
 /// rows passed again after [`Projection::resume`] must be recognised and skipped.
 pub trait Projection: Send {
-    /// A message was accepted.
-    fn message(&mut self, envelope: &[u8]);
+    /// A message was accepted; `content` begins with its header section, or is empty unless
+    /// [`Projection::reads_headers`].
+    fn message(&mut self, envelope: &[u8], content: &[u8]);
+    /// Why no new mail may come in: rows of it would find no room.
+    fn refuses_intake(&self) -> Option<String> {
+        None
+    }
+    /// It shows headers of messages.
+    fn reads_headers(&self) -> bool {
+        false
+    }
     /// A row of an outcome.
     fn row(&mut self, row: &[u8]);
     /// Writes out what was passed so far.
@@ -475,7 +486,11 @@ impl<D: Disk, I: Index> Store<D, I> {
         for id in behind {
             self.log.scan(id, 0, false, &mut Vec::new(), &mut |r| {
                 if r.header.sequence > from {
-                    project_record(r.header.kind, &r.meta, projection);
+                    let wanted = r.header.kind == Kind::Message && projection.reads_headers();
+                    // Damaged content leaves headers out, not the row.
+                    let read = || self.log.read(r.location, true).map(|(_, content)| content).unwrap_or_default();
+                    let content = if wanted { read() } else { Bytes::new() };
+                    project_record(r.header.kind, &r.meta, &content, projection);
                 }
                 Ok(())
             })?;
@@ -502,9 +517,9 @@ impl<D: Disk, I: Index> Store<D, I> {
 pub(crate) const PROJECTED: &str = "spool/projected";
 
 /// Passes the rows of one record.
-pub(crate) fn project_record(kind: Kind, meta: &[u8], projection: &mut dyn Projection) {
+fn project_record(kind: Kind, meta: &[u8], content: &[u8], projection: &mut dyn Projection) {
     match kind {
-        Kind::Message => projection.message(meta),
+        Kind::Message => projection.message(meta, content),
         Kind::Update => {
             if let Ok(u) = ipc::frame::unarchive::<UpdateMeta>(0, &aligned(meta)) {
                 u.rows.iter().for_each(|r| projection.row(r));

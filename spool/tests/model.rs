@@ -55,6 +55,7 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
         smtputf8: false,
         suppress_dsn: false,
         source_type: SourceType::Smtp,
+        kept: 0,
         source_name: String::new(),
         source_ip: String::new(),
         local_ip: String::new(),

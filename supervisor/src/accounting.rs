@@ -1,11 +1,20 @@
 //! Accounting files: their names, when they are finished, where they go. Workers write them;
 //! the supervisor names them and moves them once every worker has switched.
 
+mod pipe;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipc::control::AccountingFile;
 use ipc::snapshot::Accounting;
+use worker::account::columns::Columns;
+use worker::account::file_name::{all_in, number_of, numbered};
+
+use pipe::Pipe;
+
+/// A program's buffer is cut into files of this size, so that what was read makes room soon.
+const BUFFER_FILE_MAX: u64 = 4 << 20;
 
 /// The files in use.
 #[derive(Debug, Default)]
@@ -13,10 +22,14 @@ pub struct Files {
     /// Named to workers.
     pub current: Vec<AccountingFile>,
     begun: Vec<Instant>,
-    /// Finished, to be moved when all workers have switched.
-    finished: Vec<(PathBuf, PathBuf)>,
+    /// Their `<acct-file>` is not in the configuration any more.
+    dropped: Vec<Accounting>,
     /// Number of the last switch.
     pub switch: u64,
+    /// Finished files may lie where they were written.
+    unsettled: bool,
+    /// Programs that read rows.
+    pipes: Vec<Pipe>,
 }
 
 fn today() -> String {
@@ -24,165 +37,309 @@ fn today() -> String {
     worker::local_time(now.as_secs() as i64, "%Y-%m-%d")
 }
 
-/// `stem-DATE-NNNN.ext` beside `path`.
-fn numbered(path: &Path, date: &str, n: u32) -> PathBuf {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let ext = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
-    path.with_file_name(format!("{stem}-{date}-{n:04}{ext}"))
+fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
 }
 
-/// Whether a file's name is one that [`numbered`] gives for `path`; `acct.csv` must leave the
-/// files of `acct-bounces.csv` alone.
-fn is_numbered(name: &str, path: &Path) -> bool {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let ext = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
-    let middle = name.strip_prefix(&*stem).and_then(|n| n.strip_suffix(&ext));
-    middle.is_some_and(|m| m.len() == 16 && m.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
+fn folder(a: &Accounting) -> &Path {
+    Path::new(&a.path).parent().unwrap_or(Path::new("."))
 }
 
-/// The highest number in use today, in the file's own folder and where files are moved.
+/// The highest number in use on a day, in the file's own folder and where files are moved.
 fn last_number(a: &Accounting, date: &str) -> Option<u32> {
     let path = Path::new(&a.path);
-    let moved =
-        |p: &Path| (!a.move_to.is_empty()).then(|| Path::new(&a.move_to).join(p.file_name().unwrap_or_default()));
-    (0..10_000)
-        .take_while(|n| {
-            let p = numbered(path, date, *n);
-            p.exists() || moved(&p).is_some_and(|m| m.exists())
-        })
-        .last()
+    let mut all = all_in(folder(a), path);
+    if !a.move_to.is_empty() {
+        all.extend(all_in(Path::new(&a.move_to), path));
+    }
+    all.iter().filter_map(|p| number_of(&file_name(p), path).filter(|(d, _)| *d == date).map(|(_, n)| n)).max()
+}
+
+/// Whether rows with the columns that are asked for may follow in a file.
+fn goes_on(path: &Path, a: &Accounting) -> bool {
+    use std::io::Read;
+    let header = Columns::of(a).header_line();
+    let mut begins = Vec::new();
+    let read = std::fs::File::open(path).and_then(|f| f.take(header.len().max(1) as u64).read_to_end(&mut begins));
+    match (read.is_ok(), a.json) {
+        (false, _) => false,
+        (true, true) => matches!(begins.first(), None | Some(b'{')),
+        (true, false) => begins == header.as_bytes(),
+    }
+}
+
+/// Makes the next file of the day, with its header line.
+fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    let date = today();
+    let n = last_number(a, &date).map_or(0, |n| n + 1);
+    let path = numbered(Path::new(&a.path), &date, n);
+    let mut f = std::fs::OpenOptions::new().append(true).create(true).open(&path)?;
+    if f.metadata()?.len() == 0 {
+        f.write_all(Columns::of(a).header_line().as_bytes())?;
+        f.set_permissions(std::fs::Permissions::from_mode(if a.world_readable { 0o644 } else { 0o640 }))?;
+    }
+    Ok(AccountingFile { of: a.clone(), path: path.display().to_string() })
+}
+
+/// Today's last file if rows may follow in it, else a new one.
+fn last_or_new(a: &Accounting) -> std::io::Result<AccountingFile> {
+    for needed in [folder(a), Path::new(&a.move_to)] {
+        if !needed.as_os_str().is_empty() {
+            std::fs::create_dir_all(needed)?;
+        }
+    }
+    let date = today();
+    let last = all_in(folder(a), Path::new(&a.path)).pop();
+    let fits = |p: &PathBuf| {
+        number_of(&file_name(p), Path::new(&a.path)).is_some_and(|(d, n)| d == date && last_number(a, &date) == Some(n))
+            && goes_on(p, a)
+    };
+    match last.filter(fits) {
+        Some(path) => Ok(AccountingFile { of: a.clone(), path: path.display().to_string() }),
+        None => begin_file(a),
+    }
 }
 
 impl Files {
     /// Goes on with today's last files, or begins the first ones.
     ///
     /// # Errors
-    /// When a folder cannot be made.
+    /// When a folder or a file cannot be made.
     pub fn begin(all: &[Accounting]) -> std::io::Result<Files> {
-        let mut files = Files::default();
-        let date = today();
-        for (i, a) in all.iter().enumerate() {
-            for folder in [Path::new(&a.path).parent(), Some(Path::new(&a.move_to))].into_iter().flatten() {
-                if !folder.as_os_str().is_empty() {
-                    std::fs::create_dir_all(folder)?;
+        let current = all.iter().map(last_or_new).collect::<std::io::Result<Vec<_>>>()?;
+        let begun = vec![Instant::now(); current.len()];
+        Ok(Files { current, begun, unsettled: true, ..Default::default() })
+    }
+
+    /// Goes on with what running workers write; [`Files::follow`] makes of it what the
+    /// configuration asks for.
+    pub fn adopt(&mut self, theirs: Vec<AccountingFile>) {
+        if theirs == self.current {
+            return;
+        }
+        // Workers that were between two files when their supervisor ended are all switched.
+        self.switch += 1;
+        for f in theirs {
+            match self.current.iter_mut().find(|c| c.of.path == f.of.path) {
+                Some(c) if c.path < f.path => *c = f,
+                Some(_) => {}
+                None => {
+                    self.current.push(f);
+                    self.begun.push(Instant::now());
                 }
             }
-            let last = last_number(a, &date).unwrap_or(0);
-            let mut path = numbered(Path::new(&a.path), &date, last);
-            if !path.exists() && last_number(a, &date).is_some() {
-                path = numbered(Path::new(&a.path), &date, last + 1);
-            }
-            touch(&path, a)?;
-            files.current.push(AccountingFile { index: i as u32, path: path.display().to_string() });
-            files.begun.push(Instant::now());
-        }
-        Ok(files)
-    }
-
-    /// Goes on with what running workers write, if it is what the configuration asks for;
-    /// else they are switched to it.
-    pub fn adopt(&mut self, current: Vec<AccountingFile>, all: &[Accounting]) {
-        let fits = |f: &AccountingFile| {
-            let (path, a) = (Path::new(&f.path), all.get(f.index as usize));
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            a.is_some_and(|a| path.parent() == Path::new(&a.path).parent() && is_numbered(&name, Path::new(&a.path)))
-        };
-        if current.len() == all.len() && current.iter().all(fits) {
-            self.begun = vec![Instant::now(); current.len()];
-            self.current = current;
-        } else if self.switch == 0 {
-            self.switch = 1;
         }
     }
 
-    /// Begins new files where the old are due (or all, by `force`); true when workers have
-    /// to switch.
+    /// Makes the files those that the configuration asks for; true when workers have to switch.
     ///
     /// # Errors
-    /// When a new file cannot be made; the old stay in use.
-    pub fn rotate(&mut self, all: &[Accounting], force: bool) -> std::io::Result<bool> {
+    /// When a new file cannot be made; the old ones stay in use.
+    pub fn follow(&mut self, all: &[Accounting]) -> std::io::Result<bool> {
+        if self.current.iter().map(|f| &f.of).eq(all) {
+            return Ok(false);
+        }
+        let mut next = Vec::with_capacity(all.len());
+        let mut begun = Vec::with_capacity(all.len());
+        for a in all {
+            let known = self.current.iter().zip(&self.begun).find(|(f, _)| f.of.path == a.path);
+            match known {
+                Some((f, since)) if goes_on(Path::new(&f.path), a) => {
+                    next.push(AccountingFile { of: a.clone(), path: f.path.clone() });
+                    begun.push(*since);
+                }
+                _ => {
+                    next.push(last_or_new(a)?);
+                    begun.push(Instant::now());
+                }
+            }
+        }
+        let gone = self.current.drain(..).map(|f| f.of).filter(|a| !all.iter().any(|n| n.path == a.path));
+        self.dropped.extend(gone);
+        (self.current, self.begun) = (next, begun);
+        self.switch += 1;
+        self.unsettled = true;
+        Ok(true)
+    }
+
+    /// Begins new files where the old are due, or the one that is named, or all; true when
+    /// workers have to switch.
+    ///
+    /// # Errors
+    /// When a new file cannot be made, the old stay in use; and when none has that name.
+    pub fn rotate(&mut self, force: Option<&str>) -> Result<bool, String> {
+        let meant = |a: &Accounting| match force {
+            None => false,
+            Some("") => true,
+            Some(name) => a.path == name || file_name(Path::new(&a.path)) == name || a.program == name,
+        };
+        if force.is_some_and(|name| !name.is_empty()) && !self.current.iter().any(|f| meant(&f.of)) {
+            let names: Vec<&str> = self.current.iter().map(|f| f.of.path.as_str()).collect();
+            let name = force.unwrap_or_default();
+            return Err(format!("no <acct-file> has the path {name:?}; there are {}", names.join(", ")));
+        }
         let date = today();
         let mut changed = false;
         for (f, begun) in self.current.iter_mut().zip(&mut self.begun) {
-            let Some(a) = all.get(f.index as usize) else { continue };
+            let a = &f.of;
             let path = PathBuf::from(&f.path);
             let size = std::fs::metadata(&path).map_or(0, |m| m.len());
-            let has_rows = size > 1000 || std::fs::read_to_string(&path).is_ok_and(|t| t.lines().count() > 1);
-            let yesterday = !f.path.contains(&format!("-{date}-"));
+            let header = Columns::of(a).header_line().len() as u64;
+            let yesterday = number_of(&file_name(&path), Path::new(&a.path)).is_none_or(|(d, _)| d != date);
             let interval = Duration::from_millis(a.move_interval_ms);
             let due = a.move_interval_ms > 0 && !a.move_to.is_empty() && begun.elapsed() >= interval;
-            if !(has_rows && (force || due || size >= a.max_size || yesterday)) {
+            let max = if a.program.is_empty() { a.max_size } else { BUFFER_FILE_MAX.min(a.max_size) };
+            if !(size > header && (meant(a) || due || size >= max || yesterday)) {
                 continue;
             }
-            let n = last_number(a, &date).map_or(0, |n| n + 1);
-            let next = numbered(Path::new(&a.path), &date, n);
-            touch(&next, a)?;
-            if !a.move_to.is_empty() {
-                let to = Path::new(&a.move_to).join(path.file_name().unwrap_or_default());
-                self.finished.push((path, to));
-            }
-            f.path = next.display().to_string();
+            *f = begin_file(&f.of).map_err(|e| format!("accounting: {e}"))?;
             *begun = Instant::now();
             changed = true;
         }
         self.switch += u64::from(changed);
+        self.unsettled |= changed;
         Ok(changed)
     }
 
-    /// Every worker has switched: moves what is finished, deletes what is old.
-    pub fn switched(&mut self, all: &[Accounting]) {
-        for (from, to) in std::mem::take(&mut self.finished) {
-            if let Err(e) = std::fs::rename(&from, &to) {
-                tracing::error!(from = %from.display(), to = %to.display(), error = %e, "accounting file could not be moved (move-to)");
-            }
+    /// Every worker writes to the current files: moves what is finished, deletes what is old.
+    pub fn settle(&mut self) {
+        if !std::mem::take(&mut self.unsettled) {
+            return;
         }
-        for a in all.iter().filter(|a| a.move_to.is_empty() && a.delete_after_ms < ipc::rules::NEVER_MS) {
-            self.delete_old(a);
+        for p in &self.pipes {
+            let written = self.current.iter().find(|f| f.of.path == p.of.path);
+            written.into_iter().for_each(|f| p.switched_to(&f.path));
+        }
+        let dropped = std::mem::take(&mut self.dropped);
+        for a in self.current.iter().map(|f| &f.of).chain(&dropped).filter(|a| a.program.is_empty()) {
+            if !a.move_to.is_empty() {
+                self.move_finished(a);
+            } else if a.delete_after_ms < ipc::rules::NEVER_MS {
+                let old = self.finished(folder(a), a).into_iter().filter(|p| is_due(p, a));
+                old.for_each(|p| delete(&p, "an old accounting file cannot be deleted (delete-after)"));
+            }
         }
     }
 
-    fn delete_old(&self, a: &Accounting) {
-        let path = Path::new(&a.path);
-        let Ok(entries) = std::fs::read_dir(path.parent().unwrap_or(Path::new("."))) else { return };
-        for e in entries.flatten() {
-            let old = e.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-            let ours = is_numbered(&e.file_name().to_string_lossy(), path);
-            let used = self.current.iter().any(|f| Path::new(&f.path) == e.path());
-            let due = old.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms));
-            if ours
-                && !used
-                && due
-                && let Err(error) = std::fs::remove_file(e.path())
-            {
-                tracing::warn!(path = %e.path().display(), %error, "an old accounting file cannot be deleted (delete-after)");
+    /// Starts the programs that the files in use name and that do not run, and ends those that are
+    /// not named any more; with `retry` those that failed are started again now.
+    pub fn feed_programs(&mut self, retry: bool) {
+        let wanted = |of: &Accounting| self.current.iter().any(|f| f.of == *of);
+        let (kept, gone): (Vec<Pipe>, Vec<Pipe>) = self.pipes.drain(..).partition(|p| wanted(&p.of));
+        for p in gone {
+            tokio::task::spawn_local(p.finish());
+        }
+        if retry {
+            kept.iter().for_each(Pipe::retry_now);
+        }
+        self.pipes = kept;
+        for a in self.current.iter().map(|f| &f.of).filter(|a| !a.program.is_empty()) {
+            if !self.pipes.iter().any(|p| p.of.path == a.path) {
+                self.pipes.push(Pipe::start(a.clone()));
+                self.unsettled = true;
+            }
+        }
+    }
+
+    /// The programs, to be finished when the workers have ended.
+    pub fn take_programs(&mut self) -> Vec<Pipe> {
+        std::mem::take(&mut self.pipes)
+    }
+
+    /// Files of `a` in a folder that no worker writes.
+    fn finished(&self, folder: &Path, a: &Accounting) -> Vec<PathBuf> {
+        let used = |p: &PathBuf| self.current.iter().any(|f| Path::new(&f.path) == p);
+        all_in(folder, Path::new(&a.path)).into_iter().filter(|p| !used(p)).collect()
+    }
+
+    fn move_finished(&self, a: &Accounting) {
+        if Path::new(&a.move_to) == folder(a) {
+            return;
+        }
+        for from in self.finished(folder(a), a) {
+            let to = Path::new(&a.move_to).join(from.file_name().unwrap_or_default());
+            match std::fs::rename(&from, &to) {
+                Ok(()) if a.count_moved_records => {
+                    // Reading a large file must hold nothing up; what was counted is only told.
+                    drop(tokio::task::spawn_blocking(move || tell_count(&to)));
+                }
+                Ok(()) => {}
+                Err(e) => {
+                    tracing::error!(from = %from.display(), to = %to.display(), error = %e, "accounting file could not be moved (move-to)");
+                }
+            }
+        }
+    }
+
+    /// Where the disk is nearly full: deletes files past `delete-after`, the oldest first, moved
+    /// ones too, until there is room again.
+    pub fn make_room(&self) {
+        for a in self.current.iter().map(|f| &f.of).filter(|a| a.program.is_empty()) {
+            if a.min_free_space == 0 || a.delete_after_ms >= ipc::rules::NEVER_MS || !is_low(a) {
+                continue;
+            }
+            let mut old = self.finished(folder(a), a);
+            if !a.move_to.is_empty() {
+                old.extend(self.finished(Path::new(&a.move_to), a));
+            }
+            old.sort_by_key(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
+            for p in old.iter().filter(|p| is_due(p, a)) {
+                if !is_low(a) {
+                    break;
+                }
+                tracing::warn!(path = %p.display(), "an accounting file past delete-after makes room (min-free-space)");
+                delete(p, "an accounting file cannot be deleted to make room");
             }
         }
     }
 }
 
-/// Makes the file with its header line.
-fn touch(path: &Path, a: &Accounting) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
-    let mut f = std::fs::OpenOptions::new().append(true).create(true).open(path)?;
-    if f.metadata()?.len() == 0 {
-        let kinds: Vec<u8> = a.records.iter().filter_map(|k| k.bytes().next()).collect();
-        f.write_all(worker::account::file::Target::header(&kinds).as_bytes())?;
-        f.set_permissions(std::fs::Permissions::from_mode(if a.world_readable { 0o644 } else { 0o640 }))?;
-    }
-    Ok(())
+/// Older than `delete-after`.
+fn is_due(path: &Path, a: &Accounting) -> bool {
+    let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+    age.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn is_low(a: &Accounting) -> bool {
+    let room = nix::sys::statvfs::statvfs(folder(a));
+    room.is_ok_and(|v| v.blocks_available() * v.fragment_size() < a.min_free_space)
+}
 
-    #[test]
-    fn only_its_own_files_are_deleted() {
-        let path = Path::new("/a/acct.csv");
-        let own = numbered(path, "2026-01-31", 7);
-        assert!(is_numbered(&own.file_name().unwrap_or_default().to_string_lossy(), path));
-        assert!(!is_numbered("acct-bounces-2026-01-31-0007.csv", path));
-        assert!(!is_numbered("acct.csv", path));
+fn delete(path: &Path, wrong: &str) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "{wrong}");
+    }
+}
+
+/// `count-moved-records`
+fn tell_count(path: &Path) {
+    use std::io::{BufRead, BufReader};
+    let counted = std::fs::File::open(path).and_then(|f| {
+        let mut counts = std::collections::BTreeMap::<String, u64>::new();
+        let mut lines = BufReader::new(f);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            let text = line.strip_prefix(b"{\"type\":\"").unwrap_or(&line);
+            let end = text.iter().position(|b| matches!(b, b',' | b'"' | b'\r')).unwrap_or(0);
+            let kind = String::from_utf8_lossy(&text[..end.min(8)]).into_owned();
+            // Lines of cells that hold line ends, and the header, are no records.
+            if worker::account::field::kind_of(&kind).is_some() {
+                *counts.entry(kind).or_default() += 1;
+            }
+            line.clear();
+        }
+        Ok(counts)
+    });
+    match counted {
+        Ok(counts) => {
+            let each: Vec<String> = counts.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+            let records: u64 = counts.values().sum();
+            tracing::info!(path = %path.display(), records, types = each.join(", "), "accounting file moved");
+        }
+        Err(e) => {
+            tracing::warn!(path = %path.display(), error = %e, "a moved accounting file cannot be read for counting")
+        }
     }
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
+use worker::account::privacy::{self, Privacy};
 
 use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
 use crate::operator::client;
+use crate::operator::suppress::{self, Given};
 use crate::{Failure, run};
 
 /// Outbound mail transfer agent for senders of millions of messages a day.
@@ -136,6 +138,28 @@ enum Command {
     Dkim {
         #[command(subcommand)]
         what: Dkim,
+    },
+    /// Addresses that get no mail
+    Suppress {
+        #[command(subcommand)]
+        what: Suppress,
+    },
+    /// What privacy-policy of an accounting file makes of a local part
+    Digest {
+        /// Keyed hash by RFC 2104, as hmac-sha256 does; the default
+        #[arg(long, conflicts_with = "siphash")]
+        hmac_sha256: bool,
+        /// SipHash-2-4, as siphash does
+        #[arg(long)]
+        siphash: bool,
+        /// The key; for SipHash at most 16 bytes
+        #[arg(long, required_unless_present = "hexkey", conflicts_with = "hexkey")]
+        key: Option<String>,
+        /// The key in hexadecimal digits
+        #[arg(long)]
+        hexkey: Option<String>,
+        /// Local part of an address; its case does not matter
+        string: String,
     },
     /// Stop the running server in order
     Stop,
@@ -313,10 +337,102 @@ enum Dkim {
     },
 }
 
+/// Which suppression list.
+#[derive(Debug, Args)]
+struct List {
+    /// A list by its name
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
+    /// The list of a virtual MTA
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "pool", "job"])]
+    virtual_mta: Option<String>,
+    /// The list of a pool
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "job"])]
+    pool: Option<String>,
+    /// The list of a job
+    #[arg(long, value_name = "ID", conflicts_with = "list")]
+    job: Option<String>,
+}
+
+impl List {
+    /// Its name, if one is meant.
+    fn name(self) -> Option<String> {
+        let of = |kind: &str, name: Option<String>| name.map(|n| format!("{kind}:{n}"));
+        let own = of("virtual-mta", self.virtual_mta).or(of("pool", self.pool)).or(of("job", self.job));
+        own.or(self.list)
+    }
+}
+
+/// What new entries are given.
+#[derive(Debug, Args)]
+struct NewEntries {
+    #[command(flatten)]
+    list: List,
+    /// Why
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Ends by itself after this time
+    #[arg(long, value_name = "DURATION", value_parser = |t: &str| crate::config::value::duration(t).map_err(|p| p.message))]
+    expires_after: Option<u64>,
+}
+
+impl NewEntries {
+    fn given(self) -> Given {
+        let expires_unix_s = self.expires_after.map_or(0, |d| u32::try_from(until(d) / 1000).unwrap_or(0));
+        let list = self.list.name().unwrap_or_else(|| worker::suppression::GLOBAL.into());
+        Given { list, reason: self.reason, expires_unix_s }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Suppress {
+    /// Put addresses on a list: the one for all mail, unless another is named
+    Add {
+        /// Addresses
+        #[arg(required = true, value_name = "ADDRESS")]
+        addresses: Vec<String>,
+        #[command(flatten)]
+        given: NewEntries,
+    },
+    /// Take addresses off a list, or off all that they are on
+    Remove {
+        /// Addresses
+        #[arg(required = true, value_name = "ADDRESS")]
+        addresses: Vec<String>,
+        #[command(flatten)]
+        list: List,
+    },
+    /// Show entries: of one address, of a list, or all
+    List {
+        /// The only address asked for
+        address: Option<String>,
+        #[command(flatten)]
+        list: List,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Add the addresses of a CSV file, all or none of them
+    Import {
+        /// The file; - for standard input. Columns by the header line: address, and maybe list,
+        /// reason, source, added, expires; without a header line, addresses
+        file: PathBuf,
+        #[command(flatten)]
+        given: NewEntries,
+    },
+    /// Write entries as CSV to standard output
+    Export {
+        #[command(flatten)]
+        list: List,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 enum Rotate {
-    /// Accounting files
-    Acct,
+    /// Accounting files, or one of them
+    Acct {
+        /// Path of the <acct-file> as written, or its name without folders
+        file: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -437,6 +553,30 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Enable { what: Enable::Source { ip, queue: Of { queue } } } => {
             order(&control, queue, QueueAction::EnableSource { ip: ip.to_string() })
         }
+        Command::Suppress { what } => match what {
+            Suppress::Add { addresses, given } => suppress::add(&control, addresses, &given.given()),
+            Suppress::Remove { addresses, list } => {
+                let list = list.name().unwrap_or_default();
+                client::act(&control, ipc::operator::Request::Unsuppress { addresses, list })
+            }
+            Suppress::List { address, list, output } => {
+                let (list, address) = (list.name().unwrap_or_default(), address.unwrap_or_default());
+                suppress::list(&control, list, address, output.json, false)
+            }
+            Suppress::Import { file, given } => suppress::import(&control, &file, &given.given()),
+            Suppress::Export { list } => {
+                suppress::list(&control, list.name().unwrap_or_default(), String::new(), false, true)
+            }
+        },
+        Command::Digest { hmac_sha256: _, siphash, key, hexkey, string } => {
+            let key = match hexkey {
+                Some(digits) => privacy::hex(&digits),
+                None => Ok(key.unwrap_or_default().into_bytes()),
+            };
+            let of = if siphash { Privacy::siphash } else { Privacy::hmac };
+            let policy = key.and_then(|k| of(&k)).map_err(Failure::Wrong)?;
+            print(format!("Result: {}\n", policy.digest(&string)).as_bytes())
+        }
         Command::Stop => client::act(&control, ipc::operator::Request::Stop),
         Command::Bounce { what: Bounce::Classify { config, output } } => {
             crate::bounce::classify(config.as_deref(), output.json)
@@ -450,7 +590,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             print(said.as_bytes())?;
             if well { Ok(()) } else { Err(Failure::Failed("not every key is published".into())) }
         }
-        Command::Rotate { what: Rotate::Acct } => client::act(&control, ipc::operator::Request::RotateAccounting),
+        Command::Rotate { what: Rotate::Acct { file } } => {
+            let file = file.unwrap_or_default();
+            client::act(&control, ipc::operator::Request::RotateAccounting { file })
+        }
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
         Command::Config { what: ConfigCommand::Check { file, hide_pending, output } } => {
             check(&file, hide_pending, output.json)

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use ipc::snapshot::{DomainKey, Snapshot};
 use serde::Serialize;
 use worker::connect::mx::Resolver;
 use worker::dkim::key::{self, Key};
@@ -37,7 +38,7 @@ pub fn generate(
     let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(cannot)?;
     out.write_all(pem.as_bytes()).and_then(|()| out.sync_all()).map_err(cannot)?;
     let key = Key::from_pem(&pem).map_err(Failure::Failed)?;
-    let record = record(&key)?;
+    let record = record(&key).map_err(Failure::Failed)?;
     let strings: Vec<String> =
         record.as_bytes().chunks(STRING_MAX).map(|c| format!("\"{}\"", String::from_utf8_lossy(c))).collect();
     let shown = std::path::absolute(&path).unwrap_or(path);
@@ -54,26 +55,80 @@ pub fn generate(
 ///
 /// # Errors
 /// When the library cannot write the public key.
-fn record(key: &Key) -> Result<String, Failure> {
+fn record(key: &Key) -> Result<String, String> {
     let kind = if key.algorithm().starts_with("rsa") { "rsa" } else { "ed25519" };
     Ok(format!("v=DKIM1; k={kind}; p={}", public(key)?))
 }
 
-fn public(key: &Key) -> Result<String, Failure> {
-    key.public().map(|p| key::base64(&p)).map_err(Failure::Failed)
+fn public(key: &Key) -> Result<String, String> {
+    key.public().map(|p| key::base64(&p))
 }
 
 /// What was found of one key.
 #[derive(Debug, Serialize)]
-struct Checked {
+pub struct Checked {
     selector: String,
     domain: String,
     file: String,
     bits: usize,
-    /// `published`, `missing`, `differs`, `revoked`, `any domain`
+    /// `published`, `missing`, `differs`, `revoked`, `any domain`, or `unknown` where DNS does not say.
     state: &'static str,
     /// What to publish; empty where it is.
     publish: String,
+}
+
+impl Checked {
+    /// Its signatures will not be verified.
+    pub fn is_wrong(&self) -> bool {
+        matches!(self.state, "missing" | "differs" | "revoked")
+    }
+}
+
+impl std::fmt::Display for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}._domainkey.{}: {} ({}, {} bits)", self.selector, self.domain, self.state, self.file, self.bits)
+    }
+}
+
+/// A `domain-key` with its file's content, to be compared with its record.
+#[derive(Debug)]
+pub struct Published {
+    of: DomainKey,
+    pem: String,
+}
+
+/// Every `domain-key` of a configuration, once.
+pub fn keys_of(s: &Snapshot) -> Vec<Published> {
+    let mut keys: Vec<&DomainKey> = Vec::new();
+    for k in s.all_domain_keys() {
+        if !keys.contains(&k) {
+            keys.push(k);
+        }
+    }
+    let pem = |path: &str| s.pem_files.iter().find(|(p, _)| p == path).map_or(String::new(), |(_, pem)| pem.clone());
+    keys.into_iter().map(|k| Published { of: k.clone(), pem: pem(&k.path) }).collect()
+}
+
+/// Compares keys with what is published.
+///
+/// # Errors
+/// A sentence about a key that cannot be used.
+pub async fn compare(keys: Vec<Published>, resolver: &Resolver) -> Result<Vec<Checked>, String> {
+    let mut all = Vec::new();
+    for Published { of: k, pem } in keys {
+        let key = Key::from_pem(&pem)?;
+        let expected = record(&key)?;
+        let state = match k.domain.as_str() {
+            "*" => "any domain",
+            d => match resolver.txt(&format!("{}._domainkey.{d}", k.selector)).await {
+                Ok(found) => state_of(&found, &public(&key)?),
+                Err(_) => "unknown",
+            },
+        };
+        let publish = if matches!(state, "published" | "any domain") { String::new() } else { expected };
+        all.push(Checked { selector: k.selector, domain: k.domain, file: k.path, bits: key.bits(), state, publish });
+    }
+    Ok(all)
 }
 
 /// Compares every `domain-key` of a file with what is published. Answers text or JSON, and whether
@@ -83,27 +138,10 @@ struct Checked {
 /// What is wrong with the file.
 pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     let s = config::compiled(file, &Overrides::default())?.snapshot;
-    let mut keys: Vec<_> = s.all_domain_keys().collect();
-    keys.dedup();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Failed(e.to_string()))?;
     let resolver = Resolver::new(&s.global.name_servers).map_err(Failure::Failed)?;
-    let mut all = Vec::new();
-    for k in keys {
-        let pem = s.pem_files.iter().find(|(p, _)| *p == k.path).map_or("", |(_, pem)| pem);
-        let key = Key::from_pem(pem).map_err(Failure::Failed)?;
-        let expected = record(&key)?;
-        let state = match k.domain.as_str() {
-            "*" => "any domain",
-            d => {
-                let found = runtime.block_on(resolver.txt(&format!("{}._domainkey.{d}", k.selector)));
-                state_of(&found, &public(&key)?)
-            }
-        };
-        let publish = if matches!(state, "published" | "any domain") { String::new() } else { expected };
-        let (selector, domain, file) = (k.selector.clone(), k.domain.clone(), k.path.clone());
-        all.push(Checked { selector, domain, file, bits: key.bits(), state, publish });
-    }
+    let all = runtime.block_on(compare(keys_of(&s), &resolver)).map_err(Failure::Failed)?;
     let well = all.iter().all(|c| c.publish.is_empty());
     if json {
         let text = serde_json::to_string_pretty(&all).map_err(|e| Failure::Failed(e.to_string()))?;
@@ -111,7 +149,7 @@ pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     }
     let mut text = String::new();
     for c in &all {
-        text += &format!("{}._domainkey.{}: {} ({}, {} bits)\n", c.selector, c.domain, c.state, c.file, c.bits);
+        text += &format!("{c}\n");
         if !c.publish.is_empty() {
             text += &format!("    expected {}\n", c.publish);
         }

@@ -12,6 +12,7 @@ mod rights;
 mod run;
 mod shards;
 mod status;
+mod suppression;
 
 use std::process::ExitCode;
 

@@ -24,6 +24,7 @@ use crate::accounting::Files;
 use crate::config::compile::Overrides;
 use crate::config::{self, Compiled};
 use crate::shards::{Slot, State, Totals, control, process};
+use crate::suppression::Suppression;
 use crate::{Failure, http, listen, operator, rights};
 use spread::Automatic;
 
@@ -51,6 +52,10 @@ pub struct Supervisor {
     pub map: RefCell<ShardMap>,
     /// Accounting files.
     pub accounting: RefCell<Files>,
+    /// DKIM keys, and those whose record is not theirs, when that was looked for last.
+    pub dkim_keys: Cell<(usize, usize)>,
+    /// Who gets no mail.
+    pub suppression: Suppression,
     /// Something changed in a slot.
     pub changed: Notify,
     /// The server is stopping.
@@ -125,6 +130,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
     ipc::descriptors::give_back_heap();
     let files = Files::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
+    let suppression = Suppression::open(&compiled.data_dir)?;
     let cpus = cpus(&compiled);
     let workers = compiled.workers.unwrap_or(cpus.len() as u32).max(1) as usize;
     let http_port = compiled.http_port;
@@ -143,6 +149,8 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         slots: RefCell::new(numbers.iter().map(|n| Slot::new(*n, cpus[usize::from(*n) % cpus.len()])).collect()),
         map: RefCell::new(ShardMap::first(workers as u8, spread)),
         accounting: RefCell::new(files),
+        suppression,
+        dkim_keys: Cell::default(),
         changed: Notify::new(),
         stopping: Cell::new(false),
         stop: Notify::new(),
@@ -154,6 +162,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     });
     spawn_local(Rc::clone(&sup).watch_load());
     spawn_local(Rc::clone(&sup).watch_keys());
+    spawn_local(Rc::clone(&sup).compare_keys());
     spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock")?));
     spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock")?));
     if http_port != 0 {
@@ -168,6 +177,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     }
     spawn_local(process::watch(Rc::clone(&sup)));
     spawn_local(rotate_files(Rc::clone(&sup)));
+    spawn_local(crate::suppression::look_after(Rc::clone(&sup)));
     spawn_local(keep_systemd_informed(Rc::clone(&sup)));
     sup.until_stopped().await;
     Ok(())
@@ -281,7 +291,7 @@ impl Supervisor {
                 mine.push((name, fd));
             }
         }
-        self.accounting.borrow_mut().adopt(accounting.to_vec(), &self.compiled.borrow().snapshot.accounting);
+        self.accounting.borrow_mut().adopt(accounting.to_vec());
         let mut own = self.map.borrow_mut();
         if map.epoch >= own.epoch {
             *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
@@ -543,13 +553,14 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Begins new accounting files now, after a switch that is under way.
+    /// Begins new accounting files now, after a switch that is under way: that of one `<acct-file>`,
+    /// or all with an empty name.
     ///
     /// # Errors
     /// As [`Supervisor::rotate_accounting`].
-    pub async fn rotate_now(&self) -> Result<(), String> {
+    pub async fn rotate_now(&self, file: &str) -> Result<(), String> {
         self.until(ANSWER_WAIT, Self::may_rotate).await;
-        self.rotate_accounting(true)
+        self.rotate_accounting(Some(file))
     }
 
     /// All shards serve, and write to the files named last.
@@ -558,21 +569,27 @@ impl Supervisor {
         self.all_serve() && self.slots.borrow().iter().all(|s| s.switched >= switch)
     }
 
-    /// Begins new accounting files where they are due.
+    /// Makes the accounting files those of the configuration, and begins new ones where they are
+    /// due or an operator asks for it.
     ///
     /// # Errors
-    /// A sentence when a file cannot be made, or a shard is down.
-    pub fn rotate_accounting(&self, force: bool) -> Result<(), String> {
+    /// A sentence when a file cannot be made, a shard is down, or no file has that name.
+    pub fn rotate_accounting(&self, force: Option<&str>) -> Result<(), String> {
         // A shard that is down has rows to write into the old files first.
         if !self.may_rotate() {
-            return if force { Err("a shard is starting or switching; try again".into()) } else { Ok(()) };
+            let refused = || "a shard is starting or switching; try again".to_owned();
+            return force.map_or(Ok(()), |_| Err(refused()));
         }
-        let all = self.compiled.borrow().snapshot.accounting.clone();
-        let changed = self.accounting.borrow_mut().rotate(&all, force).map_err(|e| format!("accounting: {e}"))?;
-        if changed {
-            let a = self.accounting.borrow();
+        let mut files = self.accounting.borrow_mut();
+        let all = &self.compiled.borrow().snapshot.accounting;
+        let followed = files.follow(all).map_err(|e| format!("accounting: {e}"))?;
+        files.feed_programs(false);
+        if !followed {
+            files.settle();
+        }
+        if files.rotate(force)? || followed {
             for s in self.slots.borrow().iter() {
-                s.order(ToWorker::SwitchAccounting { switch: a.switch, files: a.current.clone() }, Vec::new());
+                s.order(ToWorker::SwitchAccounting { switch: files.switch, files: files.current.clone() }, Vec::new());
             }
         }
         Ok(())
@@ -580,10 +597,8 @@ impl Supervisor {
 
     /// A worker has switched; when all have, finished files are moved.
     pub fn accounting_switched(&self) {
-        let switch = self.accounting.borrow().switch;
-        if self.slots.borrow().iter().all(|s| s.switched >= switch) {
-            let all = self.compiled.borrow().snapshot.accounting.clone();
-            self.accounting.borrow_mut().switched(&all);
+        if self.may_rotate() {
+            self.accounting.borrow_mut().settle();
         }
     }
 
@@ -625,6 +640,10 @@ impl Supervisor {
         if !orderly {
             self.slots.borrow().iter().for_each(|s| crate::shards::kill_now(s.pid));
         }
+        let programs = self.accounting.borrow_mut().take_programs();
+        for p in programs {
+            p.finish().await;
+        }
         let run = self.run_dir();
         // The next start removes what stays.
         let _ = std::fs::remove_file(run.join("control.sock"));
@@ -636,9 +655,10 @@ impl Supervisor {
 async fn rotate_files(sup: Rc<Supervisor>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if let Err(e) = sup.rotate_accounting(false) {
+        if let Err(e) = sup.rotate_accounting(None) {
             tracing::error!(error = e, "accounting files cannot be rotated");
         }
+        sup.accounting.borrow().make_room();
     }
 }
 

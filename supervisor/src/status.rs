@@ -66,6 +66,7 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "bounced": totals.bounced,
                 "deferred": totals.deferred,
             } },
+            "dkim": { "keys": sup.dkim_keys.get().0, "unpublished": sup.dkim_keys.get().1 },
             "conn": {
                 "smtpIn": { "cur": sum(&|h| u64::from(h.connections_in)), "max": g.total_max_smtp_in },
                 "smtpOut": { "cur": sum(&|h| u64::from(h.connections_out)), "max": g.total_max_smtp_out },

@@ -1,6 +1,7 @@
 //! Measures Sluice, and Postfix beside it: `cargo run --release -p tests --bin bench -- --help`.
 #![allow(clippy::unwrap_used, missing_docs)] // a bench that cannot set up should stop there
 
+mod business;
 mod configuration;
 mod load;
 mod servers;
@@ -18,7 +19,7 @@ use sink::Sink;
 const HELP: &str = "\
 Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
 
-usage: bench [throughput] [signed] [hot] [accept] [latency] [queue] [queues] [config] [all]
+usage: bench [throughput] [signed] [hot] [accept] [latency] [queue] [queues] [config] [business] [all]
        bench queue --recipients N       recipients queued (1000000)
                    --bytes N         bytes of a message there (1000)
        bench queues --queues N     queues with one message each (100000)
@@ -33,6 +34,7 @@ latency     single messages on an idle system
 queue       memory, restarts and rebuild with many recipients deferred
 queues      memory and CPU of many queues that wait for their retry, and a restart with them
 config      time and memory of large configurations
+business    CPU of accounting with all fields and of suppression; an import of --addresses N (5000000)
 ";
 
 fn main() {
@@ -42,7 +44,7 @@ fn main() {
         at.and_then(|i| args.get(i)).map_or(default, |v| v.parse().expect("a number"))
     };
     let asked = |name: &str| args.iter().any(|a| a == name || a == "all");
-    let known = ["throughput", "signed", "hot", "accept", "latency", "queue", "queues", "config", "all"];
+    let known = ["throughput", "signed", "hot", "accept", "latency", "queue", "queues", "config", "business", "all"];
     if !args.iter().any(|a| known.contains(&a.as_str())) {
         print!("{HELP}");
         return;
@@ -62,6 +64,9 @@ fn main() {
     }
     if asked("hot") {
         hot(&binary, &sink, number("--messages", 300_000));
+    }
+    if asked("business") {
+        business::measure(&binary, &sink, number("--messages", 30_000), number("--addresses", 5_000_000));
     }
     if asked("accept") {
         accept(&binary, &sink);

@@ -299,3 +299,100 @@ fn a_key_file_that_changes_is_used_without_a_reload() {
         assert_eq!(verified(&r.message_to("u0@d.test").unwrap().content, &[("s1", &first)]), [true]);
     }
 }
+
+#[test]
+fn messages_choose_key_identity_and_list_by_their_own_options() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, _) = key(dir.path(), "one", &[]);
+    let (two, two_record) = key(dir.path(), "two", &["--algorithm", "ed25519"]);
+    let r = Receiver::start();
+    let engine = Engine::start(
+        2,
+        &format!(
+            "domain-key one,sender.test,{one}\ndomain-key two,sender.test,{two}\n<domain-key-list Clients>\n domain-key client,client.test,{two}\n \
+             domain-key wild,*,{two}\n</domain-key-list>\n<source 127.0.0.1>\n process-x-dkim-options yes\n process-x-dkim-key yes\n</source>\n\
+             <domain *>\n {}\n dkim-sign yes\n retry-recipients-after 1s\n</domain>\n<domain asked.test>\n dkim-sign if-x-dkim-options-present\n</domain>\n\
+             <domain off.test>\n dkim-sign no\n</domain>",
+            r.hosts()
+        ),
+    );
+    let own = std::fs::read_to_string(&two).unwrap().trim().replace('\n', "\r\n ");
+    // Deferred first, so that what is signed comes from the disk and, by then, another process.
+    r.script(|s| s.rcpt_reply = Some(("450 later", None)));
+    let cases: Vec<(&str, String, &str)> = vec![
+        ("plain@d.test", String::new(), "one sender.test"),
+        ("s@d.test", "X-DKIM-Options: s=two\r\n".into(), "two sender.test"),
+        ("nosel@d.test", "X-DKIM-Options: s=three\r\n".into(), ""),
+        ("d@d.test", "X-DKIM-Options: d=sender.test; q=dns/txt\r\n".into(), "one sender.test"),
+        ("other@d.test", "X-DKIM-Options: d=other.test\r\n".into(), ""),
+        ("i@d.test", "X-DKIM-Options: s=two;\r\n i=@mail.sender.test\r\n".into(), "two sender.test @mail.sender.test"),
+        ("apart@d.test", "X-DKIM-Options: d=sender.test; i=@other.test\r\n".into(), ""),
+        ("list@d.test", "X-DKIM-Options: key-list=clients; d=client.test\r\n".into(), "client client.test"),
+        ("wild@d.test", "X-DKIM-Options: key-list=clients; s=wild; d=any.test\r\n".into(), "wild any.test"),
+        ("nolist@d.test", "X-DKIM-Options: key-list=none\r\n".into(), ""),
+        ("key@d.test", format!("X-DKIM-Options: s=mine; d=sender.test\r\nX-DKIM-Key: {own}\r\n"), "mine sender.test"),
+        ("asked@asked.test", "X-DKIM-Options: s=one\r\n".into(), "one sender.test"),
+        ("unasked@asked.test", String::new(), ""),
+        ("off@off.test", "X-DKIM-Options: s=one\r\n".into(), ""),
+    ];
+    for (to, options, _) in &cases {
+        send(&engine, to, &format!("{options}From: a@sender.test\r\nSubject: s\r\n\r\nabc\r\n"));
+    }
+    eventually("all are deferred", WAIT, || r.with(|s| s.deferred.len()) == cases.len());
+    engine.workers().into_iter().for_each(Engine::kill);
+    r.script(|s| s.rcpt_reply = None);
+    eventually("all arrive", WAIT, || r.unique() == cases.len());
+    for (to, _, expected) in &cases {
+        let content = r.message_to(to).unwrap().content;
+        let all = fields(&content, "DKIM-Signature");
+        let said = all.first().map(|s| {
+            let i = tag(s, "i").map(|i| format!(" {i}")).unwrap_or_default();
+            format!("{} {}{i}", tag(s, "s").unwrap(), tag(s, "d").unwrap())
+        });
+        assert_eq!(said.unwrap_or_default(), *expected, "{to}");
+        assert!(!content.to_lowercase().contains("x-dkim-") && !content.contains("PRIVATE"), "{content}");
+        assert!(content.contains("\r\n\r\nabc\r\n"), "{content:?}");
+    }
+    let q = |to: &str| tag(&fields(&r.message_to(to).unwrap().content, "DKIM-Signature")[0], "q");
+    assert_eq!((q("d@d.test").as_deref(), q("s@d.test")), (Some("dns/txt"), None));
+    if has_dkimpy() {
+        for (to, selector) in
+            [("key@d.test", "mine"), ("s@d.test", "two"), ("list@d.test", "client"), ("wild@d.test", "wild")]
+        {
+            assert_eq!(verified(&r.message_to(to).unwrap().content, &[(selector, &two_record)]), [true], "{to}");
+        }
+    }
+}
+
+#[test]
+fn options_that_are_not_processed_stay_and_keys_do_not() {
+    let r = Receiver::start();
+    let engine = Engine::start(1, &format!("<domain *>\n {}\n</domain>\n#rules", r.hosts()));
+    let mail = "X-DKIM-Options: s=one\r\nX-DKIM-Key: secret\r\nFrom: a@sender.test\r\n\r\nabc\r\n";
+    send(&engine, "u1@d.test", mail);
+    engine.edit_config("#rules", "<source 127.0.0.1>\n process-x-dkim-options yes\n retain-x-dkim-options yes\n retain-x-dkim-key yes\n</source>");
+    assert!(engine.sluice(&["reload"]).status.success());
+    std::thread::sleep(Duration::from_millis(300));
+    send(&engine, "u2@d.test", mail);
+    eventually("both arrive", WAIT, || r.unique() == 2);
+    let first = r.message_to("u1@d.test").unwrap().content;
+    assert!(first.contains("X-DKIM-Options: s=one") && !first.contains("secret"), "{first}");
+    let second = r.message_to("u2@d.test").unwrap().content;
+    assert_eq!((second.matches("X-DKIM-Options: s=one").count(), second.matches("secret").count()), (1, 1), "{second}");
+}
+
+#[test]
+fn a_key_whose_record_is_another_is_told_at_start_and_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, record) = key(dir.path(), "s1", &[]);
+    let dns = Dns::start();
+    let publish = |text: &str| dns.change("s1._domainkey.sender.test", |n| n.txt = vec![text.to_owned()]);
+    publish("v=DKIM1; k=rsa; p=AAAA");
+    let engine = Engine::start(1, &format!("name-server {}\ndomain-key s1,sender.test,{file}", dns.address));
+    eventually("it is told", WAIT, || engine.log().contains("s1._domainkey.sender.test: differs"));
+    let status = || engine.json(&["status", "--json"])["data"]["status"]["dkim"].clone();
+    eventually("it is counted", WAIT, || status() == serde_json::json!({"keys": 1, "unpublished": 1}));
+    publish(&record);
+    assert!(engine.sluice(&["reload"]).status.success());
+    eventually("all is well", WAIT, || status() == serde_json::json!({"keys": 1, "unpublished": 0}));
+}

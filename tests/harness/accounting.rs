@@ -6,7 +6,8 @@ use std::path::Path;
 /// Every row of the files below a data folder, in order.
 pub fn lines(data: &Path) -> Vec<String> {
     let mut all = Vec::new();
-    let mut files: Vec<_> = std::fs::read_dir(data.join("acct")).unwrap().flatten().map(|e| e.path()).collect();
+    let entries = std::fs::read_dir(data.join("acct")).map_or_else(|_| Vec::new(), |d| d.flatten().collect());
+    let mut files: Vec<_> = entries.iter().map(|e| e.path()).filter(|p| p.is_file()).collect();
     files.sort();
     for f in files {
         let text = std::fs::read_to_string(&f).unwrap();

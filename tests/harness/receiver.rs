@@ -1,6 +1,7 @@
 //! A scripted SMTP receiver. The local part of a recipient decides its reply (`bad-…` is
 //! refused, `later-…` deferred, anything else accepted); [`Script`] decides the rest.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -133,11 +134,9 @@ impl Receiver {
                         *open += 1;
                         *most = (*most).max(*open);
                     });
-                    let _ = me.serve(stream);
-                    me.with(|s| {
-                        s.open -= 1;
-                        s.open_from.entry(from).or_default().0 -= 1;
-                    });
+                    let left = Cell::new(false);
+                    let _ = me.serve(stream, &left);
+                    me.leave(from, &left);
                 });
             }
         });
@@ -196,13 +195,31 @@ impl Receiver {
         format!("smtp-hosts [{}]:{}", self.address.ip(), self.address.port())
     }
 
-    fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+    /// A connection is over, once.
+    fn leave(&self, from: IpAddr, left: &Cell<bool>) {
+        if !left.replace(true) {
+            self.with(|s| {
+                s.open -= 1;
+                s.open_from.entry(from).or_default().0 -= 1;
+            });
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, left: &Cell<bool>) -> std::io::Result<()> {
         let from = stream.peer_addr()?.ip();
         while self.now().hang || self.now().hang_from == Some(from) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut session =
-            Session { receiver: self, input: Vec::new(), io: stream, tls: false, from, hello: String::new(), count: 0 };
+        let mut session = Session {
+            receiver: self,
+            input: Vec::new(),
+            io: stream,
+            tls: false,
+            from,
+            left,
+            hello: String::new(),
+            count: 0,
+        };
         let greeting = self.now().greeting;
         session.say(greeting)?;
         if !greeting.starts_with("220") || !session.run()? {
@@ -219,6 +236,7 @@ impl Receiver {
             io: rustls::StreamOwned::new(connection, session.io),
             tls: true,
             from,
+            left,
             hello: String::new(),
             count: 0,
         };
@@ -233,6 +251,7 @@ impl Receiver {
 
 struct Session<'a, S> {
     receiver: &'a Receiver,
+    left: &'a Cell<bool>,
     input: Vec<u8>,
     io: S,
     tls: bool,
@@ -359,6 +378,8 @@ impl<S: Read + Write> Session<'_, S> {
                     self.say("250 2.0.0 chunk")?;
                 }
             } else if upper == "QUIT" {
+                // Before the client can know, and open another.
+                self.receiver.leave(self.from, self.left);
                 self.say("221 bye")?;
                 return Ok(false);
             } else {

@@ -16,6 +16,7 @@ use crate::dkim::options::Options;
 use crate::dkim::signature::DomainKey;
 use crate::prepare::pattern_list::PatternLists;
 use crate::schedule::{Member, Way};
+use crate::suppression::address_list::AddressLists;
 
 /// Sets of directives that are looked through for one that is the same.
 const RULES_REMEMBERED: usize = 32;
@@ -34,6 +35,8 @@ pub struct Config {
     listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
     /// `<pattern-list>`s.
     pub pattern_lists: PatternLists,
+    /// `<address-list>`s.
+    pub address_lists: AddressLists,
     /// `<smtp-pattern-list>`s that were asked for, by name.
     patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
     /// What replies are classified by, from the first refusal on.
@@ -42,6 +45,8 @@ pub struct Config {
     keys: RefCell<HashMap<String, Option<Rc<Key>>>>,
     /// Those of virtual MTAs, the pool's and those of all behind them, by index.
     key_lists: RefCell<HashMap<u32, Rc<[Vec<DomainKey>; 2]>>>,
+    /// Those of `<domain-key-list>`s that were asked for, by name.
+    named_keys: RefCell<HashMap<String, Rc<[DomainKey]>>>,
     /// What rules ask to be signed, of those that were asked for of late.
     signing: RefCell<VecDeque<Signing>>,
     /// Virtual MTAs that were asked for as the only member of their queues, by index.
@@ -74,17 +79,20 @@ impl Config {
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
-        let (patterns, bounce_rules, keys, key_lists, signing) = Default::default();
+        let address_lists = AddressLists::of(&snapshot.get().address_lists);
+        let (patterns, bounce_rules, keys, key_lists, named_keys, signing) = Default::default();
         let (single, pools, rules) = Default::default();
         Ok(Config {
             snapshot,
             global,
             listeners,
             pattern_lists,
+            address_lists,
             patterns,
             bounce_rules,
             keys,
             key_lists,
+            named_keys,
             signing,
             single,
             pools,
@@ -147,6 +155,18 @@ impl Config {
         let lists = Rc::new([self.usable(own), self.usable(&s.domain_keys)]);
         self.key_lists.borrow_mut().insert(vmta, Rc::clone(&lists));
         lists
+    }
+
+    /// The keys of a `<domain-key-list>`; none of one that does not exist.
+    pub fn domain_key_list(&self, name: &str) -> Rc<[DomainKey]> {
+        if let Some(l) = self.named_keys.borrow().get(name) {
+            return Rc::clone(l);
+        }
+        let list = self.snapshot.get().domain_key_lists.iter().find(|l| l.0.as_str() == name);
+        let Some(list) = list else { return Rc::from([]) };
+        let keys: Rc<[DomainKey]> = self.usable(&list.1).into();
+        self.named_keys.borrow_mut().insert(name.to_owned(), Rc::clone(&keys));
+        keys
     }
 
     fn usable(&self, keys: &[ArchivedDomainKey]) -> Vec<DomainKey> {

@@ -15,17 +15,18 @@ use ipc::control::{
 use ipc::frame::{archive, unarchive};
 use ipc::ledger::Ledger;
 use ipc::shard_map::ShardMap;
-use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
+use ipc::snapshot::MappedSnapshot;
 use ipc::stream::FrameStream;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::account::file::{Files, Target};
+use crate::account::file::Files;
 use crate::config::Config;
 use crate::heat::Heat;
 use crate::route::paths;
 use crate::shard::Shard;
+use crate::suppression;
 use crate::{Start, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
@@ -156,11 +157,14 @@ async fn open_shard(
         min_free_bytes,
         boot: boot.trim().to_owned(),
     };
-    let files = files(config.snapshot.get(), accounting, start.shard);
+    let files = Files::new(accounting, start.shard);
+    let shown = files.shown();
     let (tx, mut found) = tokio::sync::mpsc::channel(1024);
     let each = Box::new(move |r| drop(tx.blocking_send(r)));
     let (spool, opened) = spool::Spool::open(options, Box::new(files), each).map_err(|e| format!("spool: {e}"))?;
     let shard = Shard::new(start.shard, config, spool, ledger, map)?;
+    *shard.accounting.borrow_mut() = shown;
+    shard.suppression.open(&Path::new(&shard.config().global.data_dir).join(suppression::FOLDER))?;
     let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
     loop {
         tokio::select! {
@@ -179,16 +183,6 @@ async fn open_shard(
     crate::switches::restore(&shard, &values);
     paths::restore(&shard, values);
     Ok(shard)
-}
-
-/// The accounting files of a snapshot as this worker writes them.
-fn files(snapshot: &ArchivedSnapshot, accounting: &[AccountingFile], shard: u8) -> Files {
-    let targets = accounting.iter().filter_map(|f| {
-        let a = snapshot.accounting.get(f.index as usize)?;
-        let kinds = a.records.iter().filter(|k| k.len() == 1).map(|k| k.as_bytes()[0]).collect();
-        Some(Target::new(PathBuf::from(&f.path), kinds, a.iso_times))
-    });
-    Files::new(targets.collect(), shard)
 }
 
 fn heartbeat(shard: &Shard) -> Heartbeat {
@@ -249,6 +243,7 @@ impl Worker {
         spawn_local(crate::route::owner::serve(Rc::clone(&shard), mesh));
         spawn_local(Rc::clone(&shard).form_groups());
         spawn_local(Rc::clone(&shard).run_timers());
+        spawn_local(suppression::gate::watch(Rc::clone(&shard)));
         spawn_local(crate::route::handoff::pass_on(Rc::clone(&shard)));
         spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
         spawn_local(crate::deliver::interruption::watch(Rc::clone(&shard)));
@@ -439,8 +434,7 @@ impl Worker {
     }
 
     async fn switch_accounting(&mut self, switch: u64, accounting: Vec<AccountingFile>) -> ToSupervisor {
-        let config = self.shard.config();
-        let next = files(config.snapshot.get(), &accounting, self.start.shard);
+        let next = Files::new(&accounting, self.start.shard);
         loop {
             let next = Box::new(next.again());
             match self.shard.spool.switch_projection(next).await {
@@ -452,6 +446,7 @@ impl Worker {
                 }
             }
         }
+        *self.shard.accounting.borrow_mut() = next.shown();
         self.held.accounting = accounting;
         ToSupervisor::AccountingSwitched { switch }
     }

@@ -18,6 +18,7 @@ pub mod route;
 pub mod rows;
 pub mod schedule;
 pub mod shard;
+pub mod suppression;
 mod switches;
 mod why;
 

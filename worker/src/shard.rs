@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
@@ -19,6 +20,7 @@ use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 
+use crate::account::file::Shown;
 use crate::clock;
 use crate::config::Config;
 use crate::connect::address_health::AddressHealth;
@@ -33,6 +35,7 @@ use crate::route::rollup::Rollups;
 use crate::route::twins;
 use crate::schedule::scheduler::{Content, Message};
 use crate::schedule::{Entry, PathId, QueueId, Scheduler};
+use crate::suppression::gate::Gate;
 
 /// Counters for heartbeats.
 #[derive(Debug, Default)]
@@ -107,6 +110,10 @@ pub struct Shard {
     pub address_health: AddressHealth,
     /// How connections are protected.
     pub protection: RefCell<Rc<Protection>>,
+    /// Who gets no mail.
+    pub suppression: Gate,
+    /// What accounting files show of outcomes.
+    pub accounting: RefCell<Arc<Shown>>,
     /// Statistics.
     pub counters: Counters,
     /// SMTP sessions served.
@@ -170,6 +177,8 @@ impl Shard {
             rollups: Rollups::default(),
             address_health: AddressHealth::default(),
             protection: RefCell::new(Rc::new(protection)),
+            suppression: Gate::default(),
+            accounting: RefCell::default(),
             counters: Counters::default(),
             sessions: Cell::new(0),
             connections: Cell::new(0),
@@ -349,13 +358,14 @@ impl Shard {
     pub fn enqueue(self: &Rc<Self>, key: u64, content: Rc<Content>) {
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
         let now = clock::now_ms();
-        let body_len = (content.body[0].len() + content.body[1].len()) as u32;
+        let body_len = (content.stored()[0].len() + content.stored()[1].len()) as u32;
         let due = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
         if let Some(moved) = e.moved.as_ref().filter(|_| due > 0) {
             // Its recipients' state came along, and outlives this process too.
             let state = RecipientState {
                 due_unix_ms: due,
-                delay_reports: moved.delay_reports.to_native(),
+                delay_reports: moved.delay_reports,
+                attempts: moved.attempts,
                 last_reply: moved.last_reply.as_str().to_owned(),
             };
             let of = |recipient| UpdateEntry { key, recipient, state: state.clone() };
@@ -388,7 +398,8 @@ impl Shard {
                     self.was_accepted_before(s, id);
                 }
                 let (from, end, priority) = (start as u16, (start + same) as u16, priority(given));
-                s.enqueue(id, Entry { slot, start: from, end, priority }, due, now);
+                let attempts = e.moved.as_ref().map_or(0, |m| m.attempts);
+                s.enqueue(id, Entry { slot, start: from, end, priority, attempts }, due, now);
                 touched.push(id);
                 start += same;
             }
@@ -442,12 +453,13 @@ impl Shard {
                 .take_while(|(i, x)| {
                     x.destination == first.destination
                         && x.priority == first.priority
-                        && x.due_unix_ms == first.due_unix_ms
+                        && (x.due_unix_ms, x.attempts) == (first.due_unix_ms, first.attempts)
                         && usize::from(x.index) == usize::from(first.index) + i
                 })
                 .count();
             let id = self.queue_for(s, &first.destination, &r.vmta);
-            let entry = Entry { slot, start: first.index, end: first.index + same as u16, priority: first.priority };
+            let (start, end) = (first.index, first.index + same as u16);
+            let entry = Entry { slot, start, end, priority: first.priority, attempts: first.attempts };
             self.was_accepted_before(s, id);
             s.enqueue(id, entry, first.due_unix_ms, now);
             at += same;

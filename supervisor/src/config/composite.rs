@@ -78,7 +78,17 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             records::types(text)?;
             Ok(Value::TextList(super::value::list(text)).into())
         }
-        "record-fields" => records::fields(text).map(|()| keep()),
+        "record-fields" => records::fields(text).map(|_| keep()),
+        "header-map" => records::header_map(text).map(|_| keep()),
+        "queue-filter" => records::queue_filter(text).map(|_| keep()),
+        "categories" => {
+            items(text).try_for_each(|c| suppressing_category(c).map_err(|p| p.at(c, text)))?;
+            Ok(Value::TextList(super::value::list(text)).into())
+        }
+        "privacy" => match worker::account::privacy::Privacy::parse(text) {
+            Ok(_) => Ok(keep()),
+            Err(e) => Err(Problem { code: "bad-key", ..Problem::other(e) }),
+        },
         "header-rule" => {
             let (header, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
             if header.contains(':') {
@@ -104,6 +114,36 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
         }
         _ => Ok(keep()),
     }
+}
+
+/// Categories of refusals that are about the sender, the message or the way: no reason not to write to
+/// the recipient again.
+const NOT_OF_MAILBOXES: &[&str] = &[
+    "spam-related",
+    "virus-related",
+    "content-related",
+    "authentication-failure",
+    "invalid-sender",
+    "relaying-issues",
+    "routing-errors",
+    "protocol-errors",
+    "bad-configuration",
+    "bad-connection",
+    "no-answer-from-host",
+    "message-expired",
+    "suppressed",
+    "other",
+];
+
+/// A category that may put a recipient on a suppression list.
+fn suppressing_category(name: &str) -> Result<(), Problem> {
+    if NOT_OF_MAILBOXES.iter().any(|c| c.eq_ignore_ascii_case(name)) {
+        let p = Problem::other(format!("refusals of category {name} are not about the mailbox: they suppress nobody"));
+        return Err(
+            p.help("such categories are bad-mailbox, inactive-mailbox, quota-issues, or those of your own rules")
+        );
+    }
+    Ok(())
 }
 
 fn two<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), Problem> {

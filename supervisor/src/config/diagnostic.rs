@@ -5,7 +5,7 @@ use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snip
 use super::files::{Files, Span};
 
 /// Directives whose values reach no message and no excerpt: both end up in logs.
-pub const SECRETS: &[&str] = &["password", "auth-password", "http-api-key", "api-key"];
+pub const SECRETS: &[&str] = &["password", "auth-password", "http-api-key", "api-key", "privacy-policy"];
 
 /// Lines between two places that are still shown in one excerpt.
 const EXCERPT_LINES_MAX: u32 = 6;

@@ -12,7 +12,6 @@ use super::explain::shown;
 /// What only takes effect when the server, or for the spool each shard, starts again. Blocks
 /// stand in angle brackets.
 const NEEDS_RESTART: &[&str] = &[
-    "<acct-file>",
     "<spool>",
     "data-dir",
     "http-mgmt-port",

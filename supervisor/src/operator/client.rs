@@ -29,46 +29,80 @@ impl Target {
     }
 }
 
-fn exchange(path: &Path, kind: u8, request: &[u8], raw: &[u8]) -> Result<Frame, Failure> {
-    let mut io = UnixStream::connect(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::Failed(format!(
-            "you may not speak to the server at {} ({e}); run this as root or as the user that it runs as",
-            path.display()
-        )),
-        _ => Failure::NoServer(format!(
-            "no server answers at {} ({e}); start one with `sluice run`, or name its socket with --control",
-            path.display()
-        )),
-    })?;
-    let lost = |e: std::io::Error| Failure::Failed(format!("the server at {} broke off: {e}", path.display()));
-    if kind == mesh::INJECT {
-        let hello = archive(&mesh::Hello { shard: None, epoch: 0 });
-        io.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).map_err(lost)?;
-        io.write_all(&hello).map_err(lost)?;
+/// A connection to a server that answers one request after the other.
+#[derive(Debug)]
+pub struct Conversation {
+    io: UnixStream,
+    path: PathBuf,
+    buf: BytesMut,
+}
+
+impl Conversation {
+    /// Connects to the server.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn with(target: &Target) -> Result<Conversation, Failure> {
+        Self::at(&target.path())
     }
-    io.write_all(&Header::new(kind, request.len(), raw.len()).encode()).map_err(lost)?;
-    io.write_all(request).map_err(lost)?;
-    io.write_all(raw).map_err(lost)?;
-    let mut buf = BytesMut::new();
-    let mut chunk = vec![0u8; 64 << 10];
-    loop {
-        if let Some(f) = Frame::take(&mut buf).map_err(|e| Failure::Failed(e.to_string()))? {
-            return Ok(f);
+
+    fn at(path: &Path) -> Result<Conversation, Failure> {
+        let io = UnixStream::connect(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::PermissionDenied => Failure::Failed(format!(
+                "you may not speak to the server at {} ({e}); run this as root or as the user that it runs as",
+                path.display()
+            )),
+            _ => Failure::NoServer(format!(
+                "no server answers at {} ({e}); start one with `sluice run`, or name its socket with --control",
+                path.display()
+            )),
+        })?;
+        Ok(Conversation { io, path: path.to_owned(), buf: BytesMut::new() })
+    }
+
+    fn lost(&self, e: &std::io::Error) -> Failure {
+        Failure::Failed(format!("the server at {} broke off: {e}", self.path.display()))
+    }
+
+    fn send(&mut self, kind: u8, request: &[u8], raw: &[u8]) -> Result<(), Failure> {
+        let header = Header::new(kind, request.len(), raw.len()).encode();
+        let sent = [&header[..], request, raw].into_iter().try_for_each(|part| self.io.write_all(part));
+        sent.map_err(|e| self.lost(&e))
+    }
+
+    fn frame(&mut self) -> Result<Frame, Failure> {
+        let mut chunk = vec![0u8; 64 << 10];
+        loop {
+            if let Some(f) = Frame::take(&mut self.buf).map_err(|e| Failure::Failed(e.to_string()))? {
+                return Ok(f);
+            }
+            match self.io.read(&mut chunk).map_err(|e| self.lost(&e))? {
+                0 => {
+                    let path = self.path.display();
+                    return Err(Failure::Failed(format!("the server at {path} closed without an answer")));
+                }
+                n => self.buf.extend_from_slice(&chunk[..n]),
+            }
         }
-        match io.read(&mut chunk).map_err(lost)? {
-            0 => return Err(Failure::Failed(format!("the server at {} closed without an answer", path.display()))),
-            n => buf.extend_from_slice(&chunk[..n]),
+    }
+
+    /// Asks, and answers what the server did not refuse.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn ask(&mut self, request: &Request) -> Result<Answer, Failure> {
+        self.send(REQUEST, &archive(request), &[])?;
+        let f = self.frame()?;
+        match unarchive::<Answer>(ANSWER, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {
+            Answer::Failed(t) => Err(Failure::Failed(t)),
+            Answer::Wrong(t) => Err(Failure::Wrong(t)),
+            a => Ok(a),
         }
     }
 }
 
 fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
-    let f = exchange(&target.path(), REQUEST, &archive(request), &[])?;
-    match unarchive::<Answer>(ANSWER, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {
-        Answer::Failed(t) => Err(Failure::Failed(t)),
-        Answer::Wrong(t) => Err(Failure::Wrong(t)),
-        a => Ok(a),
-    }
+    Conversation::with(target)?.ask(request)
 }
 
 /// A request whose answer is a sentence.
@@ -469,7 +503,10 @@ pub fn inject(
     read.map_err(|e| Failure::Failed(format!("cannot read {}: {e}", file.display())))?;
     let message = with_crlf(&message);
     let request = mesh::Inject { sender, recipients, vmta };
-    let f = exchange(Path::new(&socket), mesh::INJECT, &archive(&request), &message)?;
+    let mut worker = Conversation::at(Path::new(&socket))?;
+    worker.send(mesh::HELLO, &archive(&mesh::Hello { shard: None, epoch: 0 }), &[])?;
+    worker.send(mesh::INJECT, &archive(&request), &message)?;
+    let f = worker.frame()?;
     match unarchive::<mesh::Injected>(mesh::INJECTED, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {
         mesh::Injected::Queued(id) => print(format!("{id}\n").as_bytes()),
         mesh::Injected::Refused(why) => Err(Failure::Failed(why)),

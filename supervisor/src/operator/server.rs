@@ -6,17 +6,20 @@ use std::rc::Rc;
 
 use ipc::control::{Rows, RowsOf};
 use ipc::frame::{archive, unarchive};
+use ipc::limits::OPERATOR_ROWS_MAX;
 use ipc::message::MessageId;
-use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, WhyCause, WhyRow};
+use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, SuppressionRow, WhyCause, WhyRow};
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use ipc::rules::Setting;
 use ipc::snapshot::{Pool, Snapshot};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
+use worker::suppression::compaction::Staged;
 
 use crate::config::directives;
 use crate::listen;
 use crate::run::Supervisor;
+use crate::suppression::Imported;
 
 /// Serves the control socket.
 pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
@@ -24,9 +27,14 @@ pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
 }
 
 async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
+    // An import is its connection's: whoever goes away in the middle has imported nothing.
+    let mut import = None;
     loop {
         let (answer, more) = match stream.next().await {
             Ok(Some((f, _))) if f.header.kind == REQUEST => match unarchive::<Request>(REQUEST, &f.archive) {
+                Ok(Request::ImportSuppressed { rows, last }) => {
+                    (said(import_rows(&sup, &mut import, rows, last).await), true)
+                }
                 Ok(r) => (answer(&sup, r).await, true),
                 Err(e) => (Answer::Wrong(e.to_string()), true),
             },
@@ -94,12 +102,64 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             sup.stop.notify_one();
             Answer::Done("stopping".into())
         }
-        Request::RotateAccounting => said(sup.rotate_now().await.map(|()| "Accounting file rotated.".into())),
+        Request::RotateAccounting { file } => {
+            said(sup.rotate_now(&file).await.map(|()| "Accounting file rotated.".into()))
+        }
+        Request::Suppress(rows) => {
+            let given = rows.len();
+            let added = sup.suppression.add(rows).await;
+            said_of_input(added.map(|new| format!("{} suppressed, {} of them new.", counted(given), new)))
+        }
+        Request::Unsuppress { addresses, list } => {
+            let given = addresses.len();
+            let removed = sup.suppression.remove(addresses, list).await;
+            said_of_input(removed.map(|found| format!("{found} of {} removed.", counted(given))))
+        }
+        Request::Suppressed { list, address, after, most } => {
+            let most = (most as usize).clamp(1, OPERATOR_ROWS_MAX);
+            let found = match address.is_empty() {
+                true => sup.suppression.page(list.to_lowercase(), after, most).await,
+                false => sup.suppression.find(&address, &list).await.map(|rows| (rows, None)),
+            };
+            found.map_or_else(Answer::Wrong, |(rows, next)| Answer::Suppressed { rows, next })
+        }
+        // Taken by the connection.
+        Request::ImportSuppressed { .. } => Answer::Wrong("an import needs its connection".into()),
         Request::InjectSocket => match sup.serving_socket() {
             Some(p) => Answer::Socket(p),
             None => Answer::Failed("no worker serves".into()),
         },
     }
+}
+
+/// Rows of an import; it is over after an error.
+async fn import_rows(
+    sup: &Rc<Supervisor>,
+    import: &mut Option<Staged>,
+    rows: Vec<SuppressionRow>,
+    last: bool,
+) -> Result<String, String> {
+    let staged = match import.take() {
+        Some(s) => s,
+        None => sup.suppression.begin_import().await?,
+    };
+    match sup.suppression.import(staged, rows, last).await? {
+        Imported::So(staged) => {
+            let entries = staged.entries;
+            *import = Some(staged);
+            Ok(format!("{entries} so far"))
+        }
+        Imported::Whole(entries) => Ok(format!("{} imported.", counted(entries as usize))),
+    }
+}
+
+fn counted(n: usize) -> String {
+    format!("{n} address{}", if n == 1 { "" } else { "es" })
+}
+
+/// What is wrong is most likely what was given.
+fn said_of_input(result: Result<String, String>) -> Answer {
+    result.map_or_else(Answer::Wrong, Answer::Done)
 }
 
 /// Jobs over all shards.

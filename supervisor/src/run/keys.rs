@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use worker::connect::mx::Resolver;
 use worker::dkim::key::Key;
 
 use super::Supervisor;
@@ -41,6 +42,32 @@ impl Supervisor {
         }
     }
 
+    /// Tells of keys whose record is not theirs: receivers do not verify what they sign.
+    pub(super) async fn compare_keys(self: Rc<Self>) {
+        let (keys, name_servers) = {
+            let compiled = self.compiled.borrow();
+            (crate::dkim::keys_of(&compiled.snapshot), compiled.snapshot.global.name_servers.clone())
+        };
+        let generation = self.generation.get();
+        let compared = match Resolver::new(&name_servers) {
+            Ok(r) => crate::dkim::compare(keys, &r).await,
+            Err(e) => return tracing::warn!(error = e, "DKIM keys cannot be compared with their records"),
+        };
+        match compared {
+            // Meanwhile there are others, which are compared as well.
+            Ok(_) if self.generation.get() != generation => {}
+            Ok(all) => {
+                for c in all.iter().filter(|c| c.is_wrong()) {
+                    tracing::warn!(
+                        "the record of a DKIM key is not its own: {c}; `sluice dkim check` says what to publish"
+                    );
+                }
+                self.dkim_keys.set((all.len(), all.iter().filter(|c| c.is_wrong()).count()));
+            }
+            Err(e) => tracing::warn!(error = %e, "DKIM keys cannot be compared with their records"),
+        }
+    }
+
     fn key_files(&self) -> Vec<String> {
         let compiled = self.compiled.borrow();
         let mut paths: Vec<String> = compiled.snapshot.all_domain_keys().map(|k| k.path.clone()).collect();
@@ -50,7 +77,7 @@ impl Supervisor {
     }
 
     /// Reads files that changed; what holds no key is left for its next change.
-    fn take_keys(&self, changed: &[String]) {
+    fn take_keys(self: &Rc<Self>, changed: &[String]) {
         let mut some = false;
         {
             let mut compiled = self.compiled.borrow_mut();
@@ -76,5 +103,6 @@ impl Supervisor {
         tracing::info!(files = ?changed, "DKIM keys changed");
         let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
         numbers.into_iter().for_each(|n| self.send_reload(n));
+        tokio::task::spawn_local(Rc::clone(self).compare_keys());
     }
 }

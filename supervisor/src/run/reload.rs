@@ -74,8 +74,6 @@ impl Supervisor {
                 }
             }
         }
-        // Workers name accounting files by their place in the list they began with.
-        compiled.snapshot.accounting.clone_from(&self.compiled.borrow().snapshot.accounting);
         let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
         let changes = config::diff::diff(self.mapped()?.get(), map(&fd)?.get());
         ipc::descriptors::give_back_heap();
@@ -134,6 +132,8 @@ impl Supervisor {
         let generation = self.generation.get();
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
         spawn_local(Rc::clone(self).spread_anew());
+        spawn_local(Rc::clone(self).compare_keys());
+        self.accounting.borrow_mut().feed_programs(true);
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
         }

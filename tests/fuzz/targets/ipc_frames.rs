@@ -26,7 +26,7 @@ use ipc::network::Network;
 use ipc::operator::{Answer, PathRow, QueueRow, Request, ShardRow};
 use ipc::rules::{Setting, Value};
 use ipc::shard_map::{ShardMap, Spread};
-use ipc::snapshot::{ArchivedSnapshot, Global, Pool, Snapshot, Source, VirtualMta};
+use ipc::snapshot::{Accounting, ArchivedSnapshot, Global, Pool, RecordFields, Snapshot, Source, VirtualMta};
 use ipc::stream::{FrameReader, FrameStream};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use rkyv::util::AlignedVec;
@@ -90,9 +90,16 @@ impl Make for Spread {
     }
 }
 
+impl Make for Accounting {
+    fn make(c: &mut Choices<'_>) -> Accounting {
+        let fields = RecordFields { record: make(c), fields: make(c), headers: vec![(make(c), make(c))] };
+        Accounting { path: make(c), fields: vec![fields], json: c.byte() % 2 == 0, user_string: make(c), ..Default::default() }
+    }
+}
+
 impl Make for AccountingFile {
     fn make(c: &mut Choices<'_>) -> AccountingFile {
-        AccountingFile { index: c.byte().into(), path: make(c) }
+        AccountingFile { of: make(c), path: make(c) }
     }
 }
 
@@ -262,7 +269,8 @@ impl Make for Request {
             10 => Request::Explain { destination: make(c), via: make(c), only: make(c) },
             11 => Request::Diff { file: make(c), json: c.byte() % 2 == 0 },
             7 => Request::Stop,
-            8 => Request::RotateAccounting,
+            8 => Request::RotateAccounting { file: make(c) },
+            9 => Request::Unsuppress { addresses: make(c), list: make(c) },
             _ => Request::InjectSocket,
         }
     }
@@ -303,6 +311,7 @@ impl Make for Envelope {
             smtputf8: c.byte() % 2 == 1,
             suppress_dsn: c.byte() % 2 == 1,
             source_type: SourceType::Api,
+            kept: c.byte(),
             source_name: make(c),
             source_ip: make(c),
             local_ip: String::new(),
@@ -310,7 +319,8 @@ impl Make for Envelope {
             asked: make(c),
             moved: (c.byte() % 2 == 1).then(|| Moved {
                 due_unix_ms: u64::make(c) as i64,
-                delay_reports: c.short(),
+                delay_reports: c.byte(),
+                attempts: c.byte(),
                 last_reply: make(c),
             }),
             recipients: make(c),

@@ -42,6 +42,7 @@ fn envelope(recipients: u16, handoff: Option<u64>) -> Bytes {
         smtputf8: false,
         suppress_dsn: false,
         source_type: SourceType::Smtp,
+        kept: 0,
         source_name: String::new(),
         source_ip: String::new(),
         local_ip: String::new(),
@@ -133,7 +134,7 @@ impl Disk for Small {
 struct Nowhere;
 
 impl Projection for Nowhere {
-    fn message(&mut self, _: &[u8]) {}
+    fn message(&mut self, _: &[u8], _: &[u8]) {}
     fn row(&mut self, _: &[u8]) {}
     fn write(&mut self) -> io::Result<()> {
         Ok(())
@@ -198,7 +199,7 @@ impl Making {
 
     fn update(&mut self, key: u64, recipient: u16, due_unix_ms: i64) {
         let mut g = Group::default();
-        let state = RecipientState { due_unix_ms, delay_reports: 1, last_reply: "450 later".into() };
+        let state = RecipientState { due_unix_ms, delay_reports: 1, attempts: 2, last_reply: "450 later".into() };
         g.update.entries.push(UpdateEntry { key, recipient, state });
         g.update.rows.push(b"row".to_vec());
         self.store.commit(&g).expect("room");
@@ -480,7 +481,7 @@ impl Damaged<'_> {
         let n = usize::from(c.byte()) % self.files.len();
         let key = u64::from(c.byte() % 32);
         let recipient = u16::from(c.byte() % 8) * 8191;
-        let state = RecipientState { due_unix_ms: c.short().into(), delay_reports: 1, last_reply: "x".repeat(300) };
+        let state = RecipientState { due_unix_ms: c.short().into(), delay_reports: 1, attempts: 2, last_reply: "x".repeat(300) };
         let (kind, meta) = match c.byte() % 9 {
             0 => (Kind::Message, envelope(u16::from(c.byte()), Some(c.byte().into())).to_vec()),
             1 => (Kind::Message, c.bytes(40).to_vec()),

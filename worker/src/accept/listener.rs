@@ -19,6 +19,7 @@ use super::session::{Event, Session, Transaction};
 use crate::prepare::message::{Submitter, prepare};
 use crate::route::submit::submit;
 use crate::shard::Shard;
+use crate::suppression::Suppresses;
 
 /// Connections taken in one turn, so that other workers get their share.
 const ACCEPTS_PER_TURN: u32 = 8;
@@ -77,7 +78,8 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     shard.session_count(1);
     let rules = Rc::new(config.snapshot.get().source_rules(Some(canonical(peer.ip())), &config.overlay_of(address)));
     let tls = config.tls_of(address);
-    let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), tls.is_some());
+    let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
+    let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
     let mut client = Client {
         shard: &shard,
         peer,

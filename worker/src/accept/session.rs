@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
+use ipc::message::notify;
 use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 
 use super::command::{self, Mail, Rcpt, Refusal};
 use super::data::{Content, Fault};
 use super::source::may_relay;
+use crate::suppression::Suppresses;
 
 /// Longest command line (RFC 5321 §4.5.3.1.4 says 512; long VERP senders and DSN parameters
 /// need more), CR LF included.
@@ -77,6 +79,8 @@ enum State {
 pub struct Session {
     rules: Rc<SourceRules>,
     global: Rc<Global>,
+    /// Who gets no mail.
+    suppresses: Rc<dyn Suppresses>,
     state: State,
     /// EHLO name; empty before.
     pub hello: String,
@@ -102,10 +106,16 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     /// A session with its greeting, or its refusal, ready to send.
-    pub fn new(rules: Rc<SourceRules>, global: Rc<Global>, tls_available: bool) -> Session {
+    pub fn new(
+        rules: Rc<SourceRules>,
+        global: Rc<Global>,
+        suppresses: Rc<dyn Suppresses>,
+        tls_available: bool,
+    ) -> Session {
         let mut s = Session {
             rules,
             global,
+            suppresses,
             state: State::Fresh,
             hello: String::new(),
             esmtp: false,
@@ -384,14 +394,30 @@ impl Session {
         // RFC 5321 section 4.5.1: the postmaster is reached without a domain.
         let bare = arg.trim_start().get(..12).is_some_and(|a| a.eq_ignore_ascii_case("<postmaster>"));
         let owned = bare.then(|| format!("<postmaster@{}>{}", self.global.host_name, &arg.trim_start()[12..]));
-        let rcpt = command::rcpt(owned.as_deref().unwrap_or(arg), t.mail.smtputf8)?;
-        let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
+        let given = owned.as_deref().unwrap_or(arg);
+        let (mut rcpt, destination) = match addressed(given, t.mail.smtputf8) {
+            Err(Refusal(_, "5.1.3", _)) if self.rules.accept_invalid_recipients => {
+                let (rcpt, text) = not_an_address(given);
+                t.recipients.push((rcpt, self.global.host_name.clone()));
+                self.since_mail = 0;
+                self.reply(250, "2.1.5", &text);
+                return Ok(());
+            }
+            other => other?,
+        };
         if !may_relay(&self.rules, &self.global, &rcpt.address, &destination) {
             return Err(Refusal(
                 550,
                 "5.7.1",
                 format!("<{}> relaying is not allowed for you (always-allow-relaying)", rcpt.address),
             ));
+        }
+        if let Some(list) = self.suppresses.list_of(&self.rules.suppression_lists, &rcpt.address) {
+            if !self.rules.accept_invalid_recipients {
+                let text = format!("recipient is in suppression list \"{list}\": <{}>", rcpt.address);
+                return Err(Refusal(550, "5.7.1", text));
+            }
+            rcpt.notify |= notify::NOT_TO_BE_SENT;
         }
         let text = format!("<{}> recipient ok", rcpt.address);
         match responsible(&self.global, &rcpt.address, &destination) {
@@ -529,13 +555,30 @@ fn keyword<'a>(arg: &'a str, word: &str) -> Option<&'a str> {
     arg.get(..word.len()).filter(|w| w.eq_ignore_ascii_case(word)).map(|_| &arg[word.len()..])
 }
 
+/// The recipient of a RCPT and where it is queued.
+fn addressed(arg: &str, utf8: bool) -> Result<(Rcpt, String), Refusal> {
+    let rcpt = command::rcpt(arg, utf8)?;
+    let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
+    Ok((rcpt, destination))
+}
+
+/// A recipient that is none, accepted to be bounced, and the reply's text.
+fn not_an_address(arg: &str) -> (Rcpt, String) {
+    let arg = arg.trim_start();
+    let inside = arg.strip_prefix('<').map_or(arg, |a| a.split('>').next().unwrap_or_default());
+    let printable = inside.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '<' | '>'));
+    let address: String = printable.take(crate::suppression::ADDRESS_MAX).collect();
+    let text = format!("<{address}> is no address, it will bounce (accept-invalid-recipients)");
+    (Rcpt { address, notify: notify::NOT_TO_BE_SENT, orcpt: String::new() }, text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn session(rules: SourceRules) -> Session {
-        Session::new(Rc::new(rules), Rc::new(Global::default()), false)
+        Session::new(Rc::new(rules), Rc::new(Global::default()), Rc::new(()), false)
     }
 
     fn run(s: &mut Session, mut input: &[u8]) -> Vec<Event> {
@@ -579,7 +622,7 @@ mod tests {
             postmaster: vec!["ops@a.test".into(), "boss@b.test".into()],
             ..Default::default()
         };
-        let mut s = Session::new(Rc::new(open()), Rc::new(global), false);
+        let mut s = Session::new(Rc::new(open()), Rc::new(global), Rc::new(()), false);
         let events = run(
             &mut s,
             b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<Abuse@mta.test>\r\nRCPT TO:<abuse@x.test>\r\nDATA\r\n.\r\n",

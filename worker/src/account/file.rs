@@ -6,25 +6,33 @@
 //! recognised by their text and left out, so a kill neither loses nor doubles a row.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 use spool::Projection;
 
-use super::record;
+use ipc::control::AccountingFile;
+use ipc::message::ArchivedEnvelope;
+
+use super::columns::Columns;
+use super::file_name;
+use super::record::{self, View};
+use crate::prepare::headers;
 
 /// One `<acct-file>` as this worker writes it.
 #[derive(Debug)]
-pub struct Target {
+struct Target {
     /// The file now written.
-    pub path: PathBuf,
-    /// Which rows it takes.
-    pub kinds: Vec<u8>,
-    /// ISO times.
-    pub iso: bool,
+    path: PathBuf,
+    /// Path of the `<acct-file>`, which its files are numbered by.
+    base: PathBuf,
+    columns: Columns,
     open: Option<File>,
     pending: Vec<u8>,
     /// Lines that the file holds behind the resumed position.
@@ -35,29 +43,15 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target for the rows of `kinds`.
-    pub fn new(path: PathBuf, kinds: Vec<u8>, iso: bool) -> Target {
-        Target { path, kinds, iso, open: None, pending: Vec::new(), known: HashMap::new(), end: 0, written: false }
+    fn of(f: &AccountingFile) -> Target {
+        let (path, base, columns) = (PathBuf::from(&f.path), PathBuf::from(&f.of.path), Columns::of(&f.of));
+        Target { path, base, columns, open: None, pending: Vec::new(), known: HashMap::new(), end: 0, written: false }
     }
 
-    fn takes(&self, kind: u8) -> bool {
-        self.kinds.contains(&kind)
-    }
-
-    fn mixed(&self) -> bool {
-        self.takes(b'r') && self.kinds.len() > 1
-    }
-
-    /// The first line of a file that takes `kinds`.
-    pub fn header(kinds: &[u8]) -> String {
-        match (kinds.contains(&b'r'), kinds.len()) {
-            (true, 1) => format!("{}\r\n", record::RECEIPT_ONLY_COLUMNS),
-            (true, _) => format!("{},{}\r\n", record::COLUMNS, record::RECEIPT_COLUMNS),
-            _ => format!("{}\r\n", record::COLUMNS),
-        }
-    }
-
-    fn add(&mut self, from: usize) {
+    /// Adds the row's line, unless it is one of those that a crash left in the file.
+    fn add(&mut self, row: &View) {
+        let from = self.pending.len();
+        self.columns.write(row, &mut self.pending);
         if self.known.is_empty() {
             return;
         }
@@ -80,7 +74,7 @@ impl Target {
             None => OpenOptions::new().read(true).append(true).create(true).open(&self.path)?,
         };
         let mut locked = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| io::Error::from(e))?;
-        let result = append_whole(&mut locked, &self.pending, &self.kinds);
+        let result = append_whole(&mut locked, &self.pending, &self.columns);
         self.open = Some(locked.unlock().map_err(|(_, e)| io::Error::from(e))?);
         self.end = result?;
         self.pending.clear();
@@ -88,9 +82,9 @@ impl Target {
         Ok(())
     }
 
-    fn read_known(&mut self, from: u64) -> io::Result<()> {
-        self.known.clear();
-        let f = match File::open(&self.path) {
+    /// Notes the lines that a file holds from there on.
+    fn read_known(&mut self, path: &Path, from: u64) -> io::Result<()> {
+        let f = match File::open(path) {
             Ok(f) => f,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),
@@ -98,7 +92,7 @@ impl Target {
         let len = f.metadata()?.len();
         let mut bytes = vec![0; len.saturating_sub(from) as usize];
         f.read_exact_at(&mut bytes, from.min(len))?;
-        for line in bytes.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\r\n")) {
+        for line in bytes.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n")) {
             *self.known.entry(line.to_vec()).or_default() += 1;
         }
         Ok(())
@@ -106,7 +100,7 @@ impl Target {
 }
 
 /// Appends whole lines to a locked file and answers its new end.
-fn append_whole(file: &mut File, lines: &[u8], kinds: &[u8]) -> io::Result<u64> {
+fn append_whole(file: &mut File, lines: &[u8], columns: &Columns) -> io::Result<u64> {
     let mut end = file.metadata()?.len();
     let mut last = [0u8; 1];
     if end > 0 && file.read_at(&mut last, end - 1)? == 1 && last[0] != b'\n' {
@@ -114,7 +108,7 @@ fn append_whole(file: &mut File, lines: &[u8], kinds: &[u8]) -> io::Result<u64> 
         file.set_len(end)?;
     }
     if end == 0 {
-        file.write_all(Target::header(kinds).as_bytes())?;
+        file.write_all(columns.header_line().as_bytes())?;
         end = file.metadata()?.len();
     }
     if let Err(e) = file.write_all(lines) {
@@ -137,58 +131,126 @@ fn last_line_end(file: &File, mut end: u64) -> io::Result<u64> {
     Ok(0)
 }
 
+/// What outcomes have to say for the files in use; what none shows is not put into rows.
+#[derive(Debug, Default)]
+pub struct Shown {
+    kinds: Vec<u8>,
+    /// Our own fields of outcomes.
+    pub own: bool,
+    headers: Vec<(u8, String)>,
+}
+
+impl Shown {
+    /// Some file takes records of this type.
+    pub fn takes(&self, kind: u8) -> bool {
+        self.kinds.contains(&kind)
+    }
+
+    /// Headers of a message, of those that some file shows in records of this type.
+    pub fn headers_of(&self, kind: u8, content: &[u8]) -> Vec<(String, String)> {
+        if !self.headers.iter().any(|(k, _)| *k == kind) {
+            return Vec::new();
+        }
+        let (fields, _) = headers::parse(content);
+        let wanted = self.headers.iter().filter(|(k, _)| *k == kind);
+        let value = |name: &str| {
+            let found = fields.iter().find(|f| f.name.eq_ignore_ascii_case(name))?;
+            let mut value = headers::unfolded(found.value);
+            if value.len() > HEADER_MAX {
+                value.truncate(value.floor_char_boundary(HEADER_MAX));
+            }
+            Some((name.to_owned(), value))
+        };
+        wanted.filter_map(|(_, name)| value(name)).collect()
+    }
+}
+
+/// Bytes of a header that are accounted.
+const HEADER_MAX: usize = 2000;
+
 /// All accounting files of a worker.
 #[derive(Debug, Default)]
 pub struct Files {
     targets: Vec<Target>,
+    of: Vec<AccountingFile>,
     shard: u8,
+    receipts: bool,
+    shown: Arc<Shown>,
 }
 
 impl Files {
     /// The rows of `shard` go to these.
-    pub fn new(targets: Vec<Target>, shard: u8) -> Files {
-        Files { targets, shard }
+    pub fn new(of: &[AccountingFile], shard: u8) -> Files {
+        let targets: Vec<Target> = of.iter().map(Target::of).collect();
+        let mut shown = Shown::default();
+        for c in targets.iter().map(|t| &t.columns) {
+            shown.own |= c.shows_own();
+            for kind in c.kinds() {
+                shown.kinds.push(kind);
+                for name in c.headers(kind) {
+                    if !shown.headers.iter().any(|(k, n)| *k == kind && n.eq_ignore_ascii_case(name)) {
+                        shown.headers.push((kind, name.to_owned()));
+                    }
+                }
+            }
+        }
+        Files { targets, of: of.to_vec(), shard, receipts: shown.takes(b'r'), shown: shown.into() }
     }
 
     /// The same files, not yet opened.
+    #[must_use]
     pub fn again(&self) -> Files {
-        let each = |t: &Target| Target::new(t.path.clone(), t.kinds.clone(), t.iso);
-        Files { targets: self.targets.iter().map(each).collect(), shard: self.shard }
+        Files::new(&self.of, self.shard)
+    }
+
+    /// What they show.
+    pub fn shown(&self) -> Arc<Shown> {
+        Arc::clone(&self.shown)
+    }
+
+    fn add(&mut self, row: &[u8]) {
+        let Some(view) = View::of(row) else { return };
+        self.targets.iter_mut().filter(|t| t.columns.takes(view.kind)).for_each(|t| t.add(&view));
     }
 }
 
 impl Projection for Files {
-    fn message(&mut self, envelope: &[u8]) {
-        if !self.targets.iter().any(|t| t.takes(b'r')) {
+    fn message(&mut self, envelope: &[u8], content: &[u8]) {
+        if !self.receipts {
             return;
         }
         let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(envelope.len());
         aligned.extend_from_slice(envelope);
-        let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&aligned) else { return };
+        let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&aligned) else { return };
         // A share kept for its owner is accounted there, and one that was moved between
         // shards later has been accounted before.
         let elsewhere = e.moved.is_some() || e.handoff.as_ref().is_some_and(|h| h.origin == self.shard);
         if elsewhere {
             return;
         }
-        for t in self.targets.iter_mut().filter(|t| t.takes(b'r')) {
-            let mut lines = Vec::new();
-            record::write_receipts(e, t.kinds.len() == 1, t.iso, &mut lines);
-            for line in lines.split_inclusive(|b| *b == b'\n') {
-                let from = t.pending.len();
-                t.pending.extend_from_slice(line);
-                t.add(from);
-            }
+        let headers = self.shown.headers_of(b'r', content);
+        for row in record::receipts(e, &headers, self.shard) {
+            self.add(&row.encode());
         }
     }
 
+    fn refuses_intake(&self) -> Option<String> {
+        let low = |f: &&AccountingFile| {
+            let folder = Path::new(&f.path).parent().unwrap_or(Path::new("."));
+            let room = nix::sys::statvfs::statvfs(folder).ok();
+            f.of.min_free_space > 0
+                && room.is_some_and(|v| v.blocks_available() * v.fragment_size() < f.of.min_free_space)
+        };
+        let full = self.of.iter().find(low)?;
+        Some(format!("less than min-free-space {} bytes are free for {}", full.of.min_free_space, full.of.path))
+    }
+
+    fn reads_headers(&self) -> bool {
+        self.shown.headers.iter().any(|(kind, _)| *kind == b'r')
+    }
+
     fn row(&mut self, row: &[u8]) {
-        let Some(kind) = row.first() else { return };
-        for t in self.targets.iter_mut().filter(|t| t.takes(*kind)) {
-            let from = t.pending.len();
-            record::write_row(row, t.mixed(), t.iso, &mut t.pending);
-            t.add(from);
-        }
+        self.add(row);
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -203,7 +265,7 @@ impl Projection for Files {
             {
                 f.sync_data()?;
             }
-            let path = t.path.to_string_lossy();
+            let path = t.path.as_os_str();
             state.extend_from_slice(&t.end.to_le_bytes());
             state.extend_from_slice(&(path.len() as u32).to_le_bytes());
             state.extend_from_slice(path.as_bytes());
@@ -217,14 +279,27 @@ impl Projection for Files {
         while let Some((end, rest)) = state.split_first_chunk::<8>() {
             let Some((len, rest)) = rest.split_first_chunk::<4>() else { break };
             let Some((path, rest)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else { break };
-            ends.insert(path.to_vec(), u64::from_le_bytes(*end));
+            ends.insert(PathBuf::from(OsStr::from_bytes(path)), u64::from_le_bytes(*end));
             state = rest;
         }
         for t in &mut self.targets {
             t.pending.clear();
-            t.end = ends.get(t.path.to_string_lossy().as_bytes()).copied().unwrap_or(0);
-            if let Err(e) = t.read_known(t.end) {
-                tracing::warn!(path = %t.path.display(), error = %e, "accounting file cannot be read back; rows behind the last synced position may appear twice");
+            t.known.clear();
+            // A kill between two files leaves rows in the one before.
+            let own = |p: &PathBuf| {
+                let name = p.file_name().unwrap_or_default().to_string_lossy();
+                *p == t.path || p.parent() == t.path.parent() && file_name::number_of(&name, &t.base).is_some()
+            };
+            let mut read: Vec<(PathBuf, u64)> =
+                ends.iter().filter(|(p, _)| own(p)).map(|(p, end)| (p.clone(), *end)).collect();
+            t.end = ends.get(&t.path).copied().unwrap_or(0);
+            if !ends.contains_key(&t.path) {
+                read.push((t.path.clone(), 0));
+            }
+            for (path, from) in read {
+                if let Err(e) = t.read_known(&path, from) {
+                    tracing::warn!(path = %path.display(), error = %e, "accounting file cannot be read back; rows behind the last synced position may appear twice");
+                }
             }
         }
     }
@@ -233,6 +308,8 @@ impl Projection for Files {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use ipc::snapshot::{Accounting, RecordFields};
+
     use super::*;
 
     fn row(n: i64) -> Vec<u8> {
@@ -243,7 +320,15 @@ mod tests {
     fn a_torn_end_is_cut_and_known_rows_are_not_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.csv");
-        let open = || Files::new(vec![Target::new(path.clone(), vec![b'd'], false)], 0);
+        let fields = RecordFields { record: "d".into(), fields: vec!["timeLogged".into()], headers: Vec::new() };
+        let of = Accounting {
+            path: path.display().to_string(),
+            fields: vec![fields],
+            privacy: "retain".into(),
+            ..Default::default()
+        };
+        let file = AccountingFile { of, path: path.display().to_string() };
+        let open = || Files::new(std::slice::from_ref(&file), 0);
         let mut f = open();
         f.resume(&[]);
         f.row(&row(1));

@@ -1,4 +1,8 @@
-//! Accounting: rows in the shard's log, and the CSV files projected from them.
+//! Accounting: rows in the shard's log, and the files projected from them.
 
+pub mod columns;
+pub mod field;
 pub mod file;
+pub mod file_name;
+pub mod privacy;
 pub mod record;

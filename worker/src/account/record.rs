@@ -1,115 +1,170 @@
-//! One accounting row, as it stands in the log and as PowerMTA's CSV.
+//! One accounting row as it stands in the log, and the values that it gives to fields.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
 
-use ipc::message::ArchivedEnvelope;
-use ipc::message::ArchivedSourceType;
+use ipc::message::{ArchivedEnvelope, ArchivedSourceType, MessageId};
 
-/// Columns of `d`, `b` and `t` rows, PowerMTA 5.0's default.
-pub const COLUMNS: &str = "type,timeLogged,timeQueued,orig,rcpt,orcpt,dsnAction,dsnStatus,dsnDiag,dsnMta,bounceCat,srcType,srcMta,dlvType,dlvSourceIp,dlvDestinationIp,dlvEsmtpAvailable,dlvSize,vmta,jobId,envId,queue,vmtaPool";
-/// Columns that `r` rows have beside those.
-pub const RECEIPT_COLUMNS: &str = "rcvSourceIp,rcvDestinationIp";
-/// Columns of a file of `r` rows alone.
-pub const RECEIPT_ONLY_COLUMNS: &str =
-    "type,timeLogged,orig,rcpt,orcpt,srcType,srcMta,rcvSourceIp,rcvDestinationIp,vmta,jobId,envId";
+use super::field::STORED;
 
-/// Fields of a row behind type and times that stand in every file, in the order of [`COLUMNS`].
-const FIELDS: usize = 20;
-/// Fields that a file may ask for, behind those.
-pub const EXTRA_FIELDS: [&str; 4] = ["dlvTlsProtocol", "dlvTlsCipher", "dlvTlsVerified", "dlvTlsPolicy"];
-
-/// A `d`, `b` or `t` row.
+/// A row of any type. Empty fields say that there is nothing to say.
 #[derive(Debug, Clone, Default)]
 pub struct Row {
-    /// `d`, `b`, `t`
+    /// The type, see [`super::field::KINDS`].
     pub kind: u8,
     /// Unix milliseconds of the event.
     pub logged_ms: i64,
     /// Unix milliseconds of acceptance.
     pub queued_ms: i64,
-    /// orig … vmtaPool, in the order of [`COLUMNS`], then [`EXTRA_FIELDS`].
-    pub fields: [String; FIELDS + EXTRA_FIELDS.len()],
+    /// In the order of [`STORED`].
+    pub fields: [String; STORED.len()],
+    /// Headers of the message that some file shows: name as the file has it, value on one line.
+    pub headers: Vec<(String, String)>,
 }
 
+/// Place of a field in [`STORED`].
+///
+/// # Panics
+/// At compile time, for a name that is not there.
+pub const fn stored(name: &str) -> usize {
+    let mut i = 0;
+    while i < STORED.len() {
+        if same(STORED[i].as_bytes(), name.as_bytes()) {
+            return i;
+        }
+        i += 1;
+    }
+    panic!("no such field")
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// Stands before a header in a row's bytes; values do not hold it.
+const HEADER_MARK: u8 = 1;
+
 impl Row {
-    /// The row's bytes in the log: type, times, fields ended by NUL.
+    /// Sets a field by its place, see [`stored`].
+    pub fn set(&mut self, at: usize, value: impl Into<String>) {
+        self.fields[at] = value.into();
+    }
+
+    /// The row's bytes in the log: type, times, fields ended by NUL, headers `name:value`.
     pub fn encode(&self) -> Vec<u8> {
         let len: usize = self.fields.iter().map(|f| f.len() + 1).sum();
-        let mut out = Vec::with_capacity(17 + len);
+        let more: usize = self.headers.iter().map(|(n, v)| n.len() + v.len() + 3).sum();
+        let mut out = Vec::with_capacity(17 + len + more);
         out.push(self.kind);
         out.extend_from_slice(&self.logged_ms.to_le_bytes());
         out.extend_from_slice(&self.queued_ms.to_le_bytes());
-        for f in &self.fields {
-            out.extend(f.bytes().filter(|b| *b != 0));
+        let put = |text: &str, out: &mut Vec<u8>| match text.bytes().any(|b| b <= HEADER_MARK) {
+            true => out.extend(text.bytes().filter(|b| *b > HEADER_MARK)),
+            false => out.extend_from_slice(text.as_bytes()),
+        };
+        let last = self.fields.iter().rposition(|f| !f.is_empty()).map_or(0, |i| i + 1);
+        for f in &self.fields[..last] {
+            put(f, &mut out);
+            out.push(0);
+        }
+        for (name, value) in &self.headers {
+            out.push(HEADER_MARK);
+            put(name, &mut out);
+            out.push(b':');
+            put(value, &mut out);
             out.push(0);
         }
         out
     }
 }
 
-/// Appends the CSV line of an encoded row; nothing if the bytes are not one.
-pub fn write_row(row: &[u8], receipts_too: bool, iso: bool, out: &mut Vec<u8>) {
-    let Some((&kind, rest)) = row.split_first() else { return };
-    let Some((logged, rest)) = rest.split_first_chunk::<8>() else { return };
-    let Some((queued, rest)) = rest.split_first_chunk::<8>() else { return };
-    out.push(kind);
-    out.push(b',');
-    write_time(i64::from_le_bytes(*logged), iso, out);
-    out.push(b',');
-    write_time(i64::from_le_bytes(*queued), iso, out);
-    for f in rest.split(|b| *b == 0).take(FIELDS) {
-        out.push(b',');
-        write_field(f, out);
-    }
-    if receipts_too {
-        out.extend_from_slice(b",,");
-    }
-    out.extend_from_slice(b"\r\n");
+/// A row as it lies in the log.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The type.
+    pub kind: u8,
+    /// Unix milliseconds of the event.
+    pub logged_ms: i64,
+    /// Unix milliseconds of acceptance.
+    pub queued_ms: i64,
+    fields: [&'a [u8]; STORED.len()],
+    headers: Vec<&'a [u8]>,
 }
 
-/// Appends the `r` lines of a message, one a recipient.
-pub fn write_receipts(e: &ArchivedEnvelope, alone: bool, iso: bool, out: &mut Vec<u8>) {
-    for r in e.recipients.iter() {
-        out.extend_from_slice(b"r,");
-        write_time(e.received_unix_ms.to_native(), iso, out);
-        let source = source_type(&e.source_type);
-        let mta = source_mta(e);
-        let vmta = if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() };
-        let fields: &[&str] = if alone {
-            &[&e.sender, &r.address, &r.orcpt, source, &mta, &e.source_ip, &e.local_ip, vmta, &e.job_id, &e.envid]
-        } else {
-            &[
-                "",
-                &e.sender,
-                &r.address,
-                &r.orcpt,
-                "",
-                "",
-                "",
-                "",
-                "",
-                source,
-                &mta,
-                "",
-                "",
-                "",
-                "",
-                "",
-                vmta,
-                &e.job_id,
-                &e.envid,
-                "",
-                "",
-                &e.source_ip,
-                &e.local_ip,
-            ]
+impl<'a> View<'a> {
+    /// Reads a row; `None` for bytes that are none.
+    pub fn of(row: &'a [u8]) -> Option<View<'a>> {
+        let (&kind, rest) = row.split_first()?;
+        let (logged, rest) = rest.split_first_chunk::<8>()?;
+        let (queued, rest) = rest.split_first_chunk::<8>()?;
+        let mut v = View {
+            kind,
+            logged_ms: i64::from_le_bytes(*logged),
+            queued_ms: i64::from_le_bytes(*queued),
+            fields: [b""; STORED.len()],
+            headers: Vec::new(),
         };
-        for f in fields {
-            out.push(b',');
-            write_field(f.as_bytes(), out);
+        let (mut from, mut n) = (0, 0);
+        for end in memchr::memchr_iter(0, rest) {
+            let part = &rest[from..end];
+            from = end + 1;
+            if let Some(header) = part.strip_prefix(&[HEADER_MARK]) {
+                v.headers.push(header);
+            } else if let Some(field) = v.fields.get_mut(n) {
+                *field = part;
+                n += 1;
+            }
         }
-        out.extend_from_slice(b"\r\n");
+        Some(v)
     }
+
+    /// The value of a stored field.
+    pub fn field(&self, at: usize) -> Cow<'a, str> {
+        String::from_utf8_lossy(self.fields.get(at).copied().unwrap_or_default())
+    }
+
+    /// The first header of that name, which counts in any case.
+    pub fn header(&self, name: &str) -> Option<Cow<'a, str>> {
+        let named = |h: &&&[u8]| {
+            h.len() > name.len() && h[name.len()] == b':' && h[..name.len()].eq_ignore_ascii_case(name.as_bytes())
+        };
+        self.headers.iter().find(named).map(|h| String::from_utf8_lossy(&h[name.len() + 1..]))
+    }
+}
+
+/// The `r` rows of a message, one a recipient. `headers` are those that files show.
+pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -> impl Iterator<Item = Row> {
+    e.recipients.iter().map(move |r| {
+        let mut row = Row {
+            kind: b'r',
+            logged_ms: e.received_unix_ms.to_native(),
+            queued_ms: e.received_unix_ms.to_native(),
+            headers: headers.to_vec(),
+            ..Default::default()
+        };
+        row.set(const { stored("orig") }, e.sender.as_str());
+        row.set(const { stored("rcpt") }, r.address.as_str());
+        row.set(const { stored("orcpt") }, r.orcpt.as_str());
+        row.set(const { stored("srcType") }, source_type(&e.source_type));
+        row.set(const { stored("srcMta") }, source_mta(e));
+        row.set(const { stored("vmta") }, if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() });
+        row.set(const { stored("jobId") }, e.job_id.as_str());
+        row.set(const { stored("envId") }, e.envid.as_str());
+        row.set(const { stored("rcvSourceIp") }, e.source_ip.as_str());
+        row.set(const { stored("rcvDestinationIp") }, e.local_ip.as_str());
+        row.set(const { stored("messageId") }, MessageId(e.id.0).to_string());
+        row.set(const { stored("shard") }, shard.to_string());
+        row
+    })
 }
 
 /// `srcType`
@@ -129,55 +184,36 @@ pub fn source_mta(e: &ArchivedEnvelope) -> String {
     }
 }
 
-/// A CSV cell by RFC 4180.
-fn write_field(f: &[u8], out: &mut Vec<u8>) {
-    if !f.iter().any(|b| matches!(b, b',' | b'"' | b'\r' | b'\n')) {
-        out.extend_from_slice(f);
-        return;
-    }
-    out.push(b'"');
-    for b in f {
-        if *b == b'"' {
-            out.push(b'"');
-        }
-        out.push(*b);
-    }
-    out.push(b'"');
-}
-
-/// `2024-03-01 09:00:07+0000` in local time, or Unix seconds.
-fn write_time(unix_ms: i64, iso: bool, out: &mut Vec<u8>) {
-    thread_local! {
-        static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
-    }
-    let s = unix_ms.div_euclid(1000);
-    if !iso {
-        out.extend_from_slice(s.to_string().as_bytes());
-        return;
-    }
-    LAST.with_borrow_mut(|(at, text)| {
-        if *at != s {
-            *text = crate::local_time(s, "%Y-%m-%d %H:%M:%S%z");
-            *at = s;
-        }
-        out.extend_from_slice(text.as_bytes());
-    });
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn cells_are_quoted_by_rfc_4180() {
-        let mut row = Row { kind: b'b', ..Default::default() };
-        row.fields[0] = "a\"b@x".into();
-        row.fields[5] = "550 a, b".into();
-        let mut out = Vec::new();
-        write_row(&row.encode(), false, false, &mut out);
-        let line = String::from_utf8(out).unwrap();
-        assert_eq!(line, "b,0,0,\"a\"\"b@x\",,,,,\"550 a, b\",,,,,,,,,,,,,,\r\n");
-        assert_eq!(COLUMNS.split(',').count(), FIELDS + 3);
+    proptest! {
+        #[test]
+        fn rows_come_back_from_the_log(fields in proptest::collection::vec("[a-z,\"é\u{1}]{0,6}", STORED.len()), value in ".{0,9}") {
+            let row = Row {
+                kind: b'b',
+                logged_ms: 7,
+                queued_ms: -1,
+                fields: std::array::from_fn(|i| fields[i].clone()),
+                headers: vec![("X-Id".into(), value.clone())],
+            };
+            let bytes = row.encode();
+            let v = View::of(&bytes).unwrap();
+            for (i, f) in fields.iter().enumerate() {
+                prop_assert_eq!(v.field(i), f.replace('\u{1}', ""));
+            }
+            prop_assert_eq!(v.header("x-id").unwrap(), value.replace(['\u{0}', '\u{1}'], ""));
+            prop_assert!(v.header("x-i").is_none() && v.header("x-idx").is_none());
+        }
+
+        #[test]
+        fn any_bytes_are_a_row_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(v) = View::of(&bytes) {
+                let _ = (v.field(3), v.header("a"));
+            }
+        }
     }
 }

@@ -1,11 +1,14 @@
 //! `bounceCat` and the words of a status in accounting.
 
-use super::bounce_rules::{Class, Rules};
+use super::bounce_rules::{Class, Rules, Stage};
 use super::outcome::Verdict;
 
 /// The category to account for a failed or deferred recipient: by the receiver's reply, or by
 /// the status of our own decision (RFC 3463).
 pub fn of<'a>(rules: &'a Rules, v: &'a Verdict) -> &'a str {
+    if v.stage == Stage::Suppressed {
+        return "suppressed";
+    }
     // Of mail that expired the last reply is told; why it ended is that it expired.
     if v.remote && !v.status.ends_with(".4.7") {
         return class(rules, v).category;

@@ -27,6 +27,8 @@ pub enum Stage {
     Recipient,
     /// MAIL, DATA or the content.
     Message,
+    /// Nothing: the recipient gets no mail from us, and no host was asked.
+    Suppressed,
 }
 
 /// What a refusal is about.

@@ -210,7 +210,8 @@ impl Policies {
     ) -> Option<Rc<Policy>> {
         let now = clock::now_ms();
         self.remember(domain, kept.clone(), RECORD_TTL);
-        let record = resolver.txt(&format!("_mta-sts.{domain}")).await;
+        // A record that cannot be had is none, as before there was one.
+        let record = resolver.txt(&format!("_mta-sts.{domain}")).await.unwrap_or_default();
         let mut ids = record.iter().filter(|t| t.starts_with("v=STSv1")).filter_map(|t| record_id(t));
         let id = match (ids.next(), ids.next()) {
             (Some(id), None) => id,

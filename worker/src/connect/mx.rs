@@ -280,14 +280,21 @@ impl Resolver {
         let _ = self.hosts(domain, rules, Family::of(None, rules)).await;
     }
 
-    /// Texts of a name; none when they cannot be had.
-    pub async fn txt(&self, name: &str) -> Vec<String> {
-        let Ok(found) = self.inner.txt_lookup(format!("{name}.")).await else { return Vec::new() };
+    /// Texts of a name; none when it has none.
+    ///
+    /// # Errors
+    /// A sentence when they cannot be had.
+    pub async fn txt(&self, name: &str) -> Result<Vec<String>, String> {
+        let found = match self.inner.txt_lookup(format!("{name}.")).await {
+            Ok(f) => f,
+            Err(e) if e.is_no_records_found() => return Ok(Vec::new()),
+            Err(e) => return Err(e.to_string()),
+        };
         let texts = found.answers().iter().filter_map(|r| match &r.data {
             RData::TXT(t) => Some(t.txt_data.concat()),
             _ => None,
         });
-        texts.map(|t| String::from_utf8_lossy(&t).into_owned()).collect()
+        Ok(texts.map(|t| String::from_utf8_lossy(&t).into_owned()).collect())
     }
 
     /// Addresses of a name.

@@ -14,8 +14,11 @@ use super::connection::{Path, load, path_of_queue};
 use super::local::Type;
 use super::mode;
 use super::session::Session;
-use crate::account::record::{self, Row};
+use crate::account::field;
+use crate::account::file::Shown;
+use crate::account::record::{self, Row, stored};
 use crate::classify::bounce_category;
+use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
 use crate::connect::tls;
@@ -23,6 +26,7 @@ use crate::report::dsn;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
+use crate::suppression::gate::{self, About};
 
 /// Where an attempt was made, for accounting and reports.
 #[derive(Debug, Default)]
@@ -32,6 +36,10 @@ pub(super) struct Attempt {
     local: String,
     extensions: String,
     tls: Option<tls::Outcome>,
+    /// When the transaction began, Unix milliseconds; `None` where there was none.
+    began_ms: Option<i64>,
+    /// What opening the connection took, for its first message.
+    connect_ms: Option<u64>,
 }
 
 impl Attempt {
@@ -39,13 +47,21 @@ impl Attempt {
         Attempt { host: f.host.clone(), ip: f.ip.clone(), ..Default::default() }
     }
 
-    pub(super) fn of_session(s: &Session) -> Attempt {
+    /// A delivery that met no host.
+    pub(super) fn without_session(began_ms: i64) -> Attempt {
+        Attempt { began_ms: Some(began_ms), ..Default::default() }
+    }
+
+    /// A transaction that began then.
+    pub(super) fn of_session(s: &mut Session, began_ms: i64) -> Attempt {
         Attempt {
             host: s.host.clone(),
             ip: s.peer.ip().to_string(),
             local: s.local.to_string(),
             extensions: s.extensions.names.clone(),
             tls: s.tls.clone(),
+            began_ms: Some(began_ms),
+            connect_ms: s.connect_ms.take(),
         }
     }
 }
@@ -71,20 +87,37 @@ pub(super) async fn conclude(
     let due = now + path.rules.retry_recipients_after.as_millis() as i64;
     let mut delivered = 0u64;
     let config = shard.config();
+    let shown = shard.accounting.borrow().clone();
     for (r, v) in &verdicts {
         let kind = match v.outcome {
             Outcome::Delivered => b'd',
             Outcome::Bounced => b'b',
             Outcome::Deferred => b't',
         };
-        let accounted = !path.rules.disable_acct_records.iter().any(|k| k.as_bytes() == [kind]);
+        if let Some(to) = e.recipients.get(usize::from(*r)).filter(|_| kind != b'd') {
+            let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
+            gate::note(shard, &path.rules, About { address: &to.address, vmta, pool, job: &e.job_id }, v);
+        }
         let category = || if kind == b'd' { "" } else { bounce_category::of(config.bounce_rules(), v) };
-        let line = accounted.then(|| row(kind, path, e, *r, v, category(), at, now, size).encode());
+        let line = is_accounted(&shown, path, kind).then(|| {
+            let mut row = row(kind, path, e, *r, v, category(), at, now, size);
+            if shown.own {
+                set_own(&mut row, shard.number, e, batch, at, now);
+            }
+            row.headers = shown.headers_of(kind, &body[0]);
+            row.encode()
+        });
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
         if v.outcome == Outcome::Deferred {
             retry.push(*r);
             let reported = before.get(r).map_or(0, |n| due_reports.max(*n));
-            let state = RecipientState { due_unix_ms: due, delay_reports: reported, last_reply: v.diagnostic.clone() };
+            let attempts = batch.attempts.saturating_add(1);
+            let state = RecipientState {
+                due_unix_ms: due,
+                delay_reports: reported,
+                attempts,
+                last_reply: v.diagnostic.clone(),
+            };
             updates.push(UpdateEntry { key, recipient: *r, state });
             t_rows.extend(line);
         } else {
@@ -119,6 +152,23 @@ pub(super) async fn conclude(
     }
 }
 
+/// What is left of a batch when those who get no mail have been bounced.
+pub(super) async fn without_suppressed(
+    shard: &Rc<Shard>,
+    path: &Path,
+    mut batch: Batch,
+    e: &ArchivedEnvelope,
+    body: &[Bytes; 2],
+) -> Option<Batch> {
+    let refused = gate::refused(shard, e, &path.vmta_name, path.pool.as_deref(), &batch.recipients);
+    if refused.is_empty() {
+        return Some(batch);
+    }
+    batch.recipients.retain(|r| !refused.iter().any(|(out, _)| out == r));
+    conclude(shard, path, &batch, e, body, refused, &Attempt::default()).await;
+    (!batch.recipients.is_empty()).then_some(batch)
+}
+
 /// What an attempt says of the path.
 fn judge(
     shard: &Shard,
@@ -127,6 +177,10 @@ fn judge(
     at: &Attempt,
     delivered: u64,
 ) -> Option<crate::schedule::path::Turn> {
+    // Of those who get no mail the path knows nothing.
+    if verdicts.iter().all(|(_, v)| v.stage == Stage::Suppressed) {
+        return None;
+    }
     let s = &mut *shard.scheduler.borrow_mut();
     let failure = verdicts
         .iter()
@@ -195,7 +249,7 @@ async fn delay_reports(
     key: u64,
     e: &ArchivedEnvelope,
     verdicts: &[(u16, Verdict)],
-) -> HashMap<u16, u16> {
+) -> HashMap<u16, u8> {
     let mut all = HashMap::new();
     if path.rules.notify_of_delay_every.is_zero() {
         return all;
@@ -210,9 +264,9 @@ async fn delay_reports(
 }
 
 /// Delay reports that are due by now: one each time `notify-of-delay-every` has passed.
-fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u16 {
+fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u8 {
     let every = rules.notify_of_delay_every.as_millis().clamp(1, i64::MAX as u128) as i64;
-    ((now - received).max(0) / every).min(i64::from(u16::MAX)) as u16
+    ((now - received).max(0) / every).min(i64::from(u8::MAX)) as u8
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -228,45 +282,90 @@ fn row(
     size: u64,
 ) -> Row {
     let rcpt = e.recipients.get(usize::from(r));
-    let failed = kind != b'd';
-    let tls = |part: fn(&tls::Outcome) -> &str| at.tls.as_ref().map_or_else(String::new, |t| part(t).to_owned());
     let mta = if at.host.is_empty() { String::new() } else { format!("{} ({})", at.host, at.ip) };
-    Row {
-        kind,
-        logged_ms: now,
-        queued_ms: e.received_unix_ms.to_native(),
-        fields: [
-            e.sender.as_str().to_owned(),
-            rcpt.map(|r| r.address.as_str().to_owned()).unwrap_or_default(),
-            rcpt.map(|r| r.orcpt.as_str().to_owned()).unwrap_or_default(),
-            match kind {
-                b'd' => "relayed",
-                b'b' => "failed",
-                _ => "delayed",
-            }
-            .to_owned(),
-            format!("{} ({})", v.status, bounce_category::words(&v.status, v.remote)),
-            if v.remote { format!("smtp;{}", v.diagnostic) } else { v.diagnostic.clone() },
-            mta,
-            category.to_owned(),
-            record::source_type(&e.source_type).to_owned(),
-            record::source_mta(e),
-            Type::of(path.rules.delivery_type).name().to_owned(),
-            at.local.clone(),
-            at.ip.clone(),
-            at.extensions.clone(),
-            if failed { String::new() } else { size.to_string() },
-            path.vmta_name.as_ref().to_owned(),
-            e.job_id.as_str().to_owned(),
-            e.envid.as_str().to_owned(),
-            path.name.clone(),
-            path.pool.as_deref().unwrap_or_default().to_owned(),
-            tls(|t| &t.version),
-            tls(|t| &t.cipher),
-            tls(|t| t.verified),
-            tls(|t| t.policy),
-        ],
+    let mut row = Row { kind, logged_ms: now, queued_ms: e.received_unix_ms.to_native(), ..Default::default() };
+    row.set(const { stored("orig") }, e.sender.as_str());
+    if let Some(r) = rcpt {
+        row.set(const { stored("rcpt") }, r.address.as_str());
+        row.set(const { stored("orcpt") }, r.orcpt.as_str());
     }
+    let action = match kind {
+        b'd' => "relayed",
+        b'b' => "failed",
+        _ => "delayed",
+    };
+    row.set(const { stored("dsnAction") }, action);
+    set_verdict(&mut row, v);
+    row.set(const { stored("dsnMta") }, mta);
+    row.set(const { stored("bounceCat") }, category);
+    row.set(const { stored("srcType") }, record::source_type(&e.source_type));
+    row.set(const { stored("srcMta") }, record::source_mta(e));
+    row.set(const { stored("dlvType") }, Type::of(path.rules.delivery_type).name());
+    row.set(const { stored("dlvSourceIp") }, at.local.as_str());
+    row.set(const { stored("dlvDestinationIp") }, at.ip.as_str());
+    row.set(const { stored("dlvEsmtpAvailable") }, at.extensions.as_str());
+    if kind == b'd' {
+        row.set(const { stored("dlvSize") }, size.to_string());
+    }
+    row.set(const { stored("vmta") }, path.vmta_name.as_ref());
+    row.set(const { stored("jobId") }, e.job_id.as_str());
+    row.set(const { stored("envId") }, e.envid.as_str());
+    row.set(const { stored("queue") }, path.name.as_str());
+    row.set(const { stored("vmtaPool") }, path.pool.as_deref().unwrap_or_default());
+    if let Some(t) = &at.tls {
+        row.set(const { stored("dlvTlsProtocol") }, t.version.as_str());
+        row.set(const { stored("dlvTlsCipher") }, t.cipher.as_str());
+        row.set(const { stored("dlvTlsVerified") }, t.verified);
+        row.set(const { stored("dlvTlsPolicy") }, t.policy);
+    }
+    row
+}
+
+/// Status and reply.
+fn set_verdict(row: &mut Row, v: &Verdict) {
+    row.set(const { stored("dsnStatus") }, format!("{} ({})", v.status, bounce_category::words(&v.status, v.remote)));
+    let reply = if v.remote { format!("smtp;{}", v.diagnostic) } else { v.diagnostic.clone() };
+    row.set(const { stored("dsnDiag") }, reply);
+}
+
+/// Our own fields: which message it was, and how long each stage of its way took.
+fn set_own(row: &mut Row, shard: u8, e: &ArchivedEnvelope, batch: &Batch, at: &Attempt, now: i64) {
+    row.set(const { stored("messageId") }, ipc::message::MessageId(e.id.0).to_string());
+    row.set(const { stored("shard") }, shard.to_string());
+    let made = batch.attempts.saturating_add(u8::from(at.began_ms.is_some()));
+    row.set(const { stored("attempt") }, made.to_string());
+    if let Some(began) = at.began_ms {
+        row.set(const { stored("msQueued") }, (began - e.received_unix_ms.to_native()).max(0).to_string());
+        row.set(const { stored("msTransaction") }, (now - began).max(0).to_string());
+    }
+    if let Some(ms) = at.connect_ms {
+        row.set(const { stored("msConnect") }, ms.to_string());
+    }
+}
+
+/// Records of this type are written for the path's queue, and some file takes them.
+fn is_accounted(shown: &Shown, path: &Path, kind: u8) -> bool {
+    shown.takes(kind) && !path.rules.disable_acct_records.iter().any(|k| k == field::name_of(kind))
+}
+
+/// The `tq` row of a failure that was no message's.
+pub(super) fn account_for_queue(shard: &Shard, path: &Path, f: &Failure) {
+    let shown = shard.accounting.borrow().clone();
+    if !is_accounted(&shown, path, b'q') {
+        return;
+    }
+    let mut row = Row { kind: b'q', logged_ms: clock::now_ms(), ..Default::default() };
+    set_verdict(&mut row, &f.verdict);
+    if !f.host.is_empty() {
+        row.set(const { stored("dsnMta") }, format!("{} ({})", f.host, f.ip));
+    }
+    row.set(const { stored("dlvType") }, Type::of(path.rules.delivery_type).name());
+    row.set(const { stored("dlvSourceIp") }, path.source.map(|ip| ip.to_string()).unwrap_or_default());
+    row.set(const { stored("dlvDestinationIp") }, f.ip.as_str());
+    row.set(const { stored("vmta") }, path.vmta_name.as_ref());
+    row.set(const { stored("queue") }, path.name.as_str());
+    row.set(const { stored("shard") }, shard.number.to_string());
+    shard.spool.update(Vec::new(), vec![row.encode()]);
 }
 
 /// Bounces everything that waits in a queue.
@@ -363,6 +462,6 @@ pub(super) fn unreadable(shard: &Rc<Shard>, path: &Path, batch: &Batch, e: &spoo
         // In quarantine: an operator's matter now, the queue goes on.
         s.settle(batch.queue, batch.slot, batch.recipients.len());
     } else {
-        s.retry(batch, &batch.recipients, clock::now_ms() + 60_000);
+        s.hold(batch, &batch.recipients, clock::now_ms() + 60_000, batch.attempts);
     }
 }

@@ -11,6 +11,7 @@ use ipc::rules::DomainRules;
 use ipc::snapshot::ArchivedVirtualMta;
 use rkyv::util::AlignedVec;
 
+use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
 use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
@@ -505,8 +506,13 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
+    let batch = match without_suppressed(shard, path, batch, e, &content.body).await {
+        Some(b) => b,
+        None => return true,
+    };
     let body = signed(shard, path, &content);
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
+    let began = clock::now_ms();
     let content_sent = Rc::clone(&s.content_sent);
     content_sent.set(false);
     let cut_in_time = async {
@@ -595,7 +601,7 @@ async fn attempt(
         skip_host(shard, path, &s.host);
     }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
-    let at = Attempt::of_session(s);
+    let at = Attempt::of_session(s, began);
     conclude(shard, path, &batch, e, &body, verdicts, &at).await;
     goes_on
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ipc::message::{ArchivedBodyType, ArchivedEnvelope};
 use tokio::io::AsyncWriteExt;
 
-use super::conclusion::{Attempt, conclude, unreadable};
+use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::connection::{Path, load};
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
@@ -81,6 +81,8 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
         Err(e) => return unreadable(shard, path, &batch, &e),
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
+    let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
+    let began = clock::now_ms();
     let mut verdicts = Vec::with_capacity(batch.recipients.len());
     for r in &batch.recipients {
         let v = match Type::of(path.rules.delivery_type) {
@@ -94,7 +96,7 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
         };
         verdicts.push((*r, v));
     }
-    conclude(shard, path, &batch, e, &content.body, verdicts, &Attempt::default()).await;
+    conclude(shard, path, &batch, e, &content.body, verdicts, &Attempt::without_session(began)).await;
 }
 
 fn delivered(what: &str) -> Verdict {

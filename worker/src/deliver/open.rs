@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use ipc::layers::NO_VMTA;
 
+use super::conclusion::account_for_queue;
 use super::connection::{ASK_AGAIN_MS, Path, heard};
 use super::mode::{bounce_queues, bounce_those};
 use super::security::Security;
@@ -123,8 +124,10 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 full = Some(by);
                 continue;
             }
+            let connecting = clock::now_ms();
             match greet(shard, path, &host.name, *address, &security).await {
-                Ok(s) => {
+                Ok(mut s) => {
+                    s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
                     health.connected(*address, path.source);
                     let route = heard(shard, path);
                     match route {
@@ -220,6 +223,7 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
         return queue_failed(shard, path, failure);
     }
     tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
+    account_for_queue(shard, path, &failure);
     shard.scheduler.borrow_mut().defer_queue(path.queue, clock::now_ms(), failure);
 }
 
@@ -312,6 +316,7 @@ fn tls_missing(s: &Session, security: &Security) -> SessionFault {
 /// The path as a whole failed.
 fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
+    account_for_queue(shard, path, &failure);
     let s = &mut *shard.scheduler.borrow_mut();
     let Some(p) = s.paths.get_mut(path.id) else { return };
     let now = clock::now_ms();

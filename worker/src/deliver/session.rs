@@ -170,6 +170,8 @@ pub struct Session {
     pub local: IpAddr,
     /// What the last EHLO offered.
     pub extensions: Extensions,
+    /// Milliseconds from connecting to the last EHLO's reply; taken by the first message.
+    pub connect_ms: Option<u64>,
     /// The end of a message's content is being written, or was.
     pub content_sent: Rc<Cell<bool>>,
     /// A firewall hides the greeting, and may lose the end of data that comes in parts.
@@ -231,6 +233,7 @@ impl Session {
             peer,
             local,
             extensions: Extensions::default(),
+            connect_ms: None,
             content_sent: Rc::default(),
             behind_pix: false,
             said_421: None,

@@ -47,11 +47,19 @@ pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2
     }
     let vmta = shard.scheduler.borrow().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta);
-    let lists = [&keys[0][..], &keys[1][..]];
     let mut message = Message::of(&content.body);
     let mut fields = String::new();
     for o in options.iter() {
-        match sign(&mut message, o, &lists, now_s) {
+        let asked = content.dkim.as_ref().filter(|_| o.follows_message);
+        if o.only_if_asked && asked.is_none() {
+            continue;
+        }
+        let named = asked.filter(|r| !r.key_list.is_empty()).map(|r| config.domain_key_list(&r.key_list));
+        let lists = match &named {
+            Some(keys) => [&keys[..], &[]],
+            None => [&keys[0][..], &keys[1][..]],
+        };
+        match sign(&mut message, o, asked, &lists, now_s) {
             // Without a key that fits mail goes unsigned.
             Ok(field) => fields.extend(field),
             Err(e) => tracing::error!(shard = shard.number, queue = path.name, error = %e, "not signed by DKIM"),

@@ -7,4 +7,5 @@
 pub mod canonical;
 pub mod key;
 pub mod options;
+pub mod request;
 pub mod signature;

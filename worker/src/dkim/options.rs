@@ -95,6 +95,10 @@ pub struct Options {
     pub identity: Identity,
     /// Who else, where no key fits.
     pub fallback: Option<Identity>,
+    /// What the message asks for comes before all of it.
+    pub follows_message: bool,
+    /// Only messages that ask for it are signed.
+    pub only_if_asked: bool,
 }
 
 /// Rules whose first signature is the second of `r`: what `second-dkim-…` does not say is as it is there.
@@ -131,7 +135,11 @@ impl Options {
     /// Those of the signatures that the rules of a path ask for: none, one or two.
     pub fn of(r: &DomainRules) -> Vec<Options> {
         // yes, no, true, false, if-x-dkim-options-present
-        let first = matches!(r.dkim_sign, 0 | 2).then(|| Options::first(r));
+        let first = matches!(r.dkim_sign, 0 | 2 | 4).then(|| Options {
+            follows_message: true,
+            only_if_asked: r.dkim_sign == 4,
+            ..Options::first(r)
+        });
         let second = r.second_dkim_sign.then(|| Options::first(&as_first(r)));
         first.into_iter().chain(second).collect()
     }
@@ -148,6 +156,8 @@ impl Options {
             headers: named(&r.dkim_headers),
             oversigned: lower(&r.dkim_disallow_adding_headers),
             identity: Identity::parse(&r.dkim_identity),
+            follows_message: false,
+            only_if_asked: false,
             fallback: Some(&r.dkim_identity_fallback).filter(|f| !f.is_empty()).map(|f| Identity::parse(f)),
         }
     }
@@ -174,7 +184,7 @@ impl Options {
 }
 
 /// A value that ends at no other tag.
-fn method(text: &str) -> String {
+pub(super) fn method(text: &str) -> String {
     let fine = text.bytes().all(|b| b.is_ascii_graphic() && b != b';');
     if fine { text.to_owned() } else { String::new() }
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use super::canonical::{self, Form};
 use super::key::Key;
-use super::options::{Identity, Options};
+use super::options::{Identity, Options, method};
+use super::request::Request;
 use crate::prepare::headers::{self, Field};
 
 /// Columns that a line of the field keeps below.
@@ -100,35 +101,92 @@ fn signing_domain(domain: &str) -> Option<String> {
 }
 
 /// Who signs: the key, its `d=` and `i=`.
-fn signer<'k>(m: &Message<'_>, o: &Options, lists: &[&'k [DomainKey]]) -> Option<(&'k DomainKey, String, String)> {
+fn signer(m: &Message<'_>, o: &Options, lists: &[&[DomainKey]]) -> Option<(DomainKey, String, String)> {
     std::iter::once(&o.identity).chain(&o.fallback).find_map(|identity| {
-        let (domain, said) = match identity {
-            Identity::SenderOrFrom => (m.domain_in("sender").or_else(|| m.domain_in("from"))?, String::new()),
-            Identity::StrictFrom => (m.domain_in("from")?, String::new()),
-            Identity::Given(i) => (signing_domain(i.rsplit_once('@')?.1)?, i.clone()),
-        };
-        let fits = |k: &&DomainKey| {
-            let of = k.domain.to_lowercase();
-            let parent = || domain.strip_suffix(of.as_str()).is_some_and(|rest| rest.ends_with('.'));
-            match identity {
-                Identity::StrictFrom => of == domain,
-                _ => of == "*" || of == domain || parent(),
-            }
+        let (domain, said) = identified(m, identity)?;
+        let fits = |k: &&DomainKey| match identity {
+            Identity::StrictFrom => k.domain.eq_ignore_ascii_case(&domain),
+            _ => covers(&k.domain, &domain),
         };
         // The virtual MTA's keys go first, as long as one of them fits.
         let key = lists.iter().find_map(|l| l.iter().filter(fits).find(|k| o.takes(&k.key)))?;
         let d = if key.domain == "*" { domain } else { key.domain.to_lowercase() };
-        Some((key, d, said))
+        Some((key.clone(), d, said))
     })
 }
 
-/// The field that signs a message at `now_s` (Unix seconds), with its final CR LF; `None` where no
+/// The domain that an identity speaks for, and what `i=` says.
+fn identified(m: &Message<'_>, identity: &Identity) -> Option<(String, String)> {
+    Some(match identity {
+        Identity::SenderOrFrom => (m.domain_in("sender").or_else(|| m.domain_in("from"))?, String::new()),
+        Identity::StrictFrom => (m.domain_in("from")?, String::new()),
+        Identity::Given(i) => (signing_domain(i.rsplit_once('@')?.1)?, i.clone()),
+    })
+}
+
+/// A key's domain is that of an identity, or a parent of it, or any.
+fn covers(of_key: &str, domain: &str) -> bool {
+    let of = of_key.to_lowercase();
+    let parent = || domain.strip_suffix(of.as_str()).is_some_and(|rest| rest.ends_with('.'));
+    of == "*" || of == domain || parent()
+}
+
+/// Who signs as the message asks, which says where it differs from the configuration.
+fn signer_asked_for(
+    m: &Message<'_>,
+    o: &Options,
+    r: &Request,
+    lists: &[&[DomainKey]],
+) -> Option<(DomainKey, String, String)> {
+    let identity = Some(&r.identity).filter(|i| !i.is_empty()).map(|i| Identity::Given(i.clone()));
+    let wanted = Some(&r.domain).filter(|d| !d.is_empty()).map(|d| signing_domain(d));
+    if wanted == Some(None) {
+        // No domain at all: nobody can sign for it.
+        return None;
+    }
+    let wanted = wanted.flatten();
+    let (domain, said) = match (&identity, &wanted) {
+        // By RFC 6376 section 3.5 the identity lies in the domain.
+        (Some(i), Some(d)) => identified(m, i).filter(|(of, _)| covers(d, of)).map(|(_, i)| (d.clone(), i))?,
+        (Some(i), None) => identified(m, i)?,
+        (None, Some(d)) => (d.clone(), String::new()),
+        (None, None) => identified(m, &o.identity)?,
+    };
+    let fits = |k: &&DomainKey| {
+        let by_domain = if wanted.is_some() {
+            k.domain == "*" || k.domain.eq_ignore_ascii_case(&domain)
+        } else {
+            covers(&k.domain, &domain)
+        };
+        by_domain && (r.selector.is_empty() || k.selector == r.selector) && o.takes(&k.key)
+    };
+    let own = r.key.as_ref().filter(|_| !r.selector.is_empty());
+    let own = own.map(|key| DomainKey { selector: r.selector.clone(), domain: "*".into(), key: Rc::clone(key) });
+    let key = own.or_else(|| lists.iter().find_map(|l| l.iter().find(fits)).cloned())?;
+    let d = if key.domain == "*" { domain } else { key.domain.to_lowercase() };
+    Some((key, d, said))
+}
+
+/// The field that signs a message at `now_s` (Unix seconds), as the message asks if it does, with its final CR LF; `None` where no
 /// key fits, or there is no From.
 ///
 /// # Errors
 /// When the key cannot sign.
-pub fn sign(m: &mut Message<'_>, o: &Options, lists: &[&[DomainKey]], now_s: i64) -> Result<Option<String>, String> {
-    let Some((key, d, i)) = signer(m, o, lists) else { return Ok(None) };
+pub fn sign(
+    m: &mut Message<'_>,
+    o: &Options,
+    asked: Option<&Request>,
+    lists: &[&[DomainKey]],
+    now_s: i64,
+) -> Result<Option<String>, String> {
+    let by = match asked {
+        Some(r) => signer_asked_for(m, o, r, lists),
+        None => signer(m, o, lists),
+    };
+    let Some((key, d, i)) = by else { return Ok(None) };
+    if !key.selector.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
+        return Err(format!("{:?} is no selector", key.selector));
+    }
     // From the last up: a name that is listed again means the next field above (RFC 6376 section 5.4.2).
     let signed: Vec<Field<'_>> = m.fields.iter().rev().filter(|f| o.signs(f.name)).cloned().collect();
     if !signed.iter().any(|f| f.name.eq_ignore_ascii_case("from")) {
@@ -160,8 +218,10 @@ pub fn sign(m: &mut Message<'_>, o: &Options, lists: &[&[DomainKey]], now_s: i64
     if let Some(after) = o.expire_after {
         tag(&format!("x={};", now_s.saturating_add(after.as_secs() as i64)), &mut out);
     }
-    if !o.query_method.is_empty() {
-        tag(&format!("q={};", o.query_method), &mut out);
+    let query_method = asked.map(|r| method(&r.query_method)).filter(|q| !q.is_empty());
+    let query_method = query_method.unwrap_or_else(|| o.query_method.clone());
+    if !query_method.is_empty() {
+        tag(&format!("q={query_method};"), &mut out);
     }
     if o.body_limit {
         tag(&format!("l={len};"), &mut out);

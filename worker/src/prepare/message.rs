@@ -11,6 +11,7 @@ use super::headers;
 use super::pattern_list::Subject;
 use crate::accept::command::{Mail, Rcpt, Refusal};
 use crate::config::Config;
+use crate::dkim::request;
 
 /// Where a message comes from.
 #[derive(Debug, Clone)]
@@ -57,6 +58,7 @@ pub fn prepare(
         smtputf8: mail.smtputf8,
         suppress_dsn: rules.suppress_local_dsn,
         source_type: from.source_type,
+        kept: 0,
         source_name: from.name.clone(),
         source_ip: from.ip.map(|i| i.to_string()).unwrap_or_default(),
         local_ip: from.local.map(|i| i.to_string()).unwrap_or_default(),
@@ -87,6 +89,7 @@ pub fn prepare(
     let (fields, end) = headers::parse(&content);
     let mut removed = Vec::new();
     let (mut hops, mut has_date, mut has_id) = (0u64, false, false);
+    let (mut dkim_options, mut dkim_key) = (None, None);
     for f in &fields {
         match f.name.to_ascii_lowercase().as_str() {
             "received" => hops += 1,
@@ -117,6 +120,19 @@ pub fn prepare(
                     removed.push(f.range.clone());
                 }
             }
+            "x-dkim-options" if rules.process_x_dkim_options => {
+                dkim_options = dkim_options.or(Some(f.value));
+                if !rules.retain_x_dkim_options {
+                    removed.push(f.range.clone());
+                }
+            }
+            // A private key leaves only where that is asked for, whether it is used or not.
+            "x-dkim-key" => {
+                dkim_key = dkim_key.or(Some(f.value)).filter(|_| rules.process_x_dkim_key);
+                if !rules.retain_x_dkim_key {
+                    removed.push(f.range.clone());
+                }
+            }
             "x-envid" if rules.process_x_envid => {
                 let envid = headers::unfolded(f.value);
                 e.envid = envid.chars().filter(|c| c.is_ascii_graphic()).take(100).collect();
@@ -137,7 +153,11 @@ pub fn prepare(
     if e.vmta.is_empty() {
         e.vmta = default_vmta(snapshot, rules, from);
     }
-    let mut head = Vec::with_capacity(end + 512);
+    // A key signs by the options that name its selector.
+    let dkim_key = dkim_key.filter(|_| dkim_options.is_some());
+    let (mut head, kept) = request::keep(dkim_options, dkim_key);
+    e.kept = kept;
+    head.reserve(end + 512);
     if rules.add_received_header {
         received(&mut head, &e, global, rules, from);
     }

@@ -33,7 +33,7 @@ pub fn wanted(e: &ArchivedEnvelope, recipient: u16, outcome: &Outcome) -> bool {
     }
     let Some(r) = e.recipients.get(usize::from(recipient)) else { return false };
     match outcome {
-        Outcome::Bounced => r.notify == 0 || r.notify & notify::FAILURE != 0,
+        Outcome::Bounced => r.notify & notify::GIVEN == 0 || r.notify & notify::FAILURE != 0,
         Outcome::Deferred => r.notify & notify::DELAY != 0,
         Outcome::Delivered => r.notify & notify::SUCCESS != 0,
     }

@@ -20,6 +20,7 @@ fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: 
         smtputf8: !to.is_ascii(),
         suppress_dsn: true,
         source_type: SourceType::Report,
+        kept: 0,
         source_name: global.host_name.clone(),
         source_ip: String::new(),
         local_ip: String::new(),

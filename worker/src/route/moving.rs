@@ -38,7 +38,7 @@ pub async fn move_out(shard: Rc<Shard>) {
             for (entry, due) in entries {
                 if !move_one(&shard, id, entry, due).await {
                     let batch = Batch::of(id, 0, entry);
-                    shard.scheduler.borrow_mut().retry(&batch, &batch.recipients, due);
+                    shard.scheduler.borrow_mut().hold(&batch, &batch.recipients, due, batch.attempts);
                 }
             }
         }
@@ -77,12 +77,13 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> boo
     let sequence = shard.handoffs.next_sequence();
     e.handoff = Some(HandoffId { origin: shard.number, sequence });
     e.asked = Some(owner);
-    e.moved = Some(Moved { due_unix_ms: due, delay_reports: state.delay_reports, last_reply: state.last_reply });
+    let (delay_reports, attempts) = (state.delay_reports, state.attempts);
+    e.moved = Some(Moved { due_unix_ms: due, delay_reports, attempts, last_reply: state.last_reply });
     let archive = Bytes::copy_from_slice(&ipc::frame::archive(&e));
     // An owner that had it on disk and whose answer was lost takes a repeat of the same
     // sequence for what it is, so the same one is offered until there is an answer.
     loop {
-        let answer = shard.handoffs.offer_kept(owner, sequence, archive.clone(), &content.body);
+        let answer = shard.handoffs.offer_kept(owner, sequence, archive.clone(), content.stored());
         if matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
             break;
         }

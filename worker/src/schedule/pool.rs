@@ -94,7 +94,7 @@ mod tests {
         for key in 0..n {
             let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
             let slot = s.add("", m);
-            s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50 }, 0, 0);
+            s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, 0);
         }
         (s, id, paths)
     }

@@ -17,7 +17,7 @@ use crate::connect::tls::Parameters;
 /// Number of a queue within its shard.
 pub type QueueId = usize;
 
-/// Recipients `start..end` of a message that share a priority. 12 bytes, for memory is what a
+/// Recipients `start..end` of a message that share a priority and a past. 12 bytes, for memory is what a
 /// deep queue costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
@@ -29,6 +29,8 @@ pub struct Entry {
     pub end: u16,
     /// 0 to 100; the highest goes first.
     pub priority: u8,
+    /// Attempts made so far, up to 255.
+    pub attempts: u8,
 }
 
 impl Entry {

@@ -171,7 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn entry(slot: u32, priority: u8) -> Entry {
-        Entry { slot, start: 0, end: 1, priority }
+        Entry { slot, start: 0, end: 1, priority, attempts: 0 }
     }
 
     fn order(r: &mut Ready) -> Vec<u32> {
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn an_entry_that_is_split_keeps_its_place_in_its_job() {
         let mut r = Ready::default();
-        r.push(1, Entry { slot: 0, start: 0, end: 5, priority: 50 });
+        r.push(1, Entry { slot: 0, start: 0, end: 5, priority: 50, attempts: 0 });
         r.push(2, entry(1, 50));
         let mut all = Vec::new();
         while let Some((job, e)) = r.next(|_| true) {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use ipc::message::ArchivedEnvelope;
 use ipc::message::{origin_part, queue_part};
 use ipc::rules::{DomainRules, Rate};
 use rkyv::util::AlignedVec;
@@ -17,6 +18,7 @@ use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId};
 use super::rate::Pace;
 use crate::deliver::signing::Signed;
+use crate::dkim::request::{self, Request};
 
 /// Messages whose contents are freed at once.
 const CONTENTS_DROPPED_MAX: usize = 10_000;
@@ -29,8 +31,12 @@ pub type Slot = u32;
 pub struct Content {
     /// Archived [`ipc::message::Envelope`], validated.
     pub envelope: AlignedVec<16>,
-    /// Header as changed, and the rest.
+    /// Header as changed, and the rest, as it goes out.
     pub body: [Bytes; 2],
+    /// What it asks of its signature.
+    pub dkim: Option<Request>,
+    /// The content with the fields that are kept in front.
+    stored: [Bytes; 2],
     /// The same behind its DKIM signatures, by what asked for them: signed once for all recipients
     /// and attempts as long as it is held.
     pub signed: RefCell<Vec<Signed>>,
@@ -39,7 +45,15 @@ pub struct Content {
 impl Content {
     /// What was stored.
     pub fn new(envelope: AlignedVec<16>, body: [Bytes; 2]) -> Content {
-        Content { envelope, body, signed: RefCell::default() }
+        let kept = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope).map_or(0, |e| e.kept);
+        let stored = body.clone();
+        let (body, dkim) = request::part(body, kept);
+        Content { envelope, body, dkim, stored, signed: RefCell::default() }
+    }
+
+    /// The content as it is stored.
+    pub fn stored(&self) -> &[Bytes; 2] {
+        &self.stored
     }
 }
 
@@ -74,6 +88,8 @@ pub struct Batch {
     pub key: u64,
     /// Priority that they share.
     pub priority: u8,
+    /// Attempts made before.
+    pub attempts: u8,
     /// It counts among its path's mail below `reserved-priority`.
     pub ordinary: bool,
     /// Indexes of the recipients.
@@ -84,7 +100,7 @@ impl Batch {
     /// All of an entry that was taken out of its queue.
     pub fn of(queue: QueueId, key: u64, e: Entry) -> Batch {
         let recipients = (e.start..e.end).collect();
-        Batch { queue, slot: e.slot, key, priority: e.priority, ordinary: false, recipients }
+        Batch { queue, slot: e.slot, key, priority: e.priority, attempts: e.attempts, ordinary: false, recipients }
     }
 }
 
@@ -507,9 +523,14 @@ impl Scheduler {
 
     /// Recipients got a reply of their own that asks to come back.
     pub fn retry(&mut self, batch: &Batch, recipients: &[u16], due_ms: i64) {
+        self.hold(batch, recipients, due_ms, batch.attempts.saturating_add(1));
+    }
+
+    /// Recipients wait until then, after so many attempts.
+    pub fn hold(&mut self, batch: &Batch, recipients: &[u16], due_ms: i64, attempts: u8) {
         self.back(batch.queue, batch.slot);
         for entry in ranges(batch, recipients) {
-            self.wait(batch.queue, entry, due_ms);
+            self.wait(batch.queue, Entry { attempts, ..entry }, due_ms);
         }
         self.drop_content(batch.slot);
     }
@@ -698,7 +719,13 @@ fn ranges(batch: &Batch, recipients: &[u16]) -> Vec<Entry> {
     for r in recipients {
         match all.last_mut() {
             Some(e) if e.end == *r => e.end += 1,
-            _ => all.push(Entry { slot: batch.slot, start: *r, end: r + 1, priority: batch.priority }),
+            _ => all.push(Entry {
+                slot: batch.slot,
+                start: *r,
+                end: r + 1,
+                priority: batch.priority,
+                attempts: batch.attempts,
+            }),
         }
     }
     all
@@ -730,7 +757,7 @@ pub(super) mod tests {
             "",
             Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, job: 0, content: None },
         );
-        s.enqueue(id, Entry { slot, start: 0, end: n, priority: 50 }, 0, 0);
+        s.enqueue(id, Entry { slot, start: 0, end: n, priority: 50, attempts: 0 }, 0, 0);
         (s, id)
     }
 
@@ -789,7 +816,7 @@ pub(super) mod tests {
             "",
             Message { key: 2, received_ms: 300, body_len: 1, left: 1, notify_delay: true, job: 0, content: None },
         );
-        s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50 }, 9000, 400);
+        s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 9000, 400);
         let mut told = |now| s.delayed(id, now).into_iter().map(|(e, due)| (e.slot, due)).collect::<Vec<_>>();
         assert_eq!(told(999), []);
         assert_eq!(told(1000), [(0, 0)]);
@@ -853,7 +880,7 @@ pub(super) mod tests {
         for key in 0..3 {
             let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
             let slot = s.add("", m);
-            s.enqueue(other, Entry { slot, start: 0, end: 1, priority: 50 }, 0, 0);
+            s.enqueue(other, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, 0);
         }
         let mut from = Vec::new();
         while let Next::Send(b) = next(&mut s, 0, 0) {

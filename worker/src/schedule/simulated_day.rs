@@ -157,7 +157,7 @@ fn day(seed: u64, adaptive: bool) -> Day {
             let m =
                 Message { key, received_ms: at, body_len: 1000, left: 1, notify_delay: false, job: 0, content: None };
             let slot = s.add("", m);
-            s.enqueue(paths[r].0, Entry { slot, start: 0, end: 1, priority: 50 }, 0, now);
+            s.enqueue(paths[r].0, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, now);
         }
         s.due(now);
         for (r, (queue, of_queue)) in paths.iter().enumerate() {

@@ -67,7 +67,7 @@ impl World {
         let split = self.dice.below(u64::from(n) + 1) as u16;
         for (start, end) in [(0, split), (split, n)].into_iter().filter(|(a, b)| a < b) {
             let id = queues[self.dice.below(queues.len() as u64) as usize];
-            self.s.enqueue(id, Entry { slot, start, end, priority: 50 }, 0, self.now_ms);
+            self.s.enqueue(id, Entry { slot, start, end, priority: 50, attempts: 0 }, 0, self.now_ms);
         }
     }
 

@@ -3,9 +3,9 @@
 use ipc::layers::{Named, Profile, Scope};
 use ipc::reply_rules::{ReplyList, ReplyRule};
 use ipc::rules::{Setting, SourceKey, Value};
-use ipc::snapshot::{Accounting, BouncePattern, Pool, Source, SpoolDirectory, VirtualMta};
+use ipc::snapshot::{BouncePattern, Pool, Source, SpoolDirectory, VirtualMta};
 
-use super::super::{composite, records, reply_rule};
+use super::super::{composite, reply_rule};
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
 impl<'s> Compiler<'s> {
@@ -33,6 +33,8 @@ impl<'s> Compiler<'s> {
             "profile" => self.profile(s),
             "smtp-pattern-list" => self.reply_list(s),
             "pattern-list" => self.pattern_list(s),
+            "domain-key-list" => self.domain_key_list(s),
+            "address-list" | "suppression-list" => self.address_list(s),
             "bounce-category-patterns" => self.bounce_patterns(s),
             "mx-rollup-list" => self.rollup_list(s),
             "dns" => self.dns(s),
@@ -361,52 +363,5 @@ impl<'s> Compiler<'s> {
             }
         }
         false
-    }
-
-    fn accounting(&mut self, s: &'s Statement) {
-        let pipe = s.value.starts_with('|');
-        let mut a = Accounting {
-            path: s.value.to_string(),
-            records: vec!["d".into(), "b".into()],
-            max_size: 250 << 20,
-            delete_after_ms: 8 * 86_400_000,
-            iso_times: true,
-            ..Default::default()
-        };
-        for i in &s.inside {
-            match (&*i.name, self.check("acct-file", i).and_then(Accepted::in_force)) {
-                ("records", Some(Value::TextList(l))) => a.records = self.records(i, &l),
-                ("move-to", Some(Value::Text(t))) => a.move_to = t,
-                ("move-interval", Some(Value::Millis(n))) => a.move_interval_ms = n,
-                ("max-size", Some(Value::Number(n))) => a.max_size = n,
-                ("delete-after", Some(Value::Millis(n))) => a.delete_after_ms = n,
-                ("iso-times", Some(Value::Flag(b))) => a.iso_times = b,
-                ("world-readable", Some(Value::Flag(b))) => a.world_readable = b,
-                _ => {}
-            }
-        }
-        if let Some(i) = s.inside.iter().find(|i| &*i.name == "move-interval").filter(|_| a.move_to.is_empty()) {
-            self.warning(i.at, "no-effect", "move-interval is ignored without move-to", "add move-to FOLDER");
-        }
-        if pipe {
-            return self.warning(s.at, "pending", "<acct-file> with a program is not in force yet", "");
-        }
-        if self.snapshot.accounting.iter().any(|o| o.path == a.path) {
-            return self.error(s.value_at, "duplicate", format!("<acct-file {}> is given twice", a.path), "");
-        }
-        self.snapshot.accounting.push(a);
-    }
-
-    /// Types that are written; a type given twice counts once.
-    fn records(&mut self, s: &Statement, words: &[String]) -> Vec<String> {
-        let mut all: Vec<String> = Vec::new();
-        for word in words {
-            match records::record_type(word) {
-                Some(t @ ("d" | "b" | "t" | "r")) if !all.iter().any(|x| x == t) => all.push(t.into()),
-                Some("d" | "b" | "t" | "r") | None => {}
-                Some(t) => self.warning(s.value_at, "pending", format!("records of type {t} are not written yet"), ""),
-            }
-        }
-        all
     }
 }

@@ -7,7 +7,7 @@ use ipc::layers::{Named, Scope};
 use ipc::message::normalise_domain;
 use ipc::rules::{DomainKey, Value};
 use ipc::shard_map::Spread;
-use ipc::snapshot::{Listener, PoolMember, SpoolDirectory};
+use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 
 use super::super::{directives, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
@@ -272,6 +272,12 @@ impl<'s> Compiler<'s> {
             if !a.move_to.is_empty() {
                 a.move_to = below(&a.move_to);
             }
+        }
+        // Receipts name the pool in place of the virtual MTA where one was chosen.
+        let pools: Vec<String> = s.pools.iter().map(|p| p.name.clone()).collect();
+        let shows_pool = |r: &RecordFields| r.record == "r" && r.fields.iter().any(|f| f == "vmtaPool");
+        for a in s.accounting.iter_mut().filter(|a| a.fields.iter().any(shows_pool)) {
+            a.pools.clone_from(&pools);
         }
         for l in s.listeners.iter_mut().filter(|l| l.tls_pem.is_empty()) {
             l.tls_pem.clone_from(&self.tls_pem);

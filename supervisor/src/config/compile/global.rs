@@ -165,6 +165,21 @@ impl Compiler<'_> {
     }
 
     /// A `domain-key` whose file holds a key that can be used.
+    /// `<domain-key-list>`; one that is defined again goes on.
+    pub(super) fn domain_key_list(&mut self, s: &Statement) {
+        let mut keys = Vec::new();
+        for i in &s.inside {
+            if let Some(Value::Text(t)) = self.check("domain-key-list", i).and_then(Accepted::in_force) {
+                keys.extend(self.domain_key(i, &t));
+            }
+        }
+        let name = s.value.to_lowercase();
+        match self.snapshot.domain_key_lists.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, known)) => known.extend(keys),
+            None => self.snapshot.domain_key_lists.push((name, keys)),
+        }
+    }
+
     pub(super) fn domain_key(&mut self, s: &Statement, text: &str) -> Option<DomainKey> {
         let (selector, domain, path) = composite::domain_key(text).ok()?;
         if !self.has_pem(path) {

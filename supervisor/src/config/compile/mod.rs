@@ -1,5 +1,7 @@
 //! Statements to a snapshot; everything that is wrong is collected on the way.
 
+mod accounting;
+mod address_list;
 mod blocks;
 mod finish;
 mod global;
@@ -211,7 +213,8 @@ impl<'s> Compiler<'s> {
     }
 
     fn problem(&mut self, s: &Statement, p: Problem) {
-        if SECRETS.contains(&&*s.name) && !s.value.is_empty() {
+        // What is wrong with a key is said without the key.
+        if SECRETS.contains(&&*s.name) && !s.value.is_empty() && p.code != "bad-key" {
             let help = "the value is not repeated here; one that holds blanks stands in quotes";
             return self.error(s.at, p.code, format!("{}: the value is not valid", s.name), help);
         }
@@ -385,10 +388,6 @@ impl<'s> Compiler<'s> {
         if matches!(&*s.name, "dkim-algorithm" | "second-dkim-algorithm") && value == "rsa-sha1" {
             let message = "rsa-sha1 is not allowed any more (RFC 8301): mail is signed by rsa-sha256";
             self.warning(s.value_at, "obsolete", message, "write rsa-sha256");
-        }
-        if &*s.name == "dkim-sign" && value == "if-x-dkim-options-present" {
-            let message = "dkim-sign if-x-dkim-options-present is not in force yet: no mail is signed by it";
-            self.warning(s.value_at, "pending", message, "");
         }
     }
 

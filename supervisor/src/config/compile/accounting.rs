@@ -1,0 +1,137 @@
+//! `<acct-file>`: which rows go where, and with which columns.
+
+use ipc::rules::Value;
+use ipc::snapshot::{Accounting, RecordFields};
+use worker::account::field;
+
+use super::super::records;
+use super::super::syntax::Statement;
+use super::{Accepted, Compiler};
+
+/// Record types that something writes.
+const WRITTEN: [&str; 5] = ["d", "b", "t", "tq", "r"];
+/// Characters of a command that its buffer's folder is named by.
+const FOLDER_NAME_MAX: usize = 80;
+
+impl<'s> Compiler<'s> {
+    pub(super) fn accounting(&mut self, s: &'s Statement) {
+        let mut a = Accounting {
+            path: s.value.to_string(),
+            max_size: 250 << 20,
+            delete_after_ms: 8 * 86_400_000,
+            iso_times: true,
+            retry_interval_ms: 300_000,
+            write_timeout_ms: 60_000,
+            privacy: "retain".into(),
+            min_free_space: 16 << 20,
+            ..Default::default()
+        };
+        let mut named: Vec<&'static str> = vec!["d", "b"];
+        let mut types = named.clone();
+        let mut asked: Vec<(&'s Statement, &'static str, Vec<String>)> = Vec::new();
+        let mut mapped = Vec::new();
+        for i in &s.inside {
+            match (&*i.name, self.check("acct-file", i).and_then(Accepted::in_force)) {
+                ("records", Some(Value::TextList(l))) => {
+                    named = l.iter().filter_map(|w| records::record_type(w)).collect();
+                    types = self.written(i, &named);
+                }
+                ("record-fields", Some(Value::Text(t))) => {
+                    asked.extend(records::fields(&t).ok().map(|(record, fields)| (i, record, fields)));
+                }
+                ("map-header-to-field", Some(Value::Text(t))) => {
+                    mapped.extend(
+                        records::header_map(&t).ok().map(|(r, header, field)| (i, r, header.to_owned(), field)),
+                    );
+                }
+                ("queue-filter", Some(Value::Text(t))) => a.filter = records::queue_filter(&t).unwrap_or_default(),
+                ("move-to", Some(Value::Text(t))) => a.move_to = t,
+                ("move-interval", Some(Value::Millis(n))) => a.move_interval_ms = n,
+                ("min-free-space", Some(Value::Number(n))) => a.min_free_space = n,
+                ("max-size", Some(Value::Number(n))) => a.max_size = n,
+                ("delete-after", Some(Value::Millis(n))) => a.delete_after_ms = n,
+                ("retry-interval", Some(Value::Millis(n))) => a.retry_interval_ms = n,
+                ("write-timeout", Some(Value::Millis(n))) => a.write_timeout_ms = n,
+                ("iso-times", Some(Value::Flag(b))) => a.iso_times = b,
+                ("world-readable", Some(Value::Flag(b))) => a.world_readable = b,
+                ("count-moved-records", Some(Value::Flag(b))) => a.count_moved_records = b,
+                ("format", Some(Value::Number(n))) => a.json = n == 1,
+                ("user-string", Some(Value::Text(t))) => a.user_string = unquoted(&t).to_owned(),
+                ("privacy-policy", Some(Value::Text(t))) => a.privacy = t,
+                _ => {}
+            }
+        }
+        for (i, record, fields) in &asked {
+            if !named.contains(record) {
+                let text = format!("the file takes no records of type {record}");
+                self.warning(i.value_at, "no-effect", text, "name it in records");
+            } else if fields.iter().any(|f| f == "rcvSmtpUser") {
+                let text = "rcvSmtpUser stays empty: listeners offer no AUTH yet";
+                self.warning(i.value_at, "pending", text, "");
+            }
+        }
+        for (i, record, ..) in mapped.iter().filter(|(_, r, ..)| !named.contains(r)) {
+            self.warning(i.value_at, "no-effect", format!("the file takes no records of type {record}"), "");
+        }
+        a.fields = types
+            .iter()
+            .map(|t| {
+                // The last line for a type counts.
+                let own = asked.iter().rev().find(|(_, r, _)| r == t).map(|(_, _, fields)| fields.clone());
+                let default = || field::native(field::kind_of(t).unwrap_or_default());
+                let fields = own.unwrap_or_else(|| default().iter().map(|f| (*f).to_owned()).collect());
+                let of_type = mapped.iter().filter(|(_, r, ..)| r == t);
+                let headers = of_type.map(|(_, _, header, field)| (header.clone(), field.clone())).collect();
+                RecordFields { record: (*t).to_owned(), fields, headers }
+            })
+            .collect();
+        for (name, only) in
+            [("retry-interval", true), ("write-timeout", true), ("move-to", false), ("delete-after", false)]
+        {
+            if let Some(i) = s.inside.iter().find(|i| &*i.name == name).filter(|_| only != s.value.starts_with('|')) {
+                let of = if only { "a program that reads the rows (|command)" } else { "files, not for a program" };
+                self.warning(i.at, "no-effect", format!("{name} is for {of}"), "");
+            }
+        }
+        if let Some(i) = s.inside.iter().find(|i| &*i.name == "move-interval").filter(|_| a.move_to.is_empty()) {
+            self.warning(i.at, "no-effect", "move-interval is ignored without move-to", "add move-to FOLDER");
+        }
+        if let Some(command) = s.value.strip_prefix('|') {
+            a.program = command.trim().to_owned();
+            a.move_to = String::new();
+            if a.program.is_empty() {
+                let help = "as in <acct-file \"|/usr/local/bin/feed --all\">";
+                return self.error(s.value_at, "bad-value", "a command expected behind |", help);
+            }
+            a.path = format!("acct/pipes/{}/rows.csv", folder_name(&a.program));
+        }
+        if self.snapshot.accounting.iter().any(|o| o.path == a.path) {
+            return self.error(s.value_at, "duplicate", format!("<acct-file {}> is given twice", &*s.value), "");
+        }
+        self.snapshot.accounting.push(a);
+    }
+
+    /// Types that are written; a type given twice counts once.
+    fn written(&mut self, s: &Statement, named: &[&'static str]) -> Vec<&'static str> {
+        let mut all: Vec<&'static str> = Vec::new();
+        for t in named {
+            if !WRITTEN.contains(t) {
+                self.warning(s.value_at, "pending", format!("records of type {t} are not written yet"), "");
+            } else if !all.contains(t) {
+                all.push(t);
+            }
+        }
+        all
+    }
+}
+
+fn unquoted(text: &str) -> &str {
+    text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text)
+}
+
+/// What a command's buffer is called: its letters and digits, and whatever tells it from others.
+fn folder_name(command: &str) -> String {
+    let plain: String = command.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let short: String = plain.trim_matches('-').chars().take(FOLDER_NAME_MAX).collect();
+    format!("{short}-{:08x}", crc32c::crc32c(command.as_bytes()))
+}

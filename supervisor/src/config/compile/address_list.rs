@@ -1,0 +1,50 @@
+//! `<address-list>`, by some configurations called `<suppression-list>`.
+
+use ipc::rules::Value;
+use ipc::snapshot::AddressList;
+
+use super::{Accepted, Compiler, Statement};
+
+impl<'s> Compiler<'s> {
+    /// A list at top level; one that is defined again goes on.
+    pub(super) fn address_list(&mut self, s: &'s Statement) {
+        let mut list = AddressList { name: s.value.to_lowercase(), ..Default::default() };
+        for i in &s.inside {
+            match (&*i.name, self.check("address-list", i).and_then(Accepted::in_force)) {
+                ("domain", Some(Value::Text(t))) => list.domains.push(t.to_lowercase()),
+                ("address", Some(Value::Text(t))) => self.listed_address(i, &t, &mut list),
+                ("address-file", Some(Value::Text(path))) => {
+                    // Whether it can be read was checked with the value.
+                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+                        self.listed_address(i, line, &mut list);
+                    }
+                }
+                _ => {}
+            }
+        }
+        match self.snapshot.address_lists.iter_mut().find(|l| l.name == list.name) {
+            Some(l) => {
+                l.domains.append(&mut list.domains);
+                l.addresses.append(&mut list.addresses);
+                l.expressions.append(&mut list.expressions);
+            }
+            None => self.snapshot.address_lists.push(list),
+        }
+    }
+
+    /// An address, a local part, `@domain`, or an expression between slashes.
+    fn listed_address(&mut self, s: &Statement, text: &str, list: &mut AddressList) {
+        if let Some(inner) = text.strip_prefix('/') {
+            let between = inner.rsplit_once('/').map_or(inner, |(e, _)| e);
+            match worker::classify::expression::compile(between) {
+                Ok(_) => list.expressions.push(between.to_owned()),
+                Err(e) => self.error(s.value_at, "bad-value", format!("{text}: {e}"), ""),
+            }
+        } else if let Some(domain) = text.strip_prefix('@') {
+            list.domains.push(domain.to_lowercase());
+        } else {
+            list.addresses.push(text.to_lowercase());
+        }
+    }
+}

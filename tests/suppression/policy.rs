@@ -1,0 +1,115 @@
+//! Lists that replies fill.
+
+use std::time::Duration;
+
+use tests::engine::Engine;
+use tests::eventually;
+use tests::receiver::Receiver;
+
+use super::{row, send, sluice};
+
+/// What the lists say of an address.
+fn entries(engine: &Engine, address: &str) -> Vec<serde_json::Value> {
+    serde_json::from_str(&sluice(engine, &["suppress", "list", address, "--json"])).unwrap()
+}
+
+#[test]
+fn refusals_of_the_mailbox_suppress_and_those_of_the_sender_never() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        2,
+        &format!(
+            "<domain *>\n {}\n suppress-on bad-mailbox,inactive-mailbox,quota-issues,policy-related\n</domain>",
+            r.hosts()
+        ),
+    );
+    for (i, (reply, suppressed)) in [
+        ("550 5.1.1 no such user here", true),
+        ("550 5.2.1 The email account that you tried to reach is disabled", true),
+        ("550 5.7.1 Service unavailable; client [192.0.2.1] blocked using zen.spamhaus.org", false),
+        ("550 5.7.1 message rejected due to low reputation of the sender", false),
+        ("421 4.7.28 unusual rate of mail from your address", false),
+        ("452 4.2.2 mailbox full", false),
+        ("550 5.1.1 <u@d.test> user unknown; rejected because of too many bad recipients from your IP", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        r.script(|s| s.rcpt_reply = Some((reply, None)));
+        let to = format!("u{i}@d{i}.test");
+        assert_eq!(send(&engine, &[&to], "").0, 250);
+        row(&engine, if reply.starts_with('5') { "b" } else { "t" }, &to);
+        if suppressed {
+            eventually("it is suppressed", Duration::from_secs(2), || !entries(&engine, &to).is_empty());
+            let e = &entries(&engine, &to)[0];
+            assert_eq!(
+                (&e["source"], &e["list"], &e["expires"]),
+                (&"policy".into(), &"global".into(), &serde_json::Value::Null)
+            );
+            eventually("in every shard", Duration::from_secs(1), || send(&engine, &[&to], "").0 == 550);
+        } else {
+            std::thread::sleep(Duration::from_millis(700));
+            assert!(entries(&engine, &to).is_empty(), "{reply}");
+        }
+    }
+}
+
+#[test]
+fn as_many_refusals_as_asked_for_within_the_time_are_needed_also_across_restarts() {
+    let r = Receiver::start();
+    let mut engine = Engine::start(
+        2,
+        &format!(
+            "<virtual-mta v1>\n</virtual-mta>\n<domain *>\n {}\n suppress-on quota-issues\n suppress-after 3/1h\n suppress-for 3s\n suppress-in virtual-mta\n</domain>",
+            r.hosts()
+        ),
+    );
+    r.script(|s| s.rcpt_reply = Some(("552 5.2.2 mailbox full", None)));
+    let bounces = |engine: &Engine| {
+        let lines = tests::accounting::lines(engine.path());
+        lines.iter().filter(|l| l.starts_with("b,") && l.contains("quota-issues")).count()
+    };
+    for n in 1..=3 {
+        assert_eq!(send(&engine, &["u@d.test"], "X-Virtual-MTA: v1\r\n").0, 250);
+        eventually("it bounces", Duration::from_secs(10), || bounces(&engine) == n);
+        std::thread::sleep(Duration::from_millis(600));
+        if n < 3 {
+            assert!(entries(&engine, "u@d.test").is_empty());
+        }
+        if n == 2 {
+            engine.kill_all();
+            engine.start_again();
+        }
+    }
+    eventually("the third suppresses", Duration::from_secs(2), || !entries(&engine, "u@d.test").is_empty());
+    assert_eq!(entries(&engine, "u@d.test")[0]["list"], "virtual-mta:v1");
+    assert_eq!(send(&engine, &["u@d.test"], "X-Virtual-MTA: v1\r\n").0, 250);
+    let last = row(&engine, "b", "u@d.test");
+    assert_eq!(last[4], "u@d.test");
+    eventually("it is suppressed by v1", Duration::from_secs(5), || {
+        tests::accounting::lines(engine.path()).iter().any(|l| l.contains(",suppressed,"))
+    });
+    // And ends by itself.
+    std::thread::sleep(Duration::from_millis(3200));
+    assert!(entries(&engine, "u@d.test").is_empty());
+    r.script(|s| s.rcpt_reply = None);
+    assert_eq!(send(&engine, &["u@d.test"], "X-Virtual-MTA: v1\r\n").0, 250);
+    row(&engine, "d", "u@d.test");
+}
+
+#[test]
+fn categories_that_are_not_of_mailboxes_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    for (category, code) in
+        [("spam-related", 2), ("authentication-failure", 2), ("bad-mailbox,spam-related", 2), ("bad-mailbox,mine", 0)]
+    {
+        let file = dir.path().join("a.conf");
+        std::fs::write(&file, format!("postmaster a@b.test\n<domain *>\n suppress-on {category}\n</domain>\n"))
+            .unwrap();
+        let out =
+            std::process::Command::new(tests::engine::binary()).args(["config", "check"]).arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        assert_eq!(out.status.code(), Some(code), "{category}: {text}");
+        assert_eq!(text.contains("suppress nobody"), code == 2, "{text}");
+    }
+}

@@ -1,0 +1,287 @@
+//! The fields of accounting records: what each type of record has, in which order, and which of
+//! them a file shows (PowerMTA 5.0's names; our own are marked in the table).
+
+/// Types of records by the byte that stands for them in the log, and their names in files.
+pub const KINDS: [(u8, &str); 8] =
+    [(b'd', "d"), (b'b', "b"), (b't', "t"), (b'q', "tq"), (b'r', "r"), (b'R', "rb"), (b'S', "rs"), (b'f', "f")];
+
+/// The byte of a record type's short name.
+pub fn kind_of(name: &str) -> Option<u8> {
+    KINDS.iter().find(|(_, n)| *n == name).map(|(k, _)| *k)
+}
+
+/// The short name of a record type.
+pub fn name_of(kind: u8) -> &'static str {
+    KINDS.iter().find(|(k, _)| *k == kind).map_or("", |(_, n)| n)
+}
+
+/// Fields that the log holds with a row, in this order; new ones go to the end, for rows in logs
+/// have those that there were when they were written.
+pub const STORED: [&str; 32] = [
+    "orig",
+    "rcpt",
+    "orcpt",
+    "dsnAction",
+    "dsnStatus",
+    "dsnDiag",
+    "dsnMta",
+    "bounceCat",
+    "srcType",
+    "srcMta",
+    "dlvType",
+    "dlvSourceIp",
+    "dlvDestinationIp",
+    "dlvEsmtpAvailable",
+    "dlvSize",
+    "vmta",
+    "jobId",
+    "envId",
+    "queue",
+    "vmtaPool",
+    "dlvTlsProtocol",
+    "dlvTlsCipher",
+    "dlvTlsVerified",
+    "dlvTlsPolicy",
+    "rcvSourceIp",
+    "rcvDestinationIp",
+    "messageId",
+    "shard",
+    "attempt",
+    "msQueued",
+    "msConnect",
+    "msTransaction",
+];
+
+/// Fields whose values are numbers, for JSON.
+const NUMBERS: &[&str] =
+    &["totalSecondsQueued", "dlvSize", "shard", "attempt", "msQueued", "msConnect", "msTransaction"];
+
+/// Our own fields that cost something to know: they are put into rows only when a file shows one.
+pub const OWN: &[&str] = &["messageId", "shard", "attempt", "msQueued", "msConnect", "msTransaction"];
+
+/// What `*` stands for, in the order of a file of this type alone.
+pub fn native(kind: u8) -> &'static [&'static str] {
+    match kind {
+        b'd' | b'b' | b't' => &[
+            "timeLogged",
+            "timeQueued",
+            "orig",
+            "rcpt",
+            "orcpt",
+            "dsnAction",
+            "dsnStatus",
+            "dsnDiag",
+            "dsnMta",
+            "bounceCat",
+            "srcType",
+            "srcMta",
+            "dlvType",
+            "dlvSourceIp",
+            "dlvDestinationIp",
+            "dlvEsmtpAvailable",
+            "dlvSize",
+            "vmta",
+            "jobId",
+            "envId",
+            "queue",
+            "vmtaPool",
+        ],
+        b'q' => &[
+            "timeLogged",
+            "dsnStatus",
+            "dsnDiag",
+            "dsnMta",
+            "dlvType",
+            "dlvSourceIp",
+            "dlvDestinationIp",
+            "vmta",
+            "queue",
+        ],
+        b'r' => &[
+            "timeLogged",
+            "orig",
+            "rcpt",
+            "orcpt",
+            "srcType",
+            "srcMta",
+            "rcvSourceIp",
+            "rcvDestinationIp",
+            "vmta",
+            "jobId",
+            "envId",
+        ],
+        b'R' => &[
+            "timeLogged",
+            "orig",
+            "rcpt",
+            "orcpt",
+            "dsnStatus",
+            "dsnDiag",
+            "dsnMta",
+            "dsnReportingMta",
+            "bounceCat",
+            "srcType",
+            "srcMta",
+            "envId",
+            "format",
+        ],
+        b'S' => &[
+            "timeLogged",
+            "orig",
+            "rcpt",
+            "orcpt",
+            "dsnAction",
+            "dsnStatus",
+            "dsnDiag",
+            "dsnMta",
+            "bounceCat",
+            "srcType",
+            "srcMta",
+            "envId",
+            "format",
+        ],
+        b'f' => &[
+            "timeLogged",
+            "repSourceIp",
+            "feedbackType",
+            "format",
+            "userAgent",
+            "envId",
+            "orig",
+            "rcpt",
+            "reportingMta",
+            "dlvSourceIp",
+            "reportedDomain",
+            "header_From",
+            "header_Return-Path",
+            "header_X-job",
+            "header_Subject",
+        ],
+        _ => &[],
+    }
+}
+
+/// What a file may ask for beside those; the second half are our own.
+fn on_request(kind: u8) -> &'static [&'static str] {
+    match kind {
+        b'd' | b'b' | b't' => &[
+            "totalSecondsQueued",
+            "rcvSmtpUser",
+            "userString",
+            "dlvTlsProtocol",
+            "dlvTlsCipher",
+            "dlvTlsVerified",
+            "dlvTlsPolicy",
+            "messageId",
+            "shard",
+            "attempt",
+            "msQueued",
+            "msConnect",
+            "msTransaction",
+        ],
+        b'q' => &["userString", "shard"],
+        b'r' => &["vmtaPool", "rcvSmtpUser", "userString", "messageId", "shard"],
+        _ => &[],
+    }
+}
+
+/// Every field of any record, as the files name it.
+pub fn all() -> impl Iterator<Item = &'static str> {
+    let mut seen: Vec<&'static str> = vec!["type"];
+    for (kind, _) in KINDS {
+        for f in native(kind).iter().chain(on_request(kind)).filter(|f| !f.starts_with("header_")) {
+            if !seen.contains(f) {
+                seen.push(f);
+            }
+        }
+    }
+    seen.into_iter()
+}
+
+/// The field of that name that records of `kind` have, as files name it; names count in any
+/// case. Headers (`header_X`, of complaints `arf_X` too) keep the case they are asked for in.
+pub fn of_kind(kind: u8, name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let header = lower.strip_prefix("header_").filter(|_| kind != b'q');
+    let arf = lower.strip_prefix("arf_").filter(|_| kind == b'f');
+    if header.or(arf).is_some_and(|h| !h.is_empty()) {
+        return Some(name.to_owned());
+    }
+    let known = native(kind).iter().chain(on_request(kind)).find(|f| f.eq_ignore_ascii_case(name));
+    known.map(|f| (*f).to_owned())
+}
+
+/// Whether its values are numbers.
+pub fn is_number(name: &str) -> bool {
+    NUMBERS.contains(&name)
+}
+
+/// The fields that `record-fields` asks for with `list`, in the order of columns.
+///
+/// # Errors
+/// The item that is no field of such records.
+pub fn asked<'a>(kind: u8, list: impl Iterator<Item = &'a str> + Clone) -> Result<Vec<String>, &'a str> {
+    let left_out = |i: &&str| i.starts_with('!');
+    // A list that only leaves out leaves out of the default.
+    let mut all: Vec<String> = Vec::new();
+    if list.clone().all(|i| left_out(&i)) {
+        all.extend(native(kind).iter().map(|f| (*f).to_owned()));
+    }
+    let mut star = false;
+    for item in list.clone().filter(|i| !left_out(i) && !i.eq_ignore_ascii_case("type")) {
+        let new = match item {
+            "*" => native(kind).iter().map(|f| (*f).to_owned()).collect(),
+            i => vec![of_kind(kind, i).ok_or(i)?],
+        };
+        star |= item == "*";
+        for f in new {
+            if all.iter().any(|a| a.eq_ignore_ascii_case(&f)) {
+                continue;
+            }
+            // The one addition to the default that has a place in it.
+            let queued = all.iter().position(|a| a == "timeQueued").filter(|_| star && f == "totalSecondsQueued");
+            all.insert(queued.map_or(all.len(), |i| i + 1), f);
+        }
+    }
+    for item in list.filter(left_out) {
+        let field = of_kind(kind, &item[1..]).ok_or(item)?;
+        all.retain(|f| !f.eq_ignore_ascii_case(&field));
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn list(kind: u8, text: &str) -> Result<String, String> {
+        asked(kind, text.split(',')).map(|f| f.join(",")).map_err(str::to_owned)
+    }
+
+    #[test]
+    fn lists_replace_extend_and_leave_out() {
+        assert_eq!(list(b'd', "timelogged,RCPT,envid").unwrap(), "timeLogged,rcpt,envId");
+        let all = list(b'd', "*,!orcpt,header_X-Id,totalSecondsQueued").unwrap();
+        assert!(all.starts_with("timeLogged,timeQueued,totalSecondsQueued,orig,rcpt,dsnAction"));
+        assert!(all.ends_with("vmtaPool,header_X-Id"));
+        assert_eq!(
+            list(b'q', "!dsnMta,!vmta").unwrap(),
+            "timeLogged,dsnStatus,dsnDiag,dlvType,dlvSourceIp,dlvDestinationIp,queue"
+        );
+        assert_eq!(list(b'r', "type,rcpt,rcpt").unwrap(), "rcpt");
+        assert_eq!(list(b'r', "dsnDiag"), Err("dsnDiag".into()));
+        assert_eq!(list(b'q', "header_X"), Err("header_X".into()));
+        assert_eq!(list(b'd', "header_"), Err("header_".into()));
+    }
+
+    #[test]
+    fn every_field_of_outcomes_and_receipts_is_stored_or_made() {
+        let made = ["timeLogged", "timeQueued", "totalSecondsQueued", "userString", "rcvSmtpUser"];
+        for kind in [b'd', b'q', b'r'] {
+            for f in native(kind).iter().chain(on_request(kind)) {
+                assert!(STORED.contains(f) || made.contains(f), "{f}");
+            }
+        }
+    }
+}
