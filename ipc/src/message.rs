@@ -102,6 +102,8 @@ pub mod notify {
     /// Not of RFC 3461: the recipient was only accepted to be bounced
     /// (`accept-invalid-recipients`).
     pub const NOT_TO_BE_SENT: u8 = 128;
+    /// Beside that: it is no address.
+    pub const NO_ADDRESS: u8 = 64;
 }
 
 /// Fields in front of stored content.

@@ -325,6 +325,8 @@ struct Running {
     projection_pending: bool,
     /// Accounting could not be written since then.
     projection_failed: Option<Instant>,
+    /// Who switched it, and is told when the position before is in the log.
+    switched: Vec<oneshot::Sender<Result<(), SpoolError>>>,
     intake_closed_until: Option<Instant>,
     free_checked: Option<Instant>,
     low_space: Option<String>,
@@ -368,6 +370,7 @@ impl Running {
             projection_at: now,
             projection_pending: true,
             projection_failed: None,
+            switched: Vec::new(),
             intake_closed_until: None,
             free_checked: None,
             low_space: None,
@@ -466,6 +469,7 @@ impl Running {
         statistics.log_bytes.store(self.store.written_bytes(), Relaxed);
         match result {
             Ok(results) => {
+                self.switched.drain(..).for_each(|r| drop(r.send(Ok(()))));
                 self.project(&group, &results);
                 for (reply, r) in replies.into_iter().zip(results) {
                     let _ = reply.send(r);
@@ -578,11 +582,14 @@ impl Running {
             Query::Barrier(reply) => drop(reply.send(self.sync_projection())),
             Query::SwitchProjection(next, reply) => {
                 let done = self.sync_projection();
-                if done.is_ok() {
-                    self.projection = next;
-                    self.projection.resume(&[]);
+                if done.is_err() {
+                    return drop(reply.send(done));
                 }
-                let _ = reply.send(done);
+                self.projection = next;
+                self.projection.begin();
+                // Answered when a kill cannot make rows come again that the one before has written.
+                self.switched.push(reply);
+                self.shared.lock().since.get_or_insert_with(Instant::now);
             }
         }
     }

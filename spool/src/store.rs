@@ -148,6 +148,8 @@ pub trait Projection: Send {
     fn sync(&mut self) -> io::Result<Vec<u8>>;
     /// What follows begins behind this state.
     fn resume(&mut self, state: &[u8]);
+    /// What follows is new: everything before was written by another projection, and synced.
+    fn begin(&mut self) {}
 }
 
 /// A message that the index does not know yet, or changes that it does not know yet.

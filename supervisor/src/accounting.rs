@@ -30,6 +30,10 @@ pub struct Files {
     unsettled: bool,
     /// Programs that read rows.
     pipes: Vec<Pipe>,
+    /// Those that end, by the path of their buffers: no other reads one meanwhile.
+    ending: Vec<(String, tokio::task::JoinHandle<()>)>,
+    /// It was said which files cannot be made.
+    told: bool,
 }
 
 fn today() -> String {
@@ -66,6 +70,18 @@ fn goes_on(path: &Path, a: &Accounting) -> bool {
         (true, true) => matches!(begins.first(), None | Some(b'{')),
         (true, false) => begins == header.as_bytes(),
     }
+}
+
+/// Why files of an `<acct-file>` cannot be made here, before anything depends on it.
+pub fn unwritable(a: &Accounting) -> Option<String> {
+    let tried = |f: &Path| {
+        std::fs::create_dir_all(f)?;
+        nix::unistd::access(f, nix::unistd::AccessFlags::W_OK).map_err(std::io::Error::from)
+    };
+    let folders = [folder(a), Path::new(&a.move_to)].into_iter().filter(|f| !f.as_os_str().is_empty());
+    let failed =
+        folders.filter_map(|f| tried(f).err().map(|e| format!("<acct-file {}>: {}: {e}", a.path, f.display())));
+    failed.into_iter().next()
 }
 
 /// Makes the next file of the day, with its header line.
@@ -133,14 +149,14 @@ impl Files {
         }
     }
 
-    /// Makes the files those that the configuration asks for; true when workers have to switch.
-    ///
-    /// # Errors
-    /// When a new file cannot be made; the old ones stay in use.
-    pub fn follow(&mut self, all: &[Accounting]) -> std::io::Result<bool> {
+    /// Makes the files those that the configuration asks for; true when workers have to switch. One
+    /// that cannot be made is left out, told, and tried again.
+    pub fn follow(&mut self, all: &[Accounting]) -> bool {
         if self.current.iter().map(|f| &f.of).eq(all) {
-            return Ok(false);
+            self.told = false;
+            return false;
         }
+        let mut left_out = false;
         let mut next = Vec::with_capacity(all.len());
         let mut begun = Vec::with_capacity(all.len());
         for a in all {
@@ -150,18 +166,30 @@ impl Files {
                     next.push(AccountingFile { of: a.clone(), path: f.path.clone() });
                     begun.push(*since);
                 }
-                _ => {
-                    next.push(last_or_new(a)?);
-                    begun.push(Instant::now());
-                }
+                _ => match last_or_new(a) {
+                    Ok(f) => {
+                        next.push(f);
+                        begun.push(Instant::now());
+                    }
+                    Err(error) => {
+                        left_out = true;
+                        if !self.told {
+                            tracing::error!(path = a.path, %error, "an accounting file cannot be made; its rows are not written anywhere");
+                        }
+                    }
+                },
             }
+        }
+        self.told = left_out;
+        if self.current == next {
+            return false;
         }
         let gone = self.current.drain(..).map(|f| f.of).filter(|a| !all.iter().any(|n| n.path == a.path));
         self.dropped.extend(gone);
         (self.current, self.begun) = (next, begun);
         self.switch += 1;
         self.unsettled = true;
-        Ok(true)
+        true
     }
 
     /// Begins new files where the old are due, or the one that is named, or all; true when
@@ -229,14 +257,16 @@ impl Files {
         let wanted = |of: &Accounting| self.current.iter().any(|f| f.of == *of);
         let (kept, gone): (Vec<Pipe>, Vec<Pipe>) = self.pipes.drain(..).partition(|p| wanted(&p.of));
         for p in gone {
-            tokio::task::spawn_local(p.finish());
+            self.ending.push((p.of.path.clone(), tokio::task::spawn_local(p.finish())));
         }
+        self.ending.retain(|(_, task)| !task.is_finished());
         if retry {
             kept.iter().for_each(Pipe::retry_now);
         }
         self.pipes = kept;
         for a in self.current.iter().map(|f| &f.of).filter(|a| !a.program.is_empty()) {
-            if !self.pipes.iter().any(|p| p.of.path == a.path) {
+            let known = self.pipes.iter().any(|p| p.of.path == a.path) || self.ending.iter().any(|(p, _)| *p == a.path);
+            if !known {
                 self.pipes.push(Pipe::start(a.clone()));
                 self.unsettled = true;
             }

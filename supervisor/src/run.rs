@@ -582,7 +582,7 @@ impl Supervisor {
         }
         let mut files = self.accounting.borrow_mut();
         let all = &self.compiled.borrow().snapshot.accounting;
-        let followed = files.follow(all).map_err(|e| format!("accounting: {e}"))?;
+        let followed = files.follow(all);
         files.feed_programs(false);
         if !followed {
             files.settle();

@@ -48,6 +48,22 @@ fn a_reload_changes_columns_adds_files_and_drops_them() {
 }
 
 #[test]
+fn a_reload_with_a_file_that_cannot_be_made_changes_nothing() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!("<domain *>\n {}\n</domain>\n<acct-file x/x.csv>\n records d\n</acct-file>\n#new", r.hosts()),
+    );
+    engine.edit_config("#new", "<acct-file /dev/null/no/new.csv>\n records d\n</acct-file>");
+    let out = engine.sluice(&["reload"]);
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    assert!(!out.status.success() && said.contains("/dev/null/no"), "{said}");
+    send(&engine, &["u@d.test"], "");
+    table(&engine.path().join("x"), 1);
+    assert!(engine.sluice(&["rotate", "acct"]).status.success());
+}
+
+#[test]
 fn a_file_with_other_columns_is_not_continued_after_a_restart() {
     let r = Receiver::start();
     let mut engine = Engine::start(

@@ -102,6 +102,37 @@ fn a_program_that_does_not_read_holds_nothing_up_and_its_buffer_is_bounded() {
 }
 
 #[test]
+fn a_program_whose_block_changes_is_followed_by_the_new_one_without_a_row_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let reader = program(dir.path(), "reader", &format!("cat >> {}", out.display()));
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n</domain>\n<acct-file \"|{reader}\">\n records d\n record-fields d rcpt\n write-timeout 40s\n</acct-file>",
+            r.hosts()
+        ),
+    );
+    for round in 0..3 {
+        for i in 0..20 {
+            send(&engine, &[&format!("r{round}-{i}@d.test")], "");
+        }
+        let (from, to) = (format!("write-timeout {}s", 40 + round), format!("write-timeout {}s", 41 + round));
+        engine.edit_config(&from, &to);
+        assert!(engine.sluice(&["reload"]).status.success());
+    }
+    let rows = || -> Vec<String> { read(&out).lines().filter(|l| l.starts_with("d,")).map(str::to_owned).collect() };
+    eventually("all are read", Duration::from_secs(30), || rows().len() >= 60);
+    std::thread::sleep(Duration::from_secs(1));
+    let mut all = rows();
+    let read = all.len();
+    all.sort();
+    all.dedup();
+    assert_eq!((all.len(), read), (60, 60));
+}
+
+#[test]
 fn programs_follow_the_configuration_and_end_with_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

@@ -98,6 +98,28 @@ fn as_many_refusals_as_asked_for_within_the_time_are_needed_also_across_restarts
 }
 
 #[test]
+fn what_a_rule_makes_of_others_does_not_suppress_them() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("450 4.2.0 later", None)));
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<smtp-pattern-list p>\n reply /disabled/ bounce-queue\n</smtp-pattern-list>\n\
+             <domain *>\n {}\n smtp-pattern-list p\n suppress-on inactive-mailbox\n retry-recipients-after 1h\n max-smtp-out 1\n</domain>",
+            r.hosts()
+        ),
+    );
+    assert_eq!(send(&engine, &["waits@d.test"], "").0, 250);
+    row(&engine, "t", "waits@d.test");
+    r.script(|s| s.rcpt_reply = Some(("550 5.2.1 account disabled", None)));
+    assert_eq!(send(&engine, &["gone@d.test"], "").0, 250);
+    row(&engine, "b", "waits@d.test");
+    eventually("the one that is gone", Duration::from_secs(3), || !entries(&engine, "gone@d.test").is_empty());
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(entries(&engine, "waits@d.test").is_empty());
+}
+
+#[test]
 fn categories_that_are_not_of_mailboxes_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     for (category, code) in

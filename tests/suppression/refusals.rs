@@ -66,6 +66,52 @@ fn what_is_accepted_all_the_same_bounces_at_once() {
 }
 
 #[test]
+fn who_was_accepted_only_to_bounce_waits_for_no_receiver() {
+    let lists = "<address-list blocked>\n domain whole.test\n</address-list>\n<source 127.0.0.1>\n suppression-lists blocked\n accept-invalid-recipients yes\n</source>";
+    let engine = Engine::start(2, &format!("{lists}\n<domain *>\n smtp-hosts [127.0.0.77]:9\n</domain>"));
+    assert_eq!(send(&engine, &["u@whole.test", "other@whole.test"], "").0, 250);
+    let mut c = Client::connect(engine.smtp).unwrap();
+    c.command("MAIL FROM:<>").unwrap();
+    assert_eq!(c.command("RCPT TO:<no address>").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<waits@d.test>").unwrap().0, 250);
+    assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
+    assert_eq!(row(&engine, "b", "u@whole.test")[CATEGORY], "suppressed");
+    assert_eq!(row(&engine, "b", "other@whole.test")[CATEGORY], "suppressed");
+    assert!(row(&engine, "b", "noaddress")[STATUS].starts_with("5.1.3"));
+    eventually("only the other waits", Duration::from_secs(5), || engine.queued() == 1);
+    // Who may not relay may not have others reported to.
+    engine.edit_config(" always-allow-relaying yes", " always-allow-relaying no");
+    sluice(&engine, &["reload"]);
+    eventually("it is refused", Duration::from_secs(5), || {
+        let mut c = Client::connect(engine.smtp).unwrap();
+        c.command("MAIL FROM:<>").unwrap();
+        c.command("RCPT TO:<no address>").unwrap().0 == 501
+    });
+}
+
+#[test]
+fn whom_we_do_not_write_to_uses_up_no_rate() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!("<domain *>\n {}\n max-msg-rate 5/h\n</domain>\n<virtual-mta v1>\n</virtual-mta>", r.hosts()),
+    );
+    let list: Vec<String> = (0..20).map(|i| format!("gone{i}@d.test")).collect();
+    let mut add = vec!["suppress", "add", "--virtual-mta", "v1"];
+    add.extend(list.iter().map(String::as_str));
+    sluice(&engine, &add);
+    std::thread::sleep(Duration::from_millis(600));
+    for to in &list {
+        assert_eq!(send(&engine, &[to], "X-Virtual-MTA: v1\r\n").0, 250);
+    }
+    assert_eq!(send(&engine, &["fine@d.test"], "X-Virtual-MTA: v1\r\n").0, 250);
+    for to in &list {
+        assert_eq!(row(&engine, "b", to)[CATEGORY], "suppressed");
+    }
+    row(&engine, "d", "fine@d.test");
+}
+
+#[test]
 fn mail_that_waits_is_not_tried_when_its_recipient_comes_on_a_list() {
     let r = Receiver::start();
     r.script(|s| s.rcpt_reply = Some(("450 4.2.0 later", None)));

@@ -19,6 +19,7 @@ use ipc::shard_map::ShardMap;
 use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
+use tokio::task::spawn_local;
 
 use crate::account::file::Shown;
 use crate::clock;
@@ -391,7 +392,10 @@ impl Shard {
             while start < e.recipients.len() {
                 let first = &e.recipients[start];
                 let (destination, given) = (first.destination.as_str(), first.priority_given);
-                let alike = |r: &&ArchivedRecipient| r.destination == first.destination && r.priority_given == given;
+                let sent = |r: &ArchivedRecipient| r.notify & notify::NOT_TO_BE_SENT == 0;
+                let alike = |r: &&ArchivedRecipient| {
+                    r.destination == first.destination && r.priority_given == given && sent(r) == sent(first)
+                };
                 let same = e.recipients[start..].iter().take_while(alike).count();
                 let id = self.queue_for(s, destination, &e.vmta);
                 if e.moved.is_some() || e.handoff.is_some() {
@@ -399,8 +403,15 @@ impl Shard {
                 }
                 let (from, end, priority) = (start as u16, (start + same) as u16, priority(given));
                 let attempts = e.moved.as_ref().map_or(0, |m| m.attempts);
-                s.enqueue(id, Entry { slot, start: from, end, priority, attempts }, due, now);
-                touched.push(id);
+                let entry = Entry { slot, start: from, end, priority, attempts };
+                if sent(first) {
+                    s.enqueue(id, entry, due, now);
+                    touched.push(id);
+                } else {
+                    // Whom it was accepted for only to bounce waits for no receiver.
+                    s.count_in(id, &entry);
+                    spawn_local(crate::deliver::conclusion::bounce_refused(Rc::clone(self), id, entry));
+                }
                 start += same;
             }
         }

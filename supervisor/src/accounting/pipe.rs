@@ -2,7 +2,7 @@
 //! as they do to any accounting file; the supervisor starts the program and feeds it from there,
 //! so that one that is slow or gone holds no delivery up and misses no row that the buffer holds.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -36,6 +36,7 @@ pub struct Pipe {
     /// The file that all workers write to; whatever is older is finished.
     written: Rc<RefCell<PathBuf>>,
     stop: Rc<Notify>,
+    stopping: Rc<Cell<bool>>,
     again: Rc<Notify>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -44,10 +45,17 @@ impl Pipe {
     /// Starts feeding a program.
     pub fn start(of: Accounting) -> Pipe {
         let (stop, again, written) = (Rc::new(Notify::new()), Rc::new(Notify::new()), Rc::default());
-        let feeder = Feeder { of: of.clone(), at: Position::read(&of), began: 0, written: Rc::clone(&written) };
+        let stopping = Rc::new(Cell::new(false));
+        let feeder = Feeder {
+            stopping: Rc::clone(&stopping),
+            of: of.clone(),
+            at: Position::read(&of),
+            began: 0,
+            written: Rc::clone(&written),
+        };
         let (s, a) = (Rc::clone(&stop), Rc::clone(&again));
         let task = tokio::task::spawn_local(async move { feeder.run(&s, &a).await });
-        Pipe { of, written, stop, again, task }
+        Pipe { of, written, stop, stopping, again, task }
     }
 
     /// Every worker writes to this file of the buffer now.
@@ -63,8 +71,9 @@ impl Pipe {
     /// Passes on what the buffer holds, ends the program's input and waits for its end, for some
     /// seconds in all.
     pub async fn finish(self) {
+        self.stopping.set(true);
         self.stop.notify_one();
-        if timeout(END_WAIT * 2, self.task).await.is_err() {
+        if timeout(END_WAIT * 3, self.task).await.is_err() {
             tracing::warn!(
                 command = self.of.program,
                 "a program that reads accounting rows did not end; the rest waits in its buffer"
@@ -112,6 +121,8 @@ struct Feeder {
     /// Offset in the file at which this life of the program began.
     began: u64,
     written: Rc<RefCell<PathBuf>>,
+    /// It is not to be started again.
+    stopping: Rc<Cell<bool>>,
 }
 
 /// Why a program is not fed any more: what was being done, and the error.
@@ -123,6 +134,9 @@ impl Feeder {
             let Err((doing, error)) = self.feed(stop).await else { return };
             tracing::error!("Error {doing} {:?}: {error}", self.of.program);
             self.bound();
+            if self.stopping.get() {
+                return;
+            }
             let until = tokio::time::Instant::now() + Duration::from_millis(self.of.retry_interval_ms);
             loop {
                 tokio::select! {
@@ -152,6 +166,10 @@ impl Feeder {
         put(&mut input, header.as_bytes(), &mut child, self.limit(), &mut 0).await?;
         self.began = self.at.offset;
         let fed = self.feed_rows(&mut input, &mut child, stop).await;
+        let until = tokio::time::Instant::now() + END_WAIT;
+        while fed.is_ok() && unread(&input) > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         // What it has not taken out of the pipe is given to its successor.
         self.at.offset = self.taken(&input);
         self.note().and(fed)?;
@@ -162,7 +180,6 @@ impl Feeder {
     }
 
     async fn feed_rows(&mut self, input: &mut ChildStdin, child: &mut Child, stop: &Notify) -> Result<(), Fault> {
-        let mut stopping = false;
         loop {
             let drained = unread(input) == 0;
             let rows = self.next_rows(drained).map_err(|e| ("reading the buffer of", e.to_string()))?;
@@ -173,12 +190,12 @@ impl Feeder {
                 self.bound();
                 continue;
             }
-            if stopping {
+            if self.stopping.get() {
                 return Ok(());
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = stop.notified() => stopping = true,
+                () = stop.notified() => {}
                 status = child.wait() => return Err(("executing", ended(status))),
             }
         }
@@ -187,7 +204,7 @@ impl Feeder {
     /// Where the first row begins that the program has not taken whole. Files are kept until all
     /// of them is taken, so it is in this one.
     fn taken(&self, input: &ChildStdin) -> u64 {
-        let taken = self.at.offset.saturating_sub(unread(input)).max(self.began);
+        let taken = self.at.offset.saturating_sub(unread(input)).max(self.began).min(self.at.offset);
         let path = folder(&self.of).join(&self.at.file);
         let begins = || -> std::io::Result<u64> {
             let mut f = std::fs::File::open(&path)?;
@@ -219,7 +236,9 @@ impl Feeder {
             let Some(path) = files.get(at) else { return Ok(Vec::new()) };
             if here.is_none() {
                 self.at = Position { file: name(path), offset: 0 };
+                self.began = 0;
             }
+            self.at.offset = self.at.offset.min(std::fs::metadata(path)?.len());
             // Known before the file is read: what came in meanwhile was seen.
             let written = files.iter().position(|p| *p == *self.written.borrow());
             let rows = self.lines_of(path)?;

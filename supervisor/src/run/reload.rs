@@ -7,10 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::control::ToWorker;
+use ipc::snapshot::Accounting;
 use ipc::snapshot::MappedSnapshot;
 use tokio::task::spawn_local;
 
 use super::Supervisor;
+use crate::accounting;
 use crate::config::diff::Change;
 use crate::config::{self, Compiled, map};
 use crate::listen;
@@ -65,6 +67,8 @@ impl Supervisor {
         let mut compiled = checked.compiled;
         compiled.snapshot.generation = self.generation.get() + 1;
         let mut refused = self.unusable_addresses(&compiled);
+        let known = |a: &Accounting| self.compiled.borrow().snapshot.accounting.iter().any(|k| k.path == a.path);
+        refused.extend(compiled.snapshot.accounting.iter().filter(|a| !known(a)).filter_map(accounting::unwritable));
         let mut added = Vec::new();
         for l in &compiled.snapshot.listeners {
             if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {

@@ -396,7 +396,7 @@ impl Session {
         let owned = bare.then(|| format!("<postmaster@{}>{}", self.global.host_name, &arg.trim_start()[12..]));
         let given = owned.as_deref().unwrap_or(arg);
         let (mut rcpt, destination) = match addressed(given, t.mail.smtputf8) {
-            Err(Refusal(_, "5.1.3", _)) if self.rules.accept_invalid_recipients => {
+            Err(Refusal(_, "5.1.3", _)) if self.rules.accept_invalid_recipients && self.rules.always_allow_relaying => {
                 let (rcpt, text) = not_an_address(given);
                 t.recipients.push((rcpt, self.global.host_name.clone()));
                 self.since_mail = 0;
@@ -569,7 +569,7 @@ fn not_an_address(arg: &str) -> (Rcpt, String) {
     let printable = inside.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '<' | '>'));
     let address: String = printable.take(crate::suppression::ADDRESS_MAX).collect();
     let text = format!("<{address}> is no address, it will bounce (accept-invalid-recipients)");
-    (Rcpt { address, notify: notify::NOT_TO_BE_SENT, orcpt: String::new() }, text)
+    (Rcpt { address, notify: notify::NOT_TO_BE_SENT | notify::NO_ADDRESS, orcpt: String::new() }, text)
 }
 
 #[cfg(test)]

@@ -222,7 +222,7 @@ impl Columns {
             write_json_text(&value, out);
         } else if value.is_empty() {
             out.extend_from_slice(b"null");
-        } else if value.parse::<u64>().is_ok() {
+        } else if value.parse::<u64>().is_ok_and(|n| n.to_string() == value) {
             out.extend_from_slice(value.as_bytes());
         } else {
             // A header mapped to the field may hold anything.

@@ -274,6 +274,12 @@ impl Projection for Files {
         Ok(state)
     }
 
+    fn begin(&mut self) {
+        for t in &mut self.targets {
+            t.end = t.path.metadata().map_or(0, |m| m.len());
+        }
+    }
+
     fn resume(&mut self, mut state: &[u8]) {
         let mut ends = HashMap::new();
         while let Some((end, rest)) = state.split_first_chunk::<8>() {

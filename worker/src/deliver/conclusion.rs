@@ -26,7 +26,7 @@ use crate::report::dsn;
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
-use crate::suppression::gate::{self, About};
+use crate::suppression::gate;
 
 /// Where an attempt was made, for accounting and reports.
 #[derive(Debug, Default)]
@@ -94,10 +94,6 @@ pub(super) async fn conclude(
             Outcome::Bounced => b'b',
             Outcome::Deferred => b't',
         };
-        if let Some(to) = e.recipients.get(usize::from(*r)).filter(|_| kind != b'd') {
-            let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
-            gate::note(shard, &path.rules, About { address: &to.address, vmta, pool, job: &e.job_id }, v);
-        }
         let category = || if kind == b'd' { "" } else { bounce_category::of(config.bounce_rules(), v) };
         let line = is_accounted(&shown, path, kind).then(|| {
             let mut row = row(kind, path, e, *r, v, category(), at, now, size);
@@ -366,6 +362,16 @@ pub(super) fn account_for_queue(shard: &Shard, path: &Path, f: &Failure) {
     row.set(const { stored("queue") }, path.name.as_str());
     row.set(const { stored("shard") }, shard.number.to_string());
     shard.spool.update(Vec::new(), vec![row.encode()]);
+}
+
+/// Bounces recipients that were accepted only for that; none of them waits in the queue.
+pub async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
+    let Some(path) = path_of_queue(&shard, id) else { return };
+    let Some((key, content)) = content_of(&shard, &path, &entry).await else { return };
+    let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
+    let all: Vec<u16> = (entry.start..entry.end).collect();
+    let verdicts = gate::refused(&shard, e, &path.vmta_name, path.pool.as_deref(), &all);
+    conclude(&shard, &path, &Batch::of(id, key, entry), e, &content.body, verdicts, &Attempt::default()).await;
 }
 
 /// Bounces everything that waits in a queue.

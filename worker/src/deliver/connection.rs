@@ -20,6 +20,7 @@ use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{Held, SharedRates, SourceWants, Wants};
 use super::signing::signed;
 use super::transaction;
+use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
@@ -28,6 +29,7 @@ use crate::route::{paths, twins};
 use crate::schedule::scheduler::Content;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
 use crate::shard::{Shard, Signal};
+use crate::suppression::gate::{self, About};
 
 /// A connection whose queue has run empty waits this long for more mail when
 /// `connection-idle-timeout` is not set: injection comes in bursts.
@@ -506,9 +508,19 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
-    let batch = match without_suppressed(shard, path, batch, e, &content.body).await {
-        Some(b) => b,
-        None => return true,
+    let whole = batch.recipients.len();
+    let left = without_suppressed(shard, path, batch, e, &content.body).await;
+    let suppressed = whole - left.as_ref().map_or(0, |b| b.recipients.len());
+    if suppressed > 0 {
+        // The receiver never heard of them.
+        shard.scheduler.borrow_mut().not_attempted(path.id, path.source, suppressed as u64);
+        path.rates.not_attempted(&shard.ledger, suppressed as u64);
+    }
+    let Some(batch) = left else {
+        give_volume_back(shard, path, &content);
+        // A run of them must not keep the shard from everything else.
+        tokio::task::yield_now().await;
+        return true;
     };
     let body = signed(shard, path, &content);
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
@@ -557,6 +569,13 @@ async fn attempt(
             verdicts.retain(|(_, v)| !surplus(v));
             shard.scheduler.borrow_mut().put_back(&batch, &left);
         }
+    }
+    // What the receiver said of each recipient itself; what comes of rules, or of others, is not.
+    let alone = verdicts.len() == 1;
+    for (r, v) in verdicts.iter().filter(|(_, v)| v.stage == Stage::Recipient || (alone && v.stage == Stage::Message)) {
+        let Some(to) = e.recipients.get(usize::from(*r)) else { continue };
+        let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
+        gate::note(shard, &path.rules, About { address: &to.address, vmta, pool, job: &e.job_id }, v);
     }
     let none = !verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered);
     if none {

@@ -132,6 +132,11 @@ impl SharedRates {
         Grant::all(granted)
     }
 
+    /// Recipients that were counted were not attempted after all.
+    pub fn not_attempted(&self, ledger: &Ledger, n: u64) {
+        self.recipients.iter().for_each(|r| r.give_back(ledger, n));
+    }
+
     /// The content of a message was not delivered after all.
     pub fn not_transferred(&self, ledger: &Ledger, bytes: u64) {
         self.volume.iter().for_each(|v| v.give_back(ledger, bytes));

@@ -29,6 +29,8 @@ pub struct Request {
     pub key_list: String,
     /// The message's own key.
     pub key: Option<Rc<Key>>,
+    /// It has one that is none.
+    pub unusable_key: bool,
 }
 
 impl Request {
@@ -81,6 +83,7 @@ pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Option<Request>) {
     if let Some(f) = own.iter().find(|f| f.name == "X-DKIM-Key") {
         // One that cannot be used signs nothing: it is told where the message is signed.
         r.key = Key::from_pem(&pem(&String::from_utf8_lossy(f.value))).ok().map(Rc::new);
+        r.unusable_key = r.key.is_none();
     }
     let end = own.last().map_or(0, |f| f.range.end);
     let [head, rest] = body;

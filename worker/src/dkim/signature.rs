@@ -101,7 +101,12 @@ fn signing_domain(domain: &str) -> Option<String> {
 }
 
 /// Who signs: the key, its `d=` and `i=`.
-fn signer(m: &Message<'_>, o: &Options, lists: &[&[DomainKey]]) -> Option<(DomainKey, String, String)> {
+fn signer(
+    m: &Message<'_>,
+    o: &Options,
+    lists: &[&[DomainKey]],
+    takes: &dyn Fn(&&DomainKey) -> bool,
+) -> Option<(DomainKey, String, String)> {
     std::iter::once(&o.identity).chain(&o.fallback).find_map(|identity| {
         let (domain, said) = identified(m, identity)?;
         let fits = |k: &&DomainKey| match identity {
@@ -109,7 +114,7 @@ fn signer(m: &Message<'_>, o: &Options, lists: &[&[DomainKey]]) -> Option<(Domai
             _ => covers(&k.domain, &domain),
         };
         // The virtual MTA's keys go first, as long as one of them fits.
-        let key = lists.iter().find_map(|l| l.iter().filter(fits).find(|k| o.takes(&k.key)))?;
+        let key = lists.iter().find_map(|l| l.iter().filter(fits).find(takes))?;
         let d = if key.domain == "*" { domain } else { key.domain.to_lowercase() };
         Some((key.clone(), d, said))
     })
@@ -145,6 +150,11 @@ fn signer_asked_for(
         return None;
     }
     let wanted = wanted.flatten();
+    let by_selector = |k: &&DomainKey| (r.selector.is_empty() || k.selector == r.selector) && o.takes(&k.key);
+    if identity.is_none() && wanted.is_none() && r.key.is_none() {
+        // Whose signature it is stays as configured.
+        return signer(m, o, lists, &by_selector);
+    }
     let (domain, said) = match (&identity, &wanted) {
         // By RFC 6376 section 3.5 the identity lies in the domain.
         (Some(i), Some(d)) => identified(m, i).filter(|(of, _)| covers(d, of)).map(|(_, i)| (d.clone(), i))?,
@@ -153,12 +163,11 @@ fn signer_asked_for(
         (None, None) => identified(m, &o.identity)?,
     };
     let fits = |k: &&DomainKey| {
-        let by_domain = if wanted.is_some() {
-            k.domain == "*" || k.domain.eq_ignore_ascii_case(&domain)
-        } else {
-            covers(&k.domain, &domain)
+        let by_domain = match wanted {
+            Some(_) => k.domain == "*" || k.domain.eq_ignore_ascii_case(&domain),
+            None => covers(&k.domain, &domain),
         };
-        by_domain && (r.selector.is_empty() || k.selector == r.selector) && o.takes(&k.key)
+        by_domain && by_selector(k)
     };
     let own = r.key.as_ref().filter(|_| !r.selector.is_empty());
     let own = own.map(|key| DomainKey { selector: r.selector.clone(), domain: "*".into(), key: Rc::clone(key) });
@@ -179,9 +188,12 @@ pub fn sign(
     lists: &[&[DomainKey]],
     now_s: i64,
 ) -> Result<Option<String>, String> {
+    if asked.is_some_and(|r| r.unusable_key) {
+        return Err("X-DKIM-Key holds no key that can be used".into());
+    }
     let by = match asked {
         Some(r) => signer_asked_for(m, o, r, lists),
-        None => signer(m, o, lists),
+        None => signer(m, o, lists, &|k| o.takes(&k.key)),
     };
     let Some((key, d, i)) = by else { return Ok(None) };
     if !key.selector.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {

@@ -307,15 +307,23 @@ impl Scheduler {
         self.messages.insert(m) as Slot
     }
 
-    /// Puts recipients into a queue, due at `due_ms` (0: now).
-    pub fn enqueue(&mut self, id: QueueId, entry: Entry, due_ms: i64, now_ms: i64) {
+    /// Recipients are their queue's from now on, and end as others do; [`Scheduler::enqueue`] lets them
+    /// wait for their turn too.
+    pub fn count_in(&mut self, id: QueueId, entry: &Entry) {
         let Some(m) = self.messages.get(entry.slot as usize) else { return };
         let Some(q) = self.queues.get_mut(id) else { return };
         self.queues_with_mail += u64::from(q.recipients == 0);
         q.recipients += entry.len();
         q.bytes += u64::from(m.body_len);
-        q.oldest_ms = q.oldest_ms.min(m.received_ms);
         self.recipients += entry.len();
+    }
+
+    /// Puts recipients into a queue, due at `due_ms` (0: now).
+    pub fn enqueue(&mut self, id: QueueId, entry: Entry, due_ms: i64, now_ms: i64) {
+        self.count_in(id, &entry);
+        let Some(m) = self.messages.get(entry.slot as usize) else { return };
+        let Some(q) = self.queues.get_mut(id) else { return };
+        q.oldest_ms = q.oldest_ms.min(m.received_ms);
         if m.notify_delay {
             q.delay_at_ms = q.delay_at_ms.min(next_delay(m.received_ms, now_ms, q.delay_every_ms()));
         }
@@ -487,6 +495,20 @@ impl Scheduler {
             let rate = p.rules.source_ip_max_data_volume_rate.of(ip);
             if rate.count > 0 {
                 p.source(ip).paces.volume.give_back(rate, bytes);
+            }
+        }
+    }
+
+    /// Recipients that were counted as attempted were not: the receiver never heard of them.
+    pub fn not_attempted(&mut self, id: PathId, source: Option<IpAddr>, n: u64) {
+        let Some(p) = self.paths.get_mut(id) else { return };
+        let (msg, hour) = (p.limits().msg_rate, p.limits().msg_per_hour);
+        p.paces.msg.give_back(msg, n);
+        p.paces.hour.give_back(hour, n);
+        if let Some(ip) = source {
+            let rate = p.rules.source_ip_max_msg_rate.of(ip);
+            if rate.count > 0 {
+                p.source(ip).paces.msg.give_back(rate, n);
             }
         }
     }

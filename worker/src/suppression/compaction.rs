@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::FlockArg;
+
 use super::delta::Change;
 use super::lists::{Lists, delta_path, set_current, table_path};
 use super::table::{Builder, PART_BITS, Table};
@@ -102,7 +104,7 @@ pub fn compact(folder: &Path, staged: Option<&mut Staged>, now_s: u32) -> io::Re
     let made = make_table(&lists, staged, &table_path(folder, next), now_s);
     let entries = made.inspect_err(|_| drop(std::fs::remove_file(table_path(folder, next))))?;
     // From here to the end nobody appends, and what was appended meanwhile goes along.
-    lists.locked(|lists| {
+    lists.locked(FlockArg::LockExclusive, |lists| {
         if lists.generation != old {
             return Err(io::Error::other("another process compacts the suppression lists"));
         }
@@ -110,7 +112,7 @@ pub fn compact(folder: &Path, staged: Option<&mut Staged>, now_s: u32) -> io::Re
         let is_young = |at: &u32| at.saturating_add(HITS_S) > now_s;
         for ((list, address), hits) in lists.delta.hits().take(HITS_MAX) {
             for at_s in hits.iter().copied().filter(is_young) {
-                Change::Hit { list: list.clone(), address: address.clone(), at_s }.encode(&mut bytes);
+                Change::Hit { list: list.clone(), address: address.clone(), at_s, carried: true }.encode(&mut bytes);
             }
         }
         bytes.extend(later_changes(&lists.delta_bytes(seen)?));
@@ -144,7 +146,6 @@ fn make_table(lists: &Lists, mut staged: Option<&mut Staged>, path: &Path, now_s
     let mut changed: Vec<Vec<Entry>> = vec![Vec::new(); PARTS as usize];
     let mut builder = Builder::create(path, expected)?;
     for (list, address, entry) in lists.delta.changes() {
-        builder.name_list(list);
         if let (Some(e), Some(part)) = (entry, changed.get_mut(part_of(list, address) as usize)) {
             part.push(e.clone());
         }
@@ -268,13 +269,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Lists::prepare(dir.path()).unwrap();
         let mut l = Lists::open(dir.path()).unwrap();
-        let hit = |at_s| Change::Hit { list: "global".into(), address: "a@b".into(), at_s };
+        let hit = |at_s| Change::Hit { list: "global".into(), address: "a@b".into(), at_s, carried: false };
         l.append(&[hit(10), hit(20)], false).unwrap();
         compact(dir.path(), None, 30).unwrap();
         l.append(&[hit(25)], false).unwrap();
         assert_eq!((l.delta.hits_since("global", "a@b", 0), l.delta.hits_since("global", "a@b", 20)), (3, 2));
         compact(dir.path(), None, 20 + HITS_S).unwrap();
         l.refresh().unwrap();
-        assert_eq!(l.delta.hits_since("global", "a@b", 0), 1);
+        assert_eq!((l.delta.hits_since("global", "a@b", 0), l.delta.records()), (1, 0));
     }
 }

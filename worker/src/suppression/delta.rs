@@ -34,6 +34,8 @@ pub enum Change {
         address: String,
         /// Unix seconds.
         at_s: u32,
+        /// From the delta before: it makes no new table worth its making.
+        carried: bool,
     },
 }
 
@@ -57,7 +59,8 @@ impl Change {
         body.push(match self {
             Change::Add(_) => 1,
             Change::Remove { .. } => 2,
-            Change::Hit { .. } => 3,
+            Change::Hit { carried: false, .. } => 3,
+            Change::Hit { carried: true, .. } => 4,
         });
         put(list, &mut body);
         put(address, &mut body);
@@ -94,7 +97,7 @@ impl Change {
                 Change::Add(Entry { list, address, reason: text(&mut at)?, source: text(&mut at)?, added_s, expires_s })
             }
             2 => Change::Remove { list, address },
-            3 => Change::Hit { list, address, at_s: number(&mut at)? },
+            3 | 4 => Change::Hit { list, address, at_s: number(&mut at)?, carried: *kind == 4 },
             _ => return None,
         };
         Some((change, FRAME + len))
@@ -126,7 +129,7 @@ pub struct Delta {
 impl Delta {
     /// Applies a record.
     pub fn apply(&mut self, c: Change) {
-        self.records += 1;
+        self.records += u64::from(!matches!(c, Change::Hit { carried: true, .. }));
         match c {
             Change::Add(e) => {
                 self.hits.remove(&(e.list.clone(), e.address.clone()));
@@ -136,7 +139,7 @@ impl Delta {
                 self.hits.remove(&(list.clone(), address.clone()));
                 self.changes.entry(list).or_default().insert(address, None);
             }
-            Change::Hit { list, address, at_s } => {
+            Change::Hit { list, address, at_s, .. } => {
                 let hits = self.hits.entry((list, address)).or_default();
                 hits.push_back(at_s);
                 if hits.len() > HITS_MAX {
@@ -179,7 +182,7 @@ impl Delta {
         self.hits.get(&key).map_or(0, |h| h.iter().filter(|at| **at >= since_s).count())
     }
 
-    /// Records that were applied.
+    /// Records that were applied and are no hits of the delta before.
     pub fn records(&self) -> u64 {
         self.records
     }
@@ -197,7 +200,7 @@ mod tests {
             |((list, address), kind, a, b, text)| match kind {
                 0 => Change::Add(Entry { list, address, reason: text.clone(), source: text, added_s: a, expires_s: b }),
                 1 => Change::Remove { list, address },
-                _ => Change::Hit { list, address, at_s: a },
+                _ => Change::Hit { list, address, at_s: a, carried: b % 2 == 0 },
             },
         )
     }

@@ -1,6 +1,7 @@
 //! Where a shard's mail meets the lists: at RCPT, before an attempt, and when replies fill them.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -65,37 +66,48 @@ impl Gate {
     fn look(&self) -> std::io::Result<()> {
         let mut lists = self.lists.borrow_mut();
         let Some(lists) = &mut *lists else { return Ok(()) };
+        while lists.refresh()? {}
         let notes = std::mem::take(&mut *self.noted.borrow_mut());
-        if !notes.is_empty() {
-            let hit = |n: &Note| Change::Hit { list: n.list.clone(), address: n.address.clone(), at_s: n.at_s };
-            let hits: Vec<Change> = notes.iter().filter(|n| n.needed > 1).map(hit).collect();
-            if !hits.is_empty() {
-                lists.append(&hits, false)?;
-            }
-            let mut added: Vec<Change> = Vec::new();
-            for n in notes {
-                let since = n.at_s.saturating_sub(n.within_s);
-                let enough = n.needed <= 1 || lists.delta.hits_since(&n.list, &n.address, since) >= n.needed;
-                let known = lists.find([n.list.as_str()], &n.address, n.at_s).is_some();
-                if enough && !known && !added.iter().any(|c| c.key() == (&*n.list, &*n.address)) {
-                    tracing::info!(address = n.address, list = n.list, reason = n.category, "suppressed (suppress-on)");
-                    let (list, address, reason, source) = (n.list, n.address, n.category, "policy".into());
-                    added.push(Change::Add(Entry {
-                        list,
-                        address,
-                        reason,
-                        source,
-                        added_s: n.at_s,
-                        expires_s: n.expires_s,
-                    }));
-                }
-            }
-            if !added.is_empty() {
-                lists.append(&added, false)?;
-            }
+        if notes.is_empty() {
+            return Ok(());
         }
-        lists.refresh().map(drop)
+        let done = take_note(lists, &notes);
+        if done.is_err() {
+            // Another process appends just now, or the disk is full: another time.
+            let mut noted = self.noted.borrow_mut();
+            let newer = std::mem::replace(&mut *noted, notes);
+            noted.extend(newer);
+            noted.truncate(NOTED_MAX);
+        }
+        match done {
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            done => done,
+        }
     }
+}
+
+/// Counts refusals, and adds whom they were enough for: all of them in one append, or none.
+fn take_note(lists: &mut Lists, notes: &[Note]) -> std::io::Result<()> {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut hits: HashMap<(&str, &str), usize> = HashMap::new();
+    for n in notes {
+        let key = (n.list.as_str(), n.address.as_str());
+        let new = hits.entry(key).or_default();
+        *new += 1;
+        let (list, address) = (n.list.clone(), n.address.clone());
+        let since = n.at_s.saturating_sub(n.within_s);
+        if n.needed > 1 && lists.delta.hits_since(key.0, key.1, since) + *new < n.needed {
+            changes.push(Change::Hit { list, address, at_s: n.at_s, carried: false });
+            continue;
+        }
+        let known = lists.find([key.0], key.1, n.at_s).is_some();
+        if !known && !changes.iter().any(|c| matches!(c, Change::Add(_)) && c.key() == key) {
+            tracing::info!(address, list, reason = n.category, "suppressed (suppress-on)");
+            let (reason, source) = (n.category.clone(), "policy".into());
+            changes.push(Change::Add(Entry { list, address, reason, source, added_s: n.at_s, expires_s: n.expires_s }));
+        }
+    }
+    if changes.is_empty() { Ok(()) } else { lists.try_append(&changes) }
 }
 
 /// Keeps a shard's view of the lists fresh.
@@ -136,18 +148,13 @@ pub fn refused(shard: &Shard, e: &ArchivedEnvelope, vmta: &str, pool: Option<&st
     for r in of {
         let Some(to) = e.recipients.get(usize::from(*r)) else { continue };
         let marked = to.notify & notify::NOT_TO_BE_SENT != 0;
-        let Ok(address) = normal_address(&to.address) else {
-            if marked {
-                all.push((*r, not_an_address(&to.address)));
-            }
+        if to.notify & notify::NO_ADDRESS != 0 {
+            all.push((*r, not_an_address(&to.address)));
             continue;
-        };
+        }
+        let Ok(address) = normal_address(&to.address) else { continue };
         let mut list = shard.suppression.find(lists.iter().map(String::as_str), &address);
         if marked && list.is_none() {
-            if ipc::message::destination_of(&to.address).is_err() {
-                all.push((*r, not_an_address(&to.address)));
-                continue;
-            }
             list = Some(some_list(shard, &address));
         }
         all.extend(list.map(|list| (*r, suppressed(&list, &to.address))));

@@ -123,7 +123,8 @@ impl Lists {
     /// # Errors
     /// By the system; what is known stays.
     pub fn refresh(&mut self) -> io::Result<bool> {
-        // A delta whose generation is over has no name any more.
+        // A delta whose generation is over has no name any more; where a kill left it one, the next
+        // to append, or the next start, finds out.
         if nix::sys::stat::fstat(self.file.as_fd())?.st_nlink == 0 {
             *self = Self::open(&self.folder)?;
             return Ok(false);
@@ -176,9 +177,21 @@ impl Lists {
     /// # Errors
     /// By the system: none of them, or some from the first on, may be in force.
     pub fn append(&mut self, changes: &[Change], sync: bool) -> io::Result<()> {
+        self.append_when(FlockArg::LockExclusive, changes, sync)
+    }
+
+    /// The same for those who must not wait.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] while another process appends, or as [`Lists::append`].
+    pub fn try_append(&mut self, changes: &[Change]) -> io::Result<()> {
+        self.append_when(FlockArg::LockExclusiveNonblock, changes, false)
+    }
+
+    fn append_when(&mut self, lock: FlockArg, changes: &[Change], sync: bool) -> io::Result<()> {
         let mut bytes = Vec::new();
         changes.iter().for_each(|c| c.encode(&mut bytes));
-        self.locked(|lists| {
+        self.locked(lock, |lists| {
             // What a kill left of an append would hide what comes behind it.
             if lists.file.metadata()?.len() > lists.at {
                 lists.file.set_len(lists.at)?;
@@ -193,11 +206,12 @@ impl Lists {
     }
 
     /// Does something while nobody else appends, with everything read that others appended.
-    pub(super) fn locked<T>(&mut self, f: impl FnOnce(&mut Lists) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn locked<T>(&mut self, how: FlockArg, f: impl FnOnce(&mut Lists) -> io::Result<T>) -> io::Result<T> {
         for _ in 0..TURNS_MAX {
-            let lock = Flock::lock(self.file.try_clone()?, FlockArg::LockExclusive);
+            let lock = Flock::lock(self.file.try_clone()?, how);
             let lock = lock.map_err(|(_, e)| io::Error::from(e))?;
-            if nix::sys::stat::fstat(self.file.as_fd())?.st_nlink == 0 {
+            // What is over may have kept its name, when whoever compacted was killed.
+            if current(&self.folder)? != self.generation {
                 drop(lock);
                 *self = Self::open(&self.folder)?;
                 continue;

@@ -72,12 +72,33 @@ impl Entry {
 /// # Errors
 /// A sentence saying why it cannot be in one.
 pub fn normal_address(address: &str) -> Result<String, String> {
-    let a = address.trim().trim_start_matches('<').trim_end_matches('>').to_lowercase();
-    let fits = a.rsplit_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty());
-    if !fits || a.len() > ADDRESS_MAX || a.chars().any(|c| c.is_control() || c == ' ') {
-        return Err(format!("expected an e-mail address, found {address:?}"));
+    let expected = || format!("expected an e-mail address, found {address:?}");
+    let bare = address.trim();
+    let bare = bare.strip_prefix('<').and_then(|a| a.strip_suffix('>')).unwrap_or(bare);
+    let (local, domain) = bare.rsplit_once('@').ok_or_else(expected)?;
+    // One mailbox has many spellings: quotes that need not be, case, the domain's last dot.
+    let quoted = local.strip_prefix('"').and_then(|l| l.strip_suffix('"')).filter(|l| !l.is_empty());
+    let local = match quoted {
+        Some(inside) => unescaped(inside),
+        None if local.contains(' ') => return Err(expected()),
+        None => local.to_owned(),
+    };
+    let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_owned());
+    let a = format!("{local}@{domain}").to_lowercase();
+    if local.is_empty() || domain.is_empty() || a.len() > ADDRESS_MAX || a.chars().any(char::is_control) {
+        return Err(expected());
     }
     Ok(a)
+}
+
+/// What stands behind each backslash, and the rest.
+fn unescaped(quoted: &str) -> String {
+    let mut chars = quoted.chars();
+    let mut out = String::with_capacity(quoted.len());
+    while let Some(c) = chars.next() {
+        out.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    out
 }
 
 /// A list's name as files hold it.
@@ -103,4 +124,22 @@ pub fn short(text: &str) -> String {
 pub(crate) fn hash(list: &str, address: &str) -> u64 {
     let seed = xxhash_rust::xxh3::xxh3_64(list.as_bytes());
     xxhash_rust::xxh3::xxh3_64_with_seed(address.as_bytes(), seed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_an_address_are_one() {
+        for text in ["Ann@D.test", " <ann@d.test> ", "\"ann\"@d.test", "\"a\\nn\"@d.test.", "ANN@d.TEST."] {
+            assert_eq!(normal_address(text).unwrap(), "ann@d.test", "{text}");
+        }
+        assert_eq!(normal_address("\"a b\"@d.test").unwrap(), "a b@d.test");
+        assert_eq!(normal_address("u@b\u{fc}cher.test").unwrap(), "u@xn--bcher-kva.test");
+        for text in ["", "a", "@", "a@", "@d.test", "a b@d.test", "a\n@d.test", "\"\"@"] {
+            assert!(normal_address(text).is_err(), "{text:?}");
+        }
+    }
 }

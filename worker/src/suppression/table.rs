@@ -29,8 +29,10 @@ const PER_BUCKET: u64 = 8;
 /// Bits of the hash that name a part; a table is made part by part.
 pub const PART_BITS: u32 = 6;
 const BITS_MAX: u32 = 28;
-/// Lists, reasons and sources that a table can name; what comes behind is called [`VARIOUS`].
+/// Names that a table can have, of lists for the most part.
 const NAMES_MAX: usize = u16::MAX as usize;
+/// Reasons and sources of them; what comes behind is called [`VARIOUS`].
+const REASONS_MAX: usize = 4096;
 const VARIOUS: &str = "(various)";
 
 /// A table in use.
@@ -205,6 +207,7 @@ pub struct Builder {
     entries: u64,
     names: Vec<String>,
     numbers: HashMap<String, u16>,
+    reasons: usize,
 }
 
 impl std::fmt::Debug for Builder {
@@ -226,26 +229,32 @@ impl Builder {
         out.seek(SeekFrom::Start(records_at))?;
         let offsets = Vec::with_capacity((1usize << bits) + 1);
         let (names, numbers) = (vec![VARIOUS.to_owned()], HashMap::from([(VARIOUS.to_owned(), 0)]));
-        Ok(Builder { out, bits, offsets, at: 0, entries: 0, names, numbers })
+        Ok(Builder { out, bits, offsets, at: 0, entries: 0, names, numbers, reasons: 0 })
     }
 
-    fn number(&mut self, name: &str) -> u16 {
+    fn number(&mut self, name: &str) -> Option<u16> {
         if let Some(n) = self.numbers.get(name) {
-            return *n;
+            return Some(*n);
         }
-        // Reasons may be many; lists must keep their names.
-        if self.names.len() >= NAMES_MAX {
-            return 0;
-        }
-        let n = self.names.len() as u16;
+        let n = u16::try_from(self.names.len()).ok().filter(|n| usize::from(*n) < NAMES_MAX)?;
         self.names.push(name.to_owned());
         self.numbers.insert(name.to_owned(), n);
-        n
+        Some(n)
     }
 
-    /// Names a list, before entries with more reasons than a table can name take its place.
-    pub fn name_list(&mut self, list: &str) {
-        self.number(list);
+    /// A list must keep its name.
+    fn list(&mut self, name: &str) -> io::Result<u16> {
+        self.number(name).ok_or_else(|| io::Error::other(format!("more than {NAMES_MAX} suppression lists")))
+    }
+
+    /// Reasons and sources may be many, and do without.
+    fn reason(&mut self, name: &str) -> u16 {
+        let known = self.numbers.contains_key(name);
+        if !known && self.reasons >= REASONS_MAX {
+            return 0;
+        }
+        self.reasons += usize::from(!known);
+        self.number(name).unwrap_or(0)
     }
 
     /// Adds the entries of the next part, in any order; of those with the same list and address
@@ -267,7 +276,7 @@ impl Builder {
                 self.offsets.push(self.at);
                 next += 1;
             }
-            let (list, reason, source) = (self.number(&e.list), self.number(&e.reason), self.number(&e.source));
+            let (list, reason, source) = (self.list(&e.list)?, self.reason(&e.reason), self.reason(&e.source));
             let mut fixed = Vec::with_capacity(FIXED + e.address.len());
             fixed.extend_from_slice(&(h as u32).to_le_bytes());
             for n in [list, reason, source] {
@@ -360,6 +369,20 @@ mod tests {
             assert_eq!(t.find("global", "nobody@example.test"), None);
             assert_eq!((0..t.buckets()).map(|b| t.in_bucket(b).len()).sum::<usize>() as u64, t.len());
         }
+    }
+
+    #[test]
+    fn lists_keep_their_names_whatever_the_number_of_reasons() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("table");
+        let mut all: Vec<Entry> =
+            (0..REASONS_MAX + 50).map(|i| Entry { reason: format!("r{i}"), ..entry("global", i) }).collect();
+        all.push(entry("job:42", 7));
+        build(&path, &all);
+        let t = Table::open(&path).unwrap();
+        assert!(t.find("job:42", &all[7].address).is_some());
+        let various = all.iter().filter(|e| t.find(&e.list, &e.address).unwrap().reason == VARIOUS).count();
+        assert!((40..60).contains(&various), "{various}");
     }
 
     #[test]
