@@ -201,10 +201,16 @@ impl Files {
         let meant = |a: &Accounting| match force {
             None => false,
             Some("") => true,
-            Some(name) => a.path == name || file_name(Path::new(&a.path)) == name || a.program == name,
+            // As it is written in the configuration, whole or from some folder on.
+            Some(name) if a.program.is_empty() => Path::new(&a.path).ends_with(name.trim_start_matches("./")),
+            Some(name) => a.program == name.trim_start_matches('|').trim(),
         };
         if force.is_some_and(|name| !name.is_empty()) && !self.current.iter().any(|f| meant(&f.of)) {
-            let names: Vec<&str> = self.current.iter().map(|f| f.of.path.as_str()).collect();
+            let shown = |f: &AccountingFile| match f.of.program.as_str() {
+                "" => f.of.path.clone(),
+                program => format!("|{program}"),
+            };
+            let names: Vec<String> = self.current.iter().map(shown).collect();
             let name = force.unwrap_or_default();
             return Err(format!("no <acct-file> has the path {name:?}; there are {}", names.join(", ")));
         }

@@ -107,6 +107,7 @@ fn one_file_is_rotated_by_name_and_moved_records_are_counted() {
         engine.log().contains("records=3") && engine.log().contains("b 1, d 2")
     });
     assert_eq!(texts(&engine.path().join("acct")).len(), 1, "the other file goes on");
+    assert!(engine.sluice(&["rotate", "acct", "x/x.csv"]).status.success(), "as the configuration has it");
     let wrong = engine.sluice(&["rotate", "acct", "nosuch.csv"]);
     assert!(!wrong.status.success() && String::from_utf8_lossy(&wrong.stderr).contains("x.csv"));
 }
@@ -141,7 +142,7 @@ fn a_full_disk_of_accounting_refuses_mail_and_loses_no_row() {
     table(disk.path(), 1);
     // Above the limit at which mail is refused there is room for what is under way.
     std::fs::write(disk.path().join("filler"), vec![0; 5_200_000]).unwrap();
-    eventually("mail is refused", Duration::from_secs(5), || {
+    eventually("mail is refused", Duration::from_secs(20), || {
         let mut c = Client::connect(engine.smtp).unwrap();
         let (code, text) = c.send("s@sender.test", &["no@d.test"], "Subject: x\r\n\r\nx").unwrap();
         assert!(code == 250 || (code == 452 && text.contains("4.3.1")), "{text}");
@@ -231,10 +232,12 @@ fn what_cannot_be_meant_is_said_by_config_check() {
         ("queue-filter {x}/v", 2, "braces"),
         ("write-timeout 3s", 0, "program"),
         ("format xml", 2, "csv, json"),
+        ("record-fields d *,!type", 2, "always the first"),
     ] {
         let (found, text) = check(&format!("<acct-file a.csv>\n records d\n {inside}\n</acct-file>"));
         assert!(found == Some(code) && text.contains(said), "{inside}: {found:?} {text}");
         assert!(!text.contains("1234567890123456"), "keys are not shown: {text}");
     }
     assert_eq!(check("<acct-file \"|\">\n</acct-file>").0, Some(2));
+    assert_eq!(check("<acct-file a/b.csv>\n</acct-file>\n<acct-file ./a/./b.csv>\n</acct-file>").0, Some(2));
 }

@@ -98,6 +98,27 @@ fn as_many_refusals_as_asked_for_within_the_time_are_needed_also_across_restarts
 }
 
 #[test]
+fn a_mailbox_that_is_full_counts_once_for_a_message_that_is_tried_again() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("452 4.2.2 mailbox full", None)));
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n suppress-on quota-issues\n suppress-after 2/1h\n retry-recipients-after 1s\n</domain>",
+            r.hosts()
+        ),
+    );
+    assert_eq!(send(&engine, &["u@d.test"], "").0, 250);
+    eventually("it was tried three times", Duration::from_secs(15), || {
+        r.with(|s| s.deferred.get("u@d.test").copied()) >= Some(3)
+    });
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(entries(&engine, "u@d.test").is_empty());
+    assert_eq!(send(&engine, &["u@d.test"], "").0, 250);
+    eventually("another message", Duration::from_secs(5), || !entries(&engine, "u@d.test").is_empty());
+}
+
+#[test]
 fn what_a_rule_makes_of_others_does_not_suppress_them() {
     let r = Receiver::start();
     r.script(|s| s.rcpt_reply = Some(("450 4.2.0 later", None)));

@@ -54,6 +54,9 @@ pub fn fields(text: &str) -> Result<(&'static str, Vec<String>), Problem> {
 }
 
 fn no_field(record_type: &str, name: &str) -> Problem {
+    if name.eq_ignore_ascii_case("type") {
+        return Problem::other("type is always the first field: it cannot be left out or replaced");
+    }
     let known = field::all().any(|f| f.eq_ignore_ascii_case(name));
     let p = Problem::expected(format_args!("a field of {record_type} records"), name);
     if known {

@@ -7,7 +7,7 @@ use super::outcome::Verdict;
 /// the status of our own decision (RFC 3463).
 pub fn of<'a>(rules: &'a Rules, v: &'a Verdict) -> &'a str {
     if v.stage == Stage::Suppressed {
-        return "suppressed";
+        return if v.status == "5.1.3" { "bad-mailbox" } else { "suppressed" };
     }
     // Of mail that expired the last reply is told; why it ended is that it expired.
     if v.remote && !v.status.ends_with(".4.7") {

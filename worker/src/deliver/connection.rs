@@ -575,7 +575,13 @@ async fn attempt(
     for (r, v) in verdicts.iter().filter(|(_, v)| v.stage == Stage::Recipient || (alone && v.stage == Stage::Message)) {
         let Some(to) = e.recipients.get(usize::from(*r)) else { continue };
         let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
-        gate::note(shard, &path.rules, About { address: &to.address, vmta, pool, job: &e.job_id }, v);
+        gate::note(
+            shard,
+            &path.rules,
+            About { address: &to.address, vmta, pool, job: &e.job_id },
+            v,
+            batch.attempts > 0,
+        );
     }
     let none = !verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered);
     if none {

@@ -212,8 +212,8 @@ pub struct About<'a> {
 }
 
 /// Notes a receiver's refusal of a recipient, if `suppress-on` counts it. Only what was said of the
-/// mailbox counts, never what was said of the sender.
-pub fn note(shard: &Shard, rules: &DomainRules, about: About, v: &Verdict) {
+/// mailbox counts, never what was said of the sender. `tried_before`: it was not the first attempt.
+pub fn note(shard: &Shard, rules: &DomainRules, about: About, v: &Verdict, tried_before: bool) {
     let Some(list) = list_to_fill(rules, about) else { return };
     let of_mail = matches!(v.stage, Stage::Recipient | Stage::Message);
     if rules.suppress_on.is_empty() || v.outcome == Outcome::Delivered || !v.remote || !of_mail {
@@ -226,7 +226,8 @@ pub fn note(shard: &Shard, rules: &DomainRules, about: About, v: &Verdict) {
     // What may pass counts only where it has to come back to count.
     let lasting = match class.kind {
         None | Some(Kind::Hard) => true,
-        Some(Kind::Soft) => rules.suppress_after.count > 1,
+        // Of one message it counts once, however often it is tried again.
+        Some(Kind::Soft) => rules.suppress_after.count > 1 && !tried_before,
         Some(Kind::Reputation | Kind::Config) => false,
     };
     if !counts || !of_mailbox || !lasting {

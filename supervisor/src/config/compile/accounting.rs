@@ -15,8 +15,11 @@ const FOLDER_NAME_MAX: usize = 80;
 
 impl<'s> Compiler<'s> {
     pub(super) fn accounting(&mut self, s: &'s Statement) {
+        // One file has one spelling: ./x and x are the same.
+        let path: std::path::PathBuf =
+            std::path::Path::new(&*s.value).components().filter(|c| *c != std::path::Component::CurDir).collect();
         let mut a = Accounting {
-            path: s.value.to_string(),
+            path: path.display().to_string(),
             max_size: 250 << 20,
             delete_after_ms: 8 * 86_400_000,
             iso_times: true,
