@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipc::control::AccountingFile;
 use ipc::snapshot::Accounting;
 use worker::account::columns::Columns;
+use worker::account::file::{folder, lacks_room};
 use worker::account::file_name::{all_in, number_of, numbered};
 
 use pipe::Pipe;
@@ -41,22 +42,21 @@ fn today() -> String {
     worker::local_time(now.as_secs() as i64, "%Y-%m-%d")
 }
 
+/// The name behind a path's last slash; what all_in answers has one.
 fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or_default().to_string_lossy()
 }
 
-fn folder(a: &Accounting) -> &Path {
-    Path::new(&a.path).parent().unwrap_or(Path::new("."))
+/// Folders that its files lie in.
+fn folders(a: &Accounting) -> impl Iterator<Item = &Path> {
+    [folder(a), Path::new(&a.move_to)].into_iter().filter(|f| !f.as_os_str().is_empty())
 }
 
 /// The highest number in use on a day, in the file's own folder and where files are moved.
 fn last_number(a: &Accounting, date: &str) -> Option<u32> {
     let path = Path::new(&a.path);
-    let mut all = all_in(folder(a), path);
-    if !a.move_to.is_empty() {
-        all.extend(all_in(Path::new(&a.move_to), path));
-    }
-    all.iter().filter_map(|p| number_of(&file_name(p), path).filter(|(d, _)| *d == date).map(|(_, n)| n)).max()
+    let all = folders(a).flat_map(|f| all_in(f, path));
+    all.filter_map(|p| number_of(&file_name(&p), path).filter(|(d, _)| *d == date).map(|(_, n)| n)).max()
 }
 
 /// Whether rows with the columns that are asked for may follow in a file.
@@ -78,10 +78,7 @@ pub fn unwritable(a: &Accounting) -> Option<String> {
         std::fs::create_dir_all(f)?;
         nix::unistd::access(f, nix::unistd::AccessFlags::W_OK).map_err(std::io::Error::from)
     };
-    let folders = [folder(a), Path::new(&a.move_to)].into_iter().filter(|f| !f.as_os_str().is_empty());
-    let failed =
-        folders.filter_map(|f| tried(f).err().map(|e| format!("<acct-file {}>: {}: {e}", a.path, f.display())));
-    failed.into_iter().next()
+    folders(a).find_map(|f| tried(f).err().map(|e| format!("<acct-file {}>: {}: {e}", a.path, f.display())))
 }
 
 /// Makes the next file of the day, with its header line.
@@ -101,11 +98,7 @@ fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
 
 /// Today's last file if rows may follow in it, else a new one.
 fn last_or_new(a: &Accounting) -> std::io::Result<AccountingFile> {
-    for needed in [folder(a), Path::new(&a.move_to)] {
-        if !needed.as_os_str().is_empty() {
-            std::fs::create_dir_all(needed)?;
-        }
-    }
+    folders(a).try_for_each(std::fs::create_dir_all)?;
     let date = today();
     let last = all_in(folder(a), Path::new(&a.path)).pop();
     let fits = |p: &PathBuf| {
@@ -205,13 +198,12 @@ impl Files {
             Some(name) if a.program.is_empty() => Path::new(&a.path).ends_with(name.trim_start_matches("./")),
             Some(name) => a.program == name.trim_start_matches('|').trim(),
         };
-        if force.is_some_and(|name| !name.is_empty()) && !self.current.iter().any(|f| meant(&f.of)) {
+        if let Some(name) = force.filter(|name| !name.is_empty() && !self.current.iter().any(|f| meant(&f.of))) {
             let shown = |f: &AccountingFile| match f.of.program.as_str() {
                 "" => f.of.path.clone(),
                 program => format!("|{program}"),
             };
             let names: Vec<String> = self.current.iter().map(shown).collect();
-            let name = force.unwrap_or_default();
             return Err(format!("no <acct-file> has the path {name:?}; there are {}", names.join(", ")));
         }
         let date = today();
@@ -220,12 +212,13 @@ impl Files {
             let a = &f.of;
             let path = PathBuf::from(&f.path);
             let size = std::fs::metadata(&path).map_or(0, |m| m.len());
-            let header = Columns::of(a).header_line().len() as u64;
             let yesterday = number_of(&file_name(&path), Path::new(&a.path)).is_none_or(|(d, _)| d != date);
             let interval = Duration::from_millis(a.move_interval_ms);
             let due = a.move_interval_ms > 0 && !a.move_to.is_empty() && begun.elapsed() >= interval;
             let max = if a.program.is_empty() { a.max_size } else { BUFFER_FILE_MAX.min(a.max_size) };
-            if !(size > header && (meant(a) || due || size >= max || yesterday)) {
+            let wanted = meant(a) || due || size >= max || yesterday;
+            let has_rows = || size > Columns::of(a).header_line().len() as u64;
+            if !wanted || !has_rows() {
                 continue;
             }
             *f = begin_file(&f.of).map_err(|e| format!("accounting: {e}"))?;
@@ -313,16 +306,13 @@ impl Files {
     /// ones too, until there is room again.
     pub fn make_room(&self) {
         for a in self.current.iter().map(|f| &f.of).filter(|a| a.program.is_empty()) {
-            if a.min_free_space == 0 || a.delete_after_ms >= ipc::rules::NEVER_MS || !is_low(a) {
+            if a.delete_after_ms >= ipc::rules::NEVER_MS || !lacks_room(a) {
                 continue;
             }
-            let mut old = self.finished(folder(a), a);
-            if !a.move_to.is_empty() {
-                old.extend(self.finished(Path::new(&a.move_to), a));
-            }
+            let mut old: Vec<PathBuf> = folders(a).flat_map(|f| self.finished(f, a)).collect();
             old.sort_by_key(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
             for p in old.iter().filter(|p| is_due(p, a)) {
-                if !is_low(a) {
+                if !lacks_room(a) {
                     break;
                 }
                 tracing::warn!(path = %p.display(), "an accounting file past delete-after makes room (min-free-space)");
@@ -336,11 +326,6 @@ impl Files {
 fn is_due(path: &Path, a: &Accounting) -> bool {
     let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
     age.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms))
-}
-
-fn is_low(a: &Accounting) -> bool {
-    let room = nix::sys::statvfs::statvfs(folder(a));
-    room.is_ok_and(|v| v.blocks_available() * v.fragment_size() < a.min_free_space)
 }
 
 fn delete(path: &Path, wrong: &str) {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tests::client::Client;
-use tests::engine::{Engine, binary};
+use tests::engine::{Engine, checked};
 use tests::eventually;
 use tests::receiver::Receiver;
 
@@ -118,6 +118,15 @@ fn small_disk(at: &Path) -> bool {
     mounted.is_ok_and(|s| s.success())
 }
 
+/// Makes a file as large as the disk lets it.
+fn fill(path: &Path) {
+    let file = std::fs::File::create(path).unwrap();
+    let mut at = 0;
+    while file.write_at(&[0; 512], at).is_ok_and(|n| n > 0) {
+        at += 512;
+    }
+}
+
 fn unmount(at: &Path) {
     let _ = Command::new("umount").arg("-l").arg(at).status();
 }
@@ -149,11 +158,7 @@ fn a_full_disk_of_accounting_refuses_mail_and_loses_no_row() {
         code == 452
     });
     // To the last byte: rows wait in the log.
-    let rest = std::fs::File::create(disk.path().join("rest")).unwrap();
-    let mut at = 0;
-    while rest.write_at(&[0; 512], at).is_ok_and(|n| n > 0) {
-        at += 512;
-    }
+    fill(&disk.path().join("rest"));
     std::fs::remove_file(disk.path().join("filler")).unwrap();
     std::fs::remove_file(disk.path().join("rest")).unwrap();
     let mut sent = 0;
@@ -190,12 +195,7 @@ fn rows_that_find_no_room_are_written_later() {
     );
     send(&engine, &["first@d.test"], "");
     table(disk.path(), 1);
-    let filler = std::fs::File::create(disk.path().join("filler")).unwrap();
-    let mut at = 0;
-    while filler.write_at(&[0; 512], at).is_ok_and(|n| n > 0) {
-        at += 512;
-    }
-    drop(filler);
+    fill(&disk.path().join("filler"));
     let to: Vec<String> = (0..40).map(|i| format!("{}{i}@d{i}.test", "u".repeat(50))).collect();
     for t in &to {
         send(&engine, &[t], "");
@@ -214,13 +214,6 @@ fn rows_that_find_no_room_are_written_later() {
 
 #[test]
 fn what_cannot_be_meant_is_said_by_config_check() {
-    let dir = tempfile::tempdir().unwrap();
-    let check = |block: &str| {
-        let file = dir.path().join("a.conf");
-        std::fs::write(&file, format!("postmaster a@b.test\n{block}\n")).unwrap();
-        let out = Command::new(binary()).args(["config", "check"]).arg(&file).output().unwrap();
-        (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
-    };
     for (inside, code, said) in [
         ("record-fields d rcpp", 2, "rcpt"),
         ("record-fields r dsnDiag", 2, "other types of records have it"),
@@ -234,10 +227,10 @@ fn what_cannot_be_meant_is_said_by_config_check() {
         ("format xml", 2, "csv, json"),
         ("record-fields d *,!type", 2, "always the first"),
     ] {
-        let (found, text) = check(&format!("<acct-file a.csv>\n records d\n {inside}\n</acct-file>"));
+        let (found, text) = checked(&format!("<acct-file a.csv>\n records d\n {inside}\n</acct-file>"));
         assert!(found == Some(code) && text.contains(said), "{inside}: {found:?} {text}");
         assert!(!text.contains("1234567890123456"), "keys are not shown: {text}");
     }
-    assert_eq!(check("<acct-file \"|\">\n</acct-file>").0, Some(2));
-    assert_eq!(check("<acct-file a/b.csv>\n</acct-file>\n<acct-file ./a/./b.csv>\n</acct-file>").0, Some(2));
+    assert_eq!(checked("<acct-file \"|\">\n</acct-file>").0, Some(2));
+    assert_eq!(checked("<acct-file a/b.csv>\n</acct-file>\n<acct-file ./a/./b.csv>\n</acct-file>").0, Some(2));
 }

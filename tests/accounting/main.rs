@@ -5,6 +5,7 @@
 mod fields;
 mod files;
 mod programs;
+mod readers;
 
 use std::path::Path;
 use std::time::Duration;

@@ -46,6 +46,21 @@ fn every_wrong_line_is_named_and_no_other() {
 }
 
 #[test]
+fn directives_that_need_another_one_say_so_once() {
+    let said = text_of(
+        "<domain *>\n suppress-after 2/1d\n dkim-sign yes\n</domain>\n<domain d.test>\n suppress-after 3/1d\n dkim-sign yes\n \
+         second-dkim-sign no\n</domain>\n",
+    );
+    for part in ["suppress-after has no effect", "dkim-sign signs nothing", "sluice dkim generate"] {
+        assert_eq!(said.matches(part).count(), 1, "{part}: {said}");
+    }
+    let own = "<bounce-category-patterns>\n /gone fishing/ on-holiday\n</bounce-category-patterns>\n";
+    let with = "<domain *>\n suppress-on on-holiday\n suppress-after 2/1d\n dkim-sign no\n</domain>\n";
+    let said = text_of(&format!("{own}{with}"));
+    assert!(said.contains("0 errors, 0 warnings"), "{said}");
+}
+
+#[test]
 fn an_error_shows_the_line_the_column_and_what_to_do() {
     let text = text_of("<domain *>\n\tretry-after 10m, 5 minutes\n  max-mesg-per-connection 20\n</domain>\n");
     let expected = "\
@@ -178,7 +193,7 @@ fn text_on_standard_input_is_checked_and_pending_lines_can_be_hidden() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(b"<domain *>\n dkim-sign yes\n max-smtp-out x\n</domain>\n").unwrap();
+    child.stdin.take().unwrap().write_all(b"<domain *>\n log-commands yes\n max-smtp-out x\n</domain>\n").unwrap();
     let out = child.wait_with_output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(text.ends_with("-: 1 error, 0 warnings\n"), "{text}");

@@ -36,6 +36,28 @@ fn has_dkimpy() -> bool {
         .is_ok_and(|s| s.success())
 }
 
+/// Whether OpenDKIM takes all signatures of what a receiver got for good; `None` where it is not
+/// installed.
+fn opendkim_verifies(content: &str, records: &[(&str, &str)]) -> Option<bool> {
+    let dir = tempfile::tempdir().unwrap();
+    let data: String = records.iter().map(|(s, r)| format!("{s}._domainkey.sender.test {r}\n")).collect();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let data = file("records", &data);
+    let mode = "Mode v\nSyslog no\nSendReports no\n";
+    let settings = file("settings", &format!("{mode}TestDNSData file:{}\n", data.display()));
+    let mail = file("mail", content);
+    let run =
+        Command::new("opendkim").arg("-x").arg(settings).arg("-t").arg(mail).env("PATH", "/usr/sbin:/usr/bin").output();
+    let out = run.ok()?;
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("verification"), "{said}");
+    Some(said.contains("succeeded") && !said.contains("failed"))
+}
+
 /// Makes a key in `dir`; its file and its record.
 fn key(dir: &Path, selector: &str, more: &[&str]) -> (String, String) {
     let file = dir.join(format!("{selector}.pem")).to_str().unwrap().to_owned();
@@ -125,10 +147,15 @@ fn what_is_signed_is_verified_whatever_its_form() {
             let all = fields(&content, "DKIM-Signature");
             assert_eq!(all.iter().map(|s| tag(s, "a").unwrap()).collect::<Vec<_>>(), ["rsa-sha256", "ed25519-sha256"]);
             assert_eq!(tag(&all[0], "c").unwrap(), format!("{canon}/{second}"));
+            // It reads no message without an empty line behind the header.
+            if content.contains("\r\n\r\n") {
+                assert_ne!(opendkim_verifies(&content, &records), Some(false), "{canon}: {content:.600}");
+            }
         }
         // One that is changed is not.
         let content = r.message_to("u0@d.test").unwrap().content.replace("body", "bodY");
         assert_eq!(verified(&content, &records), [false, false]);
+        assert_ne!(opendkim_verifies(&content, &records), Some(true));
     }
 }
 

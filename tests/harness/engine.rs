@@ -26,6 +26,15 @@ pub fn binary() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/sluice"), PathBuf::from)
 }
 
+/// What `config check` says of a configuration, and its exit code.
+pub fn checked(config: &str) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("checked.conf");
+    std::fs::write(&file, format!("postmaster a@b.test\n{config}\n")).unwrap();
+    let out = Command::new(binary()).args(["config", "check"]).arg(&file).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -15,7 +15,10 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use worker::account::columns::Columns;
+use worker::account::file::folder;
 use worker::account::file_name::all_in;
+
+use super::file_name;
 
 /// Bytes that are written to a program at once; a row may be longer.
 const CHUNK: usize = 64 << 10;
@@ -93,7 +96,12 @@ struct Position {
 
 impl Position {
     fn read(a: &Accounting) -> Position {
-        let text = std::fs::read_to_string(position_path(a)).unwrap_or_default();
+        let text = std::fs::read_to_string(position_path(a)).unwrap_or_else(|e| {
+            if e.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(command = a.program, error = %e, "how far a program has read is not known: it is given its whole buffer");
+            }
+            String::new()
+        });
         let found = text.trim().split_once(' ').and_then(|(offset, file)| Some((offset.parse().ok()?, file)));
         found.map_or_else(Position::default, |(offset, file)| Position { file: file.to_owned(), offset })
     }
@@ -104,10 +112,6 @@ impl Position {
         std::fs::write(&new, format!("{} {}\n", self.offset, self.file))?;
         std::fs::rename(new, path)
     }
-}
-
-fn folder(a: &Accounting) -> &Path {
-    Path::new(&a.path).parent().unwrap_or(Path::new("."))
 }
 
 fn position_path(a: &Accounting) -> PathBuf {
@@ -230,8 +234,8 @@ impl Feeder {
     fn next_rows(&mut self, drained: bool) -> std::io::Result<Vec<u8>> {
         loop {
             let files = all_in(folder(&self.of), Path::new(&self.of.path));
-            let name = |p: &PathBuf| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let here = files.iter().position(|p| name(p) == self.at.file);
+            let name = |p: &PathBuf| file_name(p).into_owned();
+            let here = files.iter().position(|p| file_name(p) == self.at.file);
             let at = here.unwrap_or(0);
             let Some(path) = files.get(at) else { return Ok(Vec::new()) };
             if here.is_none() {

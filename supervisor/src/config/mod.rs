@@ -10,6 +10,7 @@ pub mod diff;
 pub mod directives;
 pub mod explain;
 pub mod files;
+mod incomplete;
 pub mod lint;
 pub mod macros;
 pub mod manual;

@@ -2,25 +2,10 @@
 
 use ipc::queue_orders::QueuePattern;
 use ipc::snapshot::QueueFilter;
-use worker::account::field;
+use worker::account::field::{self, RecordType, record_type};
 
 use super::diagnostic::nearest;
 use super::value::{Problem, items};
-
-/// PowerMTA's letter of a record type.
-pub fn record_type(word: &str) -> Option<&'static str> {
-    Some(match word.to_ascii_lowercase().as_str() {
-        "d" | "delivery" | "delivered" => "d",
-        "b" | "bounce" | "bounced" => "b",
-        "t" | "transient" => "t",
-        "tq" | "transient-queue" => "tq",
-        "r" | "receipt" | "received" => "r",
-        "rb" | "remote-bounce" => "rb",
-        "rs" | "remote-status" => "rs",
-        "f" | "feedback-loop" | "fbl" => "f",
-        _ => return None,
-    })
-}
 
 /// A list of record types.
 ///
@@ -38,19 +23,18 @@ fn no_record_type(found: &str) -> Problem {
 ///
 /// # Errors
 /// [`Problem`]
-pub fn fields(text: &str) -> Result<(&'static str, Vec<String>), Problem> {
+pub fn fields(text: &str) -> Result<(RecordType, Vec<String>), Problem> {
     let (record, list) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-    let record_type = record_type(record).ok_or_else(|| no_record_type(record).at(record, text))?;
+    let of @ (kind, short) = record_type(record).ok_or_else(|| no_record_type(record).at(record, text))?;
     if items(list).next().is_none() {
         return Err(Problem::other("the list of fields is missing"));
     }
-    let kind = field::kind_of(record_type).unwrap_or_default();
     let listed: Vec<&str> = items(list).collect();
     let all = field::asked(kind, listed.into_iter()).map_err(|item| {
         let name = item.strip_prefix('!').unwrap_or(item);
-        no_field(record_type, name).at(item, text)
+        no_field(short, name).at(item, text)
     })?;
-    Ok((record_type, all))
+    Ok((of, all))
 }
 
 fn no_field(record_type: &str, name: &str) -> Problem {
@@ -70,20 +54,20 @@ fn no_field(record_type: &str, name: &str) -> Problem {
 ///
 /// # Errors
 /// [`Problem`]
-pub fn header_map(text: &str) -> Result<(&'static str, &str, String), Problem> {
+pub fn header_map(text: &str) -> Result<(RecordType, &str, String), Problem> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let [record, header, name] = words[..] else {
         return Err(Problem::expected("TYPE header_NAME FIELD", text));
     };
-    let record_type = record_type(record).ok_or_else(|| no_record_type(record).at(record, text))?;
-    if record_type == "tq" {
+    let of @ (kind, short) = record_type(record).ok_or_else(|| no_record_type(record).at(record, text))?;
+    if kind == b'q' {
         return Err(Problem::other("records of type tq are of no message and have no headers").at(record, text));
     }
-    let of = header.get(..7).filter(|p| p.eq_ignore_ascii_case("header_")).map(|_| &header[7..]);
-    let of = of.filter(|h| !h.is_empty()).ok_or_else(|| Problem::expected("header_NAME", header).at(header, text))?;
-    let kind = field::kind_of(record_type).unwrap_or_default();
-    let name = field::of_kind(kind, name).ok_or_else(|| no_field(record_type, name).at(name, text))?;
-    Ok((record_type, of, name))
+    let named = header.get(..7).filter(|p| p.eq_ignore_ascii_case("header_")).map(|_| &header[7..]);
+    let named =
+        named.filter(|h| !h.is_empty()).ok_or_else(|| Problem::expected("header_NAME", header).at(header, text))?;
+    let name = field::of_kind(kind, name).ok_or_else(|| no_field(short, name).at(name, text))?;
+    Ok((of, named, name))
 }
 
 /// The entries of a `queue-filter`; one without a virtual MTA means `{default}`.
@@ -109,11 +93,12 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_where_it_stands() {
-        assert!(fields("b *,!orcpt,header_X").is_ok_and(|(t, f)| t == "b" && f.len() == 22));
+        assert!(fields("b *,!orcpt,header_X").is_ok_and(|((_, t), f)| t == "b" && f.len() == 22));
         assert!(fields("r dsnDiag").is_err_and(|p| p.help.contains("other types")));
         assert!(fields("d rcpp").is_err_and(|p| p.help.contains("rcpt") && p.part == Some((2, 4))));
         assert!(
-            header_map("feedback-loop header_X rcpt").is_ok_and(|(t, h, f)| (t, h, f.as_str()) == ("f", "X", "rcpt"))
+            header_map("feedback-loop header_X rcpt")
+                .is_ok_and(|((_, t), h, f)| (t, h, f.as_str()) == ("f", "X", "rcpt"))
         );
         for wrong in ["tq header_X vmta", "d X rcpt", "d header_ rcpt", "d header_X nosuch", "d header_X"] {
             assert!(header_map(wrong).is_err(), "{wrong}");

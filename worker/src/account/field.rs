@@ -1,18 +1,37 @@
 //! The fields of accounting records: what each type of record has, in which order, and which of
 //! them a file shows (PowerMTA 5.0's names; our own are marked in the table).
 
-/// Types of records by the byte that stands for them in the log, and their names in files.
-pub const KINDS: [(u8, &str); 8] =
-    [(b'd', "d"), (b'b', "b"), (b't', "t"), (b'q', "tq"), (b'r', "r"), (b'R', "rb"), (b'S', "rs"), (b'f', "f")];
+/// A type of record: the byte that stands for it in the log, and its name in files.
+pub type RecordType = (u8, &'static str);
+
+/// All of them, with the other names that configurations have for them.
+const TYPES: [(RecordType, &[&str]); 8] = [
+    ((b'd', "d"), &["delivery", "delivered"]),
+    ((b'b', "b"), &["bounce", "bounced"]),
+    ((b't', "t"), &["transient"]),
+    ((b'q', "tq"), &["transient-queue"]),
+    ((b'r', "r"), &["receipt", "received"]),
+    ((b'R', "rb"), &["remote-bounce"]),
+    ((b'S', "rs"), &["remote-status"]),
+    ((b'f', "f"), &["feedback-loop", "fbl"]),
+];
+
+/// The type that a word of a configuration means, in any case.
+pub fn record_type(word: &str) -> Option<RecordType> {
+    let is_meant = |(t, others): &&(RecordType, &[&str])| {
+        t.1.eq_ignore_ascii_case(word) || others.iter().any(|o| o.eq_ignore_ascii_case(word))
+    };
+    TYPES.iter().find(is_meant).map(|(t, _)| *t)
+}
 
 /// The byte of a record type's short name.
 pub fn kind_of(name: &str) -> Option<u8> {
-    KINDS.iter().find(|(_, n)| *n == name).map(|(k, _)| *k)
+    TYPES.iter().find(|((_, n), _)| *n == name).map(|((kind, _), _)| *kind)
 }
 
 /// The short name of a record type.
 pub fn name_of(kind: u8) -> &'static str {
-    KINDS.iter().find(|(k, _)| *k == kind).map_or("", |(_, n)| n)
+    TYPES.iter().find(|((k, _), _)| *k == kind).map_or("", |((_, name), _)| name)
 }
 
 /// Fields that the log holds with a row, in this order; new ones go to the end, for rows in logs
@@ -59,33 +78,22 @@ const NUMBERS: &[&str] =
 /// Our own fields that cost something to know: they are put into rows only when a file shows one.
 pub const OWN: &[&str] = &["messageId", "shard", "attempt", "msQueued", "msConnect", "msTransaction"];
 
+/// What outcomes have by default: their times, and what is stored from the first to `vmtaPool`.
+const OF_OUTCOMES: [&str; 22] = {
+    let mut all = ["timeLogged"; 22];
+    all[1] = "timeQueued";
+    let mut i = 2;
+    while i < all.len() {
+        all[i] = STORED[i - 2];
+        i += 1;
+    }
+    all
+};
+
 /// What `*` stands for, in the order of a file of this type alone.
 pub fn native(kind: u8) -> &'static [&'static str] {
     match kind {
-        b'd' | b'b' | b't' => &[
-            "timeLogged",
-            "timeQueued",
-            "orig",
-            "rcpt",
-            "orcpt",
-            "dsnAction",
-            "dsnStatus",
-            "dsnDiag",
-            "dsnMta",
-            "bounceCat",
-            "srcType",
-            "srcMta",
-            "dlvType",
-            "dlvSourceIp",
-            "dlvDestinationIp",
-            "dlvEsmtpAvailable",
-            "dlvSize",
-            "vmta",
-            "jobId",
-            "envId",
-            "queue",
-            "vmtaPool",
-        ],
+        b'd' | b'b' | b't' => &OF_OUTCOMES,
         b'q' => &[
             "timeLogged",
             "dsnStatus",
@@ -188,7 +196,7 @@ fn on_request(kind: u8) -> &'static [&'static str] {
 /// Every field of any record, as the files name it.
 pub fn all() -> impl Iterator<Item = &'static str> {
     let mut seen: Vec<&'static str> = vec!["type"];
-    for (kind, _) in KINDS {
+    for ((kind, _), _) in TYPES {
         for f in native(kind).iter().chain(on_request(kind)).filter(|f| !f.starts_with("header_")) {
             if !seen.contains(f) {
                 seen.push(f);

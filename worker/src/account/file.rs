@@ -19,6 +19,7 @@ use spool::Projection;
 
 use ipc::control::AccountingFile;
 use ipc::message::ArchivedEnvelope;
+use ipc::snapshot::Accounting;
 
 use super::columns::Columns;
 use super::file_name;
@@ -131,6 +132,17 @@ fn last_line_end(file: &File, mut end: u64) -> io::Result<u64> {
     Ok(0)
 }
 
+/// The folder of an `<acct-file>`.
+pub fn folder(a: &Accounting) -> &Path {
+    Path::new(&a.path).parent().unwrap_or(Path::new("."))
+}
+
+/// Less than `min-free-space` is free there. Where the system does not say, there is room.
+pub fn lacks_room(a: &Accounting) -> bool {
+    let room = || nix::sys::statvfs::statvfs(folder(a));
+    a.min_free_space > 0 && room().is_ok_and(|v| v.blocks_available() * v.fragment_size() < a.min_free_space)
+}
+
 /// What outcomes have to say for the files in use; what none shows is not put into rows.
 #[derive(Debug, Default)]
 pub struct Shown {
@@ -174,7 +186,6 @@ pub struct Files {
     targets: Vec<Target>,
     of: Vec<AccountingFile>,
     shard: u8,
-    receipts: bool,
     shown: Arc<Shown>,
 }
 
@@ -194,7 +205,7 @@ impl Files {
                 }
             }
         }
-        Files { targets, of: of.to_vec(), shard, receipts: shown.takes(b'r'), shown: shown.into() }
+        Files { targets, of: of.to_vec(), shard, shown: shown.into() }
     }
 
     /// The same files, not yet opened.
@@ -216,7 +227,7 @@ impl Files {
 
 impl Projection for Files {
     fn message(&mut self, envelope: &[u8], content: &[u8]) {
-        if !self.receipts {
+        if !self.shown.takes(b'r') {
             return;
         }
         let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(envelope.len());
@@ -235,14 +246,8 @@ impl Projection for Files {
     }
 
     fn refuses_intake(&self) -> Option<String> {
-        let low = |f: &&AccountingFile| {
-            let folder = Path::new(&f.path).parent().unwrap_or(Path::new("."));
-            let room = nix::sys::statvfs::statvfs(folder).ok();
-            f.of.min_free_space > 0
-                && room.is_some_and(|v| v.blocks_available() * v.fragment_size() < f.of.min_free_space)
-        };
-        let full = self.of.iter().find(low)?;
-        Some(format!("less than min-free-space {} bytes are free for {}", full.of.min_free_space, full.of.path))
+        let full = self.of.iter().map(|f| &f.of).find(|a| lacks_room(a))?;
+        Some(format!("less than min-free-space {} bytes are free for {}", full.min_free_space, full.path))
     }
 
     fn reads_headers(&self) -> bool {
@@ -314,7 +319,7 @@ impl Projection for Files {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use ipc::snapshot::{Accounting, RecordFields};
+    use ipc::snapshot::RecordFields;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use super::field::STORED;
 /// A row of any type. Empty fields say that there is nothing to say.
 #[derive(Debug, Clone, Default)]
 pub struct Row {
-    /// The type, see [`super::field::KINDS`].
+    /// The type, see [`super::field::RecordType`].
     pub kind: u8,
     /// Unix milliseconds of the event.
     pub logged_ms: i64,

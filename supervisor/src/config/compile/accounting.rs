@@ -2,14 +2,14 @@
 
 use ipc::rules::Value;
 use ipc::snapshot::{Accounting, RecordFields};
-use worker::account::field;
+use worker::account::field::{self, RecordType, record_type};
 
 use super::super::records;
 use super::super::syntax::Statement;
-use super::{Accepted, Compiler};
+use super::{Accepted, Compiler, Diagnostic};
 
 /// Record types that something writes.
-const WRITTEN: [&str; 5] = ["d", "b", "t", "tq", "r"];
+const WRITTEN: &[u8] = b"dbtqr";
 /// Characters of a command that its buffer's folder is named by.
 const FOLDER_NAME_MAX: usize = 80;
 
@@ -29,14 +29,14 @@ impl<'s> Compiler<'s> {
             min_free_space: 16 << 20,
             ..Default::default()
         };
-        let mut named: Vec<&'static str> = vec!["d", "b"];
+        let mut named: Vec<RecordType> = vec![(b'd', "d"), (b'b', "b")];
         let mut types = named.clone();
-        let mut asked: Vec<(&'s Statement, &'static str, Vec<String>)> = Vec::new();
+        let mut asked: Vec<(&'s Statement, RecordType, Vec<String>)> = Vec::new();
         let mut mapped = Vec::new();
         for i in &s.inside {
             match (&*i.name, self.check("acct-file", i).and_then(Accepted::in_force)) {
                 ("records", Some(Value::TextList(l))) => {
-                    named = l.iter().filter_map(|w| records::record_type(w)).collect();
+                    named = l.iter().filter_map(|w| record_type(w)).collect();
                     types = self.written(i, &named);
                 }
                 ("record-fields", Some(Value::Text(t))) => {
@@ -47,7 +47,14 @@ impl<'s> Compiler<'s> {
                         records::header_map(&t).ok().map(|(r, header, field)| (i, r, header.to_owned(), field)),
                     );
                 }
-                ("queue-filter", Some(Value::Text(t))) => a.filter = records::queue_filter(&t).unwrap_or_default(),
+                // Checked with the value.
+                ("queue-filter", Some(Value::Text(t))) => {
+                    a.filter = records::queue_filter(&t).unwrap_or_default();
+                    if !a.filter.is_empty() && a.filter.iter().all(|f| f.excludes) {
+                        let text = "the filter only excludes: what no entry matches is left out as well";
+                        self.warning(i.value_at, "no-effect", text, "end it with */* to take all others");
+                    }
+                }
                 ("move-to", Some(Value::Text(t))) => a.move_to = t,
                 ("move-interval", Some(Value::Millis(n))) => a.move_interval_ms = n,
                 ("min-free-space", Some(Value::Number(n))) => a.min_free_space = n,
@@ -59,33 +66,38 @@ impl<'s> Compiler<'s> {
                 ("world-readable", Some(Value::Flag(b))) => a.world_readable = b,
                 ("count-moved-records", Some(Value::Flag(b))) => a.count_moved_records = b,
                 ("format", Some(Value::Number(n))) => a.json = n == 1,
-                ("user-string", Some(Value::Text(t))) => a.user_string = unquoted(&t).to_owned(),
+                ("user-string", Some(Value::Text(t))) => a.user_string = t,
                 ("privacy-policy", Some(Value::Text(t))) => a.privacy = t,
                 _ => {}
             }
         }
         for (i, record, fields) in &asked {
             if !named.contains(record) {
-                let text = format!("the file takes no records of type {record}");
+                let text = format!("the file takes no records of type {}", record.1);
                 self.warning(i.value_at, "no-effect", text, "name it in records");
+            } else if let Some((later, ..)) = asked.iter().rfind(|(_, r, _)| r == record).filter(|(l, ..)| l.at != i.at)
+            {
+                let message = format!("record-fields of type {} are given again below", record.1);
+                let d = Diagnostic::warning(i.at, "defined-again", message, "one line lists all columns of a type");
+                self.reader.diagnostics.push(d.with(later.at, "counts"));
             } else if fields.iter().any(|f| f == "rcvSmtpUser") {
                 let text = "rcvSmtpUser stays empty: listeners offer no AUTH yet";
                 self.warning(i.value_at, "pending", text, "");
             }
         }
         for (i, record, ..) in mapped.iter().filter(|(_, r, ..)| !named.contains(r)) {
-            self.warning(i.value_at, "no-effect", format!("the file takes no records of type {record}"), "");
+            self.warning(i.value_at, "no-effect", format!("the file takes no records of type {}", record.1), "");
         }
         a.fields = types
             .iter()
             .map(|t| {
                 // The last line for a type counts.
                 let own = asked.iter().rev().find(|(_, r, _)| r == t).map(|(_, _, fields)| fields.clone());
-                let default = || field::native(field::kind_of(t).unwrap_or_default());
+                let default = || field::native(t.0);
                 let fields = own.unwrap_or_else(|| default().iter().map(|f| (*f).to_owned()).collect());
                 let of_type = mapped.iter().filter(|(_, r, ..)| r == t);
                 let headers = of_type.map(|(_, _, header, field)| (header.clone(), field.clone())).collect();
-                RecordFields { record: (*t).to_owned(), fields, headers }
+                RecordFields { record: t.1.to_owned(), fields, headers }
             })
             .collect();
         for (name, only) in
@@ -115,21 +127,17 @@ impl<'s> Compiler<'s> {
     }
 
     /// Types that are written; a type given twice counts once.
-    fn written(&mut self, s: &Statement, named: &[&'static str]) -> Vec<&'static str> {
-        let mut all: Vec<&'static str> = Vec::new();
+    fn written(&mut self, s: &Statement, named: &[RecordType]) -> Vec<RecordType> {
+        let mut all: Vec<RecordType> = Vec::new();
         for t in named {
-            if !WRITTEN.contains(t) {
-                self.warning(s.value_at, "pending", format!("records of type {t} are not written yet"), "");
+            if !WRITTEN.contains(&t.0) {
+                self.warning(s.value_at, "pending", format!("records of type {} are not written yet", t.1), "");
             } else if !all.contains(t) {
-                all.push(t);
+                all.push(*t);
             }
         }
         all
     }
-}
-
-fn unquoted(text: &str) -> &str {
-    text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text)
 }
 
 /// What a command's buffer is called: its letters and digits, and whatever tells it from others.

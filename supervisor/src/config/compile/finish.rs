@@ -9,7 +9,7 @@ use ipc::rules::{DomainKey, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 
-use super::super::{directives, source_hosts};
+use super::super::{directives, incomplete, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
 
 impl<'s> Compiler<'s> {
@@ -19,6 +19,7 @@ impl<'s> Compiler<'s> {
         self.domain_blocks();
         self.shadowed_lines();
         lint::statements(&mut self.reader.diagnostics, statements);
+        incomplete::statements(&mut self.reader.diagnostics, statements);
         for (kind, name, at) in self.names.unused() {
             let message = format!("nothing refers to {kind} {name:?}");
             self.reader.diagnostics.push(Diagnostic::warning(at, "unused", message, ""));
