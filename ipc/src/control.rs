@@ -9,7 +9,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::operator::{JobRow, PathRow, PoolRow, QueueRow, WhyRow};
-use crate::queue_orders::{QueueOrder, QueuePattern, Switches};
+use crate::queue_orders::{Deletion, QueueOrder, QueuePattern, Switches};
 use crate::shard_map::ShardMap;
 
 /// Kind of the only frame from a worker: archive [`ToSupervisor`].
@@ -198,6 +198,13 @@ pub enum RowsOf {
     WhyMessage([u8; 16]),
     /// What came of an order, which is carried out first.
     Ordered(QueueOrder),
+    /// What was deleted of the next messages, and where to go on.
+    Delete {
+        /// Which.
+        what: Deletion,
+        /// Number of the last message of the request before.
+        after: Option<u64>,
+    },
     /// What operators paused and disabled.
     Switches,
     /// A shard that is new takes over what others know.
@@ -216,6 +223,13 @@ pub struct AllSwitches {
 /// Rows of live state.
 #[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub enum Rows {
+    /// `delete`
+    Deleted {
+        /// Recipients.
+        recipients: u64,
+        /// Number of the last message that was looked at, if there are more.
+        after: Option<u64>,
+    },
     /// `show queues`
     Queues(Vec<QueueRow>),
     /// `show paths`

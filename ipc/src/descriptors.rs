@@ -121,11 +121,7 @@ impl Mapping {
     /// # Errors
     /// As `mmap(2)`; `EINVAL` for an empty file.
     pub fn immutable_file(file: &std::fs::File) -> nix::Result<Mapping> {
-        let len = nix::sys::stat::fstat(file.as_fd())?.st_size as usize;
-        let size = NonZeroUsize::new(len).ok_or(nix::Error::EINVAL)?;
-        // SAFETY: a fresh private mapping at an address of the kernel's choice.
-        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0)? };
-        Ok(Mapping { at: at.cast(), len })
+        Self::map(file, ProtFlags::PROT_READ)
     }
 
     /// Maps shared counters.
@@ -141,7 +137,7 @@ impl Mapping {
         Ok(m)
     }
 
-    fn map(fd: &OwnedFd, prot: ProtFlags) -> nix::Result<Mapping> {
+    fn map(fd: impl AsFd, prot: ProtFlags) -> nix::Result<Mapping> {
         let len = nix::sys::stat::fstat(fd.as_fd())?.st_size as usize;
         let size = NonZeroUsize::new(len).ok_or(nix::Error::EINVAL)?;
         // SAFETY: a fresh shared mapping at an address of the kernel's choice.

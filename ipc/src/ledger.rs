@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::descriptors::{Mapping, shared_memfd};
 use crate::limits::{LEDGER_CELLS, LEDGER_PACES, LEDGER_REQUESTS, LEDGER_SLOTS, SHARDS_MAX};
-pub use shared_limits::Place;
+pub use shared_limits::{Ahead, Kept, Place};
 
 /// A class of connections that is limited over all shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
 const CELLS_AT: usize = (RECIPIENTS_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
-const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * 16;
+const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * shared_limits::PACE_WORDS * 8;
 const BYTES: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
 
 /// The mapped ledger of one process.
@@ -71,9 +71,9 @@ impl Ledger {
         self.map.atomics_64(CELLS_AT, LEDGER_CELLS)
     }
 
-    /// Names and clocks, in turn.
+    /// Names, clocks, and how far these run ahead at most, in turn.
     fn paces(&self) -> &[AtomicU64] {
-        self.map.atomics_64(PACES_AT, 2 * LEDGER_PACES)
+        self.map.atomics_64(PACES_AT, shared_limits::PACE_WORDS * LEDGER_PACES)
     }
 
     fn requests(&self) -> &[AtomicU64] {
@@ -105,6 +105,7 @@ impl Ledger {
             }
         }
         self.free_places_of(shard);
+        self.withdraw_those_of(shard);
         self.set_sessions(shard, 0);
     }
 

@@ -6,7 +6,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::queue_orders::QueueOrder;
+use crate::queue_orders::{Deletion, QueueOrder};
 
 /// Kind of a request: archive [`Request`].
 pub const REQUEST: u8 = 1;
@@ -76,6 +76,8 @@ pub enum Request {
     Why(String),
     /// `pause queue`, `set queue`, `schedule`, `disable source` and their like.
     Order(QueueOrder),
+    /// `delete`
+    Delete(Deletion),
     /// `stop`
     Stop,
     /// `rotate acct`
@@ -159,7 +161,7 @@ pub struct SuppressionRow {
     pub reason: String,
     /// Who added it: `policy`, `operator`, `import`, or what an import says.
     pub source: String,
-    /// When; 0 for now.
+    /// When; 0 lets the server say.
     pub added_unix_s: u32,
     /// When it ends; 0 for never.
     pub expires_unix_s: u32,

@@ -95,6 +95,27 @@ pub enum QueueAction {
     },
 }
 
+/// `delete`: which recipients are taken out of their queues.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Deletion {
+    /// `--queue`
+    pub of: QueuePattern,
+    /// `--orig`: the sender; `*` stands for any characters.
+    pub orig: Option<String>,
+    /// `--rcpt`, likewise.
+    pub rcpt: Option<String>,
+    /// `--jobId`
+    pub job_id: Option<String>,
+    /// `--envId`
+    pub env_id: Option<String>,
+    /// `--older-than`: accepted so long ago, milliseconds.
+    pub older_than_ms: Option<u64>,
+    /// Senders are told.
+    pub dsn: bool,
+    /// Records of type b are written.
+    pub accounting: bool,
+}
+
 /// What operators switched, which outlives the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Switches {

@@ -5,14 +5,15 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use ipc::queue_orders::{Deletion, QueueAction, QueueOrder, QueuePattern};
 use worker::account::privacy::{self, Privacy};
 
 use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
 use crate::operator::client;
-use crate::operator::suppress::{self, Given};
+use crate::operator::suppress;
 use crate::{Failure, run};
 
 /// Outbound mail transfer agent for senders of millions of messages a day.
@@ -38,16 +39,17 @@ pub struct WorkerCli {
     run_dir: PathBuf,
 }
 
+/// How a command prints.
 #[derive(Debug, Args)]
-struct Output {
+pub struct Output {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server in the foreground
+    /// Run the server in the foreground; `sluice` alone does so with the built-in configuration
     Run {
         /// Configuration file; without one a built-in configuration serves 127.0.0.1
         #[arg(long, value_name = "FILE")]
@@ -119,6 +121,9 @@ enum Command {
         #[command(flatten)]
         queue: Of,
     },
+    /// Take recipients out of their queues, with a record each that says so: those that wait, not those
+    /// that are being delivered or move to another shard at the moment
+    Delete(Delete),
     /// Stop using a source address
     Disable {
         #[command(subcommand)]
@@ -142,7 +147,7 @@ enum Command {
     /// Addresses that get no mail
     Suppress {
         #[command(subcommand)]
-        what: Suppress,
+        what: suppress::Command,
     },
     /// What privacy-policy of an accounting file makes of a local part
     Digest {
@@ -242,6 +247,52 @@ struct Of {
     queue: QueuePattern,
 }
 
+/// `sluice delete`
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("meant").required(true).multiple(true).args(["queue", "job_id"]))]
+struct Delete {
+    /// DOMAIN[/VMTA]; either may be *, and VMTA a pool
+    #[arg(long, value_name = "QUEUE", value_parser = |t: &str| QueuePattern::parse(t))]
+    queue: Option<QueuePattern>,
+    /// Of this job
+    #[arg(long = "jobId", alias = "job-id", value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    job_id: Option<String>,
+    /// From this sender; * stands for any characters, "" for the one of reports
+    #[arg(long, value_name = "ADDRESS")]
+    orig: Option<String>,
+    /// To this recipient; * stands for any characters
+    #[arg(long, value_name = "ADDRESS", value_parser = NonEmptyStringValueParser::new())]
+    rcpt: Option<String>,
+    /// With this envelope ID
+    #[arg(long = "envId", alias = "env-id", value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    env_id: Option<String>,
+    /// Accepted so long ago at least
+    #[arg(long, value_name = "DURATION", value_parser = |t: &str| crate::config::value::duration(t).map_err(|p| p.message))]
+    older_than: Option<u64>,
+    /// Tell senders by a report
+    #[arg(long)]
+    dsn: bool,
+    /// Write no records
+    #[arg(long)]
+    no_accounting: bool,
+}
+
+impl Delete {
+    fn deletion(self) -> Deletion {
+        let everything = || QueuePattern { destination: "*".into(), via: "*".into() };
+        Deletion {
+            of: self.queue.unwrap_or_else(everything),
+            orig: self.orig,
+            rcpt: self.rcpt,
+            job_id: self.job_id,
+            env_id: self.env_id,
+            older_than_ms: self.older_than,
+            dsn: self.dsn,
+            accounting: !self.no_accounting,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Paused {
     /// Queues of a domain, by virtual MTA or pool
@@ -334,95 +385,6 @@ enum Dkim {
         file: PathBuf,
         #[command(flatten)]
         output: Output,
-    },
-}
-
-/// Which suppression list.
-#[derive(Debug, Args)]
-struct List {
-    /// A list by its name
-    #[arg(long, value_name = "NAME")]
-    list: Option<String>,
-    /// The list of a virtual MTA
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "pool", "job"])]
-    virtual_mta: Option<String>,
-    /// The list of a pool
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "job"])]
-    pool: Option<String>,
-    /// The list of a job
-    #[arg(long, value_name = "ID", conflicts_with = "list")]
-    job: Option<String>,
-}
-
-impl List {
-    /// Its name, if one is meant.
-    fn name(self) -> Option<String> {
-        let of = |kind: &str, name: Option<String>| name.map(|n| format!("{kind}:{n}"));
-        let own = of("virtual-mta", self.virtual_mta).or(of("pool", self.pool)).or(of("job", self.job));
-        own.or(self.list)
-    }
-}
-
-/// What new entries are given.
-#[derive(Debug, Args)]
-struct NewEntries {
-    #[command(flatten)]
-    list: List,
-    /// Why
-    #[arg(long, default_value = "")]
-    reason: String,
-    /// Ends by itself after this time
-    #[arg(long, value_name = "DURATION", value_parser = |t: &str| crate::config::value::duration(t).map_err(|p| p.message))]
-    expires_after: Option<u64>,
-}
-
-impl NewEntries {
-    fn given(self) -> Given {
-        let expires_unix_s = self.expires_after.map_or(0, |d| u32::try_from(until(d) / 1000).unwrap_or(0));
-        let list = self.list.name().unwrap_or_else(|| worker::suppression::GLOBAL.into());
-        Given { list, reason: self.reason, expires_unix_s }
-    }
-}
-
-#[derive(Debug, Subcommand)]
-enum Suppress {
-    /// Put addresses on a list: the one for all mail, unless another is named
-    Add {
-        /// Addresses
-        #[arg(required = true, value_name = "ADDRESS")]
-        addresses: Vec<String>,
-        #[command(flatten)]
-        given: NewEntries,
-    },
-    /// Take addresses off a list, or off all that they are on
-    Remove {
-        /// Addresses
-        #[arg(required = true, value_name = "ADDRESS")]
-        addresses: Vec<String>,
-        #[command(flatten)]
-        list: List,
-    },
-    /// Show entries: of one address, of a list, or all
-    List {
-        /// The only address asked for
-        address: Option<String>,
-        #[command(flatten)]
-        list: List,
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Add the addresses of a CSV file, all or none of them
-    Import {
-        /// The file; - for standard input. Columns by the header line: address, and maybe list,
-        /// reason, source, added, expires; without a header line, addresses
-        file: PathBuf,
-        #[command(flatten)]
-        given: NewEntries,
-    },
-    /// Write entries as CSV to standard output
-    Export {
-        #[command(flatten)]
-        list: List,
     },
 }
 
@@ -546,6 +508,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Schedule { retry_recipients, queue: Of { queue } } => {
             order(&control, queue, QueueAction::Schedule { recipients: retry_recipients })
         }
+        Command::Delete(what) => client::act(&control, ipc::operator::Request::Delete(what.deletion())),
         Command::Disable { what: Disable::Source { reenable_after, ip, queue: Of { queue } } } => {
             let until_unix_ms = reenable_after.map_or(i64::MAX, until);
             order(&control, queue, QueueAction::DisableSource { ip: ip.to_string(), until_unix_ms })
@@ -553,21 +516,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Enable { what: Enable::Source { ip, queue: Of { queue } } } => {
             order(&control, queue, QueueAction::EnableSource { ip: ip.to_string() })
         }
-        Command::Suppress { what } => match what {
-            Suppress::Add { addresses, given } => suppress::add(&control, addresses, &given.given()),
-            Suppress::Remove { addresses, list } => {
-                let list = list.name().unwrap_or_default();
-                client::act(&control, ipc::operator::Request::Unsuppress { addresses, list })
-            }
-            Suppress::List { address, list, output } => {
-                let (list, address) = (list.name().unwrap_or_default(), address.unwrap_or_default());
-                suppress::list(&control, list, address, output.json, false)
-            }
-            Suppress::Import { file, given } => suppress::import(&control, &file, &given.given()),
-            Suppress::Export { list } => {
-                suppress::list(&control, list.name().unwrap_or_default(), String::new(), false, true)
-            }
-        },
+        Command::Suppress { what } => suppress::run(&control, what),
         Command::Digest { hmac_sha256: _, siphash, key, hexkey, string } => {
             let key = match hexkey {
                 Some(digits) => privacy::hex(&digits),
@@ -630,7 +579,7 @@ fn order(control: &client::Target, of: QueuePattern, action: QueueAction) -> Res
 }
 
 /// Unix milliseconds in so many from now.
-fn until(ms: u64) -> i64 {
+pub fn until(ms: u64) -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
     now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))
 }

@@ -8,6 +8,7 @@ mod dkim;
 mod http;
 mod listen;
 mod operator;
+mod rates;
 mod rights;
 mod run;
 mod shards;
@@ -48,6 +49,8 @@ pub fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).peekable();
     let done = match args.next_if(|a| a == "worker") {
         Some(name) => cli::work(cli::WorkerCli::parse_from(std::iter::once(name).chain(args))),
+        // The name alone is the server: `cargo run` starts one.
+        None if args.peek().is_none() => cli::execute(cli::Cli::parse_from(["sluice", "run"])),
         None => cli::execute(cli::Cli::parse()),
     };
     match done {

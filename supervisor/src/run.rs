@@ -127,6 +127,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     }
     compiled.snapshot.generation = 1;
     let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
+    crate::rates::restore(&compiled.data_dir, &ledger);
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
     ipc::descriptors::give_back_heap();
     let files = Files::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
@@ -178,6 +179,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     spawn_local(process::watch(Rc::clone(&sup)));
     spawn_local(rotate_files(Rc::clone(&sup)));
     spawn_local(crate::suppression::look_after(Rc::clone(&sup)));
+    spawn_local(crate::rates::keep(Rc::clone(&sup)));
     spawn_local(keep_systemd_informed(Rc::clone(&sup)));
     sup.until_stopped().await;
     Ok(())
@@ -385,7 +387,7 @@ impl Supervisor {
     }
 
     /// The same of some shards, by number.
-    async fn ask_those(&self, which: impl Fn(u8) -> bool, what: RowsOf) -> Vec<Rows> {
+    pub async fn ask_those(&self, which: impl Fn(u8) -> bool, what: RowsOf) -> Vec<Rows> {
         let mut waiting = Vec::new();
         for s in self.slots.borrow().iter().filter(|s| which(s.number)) {
             let request = self.next_question.get();
@@ -640,6 +642,8 @@ impl Supervisor {
         if !orderly {
             self.slots.borrow().iter().for_each(|s| crate::shards::kill_now(s.pid));
         }
+        let survivors = any_worker_alive(&self.compiled.borrow());
+        crate::rates::keep_last(self, orderly && !survivors);
         let programs = self.accounting.borrow_mut().take_programs();
         for p in programs {
             p.finish().await;

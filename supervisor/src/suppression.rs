@@ -62,6 +62,19 @@ fn entry(r: SuppressionRow, now_s: u32) -> Result<Entry, String> {
     })
 }
 
+fn failed(folder: &Path, e: &dyn std::fmt::Display) -> String {
+    format!("suppression lists in {}: {e}", folder.display())
+}
+
+/// The list that is named; `None` for all.
+fn one_or_all(list: &str) -> Result<Option<String>, String> {
+    if list.is_empty() { Ok(None) } else { normal_list(list).map(Some) }
+}
+
+fn names(lists: &Lists, of: Option<String>) -> Vec<String> {
+    of.map_or_else(|| lists.names(), |l| vec![l])
+}
+
 impl Suppression {
     /// Opens the lists below a data folder, and makes them where there are none.
     ///
@@ -70,7 +83,7 @@ impl Suppression {
     pub fn open(data_dir: &Path) -> Result<Suppression, String> {
         let folder = data_dir.join(worker::suppression::FOLDER);
         let opened = Lists::prepare(&folder).and_then(|()| Lists::open(&folder));
-        let lists = opened.map_err(|e| format!("suppression lists in {}: {e}", folder.display()))?;
+        let lists = opened.map_err(|e| failed(&folder, &e))?;
         let (making, imports) = Default::default();
         Ok(Suppression(Arc::new(Inner { folder, lists: Mutex::new(Some(lists)), making, imports })))
     }
@@ -90,8 +103,7 @@ impl Suppression {
             while lists.refresh()? {}
             f(lists)
         });
-        let failed = |e: &dyn std::fmt::Display| format!("suppression lists in {}: {e}", self.0.folder.display());
-        done.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
+        done.await.map_err(|e| failed(&self.0.folder, &e))?.map_err(|e| failed(&self.0.folder, &e))
     }
 
     /// `suppress add`: on disk, and in force in every shard within half a second, when this
@@ -117,10 +129,10 @@ impl Suppression {
     /// As [`Suppression::add`].
     pub async fn remove(&self, addresses: Vec<String>, list: String) -> Result<usize, String> {
         let addresses: Vec<String> = addresses.iter().map(|a| normal_address(a)).collect::<Result<_, _>>()?;
-        let list = if list.is_empty() { None } else { Some(normal_list(&list)?) };
+        let list = one_or_all(&list)?;
         let now = now_s();
         self.with(move |lists| {
-            let names = list.map_or_else(|| lists.names(), |l| vec![l]);
+            let names = names(lists, list);
             let held = |a: &String| {
                 let of: Vec<&String> = names.iter().filter(|l| lists.find([l.as_str()], a, now).is_some()).collect();
                 of.into_iter().map(|l| Change::Remove { list: l.clone(), address: a.clone() }).collect::<Vec<_>>()
@@ -139,10 +151,10 @@ impl Suppression {
     /// As [`Suppression::add`].
     pub async fn find(&self, address: &str, list: &str) -> Result<Vec<SuppressionRow>, String> {
         let address = normal_address(address)?;
-        let list = if list.is_empty() { None } else { Some(normal_list(list)?) };
+        let list = one_or_all(list)?;
         let now = now_s();
         self.with(move |lists| {
-            let names = list.map_or_else(|| lists.names(), |l| vec![l]);
+            let names = names(lists, list);
             Ok(names.iter().filter_map(|l| lists.find([l.as_str()], &address, now)).map(row).collect())
         })
         .await
@@ -186,7 +198,7 @@ impl Suppression {
         let inner = Arc::clone(&self.0);
         let number = inner.imports.fetch_add(1, Ordering::Relaxed);
         let begun = tokio::task::spawn_blocking(move || Staged::begin(&inner.folder, number));
-        begun.await.map_err(|e| e.to_string())?.map_err(|e| format!("{}: {e}", self.0.folder.display()))
+        begun.await.map_err(|e| e.to_string())?.map_err(|e| failed(&self.0.folder, &e))
     }
 
     /// Takes rows of an import, and puts it in force with the last; answers the import until then.
@@ -197,7 +209,7 @@ impl Suppression {
         let inner = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || -> Result<Imported, String> {
             let now = now_s();
-            let disk = |e: std::io::Error| format!("suppression lists in {}: {e}", inner.folder.display());
+            let disk = |e: std::io::Error| failed(&inner.folder, &e);
             for r in rows {
                 staged.add(entry(r, now)?).map_err(disk)?;
             }

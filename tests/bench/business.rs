@@ -30,7 +30,7 @@ fn cpu(binary: &Path, sink: &Arc<Sink>, load: Load, more: &str, prepare: impl Fn
 
 /// CPU per message with two more accounting files that show everything, and with a suppression list.
 pub fn measure(binary: &Path, sink: &Arc<Sink>, messages: u64, addresses: u64) {
-    let load = Load { messages, sessions: 100, domains: 50, skewed: false, bytes: 10_000 };
+    let load = Load { messages, ..Load::default() };
     println!("| one shard, 10 KB | CPU per message | more |\n|---|---|---|");
     let mut plain = Vec::new();
     // The plain run comes between the others: the machine changes its mind while it measures.

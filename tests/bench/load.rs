@@ -14,11 +14,25 @@ pub struct Load {
     /// Half of the mail goes to the first domain.
     pub skewed: bool,
     pub bytes: usize,
+    /// Number of the first domain, less one.
+    pub behind: u64,
+    /// Virtual MTAs `v1` and on that take turns; 0 for the default one.
+    pub vmtas: u64,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Load { messages: 0, sessions: 100, domains: 50, skewed: false, bytes: 10_000, behind: 0, vmtas: 0 }
+    }
 }
 
 impl Load {
     /// The domain of message `n`, from 1.
     fn domain(&self, n: u64) -> u64 {
+        self.behind + self.of_all(n)
+    }
+
+    fn of_all(&self, n: u64) -> u64 {
         match self.skewed {
             true if n.is_multiple_of(2) => 1,
             true => 1 + (n / 2) % self.domains,
@@ -75,13 +89,14 @@ impl Session {
         }
     }
 
-    /// Sends one message; the reply's code.
-    pub fn send(&mut self, to: &str, content: &[u8]) -> std::io::Result<u16> {
+    /// Sends one message, with more in front of its header; the reply's code.
+    pub fn send(&mut self, to: &str, header: &str, content: &[u8]) -> std::io::Result<u16> {
         let commands = format!("MAIL FROM:<s@bench.test>\r\nRCPT TO:<{to}>\r\nDATA\r\n");
         self.stream.write_all(commands.as_bytes())?;
         if self.expect(3)? != 354 {
             return Ok(self.replies[2]);
         }
+        self.stream.write_all(header.as_bytes())?;
         self.stream.write_all(content)?;
         self.expect(1)
     }
@@ -101,7 +116,12 @@ pub fn inject(to: SocketAddr, load: Load) -> u64 {
                     if n >= load.messages {
                         return;
                     }
-                    match s.send(&format!("u{n}@d{}.test", load.domain(n)), &content) {
+                    let recipient = format!("u{n}@d{}.test", load.domain(n));
+                    let header = match load.vmtas {
+                        0 => String::new(),
+                        all => format!("x-virtual-mta: v{}\r\n", 1 + n % all),
+                    };
+                    match s.send(&recipient, &header, &content) {
                         Ok(250) => {
                             accepted.fetch_add(1, Relaxed);
                         }

@@ -4,6 +4,7 @@
 mod business;
 mod configuration;
 mod load;
+mod queues;
 mod servers;
 mod sink;
 
@@ -19,10 +20,11 @@ use sink::Sink;
 const HELP: &str = "\
 Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
 
-usage: bench [throughput] [signed] [hot] [accept] [latency] [queue] [queues] [config] [business] [all]
+usage: bench [throughput] [signed] [hot] [accept] [latency] [queue] [queues] [scheduling] [tls] [config] [business] [all]
        bench queue --recipients N       recipients queued (1000000)
                    --bytes N         bytes of a message there (1000)
        bench queues --queues N     queues with one message each (100000)
+                    --vmtas N      virtual MTAs that they take turns with (0: the default one)
        bench throughput --messages N    messages a run (30000)
                         --sessions N    client sessions (100)
 
@@ -33,6 +35,8 @@ accept      one shard, 100 sessions: messages per second, syncs and bytes writte
 latency     single messages on an idle system
 queue       memory, restarts and rebuild with many recipients deferred
 queues      memory and CPU of many queues that wait for their retry, and a restart with them
+scheduling  CPU per message beside 1,000, 10,000 and 100,000 queues that wait
+tls         CPU per message with and without STARTTLS, and how many sessions are resumed
 config      time and memory of large configurations
 business    CPU of accounting with all fields and of suppression; an import of --addresses N (5000000)
 ";
@@ -44,7 +48,20 @@ fn main() {
         at.and_then(|i| args.get(i)).map_or(default, |v| v.parse().expect("a number"))
     };
     let asked = |name: &str| args.iter().any(|a| a == name || a == "all");
-    let known = ["throughput", "signed", "hot", "accept", "latency", "queue", "queues", "config", "business", "all"];
+    let known = [
+        "throughput",
+        "signed",
+        "hot",
+        "accept",
+        "latency",
+        "queue",
+        "queues",
+        "scheduling",
+        "tls",
+        "config",
+        "business",
+        "all",
+    ];
     if !args.iter().any(|a| known.contains(&a.as_str())) {
         print!("{HELP}");
         return;
@@ -78,7 +95,13 @@ fn main() {
         queue(&binary, &sink, number("--recipients", 1_000_000), number("--bytes", 1000) as usize);
     }
     if asked("queues") {
-        queues(&binary, &sink, number("--queues", 100_000));
+        queues::waiting(&binary, &sink, number("--queues", 100_000), number("--vmtas", 0));
+    }
+    if asked("scheduling") {
+        queues::scheduling(&binary, &sink, number("--messages", 30_000));
+    }
+    if asked("tls") {
+        tls(&binary, &sink, number("--messages", 30_000));
     }
 }
 
@@ -93,7 +116,7 @@ fn run(server: &Server, sink: &Sink, load: Load) -> f64 {
 }
 
 fn throughput(binary: &Path, sink: &Arc<Sink>, messages: u64, sessions: u64) {
-    let load = Load { messages, sessions, domains: 50, skewed: false, bytes: 10_000 };
+    let load = Load { messages, sessions, ..Load::default() };
     println!(
         "| server | domains | CPU per message | user + system | messages/s | syncs/message | log bytes/body | memory |"
     );
@@ -136,7 +159,7 @@ fn throughput(binary: &Path, sink: &Arc<Sink>, messages: u64, sessions: u64) {
 
 fn signed(binary: &Path, sink: &Arc<Sink>, messages: u64) {
     let dir = tempfile::tempdir_in(".").unwrap();
-    let load = Load { messages, sessions: 100, domains: 50, skewed: false, bytes: 10_000 };
+    let load = Load { messages, ..Load::default() };
     println!("| signature | CPU per message | more than without | bare signature |\n|---|---|---|---|");
     let mut without = 0.0;
     for (name, more) in [("none", None), ("rsa-2048", Some("rsa")), ("ed25519", Some("ed25519"))] {
@@ -181,8 +204,31 @@ fn bare_signature(algorithm: &str) -> f64 {
     began.elapsed().as_secs_f64() * 1e3
 }
 
+fn tls(binary: &Path, sink: &Arc<Sink>, messages: u64) {
+    let load = Load { messages, ..Load::default() };
+    println!("| STARTTLS | messages a connection | CPU per message | sessions | resumed |\n|---|---|---|---|---|");
+    for (with, most) in [(false, 0), (true, 0), (false, 0), (true, 0), (false, 20), (true, 20)] {
+        sink.tls.store(with, Relaxed);
+        let starttls = if with { " use-starttls yes\n" } else { "" };
+        let mut server =
+            Server::sluice(binary, 1, 50, sink.port, &format!("{starttls} max-msg-per-connection {most}\n"));
+        let (sessions, resumed) = (sink.sessions.load(Relaxed), sink.resumed.load(Relaxed));
+        run(&server, sink, load);
+        let cpu = server.stop();
+        println!(
+            "| {} | {} | {:.0} µs | {} | {} |",
+            if with { "yes" } else { "no" },
+            if most == 0 { "all".to_owned() } else { most.to_string() },
+            (cpu.0 + cpu.1) * 1e6 / messages as f64,
+            sink.sessions.load(Relaxed) - sessions,
+            sink.resumed.load(Relaxed) - resumed,
+        );
+    }
+    sink.tls.store(false, Relaxed);
+}
+
 fn hot(binary: &Path, sink: &Arc<Sink>, messages: u64) {
-    let load = Load { messages, sessions: 100, domains: 1, skewed: false, bytes: 10_000 };
+    let load = Load { messages, domains: 1, ..Load::default() };
     println!("| `spread` | messages/s | CPU per message | recipients delivered by each shard |\n|---|---|---|---|");
     for spread in ["1", "2", "auto"] {
         let mut server = Server::sluice(binary, 2, 1, sink.port, &format!(" spread {spread}"));
@@ -200,7 +246,7 @@ fn hot(binary: &Path, sink: &Arc<Sink>, messages: u64) {
 }
 
 fn accept(binary: &Path, sink: &Arc<Sink>) {
-    let load = Load { messages: 60_000, sessions: 100, domains: 50, skewed: false, bytes: 10_000 };
+    let load = Load { messages: 60_000, ..Load::default() };
     let mut server = Server::sluice(binary, 1, 50, sink.port, "");
     let before = sink.messages.load(Relaxed);
     let began = Instant::now();
@@ -229,7 +275,7 @@ fn latency(binary: &Path, sink: &Arc<Sink>) {
     for n in 0..1000u64 {
         let before = sink.messages.load(Relaxed);
         let began = sink::now_ns();
-        assert_eq!(session.send(&format!("u{n}@d{}.test", 1 + n % 50), content.as_bytes()).unwrap(), 250);
+        assert_eq!(session.send(&format!("u{n}@d{}.test", 1 + n % 50), "", content.as_bytes()).unwrap(), 250);
         assert!(sink.wait_for(before + 1));
         all.push(sink.last_ns.load(Relaxed) - began);
         let at = Instant::now();
@@ -253,44 +299,13 @@ fn latency(binary: &Path, sink: &Arc<Sink>) {
     );
 }
 
-/// Queues whose receiver refuses every connection.
-fn queues(binary: &Path, sink: &Arc<Sink>, n: u64) {
-    let rules = " smtp-hosts [127.0.2.99]:9\n retry-after 4h\n";
-    let mut server = Server::sluice(binary, 1, 0, sink.port, rules);
-    let idle = server.sum("rss_bytes");
-    let load = Load { messages: n, sessions: 50, domains: n, skewed: false, bytes: 1000 };
-    assert_eq!(inject(server.smtp, load), n);
-    let waiting = |server: &Server| {
-        let rss = server.sum("rss_bytes");
-        let before = server.workers_cpu();
-        std::thread::sleep(Duration::from_secs(30));
-        let cpu = (server.workers_cpu() - before) / 30.0;
-        let a_queue = rss.saturating_sub(idle) as f64 / n as f64;
-        println!(
-            "{} queues: {} MB, {a_queue:.0} bytes a queue and its path, {:.2} % of a core while they wait",
-            server.sum("recipients"),
-            rss >> 20,
-            cpu * 100.0,
-        );
-    };
-    // Every queue has been tried once.
-    std::thread::sleep(Duration::from_secs(20 + n / 10_000));
-    waiting(&server);
-    server.kill();
-    let took = server.start_again();
-    println!("start after SIGKILL: {:.2} s", took.as_secs_f64());
-    std::thread::sleep(Duration::from_secs(20 + n / 10_000));
-    waiting(&server);
-    server.kill();
-}
-
 fn queue(binary: &Path, sink: &Arc<Sink>, recipients: u64, bytes: usize) {
     sink.defer.store(true, Relaxed);
     let rules = " retry-after 1h\n retry-recipients-after 10h\n";
     let mut server = Server::sluice(binary, 1, 50, sink.port, rules);
     let idle = server.sum("rss_bytes");
     println!("An idle worker: {} MB", idle >> 20);
-    let load = Load { messages: recipients, sessions: 50, domains: 50, skewed: false, bytes };
+    let load = Load { messages: recipients, sessions: 50, bytes, ..Load::default() };
     let began = Instant::now();
     assert_eq!(inject(server.smtp, load), recipients);
     while sink.deferred.load(Relaxed) < recipients {

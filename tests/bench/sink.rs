@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
+
 /// Counters of a running sink.
 #[derive(Debug)]
 pub struct Sink {
@@ -18,6 +20,19 @@ pub struct Sink {
     pub defer: AtomicBool,
     /// Recipients deferred.
     pub deferred: AtomicU64,
+    /// STARTTLS is offered.
+    pub tls: AtomicBool,
+    /// Sessions that used it.
+    pub sessions: AtomicU64,
+    /// Those of them that went on with one before.
+    pub resumed: AtomicU64,
+    config: Arc<ServerConfig>,
+}
+
+/// What ended a conversation.
+enum End {
+    Quit,
+    StartTls,
 }
 
 /// Nanoseconds since the epoch.
@@ -36,6 +51,10 @@ impl Sink {
             last_ns: AtomicU64::new(0),
             defer: AtomicBool::new(false),
             deferred: AtomicU64::new(0),
+            tls: AtomicBool::new(false),
+            sessions: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            config: tests::tls::server(),
         });
         let others = (2..=addresses).map(|n| TcpListener::bind(format!("127.0.2.{n}:{port}")).unwrap());
         for listener in std::iter::once(first).chain(others) {
@@ -69,12 +88,26 @@ impl Sink {
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         stream.write_all(b"220 sink\r\n")?;
+        if let End::Quit = self.talk(&mut stream, self.tls.load(Relaxed))? {
+            return Ok(());
+        }
+        let connection = ServerConnection::new(Arc::clone(&self.config)).map_err(std::io::Error::other)?;
+        let mut stream = StreamOwned::new(connection, stream);
+        stream.flush()?;
+        self.sessions.fetch_add(1, Relaxed);
+        if stream.conn.handshake_kind() == Some(HandshakeKind::Resumed) {
+            self.resumed.fetch_add(1, Relaxed);
+        }
+        self.talk(&mut stream, false).map(|_| ())
+    }
+
+    fn talk(&self, stream: &mut (impl Read + Write), offers_tls: bool) -> std::io::Result<End> {
         let (mut buf, mut have, mut replies) = (vec![0u8; 64 << 10], 0, Vec::new());
         let mut in_data = false;
         loop {
             let n = stream.read(&mut buf[have..])?;
             if n == 0 {
-                return Ok(());
+                return Ok(End::Quit);
             }
             have += n;
             let mut at = 0;
@@ -97,6 +130,13 @@ impl Sink {
                 let line = &buf[at..at + end];
                 at += end + 2;
                 match line.first_chunk::<4>().map(|c| c.to_ascii_uppercase()).as_ref().map(|c| &c[..]) {
+                    Some(b"EHLO") if offers_tls => {
+                        replies.extend_from_slice(b"250-sink\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME\r\n");
+                    }
+                    Some(b"STAR") if offers_tls => {
+                        stream.write_all(b"220 go\r\n")?;
+                        return Ok(End::StartTls);
+                    }
                     Some(b"EHLO") => replies.extend_from_slice(b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"),
                     Some(b"RCPT") if self.defer.load(Relaxed) => {
                         self.deferred.fetch_add(1, Relaxed);
@@ -111,7 +151,8 @@ impl Sink {
                     }
                     Some(b"QUIT") => {
                         stream.write_all(b"221 bye\r\n")?;
-                        return Ok(());
+                        stream.flush()?;
+                        return Ok(End::Quit);
                     }
                     _ => replies.extend_from_slice(b"250 ok\r\n"),
                 }
@@ -120,6 +161,7 @@ impl Sink {
             have -= at;
             if !replies.is_empty() {
                 stream.write_all(&replies)?;
+                stream.flush()?;
                 replies.clear();
             }
         }

@@ -204,3 +204,55 @@ fn windows_of_source_addresses_outlive_restarts_kills_and_moves() {
     eventually("all are delivered", WAIT, || r.unique() == 200);
     r.assert_rate(61, Duration::from_secs(6));
 }
+
+#[test]
+fn rates_over_all_shards_outlive_the_whole_server() {
+    let r = Receiver::start();
+    let mut engine = Engine::start(
+        2,
+        &format!(
+            "<virtual-mta v>\n max-smtp-msg-rate 1/h\n</virtual-mta>\n<source 127.0.0.1>\n always-allow-relaying yes\n \
+             process-x-virtual-mta yes\n</source>\n<domain *>\n {}\n</domain>\n<domain one.test>\n destination-max-msg-rate 1/h\n</domain>\n\
+             <domain two.test>\n spread 2\n max-msg-rate 1/h\n</domain>",
+            r.hosts()
+        ),
+    );
+    load(&engine, 3, &["one.test", "two.test"], "", 10);
+    load(&engine, 3, &["a.test", "b.test", "c.test"], "v", 10);
+    eventually("what the rates allow goes", WAIT, || r.unique() == 3);
+    // They are written every second.
+    std::thread::sleep(Duration::from_millis(1500));
+    engine.kill_all();
+    engine.start_again();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(r.unique(), 3, "after a kill");
+    assert!(engine.stop());
+    engine.start_again();
+    load(&engine, 1, &["free.test"], "", 10);
+    eventually("others go", WAIT, || r.unique() == 4);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((r.unique(), engine.queued()), (4, 12), "after a stop");
+    // One that is raised counts from now on.
+    engine.edit_config("max-smtp-msg-rate 1/h", "max-smtp-msg-rate 36000/h");
+    assert!(engine.sluice(&["reload"]).status.success());
+    eventually("what the virtual MTA may send goes", WAIT, || r.unique() == 12);
+    assert!(engine.stop());
+    engine.edit_config("destination-max-msg-rate 1/h", "destination-max-msg-rate 36000/h");
+    engine.start_again();
+    eventually("what the destination may get goes", WAIT, || r.unique() == 14);
+}
+
+#[test]
+fn a_limit_that_thousands_wait_for_is_used_to_the_full() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!("total-max-smtp-out 20\n<domain *>\n {}\n connection-idle-timeout 0s\n</domain>", r.hosts()),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    for i in 0..4000 {
+        assert_eq!(c.send("", &[&format!("u@d{i}.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("all are delivered", WAIT, || r.unique() == 4000);
+    assert!(r.with(|s| s.open_max) <= 20);
+}

@@ -1,10 +1,11 @@
 //! Behaviours of a message's way, seen from outside.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::process::Command;
 use std::time::Duration;
 
 use tests::client::Client;
-use tests::engine::Engine;
+use tests::engine::{Engine, binary};
 use tests::receiver::Receiver;
 use tests::{accounting, eventually};
 
@@ -108,6 +109,25 @@ fn exit_codes() {
     let v: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     let codes: Vec<&str> = v["errors"].as_array().unwrap().iter().map(|e| e["code"].as_str().unwrap()).collect();
     assert_eq!(codes, ["wrong-block", "unclosed-block", "bad-value"]);
+}
+
+#[test]
+fn the_name_alone_is_a_server_with_the_built_in_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut child = Command::new(binary())
+        .current_dir(dir.path())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // Somebody may serve its port here.
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("it serves, or says who does", Duration::from_secs(20), || {
+        said().contains("A first message:") || said().contains("127.0.0.1:2525") && said().contains("in use")
+    });
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM);
+    child.wait().unwrap();
 }
 
 #[test]

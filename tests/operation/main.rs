@@ -1,7 +1,9 @@
 //! Running it: systemd's protocol, files on disk, the spool's care for itself.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod delete;
 mod queues;
+mod scenarios;
 mod spool;
 mod systemd;
 

@@ -29,8 +29,11 @@ fn additions_and_removals_hold_in_every_shard_within_a_second_and_outlive_kills(
     assert_eq!(send(&engine, &["b@d.test"], "").0, 550, "what was answered is on the disk");
     assert_eq!(
         sluice(&engine, &["suppress", "add", "a@d.test", "--list", "Other"]),
-        "1 address suppressed, 1 of them new.\n"
+        "1 address suppressed, 1 of them new.\nNothing goes by the list other yet: the configuration has no suppression-lists other.\n"
     );
+    let nobody = sluice(&engine, &["suppress", "add", "a@d.test", "--virtual-mta", "nope"]);
+    assert!(nobody.ends_with("virtual-mta:nope yet: the configuration has no virtual MTA nope.\n"), "{nobody}");
+    sluice(&engine, &["suppress", "remove", "a@d.test", "--virtual-mta", "nope"]);
     let json: serde_json::Value = serde_json::from_str(&sluice(&engine, &["suppress", "list", "--json"])).unwrap();
     let all: Vec<(&str, &str, &str)> = json
         .as_array()

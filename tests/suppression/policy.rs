@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tests::engine::Engine;
+use tests::engine::{Engine, checked};
 use tests::eventually;
 use tests::receiver::Receiver;
 
@@ -142,17 +142,11 @@ fn what_a_rule_makes_of_others_does_not_suppress_them() {
 
 #[test]
 fn categories_that_are_not_of_mailboxes_are_errors() {
-    let dir = tempfile::tempdir().unwrap();
     for (category, code) in
         [("spam-related", 2), ("authentication-failure", 2), ("bad-mailbox,spam-related", 2), ("bad-mailbox,mine", 0)]
     {
-        let file = dir.path().join("a.conf");
-        std::fs::write(&file, format!("postmaster a@b.test\n<domain *>\n suppress-on {category}\n</domain>\n"))
-            .unwrap();
-        let out =
-            std::process::Command::new(tests::engine::binary()).args(["config", "check"]).arg(&file).output().unwrap();
-        let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
-        assert_eq!(out.status.code(), Some(code), "{category}: {text}");
+        let (found, text) = checked(&format!("<domain *>\n suppress-on {category}\n</domain>"));
+        assert_eq!(found, Some(code), "{category}: {text}");
         assert_eq!(text.contains("suppress nobody"), code == 2, "{text}");
     }
 }

@@ -14,6 +14,7 @@ use ipc::control::{
 };
 use ipc::frame::{archive, unarchive};
 use ipc::ledger::Ledger;
+use ipc::queue_orders::Deletion;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::MappedSnapshot;
 use ipc::stream::FrameStream;
@@ -182,6 +183,7 @@ async fn open_shard(
     let values = values.map_err(|e| e.to_string())?;
     crate::switches::restore(&shard, &values);
     paths::restore(&shard, values);
+    crate::deliver::shared_limits::cut_rates(&shard);
     Ok(shard)
 }
 
@@ -383,6 +385,7 @@ impl Worker {
                     RowsOf::WhyMessage(id) => {
                         Rows::Why(crate::why::of_message(&self.shard, ipc::message::MessageId(id)).await)
                     }
+                    RowsOf::Delete { what, after } => self.deleted(&what, after).await,
                     RowsOf::Switches => Rows::Switches(crate::switches::all(&self.shard)),
                     RowsOf::TakeSwitches(all) => {
                         crate::switches::take(&self.shard, all);
@@ -400,6 +403,15 @@ impl Worker {
         match answer {
             Some(a) => say(control, &a).await.is_ok(),
             None => true,
+        }
+    }
+
+    /// What came of a deletion, once it is on disk.
+    async fn deleted(&self, what: &Deletion, after: Option<u64>) -> Rows {
+        let (recipients, after) = crate::deliver::deletion::delete(&self.shard, what, after).await;
+        match self.shard.spool.barrier().await {
+            Ok(()) => Rows::Deleted { recipients, after },
+            Err(e) => Rows::Refused(format!("deleted, but not kept over a restart: {e}")),
         }
     }
 

@@ -32,7 +32,7 @@ pub fn queues(shard: &Shard) -> Vec<QueueRow> {
         if row.recipients == 0 && !row.paused && row.connections == 0 {
             continue;
         }
-        let at = q.origin.as_ref().and_then(|_| rolled_up.get(&row.queue).copied());
+        let at = q.rolled_up.as_ref().and_then(|_| rolled_up.get(&row.queue).copied());
         if let Some(sum) = at.and_then(|i| rows.get_mut(i)) {
             join(sum, row);
             continue;
@@ -40,7 +40,7 @@ pub fn queues(shard: &Shard) -> Vec<QueueRow> {
         if rows.len() >= ipc::limits::OPERATOR_ROWS_MAX {
             break;
         }
-        if q.origin.is_some() {
+        if q.rolled_up.is_some() {
             rolled_up.insert(row.queue.clone(), rows.len());
         }
         rows.push(row);
@@ -51,11 +51,11 @@ pub fn queues(shard: &Shard) -> Vec<QueueRow> {
 fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
     // The queue goes on when the first of its paths may.
     let of_paths = paths.iter().map(|p| p.retry_at_ms).min().unwrap_or(0);
-    let retry = of_paths.max(q.retry_at_ms);
+    let retry = of_paths.max(q.retry_at_ms());
     let backoff = !paths.is_empty() && paths.iter().all(|p| p.mode == Mode::Backoff);
     QueueRow {
         queue: q.name(),
-        destination: q.destination.as_ref().to_owned(),
+        destination: q.destination().as_ref().to_owned(),
         vmta: if q.of_pool { String::new() } else { q.via.as_ref().to_owned() },
         pool: q.pool().map_or_else(String::new, |p| p.as_ref().to_owned()),
         shard: shard.number,
@@ -126,7 +126,7 @@ pub fn pools(shard: &Shard) -> Vec<PoolRow> {
             let Some(p) = s.paths.get(puller.path) else { continue };
             all.push(PoolRow {
                 pool: q.via.as_ref().to_owned(),
-                destination: q.destination.as_ref().to_owned(),
+                destination: q.destination().as_ref().to_owned(),
                 vmta: p.vmta_name.as_ref().to_owned(),
                 shard: shard.number,
                 recipients: q.recipients,
@@ -152,7 +152,7 @@ pub fn jobs(shard: &Shard) -> Vec<JobRow> {
     for (_, q) in &s.queues {
         let waiting = q.waiting.iter().filter_map(|Reverse((_, e))| s.messages.get(e.slot as usize)).map(|m| m.job);
         for job in q.ready.iter().map(|(job, _)| job).chain(waiting) {
-            domains.entry(job).or_default().insert(&q.destination);
+            domains.entry(job).or_default().insert(q.destination());
         }
     }
     let rows = s.jobs.iter().filter(|(_, j)| !j.name.is_empty()).map(|(id, j)| JobRow {

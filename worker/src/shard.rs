@@ -29,6 +29,7 @@ use crate::connect::mx::Resolver;
 use crate::deliver::interruption::Connections;
 use crate::deliver::openers::Openers;
 use crate::deliver::security::Protection;
+use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
@@ -127,6 +128,8 @@ pub struct Shard {
     to_open: RefCell<VecDeque<PathId>>,
     /// Those that are open.
     pub open: Connections,
+    /// Paths that limits over all shards hold up.
+    pub asks: Asks,
     stop: Rc<Signal>,
     message_counter: Cell<u64>,
     /// See [`Shard::next_turn`].
@@ -135,7 +138,7 @@ pub struct Shard {
     /// Wakes the scheduler's loop.
     pub timers: Notify,
     /// Turns of pools' members at destinations that are new.
-    pool_turns: RefCell<HashMap<Rc<str>, u64>>,
+    pool_turns: RefCell<HashMap<Rc<str>, u32>>,
     /// Where the next look after queues and paths begins.
     swept: Cell<(usize, usize)>,
 }
@@ -186,6 +189,7 @@ impl Shard {
             openers: Openers::default(),
             to_open: RefCell::default(),
             open: Connections::default(),
+            asks: Asks::default(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
             turns: Cell::new(0),
@@ -233,7 +237,7 @@ impl Shard {
                 p.rules = way.rules;
                 p.limits_changed(clock::now_ms());
             }
-            p.matches.clear();
+            p.forget_matches();
             // Connections that wait look at their new limits.
             p.work.notify_waiters();
         }
@@ -241,8 +245,8 @@ impl Shard {
         for id in &ids {
             let Some(q) = s.queues.get_mut(*id) else { continue };
             // What they demand may be another thing now.
-            q.hosts = Rc::from([]);
-            let way = config.way(&q.destination, &q.via);
+            q.forget_hosts();
+            let way = config.way(q.destination(), &q.via);
             if way.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
                 // Its path stays as it was, and is looked at there.
                 continue;
@@ -254,6 +258,7 @@ impl Shard {
             }
         }
         drop(s);
+        cut_rates(self);
         ids.into_iter().for_each(|id| self.pump_queue(id));
         Ok(())
     }
@@ -530,7 +535,7 @@ impl Shard {
     /// The path of a member of queue `id`.
     pub fn path_for(&self, s: &mut Scheduler, id: QueueId, member: usize) -> Option<PathId> {
         let config = self.config.borrow();
-        let destination = Rc::clone(&s.queues.get(id)?.destination);
+        let destination = Rc::clone(s.queues.get(id)?.destination());
         // By name: the queue may remember an index of a configuration before.
         let mut lost = false;
         let (path, new) = s.path_of(id, member, |m| {

@@ -57,8 +57,8 @@ pub fn take(shard: &Shard, all: AllSwitches) {
 /// A queue is new: it is paused where operators said so.
 pub fn apply_to_queue(shard: &Shard, q: &mut Queue) {
     let switches = shard.switches.borrow();
-    let of_origin = q.origin.as_deref().is_some_and(|o| switches.is_paused(o, &q.via));
-    q.paused = of_origin || switches.is_paused(&q.destination, &q.via);
+    let of_origin = q.origin().is_some_and(|o| switches.is_paused(o, &q.via));
+    q.paused = of_origin || switches.is_paused(q.destination(), &q.via);
 }
 
 /// A path is new: it is paused, and sources are left out, where operators said so.
@@ -195,13 +195,15 @@ fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
         s.promote_all(id);
     }
     let Some(q) = s.queues.get_mut(id) else { return false };
-    changed |= q.retry_at_ms > now;
-    q.retry_at_ms = 0;
+    changed |= q.retry_at_ms() > now;
+    q.retry_now();
     for p in &q.pullers {
         let Some(p) = s.paths.get_mut(p.path) else { continue };
         changed |= p.retry_at_ms > now;
         p.retry_at_ms = 0;
-        p.connect_again_ms = 0;
+        if p.connect_again_ms.max(p.ask_again_ms) > 0 {
+            (p.connect_again_ms, p.ask_again_ms) = (0, 0);
+        }
     }
     changed
 }

@@ -24,9 +24,7 @@ pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
     let Some(q) = s.queues.get(id).filter(|q| q.recipients > 0) else { return };
     let cause = of_queue(s, id, q, now_ms);
     if let Some(q) = s.queues.get_mut(id) {
-        let since = std::mem::replace(&mut q.swept_ms, now_ms);
-        let seconds = if since == 0 { 1 } else { ((now_ms - since + 500) / 1000).clamp(1, 60) };
-        q.history.count(cause, seconds as u8, now_ms);
+        q.history.count(cause, now_ms);
     }
 }
 
@@ -237,7 +235,7 @@ fn origin_of(shard: &Shard, q: &Queue, p: &Path, directive: &str) -> String {
     let config = shard.config();
     let s = config.snapshot.get();
     let mut found = None;
-    s.layers.each(&q.destination, s.pool_of(p.vmta), p.vmta, |_, _, _, x| {
+    s.layers.each(q.destination(), s.pool_of(p.vmta), p.vmta, |_, _, _, x| {
         if x.key.to_native() == key as u16 {
             found = Some((x.file.to_native(), x.line.to_native()));
         }

@@ -89,8 +89,9 @@ impl Ledger {
         })
     }
 
-    /// Asks for a place, again as long as it is needed. When the table is full nothing is asked.
-    pub fn request(&self, ask: &Ask, now_ms: i64) {
+    /// Asks for a place, again as long as it is needed; false when the table is full and nothing is
+    /// asked.
+    pub fn request(&self, ask: &Ask, now_ms: i64) -> bool {
         let now = now_ms as u64 & TIME_MASK;
         let who = u64::from(ask.priority) << 56 | u64::from(ask.shard) << TIME_BITS | ((now + LIVES_MS) & TIME_MASK);
         let path = u64::from(ask.path) << 32 | u64::from(ask.has);
@@ -98,18 +99,57 @@ impl Ledger {
             let c = self.request_cell(mine.index);
             c.path.store(path, SeqCst);
             c.who.store(who, SeqCst);
-            return;
+            return true;
         }
-        for c in (0..LEDGER_REQUESTS).map(|i| self.request_cell(i)) {
-            let before = c.who.load(SeqCst);
-            if before & TIME_MASK <= now && c.who.compare_exchange(before, who, SeqCst, SeqCst).is_ok() {
+        let take = |c: &Cell, before: u64| {
+            let taken = c.who.compare_exchange(before, who, SeqCst, SeqCst).is_ok();
+            if taken {
                 c.key.store(ask.key, SeqCst);
                 c.path.store(path, SeqCst);
                 c.posted.store(now, SeqCst);
                 c.answered.store(0, SeqCst);
-                return;
+            }
+            taken
+        };
+        for c in (0..LEDGER_REQUESTS).map(|i| self.request_cell(i)) {
+            let before = c.who.load(SeqCst);
+            if before & TIME_MASK <= now && take(&c, before) {
+                return true;
             }
         }
+        // Who may go before one that is there takes its place.
+        let least = self.requests_now(now_ms).max_by_key(|r| rank(&r.ask, r.posted_ms));
+        let Some(least) = least.filter(|r| r.ask.priority < ask.priority) else { return false };
+        let c = self.request_cell(least.index);
+        let before = c.who.load(SeqCst);
+        ((before >> 56) as u8) < ask.priority && take(&c, before)
+    }
+
+    /// A path wants nothing any more; answers what it had asked for.
+    pub fn withdraw_all(&self, shard: u8, path: u32, now_ms: i64) -> Vec<u64> {
+        let mine = self.requests_now(now_ms).filter(|r| (r.ask.shard, r.ask.path) == (shard, path));
+        mine.map(|r| {
+            self.request_cell(r.index).who.store(0, SeqCst);
+            r.ask.key
+        })
+        .collect()
+    }
+
+    /// A worker is dead: it waits for nothing.
+    pub(super) fn withdraw_those_of(&self, shard: u8) {
+        for c in (0..LEDGER_REQUESTS).map(|i| self.request_cell(i)) {
+            let who = c.who.load(SeqCst);
+            if (who >> TIME_BITS) as u8 == shard {
+                // Where that fails somebody else's request stands there by now.
+                let _ = c.who.compare_exchange(who, 0, SeqCst, SeqCst);
+            }
+        }
+    }
+
+    /// Who has the best right to a place of `key` that is free.
+    pub fn first_to_ask(&self, key: u64, now_ms: i64) -> Option<Ask> {
+        let all = self.requests_now(now_ms).filter(|r| r.ask.key == key);
+        all.min_by_key(|r| rank(&r.ask, r.posted_ms)).map(|r| r.ask)
     }
 
     /// The place was had, or is not needed any more.
@@ -124,7 +164,6 @@ impl Ledger {
     pub fn others_first(&self, ask: &Ask, now_ms: i64) -> bool {
         let mine = self.requests_now(now_ms).find(|r| same(&r.ask, ask));
         let since = mine.map_or(now_ms as u64 & TIME_MASK, |r| r.posted_ms);
-        let rank = |a: &Ask, since| (std::cmp::Reverse(a.priority), a.has, since);
         let before = |r: &Request| r.ask.key == ask.key && !same(&r.ask, ask);
         self.requests_now(now_ms).filter(before).any(|r| rank(&r.ask, r.posted_ms) < rank(ask, since))
     }
@@ -146,6 +185,11 @@ impl Ledger {
             c.answered.store((now_ms as u64 & TIME_MASK) + SETTLES_MS, SeqCst);
         }
     }
+}
+
+/// The least goes first: a higher priority, fewer connections, the longer wait.
+fn rank(a: &Ask, since: u64) -> (std::cmp::Reverse<u8>, u32, u64) {
+    (std::cmp::Reverse(a.priority), a.has, since)
 }
 
 fn same(a: &Ask, b: &Ask) -> bool {
@@ -193,5 +237,21 @@ mod tests {
         assert!(l.others_first(&ask(2, 50, 2), T + 10), "came later");
         assert!(l.others_first(&ask(2, 40, 0), T + 10));
         assert!(!l.others_first(&Ask { key: 8, ..ask(2, 40, 0) }, T + 10));
+    }
+
+    #[test]
+    fn when_the_line_is_full_who_may_go_before_others_stands_in_it_still() {
+        let (l, _fd) = Ledger::create().unwrap();
+        let ask = |path, priority| Ask { key: 7, priority, shard: (path % 2) as u8, path, has: 0 };
+        assert!((0..LEDGER_REQUESTS as u32).all(|p| l.request(&ask(p, 50), T + i64::from(p % 7))));
+        assert!(!l.request(&ask(1000, 50), T + 10) && !l.request(&ask(1000, 10), T + 10));
+        assert_eq!(l.first_to_ask(7, T + 10), Some(ask(0, 50)), "the longest wait");
+        assert!(l.request(&ask(1001, 90), T + 10));
+        assert_eq!((l.first_to_ask(7, T + 10), l.first_to_ask(8, T + 10)), (Some(ask(1001, 90)), None));
+        assert_eq!(l.requests_now(T + 10).count(), LEDGER_REQUESTS);
+        assert_eq!(l.withdraw_all(1, 1001, T + 10), [7]);
+        l.withdraw_those_of(0);
+        assert!(l.requests_now(T + 10).all(|r| r.ask.shard == 1));
+        assert!(l.request(&ask(1000, 10), T + 10));
     }
 }

@@ -1,6 +1,6 @@
 //! Answers operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -9,8 +9,8 @@ use ipc::frame::{archive, unarchive};
 use ipc::limits::OPERATOR_ROWS_MAX;
 use ipc::message::MessageId;
 use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, SuppressionRow, WhyCause, WhyRow};
-use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
-use ipc::rules::Setting;
+use ipc::queue_orders::{Deletion, QueueAction, QueueOrder, QueuePattern};
+use ipc::rules::{Setting, Value};
 use ipc::snapshot::{Pool, Snapshot};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
@@ -98,6 +98,7 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
         },
         Request::Why(what) => why(sup, &what).await,
         Request::Order(order) => said(ordered(sup, order).await),
+        Request::Delete(what) => said(deleted(sup, what).await),
         Request::Stop => {
             sup.stop.notify_one();
             Answer::Done("stopping".into())
@@ -107,8 +108,11 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
         }
         Request::Suppress(rows) => {
             let given = rows.len();
+            let lists: BTreeSet<String> = rows.iter().map(|r| r.list.to_lowercase()).collect();
             let added = sup.suppression.add(rows).await;
-            said_of_input(added.map(|new| format!("{} suppressed, {} of them new.", counted(given), new)))
+            let notes =
+                || lists.iter().filter_map(|l| unconsulted(&sup.compiled.borrow().snapshot, l)).collect::<String>();
+            said_of_input(added.map(|new| format!("{} suppressed, {} of them new.{}", counted(given), new, notes())))
         }
         Request::Unsuppress { addresses, list } => {
             let given = addresses.len();
@@ -160,6 +164,30 @@ fn counted(n: usize) -> String {
 /// What is wrong is most likely what was given.
 fn said_of_input(result: Result<String, String>) -> Answer {
     result.map_or_else(Answer::Wrong, Answer::Done)
+}
+
+/// A remark on a suppression list that no mail of this configuration is held against.
+fn unconsulted(snapshot: &Snapshot, list: &str) -> Option<String> {
+    let known = |s: &Setting| match &s.value {
+        Value::TextList(names) => {
+            directives::all()[usize::from(s.key)].name == "suppression-lists"
+                && names.iter().any(|n| n.eq_ignore_ascii_case(list))
+        }
+        _ => false,
+    };
+    let missing = match list.split_once(':') {
+        Some(("virtual-mta", name)) => {
+            (!snapshot.vmta_by_name.contains_key(name)).then(|| format!("virtual MTA {name}"))
+        }
+        Some(("pool", name)) => (!snapshot.pool_by_name.contains_key(name)).then(|| format!("pool {name}")),
+        Some(_) => None,
+        None if list == worker::suppression::GLOBAL => None,
+        None => {
+            let named = snapshot.written.iter().flat_map(|w| &w.settings).any(known);
+            (!named).then(|| format!("suppression-lists {list}"))
+        }
+    };
+    missing.map(|m| format!("\nNothing goes by the list {list} yet: the configuration has no {m}."))
 }
 
 /// Jobs over all shards.
@@ -264,6 +292,41 @@ async fn ordered(sup: &Rc<Supervisor>, order: QueueOrder) -> Result<String, Stri
         }
         QueueAction::EnableSource { ip } => format!("Source {ip} enabled at {changed} of {matched} matching paths."),
     })
+}
+
+/// Deletes in every shard, a part at a time.
+async fn deleted(sup: &Rc<Supervisor>, what: Deletion) -> Result<String, String> {
+    let shards: Vec<u8> = sup.slots.borrow().iter().map(|s| s.number).collect();
+    let mut deleted = 0;
+    for shard in shards {
+        let mut after = None;
+        loop {
+            let what = RowsOf::Delete { what: what.clone(), after };
+            match sup.ask_those(|n| n == shard, what).await.pop() {
+                Some(Rows::Deleted { recipients, after: next }) => {
+                    deleted += recipients;
+                    after = next;
+                }
+                Some(Rows::Refused(e)) => return Err(e),
+                _ => {
+                    return Err(format!(
+                        "{} deleted; shard {shard} did not answer: give the order again",
+                        recipients(deleted)
+                    ));
+                }
+            }
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    let moves = !sup.map.borrow().previous.is_empty();
+    let remark = if moves { "\nMail is moving between shards: give the order again when that is over." } else { "" };
+    Ok(format!("{} deleted.{remark}", recipients(deleted)))
+}
+
+fn recipients(n: u64) -> String {
+    if n == 1 { "1 recipient".into() } else { format!("{n} recipients") }
 }
 
 fn said(r: Result<String, String>) -> Answer {

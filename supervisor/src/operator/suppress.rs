@@ -1,52 +1,140 @@
 //! `sluice suppress`: the suppression lists from the command line.
 
 use std::io::{BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::{Args, Subcommand};
 use ipc::operator::{Answer, Request, SuppressionRow};
 
 use super::client::{Conversation, Target, act, table};
 use crate::Failure;
+use crate::cli::until;
 
 /// Rows of a request or a page.
 const ROWS: usize = 2_000;
 /// Columns of the CSV, in order.
 const COLUMNS: [&str; 6] = ["address", "list", "reason", "source", "added", "expires"];
 
-/// What new entries have unless they say otherwise.
-#[derive(Debug, Clone)]
-pub struct Given {
-    /// List.
-    pub list: String,
-    /// Reason.
-    pub reason: String,
-    /// When they end, Unix seconds; 0 for never.
-    pub expires_unix_s: u32,
+/// Which suppression list.
+#[derive(Debug, Args)]
+pub struct List {
+    /// A list by its name
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
+    /// The list of a virtual MTA
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "pool", "job"])]
+    virtual_mta: Option<String>,
+    /// The list of a pool
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "job"])]
+    pool: Option<String>,
+    /// The list of a job
+    #[arg(long, value_name = "ID", conflicts_with = "list")]
+    job: Option<String>,
 }
 
-/// `suppress add`
+impl List {
+    /// Its name, if one is meant.
+    fn name(&self) -> Option<String> {
+        let of = |kind: &str, name: &Option<String>| name.as_ref().map(|n| format!("{kind}:{n}"));
+        let own = of("virtual-mta", &self.virtual_mta).or(of("pool", &self.pool)).or(of("job", &self.job));
+        own.or_else(|| self.list.clone())
+    }
+
+    /// Its name; empty for all lists.
+    fn name_or_all(&self) -> String {
+        self.name().unwrap_or_default()
+    }
+}
+
+/// What new entries are given.
+#[derive(Debug, Args)]
+pub struct NewEntries {
+    #[command(flatten)]
+    list: List,
+    /// Why
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Ends by itself after this time
+    #[arg(long, value_name = "DURATION", value_parser = |t: &str| crate::config::value::duration(t).map_err(|p| p.message))]
+    expires_after: Option<u64>,
+}
+
+impl NewEntries {
+    /// An entry as they ask for, of an address.
+    fn row(&self, address: String, source: &str) -> SuppressionRow {
+        let expires_unix_s = self.expires_after.map_or(0, |d| u32::try_from(until(d) / 1000).unwrap_or(0));
+        let list = self.list.name().unwrap_or_else(|| worker::suppression::GLOBAL.into());
+        let (reason, source) = (self.reason.clone(), source.to_owned());
+        SuppressionRow { address, list, reason, source, added_unix_s: 0, expires_unix_s }
+    }
+}
+
+/// `sluice suppress …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put addresses on a list: the one for all mail, unless another is named
+    Add {
+        /// Addresses
+        #[arg(required = true, value_name = "ADDRESS")]
+        addresses: Vec<String>,
+        #[command(flatten)]
+        given: NewEntries,
+    },
+    /// Take addresses off a list, or off all that they are on
+    Remove {
+        /// Addresses
+        #[arg(required = true, value_name = "ADDRESS")]
+        addresses: Vec<String>,
+        #[command(flatten)]
+        list: List,
+    },
+    /// Show entries: of one address, of a list, or all
+    List {
+        /// The only address asked for
+        address: Option<String>,
+        #[command(flatten)]
+        list: List,
+        #[command(flatten)]
+        output: crate::cli::Output,
+    },
+    /// Add the addresses of a CSV file, all or none of them
+    Import {
+        /// The file; - for standard input. Columns by the header line: address, and maybe list,
+        /// reason, source, added, expires; without a header line, addresses
+        file: PathBuf,
+        #[command(flatten)]
+        given: NewEntries,
+    },
+    /// Write entries as CSV to standard output
+    Export {
+        #[command(flatten)]
+        list: List,
+    },
+}
+
+/// Serves one of the commands.
 ///
 /// # Errors
 /// [`Failure`]
-pub fn add(target: &Target, addresses: Vec<String>, given: &Given) -> Result<(), Failure> {
-    let row = |address| SuppressionRow {
-        address,
-        list: given.list.clone(),
-        reason: given.reason.clone(),
-        source: "operator".into(),
-        added_unix_s: 0,
-        expires_unix_s: given.expires_unix_s,
-    };
-    act(target, Request::Suppress(addresses.into_iter().map(row).collect()))
+pub fn run(target: &Target, what: Command) -> Result<(), Failure> {
+    match what {
+        Command::Add { addresses, given } => {
+            act(target, Request::Suppress(addresses.into_iter().map(|a| given.row(a, "operator")).collect()))
+        }
+        Command::Remove { addresses, list } => act(target, Request::Unsuppress { addresses, list: list.name_or_all() }),
+        Command::List { address, list: of, output } => {
+            let form = if output.json { Output::json() } else { Output::Table(Vec::new()) };
+            // No address means all.
+            list(target, of.name_or_all(), address.unwrap_or_default(), form)
+        }
+        Command::Import { file, given } => import(target, &file, &given),
+        Command::Export { list: of } => list(target, of.name_or_all(), String::new(), Output::csv()),
+    }
 }
 
-/// `suppress list`, and `suppress export` with `csv`.
-///
-/// # Errors
-/// [`Failure`]
-pub fn list(target: &Target, list: String, address: String, json: bool, csv: bool) -> Result<(), Failure> {
+/// `suppress list` and `suppress export`
+fn list(target: &Target, list: String, address: String, mut out: Output) -> Result<(), Failure> {
     let mut server = Conversation::with(target)?;
-    let mut out = Output::begin(json, csv);
     let mut after = 0;
     loop {
         let request = Request::Suppressed { list: list.clone(), address: address.clone(), after, most: ROWS as u32 };
@@ -73,17 +161,15 @@ enum Output {
 }
 
 impl Output {
-    fn begin(json: bool, csv: bool) -> Output {
-        match (json, csv) {
-            (true, _) => Output::Json(BufWriter::new(std::io::stdout()), false),
-            (_, true) => {
-                let mut w = csv::Writer::from_writer(std::io::stdout());
-                // An error of the header line comes again with the rows.
-                drop(w.write_record(COLUMNS));
-                Output::Csv(Box::new(w))
-            }
-            _ => Output::Table(Vec::new()),
-        }
+    fn json() -> Output {
+        Output::Json(BufWriter::new(std::io::stdout()), false)
+    }
+
+    fn csv() -> Output {
+        let mut w = csv::Writer::from_writer(std::io::stdout());
+        // An error of the header line comes again with the rows.
+        drop(w.write_record(COLUMNS));
+        Output::Csv(Box::new(w))
     }
 
     fn rows(&mut self, rows: Vec<SuppressionRow>) -> std::io::Result<()> {
@@ -149,7 +235,7 @@ fn seconds(text: &str) -> Result<u32, String> {
 ///
 /// # Errors
 /// [`Failure`]; nothing is in force then.
-pub fn import(target: &Target, file: &Path, given: &Given) -> Result<(), Failure> {
+fn import(target: &Target, file: &Path, given: &NewEntries) -> Result<(), Failure> {
     let name = file.display();
     let input: Box<dyn Read> = if file == Path::new("-") {
         Box::new(std::io::stdin())
@@ -182,6 +268,7 @@ pub fn import(target: &Target, file: &Path, given: &Given) -> Result<(), Failure
                 [Some(0), None, None, None, None, None]
             }
         };
+        // A column that is not there is as an empty cell.
         let cell = |n: usize| of[n].and_then(|i| record.get(i)).map(str::trim).unwrap_or_default();
         let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
         if cell(0).is_empty() {
@@ -189,13 +276,14 @@ pub fn import(target: &Target, file: &Path, given: &Given) -> Result<(), Failure
         }
         worker::suppression::normal_address(cell(0)).map_err(wrong)?;
         let expires = seconds(cell(5)).map_err(wrong)?;
+        let default = given.row(cell(0).to_owned(), "import");
         rows.push(SuppressionRow {
-            address: cell(0).to_owned(),
-            list: or(cell(1), &given.list),
-            reason: or(cell(2), &given.reason),
-            source: or(cell(3), "import"),
+            list: or(cell(1), &default.list),
+            reason: or(cell(2), &default.reason),
+            source: or(cell(3), &default.source),
             added_unix_s: seconds(cell(4)).map_err(wrong)?,
-            expires_unix_s: if expires == 0 { given.expires_unix_s } else { expires },
+            expires_unix_s: if expires == 0 { default.expires_unix_s } else { expires },
+            ..default
         });
         if rows.len() == ROWS {
             server.ask(&Request::ImportSuppressed { rows: std::mem::take(&mut rows), last: false })?;

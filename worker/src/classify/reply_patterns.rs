@@ -45,9 +45,9 @@ pub struct Patterns {
     rules: Vec<Rule>,
 }
 
-/// When the rules with a trigger in time matched, of one path.
+/// When the rules with a trigger in time matched, of one path, and until when that counts.
 #[derive(Debug, Default)]
-pub struct Matches(Vec<(usize, VecDeque<i64>)>);
+pub struct Matches(Vec<(usize, VecDeque<i64>, i64)>);
 
 impl Patterns {
     /// Compiles a list. An expression that does not compile was refused with the configuration.
@@ -102,8 +102,8 @@ impl Matches {
         if r.count < 2 {
             return true;
         }
-        let at = self.0.iter().position(|(i, _)| *i == rule).unwrap_or_else(|| {
-            self.0.push((rule, VecDeque::new()));
+        let at = self.0.iter().position(|(i, ..)| *i == rule).unwrap_or_else(|| {
+            self.0.push((rule, VecDeque::new(), 0));
             self.0.len() - 1
         });
         let times = &mut self.0[at].1;
@@ -116,7 +116,13 @@ impl Matches {
         if reached {
             times.clear();
         }
+        self.0[at].2 = if reached { 0 } else { now_ms.saturating_add(r.window_ms) };
         reached
+    }
+
+    /// Nothing of it counts any more.
+    pub fn is_over(&self, now_ms: i64) -> bool {
+        self.0.iter().all(|(.., until_ms)| *until_ms < now_ms)
     }
 
     /// Forgets everything, as after a reload.

@@ -86,23 +86,8 @@ pub(super) async fn conclude(
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let due = now + path.rules.retry_recipients_after.as_millis() as i64;
     let mut delivered = 0u64;
-    let config = shard.config();
-    let shown = shard.accounting.borrow().clone();
     for (r, v) in &verdicts {
-        let kind = match v.outcome {
-            Outcome::Delivered => b'd',
-            Outcome::Bounced => b'b',
-            Outcome::Deferred => b't',
-        };
-        let category = || if kind == b'd' { "" } else { bounce_category::of(config.bounce_rules(), v) };
-        let line = is_accounted(&shown, path, kind).then(|| {
-            let mut row = row(kind, path, e, *r, v, category(), at, now, size);
-            if shown.own {
-                set_own(&mut row, shard.number, e, batch, at, now);
-            }
-            row.headers = shown.headers_of(kind, &body[0]);
-            row.encode()
-        });
+        let line = accounted(shard, path, batch, e, body, *r, v, at);
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
         if v.outcome == Outcome::Deferred {
             retry.push(*r);
@@ -148,6 +133,38 @@ pub(super) async fn conclude(
     }
 }
 
+/// The row of an outcome, if some file takes it.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn accounted(
+    shard: &Shard,
+    path: &Path,
+    batch: &Batch,
+    e: &ArchivedEnvelope,
+    body: &[Bytes; 2],
+    recipient: u16,
+    v: &Verdict,
+    at: &Attempt,
+) -> Option<Vec<u8>> {
+    let kind = match v.outcome {
+        Outcome::Delivered => b'd',
+        Outcome::Bounced => b'b',
+        Outcome::Deferred => b't',
+    };
+    let shown = shard.accounting.borrow();
+    if !is_accounted(&shown, path, kind) {
+        return None;
+    }
+    let config = shard.config();
+    let category = if kind == b'd' { "" } else { bounce_category::of(config.bounce_rules(), v) };
+    let (now, size) = (clock::now_ms(), (body[0].len() + body[1].len()) as u64);
+    let mut row = row(kind, path, e, recipient, v, category, at, now, size);
+    if shown.own {
+        set_own(&mut row, shard.number, e, batch, at, now);
+    }
+    row.headers = shown.headers_of(kind, &body[0]);
+    Some(row.encode())
+}
+
 /// What is left of a batch when those who get no mail have been bounced.
 pub(super) async fn without_suppressed(
     shard: &Rc<Shard>,
@@ -160,6 +177,9 @@ pub(super) async fn without_suppressed(
     if refused.is_empty() {
         return Some(batch);
     }
+    // The receiver never hears of them: they use up no rate.
+    shard.scheduler.borrow_mut().not_attempted(path.id, path.source, refused.len() as u64);
+    path.rates().not_attempted(&shard.ledger, refused.len() as u64);
     batch.recipients.retain(|r| !refused.iter().any(|(out, _)| out == r));
     conclude(shard, path, &batch, e, body, refused, &Attempt::default()).await;
     (!batch.recipients.is_empty()).then_some(batch)
@@ -187,7 +207,8 @@ fn judge(
         q.last_failure = Some(Rc::clone(f));
     }
     if delivered > 0 {
-        s.queues.get_mut(path.queue).into_iter().for_each(|q| q.retry_step = 0);
+        let rolled_up = s.queues.get_mut(path.queue).and_then(|q| q.rolled_up.as_mut());
+        rolled_up.into_iter().for_each(|r| r.retry_step = 0);
     }
     let p = s.paths.get_mut(path.id)?;
     p.last_failure = failure.or_else(|| p.last_failure.take());
@@ -203,7 +224,7 @@ fn judge(
 }
 
 /// Queues the reports that the sender asked for.
-async fn report(
+pub(super) async fn report(
     shard: &Rc<Shard>,
     path: &Path,
     e: &ArchivedEnvelope,

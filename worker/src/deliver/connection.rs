@@ -17,7 +17,7 @@ use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
 use super::open::{open, skip_host};
 use super::session::{Ear, Session, SessionFault};
-use super::shared_limits::{Held, SharedRates, SourceWants, Wants};
+use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
 use super::signing::signed;
 use super::transaction;
 use crate::classify::bounce_rules::Stage;
@@ -39,9 +39,6 @@ const RATE_WAIT_MAX: i64 = 5_000;
 
 /// Messages of one domain's hosts after which others may have the connection's place.
 const TURN_MESSAGES: u64 = 16;
-
-/// Pause before limits over all shards are asked again, milliseconds.
-pub(super) const ASK_AGAIN_MS: i64 = 100;
 
 /// What one connection knows of its path, and of the queue whose mail it carries.
 pub(super) struct Path {
@@ -126,11 +123,11 @@ fn next_source(
     let hosts = &vmta.source_hosts;
     let mut soonest = i64::MAX;
     for i in 0..hosts.len() {
-        let h = &hosts[(p.source_turn + i) % hosts.len()];
+        let h = &hosts[(p.source_turn as usize + i) % hosts.len()];
         let Ok(ip) = h.ip.as_str().parse() else { continue };
         let ready = p.source_ready_ms(ip);
         if ready <= now_ms {
-            p.source_turn += i + 1;
+            p.source_turn = p.source_turn.wrapping_add(i as u32 + 1);
             return Ok(Some((ip, h.name.as_str().to_owned())));
         }
         soonest = soonest.min(ready);
@@ -180,7 +177,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         place: None,
         ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
-        origin: s.queues.get(queue).and_then(|q| q.origin.clone()),
+        origin: s.queues.get(queue).and_then(|q| q.origin().cloned()),
         queue,
         pool: None,
         hello,
@@ -196,9 +193,9 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
     let member = q.members.first()?;
     Some(Path {
         id: q.pullers.first().map_or(PathId::MAX, |p| p.path),
-        destination: Rc::clone(&q.destination),
-        origin: q.origin.clone(),
-        name: format!("{}/{}", ipc::message::shown_domain(&q.destination), member.name),
+        destination: Rc::clone(q.destination()),
+        origin: q.origin().cloned(),
+        name: format!("{}/{}", ipc::message::shown_domain(q.destination()), member.name),
         vmta_name: Rc::clone(&member.name),
         rules: Rc::clone(&q.rules),
         queue: id,
@@ -251,13 +248,16 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
         other => {
             {
                 let mut s = shard.scheduler.borrow_mut();
-                s.paths.get_mut(id).into_iter().for_each(|p| p.connecting -= 1);
-                if let Err(Blocked { until_ms, by }) = other {
-                    if let Some(p) = s.paths.get_mut(id) {
-                        p.connect_again_ms = p.connect_again_ms.max(until_ms);
+                if let Some(p) = s.paths.get_mut(id) {
+                    p.connecting -= 1;
+                    if let Err(Blocked { until_ms, by }) = other {
+                        p.ask_again_ms = until_ms;
                         // Asked again and again: the cause lasts until one is opened.
                         (p.blocked_until_ms, p.blocked_by) = (until_ms + 2 * ASK_AGAIN_MS, by);
                     }
+                    p.rest(clock::now_ms());
+                }
+                if let Err(Blocked { until_ms, .. }) = other {
                     s.wake_at(id, until_ms);
                 }
             }
@@ -280,8 +280,11 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, held: Held) {
     count(false);
     drop(held);
     drop(seat);
-    shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.connections -= 1);
     leave_source(&shard, &path);
+    if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
+        p.connections -= 1;
+        p.rest(clock::now_ms());
+    }
     shard.connections.set(shard.connections.get() - 1);
     shard.pump(id);
 }
@@ -336,11 +339,12 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let config = shard.config();
     let Some(wants) = shard.scheduler.borrow().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
-    let again = || clock::now_ms() + ASK_AGAIN_MS;
-    let blocked = |by| Blocked { until_ms: again(), by };
+    let again = |f: Full| shard.asks.again_ms(f.is_asked, wants.queue_priority());
+    let blocked = |f: Full| Blocked { until_ms: again(f), by: f.by };
     let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
     // A source address that only an event frees is looked at again before long all the same.
-    let no_source = |at: i64| Blocked { until_ms: at.min(clock::now_ms() + 1000).max(again()), by: "" };
+    let now = clock::now_ms();
+    let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: "" };
     let Some(mut path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
     let of_source = {
         let s = shard.scheduler.borrow();
@@ -348,9 +352,9 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
         path.place = p.and_then(|p| p.twins.as_ref()).and_then(|t| held.number_under(t.connections));
         p.zip(path.source).and_then(|(p, ip)| SourceWants::of(p, ip))
     };
-    if let Some(Err(by)) = of_source.map(|w| held.take_source(&w)) {
+    if let Some(Err(full)) = of_source.map(|w| held.take_source(&w)) {
         leave_source(shard, &path);
-        return Err(blocked(by));
+        return Err(blocked(full));
     }
     let session = open(shard, &path, &mut held).await;
     if session.is_none() {
@@ -383,7 +387,7 @@ pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
 /// Whether mail of a queue may go by a connection: the hosts of its domain are those that the
 /// connection was opened for, or the host is one of them and is trusted as the domain demands.
 fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
-    q.origin == path.origin || q.is_carried_by(&s.host, s.parameters.as_ref())
+    q.origin() == path.origin.as_ref() || q.is_carried_by(&s.host, s.parameters.as_ref())
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
@@ -508,15 +512,7 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
-    let whole = batch.recipients.len();
-    let left = without_suppressed(shard, path, batch, e, &content.body).await;
-    let suppressed = whole - left.as_ref().map_or(0, |b| b.recipients.len());
-    if suppressed > 0 {
-        // The receiver never heard of them.
-        shard.scheduler.borrow_mut().not_attempted(path.id, path.source, suppressed as u64);
-        path.rates.not_attempted(&shard.ledger, suppressed as u64);
-    }
-    let Some(batch) = left else {
+    let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
         give_volume_back(shard, path, &content);
         // A run of them must not keep the shard from everything else.
         tokio::task::yield_now().await;

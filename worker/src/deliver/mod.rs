@@ -8,6 +8,7 @@
 
 pub mod conclusion;
 pub mod connection;
+pub mod deletion;
 pub mod interruption;
 pub mod local;
 pub mod mode;

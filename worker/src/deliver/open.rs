@@ -5,10 +5,11 @@ use std::rc::Rc;
 use ipc::layers::NO_VMTA;
 
 use super::conclusion::account_for_queue;
-use super::connection::{ASK_AGAIN_MS, Path, heard};
+use super::connection::{Path, heard};
 use super::mode::{bounce_queues, bounce_those};
 use super::security::Security;
 use super::session::{Session, SessionFault};
+use super::shared_limits::ASK_AGAIN_MS;
 use super::shared_limits::Held;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
@@ -58,7 +59,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         Err(fault) if fault.status().starts_with('5') => {
             // The domain has no host, whoever asks.
             let failure = Failure::own(fault.status(), fault.to_string());
-            bounce_those(shard, path, &failure, |q| q.origin == path.origin).await;
+            bounce_those(shard, path, &failure, |q| q.origin() == path.origin.as_ref()).await;
             return None;
         }
         Err(fault) => {
@@ -78,7 +79,11 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         let no_mx = hosts.iter().all(|h| h.implicit);
         let p = s.paths.get_mut(path.id)?;
         for q in p.queues.iter() {
-            s.queues.get_mut(q).filter(|q| q.origin == path.origin).into_iter().for_each(|q| q.no_mx = no_mx);
+            s.queues
+                .get_mut(q)
+                .filter(|q| q.origin() == path.origin.as_ref())
+                .into_iter()
+                .for_each(|q| q.no_mx = no_mx);
         }
         p.skipped_hosts.retain(|(_, until)| *until > now);
         p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
@@ -120,8 +125,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             if attempts > path.rules.mx_connection_attempts.max(1) {
                 break;
             }
-            if let Err(by) = held.take_host(&config, &host.name, *address, &source, general) {
-                full = Some(by);
+            if let Err(f) = held.take_host(&config, &host.name, *address, &source, general) {
+                full = Some(f);
                 continue;
             }
             let connecting = clock::now_ms();
@@ -164,7 +169,10 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                         Some(Route::BounceRcpt) | None => {}
                     }
                     if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
-                        bounce_those(shard, path, &failure, |q| q.members.len() == 1 && q.origin == path.origin).await;
+                        bounce_those(shard, path, &failure, |q| {
+                            q.members.len() == 1 && q.origin() == path.origin.as_ref()
+                        })
+                        .await;
                         rest_for_others(shard, path, failure);
                         return None;
                     }
@@ -173,13 +181,13 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             }
         }
     }
-    if let (Some(by), None) = (full, &last) {
+    if let (Some(f), None) = (full, &last) {
         // Nobody failed.
         let mut s = shard.scheduler.borrow_mut();
-        let at = clock::now_ms() + ASK_AGAIN_MS;
+        let at = shard.asks.again_ms(f.is_asked, path.rules.queue_priority);
         if let Some(p) = s.paths.get_mut(path.id) {
-            p.connect_again_ms = at;
-            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, by);
+            p.ask_again_ms = at;
+            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, f.by);
         }
         s.wake_at(path.id, at);
         return None;
@@ -200,9 +208,10 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
     if !is_opened_for(path, q) {
         return false;
     }
-    let new = q.hosts.is_empty();
-    q.hosts = Rc::from(known);
-    q.hosts_ms = clock::now_ms();
+    let Some(r) = &mut q.rolled_up else { return true };
+    let new = r.hosts.is_empty();
+    r.hosts = Rc::from(known);
+    r.hosts_ms = clock::now_ms();
     let served = new && p.serves(q);
     if served {
         p.work.notify_one();
@@ -229,7 +238,7 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 
 /// The queue that a connection was to be opened for: its number may be another one's by now.
 fn is_opened_for(path: &Path, q: &Queue) -> bool {
-    q.origin == path.origin && q.destination == path.destination
+    q.origin() == path.origin.as_ref() && *q.destination() == path.destination
 }
 
 /// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:
@@ -318,9 +327,9 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     account_for_queue(shard, path, &failure);
     let s = &mut *shard.scheduler.borrow_mut();
+    let failure = s.shared_failure(failure);
     let Some(p) = s.paths.get_mut(path.id) else { return };
     let now = clock::now_ms();
-    let failure = Rc::new(failure);
     for q in p.queues.iter() {
         s.queues.get_mut(q).into_iter().for_each(|q| q.last_failure = Some(Rc::clone(&failure)));
     }

@@ -1,12 +1,14 @@
 //! Limits over all shards that a connection is under: those of its virtual MTA, and those of
 //! the destination over all virtual MTAs.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use ipc::ledger::requests::Ask;
 use ipc::ledger::shared_limits::key;
-use ipc::ledger::{Class, Ledger, Place, Slot};
+use ipc::ledger::{Ahead, Class, Ledger, Place, Slot};
 use ipc::message::normalise_domain;
 use ipc::rules::{DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
@@ -15,27 +17,91 @@ use crate::config::Config;
 use crate::route::twins::{ramp_up, source_keys};
 use crate::schedule::rate::Pace;
 use crate::schedule::scheduler::Grant;
-use crate::schedule::{Path, PathId};
+use crate::schedule::{Path, PathId, Queue};
 use crate::shard::Shard;
+
+/// Pause before a limit that is reached is asked again, milliseconds.
+pub(super) const ASK_AGAIN_MS: i64 = 100;
+/// Time between two that ask.
+const ASK_EVERY_NS: i64 = 400_000;
+/// `queue-priority` where nothing is said.
+const PRIORITY_DEFAULT: u64 = 50;
+
+/// A limit over all shards that is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Full {
+    /// Its directive.
+    pub by: &'static str,
+    /// The ledger knows that something is waited for.
+    pub is_asked: bool,
+}
+
+impl Full {
+    fn of(by: &'static str) -> impl Fn(bool) -> Full {
+        move |is_asked| Full { by, is_asked }
+    }
+}
+
+/// Paths that limits over all shards hold up. Those whose requests the ledger has ask again soon, or
+/// as soon as what they wait for is given back; of all others, which may be very many, each looks
+/// in its turn whether there is room for its request.
+#[derive(Debug, Default)]
+pub struct Asks {
+    /// The next turn, Unix nanoseconds.
+    next_ns: Cell<i64>,
+    woken: RefCell<Vec<PathId>>,
+}
+
+impl Asks {
+    /// When a path of this `queue-priority` asks again, Unix milliseconds. Those above the default
+    /// wait for nobody's turn.
+    pub fn again_ms(&self, is_asked: bool, queue_priority: u64) -> i64 {
+        let now_ns = crate::clock::now_ns() as i64;
+        let soon_ms = now_ns / 1_000_000 + ASK_AGAIN_MS;
+        if is_asked || queue_priority > PRIORITY_DEFAULT {
+            return soon_ms;
+        }
+        let turn_ns = self.next_ns.get().max(now_ns);
+        self.next_ns.set(turn_ns + ASK_EVERY_NS);
+        soon_ms.max(turn_ns / 1_000_000)
+    }
+
+    /// Paths for which something was given back.
+    pub fn woken(&self) -> Vec<PathId> {
+        std::mem::take(&mut *self.woken.borrow_mut())
+    }
+}
+
+/// Something of `key` was given back, or may be left: whoever has the best right to it asks at once, if
+/// that is a path of this shard and not `by`, which gave it back: what it could not use with another
+/// limit in its way it would ask for in a circle.
+pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
+    let first = shard.ledger.first_to_ask(key, crate::clock::now_ms());
+    if let Some(ask) = first.filter(|a| a.shard == shard.number && by != Some(a.path as PathId)) {
+        shard.asks.woken.borrow_mut().push(ask.path as PathId);
+        shard.timers.notify_one();
+    }
+}
 
 /// A rate with the name that it is counted under.
 #[derive(Debug, Clone, Copy)]
 struct Named {
     key: u64,
     rate: Rate,
-    /// See [`Path::blocked_by`].
+    ahead: Ahead,
+    /// See [`crate::schedule::activity::Activity::blocked_by`].
     by: &'static str,
 }
 
 impl Named {
     /// `None` where it limits nothing.
     fn of((key, rate, by): (u64, Rate, &'static str)) -> Option<Named> {
-        (rate.count > 0).then_some(Named { key, rate, by })
+        (rate.count > 0).then(|| Named { key, rate, ahead: Pace::ahead(rate), by })
     }
 
     /// Changes its clock; `change` may be asked more than once.
     fn update<R>(&self, ledger: &Ledger, change: impl Fn(&mut Pace) -> R) -> R {
-        ledger.update_clock(self.key, |tat_ns| {
+        ledger.update_clock(self.key, self.ahead, |tat_ns| {
             let mut p = Pace { tat_ns };
             let answer = change(&mut p);
             (p.tat_ns, answer)
@@ -56,8 +122,10 @@ impl Named {
         (n > 0, at)
     }
 
+    /// Counts `n` bytes, however many that are.
     fn count(&self, ledger: &Ledger, n: u64, now_ns: i64) {
-        self.update(ledger, |p| p.advance(self.rate, now_ns, n));
+        let of_these = Named { ahead: Pace::ahead_by(self.rate, n), ..*self };
+        of_these.update(ledger, |p| p.advance(self.rate, now_ns, n));
     }
 
     fn give_back(&self, ledger: &Ledger, n: u64) {
@@ -108,7 +176,8 @@ impl SharedRates {
 
     fn take_in(&mut self, recipients: &[(u64, Rate, &'static str)], volume: (u64, Rate, &'static str)) {
         self.recipients.extend(recipients.iter().copied().filter_map(Named::of));
-        self.volume.extend(Named::of(volume));
+        // How far a message takes a clock goes by its bytes, which only counting knows.
+        self.volume.extend(Named::of(volume).map(|v| Named { ahead: Ahead::default(), ..v }));
     }
 
     /// How many of `want` recipients of a message of `bytes` may be attempted now.
@@ -183,6 +252,11 @@ impl Wants {
         });
         Wants { rules: Rc::clone(&p.rules), destination: Rc::clone(&p.destination), vmta: p.vmta, of_twins }
     }
+
+    /// `queue-priority`
+    pub fn queue_priority(&self) -> u64 {
+        self.rules.queue_priority
+    }
 }
 
 impl SourceWants {
@@ -199,13 +273,13 @@ impl SourceWants {
 }
 
 /// Takes one of each, or of none.
-fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), &'static str> {
+fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), Full> {
     let now_ns = crate::clock::now_ns() as i64;
     let rates: Vec<Named> = rates.iter().copied().filter_map(Named::of).collect();
     for (i, r) in rates.iter().enumerate() {
         if r.take(ledger, 1, now_ns).0 == 0 {
             rates[..i].iter().for_each(|r| r.give_back(ledger, 1));
-            return Err(r.by);
+            return Err(Full { by: r.by, is_asked: true });
         }
     }
     Ok(())
@@ -227,32 +301,31 @@ impl Held {
     /// for, see [`ipc::ledger::requests`].
     ///
     /// # Errors
-    /// The name of the directive that has none left.
+    /// The limit that has none left.
     pub fn take(
         shard: &Rc<Shard>,
         config: &Config,
         wants: &Wants,
         vmta: Option<&ArchivedVirtualMta>,
         path: PathId,
-    ) -> Result<Held, &'static str> {
+    ) -> Result<Held, Full> {
         let (rules, destination) = (&wants.rules, &*wants.destination);
         let priority = rules.queue_priority.min(100) as u8;
         let shard = Rc::clone(shard);
         let mut held = Held { shard, path, priority, slot: None, places: Vec::new() };
         if let Some(t) = &wants.of_twins {
-            held.place(t.connections, t.max_smtp_out).ok_or("max-smtp-out")?;
+            held.place(t.connections, t.max_smtp_out).map_err(Full::of("max-smtp-out"))?;
         }
         if let Some(v) = vmta {
-            held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native()).ok_or("virtual-mta max-smtp-out")?;
+            held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native())
+                .map_err(Full::of("virtual-mta max-smtp-out"))?;
         }
         held.place(key("destination", destination), rules.destination_max_smtp_out)
-            .ok_or("destination-max-smtp-out")?;
+            .map_err(Full::of("destination-max-smtp-out"))?;
         let limit = config.global.total_max_smtp_out as usize;
         let hint = path.wrapping_mul(64);
-        held.slot = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
-        if held.slot.is_none() {
-            return Err("total-max-smtp-out");
-        }
+        let total = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
+        held.slot = Some(total.map_err(Full::of("total-max-smtp-out"))?);
         if let Some(t) = &wants.of_twins {
             take_all(&held.shard.ledger, &t.connects)?;
         }
@@ -262,9 +335,9 @@ impl Held {
     /// Takes what a connection from one source address of a destination that is spread needs.
     ///
     /// # Errors
-    /// The name of the directive that has none left.
-    pub fn take_source(&mut self, p: &SourceWants) -> Result<(), &'static str> {
-        self.place(p.connections, p.max_smtp_out).ok_or("source-ip-max-smtp-out")?;
+    /// The limit that has none left.
+    pub fn take_source(&mut self, p: &SourceWants) -> Result<(), Full> {
+        self.place(p.connections, p.max_smtp_out).map_err(Full::of("source-ip-max-smtp-out"))?;
         take_all(&self.shard.ledger, &[(p.connects, p.max_connect_rate, "source-ip-max-connect-rate")])
     }
 
@@ -277,7 +350,7 @@ impl Held {
     /// `ip-connection-limit`. What was taken for a host before is given back.
     ///
     /// # Errors
-    /// The name of the directive that has none left.
+    /// The limit that has none left.
     pub fn take_host(
         &mut self,
         config: &Config,
@@ -285,21 +358,21 @@ impl Held {
         peer: SocketAddr,
         source: &str,
         general: usize,
-    ) -> Result<(), &'static str> {
+    ) -> Result<(), Full> {
         while self.places.len() > general {
-            self.places.pop().into_iter().for_each(|(p, _)| self.shard.ledger.give_place(p));
+            self.places.pop().into_iter().for_each(|(p, key)| self.give(p, key));
         }
         let g = &config.global;
         let name = normalise_domain(host).unwrap_or_else(|_| host.to_lowercase());
         let of_mx = g.mx_connection_limits.iter().find(|(p, _)| ipc::layers::pattern_matches(p, &name));
-        if let Some((_, limit)) = of_mx
-            && self.place(key("mx", &format!("{name} {source}")), *limit).is_none()
-        {
-            return Err("mx-connection-limit");
+        if let Some((_, limit)) = of_mx {
+            self.place(key("mx", &format!("{name} {source}")), *limit).map_err(Full::of("mx-connection-limit"))?;
         }
         let of_ip = g.ip_connection_limits.iter().find(|(n, _)| n.contains(peer.ip()));
-        let has_room = of_ip.is_none_or(|(_, limit)| self.place(key("ip", &peer.ip().to_string()), *limit).is_some());
-        if has_room { Ok(()) } else { Err("ip-connection-limit") }
+        if let Some((_, limit)) = of_ip {
+            self.place(key("ip", &peer.ip().to_string()), *limit).map_err(Full::of("ip-connection-limit"))?;
+        }
+        Ok(())
     }
 
     /// Places that are held wherever the connection leads.
@@ -314,37 +387,97 @@ impl Held {
     }
 
     /// A place under `limit`; 0 is unlimited.
-    fn place(&mut self, key: u64, limit: u64) -> Option<()> {
+    ///
+    /// # Errors
+    /// As [`Held::asking`].
+    fn place(&mut self, key: u64, limit: u64) -> Result<(), bool> {
         if limit > 0 {
             let hint = crate::clock::now_ns() as u64;
             let place = self.asking(key, |shard| shard.ledger.take_place(key, shard.number, limit, hint))?;
             self.places.push((place, key));
         }
-        Some(())
+        Ok(())
+    }
+
+    fn give(&self, place: Place, key: u64) {
+        self.shard.ledger.give_place(place);
+        wake_first(&self.shard, key, Some(self.path));
     }
 
     /// Takes what `take` gives, unless somebody else asked for it with a better right; what is
     /// not to be had is asked for.
-    fn asking<T>(&self, key: u64, take: impl FnOnce(&Shard) -> Option<T>) -> Option<T> {
+    ///
+    /// # Errors
+    /// Whether the ledger had room for the request.
+    fn asking<T>(&self, key: u64, take: impl FnOnce(&Shard) -> Option<T>) -> Result<T, bool> {
         let (shard, now) = (&self.shard, crate::clock::now_ms());
         let has = shard.open.held(self.path, key);
         let ask = Ask { key, priority: self.priority, shard: shard.number, path: self.path as u32, has };
         let taken = if shard.ledger.others_first(&ask, now) { None } else { take(shard) };
         match taken {
-            Some(_) => shard.ledger.withdraw(&ask, now),
+            Some(t) => {
+                shard.ledger.withdraw(&ask, now);
+                // Where several were given back at once, there is one for the next, too.
+                wake_first(shard, key, Some(self.path));
+                Ok(t)
+            }
             None => {
-                shard.ledger.request(&ask, now);
+                let is_asked = shard.ledger.request(&ask, now);
                 super::interruption::answer(shard);
+                Err(is_asked)
             }
         }
-        taken
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let ledger = &self.shard.ledger;
-        self.slot.take().into_iter().for_each(|s| ledger.give(s));
-        self.places.drain(..).for_each(|(p, _)| ledger.give_place(p));
+        if let Some(s) = self.slot.take() {
+            self.shard.ledger.give(s);
+            wake_first(&self.shard, key("total", ""), Some(self.path));
+        }
+        std::mem::take(&mut self.places).into_iter().for_each(|(p, key)| self.give(p, key));
+    }
+}
+
+/// Rates that a reload or a restart changed hold from now on, not from when those before would have
+/// let something go.
+pub fn cut_rates(shard: &Shard) {
+    let (config, now_ns) = (shard.config(), crate::clock::now_ns() as i64);
+    let cut = |key: u64, rate: Rate| shard.ledger.cut_clock(key, Pace::ahead(rate), now_ns);
+    for v in config.snapshot.get().vmtas.iter() {
+        let (count, per_ms) = (v.msg_rate.0.to_native(), v.msg_rate.1.to_native());
+        cut(key("vmta rate", v.name.as_str()), Rate { count, per: std::time::Duration::from_millis(per_ms) });
+    }
+    // Where virtual MTAs differ the slowest counts.
+    let mut of_destinations: HashMap<Rc<str>, Rate> = HashMap::new();
+    let s = shard.scheduler.borrow();
+    let in_use = |q: &Queue| shard.ledger.clock(key("destination rate", q.destination())).is_some();
+    for (_, q) in s.queues.iter().filter(|(_, q)| in_use(q)) {
+        for m in q.members.iter() {
+            let rate = config.rules(q.destination(), m.vmta).destination_max_msg_rate;
+            let slowest = of_destinations.entry(Rc::clone(q.destination())).or_insert(rate);
+            if slowest.count == 0 || (rate.count > 0 && Pace::ahead(rate).after_ns > Pace::ahead(*slowest).after_ns) {
+                *slowest = rate;
+            }
+        }
+    }
+    let limited = of_destinations.into_iter().filter(|(_, rate)| rate.count > 0);
+    limited.for_each(|(name, rate)| cut(key("destination rate", &name), rate));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_whose_requests_find_no_room_look_again_in_turn() {
+        assert_eq!(PRIORITY_DEFAULT, DomainRules::default().queue_priority);
+        let (asks, now) = (Asks::default(), crate::clock::now_ms());
+        let turns: Vec<i64> = (0..10_000).map(|_| asks.again_ms(false, PRIORITY_DEFAULT) - now).collect();
+        assert!((99..=200).contains(&turns[0]) && (99..=300).contains(&turns[250]), "{} {}", turns[0], turns[250]);
+        assert!(turns.is_sorted() && (3_900..5_000).contains(&turns[9_999]), "{}", turns[9_999]);
+        assert!(asks.again_ms(false, 51) - now < 1_000, "urgent mail waits for nobody");
+        assert!(asks.again_ms(true, 0) - now < 1_000, "a request lives for a second");
     }
 }

@@ -25,7 +25,7 @@ pub async fn move_out(shard: Rc<Shard>) {
             let map = shard.map.borrow();
             let s = shard.scheduler.borrow();
             let mine = |d: &str| map.is_owner(d, shard.number);
-            s.queues.iter().filter(|(_, q)| q.recipients > 0 && !mine(&q.destination)).map(|(id, _)| id).collect()
+            s.queues.iter().filter(|(_, q)| q.recipients > 0 && !mine(q.destination())).map(|(id, _)| id).collect()
         };
         if foreign.is_empty() {
             shard.foreign.notified().await;

@@ -93,7 +93,7 @@ fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
         vmta: p.vmta_name.as_ref().to_owned(),
         windows: Windows::Until([w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns]),
         retry_at_unix_ms: p.retry_at_ms,
-        retry_step: p.retry_step.min(1000) as u32,
+        retry_step: p.retry_step.min(1000),
         backoff_until_unix_ms,
         sources,
     })
@@ -114,7 +114,7 @@ fn apply(p: &mut Path, state: &PathState) {
         }
     }
     // What each source sent before a kill is not known.
-    if state.windows == Windows::InUse {
+    if state.windows == Windows::InUse && p.limits_sources() {
         p.sources_in_use_ns = p.sources_in_use_ns.max(now_ns);
     }
     for of in &state.sources {
@@ -128,7 +128,7 @@ fn apply(p: &mut Path, state: &PathState) {
         s.disabled_until_ms = s.disabled_until_ms.max(of.disabled_until_unix_ms);
     }
     p.retry_at_ms = p.retry_at_ms.max(state.retry_at_unix_ms);
-    p.retry_step = p.retry_step.max(state.retry_step as usize);
+    p.retry_step = p.retry_step.max(state.retry_step);
 }
 
 /// A path was made: it inherits its state, and is held while it is not this shard's to
@@ -427,6 +427,9 @@ async fn say(answers: &mpsc::Sender<Vec<u8>>, release: &Release) -> bool {
 /// kept from it: the scaling of this epoch is over as far as it is concerned.
 pub fn is_settled(shard: &Shard) -> bool {
     let map = shard.map.borrow();
+    if map.previous.is_empty() {
+        return true;
+    }
     let mine = |p: &Path| {
         let owners = map.owners(&p.destination);
         owners.contains(shard.number) && p.twins.is_some() == owners.is_spread()

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
-use ipc::ledger::Ledger;
 use ipc::ledger::shared_limits::key;
+use ipc::ledger::{Ahead, Ledger};
 use ipc::rules::Rate;
 
 use crate::clock;
@@ -100,7 +100,7 @@ pub fn publish(ledger: &Ledger, p: &mut Path) {
     let Some(keys) = p.twins.as_ref().map(|t| t.windows) else { return };
     let raise = |k: u64, pace: Pace| {
         if pace.tat_ns > 0 {
-            ledger.update_clock(k, |tat_ns| (tat_ns.max(pace.tat_ns), ()));
+            ledger.update_clock(k, Ahead::default(), |tat_ns| (tat_ns.max(pace.tat_ns), ()));
         }
     };
     let w = &p.paces;
@@ -122,6 +122,8 @@ fn set_mode(p: &mut Path, until_ms: i64, now_ms: i64) -> Option<Turn> {
 
 /// Takes over what the twins did since, and tells them what happened here.
 pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
+    // Nearly all have none, and are at rest: taking would give them an activity of their own.
+    p.twins.as_ref()?;
     let mut t = p.twins.take()?;
     let limits = p.limits();
     let cut = std::mem::take(&mut t.limits_changed);
@@ -130,7 +132,7 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
         pace.tat_ns = known;
         if cut {
             let most = if rate.count == 0 { 0 } else { Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns };
-            ledger.update_clock(k, |tat_ns| (tat_ns.min(most), ()));
+            ledger.update_clock(k, Ahead::default(), |tat_ns| (tat_ns.min(most), ()));
             pace.tat_ns = known.min(most);
         }
     }
@@ -156,7 +158,7 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
 /// room each keeps its own.
 fn agree(ledger: &Ledger, key: u64, mine: i64, agreed: &mut i64) -> i64 {
     if mine != *agreed {
-        ledger.update_clock(key, |_| (mine, ()));
+        ledger.update_clock(key, Ahead::default(), |_| (mine, ()));
         *agreed = mine;
     } else {
         *agreed = ledger.clock(key).unwrap_or(mine);
@@ -249,7 +251,7 @@ mod tests {
         let now = 1_000_000_000;
         a.enter_backoff(now);
         let k = a.twins.as_ref().unwrap().windows[0];
-        ledger.update_clock(k, |_| (now * 1_000_000 + 3_600_000_000_000, ()));
+        ledger.update_clock(k, Ahead::default(), |_| (now * 1_000_000 + 3_600_000_000_000, ()));
         follow(&ledger, &mut a, now);
         follow(&ledger, &mut b, now);
         assert_eq!(b.paces.msg.tat_ns, now * 1_000_000 + 3_600_000_000_000);

@@ -12,10 +12,12 @@
 //! clock (`retry-after`) and a recipient's (`retry-recipients-after`) are independent of each
 //! other.
 
+pub mod activity;
 pub mod cause;
 #[cfg(test)]
 mod dice;
 pub mod job;
+mod name_index;
 pub mod path;
 pub mod pool;
 pub mod queue;

@@ -2,18 +2,18 @@
 //! waits in queues; a path pulls from its virtual MTA's own queue and from those of pools.
 
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
+use std::time::Duration;
 
 use ipc::backoff::{Limits, Mode};
 use ipc::rules::{DomainRules, Rate};
 
+use super::activity::Activity;
 use super::queue::{Queue, QueueId};
 use super::queue_set::QueueSet;
 use super::rate::Pace;
 use crate::classify::outcome::Failure;
-use crate::classify::reply_patterns::Matches;
-use crate::connect::tls::Parameters;
-use crate::route::twins::Twins;
 
 /// Number of a path within its shard.
 pub type PathId = usize;
@@ -24,6 +24,8 @@ const DELIVERIES_PER_STEP: u32 = 10;
 const STUCK_MS: i64 = 1000;
 /// How long what receivers said of a path is remembered that has nothing to do, milliseconds.
 const REMEMBERED_MS: i64 = 3_600_000;
+/// When limits changed, a path that waits to connect looks again after so long, milliseconds.
+const LOOK_AGAIN_MS: i64 = 1000;
 /// Health below which a path is only probed.
 const PROBED_BELOW: f32 = 0.25;
 
@@ -70,7 +72,14 @@ pub struct Source {
     pub disabled_until_ms: i64,
 }
 
-/// A path.
+impl Source {
+    /// Nothing of it counts any more.
+    pub fn is_quiet(&self, now_ms: i64) -> bool {
+        self.connections == 0 && self.disabled_until_ms <= now_ms && self.paces.busy_until_ns() / 1_000_000 <= now_ms
+    }
+}
+
+/// A path: what it needs while it waits. The rest is its [`Activity`].
 #[derive(Debug)]
 pub struct Path {
     /// Destination.
@@ -85,61 +94,18 @@ pub struct Path {
     pub queues: QueueSet,
     /// Those of them that may have mail ready.
     pub ready: QueueSet,
-    /// The queue that was served last.
-    pub turn: QueueId,
-    /// Hosts that connections are open to, how they are protected, and how many there are; while
-    /// mail that rolled up goes by it.
-    pub open_hosts: Vec<(String, Option<Parameters>, u32)>,
-    /// Open connections.
-    pub connections: u32,
-    /// Connections being opened.
-    pub connecting: u32,
-    /// Open connections that wait for work.
-    pub idle: u32,
-    /// Connections that are busy with mail below `reserved-priority`.
-    pub ordinary: u32,
     /// When the path may be tried again, Unix milliseconds; 0 when it may.
     pub retry_at_ms: i64,
-    /// No new connection before this time, while those that are open go on: the receiver
-    /// refused one more, or the ramp-up asks to wait.
-    pub connect_again_ms: i64,
-    /// A limit other than the path's own lets no connection be opened before this time, Unix
-    /// milliseconds.
-    pub blocked_until_ms: i64,
-    /// Its directive, behind `virtual-mta ` when it is one of the virtual MTA's own; empty for
-    /// source addresses.
-    pub blocked_by: &'static str,
     /// The last timer that was set for it.
     pub timer_ms: i64,
     /// Position in `retry-after`.
-    pub retry_step: usize,
-    /// Its windows.
-    pub paces: Paces,
-    /// Source addresses that limits or switches are known of.
-    pub sources: Vec<Source>,
-    /// The process before may have used the windows of any until this time, Unix nanoseconds;
-    /// 0 where there was none.
-    pub sources_in_use_ns: i64,
+    pub retry_step: u32,
     /// The last failure.
     pub last_failure: Option<Rc<Failure>>,
-    /// Normal, backoff, or on the way back.
-    pub mode: Mode,
-    /// Since when, Unix milliseconds; 0 for ever.
-    pub mode_since_ms: i64,
-    /// When backoff ends, Unix milliseconds.
-    pub mode_until_ms: i64,
-    /// Deliveries in a row while limits rise.
-    pub good_in_a_row: u32,
-    /// When rules with a trigger in time matched.
-    pub matches: Matches,
-    /// Hosts that are left out until a time, Unix milliseconds (`skip-mx`).
-    pub skipped_hosts: Vec<(String, i64)>,
     /// Recent attempts: 1 when all were taken, 0 when none.
     pub health: f32,
     /// When it last took something from a queue, Unix milliseconds.
     pub pulled_ms: i64,
-    /// Recipients attempted since the shard's load was last looked at.
-    pub taken: u32,
     /// The destination is another shard's, or the shard that owned it before has not released
     /// it yet: no connection is opened and nothing is given out.
     pub held: bool,
@@ -149,14 +115,39 @@ pub struct Path {
     pub orphaned: bool,
     /// The spool knows that a rate limit is in use, see [`crate::route::paths`].
     pub noted: bool,
-    /// Several shards own the destination and have a path of this name.
-    pub twins: Option<Box<Twins>>,
+    /// Number of the queue that was served last.
+    pub turn: u32,
+    /// Recipients attempted since the shard's load was last looked at.
+    pub taken: u32,
     /// It wants to open connections and waits for others that do.
     pub waits_to_open: bool,
-    /// Wakes idle connections.
-    pub work: Rc<tokio::sync::Notify>,
     /// Connections rotate over the virtual MTA's source addresses.
-    pub source_turn: usize,
+    pub source_turn: u32,
+    activity: Option<Box<Activity>>,
+}
+
+impl Deref for Path {
+    type Target = Activity;
+
+    fn deref(&self) -> &Activity {
+        match &self.activity {
+            Some(a) => a,
+            None => Activity::none(),
+        }
+    }
+}
+
+impl DerefMut for Path {
+    fn deref_mut(&mut self) -> &mut Activity {
+        self.activity.get_or_insert_default()
+    }
+}
+
+/// The wait of a retry list at a step, milliseconds, and one step on; its last one goes on.
+pub(super) fn next_wait_ms(list: &[Duration], step: &mut u32) -> i64 {
+    let wait = list.get((*step as usize).min(list.len().saturating_sub(1)));
+    *step = step.saturating_add(1);
+    wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64)
 }
 
 impl Path {
@@ -169,40 +160,27 @@ impl Path {
             rules,
             queues: QueueSet::default(),
             ready: QueueSet::default(),
-            turn: QueueId::MAX,
-            open_hosts: Vec::new(),
-            connections: 0,
-            connecting: 0,
-            idle: 0,
-            ordinary: 0,
             retry_at_ms: 0,
-            connect_again_ms: 0,
-            blocked_until_ms: 0,
-            blocked_by: "",
             timer_ms: 0,
             retry_step: 0,
-            paces: Paces::default(),
-            sources: Vec::new(),
-            sources_in_use_ns: 0,
             last_failure: None,
-            mode: Mode::Normal,
-            mode_since_ms: 0,
-            mode_until_ms: 0,
-            good_in_a_row: 0,
-            matches: Matches::default(),
-            skipped_hosts: Vec::new(),
             health: 1.0,
             pulled_ms: 0,
-            taken: 0,
             held: false,
             paused: false,
             orphaned: false,
             noted: false,
-            twins: None,
             waits_to_open: false,
-            work: Rc::default(),
+            turn: u32::MAX,
+            taken: 0,
             source_turn: 0,
+            activity: None,
         }
+    }
+
+    /// What it is found by.
+    pub(super) fn names(&self) -> (&str, &str) {
+        (&self.destination, &self.vmta_name)
     }
 
     /// `destination/vmta`, as operators and accounting name it.
@@ -226,14 +204,24 @@ impl Path {
             && self.retry_at_ms <= now_ms
             && self.paces.busy_until_ns() / 1_000_000 <= now_ms
             && self.health >= PROBED_BELOW
-            && self.sources.iter().all(|s| {
-                s.connections == 0 && s.disabled_until_ms <= now_ms && s.paces.busy_until_ns() / 1_000_000 <= now_ms
-            })
+            && self.sources.iter().all(|s| s.is_quiet(now_ms))
+    }
+
+    /// Frees what it needs no longer; the next attempt makes it anew.
+    pub fn rest(&mut self, now_ms: i64) {
+        if self.activity.as_ref().is_some_and(|a| a.is_over(now_ms)) {
+            self.activity = None;
+        }
+    }
+
+    /// Other rules are in force: what was counted for those before does not count.
+    pub fn forget_matches(&mut self) {
+        self.activity.iter_mut().for_each(|a| a.matches.clear());
     }
 
     /// Its queues that may have mail ready, the one behind the last served first.
     pub fn in_turn(&self) -> impl Iterator<Item = QueueId> + '_ {
-        self.ready.behind(self.turn)
+        self.ready.behind(self.turn as QueueId)
     }
 
     /// One of its connections can carry the mail of a queue that rolled up.
@@ -260,10 +248,8 @@ impl Path {
 
     /// The path as a whole failed: starts the retry clock and walks one step on.
     pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>) {
-        let list = self.rules.retry_waits(self.mode);
-        let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
-        self.retry_step += 1;
-        self.retry_at_ms = now_ms.saturating_add(wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64));
+        let wait_ms = next_wait_ms(&self.rules.retry_waits(self.mode), &mut self.retry_step);
+        self.retry_at_ms = now_ms.saturating_add(wait_ms);
         self.last_failure = Some(failure);
         self.judged(false);
     }
@@ -290,7 +276,7 @@ impl Path {
     /// A reply spoke well or ill of the path. Ill counts at once; trust comes back in steps.
     pub fn judged(&mut self, well: bool) {
         self.health = if well { (self.health + 0.1).min(1.0) } else { self.health * 0.7 };
-        if !well {
+        if !well && self.good_in_a_row > 0 {
             self.good_in_a_row = 0;
         }
     }
@@ -335,14 +321,17 @@ impl Path {
     pub fn connect_at_ms(&self) -> i64 {
         let ready_ns = self.paces.connect.ready_at_ns(self.limits().connect_rate);
         let by_rates = self.rates_ready_ms().max((ready_ns + 999_999) / 1_000_000);
-        self.retry_at_ms.max(self.connect_again_ms).max(by_rates)
+        self.retry_at_ms.max(self.connect_again_ms).max(self.ask_again_ms).max(by_rates)
     }
 
     /// Limits changed: no window waits longer than the new one can ask for.
     pub fn limits_changed(&mut self, now_ms: i64) {
         let l = self.limits();
-        self.twins.iter_mut().for_each(|t| t.limits_changed = true);
-        for (pace, rate) in self.paces.under(&l) {
+        let Some(a) = &mut self.activity else { return };
+        a.twins.iter_mut().for_each(|t| t.limits_changed = true);
+        // It may wait for what a rate over all shards would have given under the old limits.
+        a.connect_again_ms = a.connect_again_ms.min(now_ms + LOOK_AGAIN_MS);
+        for (pace, rate) in a.paces.under(&l) {
             pace.tat_ns = match rate.count {
                 0 => 0,
                 _ => pace.tat_ns.min(Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns),
@@ -402,7 +391,8 @@ impl Path {
     /// A connection is about to be opened.
     pub fn opening(&mut self, now_ns: i64) {
         self.connecting += 1;
-        self.paces.connect.advance(self.limits().connect_rate, now_ns, 1);
+        let rate = self.limits().connect_rate;
+        self.paces.connect.advance(rate, now_ns, 1);
         let gap = self.rules.smtp_out_rampup_interval.as_millis().min(1 << 50) as i64;
         if gap > 0 {
             self.connect_again_ms = self.connect_again_ms.max(now_ns / 1_000_000 + gap);
@@ -489,7 +479,6 @@ pub enum Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn path(rules: DomainRules) -> Path {
         Path::new("d.test".into(), 0, "v".into(), Rc::new(rules))
@@ -566,10 +555,29 @@ mod tests {
         });
         let now = 1_000_000_000;
         p.enter_backoff(now);
-        p.paces.msg.advance(p.limits().msg_rate, now * 1_000_000, 1);
+        let rate = p.limits().msg_rate;
+        p.paces.msg.advance(rate, now * 1_000_000, 1);
         assert!(p.rates_ready_ms() > now + 3_000_000);
         p.leave_backoff(now);
         assert!(p.rates_ready_ms() <= now + 1000, "{}", p.rates_ready_ms() - now);
+    }
+
+    #[test]
+    fn a_path_at_rest_costs_what_it_must_remember() {
+        assert!(size_of::<Path>() <= 144, "{}", size_of::<Path>());
+        let mut p = path(DomainRules { max_connect_rate: Rate::per_hour(3600), ..Default::default() });
+        let now = 1_000_000_000;
+        p.opening(now * 1_000_000);
+        p.connecting -= 1;
+        p.defer(now, Rc::new(Failure::own("4.4.1", "away")));
+        p.rest(now);
+        assert!(p.activity.is_some() && p.paces.connect.tat_ns > 0, "a window that counts is not forgotten");
+        p.rest(now + 10_000);
+        p.limits_changed(now + 10_000);
+        assert!(p.activity.is_none() && p.connections == 0 && p.retry_step == 1);
+        p.enter_backoff(now);
+        p.rest(now + 10_000);
+        assert_eq!(p.mode, Mode::Backoff);
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::rc::Rc;
 
 use ipc::queue_orders::QueuePattern;
 use ipc::rules::DomainRules;
+use smallvec::SmallVec;
 
 use super::cause::History;
-use super::path::PathId;
+use super::path::{PathId, next_wait_ms};
 use super::ready::Ready;
 use super::scheduler::{Message, Slot};
 use crate::classify::outcome::Failure;
@@ -67,24 +68,34 @@ pub struct Puller {
     pub pass: f64,
 }
 
+/// Hosts of a domain as they were found last, and what each demands of a connection that others
+/// opened.
+pub type Hosts = Rc<[(String, Option<Rc<Parameters>>)]>;
+
+/// What a queue is besides whose domain rolled up with others.
+#[derive(Debug)]
+pub struct RolledUp {
+    /// Destination: what its paths and directives go by.
+    pub destination: Rc<str>,
+    /// The domain whose hosts take the mail.
+    pub origin: Rc<str>,
+    /// Those hosts.
+    pub hosts: Hosts,
+    /// When they were found, Unix milliseconds.
+    pub hosts_ms: i64,
+    /// When the mail may be tried again after its own domain failed, Unix milliseconds.
+    pub retry_at_ms: i64,
+    /// Position in `retry-after` then.
+    pub retry_step: u32,
+}
+
 /// A queue.
 #[derive(Debug)]
 pub struct Queue {
     /// Destination as mail names it: of what rolled up with the domain that it came from.
     pub key: Rc<str>,
-    /// Destination: what its paths and directives go by.
-    pub destination: Rc<str>,
-    /// The domain whose hosts take the mail, where that is not the destination.
-    pub origin: Option<Rc<str>>,
-    /// Those hosts as they were found last, and what each demands of a connection that others
-    /// opened.
-    pub hosts: Rc<[(String, Option<Rc<Parameters>>)]>,
-    /// When they were found, Unix milliseconds.
-    pub hosts_ms: i64,
-    /// When mail that rolled up may be tried again after its own domain failed, Unix milliseconds.
-    pub retry_at_ms: i64,
-    /// Position in `retry-after` then.
-    pub retry_step: usize,
+    /// Its domain's, where it rolled up with others.
+    pub rolled_up: Option<Box<RolledUp>>,
     /// Virtual MTA or pool that the mail chose.
     pub via: Rc<str>,
     /// The virtual MTA, or the members of the pool; shared by all queues of the pool.
@@ -94,9 +105,9 @@ pub struct Queue {
     /// Directives for what waits: those of the virtual MTA, or of the pool.
     pub rules: Rc<DomainRules>,
     /// Paths that have pulled from it.
-    pub pullers: Vec<Puller>,
+    pub pullers: SmallVec<[Puller; 1]>,
     /// Members take turns.
-    pub turn: u64,
+    pub turn: u32,
     /// What may go now.
     pub ready: Ready,
     /// Recipients that got their own 4yz, by the time they are due (Unix seconds).
@@ -111,8 +122,6 @@ pub struct Queue {
     pub delay_at_ms: i64,
     /// Acceptance time of the oldest entry, or earlier.
     pub oldest_ms: i64,
-    /// When it was last looked after, Unix milliseconds.
-    pub swept_ms: i64,
     /// What held it up of late.
     pub history: History,
     /// An operator paused it.
@@ -122,14 +131,44 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// Destination: what its paths and directives go by.
+    pub fn destination(&self) -> &Rc<str> {
+        self.rolled_up.as_ref().map_or(&self.key, |r| &r.destination)
+    }
+
+    /// The domain whose hosts take the mail, where that is not the destination.
+    pub fn origin(&self) -> Option<&Rc<str>> {
+        self.rolled_up.as_ref().map(|r| &r.origin)
+    }
+
+    /// When mail that rolled up may be tried again after its own domain failed, Unix milliseconds.
+    pub fn retry_at_ms(&self) -> i64 {
+        self.rolled_up.as_ref().map_or(0, |r| r.retry_at_ms)
+    }
+
+    /// Its own domain's failure counts no more.
+    pub fn retry_now(&mut self) {
+        self.rolled_up.iter_mut().for_each(|r| r.retry_at_ms = 0);
+    }
+
+    /// What its domain's hosts were found to be is not known any more.
+    pub fn forget_hosts(&mut self) {
+        self.rolled_up.iter_mut().for_each(|r| r.hosts = Rc::from([]));
+    }
+
+    /// What it is found by.
+    pub(super) fn names(&self) -> (&str, &str) {
+        (&self.key, &self.via)
+    }
+
     /// `destination/vmta` or `destination/pool`, as operators name it.
     pub fn name(&self) -> String {
-        format!("{}/{}", ipc::message::shown_domain(&self.destination), self.via)
+        format!("{}/{}", ipc::message::shown_domain(self.destination()), self.via)
     }
 
     /// A command about queues means it.
     pub fn is_meant_by(&self, of: &QueuePattern) -> bool {
-        of.matches(&self.destination, &self.via) || self.origin.as_deref().is_some_and(|o| of.matches(o, &self.via))
+        of.matches(self.destination(), &self.via) || self.origin().is_some_and(|o| of.matches(o, &self.via))
     }
 
     /// The pool's name, unless it is a virtual MTA's queue.
@@ -150,21 +189,20 @@ impl Queue {
         let fits = |(h, demand): &(String, Option<Rc<Parameters>>)| {
             h == host && demand.as_deref().is_none_or(|d| parameters == Some(d))
         };
-        self.hosts.iter().any(fits)
+        self.rolled_up.as_ref().is_some_and(|r| r.hosts.iter().any(fits))
     }
 
     /// Mail of it may go, as far as operators and its own domain's hosts decide.
     pub fn may_go(&self, now_ms: i64) -> bool {
-        !self.paused && self.retry_at_ms <= now_ms
+        !self.paused && self.retry_at_ms() <= now_ms
     }
 
     /// The hosts of the domain that it came from failed: its neighbours in the same path go on.
-    pub fn defer(&mut self, now_ms: i64, failure: Failure) {
-        let list = &self.rules.retry_after;
-        let wait = list.get(self.retry_step.min(list.len().saturating_sub(1))).copied();
-        self.retry_step += 1;
-        self.retry_at_ms = now_ms.saturating_add(wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64));
-        self.last_failure = Some(Rc::new(failure));
+    pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>) {
+        if let Some(r) = &mut self.rolled_up {
+            r.retry_at_ms = now_ms.saturating_add(next_wait_ms(&self.rules.retry_after, &mut r.retry_step));
+        }
+        self.last_failure = Some(failure);
     }
 
     /// Moves what is due to the ready list.
@@ -186,7 +224,7 @@ impl Queue {
     /// The member whose turn it is: each as often as its weight says.
     pub fn next_turn(&mut self) -> usize {
         let total: u64 = self.members.iter().map(|m| u64::from(m.weight)).sum();
-        let mut at = self.turn % total.max(1);
+        let mut at = u64::from(self.turn) % total.max(1);
         self.turn = self.turn.wrapping_add(1);
         for (i, m) in self.members.iter().enumerate() {
             let w = u64::from(m.weight);

@@ -1,62 +1,95 @@
-//! A small sorted set of queues. Nearly every path has one; a tree would cost more than the
-//! path's own state.
+//! A small sorted set of queues. Nearly every path has one, which needs no memory of its own.
 
 use super::queue::QueueId;
 
 /// Queues in order.
 #[derive(Debug, Clone, Default)]
-pub struct QueueSet(Vec<QueueId>);
+pub struct QueueSet(Held);
+
+// Numbers of queues fit: so many do not fit into memory.
+#[derive(Debug, Clone, Default)]
+enum Held {
+    #[default]
+    None,
+    One(u32),
+    #[allow(clippy::box_collection)]
+    Many(Box<Vec<u32>>),
+}
 
 impl QueueSet {
+    fn all(&self) -> &[u32] {
+        match &self.0 {
+            Held::None => &[],
+            Held::One(id) => std::slice::from_ref(id),
+            Held::Many(all) => all,
+        }
+    }
+
     /// Adds one.
     pub fn insert(&mut self, id: QueueId) {
-        if let Err(at) = self.0.binary_search(&id) {
-            if self.0.is_empty() {
-                self.0.reserve_exact(1);
+        let new = id as u32;
+        match &mut self.0 {
+            Held::None => self.0 = Held::One(new),
+            Held::One(first) if *first != new => {
+                let (first, second) = (new.min(*first), new.max(*first));
+                self.0 = Held::Many(Box::new(vec![first, second]));
             }
-            self.0.insert(at, id);
+            Held::One(_) => {}
+            Held::Many(all) => {
+                if let Err(at) = all.binary_search(&new) {
+                    all.insert(at, new);
+                }
+            }
         }
     }
 
     /// Takes one out.
     pub fn remove(&mut self, id: QueueId) {
-        if let Ok(at) = self.0.binary_search(&id) {
-            self.0.remove(at);
-            if self.0.is_empty() {
-                self.0 = Vec::new();
+        let old = id as u32;
+        match &mut self.0 {
+            Held::One(one) if *one == old => self.0 = Held::None,
+            Held::Many(all) => {
+                if let Ok(at) = all.binary_search(&old) {
+                    all.remove(at);
+                }
+                if let [one] = all[..] {
+                    self.0 = Held::One(one);
+                }
             }
+            _ => {}
         }
     }
 
     /// It is among them.
     pub fn contains(&self, id: QueueId) -> bool {
-        self.0.binary_search(&id).is_ok()
+        self.all().binary_search(&(id as u32)).is_ok()
     }
 
     /// There is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all().is_empty()
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.all().len()
     }
 
     /// The first.
     pub fn first(&self) -> Option<QueueId> {
-        self.0.first().copied()
+        self.iter().next()
     }
 
     /// All of them in order.
     pub fn iter(&self) -> impl Iterator<Item = QueueId> + '_ {
-        self.0.iter().copied()
+        self.all().iter().map(|id| *id as QueueId)
     }
 
     /// All of them, those behind `last` first.
     pub fn behind(&self, last: QueueId) -> impl Iterator<Item = QueueId> + '_ {
-        let at = self.0.partition_point(|id| *id <= last);
-        self.0[at..].iter().chain(&self.0[..at]).copied()
+        let all = self.all();
+        let at = all.partition_point(|id| *id as QueueId <= last);
+        all[at..].iter().chain(&all[..at]).map(|id| *id as QueueId)
     }
 }
 
@@ -76,5 +109,11 @@ mod tests {
         s.remove(5);
         s.remove(4);
         assert_eq!((s.first(), s.len(), s.contains(5), s.contains(9)), (Some(1), 2, false, true));
+        s.remove(1);
+        s.remove(1);
+        assert_eq!((s.first(), s.len()), (Some(9), 1));
+        s.insert(9);
+        s.remove(9);
+        assert!(s.is_empty() && size_of::<QueueSet>() <= 16);
     }
 }

@@ -5,6 +5,7 @@
 //! most `(W + t) / i + 1` events. Choosing `t = 4 % of W` and `i = 1.04 W / N` makes that
 //! N + 1, at 96 % of N; the tolerance catches up with timers that fire late.
 
+use ipc::ledger::Ahead;
 use ipc::rules::Rate;
 
 /// The state of one rate limit: when the next event is due by the pace, Unix nanoseconds.
@@ -67,10 +68,21 @@ impl Pace {
         if rate.count == 0 { 0 } else { self.tat_ns - tolerance_ns(rate) }
     }
 
+    /// How far the clock of a rate runs ahead.
+    pub fn ahead(rate: Rate) -> Ahead {
+        Self::ahead_by(rate, 1)
+    }
+
+    /// The same where `n` events may be taken as one.
+    pub fn ahead_by(rate: Rate, n: u64) -> Ahead {
+        let (before_ns, n) = (tolerance_ns(rate), n.min(i64::MAX as u64) as i64);
+        Ahead { before_ns, after_ns: before_ns.saturating_add(interval_ns(rate).saturating_mul(n)) }
+    }
+
     /// Assumes the most that may have happened before `now_ns`: nothing more is due until the
     /// tolerance has passed.
     pub fn exhausted(rate: Rate, now_ns: i64) -> Pace {
-        Pace { tat_ns: now_ns + tolerance_ns(rate) + interval_ns(rate) }
+        Pace { tat_ns: now_ns + Self::ahead(rate).after_ns }
     }
 }
 

@@ -32,87 +32,31 @@ pub struct Ready {
     /// The only one there is, as in nearly all of a hundred thousand queues that wait for
     /// their receiver: the levels are empty then.
     one: Option<(JobId, Entry)>,
+    more: Option<Box<Levels>>,
+}
+
+/// What waits beside others.
+#[derive(Debug, Default)]
+struct Levels {
     /// Highest priority first; none is empty.
     levels: Vec<Level>,
     /// Entries in the levels.
     len: usize,
 }
 
-impl Ready {
-    /// Entries here.
-    pub fn len(&self) -> usize {
-        self.len + usize::from(self.one.is_some())
-    }
-
-    /// There is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Entries of at least this priority.
-    pub fn len_from(&self, priority: u8) -> usize {
-        let levels = self.levels.iter().take_while(|l| l.priority >= priority);
-        let one = self.one.filter(|(_, e)| e.priority >= priority);
-        levels.flat_map(|l| l.jobs.values()).map(VecDeque::len).sum::<usize>() + usize::from(one.is_some())
-    }
-
-    /// Adds an entry behind the others of its job.
-    pub fn push(&mut self, job: JobId, entry: Entry) {
-        if self.is_empty() {
-            self.one = Some((job, entry));
-            return;
-        }
-        self.spread();
-        self.entries(job, entry.priority).push_back(entry);
-        self.len += 1;
-    }
-
-    /// Puts an entry in front of its job, and the job in front of the others.
-    pub fn put_back(&mut self, job: JobId, entry: Entry) {
-        if self.is_empty() {
-            self.one = Some((job, entry));
-            return;
-        }
-        self.spread();
-        self.entries(job, entry.priority).push_front(entry);
-        self.len += 1;
-        if let Some(l) = self.levels.iter_mut().find(|l| l.priority == entry.priority) {
-            l.last = job.wrapping_sub(1);
-        }
-    }
-
-    /// The only one joins the levels, for others come.
-    fn spread(&mut self) {
-        if let Some((job, entry)) = self.one.take() {
-            self.entries(job, entry.priority).push_back(entry);
-            self.len += 1;
-        }
-    }
-
+impl Levels {
     fn entries(&mut self, job: JobId, priority: u8) -> &mut VecDeque<Entry> {
         let at = self.levels.partition_point(|l| l.priority > priority);
         if self.levels.get(at).is_none_or(|l| l.priority != priority) {
             self.levels.reserve_exact(1);
             self.levels.insert(at, Level { priority, last: JobId::MAX, jobs: BTreeMap::new() });
         }
+        self.len += 1;
         self.levels[at].jobs.entry(job).or_default()
     }
 
-    /// What goes next, of the jobs that may go.
-    pub fn next(&self, may_go: impl Fn(JobId) -> bool) -> Option<(JobId, Entry)> {
-        self.one.filter(|(job, _)| may_go(*job)).or_else(|| self.levels.iter().find_map(|l| l.turn(&may_go)))
-    }
-
-    /// Takes the first `n` recipients of `entry`, which [`Ready::next`] answered for `job`.
-    pub fn take(&mut self, job: JobId, entry: Entry, n: u64) {
-        if let Some((_, one)) = self.one.as_mut().filter(|(_, one)| *one == entry) {
-            if n < entry.len() {
-                one.start += n as u16;
-            } else {
-                self.one = None;
-            }
-            return;
-        }
+    /// Takes the first `n` recipients of `entry`.
+    fn take(&mut self, job: JobId, entry: Entry, n: u64) {
         let Some(at) = self.levels.iter().position(|l| l.priority == entry.priority) else { return };
         let level = &mut self.levels[at];
         level.last = job;
@@ -132,30 +76,106 @@ impl Ready {
         if self.levels[at].jobs.is_empty() {
             self.levels.remove(at);
         }
-        if self.levels.is_empty() {
-            self.levels = Vec::new();
+    }
+}
+
+impl Ready {
+    fn levels(&self) -> &[Level] {
+        self.more.as_deref().map_or(&[], |m| &m.levels)
+    }
+
+    /// Entries here.
+    pub fn len(&self) -> usize {
+        self.more.as_ref().map_or(0, |m| m.len) + usize::from(self.one.is_some())
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Entries of at least this priority.
+    pub fn len_from(&self, priority: u8) -> usize {
+        let levels = self.levels().iter().take_while(|l| l.priority >= priority);
+        let one = self.one.filter(|(_, e)| e.priority >= priority);
+        levels.flat_map(|l| l.jobs.values()).map(VecDeque::len).sum::<usize>() + usize::from(one.is_some())
+    }
+
+    /// Adds an entry behind the others of its job.
+    pub fn push(&mut self, job: JobId, entry: Entry) {
+        match self.is_empty() {
+            true => self.one = Some((job, entry)),
+            false => self.spread().entries(job, entry.priority).push_back(entry),
+        }
+    }
+
+    /// Puts an entry in front of its job, and the job in front of the others.
+    pub fn put_back(&mut self, job: JobId, entry: Entry) {
+        if self.is_empty() {
+            self.one = Some((job, entry));
+            return;
+        }
+        let more = self.spread();
+        more.entries(job, entry.priority).push_front(entry);
+        if let Some(l) = more.levels.iter_mut().find(|l| l.priority == entry.priority) {
+            l.last = job.wrapping_sub(1);
+        }
+    }
+
+    /// The levels; the only one joins them, for others come.
+    fn spread(&mut self) -> &mut Levels {
+        let more = self.more.get_or_insert_default();
+        if let Some((job, entry)) = self.one.take() {
+            more.entries(job, entry.priority).push_back(entry);
+        }
+        more
+    }
+
+    /// What goes next, of the jobs that may go.
+    pub fn next(&self, may_go: impl Fn(JobId) -> bool) -> Option<(JobId, Entry)> {
+        self.one.filter(|(job, _)| may_go(*job)).or_else(|| self.levels().iter().find_map(|l| l.turn(&may_go)))
+    }
+
+    /// Takes the first `n` recipients of `entry`, which [`Ready::next`] answered for `job`.
+    pub fn take(&mut self, job: JobId, entry: Entry, n: u64) {
+        if let Some((_, one)) = self.one.as_mut().filter(|(_, one)| *one == entry) {
+            if n < entry.len() {
+                one.start += n as u16;
+            } else {
+                self.one = None;
+            }
+            return;
+        }
+        let Some(more) = &mut self.more else { return };
+        more.take(job, entry, n);
+        if more.len == 0 {
+            self.more = None;
         }
     }
 
     /// All entries with their jobs.
     pub fn iter(&self) -> impl Iterator<Item = (JobId, Entry)> + '_ {
-        let levels = self.levels.iter().flat_map(|l| l.jobs.iter());
+        let levels = self.levels().iter().flat_map(|l| l.jobs.iter());
         self.one.into_iter().chain(levels.flat_map(|(job, all)| all.iter().map(|e| (*job, *e))))
     }
 
     /// Drops the entries that `keep` does not want.
     pub fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
-        let mut len = 0;
         self.one = self.one.filter(|(_, e)| keep(e));
-        for l in &mut self.levels {
+        let Some(more) = &mut self.more else { return };
+        let mut len = 0;
+        for l in &mut more.levels {
             l.jobs.retain(|_, entries| {
                 entries.retain(&mut keep);
                 len += entries.len();
                 !entries.is_empty()
             });
         }
-        self.levels.retain(|l| !l.jobs.is_empty());
-        self.len = len;
+        more.levels.retain(|l| !l.jobs.is_empty());
+        more.len = len;
+        if len == 0 {
+            self.more = None;
+        }
     }
 
     /// Takes all out, in the order that they would have gone if nothing else came.
@@ -193,7 +213,7 @@ mod tests {
         }
         assert_eq!(r.len_from(50), 7);
         assert_eq!(order(&mut r), [6, 0, 3, 7, 1, 4, 2, 5]);
-        assert!(r.is_empty() && r.levels.is_empty());
+        assert!(r.is_empty() && r.more.is_none() && size_of::<Ready>() <= 32);
     }
 
     #[test]

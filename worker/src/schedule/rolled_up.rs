@@ -19,7 +19,7 @@ impl Scheduler {
             let q = self.queues.get(*id).filter(|q| q.may_go(now_ms) && !q.ready.is_empty());
             q.is_some_and(|q| q.ready.next(|j| self.jobs.may_go(j)).is_some()) && self.may_pull(*id, path, now_ms)
         };
-        let served = |id: &QueueId| self.queues.get(*id).is_none_or(|q| q.origin.is_none() || p.serves(q));
+        let served = |id: &QueueId| self.queues.get(*id).is_none_or(|q| q.rolled_up.is_none() || p.serves(q));
         let mut first = None;
         for queue in p.in_turn().filter(able).take(UNSERVED_MAX) {
             if !served(&queue) {
@@ -34,7 +34,7 @@ impl Scheduler {
     pub fn has_unserved(&self, id: PathId, now_ms: i64) -> bool {
         let Some(p) = self.paths.get(id).filter(|p| !p.open_hosts.is_empty()) else { return false };
         let queue = self.unserved(id, now_ms).and_then(|q| self.queues.get(q));
-        queue.is_some_and(|q| q.origin.is_some() && !p.serves(q))
+        queue.is_some_and(|q| q.rolled_up.is_some() && !p.serves(q))
     }
 
     /// A connection of path `id` to a host was opened, or closed.
@@ -56,9 +56,10 @@ impl Scheduler {
 
     /// Queue `id` waits for its own domain's hosts; wakes it then.
     pub fn defer_queue(&mut self, id: QueueId, now_ms: i64, failure: crate::classify::outcome::Failure) {
+        let failure = self.shared_failure(failure);
         if let Some(q) = self.queues.get_mut(id) {
             q.defer(now_ms, failure);
-            self.timers.push(Reverse((q.retry_at_ms, Timer::Queue(id))));
+            self.timers.push(Reverse((q.retry_at_ms(), Timer::Queue(id as u32))));
         }
         self.drop_contents(id);
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -12,16 +12,24 @@ use ipc::message::{origin_part, queue_part};
 use ipc::rules::{DomainRules, Rate};
 use rkyv::util::AlignedVec;
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::job::{JobId, Jobs};
+use super::name_index::NameIndex;
 use super::path::{Path, PathId};
-use super::queue::{Entry, Member, Puller, Queue, QueueId};
+use super::queue::{Entry, Member, Puller, Queue, QueueId, RolledUp};
 use super::rate::Pace;
+use crate::classify::outcome::Failure;
 use crate::deliver::signing::Signed;
 use crate::dkim::request::{self, Request};
 
 /// Messages whose contents are freed at once.
 const CONTENTS_DROPPED_MAX: usize = 10_000;
+
+/// Failures that others are compared with.
+const FAILURES_KEPT: usize = 32;
+/// Names that are kept whether queues have them or not.
+const NAMES_MIN: usize = 1024;
 
 /// A message's place in [`Scheduler`].
 pub type Slot = u32;
@@ -104,6 +112,17 @@ impl Batch {
     }
 }
 
+/// Recipients that were taken out of their queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakenOut {
+    /// The message's key in the spool.
+    pub key: u64,
+    /// The entry that they waited in.
+    pub entry: Entry,
+    /// Their indexes.
+    pub recipients: Vec<u16>,
+}
+
 /// What a connection does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
@@ -133,16 +152,13 @@ impl Grant {
     }
 }
 
-/// Destination, and virtual MTA or pool.
-type Name = (Rc<str>, Rc<str>);
-
-/// Something whose time comes.
+/// Something whose time comes. Numbers of 32 bits: there is one for nearly every queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
-    /// Recipients that waited are due.
-    Queue(QueueId),
+    /// Recipients of a queue that waited are due.
+    Queue(u32),
     /// A path's clock or window lets it go on.
-    Path(PathId),
+    Path(u32),
 }
 
 /// Who a queue's mail may leave through.
@@ -167,8 +183,14 @@ pub struct Scheduler {
     pub queues: Slab<Queue>,
     /// Paths.
     pub paths: Slab<Path>,
-    queue_by_name: HashMap<Name, QueueId>,
-    path_by_name: HashMap<Name, PathId>,
+    queue_by_name: NameIndex,
+    path_by_name: NameIndex,
+    /// Names of virtual MTAs and pools that queues have, and how many may be kept before those that no
+    /// queue has any more are dropped.
+    names: HashSet<Rc<str>>,
+    names_kept: usize,
+    /// Failures of late.
+    failures: VecDeque<Rc<Failure>>,
     pub(super) timers: BinaryHeap<Reverse<(i64, Timer)>>,
     /// Bytes of content held in memory.
     pub content_bytes: u64,
@@ -183,25 +205,30 @@ pub struct Scheduler {
 impl Scheduler {
     /// The queue of a destination and virtual MTA or pool, made if it is new.
     pub fn queue(&mut self, destination: &str, via: &str, way: impl FnOnce() -> Way) -> QueueId {
-        let key = (Rc::from(destination), Rc::from(via));
-        if let Some(id) = self.queue_by_name.get(&key) {
-            return *id;
+        let names = |id: usize| self.queues.get(id).map(Queue::names);
+        if let Some(id) = self.queue_by_name.find((destination, via), names) {
+            return id;
         }
         let Way { members, of_pool, rules } = way();
-        let origin = origin_part(destination).map(Rc::from);
+        let rolled_up = origin_part(destination).map(|origin| {
+            Box::new(RolledUp {
+                destination: Rc::from(queue_part(destination)),
+                origin: Rc::from(origin),
+                hosts: Rc::from([]),
+                hosts_ms: 0,
+                retry_at_ms: 0,
+                retry_step: 0,
+            })
+        });
+        let via = self.shared_name(via);
         let id = self.queues.insert(Queue {
-            key: Rc::clone(&key.0),
-            destination: if origin.is_some() { Rc::from(queue_part(destination)) } else { Rc::clone(&key.0) },
-            origin,
-            hosts: Rc::from([]),
-            hosts_ms: 0,
-            retry_at_ms: 0,
-            retry_step: 0,
-            via: Rc::clone(&key.1),
+            key: Rc::from(destination),
+            rolled_up,
+            via,
             members,
             of_pool,
             rules,
-            pullers: Vec::new(),
+            pullers: SmallVec::new(),
             turn: 0,
             ready: Default::default(),
             waiting: Default::default(),
@@ -210,13 +237,39 @@ impl Scheduler {
             last_failure: None,
             delay_at_ms: i64::MAX,
             oldest_ms: i64::MAX,
-            swept_ms: 0,
             history: Default::default(),
             paused: false,
             no_mx: false,
         });
-        self.queue_by_name.insert(key, id);
+        self.queue_by_name.insert(id, |id| self.queues.get(id).map(Queue::names));
         id
+    }
+
+    /// One copy of a virtual MTA's or pool's name for all queues that have it.
+    fn shared_name(&mut self, name: &str) -> Rc<str> {
+        if let Some(known) = self.names.get(name) {
+            return Rc::clone(known);
+        }
+        if self.names.len() >= self.names_kept.max(NAMES_MIN) {
+            self.names.retain(|n| Rc::strong_count(n) > 1);
+            self.names_kept = self.names.len() * 2;
+        }
+        let name: Rc<str> = Rc::from(name);
+        self.names.insert(Rc::clone(&name));
+        name
+    }
+
+    /// The failure, as one copy for all that met the same of late.
+    pub fn shared_failure(&mut self, failure: Failure) -> Rc<Failure> {
+        if let Some(known) = self.failures.iter().find(|f| ***f == failure) {
+            return Rc::clone(known);
+        }
+        if self.failures.len() == FAILURES_KEPT {
+            self.failures.pop_front();
+        }
+        let failure = Rc::new(failure);
+        self.failures.push_back(Rc::clone(&failure));
+        failure
     }
 
     /// The path by which a member of queue `id` serves it, made if it is new; and whether it is.
@@ -232,20 +285,19 @@ impl Scheduler {
             return Some((p.path, false));
         }
         let m = q.members.get(member)?;
-        let key = (Rc::clone(&q.destination), Rc::clone(&m.name));
-        let (path, new) = match self.path_by_name.get(&key) {
-            Some(path) => (*path, false),
+        let names = |id: usize| self.paths.get(id).map(Path::names);
+        let (path, new) = match self.path_by_name.find((q.destination(), &m.name), names) {
+            Some(path) => (path, false),
             None => {
                 let (vmta, rules) = rules(m);
-                let p = Path::new(Rc::clone(&key.0), vmta, Rc::clone(&key.1), rules);
+                let p = Path::new(Rc::clone(q.destination()), vmta, Rc::clone(&m.name), rules);
                 let path = self.paths.insert(p);
-                self.path_by_name.insert(key, path);
+                self.path_by_name.insert(path, |id| self.paths.get(id).map(Path::names));
                 (path, true)
             }
         };
         // It begins where the others are, not with all that it has missed.
         let pass = q.pullers.iter().map(|p| p.pass).fold(f64::INFINITY, f64::min);
-        q.pullers.reserve_exact(1);
         q.pullers.push(Puller { path, member, pass: if pass.is_finite() { pass } else { 0.0 } });
         if let Some(p) = self.paths.get_mut(path) {
             p.queues.insert(id);
@@ -274,26 +326,26 @@ impl Scheduler {
             return;
         }
         let q = self.queues.remove(id);
-        for p in q.pullers {
+        for p in &q.pullers {
             if let Some(path) = self.paths.get_mut(p.path) {
                 path.queues.remove(id);
                 path.ready.remove(id);
             }
         }
-        self.queue_by_name.remove(&(q.key, q.via));
+        self.queue_by_name.remove(id, q.names());
     }
 
     /// Forgets a path that has nothing left, and answers it.
     pub fn forget_path(&mut self, id: PathId, now_ms: i64) -> Option<Path> {
         self.paths.get(id).filter(|p| p.is_idle(now_ms))?;
         let p = self.paths.remove(id);
-        self.path_by_name.remove(&(Rc::clone(&p.destination), Rc::clone(&p.vmta_name)));
+        self.path_by_name.remove(id, p.names());
         Some(p)
     }
 
     /// The path of that name, if there is one.
     pub fn find_path(&mut self, destination: &str, vmta: &str) -> Option<(PathId, &mut Path)> {
-        let id = *self.path_by_name.get(&(Rc::from(destination), Rc::from(vmta)))?;
+        let id = self.path_by_name.find((destination, vmta), |id| self.paths.get(id).map(Path::names))?;
         self.paths.get_mut(id).map(|p| (id, p))
     }
 
@@ -333,7 +385,7 @@ impl Scheduler {
             q.ready.push(m.job, entry);
             let again = q.rules.retry_upon_new_mail;
             if again {
-                q.retry_at_ms = 0;
+                q.retry_now();
             }
             for p in &q.pullers {
                 let Some(p) = self.paths.get_mut(p.path) else { continue };
@@ -351,9 +403,13 @@ impl Scheduler {
         let due_s = (due_ms.saturating_add(999) / 1000).clamp(0, i64::from(u32::MAX));
         if let Some(q) = self.queues.get_mut(id) {
             let sooner = q.waiting.peek().is_none_or(|Reverse((first, _))| i64::from(*first) > due_s);
+            if q.waiting.is_empty() {
+                // Most that wait are alone.
+                q.waiting.reserve_exact(1);
+            }
             q.waiting.push(Reverse((due_s as u32, entry)));
             if sooner {
-                self.timers.push(Reverse((due_s * 1000, Timer::Queue(id))));
+                self.timers.push(Reverse((due_s * 1000, Timer::Queue(id as u32))));
             }
         }
     }
@@ -363,7 +419,7 @@ impl Scheduler {
         // Every message that joins a waiting path asks for the same time.
         if let Some(p) = self.paths.get_mut(id).filter(|p| p.timer_ms != at_ms && at_ms < i64::MAX) {
             p.timer_ms = at_ms;
-            self.timers.push(Reverse((at_ms, Timer::Path(id))));
+            self.timers.push(Reverse((at_ms, Timer::Path(id as u32))));
         }
     }
 
@@ -382,10 +438,11 @@ impl Scheduler {
             self.timers.pop();
             match timer {
                 Timer::Path(id) => {
-                    let Some(p) = self.paths.get_mut(id) else { continue };
+                    let Some(p) = self.paths.get_mut(id as PathId) else { continue };
                     p.timer_ms = 0;
                 }
                 Timer::Queue(id) => {
+                    let id = id as QueueId;
                     let Some(q) = self.queues.get_mut(id) else { continue };
                     q.promote(now_ms, &self.messages);
                     for p in &q.pullers {
@@ -467,7 +524,7 @@ impl Scheduler {
             self.wake_at(id, at_ms);
             return Next::Wait(at_ms);
         }
-        p.turn = queue;
+        p.turn = queue as u32;
         let ordinary = !p.is_urgent(entry.priority);
         p.ordinary += u32::from(ordinary);
         let key = m.key;
@@ -497,6 +554,40 @@ impl Scheduler {
                 p.source(ip).paces.volume.give_back(rate, bytes);
             }
         }
+    }
+
+    /// Takes recipients that wait out of queue `id`: those of a message (its key and slot) that `wanted`
+    /// says. They count as its recipients until they are settled.
+    pub fn take_out(&mut self, id: QueueId, wanted: impl Fn(u64, Slot, u16) -> bool) -> Vec<TakenOut> {
+        let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
+        let messages = &self.messages;
+        let key = |e: &Entry| messages.get(e.slot as usize).map(|m| m.key);
+        let meant = |e: &Entry| key(e).is_some_and(|k| (e.start..e.end).any(|r| wanted(k, e.slot, r)));
+        let mut found: Vec<(Entry, i64)> = Vec::new();
+        let mut stays = |e: &Entry, due_ms: i64| {
+            let taken = meant(e);
+            if taken {
+                found.push((*e, due_ms));
+            }
+            !taken
+        };
+        q.ready.retain(|e| stays(e, 0));
+        q.waiting.retain(|Reverse((due, e))| stays(e, i64::from(*due) * 1000));
+        let mut all = Vec::new();
+        for (entry, due_ms) in found {
+            let Some(m) = self.messages.get(entry.slot as usize) else { continue };
+            let (key, job) = (m.key, m.job);
+            let (out, rest): (Vec<u16>, Vec<u16>) = (entry.start..entry.end).partition(|r| wanted(key, entry.slot, *r));
+            let batch = Batch::of(id, key, entry);
+            for e in ranges(&batch, &rest) {
+                match due_ms {
+                    0 => self.queues.get_mut(id).into_iter().for_each(|q| q.ready.push(job, e)),
+                    due => self.wait(id, e, due),
+                }
+            }
+            all.push(TakenOut { key, entry, recipients: out });
+        }
+        all
     }
 
     /// Recipients that were counted as attempted were not: the receiver never heard of them.
@@ -806,8 +897,34 @@ pub(super) mod tests {
         assert!(matches!(next(&mut s, id, 0), Next::Send(b) if b.recipients == [1]));
         assert_eq!(next(&mut s, id, 0), Next::Idle);
         assert_eq!(s.next_timer(), Some(10_000));
-        assert_eq!(s.due(10_000), [Timer::Queue(id)]);
+        assert_eq!(s.due(10_000), [Timer::Queue(id as u32)]);
         assert!(matches!(next(&mut s, id, 10_000 * 1_000_000), Next::Send(b) if b.recipients == [0]));
+    }
+
+    #[test]
+    fn who_is_taken_out_leaves_the_others_as_they_were() {
+        let (mut s, id) = with(DomainRules { max_rcpt_per_transaction: 4, ..Default::default() }, 10);
+        let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
+        s.retry(&b, &[1, 2, 3], 60_000);
+        let taken = |s: &mut Scheduler, which: &[u16]| {
+            let all = s.take_out(id, |key, slot, r| (key, slot) == (1, b.slot) && which.contains(&r));
+            let mut all: Vec<u16> = all.into_iter().flat_map(|t| t.recipients).collect();
+            all.sort_unstable();
+            all
+        };
+        assert_eq!(taken(&mut s, &[0, 2, 5, 9, 77]), [2, 5, 9], "0 is under way");
+        assert!(taken(&mut s, &[2, 5, 9]).is_empty());
+        let mut left = Vec::new();
+        while let Next::Send(b) = next(&mut s, id, 0) {
+            left.extend(b.recipients);
+        }
+        assert_eq!(left, [4, 6, 7, 8]);
+        assert!(!s.due(60_000).is_empty());
+        while let Next::Send(b) = next(&mut s, id, 60_000 * 1_000_000) {
+            assert_eq!(b.attempts, 1);
+            left.extend(b.recipients);
+        }
+        assert_eq!(left[4..], [1, 3]);
     }
 
     #[test]
@@ -864,7 +981,7 @@ pub(super) mod tests {
             s.wake_at(id, 5_000);
         }
         assert_eq!(s.timers.len(), 1);
-        assert_eq!(s.due(5_000), [Timer::Path(id)]);
+        assert_eq!(s.due(5_000), [Timer::Path(id as u32)]);
         s.wake_at(id, 9_000);
         assert_eq!(s.next_timer(), Some(9_000));
     }
@@ -940,6 +1057,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_deferred_message_costs_less_than_100_bytes() {
+        assert!(size_of::<Queue>() <= 240 && size_of::<Timer>() <= 8, "{}", size_of::<Queue>());
         assert!(size_of::<Message>() + size_of::<Reverse<(u32, Entry)>>() <= 64);
     }
 }

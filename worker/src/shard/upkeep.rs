@@ -7,6 +7,7 @@ use ipc::backoff::Mode;
 
 use super::Shard;
 use crate::clock;
+use crate::deliver::shared_limits::wake_first;
 use crate::route::{paths, twins};
 use crate::schedule::{PathId, QueueId, Timer};
 
@@ -32,10 +33,22 @@ impl Shard {
             let due = self.scheduler.borrow_mut().due(now);
             for timer in due {
                 match timer {
-                    Timer::Queue(id) => self.pump_queue(id),
+                    Timer::Queue(id) => self.pump_queue(id as QueueId),
                     Timer::Path(id) => {
-                        self.pump(id);
+                        self.pump(id as PathId);
                     }
+                }
+            }
+            for id in self.asks.woken() {
+                let mut s = self.scheduler.borrow_mut();
+                if let Some(p) = s.paths.get_mut(id).filter(|p| p.ask_again_ms > now) {
+                    p.ask_again_ms = 0;
+                }
+                drop(s);
+                if !self.pump(id) {
+                    // It has no use for it any more: the next one has.
+                    let keys = self.ledger.withdraw_all(self.number, id as u32, now);
+                    keys.into_iter().for_each(|k| wake_first(&self, k, Some(id)));
                 }
             }
             if now - sweep >= 1000 {
@@ -75,8 +88,9 @@ impl Shard {
         let waits = {
             let mut s = self.scheduler.borrow_mut();
             s.forget_queue(id);
-            if let Some(q) = s.queues.get_mut(id).filter(|q| !q.hosts.is_empty() && now - q.hosts_ms > HOSTS_MS) {
-                q.hosts = Rc::from([]);
+            let r = s.queues.get_mut(id).and_then(|q| q.rolled_up.as_mut());
+            if let Some(r) = r.filter(|r| !r.hosts.is_empty() && now - r.hosts_ms > HOSTS_MS) {
+                r.hosts = Rc::from([]);
             }
             crate::why::count(&mut s, id, now);
             s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
@@ -96,8 +110,12 @@ impl Shard {
         twins::keep_up(self, id);
         let over = {
             let mut s = self.scheduler.borrow_mut();
-            let p = s.paths.get_mut(id).filter(|p| p.mode == Mode::Backoff && p.mode_until_ms <= now);
-            p.and_then(|p| p.leave_backoff(now))
+            let p = s.paths.get_mut(id);
+            p.and_then(|p| {
+                p.rest(now);
+                let is_over = p.mode == Mode::Backoff && p.mode_until_ms <= now;
+                if is_over { p.leave_backoff(now) } else { None }
+            })
         };
         if let Some(turn) = over {
             crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");

@@ -154,9 +154,9 @@ impl Delta {
         self.changes.get(list)?.get(address).map(Option::as_ref)
     }
 
-    /// It knows of the list.
-    pub fn has_list(&self, list: &str) -> bool {
-        self.changes.contains_key(list)
+    /// It adds and removes nobody.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
     }
 
     /// Lists that it knows of.

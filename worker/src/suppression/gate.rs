@@ -62,6 +62,11 @@ impl Gate {
         self.lists.borrow().as_ref()?.find(lists, address, now_s()).map(|e| e.list)
     }
 
+    /// Nobody is on any list: most servers, most of the time.
+    fn is_empty(&self) -> bool {
+        self.lists.borrow().as_ref().is_none_or(Lists::is_empty)
+    }
+
     /// Notes what replies said, and takes in what others changed.
     fn look(&self) -> std::io::Result<()> {
         let mut lists = self.lists.borrow_mut();
@@ -128,6 +133,9 @@ pub async fn watch(shard: Rc<Shard>) {
 
 impl Suppresses for Shard {
     fn list_of(&self, named: &[String], address: &str) -> Option<String> {
+        if named.is_empty() && self.suppression.is_empty() {
+            return None;
+        }
         let address = normal_address(address).ok()?;
         let config = self.config();
         let named: Vec<String> = named.iter().filter_map(|n| normal_list(n).ok()).collect();
@@ -139,6 +147,10 @@ impl Suppresses for Shard {
 
 /// Verdicts on those recipients of a message, of some, that get no mail by `vmta`.
 pub fn refused(shard: &Shard, e: &ArchivedEnvelope, vmta: &str, pool: Option<&str>, of: &[u16]) -> Vec<(u16, Verdict)> {
+    let marks = |r: &u16| e.recipients.get(usize::from(*r)).map_or(0, |to| to.notify & !notify::GIVEN);
+    if shard.suppression.is_empty() && of.iter().all(|r| marks(r) == 0) {
+        return Vec::new();
+    }
     let mut lists = vec![GLOBAL.to_owned(), list_of_vmta(vmta)];
     lists.extend(pool.map(list_of_pool));
     if !e.job_id.is_empty() {
@@ -214,11 +226,11 @@ pub struct About<'a> {
 /// Notes a receiver's refusal of a recipient, if `suppress-on` counts it. Only what was said of the
 /// mailbox counts, never what was said of the sender. `tried_before`: it was not the first attempt.
 pub fn note(shard: &Shard, rules: &DomainRules, about: About, v: &Verdict, tried_before: bool) {
-    let Some(list) = list_to_fill(rules, about) else { return };
     let of_mail = matches!(v.stage, Stage::Recipient | Stage::Message);
     if rules.suppress_on.is_empty() || v.outcome == Outcome::Delivered || !v.remote || !of_mail {
         return;
     }
+    let Some(list) = list_to_fill(rules, about) else { return };
     let config = shard.config();
     let class = bounce_category::class(config.bounce_rules(), v);
     let of_mailbox = class.scope.is_none_or(|s| s == Scope::Recipient);

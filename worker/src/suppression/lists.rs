@@ -162,6 +162,11 @@ impl Lists {
         }
     }
 
+    /// Nobody is on any.
+    pub fn is_empty(&self) -> bool {
+        self.table.as_ref().is_none_or(Table::is_empty) && self.delta.is_empty()
+    }
+
     /// Names of lists that have, or had, entries.
     pub fn names(&self) -> Vec<String> {
         let mut all: Vec<String> = self.delta.lists().map(str::to_owned).collect();
