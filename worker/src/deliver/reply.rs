@@ -116,7 +116,8 @@ pub struct Extensions {
     pub dsn: bool,
     /// SIZE (RFC 1870): the limit, 0 for none
     pub size: Option<u64>,
-    /// All keywords, comma-joined, for accounting.
+    /// All keywords, comma-joined, for accounting; words that cannot be keywords, for they have
+    /// other characters than visible ASCII, are left out.
     pub names: String,
 }
 
@@ -127,7 +128,7 @@ impl Extensions {
         let mut names = Vec::new();
         for line in reply.lines.iter().skip(1) {
             let mut words = line.split_ascii_whitespace();
-            let Some(word) = words.next() else { continue };
+            let Some(word) = words.next().filter(|w| w.bytes().all(|b| b.is_ascii_graphic())) else { continue };
             let name = word.to_ascii_uppercase();
             match name.as_str() {
                 "PIPELINING" => e.pipelining = true,
@@ -159,6 +160,12 @@ mod tests {
         let e = Extensions::of(&r);
         assert_eq!((e.size, e.dsn, e.names.as_str()), (Some(100), true, "SIZE,DSN"));
         assert!(parse(b"250-a\r\n").unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_keyword_is_not_offered() {
+        let (r, _) = parse("250-mx\r\n250-00\u{a0}x\r\n250-AUTH=LOGIN PLAIN\r\n250 dsn\r\n".as_bytes()).unwrap().unwrap();
+        assert_eq!(Extensions::of(&r).names, "AUTH=LOGIN,DSN");
     }
 
     #[test]
