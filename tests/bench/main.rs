@@ -182,6 +182,13 @@ fn signed(binary: &Path, sink: &Arc<Sink>, messages: u64) {
         let each = (cpu.0 + cpu.1) * 1e6 / messages as f64;
         without = if more.is_none() { each } else { without };
         println!("| {name} | {each:.0} µs | {:.0} µs | {bare:.0} µs |", each - without);
+        if more == Some("rsa") {
+            let mut server = Server::sluice(binary, 2, 1, sink.port, &lines);
+            let seconds = run(&server, sink, Load { domains: 1, ..load });
+            let cpu = server.stop();
+            let each = (cpu.0 + cpu.1) * 1e6 / messages as f64;
+            println!("| {name}, one destination, two shards: {:.0}/s | {each:.0} µs | | |", messages as f64 / seconds);
+        }
     }
 }
 

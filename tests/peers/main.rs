@@ -1,13 +1,15 @@
-//! Against programs that others wrote: swaks, smtp-source, Postfix, Python's email. A test
+//! Against programs that others wrote: swaks, smtp-source, Postfix, Exim, Python's email. A test
 //! whose program is missing says so and passes; `tests/run` installs them where it can.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dnssec;
+mod exim;
 mod postfix;
 
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use exim::Exim;
 use postfix::Postfix;
 use tests::engine::Engine;
 use tests::eventually;
@@ -140,6 +142,86 @@ fn what_postfix_refuses_for_its_limits_arrives_later() {
     }
     eventually("Postfix has all", Duration::from_secs(90), || postfix.mailbox().len() == 60);
     assert!(postfix.log().contains("limit exceeded"), "its limits were never met");
+    let paths = engine.json(&["show", "paths", "--json"]);
+    assert_eq!(paths[0]["mode"], "backoff", "{paths}");
+}
+
+/// The first connections to a receiver whose postscreen does not know us yet are answered 450 once all tests are
+/// passed; the same client is let through from then on.
+#[test]
+fn postscreen_lets_us_pass_its_tests() {
+    let tests = "\
+postscreen_greet_wait = 2s
+postscreen_greet_action = enforce
+postscreen_pipelining_enable = yes
+postscreen_pipelining_action = enforce
+postscreen_non_smtp_command_enable = yes
+postscreen_non_smtp_command_action = enforce
+postscreen_bare_newline_enable = yes
+postscreen_bare_newline_action = enforce
+postscreen_access_list =
+postscreen_cache_map = btree:$data_directory/postscreen_cache
+";
+    let Some(postfix) = Postfix::start_behind_postscreen(tests) else { return };
+    let engine = Engine::start(
+        2,
+        &format!(
+            "<domain *>\n {}\n retry-after 2s\n retry-recipients-after 2s\n use-starttls no\n</domain>",
+            postfix.hosts()
+        ),
+    );
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for i in 0..20 {
+        assert_eq!(c.send("s@x.test", &[&format!("u{i}@mailbox.test")], "Subject: x\r\n\r\n.x").unwrap().0, 250);
+    }
+    eventually("Postfix has all", Duration::from_secs(90), || postfix.mailbox().len() == 20);
+    let log = postfix.log();
+    assert!(log.contains("PASS NEW"), "{log}");
+    for violation in ["PREGREET", "COMMAND PIPELINING", "BARE NEWLINE", "NON-SMTP COMMAND", "HANGUP"] {
+        assert!(!log.contains(violation), "{violation}: {log}");
+    }
+}
+
+#[test]
+fn limits_that_fit_those_of_exim_are_never_refused() {
+    let Some(exim) = Exim::start() else { return };
+    let engine = Engine::start(
+        2,
+        &format!(
+            "<domain *>\n {}\n max-smtp-out 2\n max-connect-rate 7/5s\n max-msg-rate 15/5s\n max-msg-per-connection 5\n \
+             use-starttls no\n</domain>",
+            exim.hosts()
+        ),
+    );
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for i in 0..50 {
+        assert_eq!(c.send("s@x.test", &[&format!("u{i}@mailbox.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("Exim has all", Duration::from_secs(60), || exim.delivered() == 50);
+    let log = exim.log();
+    let refused: Vec<&str> = log.lines().filter(|l| l.to_lowercase().contains("too many")).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
+#[test]
+fn what_exim_refuses_for_its_limits_arrives_later() {
+    let Some(exim) = Exim::start() else { return };
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<smtp-pattern-list limits>\n reply /too many/ mode=backoff\n</smtp-pattern-list>\n<domain *>\n {}\n \
+             smtp-pattern-list limits\n max-smtp-out 10\n retry-after 2s\n backoff-retry-after 2s\n \
+             retry-recipients-after 2s\n backoff-max-smtp-out 1\n backoff-max-msg-rate 15/5s\n \
+             backoff-max-connect-rate 7/5s\n backoff-to-normal-after 1h\n use-starttls no\n</domain>",
+            exim.hosts()
+        ),
+    );
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for i in 0..60 {
+        assert_eq!(c.send("s@x.test", &[&format!("u{i}@mailbox.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("Exim has all", Duration::from_secs(90), || exim.delivered() == 60);
+    assert!(exim.log().to_lowercase().contains("too many"), "its limits were never met");
     let paths = engine.json(&["show", "paths", "--json"]);
     assert_eq!(paths[0]["mode"], "backoff", "{paths}");
 }

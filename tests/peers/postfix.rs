@@ -35,8 +35,14 @@ virtual_gid_maps = static:@UID@
 virtual_minimum_uid = 1
 ";
 
+const SMTPD: &str = "127.0.0.25:@PORT@ inet n - n - 20 smtpd\n";
+const POSTSCREEN: &str = "\
+127.0.0.25:@PORT@ inet n - n - 1 postscreen
+smtpd pass - - n - - smtpd
+dnsblog unix - - n - 0 dnsblog
+tlsproxy unix - - n - 0 tlsproxy
+";
 const MASTER: &str = "\
-127.0.0.25:@PORT@ inet n - n - 20 smtpd
 postlog unix-dgram n - n - 1 postlogd
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -67,6 +73,15 @@ impl Postfix {
 
     /// The same with more lines in its `main.cf`.
     pub fn start_with(more: &str) -> Option<Postfix> {
+        Self::start_as(SMTPD, more)
+    }
+
+    /// The same with postscreen in front.
+    pub fn start_behind_postscreen(more: &str) -> Option<Postfix> {
+        Self::start_as(POSTSCREEN, more)
+    }
+
+    fn start_as(listener: &str, more: &str) -> Option<Postfix> {
         let daemons = ["/usr/lib/postfix/sbin", "/usr/libexec/postfix"].into_iter().find(|d| Path::new(d).is_dir());
         let Some(daemons) = daemons else {
             println!("skipped: postfix is not installed");
@@ -94,7 +109,7 @@ impl Postfix {
         };
         let conf = dir.path().join("conf");
         std::fs::write(conf.join("main.cf"), fill(MAIN) + more).unwrap();
-        std::fs::write(conf.join("master.cf"), fill(MASTER)).unwrap();
+        std::fs::write(conf.join("master.cf"), fill(listener) + &fill(MASTER)).unwrap();
         let quiet =
             |c: &mut Command| c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Makes the queue's folders; complains of services that are left out.

@@ -42,7 +42,7 @@ pub struct Config {
     /// What replies are classified by, from the first refusal on.
     bounce_rules: OnceCell<Rules>,
     /// DKIM keys that were asked for, by file.
-    keys: RefCell<HashMap<String, Option<Rc<Key>>>>,
+    keys: RefCell<HashMap<String, Option<Arc<Key>>>>,
     /// Those of virtual MTAs, the pool's and those of all behind them, by index.
     key_lists: RefCell<HashMap<u32, Rc<[Vec<DomainKey>; 2]>>>,
     /// Those of `<domain-key-list>`s that were asked for, by name.
@@ -178,11 +178,11 @@ impl Config {
     }
 
     /// A key, read when it is first asked for. One that cannot be used was refused with the configuration.
-    fn key(&self, path: &str) -> Option<Rc<Key>> {
+    fn key(&self, path: &str) -> Option<Arc<Key>> {
         let mut known = self.keys.borrow_mut();
         let read = || {
             let pem = self.snapshot.get().pem_files.iter().find(|f| f.0.as_str() == path)?;
-            Key::from_pem(pem.1.as_str()).ok().map(Rc::new)
+            Key::from_pem(pem.1.as_str()).ok().map(Arc::new)
         };
         known.entry(path.to_owned()).or_insert_with(read).clone()
     }

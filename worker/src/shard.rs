@@ -30,6 +30,7 @@ use crate::deliver::interruption::Connections;
 use crate::deliver::openers::Openers;
 use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
+use crate::dkim::signers::Signers;
 use crate::route::handoff::Handoffs;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
@@ -116,6 +117,8 @@ pub struct Shard {
     pub suppression: Gate,
     /// What accounting files show of outcomes.
     pub accounting: RefCell<Arc<Shown>>,
+    /// Who makes signatures by slow keys.
+    pub signers: Signers,
     /// Statistics.
     pub counters: Counters,
     /// SMTP sessions served.
@@ -183,6 +186,7 @@ impl Shard {
             protection: RefCell::new(Rc::new(protection)),
             suppression: Gate::default(),
             accounting: RefCell::default(),
+            signers: Signers::default(),
             counters: Counters::default(),
             sessions: Cell::new(0),
             connections: Cell::new(0),

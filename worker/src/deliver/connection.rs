@@ -518,7 +518,7 @@ async fn attempt(
         tokio::task::yield_now().await;
         return true;
     };
-    let body = signed(shard, path, &content);
+    let body = signed(shard, path, &content).await;
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
     let began = clock::now_ms();
     let content_sent = Rc::clone(&s.content_sent);

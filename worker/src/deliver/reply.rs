@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn what_is_no_keyword_is_not_offered() {
-        let (r, _) = parse("250-mx\r\n250-00\u{a0}x\r\n250-AUTH=LOGIN PLAIN\r\n250 dsn\r\n".as_bytes()).unwrap().unwrap();
+        let (r, _) =
+            parse("250-mx\r\n250-00\u{a0}x\r\n250-AUTH=LOGIN PLAIN\r\n250 dsn\r\n".as_bytes()).unwrap().unwrap();
         assert_eq!(Extensions::of(&r).names, "AUTH=LOGIN,DSN");
     }
 

@@ -4,10 +4,13 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use ipc::rules::DomainRules;
+use tokio::sync::OnceCell;
 
 use super::connection::Path;
 use crate::clock;
-use crate::dkim::signature::{Message, sign};
+use crate::config::Config;
+use crate::dkim::options::Options;
+use crate::dkim::signature::{Message, unsigned};
 use crate::schedule::scheduler::Content;
 use crate::shard::Shard;
 
@@ -21,7 +24,8 @@ pub struct Signed {
     at_s: i64,
     rules: Rc<DomainRules>,
     vmta: Rc<str>,
-    body: [Bytes; 2],
+    /// Others who ask while it is being signed wait for it.
+    body: Rc<OnceCell<[Bytes; 2]>>,
 }
 
 impl std::fmt::Debug for Signed {
@@ -31,7 +35,7 @@ impl std::fmt::Debug for Signed {
 }
 
 /// The content as it goes by a path: behind as many signatures as its rules ask for and keys fit.
-pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2] {
+pub(super) async fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2] {
     let config = shard.config();
     let options = config.signing(&path.rules);
     if options.is_empty() {
@@ -39,17 +43,34 @@ pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2
     }
     let generation = config.snapshot.get().generation.to_native();
     let now_s = clock::now_ms() / 1000;
-    // Times in a signature are those of a while ago at most.
-    content.signed.borrow_mut().retain(|s| s.generation == generation && now_s - s.at_s < SIGNED_S);
-    let is_same = |s: &&Signed| Rc::ptr_eq(&s.rules, &path.rules) && s.vmta == path.vmta_name;
-    if let Some(s) = content.signed.borrow().iter().find(is_same) {
-        return s.body.clone();
-    }
+    let body = {
+        let mut known = content.signed.borrow_mut();
+        // Times in a signature are those of a while ago at most.
+        known.retain(|s| s.generation == generation && now_s - s.at_s < SIGNED_S);
+        let same = known.iter().position(|s| Rc::ptr_eq(&s.rules, &path.rules) && s.vmta == path.vmta_name);
+        let at = same.unwrap_or_else(|| {
+            let (rules, vmta) = (Rc::clone(&path.rules), Rc::clone(&path.vmta_name));
+            known.push(Signed { generation, at_s: now_s, rules, vmta, body: Rc::default() });
+            known.len() - 1
+        });
+        Rc::clone(&known[at].body)
+    };
+    body.get_or_init(|| sign(shard, &config, path, content, &options, now_s)).await.clone()
+}
+
+async fn sign(
+    shard: &Shard,
+    config: &Config,
+    path: &Path,
+    content: &Content,
+    options: &[Options],
+    now_s: i64,
+) -> [Bytes; 2] {
     let vmta = shard.scheduler.borrow().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta);
     let mut message = Message::of(&content.body);
     let mut fields = String::new();
-    for o in options.iter() {
+    for o in options {
         let asked = content.dkim.as_ref().filter(|_| o.follows_message);
         if o.only_if_asked && asked.is_none() {
             continue;
@@ -59,17 +80,21 @@ pub(super) fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2
             Some(keys) => [&keys[..], &[]],
             None => [&keys[0][..], &keys[1][..]],
         };
-        match sign(&mut message, o, asked, &lists, now_s) {
+        let made = match unsigned(&mut message, o, asked, &lists, now_s) {
             // Without a key that fits mail goes unsigned.
-            Ok(field) => fields.extend(field),
+            Ok(None) => continue,
+            Ok(Some(u)) => shard.signers.sign(&u.key, &u.data).await.map(|b| u.with(&b)),
+            Err(e) => Err(e),
+        };
+        match made {
+            Ok(field) => fields += &field,
             Err(e) => tracing::error!(shard = shard.number, queue = path.name, error = %e, "not signed by DKIM"),
         }
     }
-    let header = message.header_len();
-    let body = if fields.is_empty() { content.body.clone() } else { behind(&fields, &content.body, header) };
-    let (rules, vmta) = (Rc::clone(&path.rules), Rc::clone(&path.vmta_name));
-    content.signed.borrow_mut().push(Signed { generation, at_s: now_s, rules, vmta, body: body.clone() });
-    body
+    match fields.is_empty() {
+        true => content.body.clone(),
+        false => behind(&fields, &content.body, message.header_len()),
+    }
 }
 
 /// Puts fields in front of a header of so many bytes, which alone is copied where the rest allows it.

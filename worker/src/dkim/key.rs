@@ -97,6 +97,11 @@ impl Key {
         }
     }
 
+    /// A signature takes far longer than what else a message needs.
+    pub fn is_slow(&self) -> bool {
+        !matches!(self, Key::Ed25519(_))
+    }
+
     /// Signs the SHA-256 hash of what a signature covers; `data` is that itself.
     ///
     /// # Errors

@@ -9,3 +9,4 @@ pub mod key;
 pub mod options;
 pub mod request;
 pub mod signature;
+pub mod signers;

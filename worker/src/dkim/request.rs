@@ -3,7 +3,7 @@
 //! Receivers do not see these fields, but whoever signs has to, maybe after a restart: they are kept
 //! in front of the stored content, and the envelope says how many they are.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ipc::message::kept;
@@ -28,7 +28,7 @@ pub struct Request {
     /// The `<domain-key-list>` to search, and no other.
     pub key_list: String,
     /// The message's own key.
-    pub key: Option<Rc<Key>>,
+    pub key: Option<Arc<Key>>,
     /// It has one that is none.
     pub unusable_key: bool,
 }
@@ -82,7 +82,7 @@ pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Option<Request>) {
     }
     if let Some(f) = own.iter().find(|f| f.name == "X-DKIM-Key") {
         // One that cannot be used signs nothing: it is told where the message is signed.
-        r.key = Key::from_pem(&pem(&String::from_utf8_lossy(f.value))).ok().map(Rc::new);
+        r.key = Key::from_pem(&pem(&String::from_utf8_lossy(f.value))).ok().map(Arc::new);
         r.unusable_key = r.key.is_none();
     }
     let end = own.last().map_or(0, |f| f.range.end);

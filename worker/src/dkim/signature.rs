@@ -1,6 +1,6 @@
 //! Making a `DKIM-Signature` field.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -23,7 +23,7 @@ pub struct DomainKey {
     /// `d=`; `*` for the domain of whoever signs.
     pub domain: String,
     /// The key.
-    pub key: Rc<Key>,
+    pub key: Arc<Key>,
 }
 
 /// A message, seen as signers do.
@@ -170,24 +170,51 @@ fn signer_asked_for(
         by_domain && by_selector(k)
     };
     let own = r.key.as_ref().filter(|_| !r.selector.is_empty());
-    let own = own.map(|key| DomainKey { selector: r.selector.clone(), domain: "*".into(), key: Rc::clone(key) });
+    let own = own.map(|key| DomainKey { selector: r.selector.clone(), domain: "*".into(), key: Arc::clone(key) });
     let key = own.or_else(|| lists.iter().find_map(|l| l.iter().find(fits)).cloned())?;
     let d = if key.domain == "*" { domain } else { key.domain.to_lowercase() };
     Some((key, d, said))
 }
 
-/// The field that signs a message at `now_s` (Unix seconds), as the message asks if it does, with its final CR LF; `None` where no
-/// key fits, or there is no From.
+/// A field that lacks its signature only.
+#[derive(Debug)]
+pub struct Unsigned {
+    /// Up to `b=`.
+    field: String,
+    /// What is to be signed.
+    pub data: Vec<u8>,
+    /// By which key.
+    pub key: Arc<Key>,
+}
+
+impl Unsigned {
+    /// The whole field with its final CR LF.
+    pub fn with(self, signature: &[u8]) -> String {
+        let mut out = self.field;
+        let b = STANDARD.encode(signature);
+        for (n, line) in b.as_bytes().chunks(COLUMNS - 10).enumerate() {
+            if n > 0 {
+                out.push_str("\r\n\t ");
+            }
+            out.extend(line.iter().map(|b| char::from(*b)));
+        }
+        out.push_str("\r\n");
+        out
+    }
+}
+
+/// The field that signs a message at `now_s` (Unix seconds), as the message asks if it does; `None` where no key fits, or there
+/// is no From.
 ///
 /// # Errors
-/// When the key cannot sign.
-pub fn sign(
+/// Why nobody can sign as asked.
+pub fn unsigned(
     m: &mut Message<'_>,
     o: &Options,
     asked: Option<&Request>,
     lists: &[&[DomainKey]],
     now_s: i64,
-) -> Result<Option<String>, String> {
+) -> Result<Option<Unsigned>, String> {
     if asked.is_some_and(|r| r.unusable_key) {
         return Err("X-DKIM-Key holds no key that can be used".into());
     }
@@ -255,15 +282,7 @@ pub fn sign(
     }
     canonical::field(o.headers_canon, out.as_bytes(), &mut data);
     data.truncate(data.len() - 2);
-    let b = STANDARD.encode(key.key.sign(&data)?);
-    for (n, line) in b.as_bytes().chunks(COLUMNS - 10).enumerate() {
-        if n > 0 {
-            out.push_str("\r\n\t ");
-        }
-        out.extend(line.iter().map(|b| char::from(*b)));
-    }
-    out.push_str("\r\n");
-    Ok(Some(out))
+    Ok(Some(Unsigned { field: out, data, key: key.key }))
 }
 
 /// RFC 6376 section 2.11, for `i=`.
