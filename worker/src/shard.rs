@@ -36,7 +36,7 @@ use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
 use crate::route::twins;
-use crate::schedule::scheduler::{Content, Message};
+use crate::schedule::message::{Content, Message};
 use crate::schedule::{Entry, PathId, QueueId, Scheduler};
 use crate::suppression::gate::Gate;
 

@@ -23,7 +23,7 @@ use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
 use crate::connect::tls;
 use crate::report::dsn;
-use crate::schedule::scheduler::Content;
+use crate::schedule::message::Content;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
 use crate::suppression::gate;

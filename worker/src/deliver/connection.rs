@@ -26,7 +26,7 @@ use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::deliver::openers::SLOW;
 use crate::route::{paths, twins};
-use crate::schedule::scheduler::Content;
+use crate::schedule::message::Content;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
 use crate::shard::{Shard, Signal};
 use crate::suppression::gate::{self, About};

@@ -12,7 +12,8 @@ use super::conclusion::{Attempt, accounted, report};
 use super::connection::{load, path_of_queue};
 use crate::classify::outcome::Verdict;
 use crate::clock;
-use crate::schedule::scheduler::{Content, TakenOut};
+use crate::schedule::message::Content;
+use crate::schedule::removal::TakenOut;
 use crate::schedule::{Batch, Entry, QueueId, Scheduler, Slot};
 use crate::shard::Shard;
 

@@ -16,7 +16,7 @@ use ipc::snapshot::ArchivedVirtualMta;
 use crate::config::Config;
 use crate::route::twins::{ramp_up, source_keys};
 use crate::schedule::rate::Pace;
-use crate::schedule::scheduler::Grant;
+use crate::schedule::tokens::Grant;
 use crate::schedule::{Path, PathId, Queue};
 use crate::shard::Shard;
 

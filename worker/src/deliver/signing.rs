@@ -11,7 +11,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::dkim::options::Options;
 use crate::dkim::signature::{Message, unsigned};
-use crate::schedule::scheduler::Content;
+use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// How long a signature is used again, seconds.

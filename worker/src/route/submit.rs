@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::route::handoff::Answer;
 use crate::route::rollup;
-use crate::schedule::scheduler::Content;
+use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// How long an owner may take before the share is kept here.

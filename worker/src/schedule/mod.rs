@@ -13,10 +13,13 @@
 //! other.
 
 pub mod activity;
+mod age;
+pub mod batch;
 pub mod cause;
 #[cfg(test)]
 mod dice;
 pub mod job;
+pub mod message;
 mod name_index;
 pub mod path;
 pub mod pool;
@@ -24,13 +27,19 @@ pub mod queue;
 pub mod queue_set;
 pub mod rate;
 pub mod ready;
+pub mod removal;
 mod rolled_up;
 pub mod scheduler;
 #[cfg(test)]
 mod simulated_day;
 #[cfg(test)]
 mod simulation;
+pub mod timers;
+pub mod tokens;
 
+pub use batch::{Batch, Next};
+pub use message::Message;
 pub use path::{Path, PathId};
 pub use queue::{Entry, Member, Queue, QueueId};
-pub use scheduler::{Batch, Message, Next, Scheduler, Slot, Timer, Way};
+pub use scheduler::{Scheduler, Slot, Way};
+pub use timers::Timer;

@@ -9,9 +9,10 @@ use ipc::rules::DomainRules;
 use smallvec::SmallVec;
 
 use super::cause::History;
+use super::message::Message;
 use super::path::{PathId, next_wait_ms};
 use super::ready::Ready;
-use super::scheduler::{Message, Slot};
+use super::scheduler::Slot;
 use crate::classify::outcome::Failure;
 use crate::connect::tls::Parameters;
 

@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 
 use super::path::PathId;
 use super::queue::QueueId;
-use super::scheduler::{Scheduler, Timer};
+use super::scheduler::Scheduler;
+use super::timers::Timer;
 use crate::connect::tls::Parameters;
 
 /// Queues of a path that are looked at for one that no connection serves.

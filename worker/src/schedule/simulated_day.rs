@@ -8,7 +8,8 @@ use std::rc::Rc;
 use ipc::rules::DomainRules;
 
 use super::dice::Dice;
-use super::scheduler::{Grant, Message};
+use super::message::Message;
+use super::tokens::Grant;
 use super::*;
 use crate::classify::outcome::Failure;
 

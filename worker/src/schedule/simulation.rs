@@ -10,7 +10,8 @@ use ipc::rules::{DomainRules, Rate};
 use proptest::prelude::*;
 
 use super::dice::Dice;
-use super::scheduler::{Grant, Message};
+use super::message::Message;
+use super::tokens::Grant;
 use super::*;
 use crate::classify::outcome::Failure;
 

@@ -1,0 +1,63 @@
+//! Messages in memory.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use ipc::message::ArchivedEnvelope;
+use rkyv::util::AlignedVec;
+
+use super::job::JobId;
+use crate::deliver::signing::Signed;
+use crate::dkim::request::{self, Request};
+
+/// Envelope and content held in memory.
+#[derive(Debug)]
+pub struct Content {
+    /// Archived [`ipc::message::Envelope`], validated.
+    pub envelope: AlignedVec<16>,
+    /// Header as changed, and the rest, as it goes out.
+    pub body: [Bytes; 2],
+    /// What it asks of its signature.
+    pub dkim: Option<Request>,
+    /// The content with the fields that are kept in front.
+    stored: [Bytes; 2],
+    /// The same behind its DKIM signatures, by what asked for them: signed once for all recipients
+    /// and attempts as long as it is held.
+    pub signed: RefCell<Vec<Signed>>,
+}
+
+impl Content {
+    /// What was stored.
+    pub fn new(envelope: AlignedVec<16>, body: [Bytes; 2]) -> Content {
+        let kept = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope).map_or(0, |e| e.kept);
+        let stored = body.clone();
+        let (body, dkim) = request::part(body, kept);
+        Content { envelope, body, dkim, stored, signed: RefCell::default() }
+    }
+
+    /// The content as it is stored.
+    pub fn stored(&self) -> &[Bytes; 2] {
+        &self.stored
+    }
+}
+
+/// A message in this shard. Kept small: this and its entry are all that a deferred message
+/// costs in memory.
+#[derive(Debug)]
+pub struct Message {
+    /// Its key in the spool.
+    pub key: u64,
+    /// When it was accepted, Unix milliseconds.
+    pub received_ms: i64,
+    /// Bytes of content.
+    pub body_len: u32,
+    /// Recipients that have not ended.
+    pub left: u16,
+    /// The sender of some of them wants to hear of delays.
+    pub notify_delay: bool,
+    /// What it belongs to, see [`Scheduler::add`].
+    pub job: JobId,
+    /// Envelope and content until the first attempt, within the memory budget.
+    pub content: Option<Rc<Content>>,
+}
