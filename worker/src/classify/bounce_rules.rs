@@ -14,7 +14,7 @@ use super::{expression, required_literals};
 /// The rules that come with the program.
 const RULES: &str = include_str!("bounce_rules.tsv");
 /// Bytes that one expression may keep of what it has worked out.
-const CACHE_BYTES: usize = 64 << 10;
+const CACHE_BYTES: usize = 1 << 20;
 
 /// What a reply was an answer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,8 +25,10 @@ pub enum Stage {
     /// RCPT, or not known.
     #[default]
     Recipient,
-    /// MAIL, DATA or the content.
+    /// DATA or the content.
     Message,
+    /// MAIL, or content that several recipients were accepted for: it says nothing about one mailbox.
+    Transaction,
     /// Nothing: the recipient gets no mail from us, and no host was asked.
     Suppressed,
 }
@@ -258,7 +260,8 @@ impl Rules {
         let mut candidates: Vec<usize> = held.chain(self.always.iter().copied()).collect();
         candidates.sort_unstable();
         candidates.dedup();
-        let fits = |r: &Rule| stage != Stage::Session || r.scope != Scope::Recipient;
+        let of_none = matches!(stage, Stage::Session | Stage::Transaction);
+        let fits = |r: &Rule| !of_none || r.scope != Scope::Recipient;
         let first = candidates.into_iter().find(|i| fits(&self.shipped[*i]) && self.hits(*i, &text));
         match first {
             Some(i) => {

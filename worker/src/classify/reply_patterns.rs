@@ -65,6 +65,12 @@ impl Patterns {
         Patterns { rules: rules.collect() }
     }
 
+    /// The same rules in the same order, wherever they stand.
+    pub fn are_those_of(&self, other: &Patterns) -> bool {
+        let of = |r: &Rule| (r.expression.as_str().to_owned(), r.actions.clone(), r.count, r.window_ms);
+        self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(|(a, b)| of(a) == of(b))
+    }
+
     /// Rules that match a reply, in order.
     pub fn matching(&self, reply: &str) -> Vec<usize> {
         // An expression that gives up within its bounds does not match.

@@ -14,7 +14,13 @@ pub fn prepared(reply: &str) -> String {
     let mut out = String::with_capacity(end + 1);
     let mut words = reply[..end].split_whitespace();
     let Some(first) = words.next() else { return out };
-    let (code, rest) = leading_code(first);
+    let (mut code, mut rest) = leading_code(first);
+    if code.is_empty()
+        && let Some(s) = as_status(first)
+    {
+        // Some logs leave the code out.
+        (code, rest) = (if s.starts_with('4') { "451" } else { "554" }, first);
+    }
     let mut enhanced = "";
     if !code.is_empty() {
         out.push_str(code);
@@ -89,9 +95,13 @@ fn push_word(out: &mut String, word: &str) {
     if word.contains('@') && !word.contains("://") {
         out.push_str("addr");
         // What stands behind the address may be the point.
-        if let Some((_, behind)) = word.rsplit_once('>') {
-            push_lower(out, behind);
-        }
+        let domain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '@');
+        let behind = match (word.rsplit_once('>'), word.rsplit_once('@')) {
+            (Some((_, behind)), _) => behind,
+            (None, Some((_, behind))) => behind.trim_start_matches(domain),
+            (None, None) => "",
+        };
+        push_lower(out, behind);
         return;
     }
     let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != ':');
@@ -131,6 +141,9 @@ mod tests {
                 "550 requested action not taken 550 reject due to policy ",
             ),
             ("554: too much", "554 too much "),
+            ("5.1.1 <a@b.test> Address Error", "554 5.1.1 addr address error "),
+            ("4.3.2 Come back later", "451 4.3.2 come back later "),
+            ("550 failed (a@b.test:blocked)", "550 failed addr:blocked) "),
             ("", ""),
             ("EDISCON in connection", "ediscon in connection "),
         ] {
