@@ -322,3 +322,40 @@ fn sources_disabled_by_command_are_all_of_them() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     eventually("it is in backoff", WAIT, || mode(&engine, "d.test/{default}") == "backoff");
 }
+
+#[test]
+fn a_host_that_is_skipped_is_tried_again_when_it_is_the_only_one() {
+    let (r, engine) = with(1, "/skip me/ skip-mx", "", "");
+    r.script(|s| s.rcpt_reply = Some(("550 skip me", None)));
+    send(&engine, &["u@d.test"]);
+    eventually("it was tried", WAIT, || r.with(|s| s.deferred.len()) == 1);
+    r.script(|s| s.rcpt_reply = None);
+    eventually("it arrives", WAIT, || r.unique() == 1);
+}
+
+#[test]
+fn matches_of_before_a_reload_that_changes_other_things_count() {
+    let (r, engine) = with(1, "/three/ mode=backoff,after=3/1m", "<domain other.test>\n max-smtp-out 7\n</domain>", "");
+    r.script(|s| s.rcpt_reply = Some(("451 three", None)));
+    for n in 0..3 {
+        assert_ne!(mode(&engine, "d.test/{default}"), "backoff");
+        send(&engine, &[&format!("u{n}@d.test")]);
+        eventually("it was refused", WAIT, || r.with(|s| s.deferred.contains_key(&format!("u{n}@d.test"))));
+        engine.edit_config(&format!("max-smtp-out {}", 7 + n), &format!("max-smtp-out {}", 8 + n));
+        engine.run(&["reload"]);
+    }
+    eventually("the path is in backoff", WAIT, || mode(&engine, "d.test/{default}") == "backoff");
+}
+
+#[test]
+fn reserved_connections_do_not_stop_other_mail_in_backoff() {
+    let rules = "max-smtp-out 10\n reserved-smtp-out 2\n backoff-max-smtp-out 1\n backoff-to-normal-after 1h\n \
+                 backoff-return-steps 0";
+    let (r, engine) = with(1, "/slow down/ mode=backoff", "", rules);
+    r.script(|s| s.rcpt_reply = Some(("451 slow down", None)));
+    send(&engine, &["u@d.test"]);
+    eventually("the path is in backoff", WAIT, || mode(&engine, "d.test/{default}") == "backoff");
+    r.script(|s| s.rcpt_reply = None);
+    send(&engine, &["v@d.test"]);
+    eventually("ordinary mail arrives", WAIT, || r.unique() == 2);
+}

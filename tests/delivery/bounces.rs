@@ -76,3 +76,22 @@ fn replies_on_standard_input_are_classified_without_a_server() {
     assert_eq!(first["category"], "mine");
     assert_eq!(first["rule"].as_str().unwrap(), format!("{}:2", file.display()));
 }
+
+#[test]
+fn who_was_never_tried_does_not_expire_with_the_reply_to_another() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("451 4.7.0 not you", None)));
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n max-msg-rate 1/m\n bounce-after 3s\n retry-recipients-after 10m\n</domain>",
+            r.hosts()
+        ),
+    );
+    send(&engine, &["first@d.test"]);
+    eventually("the first was refused", Duration::from_secs(10), || r.with(|s| s.deferred.len()) == 1);
+    send(&engine, &["second@d.test"]);
+    assert!(row(&engine, "b", "first@d.test").contains("not you"));
+    let second = row(&engine, "b", "second@d.test");
+    assert!(second.contains("no attempt was made within bounce-after"), "{second}");
+}

@@ -423,3 +423,26 @@ fn a_key_whose_record_is_another_is_told_at_start_and_reload() {
     assert!(engine.sluice(&["reload"]).status.success());
     eventually("all is well", WAIT, || status() == serde_json::json!({"keys": 1, "unpublished": 0}));
 }
+
+#[test]
+fn a_pools_key_signs_what_comes_by_the_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let [g, one, two] = ["g", "one", "two"].map(|s| key(dir.path(), s, &["--algorithm", "ed25519"]).0);
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "domain-key g,sender.test,{g}\n<virtual-mta v>\n smtp-source-host 127.0.4.9 v.test\n</virtual-mta>\n\
+             <virtual-mta-pool p1>\n domain-key one,sender.test,{one}\n virtual-mta v\n</virtual-mta-pool>\n\
+             <virtual-mta-pool p2>\n domain-key two,sender.test,{two}\n virtual-mta v\n</virtual-mta-pool>\n\
+             <domain *>\n {}\n dkim-sign yes\n</domain>",
+            r.hosts()
+        ),
+    );
+    for (to, by) in [("a@d.test", "p1"), ("b@d.test", "p2"), ("c@d.test", "v")] {
+        send(&engine, to, &format!("x-virtual-mta: {by}\r\nFrom: a@sender.test\r\nSubject: s\r\n\r\nabc\r\n"));
+    }
+    eventually("all arrive", WAIT, || r.unique() == 3);
+    let of = |to: &str| tag(&fields(&r.message_to(to).unwrap().content, "DKIM-Signature")[0], "s").unwrap();
+    assert_eq!((of("a@d.test"), of("b@d.test"), of("c@d.test")), ("one".into(), "two".into(), "one".into()));
+}

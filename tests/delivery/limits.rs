@@ -256,3 +256,61 @@ fn a_limit_that_thousands_wait_for_is_used_to_the_full() {
     eventually("all are delivered", WAIT, || r.unique() == 4000);
     assert!(r.with(|s| s.open_max) <= 20);
 }
+
+#[test]
+fn limits_over_several_paths_are_used_by_connections_that_are_short() {
+    for (global, rules) in [
+        ("", "destination-max-smtp-out 10"),
+        ("", "source-ip-max-smtp-out 0/0 10"),
+        ("", "max-smtp-out 10\n spread 2"),
+        ("ip-connection-limit 127.0.0.0/8 10\n", ""),
+        ("total-max-smtp-out 10\n", ""),
+    ] {
+        let r = Receiver::start();
+        r.script(|s| s.delay = Duration::from_millis(100));
+        let config = format!(
+            "{global}{}<domain *>\n {}\n max-msg-per-connection 1\n {rules}\n</domain>",
+            vmtas(&["v"]),
+            r.hosts()
+        );
+        let engine = Engine::start(2, &config);
+        load(&engine, 200, &["d.test"], "v", 100);
+        eventually("all arrive", WAIT, || r.unique() == 200);
+        let (open_max, opened) = r.with(|s| (s.open_max, s.opened.clone()));
+        assert!(open_max <= 11, "{rules}: {open_max} at once");
+        // Ten at a time, each of 100 ms and a little, are never ten on a busy machine; waiting for each place
+        // that was given back they were less than two.
+        let half = &opened[opened.len() / 2..];
+        let took = half[half.len() - 1].0 - half[0].0;
+        let at_once = half.len() as f64 * 0.1 / took.as_secs_f64();
+        assert!(at_once > 3.0, "{global}{rules}: {at_once:.1} of 10 places were used");
+    }
+}
+
+#[test]
+fn who_ends_connections_soon_has_its_part_beside_who_keeps_them() {
+    let (long, short) = (Receiver::start(), Receiver::start());
+    [&long, &short].into_iter().for_each(|r| r.script(|s| s.delay = Duration::from_millis(200)));
+    let config = format!(
+        "total-max-smtp-out 8\n<domain long.test>\n {}\n</domain>\n<domain short.test>\n {}\n max-msg-per-connection 1\n</domain>",
+        long.hosts(),
+        short.hosts()
+    );
+    let engine = Engine::start(1, &config);
+    load(&engine, 500, &["long.test", "short.test"], "", 100);
+    std::thread::sleep(Duration::from_secs(4));
+    let before = (long.unique(), short.unique());
+    std::thread::sleep(Duration::from_secs(4));
+    let (of_long, of_short) = (long.unique() - before.0, short.unique() - before.1);
+    assert!(of_short * 3 >= of_long, "{of_short} of the short, {of_long} of the long connections");
+}
+
+#[test]
+fn long_windows_let_no_burst_go() {
+    let r = Receiver::start();
+    let engine = Engine::start(1, &format!("<domain *>\n {}\n max-msg-rate 5000/d\n</domain>", r.hosts()));
+    load(&engine, 20, &["d.test"], "", 100);
+    eventually("the first arrives", WAIT, || r.unique() >= 1);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(r.unique() <= 2, "{} at once", r.unique());
+}

@@ -114,3 +114,26 @@ fn answers_are_remembered() {
     assert_eq!(dns.mx_questions("often.test"), 1);
     assert_eq!(dns.mx_questions("gone.test"), 1, "absence too");
 }
+
+#[test]
+fn mail_that_waits_goes_where_the_mx_leads_by_then() {
+    let (dns, first, _, engine) = start("");
+    let mx = |host| Name { mx: vec![(10, host)], ttl: 2, ..Name::default() };
+    dns.set("moves.test", mx("down.test"));
+    send(&engine, &["u@moves.test", "v@moves.test"]);
+    eventually("it was tried", Duration::from_secs(10), || engine.run(&["why", "moves.test"]).contains("down.test"));
+    dns.set("moves.test", mx("mx1.test"));
+    eventually("both arrive", Duration::from_secs(20), || first.unique() == 2);
+    assert_eq!(first.duplicates(), 0);
+    eventually("nothing is left", Duration::from_secs(5), || engine.queued() == 0);
+}
+
+#[test]
+fn a_recipient_that_met_a_421_goes_to_the_next_host_at_once() {
+    let (dns, first, second, engine) = start("retry-recipients-after 10m\n smtp-421-means-mx-unavailable yes");
+    dns.mx("busy.test", &[(10, "mx1.test"), (20, "mx2.test")]);
+    first.script(|s| s.rcpt_reply = Some(("421 4.7.0 busy", None)));
+    send(&engine, &["u@busy.test"]);
+    eventually("the second has it", Duration::from_secs(10), || second.unique() == 1);
+    assert_eq!(first.with(|s| s.deferred.get("u@busy.test").copied()), Some(1));
+}

@@ -25,11 +25,6 @@ fn shards(engine: &Engine) -> HashSet<u64> {
     of_hot.map(|p| p["shard"].as_u64().unwrap()).collect()
 }
 
-fn ok(engine: &Engine, args: &[&str]) {
-    let out = engine.sluice(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
 #[test]
 fn all_limits_of_the_path_hold_over_its_shards() {
     for (rules, connections, per_second) in [
@@ -96,7 +91,7 @@ fn limits_hold_while_a_destination_is_spread_and_gathered_again() {
     load(&engine, 300, "a");
     assert_eq!(shards(&engine).len(), 1);
     engine.edit_config("spread 1", "spread 3");
-    ok(&engine, &["reload"]);
+    engine.run(&["reload"]);
     let mut turn = 0;
     eventually("three shards take part", WAIT, || {
         turn += 1;
@@ -107,7 +102,7 @@ fn limits_hold_while_a_destination_is_spread_and_gathered_again() {
     load(&engine, 300, "c");
     engine.wait_ready();
     engine.edit_config("spread 3", "spread 1");
-    ok(&engine, &["reload"]);
+    engine.run(&["reload"]);
     load(&engine, 100, "d");
     eventually("all are delivered", WAIT, || {
         let rows = engine.json(&["show", "shards", "--json"]);
@@ -151,7 +146,7 @@ fn backoff_of_one_is_backoff_of_all() {
     load(&engine, 60, "b");
     eventually("all are delivered", WAIT, || r.unique() == 81);
     r.with(|s| assert!(s.open_max <= 1, "{} connections in backoff", s.open_max));
-    ok(&engine, &["set", "queue", "--mode=normal", "hot.test/*"]);
+    engine.run(&["set", "queue", "--mode=normal", "hot.test/*"]);
     eventually("both are back", WAIT, || modes().iter().all(|m| m.starts_with("normal")));
 }
 

@@ -35,6 +35,8 @@ pub struct Name {
     pub refused: bool,
     /// Questions are not answered.
     pub silent: bool,
+    /// How long answers may be kept, seconds; 0 for a minute.
+    pub ttl: u8,
 }
 
 /// The server.
@@ -115,6 +117,8 @@ impl Dns {
         }
         let negative = answers.is_empty() && matches!(rcode, NOERROR | NXDOMAIN);
         let mut out = query[..2].to_vec();
+        let ttl = known.as_ref().map_or(0, |k| k.ttl);
+        let ttl = if ttl == 0 { 60 } else { ttl };
         let ad = if known.as_ref().is_some_and(|k| k.secure) { 0x20 } else { 0 };
         out.extend([
             0x84 | (query[2] & 1),
@@ -140,7 +144,7 @@ impl Dns {
         for (owner, kind, data) in answers {
             out.extend(encoded(&owner));
             out.extend(kind.to_be_bytes());
-            out.extend([0, 1, 0, 0, 0, 60]);
+            out.extend([0, 1, 0, 0, 0, ttl]);
             out.extend((data.len() as u16).to_be_bytes());
             out.extend(data);
         }

@@ -95,6 +95,13 @@ impl Engine {
         Command::new(binary()).args(args).env("SLUICE_CONTROL", self.dir.join("run/control.sock")).output().unwrap()
     }
 
+    /// Runs a client command that must succeed; what it printed.
+    pub fn run(&self, args: &[&str]) -> String {
+        let out = self.sluice(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
     /// Runs a client command and parses its JSON; null if it fails.
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         serde_json::from_slice(&self.sluice(args).stdout).unwrap_or_default()

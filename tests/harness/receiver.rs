@@ -75,6 +75,8 @@ pub struct Script {
     pub broken_tls: bool,
     /// Certificate to show instead of the usual one.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Reply to MAIL instead of acceptance.
+    pub mail_reply: Option<&'static str>,
     /// Reply to every RCPT, or to those from one address.
     pub rcpt_reply: Option<(&'static str, Option<IpAddr>)>,
     /// Closes when that is a 421.
@@ -95,6 +97,7 @@ impl Default for Script {
             close_at: None,
             broken_tls: false,
             tls: None,
+            mail_reply: None,
             rcpt_reply: None,
             closes_at_421: false,
         }
@@ -324,7 +327,7 @@ impl<S: Read + Write> Session<'_, S> {
                 rcpts.clear();
                 chunks.clear();
                 mail = text;
-                self.say("250 2.1.0 ok")?;
+                self.say(script.mail_reply.unwrap_or("250 2.1.0 ok"))?;
             } else if upper.starts_with("RCPT") {
                 let to = text.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
                 self.receiver.with(|s| s.rcpts.push(Instant::now()));

@@ -51,11 +51,6 @@ fn send(engine: &Engine, n: usize, domain: &str) {
     }
 }
 
-fn ok(engine: &Engine, args: &[&str]) {
-    let out = engine.sluice(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
 /// Domains of which some change their owner whichever way the number of workers goes.
 const DOMAINS: [&str; 6] = ["one.test", "two.test", "three.test", "four.test", "five.test", "six.test"];
 
@@ -71,14 +66,14 @@ fn rate_across_restarts_kills_and_scaling() {
     DOMAINS.iter().for_each(|d| send(&engine, 220, d));
     let pause = || std::thread::sleep(Duration::from_millis(1500));
     pause();
-    ok(&engine, &["shard", "restart", "0"]);
+    engine.run(&["shard", "restart", "0"]);
     pause();
-    ok(&engine, &["scale", "3"]);
+    engine.run(&["scale", "3"]);
     pause();
     Engine::kill(engine.workers()[1]);
     pause();
     engine.wait_ready();
-    ok(&engine, &["scale", "2"]);
+    engine.run(&["scale", "2"]);
     for (d, r) in DOMAINS.iter().zip(&receivers) {
         eventually(d, Duration::from_secs(40), || r.unique() == 220);
         r.assert_rate(101, Duration::from_secs(10));
@@ -96,9 +91,9 @@ fn connections_across_restarts_and_scaling() {
     receivers.iter().for_each(|r| r.script(|s| s.delay = Duration::from_millis(100)));
     let engine = Engine::start(1, &domains);
     DOMAINS.iter().for_each(|d| send(&engine, 60, d));
-    ok(&engine, &["scale", "3"]);
-    ok(&engine, &["shard", "restart", "0"]);
-    ok(&engine, &["scale", "2"]);
+    engine.run(&["scale", "3"]);
+    engine.run(&["shard", "restart", "0"]);
+    engine.run(&["scale", "2"]);
     for (d, r) in DOMAINS.iter().zip(&receivers) {
         eventually(d, Duration::from_secs(30), || r.unique() == 60);
         r.with(|s| assert!(s.open_max <= 2, "{} connections for {d}", s.open_max));
@@ -114,7 +109,7 @@ fn a_reload_lowers_the_number_of_connections() {
     send(&engine, 200, "one.test");
     eventually("six connections are open", Duration::from_secs(10), || receiver.with(|s| s.open == 6));
     engine.edit_config("max-smtp-out 6", "max-smtp-out 2");
-    ok(&engine, &["reload"]);
+    engine.run(&["reload"]);
     std::thread::sleep(Duration::from_millis(400));
     receiver.with(|s| s.open_max = s.open);
     eventually("all are delivered", Duration::from_secs(30), || receiver.unique() == 200);

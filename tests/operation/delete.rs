@@ -15,12 +15,6 @@ fn send(engine: &Engine, from: &str, to: &[&str], headers: &str) {
     assert_eq!(code, 250, "{text}");
 }
 
-fn ok(engine: &Engine, args: &[&str]) -> String {
-    let out = engine.sluice(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 /// Recipients with a record of type b, in order.
 fn deleted(engine: &Engine) -> Vec<String> {
     let rows = accounting::lines(engine.path());
@@ -39,22 +33,19 @@ fn deleted(engine: &Engine) -> Vec<String> {
 fn recipients_that_are_meant_are_gone_and_the_others_are_delivered() {
     let r = Receiver::start();
     let mut engine = Engine::start(3, &format!("<domain *>\n {}\n</domain>", r.hosts()));
-    ok(&engine, &["pause", "queue", "*/*"]);
+    engine.run(&["pause", "queue", "*/*"]);
     for n in 0..20 {
         send(&engine, "a@s.test", &[&format!("u{n}@one.test"), &format!("x{n}@two.test")], "x-job: spring\r\n");
     }
     send(&engine, "b@s.test", &["keep@one.test", "drop@one.test", "also@one.test"], "");
     send(&engine, "b@s.test", &["last@three.test"], "x-job: autumn\r\n");
     eventually("all are queued", WAIT, || engine.queued() == 44);
-    assert_eq!(ok(&engine, &["delete", "--queue", "nowhere.test"]), "0 recipients deleted.\n");
-    assert_eq!(ok(&engine, &["delete", "--queue=one.test", "--rcpt", "DROP@one.test"]), "1 recipient deleted.\n");
-    assert_eq!(
-        ok(&engine, &["delete", "--queue=*/*", "--orig=a@*", "--rcpt=u1*@one.test"]),
-        "11 recipients deleted.\n"
-    );
-    assert_eq!(ok(&engine, &["delete", "--jobId=spring", "--queue", "two.test"]), "20 recipients deleted.\n");
-    assert_eq!(ok(&engine, &["delete", "--jobId=spring", "--older-than", "1h"]), "0 recipients deleted.\n");
-    assert_eq!(ok(&engine, &["delete", "--jobId=autumn", "--no-accounting"]), "1 recipient deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue", "nowhere.test"]), "0 recipients deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue=one.test", "--rcpt", "DROP@one.test"]), "1 recipient deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue=*/*", "--orig=a@*", "--rcpt=u1*@one.test"]), "11 recipients deleted.\n");
+    assert_eq!(engine.run(&["delete", "--jobId=spring", "--queue", "two.test"]), "20 recipients deleted.\n");
+    assert_eq!(engine.run(&["delete", "--jobId=spring", "--older-than", "1h"]), "0 recipients deleted.\n");
+    assert_eq!(engine.run(&["delete", "--jobId=autumn", "--no-accounting"]), "1 recipient deleted.\n");
     eventually("the others stay", WAIT, || engine.queued() == 11);
     eventually("each has its record", WAIT, || deleted(&engine).len() == 32);
     let all = deleted(&engine);
@@ -63,7 +54,7 @@ fn recipients_that_are_meant_are_gone_and_the_others_are_delivered() {
     engine.kill_all();
     engine.start_again();
     eventually("what is left is there", WAIT, || engine.queued() == 11);
-    ok(&engine, &["resume", "queue", "*/*"]);
+    engine.run(&["resume", "queue", "*/*"]);
     eventually("it is delivered", WAIT, || r.unique() == 11);
     assert!(r.message_to("keep@one.test").is_some() && r.message_to("drop@one.test").is_none());
     assert_eq!(deleted(&engine).len(), 32);
@@ -81,11 +72,11 @@ fn recipients_that_are_meant_are_gone_and_the_others_are_delivered() {
 fn senders_are_told_only_where_that_is_wanted() {
     let r = Receiver::start();
     let engine = Engine::start(1, &format!("<domain *>\n {}\n</domain>", r.hosts()));
-    ok(&engine, &["pause", "queue", "gone.test/*"]);
+    engine.run(&["pause", "queue", "gone.test/*"]);
     send(&engine, "one@s.test", &["a@gone.test"], "");
     send(&engine, "two@s.test", &["b@gone.test"], "");
-    assert_eq!(ok(&engine, &["delete", "--queue", "gone.test", "--orig", "one@s.test"]), "1 recipient deleted.\n");
-    assert_eq!(ok(&engine, &["delete", "--queue", "gone.test", "--dsn"]), "1 recipient deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue", "gone.test", "--orig", "one@s.test"]), "1 recipient deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue", "gone.test", "--dsn"]), "1 recipient deleted.\n");
     eventually("a report comes", WAIT, || r.message_to("two@s.test").is_some());
     let report = r.message_to("two@s.test").unwrap().content;
     assert!(report.contains("b@gone.test") && report.contains("deleted by administrator"), "{report}");
@@ -97,13 +88,13 @@ fn senders_are_told_only_where_that_is_wanted() {
 fn a_queue_of_thousands_is_emptied_part_by_part() {
     let r = Receiver::start();
     let engine = Engine::start(1, &format!("<domain *>\n {}\n</domain>", r.hosts()));
-    ok(&engine, &["pause", "queue", "big.test/*"]);
+    engine.run(&["pause", "queue", "big.test/*"]);
     let mut c = Client::connect(engine.smtp).unwrap();
     for n in 0..4500 {
         assert_eq!(c.send("", &[&format!("u{n}@big.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
     }
-    assert_eq!(ok(&engine, &["delete", "--queue", "big.test", "--rcpt", "u*7@big.test"]), "450 recipients deleted.\n");
-    assert_eq!(ok(&engine, &["delete", "--queue", "big.test"]), "4050 recipients deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue", "big.test", "--rcpt", "u*7@big.test"]), "450 recipients deleted.\n");
+    assert_eq!(engine.run(&["delete", "--queue", "big.test"]), "4050 recipients deleted.\n");
     eventually("nothing is left", WAIT, || engine.queued() == 0);
     assert_eq!(r.unique(), 0);
     eventually("each has its record", WAIT, || deleted(&engine).len() == 4500);

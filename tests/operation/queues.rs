@@ -19,17 +19,11 @@ fn send(engine: &Engine, to: &str, vmta: &str) -> String {
     text
 }
 
-fn ok(engine: &Engine, args: &[&str]) -> String {
-    let out = engine.sluice(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 #[test]
 fn what_is_paused_waits_over_a_restart_until_it_is_resumed() {
     let r = Receiver::start();
     let mut engine = Engine::start(2, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));
-    let said = ok(&engine, &["pause", "queue", "d.test/a"]);
+    let said = engine.run(&["pause", "queue", "d.test/a"]);
     assert_eq!(said, "Queue(s) paused. 0 queues match now.\n");
     send(&engine, "one@d.test", "a");
     send(&engine, "two@d.test", "b");
@@ -47,16 +41,16 @@ fn what_is_paused_waits_over_a_restart_until_it_is_resumed() {
     assert_eq!(r.unique(), 6);
     let rows = engine.json(&["show", "queues", "--json"]);
     assert_eq!((rows[0]["queue"].as_str(), rows[0]["paused"].as_bool()), (Some("d.test/a"), Some(true)));
-    assert_eq!(ok(&engine, &["resume", "queue", "*/*"]), "Queue(s) resumed. 1 queue match now.\n");
+    assert_eq!(engine.run(&["resume", "queue", "*/*"]), "Queue(s) resumed. 1 queue match now.\n");
     eventually("it goes", WAIT, || r.unique() == 7);
     // A pool's queue is paused as such, and its members go on with other mail.
-    ok(&engine, &["pause", "queue", "d.test/p"]);
+    engine.run(&["pause", "queue", "d.test/p"]);
     send(&engine, "q@d.test", "p");
     send(&engine, "r@d.test", "a");
     eventually("the member's own mail goes", WAIT, || r.message_to("r@d.test").is_some());
     std::thread::sleep(Duration::from_millis(500));
     assert!(r.message_to("q@d.test").is_none());
-    ok(&engine, &["resume", "queue", "d.test"]);
+    engine.run(&["resume", "queue", "d.test"]);
     eventually("the pool's goes", WAIT, || r.message_to("q@d.test").is_some());
     let wrong = engine.sluice(&["pause", "queue", "a/b/c"]);
     assert_eq!(wrong.status.code(), Some(2));
@@ -78,35 +72,35 @@ fn waits_are_ended_and_modes_and_sources_are_switched() {
         !engine.json(&["show", "queues", "--json"])[0]["next_retry"].as_str().unwrap().is_empty()
     });
     r.script(|s| s.greeting = "220 receiver.test");
-    assert_eq!(ok(&engine, &["schedule", "d.test/a"]), "1 of 1 matching queues scheduled.\n");
+    assert_eq!(engine.run(&["schedule", "d.test/a"]), "1 of 1 matching queues scheduled.\n");
     eventually("it goes", WAIT, || r.unique() == 1);
     r.script(|s| s.rcpt_reply = Some(("451 wait", None)));
     send(&engine, "two@d.test", "a");
     eventually("it is deferred", WAIT, || r.with(|s| s.deferred.len()) == 1);
     r.script(|s| s.rcpt_reply = None);
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(ok(&engine, &["schedule", "d.test/a"]), "0 of 1 matching queues scheduled.\n");
-    assert_eq!(ok(&engine, &["schedule", "--retry-recipients", "*"]), "1 of 1 matching queues scheduled.\n");
+    assert_eq!(engine.run(&["schedule", "d.test/a"]), "0 of 1 matching queues scheduled.\n");
+    assert_eq!(engine.run(&["schedule", "--retry-recipients", "*"]), "1 of 1 matching queues scheduled.\n");
     eventually("it goes", WAIT, || r.unique() == 2);
 
     send(&engine, "three@d.test", "a");
     eventually("it goes", WAIT, || r.unique() == 3);
     assert_eq!(
-        ok(&engine, &["set", "queue", "--mode=backoff", "d.test/*"]),
+        engine.run(&["set", "queue", "--mode=backoff", "d.test/*"]),
         "1 of 1 matching paths set to backoff mode.\n"
     );
     let path = || engine.json(&["show", "paths", "--json"])[0].clone();
     assert_eq!((path()["mode"].as_str(), path()["max_smtp_out"].as_u64()), (Some("backoff"), Some(3)));
-    ok(&engine, &["set", "queue", "--mode", "normal", "d.test"]);
+    engine.run(&["set", "queue", "--mode", "normal", "d.test"]);
     assert!(path()["mode"].as_str().unwrap().starts_with("normal"));
 
-    ok(&engine, &["disable", "source", "127.0.6.1", "e.test/a"]);
+    engine.run(&["disable", "source", "127.0.6.1", "e.test/a"]);
     send(&engine, "four@e.test", "a");
     std::thread::sleep(Duration::from_secs(1));
     assert!(r.message_to("four@e.test").is_none());
-    let why = ok(&engine, &["why", "e.test/a"]);
+    let why = engine.run(&["why", "e.test/a"]);
     assert!(why.contains("source addresses") && why.contains("disabled: 127.0.6.1"), "{why}");
-    ok(&engine, &["enable", "source", "127.0.6.1", "*/*"]);
+    engine.run(&["enable", "source", "127.0.6.1", "*/*"]);
     eventually("it goes", WAIT, || r.message_to("four@e.test").is_some());
 }
 
@@ -128,7 +122,7 @@ fn why_names_the_directive_and_the_line_that_hold_a_queue_back() {
     r.script(|s| s.greeting = "421 4.3.2 not now");
     let id = send(&engine, "v@down.test", "{default}");
     std::thread::sleep(Duration::from_secs(5));
-    let why = ok(&engine, &["why", "slow.test"]);
+    let why = engine.run(&["why", "slow.test"]);
     let expected = format!("message rate: max-msg-rate 20/m ({}:{line})", engine.path().join("sluice.conf").display());
     assert!(why.contains(&expected) && why.contains("% of the last 5 min"), "{why}\n{expected}");
     let down = engine.json(&["why", "down.test", "--json"]);
@@ -166,7 +160,7 @@ fn why_names_limits_over_several_paths_too() {
             engine.path().join("sluice.conf").display(),
             line(directive)
         );
-        eventually(&expected, WAIT, || ok(&engine, &["why", queue]).contains(&expected));
+        eventually(&expected, WAIT, || engine.run(&["why", queue]).contains(&expected));
     }
 }
 
@@ -174,9 +168,9 @@ fn why_names_limits_over_several_paths_too() {
 fn a_shard_that_is_new_knows_what_is_paused_and_disabled() {
     let r = Receiver::start();
     let engine = Engine::start(1, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));
-    ok(&engine, &["pause", "queue", "*/a"]);
-    ok(&engine, &["pause", "job", "j"]);
-    ok(&engine, &["scale", "4"]);
+    engine.run(&["pause", "queue", "*/a"]);
+    engine.run(&["pause", "job", "j"]);
+    engine.run(&["scale", "4"]);
     for n in 0..8 {
         send(&engine, &format!("u@d{n}.test"), "a");
         send(&engine, &format!("u@e{n}.test"), "b\r\nx-job: j");
@@ -185,7 +179,7 @@ fn a_shard_that_is_new_knows_what_is_paused_and_disabled() {
     eventually("what is not paused goes", WAIT, || r.unique() == 8);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(r.unique(), 8);
-    ok(&engine, &["resume", "queue", "*/*"]);
-    ok(&engine, &["resume", "job", "j"]);
+    engine.run(&["resume", "queue", "*/*"]);
+    engine.run(&["resume", "job", "j"]);
     eventually("the rest goes", WAIT, || r.unique() == 24);
 }

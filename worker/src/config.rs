@@ -44,7 +44,7 @@ pub struct Config {
     /// DKIM keys that were asked for, by file.
     keys: RefCell<HashMap<String, Option<Arc<Key>>>>,
     /// Those of virtual MTAs, the pool's and those of all behind them, by index.
-    key_lists: RefCell<HashMap<u32, Rc<[Vec<DomainKey>; 2]>>>,
+    key_lists: RefCell<HashMap<(u32, Option<u32>), Rc<[Vec<DomainKey>; 2]>>>,
     /// Those of `<domain-key-list>`s that were asked for, by name.
     named_keys: RefCell<HashMap<String, Rc<[DomainKey]>>>,
     /// What rules ask to be signed, of those that were asked for of late.
@@ -131,6 +131,14 @@ impl Config {
         known.entry(name.to_owned()).or_insert_with(compile).clone()
     }
 
+    /// Whether a `<smtp-pattern-list>` is that of another configuration.
+    pub fn has_patterns_of(&self, other: &Config, name: &str) -> bool {
+        match (self.patterns(name), other.patterns(name)) {
+            (Some(a), Some(b)) => a.are_those_of(&b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+
     /// The signatures that rules ask for.
     pub fn signing(&self, rules: &Rc<DomainRules>) -> Rc<[Options]> {
         let mut known = self.signing.borrow_mut();
@@ -143,17 +151,19 @@ impl Config {
         new
     }
 
-    /// DKIM keys of a virtual MTA, or of its pool; and those of all.
-    pub fn domain_keys(&self, vmta: u32) -> Rc<[Vec<DomainKey>; 2]> {
-        if let Some(l) = self.key_lists.borrow().get(&vmta) {
+    /// DKIM keys of a virtual MTA, or of the pool that mail came by, or of its pool; and those of all.
+    pub fn domain_keys(&self, vmta: u32, by_pool: Option<&str>) -> Rc<[Vec<DomainKey>; 2]> {
+        let s = self.snapshot.get();
+        let by_pool = by_pool.and_then(|p| s.pool_by_name.get(p.to_lowercase().as_str())).map(|i| i.to_native());
+        let pool = by_pool.or_else(|| s.pool_of(vmta));
+        if let Some(l) = self.key_lists.borrow().get(&(vmta, pool)) {
             return Rc::clone(l);
         }
-        let s = self.snapshot.get();
         let own = s.vmtas.get(vmta as usize).map_or(&[][..], |v| &v.domain_keys);
-        let pool = s.pool_of(vmta).and_then(|i| s.pools.get(i as usize));
-        let own = if own.is_empty() { pool.map_or(own, |p| &p.domain_keys) } else { own };
+        let of_pool = pool.and_then(|i| s.pools.get(i as usize));
+        let own = if own.is_empty() { of_pool.map_or(own, |p| &p.domain_keys) } else { own };
         let lists = Rc::new([self.usable(own), self.usable(&s.domain_keys)]);
-        self.key_lists.borrow_mut().insert(vmta, Rc::clone(&lists));
+        self.key_lists.borrow_mut().insert((vmta, pool), Rc::clone(&lists));
         lists
     }
 

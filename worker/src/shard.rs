@@ -238,10 +238,14 @@ impl Shard {
                 p.retry_at_ms = 0;
             }
             if index != NO_VMTA {
+                if p.rules.smtp_pattern_list != way.rules.smtp_pattern_list
+                    || !config.has_patterns_of(&old, &way.rules.smtp_pattern_list)
+                {
+                    p.forget_matches();
+                }
                 p.rules = way.rules;
                 p.limits_changed(clock::now_ms());
             }
-            p.forget_matches();
             // Connections that wait look at their new limits.
             p.work.notify_waiters();
         }

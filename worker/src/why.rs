@@ -30,6 +30,9 @@ pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
 
 /// The cause of a queue is that of the path which is held up least.
 fn of_queue(s: &Scheduler, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
+    if has_paused_jobs_only(s, q) {
+        return Cause::Paused;
+    }
     let of_path = |p: &crate::schedule::queue::Puller| {
         let path = s.paths.get(p.path)?;
         Some(cause::of_path(q, path, s.may_pull(id, p.path, now_ms), now_ms))
@@ -42,6 +45,11 @@ fn of_queue(s: &Scheduler, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
         Cause::Connecting
     };
     q.pullers.iter().filter_map(of_path).min().unwrap_or(none)
+}
+
+/// Mail is ready, and all of it belongs to jobs that an operator paused.
+fn has_paused_jobs_only(s: &Scheduler, q: &Queue) -> bool {
+    !q.ready.is_empty() && q.ready.next(|j| s.jobs.may_go(j)).is_none()
 }
 
 /// Rows for queues that match and have work.
@@ -86,6 +94,8 @@ fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let explained = |cause: Cause, p: Option<&Path>| {
         let directive = p.map_or("", |p| match cause {
             Cause::SharedLimit => p.blocked_by.trim_start_matches(OF_VMTA),
+            Cause::Source => p.blocked_by,
+            Cause::MaxSmtpOut if !p.is_full() => "reserved-smtp-out",
             _ => cause::directive(cause, p.mode),
         });
         let value = |p: &Path| match cause {
@@ -108,7 +118,10 @@ fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let shares = q.history.shares().into_iter().map(|(c, percent)| WhyCause { percent, ..explained(c, first) });
     let paths = q.pullers.iter().filter_map(|p| {
         let path = s.paths.get(p.path)?;
-        let c = cause::of_path(q, path, s.may_pull(id, p.path, now), now);
+        let c = match has_paused_jobs_only(s, q) {
+            true => Cause::Paused,
+            false => cause::of_path(q, path, s.may_pull(id, p.path, now), now),
+        };
         Some(explained(c, Some(path)))
     });
     WhyRow {
@@ -156,6 +169,7 @@ fn shown_rate(r: Rate) -> String {
 fn value_of(c: Cause, p: &Path) -> String {
     let l = p.limits();
     match c {
+        Cause::MaxSmtpOut if !p.is_full() => p.rules.reserved_smtp_out.to_string(),
         Cause::MaxSmtpOut => l.smtp_out.to_string(),
         Cause::MaxMsgRate => shown_rate(l.msg_rate),
         Cause::MaxMsgPerHour => l.msg_per_hour.count.to_string(),
@@ -197,6 +211,9 @@ fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
         ipc::backoff::Mode::Backoff => {
             format!(", in backoff since {} until {}", time(p.mode_since_ms), time(p.mode_until_ms))
         }
+        ipc::backoff::Mode::Returning { step, of } => {
+            format!(", limits rise after backoff: step {} of {of}", step + 1)
+        }
         _ => String::new(),
     };
     let text = match c {
@@ -211,7 +228,10 @@ fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
         Cause::Source => {
             let off = p.sources.iter().filter(|s| s.disabled_until_ms > now_ms).map(|s| s.ip.to_string());
             match off.collect::<Vec<_>>().join(", ") {
-                off if off.is_empty() => "each is at a source-ip-max-… limit of its own".to_owned(),
+                off if off.is_empty() && p.blocked_by.is_empty() => {
+                    "each is at a source-ip-max-… limit of its own".to_owned()
+                }
+                off if off.is_empty() => "of each source address".to_owned(),
                 off => format!("disabled: {off}"),
             }
         }
@@ -223,10 +243,14 @@ fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
         Cause::SharedLimit => "over all shards".to_owned(),
         Cause::ConnectPause => format!("until {}{}", time(p.connect_again_ms), failure()),
         Cause::Pool => format!("health {:.2}{}", p.health, failure()),
+        Cause::Paused if !q.paused && !p.paused => "its jobs, by an operator; `sluice resume job`".to_owned(),
         Cause::Paused => "by an operator; `sluice resume queue`".to_owned(),
         _ => String::new(),
     };
-    text + &backoff
+    match text.is_empty() {
+        true => backoff.trim_start_matches(", ").to_owned(),
+        false => text + &backoff,
+    }
 }
 
 /// File and line of the directive's value in force; empty where it is the default.

@@ -11,7 +11,7 @@ use super::Ledger;
 use crate::limits::LEDGER_REQUESTS;
 
 /// Words of a request: see [`Cell`].
-pub(super) const WORDS: usize = 5;
+pub(super) const WORDS: usize = 6;
 /// A request lives so long without being repeated, milliseconds.
 const LIVES_MS: u64 = 1_000;
 /// An answer counts for so long when its connection does not end before, milliseconds.
@@ -57,12 +57,14 @@ struct Cell<'a> {
     path: &'a AtomicU64,
     /// Since when, milliseconds.
     posted: &'a AtomicU64,
+    /// 1 when what it waits for was given back by another shard.
+    woken: &'a AtomicU64,
 }
 
 impl Ledger {
     fn request_cell(&self, i: usize) -> Cell<'_> {
         let c = &self.requests()[i * WORDS..(i + 1) * WORDS];
-        Cell { key: &c[0], who: &c[1], answered: &c[2], path: &c[3], posted: &c[4] }
+        Cell { key: &c[0], who: &c[1], answered: &c[2], path: &c[3], posted: &c[4], woken: &c[5] }
     }
 
     /// Requests that are alive.
@@ -108,6 +110,7 @@ impl Ledger {
                 c.path.store(path, SeqCst);
                 c.posted.store(now, SeqCst);
                 c.answered.store(0, SeqCst);
+                c.woken.store(0, SeqCst);
             }
             taken
         };
@@ -150,6 +153,27 @@ impl Ledger {
     pub fn first_to_ask(&self, key: u64, now_ms: i64) -> Option<Ask> {
         let all = self.requests_now(now_ms).filter(|r| r.ask.key == key);
         all.min_by_key(|r| rank(&r.ask, r.posted_ms)).map(|r| r.ask)
+    }
+
+    /// Tells a request of another shard that what it waits for was given back; it looks there often, see
+    /// [`Ledger::woken`].
+    pub fn wake(&self, ask: &Ask, now_ms: i64) {
+        if let Some(r) = self.requests_now(now_ms).find(|r| same(&r.ask, ask)) {
+            self.request_cell(r.index).woken.store(1, SeqCst);
+        }
+    }
+
+    /// Paths of `shard` that others told of a place since it looked last.
+    pub fn woken(&self, shard: u8, now_ms: i64) -> Vec<u32> {
+        let mine = self.requests_now(now_ms).filter(|r| r.ask.shard == shard);
+        mine.filter(|r| self.request_cell(r.index).woken.swap(0, SeqCst) == 1).map(|r| r.ask.path).collect()
+    }
+
+    /// The place was had, and another is wanted: a request that is there goes on, with more connections.
+    pub fn keep(&self, ask: &Ask, now_ms: i64) {
+        if self.requests_now(now_ms).any(|r| same(&r.ask, ask)) {
+            self.request(ask, now_ms);
+        }
     }
 
     /// The place was had, or is not needed any more.

@@ -411,8 +411,11 @@ pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f:
 pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
     let Some(path) = path_of_queue(&shard, id) else { return };
     let never = || Rc::new(Failure::own("5.4.7", "no attempt was made within bounce-after"));
-    let failure = shard.scheduler.borrow().queues.get(id).and_then(|q| q.last_failure.clone()).unwrap_or_else(never);
+    let of_queue = shard.scheduler.borrow().queues.get(id).and_then(|q| q.last_failure.clone());
     for entry in entries {
+        // What a receiver said of others is nothing that it said of who was never attempted.
+        let of_all = |f: &Rc<Failure>| !f.verdict.remote || f.verdict.stage == Stage::Session;
+        let failure = of_queue.clone().filter(|f| entry.attempts > 0 || of_all(f)).unwrap_or_else(never);
         let Some((key, content)) = content_of(&shard, &path, &entry).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
         let mut verdicts = Vec::new();

@@ -37,6 +37,9 @@ const IDLE_DEFAULT: Duration = Duration::from_millis(500);
 /// How long a connection waits for a rate limit before it gives its slot up.
 const RATE_WAIT_MAX: i64 = 5_000;
 
+/// Who waits for a rate limit for so long idles.
+const RATE_WAIT_IDLE: Duration = Duration::from_millis(200);
+
 /// Messages of one domain's hosts after which others may have the connection's place.
 const TURN_MESSAGES: u64 = 16;
 
@@ -72,6 +75,9 @@ impl Path {
     pub(super) fn refresh(&mut self, shard: &Shard) -> bool {
         let s = shard.scheduler.borrow();
         let Some(p) = s.paths.get(self.id) else { return false };
+        if leads_elsewhere(&self.rules, &p.rules) {
+            return false;
+        }
         if !Rc::ptr_eq(&self.rules, &p.rules) || (self.mode, self.of_twins) != (p.mode, p.twins.is_some()) {
             (self.rules, self.mode, self.of_twins) = (Rc::clone(&p.rules), p.mode, p.twins.is_some());
             let config = shard.config();
@@ -102,6 +108,18 @@ impl Path {
     pub(super) fn rates(&self) -> &SharedRates {
         &self.rates
     }
+}
+
+/// Other rules ask for other hosts, or for another protection: a connection that was opened before does not fit them.
+fn leads_elsewhere(before: &Rc<DomainRules>, now: &Rc<DomainRules>) -> bool {
+    let of = |r: &DomainRules| {
+        let hosts = (r.smtp_hosts.clone(), r.default_smtp_port, r.delivery_type);
+        let tls = (r.use_starttls, r.require_starttls, r.use_dane, r.use_mta_sts);
+        let versions = (r.smtp_tls_allow_tlsv12, r.smtp_tls_allow_tlsv13, r.smtp_tls_ca_file.clone());
+        let ciphers = (r.smtp_tls_ciphers.clone(), r.smtp_tls_tlsv13_ciphersuites.clone());
+        (hosts, tls, versions, ciphers, r.smtp_client_certificate.clone())
+    };
+    !Rc::ptr_eq(before, now) && of(before) != of(now)
 }
 
 /// Source addresses of a virtual MTA.
@@ -268,7 +286,7 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
 }
 
 /// Serves a connection to its end.
-async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, held: Held) {
+async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Held) {
     let id = path.id;
     let seat = Seat::take(&shard, id, held.keys());
     let host = path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone()));
@@ -276,13 +294,18 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, held: Held) {
         host.iter().for_each(|(h, with)| shard.scheduler.borrow_mut().count_host(id, h, with.as_ref(), opened));
     };
     count(true);
+    held.serves();
     serve(&shard, &mut path, session, &seat).await;
     count(false);
-    drop(held);
     drop(seat);
+    drop(held);
     leave_source(&shard, &path);
     if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
         p.connections -= 1;
+        if path.counted && p.blocked_by.is_empty() && p.ask_again_ms > 0 {
+            // It may have waited for this source address.
+            p.ask_again_ms = 0;
+        }
         p.rest(clock::now_ms());
     }
     shard.connections.set(shard.connections.get() - 1);
@@ -435,11 +458,14 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
             }
             Next::Wait(at) if at - clock::now_ms() <= RATE_WAIT_MAX => {
                 let wait = Duration::from_millis((at - clock::now_ms()).max(0) as u64);
+                // Others who wait for its place could use it meanwhile.
+                seat.set_idle(wait >= RATE_WAIT_IDLE);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = s.disturbed() => return,
                     () = end.wait() => {}
                 }
+                seat.set_idle(false);
             }
             Next::Wait(_) => break,
             // Mail for other hosts needs the place.
@@ -512,7 +538,7 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
-    let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
+    let Some(mut batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
         give_volume_back(shard, path, &content);
         // A run of them must not keep the shard from everything else.
         tokio::task::yield_now().await;
@@ -551,6 +577,16 @@ async fn attempt(
             return false;
         }
         tracing::info!(shard = shard.number, queue = path.name, error = %f, "connection lost");
+        if f.is_421() && path.rules.smtp_421_means_mx_unavailable && s.has_others {
+            // The next host has the mail at once.
+            let open = |(r, v): (&u16, &Option<Verdict>)| v.is_none().then_some(*r);
+            let left: Vec<u16> = batch.recipients.iter().zip(&result.verdicts).filter_map(open).collect();
+            shard.scheduler.borrow_mut().put_back(&batch, &left);
+            let judged = |(r, v): (u16, Option<Verdict>)| v.map(|v| (r, v));
+            let of_all = batch.recipients.iter().copied().zip(std::mem::take(&mut result.verdicts));
+            let (recipients, verdicts) = of_all.filter_map(judged).map(|(r, v)| (r, Some(v))).unzip();
+            (batch.recipients, result.verdicts) = (recipients, verdicts);
+        }
         let v = f.failure().verdict;
         result.verdicts.iter_mut().filter(|x| x.is_none()).for_each(|x| *x = Some(v.clone()));
     }

@@ -133,6 +133,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             match greet(shard, path, &host.name, *address, &security).await {
                 Ok(mut s) => {
                     s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
+                    s.has_others = hosts.iter().any(|h| h.name != host.name && !skipped.contains(&h.name));
                     health.connected(*address, path.source);
                     let route = heard(shard, path);
                     match route {
@@ -196,6 +197,12 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         true => Failure::own("4.4.1", "no address of the receiver fits the source address"),
         false => Failure::own("4.4.1", "every host of the receiver is left out (skip-mx)"),
     };
+    if last.is_none()
+        && let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(path.id)
+    {
+        // The retry begins with the first again.
+        p.skipped_hosts.clear();
+    }
     failed(shard, path, last.unwrap_or_else(none_left));
     None
 }
@@ -283,17 +290,18 @@ async fn greet(
     if !security.wanted || !s.extensions.starttls {
         return if security.required { Err(tls_missing(&s, security)) } else { Ok(s) };
     }
-    let go = s.command("STARTTLS", limit).await?;
-    if !go.is_positive() && !security.required {
-        return Ok(s);
-    }
     let protection = Rc::clone(&shard.protection.borrow());
-    let negotiated = match (go.is_positive(), protection.configs.of(&security.parameters)) {
-        (false, _) => Err(s.refused(go)),
-        (true, Err(reason)) => Err(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }),
-        (true, Ok(config)) => match s.start_tls(config, security, limit).await {
-            Ok(()) => s.hello(&path.hello, limit).await,
-            Err(e) => Err(e),
+    // One that closes at the command is as broken as one that fails behind it.
+    let negotiated = match s.command("STARTTLS", limit).await {
+        Ok(go) if !go.is_positive() && !security.required => return Ok(s),
+        Ok(go) if !go.is_positive() => Err(s.refused(go)),
+        Err(e) => Err(e),
+        Ok(_) => match protection.configs.of(&security.parameters) {
+            Err(reason) => Err(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }),
+            Ok(config) => match s.start_tls(config, security, limit).await {
+                Ok(()) => s.hello(&path.hello, limit).await,
+                Err(e) => Err(e),
+            },
         },
     };
     match negotiated {

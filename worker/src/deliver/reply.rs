@@ -92,7 +92,8 @@ pub fn parse(input: &[u8]) -> Result<Option<(Reply, usize)>, ReplyError> {
             Some(_) => return Err(malformed()),
         };
         let clean = String::from_utf8_lossy(text);
-        lines.push(clean.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned());
+        let clean = clean.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control());
+        lines.push(clean.collect::<String>().trim().to_owned());
         if !more {
             return Ok(Some((Reply { code, lines }, at)));
         }

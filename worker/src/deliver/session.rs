@@ -178,6 +178,8 @@ pub struct Session {
     pub behind_pix: bool,
     /// The first 421 of the transaction, which need not have ended the session.
     pub said_421: Option<Reply>,
+    /// The receiver has other hosts that are not left out.
+    pub has_others: bool,
     /// It was the last reply.
     closing: bool,
     /// What came of STARTTLS; `None` in the clear.
@@ -237,6 +239,7 @@ impl Session {
             content_sent: Rc::default(),
             behind_pix: false,
             said_421: None,
+            has_others: false,
             closing: false,
             tls: None,
             parameters: None,

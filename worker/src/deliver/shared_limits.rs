@@ -22,6 +22,10 @@ use crate::shard::Shard;
 
 /// Pause before a limit that is reached is asked again, milliseconds.
 pub(super) const ASK_AGAIN_MS: i64 = 100;
+/// A shard that waits for a place looks so often whether another gave one back, milliseconds.
+const LOOK_EVERY_MS: i64 = 5;
+/// A request is repeated as long as it counts; a shard that has not repeated one for so long has none, milliseconds.
+const WAITS_MS: i64 = 1_000;
 /// Time between two that ask.
 const ASK_EVERY_NS: i64 = 400_000;
 /// `queue-priority` where nothing is said.
@@ -50,6 +54,8 @@ pub struct Asks {
     /// The next turn, Unix nanoseconds.
     next_ns: Cell<i64>,
     woken: RefCell<Vec<PathId>>,
+    /// The ledger has requests of this shard until this time, Unix milliseconds.
+    waits_until_ms: Cell<i64>,
 }
 
 impl Asks {
@@ -66,20 +72,33 @@ impl Asks {
         soon_ms.max(turn_ns / 1_000_000)
     }
 
-    /// Paths for which something was given back.
-    pub fn woken(&self) -> Vec<PathId> {
-        std::mem::take(&mut *self.woken.borrow_mut())
+    /// Paths for which something was given back, by this shard or another.
+    pub fn woken(&self, ledger: &Ledger, shard: u8, now_ms: i64) -> Vec<PathId> {
+        let mut all = std::mem::take(&mut *self.woken.borrow_mut());
+        if self.look_again_ms(now_ms).is_some() {
+            all.extend(ledger.woken(shard, now_ms).into_iter().map(|p| p as PathId));
+        }
+        all
+    }
+
+    /// When what others give back is to be looked for again, if something is waited for; Unix milliseconds.
+    pub fn look_again_ms(&self, now_ms: i64) -> Option<i64> {
+        (self.waits_until_ms.get() > now_ms).then_some(now_ms + LOOK_EVERY_MS)
     }
 }
 
 /// Something of `key` was given back, or may be left: whoever has the best right to it asks at once, if
-/// that is a path of this shard and not `by`, which gave it back: what it could not use with another
-/// limit in its way it would ask for in a circle.
+/// that is not `by`, which gave it back: what it could not use with another limit in its way it would ask
+/// for in a circle.
 pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
-    let first = shard.ledger.first_to_ask(key, crate::clock::now_ms());
-    if let Some(ask) = first.filter(|a| a.shard == shard.number && by != Some(a.path as PathId)) {
-        shard.asks.woken.borrow_mut().push(ask.path as PathId);
-        shard.timers.notify_one();
+    let now = crate::clock::now_ms();
+    match shard.ledger.first_to_ask(key, now) {
+        Some(ask) if ask.shard != shard.number => shard.ledger.wake(&ask, now),
+        Some(ask) if by != Some(ask.path as PathId) => {
+            shard.asks.woken.borrow_mut().push(ask.path as PathId);
+            shard.timers.notify_one();
+        }
+        _ => {}
     }
 }
 
@@ -289,6 +308,8 @@ fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), 
 pub struct Held {
     shard: Rc<Shard>,
     path: PathId,
+    /// A connection came of it: its own path may have what it gives back as well.
+    served: bool,
     priority: u8,
     slot: Option<Slot>,
     /// With the names of their limits.
@@ -312,7 +333,7 @@ impl Held {
         let (rules, destination) = (&wants.rules, &*wants.destination);
         let priority = rules.queue_priority.min(100) as u8;
         let shard = Rc::clone(shard);
-        let mut held = Held { shard, path, priority, slot: None, places: Vec::new() };
+        let mut held = Held { shard, path, served: false, priority, slot: None, places: Vec::new() };
         if let Some(t) = &wants.of_twins {
             held.place(t.connections, t.max_smtp_out).map_err(Full::of("max-smtp-out"))?;
         }
@@ -399,9 +420,18 @@ impl Held {
         Ok(())
     }
 
+    /// A connection stands.
+    pub fn serves(&mut self) {
+        self.served = true;
+    }
+
     fn give(&self, place: Place, key: u64) {
         self.shard.ledger.give_place(place);
-        wake_first(&self.shard, key, Some(self.path));
+        self.wake_first(key);
+    }
+
+    fn wake_first(&self, key: u64) {
+        wake_first(&self.shard, key, Some(self.path).filter(|_| !self.served));
     }
 
     /// Takes what `take` gives, unless somebody else asked for it with a better right; what is
@@ -416,13 +446,22 @@ impl Held {
         let taken = if shard.ledger.others_first(&ask, now) { None } else { take(shard) };
         match taken {
             Some(t) => {
-                shard.ledger.withdraw(&ask, now);
+                if shard.scheduler.borrow().has_more_for(self.path) {
+                    // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
+                    shard.ledger.keep(&Ask { has: has + 1, ..ask }, now);
+                } else {
+                    shard.ledger.withdraw(&ask, now);
+                }
                 // Where several were given back at once, there is one for the next, too.
                 wake_first(shard, key, Some(self.path));
                 Ok(t)
             }
             None => {
                 let is_asked = shard.ledger.request(&ask, now);
+                if is_asked {
+                    shard.asks.waits_until_ms.set(now + WAITS_MS);
+                    shard.timers.notify_one();
+                }
                 super::interruption::answer(shard);
                 Err(is_asked)
             }
@@ -434,7 +473,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         if let Some(s) = self.slot.take() {
             self.shard.ledger.give(s);
-            wake_first(&self.shard, key("total", ""), Some(self.path));
+            self.wake_first(key("total", ""));
         }
         std::mem::take(&mut self.places).into_iter().for_each(|(p, key)| self.give(p, key));
     }

@@ -24,6 +24,7 @@ pub struct Signed {
     at_s: i64,
     rules: Rc<DomainRules>,
     vmta: Rc<str>,
+    pool: Option<Rc<str>>,
     /// Others who ask while it is being signed wait for it.
     body: Rc<OnceCell<[Bytes; 2]>>,
 }
@@ -47,10 +48,11 @@ pub(super) async fn signed(shard: &Shard, path: &Path, content: &Content) -> [By
         let mut known = content.signed.borrow_mut();
         // Times in a signature are those of a while ago at most.
         known.retain(|s| s.generation == generation && now_s - s.at_s < SIGNED_S);
-        let same = known.iter().position(|s| Rc::ptr_eq(&s.rules, &path.rules) && s.vmta == path.vmta_name);
+        let is_same = |s: &Signed| Rc::ptr_eq(&s.rules, &path.rules) && s.vmta == path.vmta_name && s.pool == path.pool;
+        let same = known.iter().position(is_same);
         let at = same.unwrap_or_else(|| {
             let (rules, vmta) = (Rc::clone(&path.rules), Rc::clone(&path.vmta_name));
-            known.push(Signed { generation, at_s: now_s, rules, vmta, body: Rc::default() });
+            known.push(Signed { generation, at_s: now_s, rules, vmta, pool: path.pool.clone(), body: Rc::default() });
             known.len() - 1
         });
         Rc::clone(&known[at].body)
@@ -67,7 +69,7 @@ async fn sign(
     now_s: i64,
 ) -> [Bytes; 2] {
     let vmta = shard.scheduler.borrow().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
-    let keys = config.domain_keys(vmta);
+    let keys = config.domain_keys(vmta, path.pool.as_deref());
     let mut message = Message::of(&content.body);
     let mut fields = String::new();
     for o in options {

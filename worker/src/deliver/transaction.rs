@@ -8,6 +8,7 @@ use ipc::rules::DomainRules;
 
 use super::reply::Reply;
 use super::session::{Session, SessionFault};
+use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
 
 /// What came of a transaction.
@@ -206,7 +207,7 @@ async fn flight(
         }
     }
     if let Some(mail) = &mail_refused {
-        verdicts.iter_mut().for_each(|v| *v = Some(Verdict::of_refusal(mail)));
+        verdicts.iter_mut().for_each(|v| *v = Some(Verdict::of_refusal(mail).at(Stage::Transaction)));
         accepted = 0;
     }
     let end = if chunked {
@@ -217,7 +218,7 @@ async fn flight(
             if ends_session(&go, rules) {
                 return Err(s.refused(go));
             }
-            judge_accepted(verdicts, &Verdict::of_refusal(&go));
+            judge_accepted(verdicts, &about(accepted, Verdict::of_refusal(&go)));
             return if accepted > 0 { reset(s, limit).await } else { Ok(()) };
         }
         // A receiver that says 354 without a recipient still waits for an end of data.
@@ -231,7 +232,7 @@ async fn flight(
         }
         s.reply(rules.smtp_data_termination_timeout).await?
     };
-    judge_accepted(verdicts, &Verdict::of_reply(&end));
+    judge_accepted(verdicts, &about(accepted, Verdict::of_reply(&end)));
     if ends_session(&end, rules) && accepted > 0 {
         return Err(s.refused(end));
     }
@@ -277,6 +278,11 @@ async fn note_rcpt(
     Ok(false)
 }
 
+/// What is said of the content for several recipients is about none of them alone.
+fn about(accepted: usize, v: Verdict) -> Verdict {
+    if accepted > 1 { v.at(Stage::Transaction) } else { v }
+}
+
 /// The reply to the content is the verdict of every recipient that was accepted.
 fn judge_accepted(verdicts: &mut [Option<Verdict>], v: &Verdict) {
     for slot in verdicts.iter_mut().filter(|s| s.is_none()) {
@@ -293,7 +299,7 @@ async fn refused_mail(
     if ends_session(reply, rules) {
         return Err(s.refused(reply.clone()));
     }
-    judge_accepted(verdicts, &Verdict::of_refusal(reply));
+    judge_accepted(verdicts, &Verdict::of_refusal(reply).at(Stage::Transaction));
     reset(s, rules.smtp_multiple_line_response_timeout).await
 }
 

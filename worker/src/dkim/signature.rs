@@ -125,7 +125,12 @@ fn identified(m: &Message<'_>, identity: &Identity) -> Option<(String, String)> 
     Some(match identity {
         Identity::SenderOrFrom => (m.domain_in("sender").or_else(|| m.domain_in("from"))?, String::new()),
         Identity::StrictFrom => (m.domain_in("from")?, String::new()),
-        Identity::Given(i) => (signing_domain(i.rsplit_once('@')?.1)?, i.clone()),
+        Identity::Given(i) => {
+            let (local, domain) = i.rsplit_once('@')?;
+            let domain = signing_domain(domain)?;
+            let said = format!("{local}@{domain}");
+            (domain, said)
+        }
     })
 }
 

@@ -29,6 +29,8 @@ pub struct Activity {
     /// No new connection before this time, while those that are open go on: the receiver
     /// refused one more, or the ramp-up asks to wait.
     pub connect_again_ms: i64,
+    /// When `smtp-out-rampup-interval` lets another one be opened, Unix milliseconds.
+    pub ramp_up_ms: i64,
     /// When it asks again for a place under a limit over all shards, Unix milliseconds.
     pub ask_again_ms: i64,
     /// A limit other than the path's own lets no connection be opened before this time, Unix
@@ -71,6 +73,7 @@ impl Default for Activity {
             idle: 0,
             ordinary: 0,
             connect_again_ms: 0,
+            ramp_up_ms: 0,
             ask_again_ms: 0,
             blocked_until_ms: 0,
             blocked_by: "",

@@ -66,6 +66,8 @@ pub const CAUSES: [Cause; 16] = [
     Cause::Moving,
 ];
 
+/// What limits of source addresses begin with.
+const OF_SOURCE: &str = "source-ip-";
 /// Minutes that are remembered.
 const MINUTES: usize = 5;
 
@@ -174,13 +176,19 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         return Cause::Pool;
     }
     if p.blocked_until_ms > now_ms {
-        return if p.blocked_by.is_empty() { Cause::Source } else { Cause::SharedLimit };
+        let of_source = p.blocked_by.is_empty() || p.blocked_by.starts_with(OF_SOURCE);
+        return if of_source && p.twins.is_none() { Cause::Source } else { Cause::SharedLimit };
     }
     let open = u64::from(p.connections + p.connecting);
     if l.smtp_out > 0 && open >= l.smtp_out {
         return if p.connections == 0 { Cause::Connecting } else { Cause::MaxSmtpOut };
     }
-    if p.connecting > 0 {
+    let best = q.ready.next(|_| true).map_or(0, |(_, e)| e.priority);
+    if best < p.least_priority() {
+        // What is left is reserved.
+        return Cause::MaxSmtpOut;
+    }
+    if p.connecting > 0 && p.connections == 0 {
         return Cause::Connecting;
     }
     if ready(&w.connect, l.connect_rate) > now_ms {
@@ -189,7 +197,7 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
     if p.connect_again_ms > now_ms {
         return Cause::ConnectPause;
     }
-    Cause::Receiver
+    if p.connecting > 0 { Cause::Connecting } else { Cause::Receiver }
 }
 
 /// The directive behind a cause, in a mode.

@@ -327,10 +327,12 @@ impl Path {
     /// Limits changed: no window waits longer than the new one can ask for.
     pub fn limits_changed(&mut self, now_ms: i64) {
         let l = self.limits();
+        let gap = self.rules.smtp_out_rampup_interval.as_millis().min(1 << 50) as i64;
         let Some(a) = &mut self.activity else { return };
+        a.ramp_up_ms = a.ramp_up_ms.min(now_ms.saturating_add(gap));
         a.twins.iter_mut().for_each(|t| t.limits_changed = true);
         // It may wait for what a rate over all shards would have given under the old limits.
-        a.connect_again_ms = a.connect_again_ms.min(now_ms + LOOK_AGAIN_MS);
+        a.connect_again_ms = a.connect_again_ms.min(now_ms + LOOK_AGAIN_MS).max(a.ramp_up_ms);
         for (pace, rate) in a.paces.under(&l) {
             pace.tat_ns = match rate.count {
                 0 => 0,
@@ -339,11 +341,12 @@ impl Path {
         }
     }
 
-    /// Connections that mail below `reserved-priority` may have.
-    fn unreserved(&self) -> u64 {
+    /// Connections that mail below `reserved-priority` may have: one at least, also where backoff leaves fewer than
+    /// are reserved.
+    pub fn unreserved(&self) -> u64 {
         let max = self.limits().smtp_out;
         let none_kept = max == 0 || self.rules.reserved_smtp_out == 0;
-        if none_kept { u64::MAX } else { max.saturating_sub(self.rules.reserved_smtp_out) }
+        if none_kept { u64::MAX } else { max.saturating_sub(self.rules.reserved_smtp_out).max(1) }
     }
 
     /// Mail of this priority may go by `reserved-smtp-out`.
@@ -395,7 +398,8 @@ impl Path {
         self.paces.connect.advance(rate, now_ns, 1);
         let gap = self.rules.smtp_out_rampup_interval.as_millis().min(1 << 50) as i64;
         if gap > 0 {
-            self.connect_again_ms = self.connect_again_ms.max(now_ns / 1_000_000 + gap);
+            self.ramp_up_ms = now_ns / 1_000_000 + gap;
+            self.connect_again_ms = self.connect_again_ms.max(self.ramp_up_ms);
         }
     }
 
@@ -539,7 +543,9 @@ mod tests {
         p.connections = 4;
         assert_eq!(p.wanted(100, 100, 1), 0);
         let mut all = path(DomainRules { max_smtp_out: 1, reserved_smtp_out: 3, ..Default::default() });
-        assert_eq!((all.wanted(9, 0, 1), all.wanted(9, 1, 1), all.least_priority()), (0, 1, 75));
+        assert_eq!((all.wanted(9, 0, 1), all.least_priority()), (1, 0), "the last one is not kept free");
+        (all.connections, all.ordinary) = (1, 1);
+        assert_eq!((all.wanted(9, 9, 1), all.least_priority()), (0, 75));
         all.rules = Rc::new(DomainRules::default());
         assert_eq!(all.least_priority(), 0);
     }
@@ -587,5 +593,11 @@ mod tests {
         assert_eq!(p.wanted(100, 0, 10_000), 1);
         p.opening(10_000_000_000);
         assert_eq!((p.wanted(100, 0, 11_999), p.wanted(100, 0, 12_000)), (0, 1));
+        // A reload is no reason to open one sooner, unless it says so.
+        p.limits_changed(10_500);
+        assert_eq!((p.wanted(100, 0, 11_999), p.wanted(100, 0, 12_000)), (0, 1));
+        p.rules = Rc::new(DomainRules::default());
+        p.limits_changed(10_500);
+        assert!(p.wanted(100, 0, 11_500) > 0);
     }
 }

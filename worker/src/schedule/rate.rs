@@ -2,8 +2,8 @@
 //! while there is work.
 //!
 //! Generic cell rate algorithm. With tolerance `t` and interval `i`, a window `W` sees at
-//! most `(W + t) / i + 1` events. Choosing `t = 4 % of W` and `i = 1.04 W / N` makes that
-//! N + 1, at 96 % of N; the tolerance catches up with timers that fire late.
+//! most `(W + t) / i + 1` events. Choosing `t = 4 % of W`, 5 s at most, and `i = (W + t) / N` makes
+//! that N + 1, at 96 % of N or more; the tolerance catches up with timers that fire late.
 
 use ipc::ledger::Ahead;
 use ipc::rules::Rate;
@@ -15,12 +15,15 @@ pub struct Pace {
     pub tat_ns: i64,
 }
 
+/// Timers are never later than this: what a longer window lets go at once would be a burst.
+const TOLERANCE_MAX_NS: u128 = 5_000_000_000;
+
 fn tolerance_ns(rate: Rate) -> i64 {
-    (rate.per.as_nanos() / 25) as i64
+    (rate.per.as_nanos() / 25).min(TOLERANCE_MAX_NS) as i64
 }
 
 fn interval_ns(rate: Rate) -> i64 {
-    ((rate.per.as_nanos() + rate.per.as_nanos() / 25) / u128::from(rate.count.max(1))) as i64
+    ((rate.per.as_nanos() + tolerance_ns(rate) as u128) / u128::from(rate.count.max(1))) as i64
 }
 
 impl Pace {

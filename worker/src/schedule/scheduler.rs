@@ -26,6 +26,8 @@ const CONTENTS_DROPPED_MAX: usize = 10_000;
 
 /// Failures that others are compared with.
 const FAILURES_KEPT: usize = 32;
+/// Queues of one path that are looked at for its work.
+const QUEUES_LOOKED_AT: usize = 16;
 /// Names that are kept whether queues have them or not.
 const NAMES_MIN: usize = 1024;
 
@@ -352,6 +354,13 @@ impl Scheduler {
         self.pulled(queue, id, taken, now_ns / 1_000_000);
         let entry = Entry { end: entry.start + taken as u16, ..entry };
         Next::Send(Batch { ordinary, ..Batch::of(queue, key, entry) })
+    }
+
+    /// Path `id` has mail for more connections than it has.
+    pub fn has_more_for(&self, id: PathId) -> bool {
+        let Some(p) = self.paths.get(id) else { return false };
+        let ready = p.in_turn().take(QUEUES_LOOKED_AT).filter_map(|q| self.queues.get(q)).map(|q| q.ready.len());
+        !p.is_full() && ready.sum::<usize>() > 2 * (p.connections + p.connecting) as usize
     }
 
     /// A connection of path `id` is through with a batch.

@@ -83,11 +83,21 @@ pub(super) fn take_tokens(
         let paces = p.source(ip).paces;
         (ip, msg, volume, paces)
     });
+    let mut by_source = "";
     if let Some((_, msg, volume, paces)) = &of_source {
+        let waits = |pace: &Pace, rate: Rate| pace.available(rate, now_ns, 1).0 == 0;
+        by_source = match () {
+            () if waits(&paces.msg, *msg) => "source-ip-max-msg-rate",
+            () if waits(&paces.volume, *volume) => "source-ip-max-data-volume-rate",
+            () => "",
+        };
         allow(&paces.msg, *msg, false);
         allow(&paces.volume, *volume, true);
     }
     if n == 0 {
+        if !by_source.is_empty() {
+            (p.blocked_until_ms, p.blocked_by) = ((next + 999_999) / 1_000_000, by_source);
+        }
         return (0, next);
     }
     let Grant { count: granted, next_ns, by } = shared(n, bytes);
@@ -141,7 +151,7 @@ mod tests {
         assert!((20..=25).contains(&alone), "{alone}");
         assert_eq!(taken(&rules, 3), 3);
         assert_eq!(taken(&rules, 0), 0);
-        assert_eq!(taken(&DomainRules { max_msg_per_hour: 50, ..rules.clone() }, 1000), 2);
+        assert_eq!(taken(&DomainRules { max_msg_per_hour: 50, ..rules.clone() }, 1000), 1);
         // What was not delivered does not count as volume.
         let (mut s, id) =
             with(DomainRules { max_data_volume_rate: rate(100), max_rcpt_per_transaction: 1, ..rules }, 3);

@@ -23,6 +23,7 @@ impl Shard {
         loop {
             let now = clock::now_ms();
             let next = self.scheduler.borrow().next_timer().unwrap_or(i64::MAX).min(now + 1000);
+            let next = self.asks.look_again_ms(now).map_or(next, |at| next.min(at));
             if next > now {
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis((next - now) as u64)) => {}
@@ -39,13 +40,15 @@ impl Shard {
                     }
                 }
             }
-            for id in self.asks.woken() {
+            for id in self.asks.woken(&self.ledger, self.number, now) {
                 let mut s = self.scheduler.borrow_mut();
                 if let Some(p) = s.paths.get_mut(id).filter(|p| p.ask_again_ms > now) {
                     p.ask_again_ms = 0;
                 }
                 drop(s);
-                if !self.pump(id) {
+                let serves = self.pump(id);
+                let opens = |p: &crate::schedule::Path| p.connecting > 0 || p.waits_to_open;
+                if !(serves && self.scheduler.borrow().paths.get(id).is_some_and(opens)) {
                     // It has no use for it any more: the next one has.
                     let keys = self.ledger.withdraw_all(self.number, id as u32, now);
                     keys.into_iter().for_each(|k| wake_first(&self, k, Some(id)));
