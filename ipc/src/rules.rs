@@ -197,7 +197,7 @@ impl FromValue for String {
 }
 
 impl FromValue for Vec<String> {
-    const KINDS: &[&str] = &["list", "emails", "refs", "categories"];
+    const KINDS: &[&str] = &["list", "headers", "emails", "refs", "categories"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::TextList(l) = v { Some(l.iter().map(|t| t.as_str().to_owned()).collect()) } else { None }
     }

@@ -1,5 +1,6 @@
 //! `sluice dkim`: keys, and whether their records are published.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,8 @@ pub fn generate(
 ) -> Result<String, Failure> {
     let domain = ipc::message::normalise_domain(domain).map_err(|e| Failure::Wrong(format!("{domain}: {e}")))?;
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if selector.is_empty() || !selector.chars().all(fine) {
+    let is_label = |l: &str| !l.is_empty() && !l.starts_with('-') && !l.ends_with('-');
+    if !selector.chars().all(fine) || !selector.split('.').all(is_label) {
         return Err(Failure::Wrong(format!("expected a selector of letters, digits, - and ., found {selector:?}")));
     }
     let pem = if algorithm == "ed25519" { key::generate_ed25519() } else { key::generate_rsa(bits) };
@@ -56,8 +58,12 @@ pub fn generate(
 /// # Errors
 /// When the library cannot write the public key.
 fn record(key: &Key) -> Result<String, String> {
-    let kind = if key.algorithm().starts_with("rsa") { "rsa" } else { "ed25519" };
-    Ok(format!("v=DKIM1; k={kind}; p={}", public(key)?))
+    Ok(format!("v=DKIM1; k={}; p={}", kind_of(key), public(key)?))
+}
+
+/// `k=`
+fn kind_of(key: &Key) -> &'static str {
+    if key.algorithm().starts_with("rsa") { "rsa" } else { "ed25519" }
 }
 
 fn public(key: &Key) -> Result<String, String> {
@@ -71,7 +77,8 @@ pub struct Checked {
     domain: String,
     file: String,
     bits: usize,
-    /// `published`, `missing`, `differs`, `revoked`, `any domain`, or `unknown` where DNS does not say.
+    /// `published`, `missing`, `differs`, `revoked`, `unusable` (the key is there, and `v=`, `k=`, `h=` or `s=` keep
+    /// verifiers from it), `any domain`, or `unknown` where DNS does not say.
     state: &'static str,
     /// What to publish; empty where it is.
     publish: String,
@@ -80,7 +87,7 @@ pub struct Checked {
 impl Checked {
     /// Its signatures will not be verified.
     pub fn is_wrong(&self) -> bool {
-        matches!(self.state, "missing" | "differs" | "revoked")
+        matches!(self.state, "missing" | "differs" | "revoked" | "unusable")
     }
 }
 
@@ -121,7 +128,7 @@ pub async fn compare(keys: Vec<Published>, resolver: &Resolver) -> Result<Vec<Ch
         let state = match k.domain.as_str() {
             "*" => "any domain",
             d => match resolver.txt(&format!("{}._domainkey.{d}", k.selector)).await {
-                Ok(found) => state_of(&found, &public(&key)?),
+                Ok(found) => state_of(&found, kind_of(&key), &public(&key)?),
                 Err(_) => "unknown",
             },
         };
@@ -160,19 +167,36 @@ pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     Ok((text, well))
 }
 
-/// Whether one of the records that were found publishes the key.
-fn state_of(found: &[String], p: &str) -> &'static str {
-    let published = |r: &String| {
-        let tags = r.split(';').filter_map(|t| t.split_once('='));
-        tags.into_iter().find(|(n, _)| n.trim() == "p").map(|(_, v)| v.split_whitespace().collect::<String>())
+/// Whether one of the records that were found publishes the key `p` of a kind (`k=`), so that verifiers take it
+/// (RFC 6376 section 3.6.1).
+fn state_of(found: &[String], kind: &str, p: &str) -> &'static str {
+    let all: Vec<HashMap<&str, String>> = found.iter().map(|r| tags(r)).filter(|t| t.contains_key("p")).collect();
+    let is_usable = |t: &HashMap<&str, String>| {
+        let names = |tag: &str, wanted: &[&str]| {
+            t.get(tag).is_none_or(|v| v.split(':').any(|n| wanted.iter().any(|w| n.eq_ignore_ascii_case(w))))
+        };
+        t.get("v").is_none_or(|v| v == "DKIM1")
+            && t.get("k").map_or(kind == "rsa", |k| k.eq_ignore_ascii_case(kind))
+            && names("h", &["sha256"])
+            && names("s", &["*", "email"])
     };
-    let all: Vec<String> = found.iter().filter_map(published).collect();
+    let has_key = |t: &&HashMap<&str, String>| t["p"] == p;
     match all.as_slice() {
         [] => "missing",
-        l if l.iter().any(|v| v == p) => "published",
-        l if l.iter().any(String::is_empty) => "revoked",
+        l if l.iter().filter(has_key).any(is_usable) => "published",
+        l if l.iter().any(|t| has_key(&t)) => "unusable",
+        l if l.iter().any(|t| t["p"].is_empty()) => "revoked",
         _ => "differs",
     }
+}
+
+/// A record's tags, without white space.
+fn tags(record: &str) -> HashMap<&str, String> {
+    record
+        .split(';')
+        .filter_map(|t| t.split_once('='))
+        .map(|(n, v)| (n.trim(), v.split_whitespace().collect()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -181,9 +205,13 @@ mod tests {
 
     #[test]
     fn records_are_compared_by_their_key() {
-        let of = |r: &[&str]| state_of(&r.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>(), "AB+=");
+        let of = |r: &[&str]| state_of(&r.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>(), "rsa", "AB+=");
         assert_eq!(of(&["v=DKIM1; k=rsa; p=AB +="]), "published");
         assert_eq!(of(&["v=spf1 -all", "v=DKIM1; p=CD"]), "differs");
+        assert_eq!(of(&["k=rsa; h=sha1:sha256; s=email; p=AB+="]), "published");
+        for unusable in ["h=sha1; p=AB+=", "s=other; p=AB+=", "k=ed25519; p=AB+=", "v=DKIM2; p=AB+="] {
+            assert_eq!(of(&[unusable]), "unusable", "{unusable}");
+        }
         assert_eq!((of(&["p="]), of(&[]), of(&["v=spf1"])), ("revoked", "missing", "missing"));
     }
 }

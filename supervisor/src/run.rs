@@ -565,6 +565,17 @@ impl Supervisor {
         self.rotate_accounting(Some(file))
     }
 
+    /// Begins accounting files that are due, those of another configuration above all, and waits until they are in use.
+    ///
+    /// # Errors
+    /// As [`Supervisor::rotate_accounting`].
+    pub async fn rotate_now_if_due(&self) -> Result<(), String> {
+        self.until(ANSWER_WAIT, Self::may_rotate).await;
+        self.rotate_accounting(None)?;
+        self.until(ANSWER_WAIT, Self::may_rotate).await;
+        Ok(())
+    }
+
     /// All shards serve, and write to the files named last.
     fn may_rotate(&self) -> bool {
         let switch = self.accounting.borrow().switch;

@@ -234,3 +234,19 @@ fn what_cannot_be_meant_is_said_by_config_check() {
     assert_eq!(checked("<acct-file \"|\">\n</acct-file>").0, Some(2));
     assert_eq!(checked("<acct-file a/b.csv>\n</acct-file>\n<acct-file ./a/./b.csv>\n</acct-file>").0, Some(2));
 }
+
+#[test]
+fn a_file_that_comes_with_a_reload_has_the_rows_of_mail_behind_it() {
+    let r = Receiver::start();
+    let engine = Engine::start(2, &format!("<domain *>\n {}\n</domain>\n#more", r.hosts()));
+    send(&engine, &["before@d.test"], "");
+    engine.edit_config("#more", "<acct-file acct/new.csv>\n records d\n record-fields d rcpt\n</acct-file>");
+    engine.run(&["reload"]);
+    for n in 0..20 {
+        send(&engine, &[&format!("u{n}@d{n}.test")], "");
+    }
+    eventually("every one has its row", Duration::from_secs(10), || {
+        let text: String = texts(&engine.path().join("acct")).concat();
+        (0..20).all(|n| text.lines().any(|l| l.trim_end() == format!("d,u{n}@d{n}.test")))
+    });
+}

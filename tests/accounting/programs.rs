@@ -155,3 +155,20 @@ fn programs_follow_the_configuration_and_end_with_the_server() {
     let text = read(&out);
     assert!(text.contains("last@d.test") && text.ends_with("ended\n"), "what was accounted last is passed on: {text}");
 }
+
+#[test]
+fn a_command_is_what_a_shell_makes_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n</domain>\n<acct-file \"|cd {} && NAME=rows; while read l; do echo $l; done | cat >> $NAME\">\n \
+             records d\n record-fields d rcpt\n</acct-file>",
+            r.hosts(),
+            dir.path().display()
+        ),
+    );
+    send(&engine, &["u@d.test"], "");
+    eventually("its row is read", Duration::from_secs(10), || read(&dir.path().join("rows")).contains("d,u@d.test"));
+}

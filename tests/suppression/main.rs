@@ -17,13 +17,6 @@ fn send(engine: &Engine, to: &[&str], headers: &str) -> (u16, String) {
     c.send("", to, &format!("{headers}Subject: x\r\n\r\nx")).unwrap()
 }
 
-/// Runs a command that succeeds; what it says.
-fn sluice(engine: &Engine, args: &[&str]) -> String {
-    let out = engine.sluice(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 /// Waits for a recipient's row of a type; its cells.
 fn row(engine: &Engine, kind: &str, recipient: &str) -> Vec<String> {
     let mut found = None;

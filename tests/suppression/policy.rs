@@ -6,11 +6,11 @@ use tests::engine::{Engine, checked};
 use tests::eventually;
 use tests::receiver::Receiver;
 
-use super::{row, send, sluice};
+use super::{row, send};
 
 /// What the lists say of an address.
 fn entries(engine: &Engine, address: &str) -> Vec<serde_json::Value> {
-    serde_json::from_str(&sluice(engine, &["suppress", "list", address, "--json"])).unwrap()
+    serde_json::from_str(&engine.run(&["suppress", "list", address, "--json"])).unwrap()
 }
 
 #[test]
@@ -148,5 +148,26 @@ fn categories_that_are_not_of_mailboxes_are_errors() {
         let (found, text) = checked(&format!("<domain *>\n suppress-on {category}\n</domain>"));
         assert_eq!(found, Some(code), "{category}: {text}");
         assert_eq!(text.contains("suppress nobody"), code == 2, "{text}");
+    }
+}
+
+#[test]
+fn what_is_said_of_the_sender_suppresses_no_recipient() {
+    let r = Receiver::start();
+    let engine =
+        Engine::start(1, &format!("<domain *>\n {}\n suppress-on bad-mailbox,inactive-mailbox\n</domain>", r.hosts()));
+    for (n, reply) in ["550 5.1.1 user unknown", "550 no such user", "550 5.2.1 mailbox disabled for this sender"]
+        .into_iter()
+        .enumerate()
+    {
+        r.script(|s| s.mail_reply = Some(reply));
+        let to = format!("m{n}@d.test");
+        assert_eq!(send(&engine, &[&to], "").0, 250);
+        let bounced = row(&engine, "b", &to);
+        assert!(!matches!(bounced[crate::CATEGORY].as_str(), "bad-mailbox" | "inactive-mailbox"), "{bounced:?}");
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    for n in 0..3 {
+        assert!(entries(&engine, &format!("m{n}@d.test")).is_empty());
     }
 }

@@ -158,7 +158,7 @@ impl Feeder {
         let starting = |e: std::io::Error| ("starting", e.to_string());
         let mut child = Command::new("/bin/sh")
             .arg("-c")
-            .arg(format!("exec {}", self.of.program))
+            .arg(&self.of.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)

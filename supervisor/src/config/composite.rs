@@ -52,6 +52,10 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
         "hosts" => hosts(text).map(|()| keep()),
         "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
         "identity" => identity(one(text)?).map(|()| keep()),
+        "headers" => {
+            items(text).try_for_each(|h| header_name(h, text))?;
+            Ok(Value::TextList(super::value::list(text)).into())
+        }
         "url" => url(one(text)?).map(|()| keep()),
         "queue" => {
             let name = super::compile::pattern_key(queue(one(text)?)?);
@@ -432,6 +436,15 @@ fn daily(item: &str, of: &str) -> Result<(), Problem> {
     }
 }
 
+/// A header's name (RFC 5322 section 3.6.8), or an expression for names.
+fn header_name(item: &str, of: &str) -> Result<(), Problem> {
+    if item.starts_with('/') {
+        return regex(item, of).map(|_| ());
+    }
+    let is_name = !item.is_empty() && item.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+    if is_name { Ok(()) } else { Err(Problem::expected("the name of a header field, or /regex/", item).at(item, of)) }
+}
+
 fn identity(t: &str) -> Result<(), Problem> {
     let known = t.eq_ignore_ascii_case("sender-or-from") || t.eq_ignore_ascii_case("strict-from");
     let fine = known || t.rsplit_once('@').is_some_and(|(_, d)| normalise_domain(d).is_ok());
@@ -564,6 +577,8 @@ mod tests {
             ("pattern", "a b"),
             ("pattern", "[::1]x"),
             ("regex", "/(a/"),
+            ("headers", "X-A, /[/"),
+            ("headers", "X-A:"),
             ("regex", "a"),
             ("regex", "/a"),
             ("source-host", "mail.test 192.0.2.1"),

@@ -72,6 +72,7 @@ pub fn example(d: &Directive) -> String {
             "queue-filter" => "example.com/vmta1".into(),
             _ => "X-Mailer, X-Originating-IP".into(),
         },
+        "headers" => "X-Mailer, X-Originating-IP".into(),
         "ip" => "192.0.2.10".into(),
         "ip-port" => "127.0.0.1:53".into(),
         "listener" => "192.0.2.10:25".into(),

@@ -173,7 +173,8 @@ impl Output {
     }
 
     fn rows(&mut self, rows: Vec<SuppressionRow>) -> std::io::Result<()> {
-        for r in rows {
+        for mut r in rows {
+            r.address = worker::suppression::spelled(&r.address);
             let (added, expires) = (time(r.added_unix_s), time(r.expires_unix_s));
             match self {
                 Output::Table(all) => all.push(vec![r.address, r.list, r.reason, r.source, added, expires]),
@@ -244,6 +245,7 @@ fn import(target: &Target, file: &Path, given: &NewEntries) -> Result<(), Failur
     };
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).comment(Some(b'#')).from_reader(input);
     let mut columns: Option<[Option<usize>; 6]> = None;
+    let mut width = 1;
     let mut server = Conversation::with(target)?;
     let mut rows = Vec::with_capacity(ROWS);
     let mut record = csv::StringRecord::new();
@@ -253,7 +255,11 @@ fn import(target: &Target, file: &Path, given: &NewEntries) -> Result<(), Failur
         if !reader.read_record(&mut record).map_err(|e| wrong(e.to_string()))? {
             break;
         }
+        let has_more = |most: usize| record.iter().skip(most).any(|c| !c.trim().is_empty());
         let of = match columns {
+            Some(_) if has_more(width) => {
+                return Err(wrong(format!("expected {width} cells, found {}", record.len())));
+            }
             Some(c) => c,
             None => {
                 let at = |n: &str| {
@@ -261,6 +267,10 @@ fn import(target: &Target, file: &Path, given: &NewEntries) -> Result<(), Failur
                 };
                 let found = COLUMNS.map(at);
                 let named = found[0].is_some();
+                width = if named { record.len() } else { 1 };
+                if !named && has_more(1) {
+                    return Err(wrong("expected one address, or a header line that names the columns".into()));
+                }
                 columns = Some(if named { found } else { [Some(0), None, None, None, None, None] });
                 if named {
                     continue;

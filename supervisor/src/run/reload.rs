@@ -140,6 +140,10 @@ impl Supervisor {
         self.accounting.borrow_mut().feed_programs(true);
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
+            // Rows of mail that comes after the answer are in new files already.
+            if let Err(error) = self.rotate_now_if_due().await {
+                tracing::error!(error, "new accounting files are not in use yet");
+            }
         }
         if let Some(e) = self.slots.borrow().iter().find_map(|s| s.reload_error.clone()) {
             return Err(e);

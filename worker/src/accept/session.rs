@@ -566,7 +566,8 @@ fn addressed(arg: &str, utf8: bool) -> Result<(Rcpt, String), Refusal> {
 fn not_an_address(arg: &str) -> (Rcpt, String) {
     let arg = arg.trim_start();
     let inside = arg.strip_prefix('<').map_or(arg, |a| a.split('>').next().unwrap_or_default());
-    let printable = inside.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '<' | '>'));
+    // As it was given: what lacks a character could be somebody else's address.
+    let printable = inside.chars().map(|c| if c.is_control() { '?' } else { c });
     let address: String = printable.take(crate::suppression::ADDRESS_MAX).collect();
     let text = format!("<{address}> is no address, it will bounce (accept-invalid-recipients)");
     (Rcpt { address, notify: notify::NOT_TO_BE_SENT | notify::NO_ADDRESS, orcpt: String::new() }, text)

@@ -162,7 +162,10 @@ impl Columns {
             return true;
         }
         let queue = v.field(const { stored("queue") });
-        let (domain, vmta) = queue.rsplit_once('/').unwrap_or((&queue, ""));
+        let (shown, vmta) = queue.rsplit_once('/').unwrap_or((&queue, ""));
+        // Rows name internationalised domains as people write them.
+        let domain = ipc::message::normalise_domain(shown);
+        let domain = domain.as_deref().unwrap_or(shown);
         self.filter.iter().find(|(_, of)| of.matches(domain, vmta)).is_some_and(|(excludes, _)| !excludes)
     }
 

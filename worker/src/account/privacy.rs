@@ -34,6 +34,23 @@ impl std::fmt::Debug for Privacy {
 
 /// Longest key that is taken, bytes.
 const KEY_MAX: usize = 4096;
+/// Characters of a local part that is replaced wherever it stands as a word.
+const LOCAL_WORD_MIN: usize = 4;
+/// Local parts that are words of replies as well.
+const WORDS_OF_REPLIES: [&str; 12] = [
+    "mail",
+    "user",
+    "spam",
+    "host",
+    "abuse",
+    "domain",
+    "server",
+    "policy",
+    "mailbox",
+    "address",
+    "support",
+    "postmaster",
+];
 /// Bytes of a SipHash key; shorter ones are filled up with NUL.
 const SIPHASH_KEY: usize = 16;
 
@@ -123,16 +140,17 @@ impl Privacy {
         let Some((local, domain)) = recipient.rsplit_once('@').filter(|(l, _)| !l.is_empty()) else {
             return text.to_owned();
         };
-        let (lower, wanted) = (text.to_ascii_lowercase(), local.to_ascii_lowercase());
+        let (lower, wanted) = (lowered(text), lowered(local));
         let behind = domain.to_ascii_lowercase();
+        let speaks_for_itself = is_telling(&wanted);
         let (mut out, mut from) = (String::with_capacity(text.len()), 0);
         for at in memchr::memmem::find_iter(lower.as_bytes(), wanted.as_bytes()) {
             let end = at + wanted.len();
-            let is_address = lower.get(end..).is_some_and(|rest| {
-                rest.strip_prefix(['@', '=']).is_some_and(|d| d.starts_with(&behind))
-                    // Some replies name the mailbox alone: <local>.
-                    || (rest.starts_with('>') && lower.get(..at).is_some_and(|b| b.ends_with('<')))
-            });
+            let (Some(before), Some(rest)) = (lower.get(..at), lower.get(end..)) else { continue };
+            let is_address = rest.strip_prefix(['@', '=']).is_some_and(|d| d.starts_with(&behind))
+                // Some replies name the mailbox alone: <local>, or as a word.
+                || (rest.starts_with('>') && before.ends_with('<'))
+                || (speaks_for_itself && is_word(before, rest));
             if at >= from && is_address {
                 out.push_str(&text[from..at]);
                 out.push_str(&self.digest(local));
@@ -142,6 +160,26 @@ impl Privacy {
         out.push_str(&text[from..]);
         out
     }
+}
+
+/// In lower case, where that changes no character's length: places in it are places in the text.
+fn lowered(text: &str) -> String {
+    let lower = text.to_lowercase();
+    if lower.len() == text.len() { lower } else { text.to_ascii_lowercase() }
+}
+
+/// A local part that no reply would hold by chance.
+fn is_telling(local: &str) -> bool {
+    local.chars().count() >= LOCAL_WORD_MIN && !WORDS_OF_REPLIES.contains(&local)
+}
+
+/// What stands between these is not a part of a longer word.
+fn is_word(before: &str, behind: &str) -> bool {
+    let inside = |c: char| c.is_alphanumeric() || matches!(c, '.' | '+' | '_' | '-');
+    let ends = before.chars().next_back().is_none_or(|c| !inside(c));
+    let mut next = behind.chars();
+    let begins = next.next().is_none_or(|c| !inside(c) || (c == '.' && next.next().is_none_or(|c| !inside(c))));
+    ends && begins
 }
 
 fn unquoted(text: &str) -> &str {
@@ -190,6 +228,13 @@ mod tests {
         assert_eq!(p.address("ann@b.test"), "...@b.test");
         let reply = "smtp;550 <Ann@B.test>: joann@b.test is not ann, <ann> unknown";
         assert_eq!(p.text(reply, "ann@b.test"), "smtp;550 <...@B.test>: jo...@b.test is not ann, <...> unknown");
+        let bare = "550 secretA+tag (ID) unknown, fwd SECRETA+TAG@other.test, secreta+tagged is not";
+        assert_eq!(
+            p.text(bare, "secretA+tag@b.test"),
+            "550 ... (ID) unknown, fwd ...@other.test, secreta+tagged is not"
+        );
+        assert_eq!(p.text("user \u{dc}nser is full.", "\u{fc}nser@b.test"), "user ... is full.");
+        assert_eq!(p.text("550 no such user here", "user@b.test"), "550 no such user here");
         assert_eq!(p.text("news-ann=b.test@s.test", "ann@b.test"), "news-...=b.test@s.test");
         assert_eq!(Privacy::parse("redact \"x y\"").unwrap().address("a@b"), "x y@b");
     }

@@ -80,7 +80,7 @@ pub fn normal_address(address: &str) -> Result<String, String> {
     let quoted = local.strip_prefix('"').and_then(|l| l.strip_suffix('"')).filter(|l| !l.is_empty());
     let local = match quoted {
         Some(inside) => unescaped(inside),
-        None if local.contains(' ') => return Err(expected()),
+        None if local.contains([' ', '@', '"']) => return Err(expected()),
         None => local.to_owned(),
     };
     let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_owned());
@@ -89,6 +89,23 @@ pub fn normal_address(address: &str) -> Result<String, String> {
         return Err(expected());
     }
     Ok(a)
+}
+
+/// An address of a list as mail writes it: the local part in quotes where it needs them (RFC 5321 section 4.1.2).
+pub fn spelled(address: &str) -> String {
+    let Some((local, domain)) = address.rsplit_once('@') else { return address.to_owned() };
+    let plain = |c: char| c.is_alphanumeric() || !c.is_ascii() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
+    if local.chars().all(plain) {
+        return address.to_owned();
+    }
+    let mut out = String::from("\"");
+    for c in local.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out + "\"@" + domain
 }
 
 /// What stands behind each backslash, and the rest.
@@ -107,7 +124,7 @@ fn unescaped(quoted: &str) -> String {
 /// A sentence saying what is wrong with it.
 pub fn normal_list(name: &str) -> Result<String, String> {
     let n = name.trim().to_lowercase();
-    if n.is_empty() || n.len() > LIST_NAME_MAX || n.chars().any(|c| c.is_control() || c == ',') {
+    if n.is_empty() || n.len() > LIST_NAME_MAX || n.chars().any(|c| c.is_control() || c.is_whitespace() || c == ',') {
         return Err(format!("expected the name of a list, found {name:?}"));
     }
     Ok(n)

@@ -2,6 +2,7 @@
 
 use ipc::rules::Value;
 use ipc::snapshot::AddressList;
+use worker::suppression::normal_address;
 
 use super::{Accepted, Compiler, Statement};
 
@@ -11,7 +12,7 @@ impl<'s> Compiler<'s> {
         let mut list = AddressList { name: s.value.to_lowercase(), ..Default::default() };
         for i in &s.inside {
             match (&*i.name, self.check("address-list", i).and_then(Accepted::in_force)) {
-                ("domain", Some(Value::Text(t))) => list.domains.push(t.to_lowercase()),
+                ("domain", Some(Value::Text(t))) => list.domains.push(ascii_domain(&t)),
                 ("address", Some(Value::Text(t))) => self.listed_address(i, &t, &mut list),
                 ("address-file", Some(Value::Text(path))) => {
                     // Whether it can be read was checked with the value.
@@ -42,9 +43,15 @@ impl<'s> Compiler<'s> {
                 Err(e) => self.error(s.value_at, "bad-value", format!("{text}: {e}"), ""),
             }
         } else if let Some(domain) = text.strip_prefix('@') {
-            list.domains.push(domain.to_lowercase());
+            list.domains.push(ascii_domain(domain));
         } else {
-            list.addresses.push(text.to_lowercase());
+            // A local part alone is none that could be written another way.
+            list.addresses.push(normal_address(text).unwrap_or_else(|_| text.to_lowercase()));
         }
     }
+}
+
+/// As recipients' domains are compared: in lower case, of internationalised ones the A-labels.
+fn ascii_domain(text: &str) -> String {
+    ipc::message::normalise_domain(text).unwrap_or_else(|_| text.to_lowercase())
 }

@@ -88,6 +88,15 @@ impl<'s> Compiler<'s> {
             if let Some(Value::Text(category)) = self.check("bounce-category-patterns", i).and_then(Accepted::in_force)
             {
                 let Some(expression) = i.name.strip_prefix('/').and_then(|n| n.strip_suffix('/')) else { continue };
+                if expression.is_empty() {
+                    let help = "say what replies are meant: /words/ CATEGORY";
+                    self.error(i.at, "bad-value", "// matches every reply", help);
+                    continue;
+                }
+                if let Err(e) = worker::classify::expression::compile(expression) {
+                    self.error(i.at, "bad-value", format!("/{expression}/ is no regular expression: {e}"), "");
+                    continue;
+                }
                 let pattern =
                     BouncePattern { expression: expression.to_owned(), category, file: i.at.file, line: i.at.line };
                 self.snapshot.bounce_patterns.push(pattern);

@@ -106,6 +106,7 @@ impl<'s> Compiler<'s> {
     fn pools(&mut self) {
         let mut first: HashMap<u32, u32> = HashMap::new();
         let mut places: HashMap<(u32, u32), Span> = HashMap::new();
+        let mut keyed: Vec<(u32, u32)> = Vec::new();
         for (pool, name, weight, at) in std::mem::take(&mut self.members) {
             let Some(vmta) = self.snapshot.vmta_by_name.get(&name.to_lowercase()).copied() else { continue };
             if let Some(before) = places.insert((pool, vmta), at) {
@@ -116,6 +117,9 @@ impl<'s> Compiler<'s> {
             }
             self.snapshot.pools[pool as usize].members.push(PoolMember { vmta, weight });
             if !self.pool_domains.contains_key(&pool) {
+                if !self.snapshot.pools[pool as usize].domain_keys.is_empty() {
+                    keyed.push((vmta, pool));
+                }
                 continue;
             }
             match first.get(&vmta).copied() {
@@ -131,6 +135,10 @@ impl<'s> Compiler<'s> {
                     self.snapshot.vmtas[vmta as usize].pool = Some(pool);
                 }
             }
+        }
+        // Mail that came by another pool is signed by that one's keys all the same.
+        for (vmta, pool) in keyed {
+            self.snapshot.vmtas[vmta as usize].pool.get_or_insert(pool);
         }
     }
 
