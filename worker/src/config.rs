@@ -22,6 +22,8 @@ use crate::suppression::address_list::AddressLists;
 const RULES_REMEMBERED: usize = 32;
 /// Queues that send on to each other.
 const QUEUE_TO_HOPS_MAX: usize = 8;
+/// Keys of a virtual MTA or pool, and those of all.
+type Keys = Rc<[Vec<DomainKey>; 2]>;
 /// Rules, and the signatures that they ask for.
 type Signing = (Rc<DomainRules>, Rc<[Options]>);
 
@@ -44,7 +46,7 @@ pub struct Config {
     /// DKIM keys that were asked for, by file.
     keys: RefCell<HashMap<String, Option<Arc<Key>>>>,
     /// Those of virtual MTAs, the pool's and those of all behind them, by index.
-    key_lists: RefCell<HashMap<(u32, Option<u32>), Rc<[Vec<DomainKey>; 2]>>>,
+    key_lists: RefCell<HashMap<(u32, Option<u32>), Keys>>,
     /// Those of `<domain-key-list>`s that were asked for, by name.
     named_keys: RefCell<HashMap<String, Rc<[DomainKey]>>>,
     /// What rules ask to be signed, of those that were asked for of late.
@@ -152,7 +154,7 @@ impl Config {
     }
 
     /// DKIM keys of a virtual MTA, or of the pool that mail came by, or of its pool; and those of all.
-    pub fn domain_keys(&self, vmta: u32, by_pool: Option<&str>) -> Rc<[Vec<DomainKey>; 2]> {
+    pub fn domain_keys(&self, vmta: u32, by_pool: Option<&str>) -> Keys {
         let s = self.snapshot.get();
         let by_pool = by_pool.and_then(|p| s.pool_by_name.get(p.to_lowercase().as_str())).map(|i| i.to_native());
         let pool = by_pool.or_else(|| s.pool_of(vmta));
