@@ -185,12 +185,12 @@ impl Files {
         true
     }
 
-    /// Begins new files where the old are due, or the one that is named, or all; true when
-    /// workers have to switch.
+    /// Begins new files where the old are due, or the one that is named, or all. Workers have to switch where
+    /// that raises the number of the switch.
     ///
     /// # Errors
-    /// When a new file cannot be made, the old stay in use; and when none has that name.
-    pub fn rotate(&mut self, force: Option<&str>) -> Result<bool, String> {
+    /// When a new file cannot be made, and its old one stays in use; and when none has that name.
+    pub fn rotate(&mut self, force: Option<&str>) -> Result<(), String> {
         let meant = |a: &Accounting| match force {
             None => false,
             Some("") => true,
@@ -207,7 +207,7 @@ impl Files {
             return Err(format!("no <acct-file> has the path {name:?}; there are {}", names.join(", ")));
         }
         let date = today();
-        let mut changed = false;
+        let (mut changed, mut failed) = (false, None);
         for (f, begun) in self.current.iter_mut().zip(&mut self.begun) {
             let a = &f.of;
             let path = PathBuf::from(&f.path);
@@ -221,13 +221,17 @@ impl Files {
             if !wanted || !has_rows() {
                 continue;
             }
-            *f = begin_file(&f.of).map_err(|e| format!("accounting: {e}"))?;
-            *begun = Instant::now();
-            changed = true;
+            match begin_file(&f.of) {
+                Ok(next) => {
+                    (*f, *begun) = (next, Instant::now());
+                    changed = true;
+                }
+                Err(e) => failed = Some(format!("accounting: {e}")),
+            }
         }
         self.switch += u64::from(changed);
         self.unsettled |= changed;
-        Ok(changed)
+        failed.map_or(Ok(()), Err)
     }
 
     /// Every worker writes to the current files: moves what is finished, deletes what is old.

@@ -595,17 +595,19 @@ impl Supervisor {
         }
         let mut files = self.accounting.borrow_mut();
         let all = &self.compiled.borrow().snapshot.accounting;
+        let switch = files.switch;
         let followed = files.follow(all);
         files.feed_programs(false);
         if !followed {
             files.settle();
         }
-        if files.rotate(force)? || followed {
+        let rotated = files.rotate(force);
+        if files.switch != switch {
             for s in self.slots.borrow().iter() {
                 s.order(ToWorker::SwitchAccounting { switch: files.switch, files: files.current.clone() }, Vec::new());
             }
         }
-        Ok(())
+        rotated
     }
 
     /// A worker has switched; when all have, finished files are moved.

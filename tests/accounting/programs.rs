@@ -172,3 +172,26 @@ fn a_command_is_what_a_shell_makes_of_it() {
     send(&engine, &["u@d.test"], "");
     eventually("its row is read", Duration::from_secs(10), || read(&dir.path().join("rows")).contains("d,u@d.test"));
 }
+
+#[test]
+fn nothing_of_a_command_outlives_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let mark = dir.path().join("pid");
+    let r = Receiver::start();
+    let mut engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n</domain>\n<acct-file \"|cd / && sh -c 'echo $$ > {}; exec sleep 600'\">\n records d\n</acct-file>",
+            r.hosts(),
+            mark.display()
+        ),
+    );
+    eventually("it runs", Duration::from_secs(10), || read(&mark).ends_with('\n'));
+    let pid = read(&mark).trim().to_owned();
+    assert!(Path::new("/proc").join(&pid).exists());
+    engine.stop();
+    eventually("it is gone", Duration::from_secs(20), || {
+        let status = read(&Path::new("/proc").join(&pid).join("status"));
+        status.is_empty() || status.contains("State:\tZ")
+    });
+}

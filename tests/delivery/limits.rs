@@ -306,6 +306,26 @@ fn who_ends_connections_soon_has_its_part_beside_who_keeps_them() {
 }
 
 #[test]
+fn who_another_limit_holds_up_keeps_nobody_from_a_place() {
+    let (held, free) = (Receiver::start(), Receiver::start());
+    [&held, &free].into_iter().for_each(|r| r.script(|s| s.delay = Duration::from_millis(100)));
+    let config = format!(
+        "total-max-smtp-out 12\n<domain held.test>\n {}\n destination-max-smtp-out 1\n</domain>\n<domain free.test>\n {}\n \
+         max-msg-per-connection 1\n</domain>",
+        held.hosts(),
+        free.hosts()
+    );
+    let engine = Engine::start(1, &config);
+    load(&engine, 300, &["held.test", "free.test"], "", 100);
+    eventually("the free one has all", Duration::from_secs(20), || free.unique() == 300);
+    let opened = free.with(|s| s.opened.clone());
+    let half = &opened[opened.len() / 2..];
+    let at_once = half.len() as f64 * 0.1 / (half[half.len() - 1].0 - half[0].0).as_secs_f64();
+    assert!(at_once > 3.0, "{at_once:.1} of 11 places were used");
+    assert!(held.with(|s| s.open_max) <= 2);
+}
+
+#[test]
 fn long_windows_let_no_burst_go() {
     let r = Receiver::start();
     let engine = Engine::start(1, &format!("<domain *>\n {}\n max-msg-rate 5000/d\n</domain>", r.hosts()));

@@ -238,9 +238,8 @@ impl Shard {
                 p.retry_at_ms = 0;
             }
             if index != NO_VMTA {
-                if p.rules.smtp_pattern_list != way.rules.smtp_pattern_list
-                    || !config.has_patterns_of(&old, &way.rules.smtp_pattern_list)
-                {
+                let (before, list) = (&p.rules.smtp_pattern_list, &way.rules.smtp_pattern_list);
+                if !p.matches.is_empty() && (before != list || !config.has_patterns_of(&old, list)) {
                     p.forget_matches();
                 }
                 p.rules = way.rules;

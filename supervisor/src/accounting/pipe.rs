@@ -129,6 +129,18 @@ struct Feeder {
     stopping: Rc<Cell<bool>>,
 }
 
+/// A shell and all that it started; nothing of them outlives the command's turn.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1) {
+            // Nobody may be left.
+            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 /// Why a program is not fed any more: what was being done, and the error.
 type Fault = (&'static str, String);
 
@@ -161,9 +173,11 @@ impl Feeder {
             .arg(&self.of.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(starting)?;
+        let _group = Group(child.id());
         let mut input = child.stdin.take().ok_or(("starting", "it has no input".to_owned()))?;
         tracing::info!(command = self.of.program, pid = child.id(), "a program reads accounting rows");
         let header = Columns::of(&self.of).header_line();

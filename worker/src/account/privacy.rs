@@ -137,11 +137,13 @@ impl Privacy {
     /// A text with the local part of `recipient` replaced where the address stands in it, also as
     /// standard VERP writes it (`local=domain`), in any case.
     pub fn text(&self, text: &str, recipient: &str) -> String {
-        let Some((local, domain)) = recipient.rsplit_once('@').filter(|(l, _)| !l.is_empty()) else {
+        // One that is no address is a local part alone.
+        let (local, domain) = recipient.rsplit_once('@').unwrap_or((recipient, ""));
+        if local.is_empty() {
             return text.to_owned();
-        };
+        }
         let (lower, wanted) = (lowered(text), lowered(local));
-        let behind = domain.to_ascii_lowercase();
+        let behind = lowered(domain);
         let speaks_for_itself = is_telling(&wanted);
         let (mut out, mut from) = (String::with_capacity(text.len()), 0);
         for at in memchr::memmem::find_iter(lower.as_bytes(), wanted.as_bytes()) {
@@ -162,10 +164,16 @@ impl Privacy {
     }
 }
 
-/// In lower case, where that changes no character's length: places in it are places in the text.
+/// In lower case where that takes as many bytes, so that places in it are places in the text.
 fn lowered(text: &str) -> String {
-    let lower = text.to_lowercase();
-    if lower.len() == text.len() { lower } else { text.to_ascii_lowercase() }
+    let one = |c: char| {
+        let mut lower = c.to_lowercase();
+        match (lower.next(), lower.next()) {
+            (Some(l), None) if l.len_utf8() == c.len_utf8() => l,
+            _ => c,
+        }
+    };
+    text.chars().map(one).collect()
 }
 
 /// A local part that no reply would hold by chance.
@@ -237,6 +245,28 @@ mod tests {
         assert_eq!(p.text("550 no such user here", "user@b.test"), "550 no such user here");
         assert_eq!(p.text("news-ann=b.test@s.test", "ann@b.test"), "news-...=b.test@s.test");
         assert_eq!(Privacy::parse("redact \"x y\"").unwrap().address("a@b"), "x y@b");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_reply_is_too_odd(text in "[aAbn@=<>.Ⱥẞüß ]{0,40}", local in "[anbⱥßÜ]{1,6}", domain in "[aü.]{1,5}") {
+            let p = Privacy::parse("redact").unwrap();
+            let recipient = format!("{local}@{domain}");
+            let shown = p.text(&format!("{text} <{recipient}> {text}"), &recipient);
+            proptest::prop_assert!(!shown.contains(&recipient), "{}", shown);
+            let _ = p.text(&text, &local);
+        }
+    }
+
+    #[test]
+    fn letters_whose_lower_case_is_longer_shift_nothing() {
+        let p = Privacy::parse("redact").unwrap();
+        assert_eq!(
+            p.text("550 \u{23a}\u{23a} <ann1>\u{1e9e}\u{1e9e}", "ann1@b.test"),
+            "550 \u{23a}\u{23a} <...>\u{1e9e}\u{1e9e}"
+        );
+        assert_eq!(p.text("550 <ann@M\u{dc}NCHEN.test>", "ann@m\u{fc}nchen.test"), "550 <...@M\u{dc}NCHEN.test>");
+        assert_eq!(p.text("501 <john smith> is no address", "john smith"), "501 <...> is no address");
     }
 
     #[test]

@@ -67,8 +67,11 @@ impl Patterns {
 
     /// The same rules in the same order, wherever they stand.
     pub fn are_those_of(&self, other: &Patterns) -> bool {
-        let of = |r: &Rule| (r.expression.as_str().to_owned(), r.actions.clone(), r.count, r.window_ms);
-        self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(|(a, b)| of(a) == of(b))
+        let same = |(a, b): (&Rule, &Rule)| {
+            (a.expression.as_str(), &a.actions, a.count, a.window_ms)
+                == (b.expression.as_str(), &b.actions, b.count, b.window_ms)
+        };
+        self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(same)
     }
 
     /// Rules that match a reply, in order.
@@ -129,6 +132,11 @@ impl Matches {
     /// Nothing of it counts any more.
     pub fn is_over(&self, now_ms: i64) -> bool {
         self.0.iter().all(|(.., until_ms)| *until_ms < now_ms)
+    }
+
+    /// Nothing has matched.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Forgets everything, as after a reload.

@@ -581,7 +581,18 @@ async fn attempt(
             // The next host has the mail at once.
             let open = |(r, v): (&u16, &Option<Verdict>)| v.is_none().then_some(*r);
             let left: Vec<u16> = batch.recipients.iter().zip(&result.verdicts).filter_map(open).collect();
-            shard.scheduler.borrow_mut().put_back(&batch, &left);
+            {
+                let mut sch = shard.scheduler.borrow_mut();
+                sch.put_back(&batch, &left);
+                let failure = sch.shared_failure(f.failure());
+                if let Some(q) = sch.queues.get_mut(batch.queue) {
+                    q.last_failure = Some(Rc::clone(&failure));
+                }
+                if let Some(p) = sch.paths.get_mut(path.id) {
+                    p.judged(false);
+                    p.last_failure = Some(failure);
+                }
+            }
             let judged = |(r, v): (u16, Option<Verdict>)| v.map(|v| (r, v));
             let of_all = batch.recipients.iter().copied().zip(std::mem::take(&mut result.verdicts));
             let (recipients, verdicts) = of_all.filter_map(judged).map(|(r, v)| (r, Some(v))).unzip();

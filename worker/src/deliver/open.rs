@@ -137,7 +137,12 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                     health.connected(*address, path.source);
                     let route = heard(shard, path);
                     match route {
-                        Some(Route::SkipMx) => skip_host(shard, path, &host.name),
+                        Some(Route::SkipMx) => {
+                            skip_host(shard, path, &host.name);
+                            let text = format!("a reply of {} asks to leave it out (skip-mx)", host.name);
+                            last = Some(Failure { host: host.name.clone(), ..Failure::own("4.4.1", text) });
+                            break;
+                        }
                         _ => return Some(s),
                     }
                 }
@@ -198,6 +203,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         false => Failure::own("4.4.1", "every host of the receiver is left out (skip-mx)"),
     };
     if last.is_none()
+        && !skipped.is_empty()
         && let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(path.id)
     {
         // The retry begins with the first again.

@@ -431,7 +431,13 @@ impl Held {
     }
 
     fn wake_first(&self, key: u64) {
-        wake_first(&self.shard, key, Some(self.path).filter(|_| !self.served));
+        if self.served {
+            return wake_first(&self.shard, key, None);
+        }
+        // Another limit was in its way: it must not keep others from what it could not use.
+        let ask = Ask { key, priority: self.priority, shard: self.shard.number, path: self.path as u32, has: 0 };
+        self.shard.ledger.withdraw(&ask, crate::clock::now_ms());
+        wake_first(&self.shard, key, Some(self.path));
     }
 
     /// Takes what `take` gives, unless somebody else asked for it with a better right; what is
@@ -446,9 +452,10 @@ impl Held {
         let taken = if shard.ledger.others_first(&ask, now) { None } else { take(shard) };
         match taken {
             Some(t) => {
-                if shard.scheduler.borrow().has_more_for(self.path) {
+                if shard.scheduler.borrow().has_more_for(self.path, now) {
                     // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
                     shard.ledger.keep(&Ask { has: has + 1, ..ask }, now);
+                    shard.asks.waits_until_ms.set(now + WAITS_MS);
                 } else {
                     shard.ledger.withdraw(&ask, now);
                 }

@@ -26,6 +26,8 @@ const STUCK_MS: i64 = 1000;
 const REMEMBERED_MS: i64 = 3_600_000;
 /// When limits changed, a path that waits to connect looks again after so long, milliseconds.
 const LOOK_AGAIN_MS: i64 = 1000;
+/// A path that took something so lately is lively, milliseconds.
+const LIVELY_MS: i64 = 1000;
 /// Health below which a path is only probed.
 const PROBED_BELOW: f32 = 0.25;
 
@@ -239,6 +241,11 @@ impl Path {
     pub fn has_surplus(&self) -> bool {
         let most = self.limits().smtp_out;
         most != 0 && u64::from(self.connections) > most
+    }
+
+    /// It took something of late: what it is opening will stand soon.
+    pub fn is_lively(&self, now_ms: i64) -> bool {
+        now_ms - self.pulled_ms < LIVELY_MS
     }
 
     /// May send, as far as operators, clocks and ownership decide.

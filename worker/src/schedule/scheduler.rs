@@ -356,11 +356,14 @@ impl Scheduler {
         Next::Send(Batch { ordinary, ..Batch::of(queue, key, entry) })
     }
 
-    /// Path `id` has mail for more connections than it has.
-    pub fn has_more_for(&self, id: PathId) -> bool {
+    /// Path `id` has mail for more connections than it has, and could open one now.
+    pub fn has_more_for(&self, id: PathId, now_ms: i64) -> bool {
         let Some(p) = self.paths.get(id) else { return false };
-        let ready = p.in_turn().take(QUEUES_LOOKED_AT).filter_map(|q| self.queues.get(q)).map(|q| q.ready.len());
-        !p.is_full() && ready.sum::<usize>() > 2 * (p.connections + p.connecting) as usize
+        let may_go = |q: &&Queue| q.may_go(now_ms) && q.ready.next(|j| self.jobs.may_go(j)).is_some();
+        let queues = p.in_turn().take(QUEUES_LOOKED_AT).filter_map(|q| self.queues.get(q)).filter(may_go);
+        let ready: usize = queues.map(|q| q.ready.len()).sum();
+        let opens_another = (p.connecting < p.connections.max(1) || p.is_lively(now_ms)) && p.least_priority() == 0;
+        !p.is_full() && opens_another && ready > 2 * (p.connections + p.connecting) as usize
     }
 
     /// A connection of path `id` is through with a batch.

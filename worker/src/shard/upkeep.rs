@@ -45,10 +45,13 @@ impl Shard {
                 if let Some(p) = s.paths.get_mut(id).filter(|p| p.ask_again_ms > now) {
                     p.ask_again_ms = 0;
                 }
+                let opening = s.paths.get(id).map_or(0, |p| p.connecting);
                 drop(s);
-                let serves = self.pump(id);
-                let opens = |p: &crate::schedule::Path| p.connecting > 0 || p.waits_to_open;
-                if !(serves && self.scheduler.borrow().paths.get(id).is_some_and(opens)) {
+                self.pump(id);
+                let opens = |p: &crate::schedule::Path| {
+                    p.connecting > opening || p.waits_to_open || (p.connecting > 0 && p.is_lively(now))
+                };
+                if !self.scheduler.borrow().paths.get(id).is_some_and(opens) {
                     // It has no use for it any more: the next one has.
                     let keys = self.ledger.withdraw_all(self.number, id as u32, now);
                     keys.into_iter().for_each(|k| wake_first(&self, k, Some(id)));
