@@ -13,6 +13,7 @@ static GIVEN: OnceLock<CpuSet> = OnceLock::new();
 pub fn pin(cpu: usize) {
     let this = Pid::from_raw(0);
     if let Ok(given) = sched_getaffinity(this) {
+        // Pinned again it has fewer: what it was given first counts.
         let _ = GIVEN.set(given);
     }
     let mut set = CpuSet::new();

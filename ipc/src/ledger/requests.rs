@@ -91,13 +91,22 @@ impl Ledger {
         })
     }
 
+    fn request_of(&self, ask: &Ask, now_ms: i64) -> Option<Request> {
+        self.requests_now(now_ms).find(|r| same(&r.ask, ask))
+    }
+
+    /// Whether a request like this one is alive.
+    pub fn has_asked(&self, ask: &Ask, now_ms: i64) -> bool {
+        self.request_of(ask, now_ms).is_some()
+    }
+
     /// Asks for a place, again as long as it is needed; false when the table is full and nothing is
     /// asked.
     pub fn request(&self, ask: &Ask, now_ms: i64) -> bool {
         let now = now_ms as u64 & TIME_MASK;
         let who = u64::from(ask.priority) << 56 | u64::from(ask.shard) << TIME_BITS | ((now + LIVES_MS) & TIME_MASK);
         let path = u64::from(ask.path) << 32 | u64::from(ask.has);
-        if let Some(mine) = self.requests_now(now_ms).find(|r| same(&r.ask, ask)) {
+        if let Some(mine) = self.request_of(ask, now_ms) {
             let c = self.request_cell(mine.index);
             c.path.store(path, SeqCst);
             c.who.store(who, SeqCst);
@@ -158,7 +167,7 @@ impl Ledger {
     /// Tells a request of another shard that what it waits for was given back; it looks there often, see
     /// [`Ledger::woken`].
     pub fn wake(&self, ask: &Ask, now_ms: i64) {
-        if let Some(r) = self.requests_now(now_ms).find(|r| same(&r.ask, ask)) {
+        if let Some(r) = self.request_of(ask, now_ms) {
             self.request_cell(r.index).woken.store(1, SeqCst);
         }
     }
@@ -169,16 +178,9 @@ impl Ledger {
         mine.filter(|r| self.request_cell(r.index).woken.swap(0, SeqCst) == 1).map(|r| r.ask.path).collect()
     }
 
-    /// The place was had, and another is wanted: a request that is there goes on, with more connections.
-    pub fn keep(&self, ask: &Ask, now_ms: i64) {
-        if self.requests_now(now_ms).any(|r| same(&r.ask, ask)) {
-            self.request(ask, now_ms);
-        }
-    }
-
     /// The place was had, or is not needed any more.
     pub fn withdraw(&self, ask: &Ask, now_ms: i64) {
-        if let Some(mine) = self.requests_now(now_ms).find(|r| same(&r.ask, ask)) {
+        if let Some(mine) = self.request_of(ask, now_ms) {
             self.request_cell(mine.index).who.store(0, SeqCst);
         }
     }
@@ -186,7 +188,7 @@ impl Ledger {
     /// Whether somebody else has a better right to a place than `ask`: a higher priority, or
     /// fewer connections, or has asked for longer.
     pub fn others_first(&self, ask: &Ask, now_ms: i64) -> bool {
-        let mine = self.requests_now(now_ms).find(|r| same(&r.ask, ask));
+        let mine = self.request_of(ask, now_ms);
         let since = mine.map_or(now_ms as u64 & TIME_MASK, |r| r.posted_ms);
         let before = |r: &Request| r.ask.key == ask.key && !same(&r.ask, ask);
         self.requests_now(now_ms).filter(before).any(|r| rank(&r.ask, r.posted_ms) < rank(ask, since))

@@ -132,6 +132,7 @@ pub fn example(d: &Directive) -> String {
             "spool" => "/var/spool/sluice".into(),
             "log-file" => "/var/log/sluice.log".into(),
             "move-to" => "acct/done".into(),
+            "address-file" => "/etc/sluice/address-file.txt".into(),
             _ if word == "list-file" || word == "path" => format!("/etc/sluice/{}.txt", d.name),
             _ => format!("/etc/sluice/{}.pem", d.name),
         },

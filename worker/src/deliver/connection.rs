@@ -112,13 +112,13 @@ impl Path {
 
 /// Other rules ask for other hosts, or for another protection: a connection that was opened before does not fit them.
 fn leads_elsewhere(before: &Rc<DomainRules>, now: &Rc<DomainRules>) -> bool {
-    let of = |r: &DomainRules| {
-        let hosts = (r.smtp_hosts.clone(), r.default_smtp_port, r.delivery_type);
+    fn of(r: &DomainRules) -> impl PartialEq + '_ {
+        let hosts = (&r.smtp_hosts, r.default_smtp_port, r.delivery_type);
         let tls = (r.use_starttls, r.require_starttls, r.use_dane, r.use_mta_sts);
-        let versions = (r.smtp_tls_allow_tlsv12, r.smtp_tls_allow_tlsv13, r.smtp_tls_ca_file.clone());
-        let ciphers = (r.smtp_tls_ciphers.clone(), r.smtp_tls_tlsv13_ciphersuites.clone());
-        (hosts, tls, versions, ciphers, r.smtp_client_certificate.clone())
-    };
+        let versions = (r.smtp_tls_allow_tlsv12, r.smtp_tls_allow_tlsv13, &r.smtp_tls_ca_file);
+        let ciphers = (&r.smtp_tls_ciphers, &r.smtp_tls_tlsv13_ciphersuites);
+        (hosts, tls, versions, ciphers, &r.smtp_client_certificate)
+    }
     !Rc::ptr_eq(before, now) && of(before) != of(now)
 }
 

@@ -452,12 +452,14 @@ impl Held {
         let taken = if shard.ledger.others_first(&ask, now) { None } else { take(shard) };
         match taken {
             Some(t) => {
-                if shard.scheduler.borrow().has_more_for(self.path, now) {
-                    // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
-                    shard.ledger.keep(&Ask { has: has + 1, ..ask }, now);
-                    shard.asks.waits_until_ms.set(now + WAITS_MS);
-                } else {
-                    shard.ledger.withdraw(&ask, now);
+                if shard.ledger.has_asked(&ask, now) {
+                    if shard.scheduler.borrow().has_more_for(self.path, now) {
+                        // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
+                        shard.ledger.request(&Ask { has: has + 1, ..ask }, now);
+                        shard.asks.waits_until_ms.set(now + WAITS_MS);
+                    } else {
+                        shard.ledger.withdraw(&ask, now);
+                    }
                 }
                 // Where several were given back at once, there is one for the next, too.
                 wake_first(shard, key, Some(self.path));

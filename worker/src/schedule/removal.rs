@@ -71,7 +71,7 @@ impl Scheduler {
     }
 
     /// Takes everything that waits out of queue `id`, with the time it is due (Unix
-    /// milliseconds; 0 for now).
+    /// milliseconds; 0 where that is past).
     pub fn drain(&mut self, id: QueueId) -> Vec<(Entry, i64)> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
         let mut all: Vec<(Entry, i64)> = q.ready.drain().into_iter().map(|e| (e, 0)).collect();

@@ -320,8 +320,8 @@ impl<'s> Compiler<'s> {
             Err(p) => {
                 let missing = p.code == "missing-file";
                 self.problem(s, p);
-                // Without its list mail would go to those whom it names; the others can be done without.
-                if missing && d.kind == "list-file" && d.name != "address-file" {
+                // What a list-file names can be done without; what a file names cannot.
+                if missing && d.kind == "list-file" {
                     self.reader.diagnostics.last_mut().into_iter().for_each(|d| d.is_error = false);
                 }
                 None
