@@ -103,6 +103,8 @@ pub struct Heartbeat {
     pub bounced: u64,
     /// Attempts deferred since start.
     pub deferred: u64,
+    /// Sessions that ended for a reply about the order or the form of our commands, since start.
+    pub out_of_step: u64,
     /// Group commits since start.
     pub syncs: u64,
     /// Bytes written to the segment log since start.

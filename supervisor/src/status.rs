@@ -65,6 +65,7 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "in": { "rcp": received[0], "msg": received[1], "kb": kb(received[2]) },
                 "bounced": totals.bounced,
                 "deferred": totals.deferred,
+                "outOfStep": totals.out_of_step,
             } },
             "dkim": { "keys": sup.dkim_keys.get().0, "unpublished": sup.dkim_keys.get().1 },
             "conn": {

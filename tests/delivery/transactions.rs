@@ -310,3 +310,155 @@ fn a_receiver_that_takes_its_time_with_the_content_after_a_421_gets_it_once() {
     assert_eq!(r.duplicates(), 0);
     r.with(|s| assert_eq!(s.messages.len(), 1));
 }
+
+/// Holds the queue while messages to `all` come in, so that one connection gets them in this order.
+fn in_order(engine: &Engine, all: &[&str]) {
+    engine.sluice(&["pause", "queue", "d.test/*"]);
+    for to in all {
+        send(engine, &[to]);
+    }
+    engine.sluice(&["resume", "queue", "d.test/*"]);
+}
+
+#[test]
+fn a_transaction_whose_recipients_were_refused_leaves_nothing_to_the_next() {
+    for (extensions, go) in [
+        (vec!["PIPELINING", "CHUNKING", "8BITMIME"], false),
+        (vec!["PIPELINING", "8BITMIME"], false),
+        (vec!["PIPELINING", "8BITMIME"], true),
+        (vec!["8BITMIME"], false),
+    ] {
+        let (r, engine) = start("max-smtp-out 1\n retry-recipients-after 1h");
+        r.script(|s| {
+            s.extensions.clone_from(&extensions);
+            s.data_without_recipients = go;
+        });
+        in_order(&engine, &["bad-1@d.test", "good-1@d.test", "later-1@d.test", "good-2@d.test"]);
+        row(&engine, "d", "good-1@d.test");
+        row(&engine, "d", "good-2@d.test");
+        row(&engine, "b", "bad-1@d.test");
+        row(&engine, "t", "later-1@d.test");
+        r.with(|s| {
+            assert_eq!(s.out_of_order, 0, "{extensions:?} {go}: {:?}", s.commands);
+            let whole = s.messages.iter().filter(|m| m.content.contains("Subject:")).count();
+            assert_eq!(whole, s.messages.iter().filter(|m| !m.rcpts.is_empty()).count(), "{:?}", s.messages);
+        });
+    }
+}
+
+#[test]
+fn a_reply_about_our_own_commands_is_no_verdict() {
+    for (has, reply) in [
+        ("BDAT", "503 5.5.1 out of order"),
+        ("SIZE=", "555 5.5.4 parameters not recognised"),
+        ("SIZE=", "501 syntax error in parameters"),
+        ("NOTIFY=", "504 not implemented"),
+    ] {
+        let (r, engine) = start("max-smtp-out 1\n retry-recipients-after 1h");
+        r.script(|s| {
+            s.extensions = vec!["PIPELINING", "CHUNKING", "SIZE 0", "DSN"];
+            s.answers = Some((has, reply));
+        });
+        let mut c = Client::connect(engine.smtp).unwrap();
+        for to in ["u@d.test", "v@d.test"] {
+            assert_eq!(c.command("MAIL FROM:<s@x.test>").unwrap().0, 250);
+            assert_eq!(c.command(&format!("RCPT TO:<{to}> NOTIFY=FAILURE")).unwrap().0, 250);
+            assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
+            row(&engine, "d", to);
+        }
+        let counted = || engine.json(&["status", "--json"])["data"]["status"]["traffic"]["total"]["outOfStep"].clone();
+        eventually("it is counted once", Duration::from_secs(10), || counted() == 1);
+        r.with(|s| assert_eq!(s.connections, 2, "{has} {reply}: {:?}", s.commands));
+    }
+}
+
+#[test]
+fn an_address_that_the_receiver_cannot_parse_is_a_verdict() {
+    let (r, engine) = start("");
+    r.script(|s| s.rcpt_reply = Some(("501 5.1.3 bad recipient address syntax", None)));
+    send(&engine, &["u@d.test"]);
+    assert!(row(&engine, "b", "u@d.test").contains("5.1.3"));
+}
+
+#[test]
+fn who_was_not_asked_when_a_receiver_hung_up_is_asked_at_once() {
+    let (r, engine) = start("max-smtp-out 1\n retry-recipients-after 1h");
+    r.script(|s| s.refusals_max = 2);
+    let to = ["bad-1@d.test", "bad-2@d.test", "bad-3@d.test", "u@d.test", "bad-4@d.test", "v@d.test", "w@d.test"];
+    send(&engine, &to);
+    for to in to {
+        row(&engine, if to.starts_with("bad") { "b" } else { "d" }, to);
+    }
+    assert_eq!(r.duplicates(), 0);
+    assert!(!accounting::lines(engine.path()).iter().any(|l| l.starts_with("t,")));
+    // From now on sessions end before the receiver ends them.
+    let before = r.with(|s| s.connections);
+    in_order(&engine, &["bad-5@d.test", "bad-6@d.test", "bad-7@d.test", "x@d.test"]);
+    row(&engine, "d", "x@d.test");
+    row(&engine, "b", "bad-7@d.test");
+    r.with(|s| assert!(s.connections - before <= 2, "{:?}", s.commands));
+}
+
+#[test]
+fn limits_that_a_receiver_announces_are_kept() {
+    let (r, engine) = start("max-smtp-out 1");
+    r.script(|s| s.extensions = vec!["PIPELINING", "LIMITS MAILMAX=2 RCPTMAX=3"]);
+    let to: Vec<String> = (0..10).map(|n| format!("u{n}@d.test")).collect();
+    send(&engine, &to.iter().map(String::as_str).collect::<Vec<_>>());
+    eventually("all arrive", Duration::from_secs(10), || r.unique() == 10);
+    r.with(|s| {
+        assert!(s.messages.iter().all(|m| m.rcpts.len() <= 3), "{:?}", s.messages);
+        assert_eq!((s.messages_per_connection_max, s.connections), (2, 2));
+    });
+}
+
+#[test]
+fn replies_are_read_while_the_content_goes_out() {
+    // A receiver that takes nothing more until its replies are read: its buffer holds few of them.
+    let r = std::net::TcpListener::bind("127.0.0.9:0").unwrap();
+    let at = r.local_addr().unwrap();
+    let served = std::thread::spawn(move || {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let (mut io, _) = r.accept().unwrap();
+        socket2::SockRef::from(&io).set_send_buffer_size(4096).unwrap();
+        let mut input = BufReader::new(io.try_clone().unwrap());
+        io.write_all(b"220 x\r\n").unwrap();
+        let mut line = String::new();
+        let mut refused = 0;
+        while input.read_line(&mut line).unwrap_or(0) > 0 {
+            let reply = match line.get(..4).unwrap_or_default() {
+                "EHLO" => "250-x\r\n250-PIPELINING\r\n250 CHUNKING\r\n".to_owned(),
+                "RCPT" => {
+                    refused += 1;
+                    format!("550 5.1.1 {}\r\n", "nobody of this name is here ".repeat(30))
+                }
+                "BDAT" => {
+                    let n: u64 = line.split(' ').nth(1).unwrap().trim().parse().unwrap();
+                    std::io::copy(&mut input.by_ref().take(n), &mut std::io::sink()).unwrap();
+                    "503 no recipients\r\n".to_owned()
+                }
+                _ => "250 ok\r\n".to_owned(),
+            };
+            if io.write_all(reply.as_bytes()).is_err() || line.starts_with("QUIT") {
+                break;
+            }
+            line.clear();
+        }
+        refused
+    });
+    let mut engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n smtp-hosts [{}]:{}\n max-smtp-out 1\n data-send-timeout 10s\n</domain>",
+            at.ip(),
+            at.port()
+        ),
+    );
+    let to: Vec<String> = (0..900).map(|n| format!("u{n}@d.test")).collect();
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let content = format!("Subject: x\r\n\r\n{}", "line of a large message\r\n".repeat(400_000));
+    assert_eq!(c.send("", &to.iter().map(String::as_str).collect::<Vec<_>>(), &content).unwrap().0, 250);
+    row(&engine, "b", "u899@d.test");
+    assert!(engine.stop());
+    assert_eq!(served.join().unwrap(), 900);
+}

@@ -1,5 +1,7 @@
 //! A scripted SMTP receiver. The local part of a recipient decides its reply (`bad-…` is
-//! refused, `later-…` deferred, anything else accepted); [`Script`] decides the rest.
+//! refused, `later-…` deferred, anything else accepted); [`Script`] decides the rest. It is strict
+//! where RFC 5321 is: a transaction stays open until its content is taken or RSET, and MAIL
+//! within one is out of order.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -34,6 +36,8 @@ pub struct Seen {
     pub commands: Vec<String>,
     /// When each RCPT came.
     pub rcpts: Vec<Instant>,
+    /// Commands that came out of order.
+    pub out_of_order: u32,
     /// Connections so far, open now and at most.
     pub connections: u32,
     pub open: u32,
@@ -81,6 +85,12 @@ pub struct Script {
     pub rcpt_reply: Option<(&'static str, Option<IpAddr>)>,
     /// Closes when that is a 421.
     pub closes_at_421: bool,
+    /// Answers DATA by 354 though no recipient was accepted, as some do under PIPELINING.
+    pub data_without_recipients: bool,
+    /// Commands that hold this text get this reply, and do nothing.
+    pub answers: Option<(&'static str, &'static str)>,
+    /// Says 421 in place of a reply and closes after so many refusals in a session.
+    pub refusals_max: usize,
 }
 
 impl Default for Script {
@@ -100,6 +110,9 @@ impl Default for Script {
             mail_reply: None,
             rcpt_reply: None,
             closes_at_421: false,
+            data_without_recipients: false,
+            answers: None,
+            refusals_max: usize::MAX,
         }
     }
 }
@@ -301,6 +314,9 @@ impl<S: Read + Write> Session<'_, S> {
     /// Serves until the end (false) or STARTTLS (true).
     fn run(&mut self) -> std::io::Result<bool> {
         let (mut mail, mut rcpts, mut chunks) = (String::new(), Vec::new(), Vec::new());
+        // Between an accepted MAIL and the end of its transaction.
+        let mut open = false;
+        let mut refusals = 0;
         loop {
             let line = self.line()?;
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -310,7 +326,13 @@ impl<S: Read + Write> Session<'_, S> {
             if script.close_at.is_some_and(|c| upper.starts_with(c)) {
                 return Ok(false);
             }
-            if upper.starts_with("EHLO") {
+            if let Some((_, reply)) = script.answers.filter(|(has, _)| upper.contains(has)) {
+                if let Some(n) = upper.strip_prefix("BDAT ").and_then(|r| r.split(' ').next()) {
+                    self.take(n.parse().unwrap_or(0))?;
+                }
+                self.say(reply)?;
+            } else if upper.starts_with("EHLO") {
+                open = false;
                 text[4..].trim().clone_into(&mut self.hello);
                 let offered: Vec<&str> =
                     script.extensions.iter().copied().filter(|x| !(self.tls && *x == "STARTTLS")).collect();
@@ -323,11 +345,18 @@ impl<S: Read + Write> Session<'_, S> {
             } else if upper == "STARTTLS" && script.extensions.contains(&"STARTTLS") && !self.tls {
                 self.say("220 2.0.0 go")?;
                 return Ok(true);
+            } else if upper.starts_with("MAIL") && open {
+                self.receiver.with(|s| s.out_of_order += 1);
+                self.say("503 5.5.1 nested MAIL")?;
             } else if upper.starts_with("MAIL") {
                 rcpts.clear();
                 chunks.clear();
                 mail = text;
-                self.say(script.mail_reply.unwrap_or("250 2.1.0 ok"))?;
+                let reply = script.mail_reply.unwrap_or("250 2.1.0 ok");
+                open = reply.starts_with('2');
+                self.say(reply)?;
+            } else if upper.starts_with("RCPT") && !open {
+                self.say("503 5.5.1 MAIL first")?;
             } else if upper.starts_with("RCPT") {
                 let to = text.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
                 self.receiver.with(|s| s.rcpts.push(Instant::now()));
@@ -337,7 +366,11 @@ impl<S: Read + Write> Session<'_, S> {
                     if script.closes_at_421 && reply.starts_with("421") {
                         return Ok(false);
                     }
+                } else if to.starts_with("bad-") && refusals >= script.refusals_max {
+                    self.say("421 4.7.0 too many errors")?;
+                    return Ok(false);
                 } else if to.starts_with("bad-") {
+                    refusals += 1;
                     self.say("550 5.1.1 no such user")?;
                 } else if to.starts_with("busy-") {
                     self.say("421 4.7.0 busy")?;
@@ -351,8 +384,8 @@ impl<S: Read + Write> Session<'_, S> {
                     self.say("250 2.1.5 ok")?;
                 }
             } else if upper == "DATA" {
-                if rcpts.is_empty() {
-                    self.say("554 5.5.1 no recipients")?;
+                if rcpts.is_empty() && !script.data_without_recipients {
+                    self.say(if open { "554 5.5.1 no recipients" } else { "503 5.5.1 MAIL first" })?;
                     continue;
                 }
                 if let Some(reply) = script.data_reply {
@@ -368,15 +401,15 @@ impl<S: Read + Write> Session<'_, S> {
                     }
                     content.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
                 }
-                self.conclude(&mail, &rcpts, &content)?;
+                open = self.conclude(&mail, &rcpts, &content)?;
             } else if let Some(rest) = upper.strip_prefix("BDAT ") {
                 let mut words = rest.split(' ');
                 let n = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
                 chunks.extend(self.take(n)?);
                 if rcpts.is_empty() {
-                    self.say("554 5.5.1 no recipients")?;
+                    self.say("503 5.5.1 no recipients")?;
                 } else if words.next() == Some("LAST") {
-                    self.conclude(&mail, &rcpts, &chunks)?;
+                    open = self.conclude(&mail, &rcpts, &chunks)?;
                 } else {
                     self.say("250 2.0.0 chunk")?;
                 }
@@ -385,17 +418,22 @@ impl<S: Read + Write> Session<'_, S> {
                 self.receiver.leave(self.from, self.left);
                 self.say("221 bye")?;
                 return Ok(false);
+            } else if upper == "RSET" {
+                open = false;
+                self.say("250 2.0.0 ok")?;
             } else {
                 self.say("250 ok")?;
             }
         }
     }
 
-    fn conclude(&mut self, mail: &str, rcpts: &[String], content: &[u8]) -> std::io::Result<()> {
+    /// Takes or refuses the content; whether the transaction is still open.
+    fn conclude(&mut self, mail: &str, rcpts: &[String], content: &[u8]) -> std::io::Result<bool> {
         let script = self.receiver.now();
         std::thread::sleep(script.delay);
         if let Some(reply) = script.content_reply {
-            return self.say(reply);
+            self.say(reply)?;
+            return Ok(true);
         }
         self.count += 1;
         self.receiver.with(|s| s.taken.push((Instant::now(), content.len(), self.from)));
@@ -414,6 +452,7 @@ impl<S: Read + Write> Session<'_, S> {
             s.messages.push(message);
             s.messages_per_connection_max = s.messages_per_connection_max.max(self.count);
         });
-        self.say("250 2.0.0 accepted")
+        self.say("250 2.0.0 accepted")?;
+        Ok(false)
     }
 }

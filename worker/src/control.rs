@@ -204,6 +204,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         delivered: c.delivered.get(),
         bounced: c.bounced.get(),
         deferred: c.deferred.get(),
+        out_of_step: c.out_of_step.get(),
         syncs: st.syncs.load(Relaxed),
         log_bytes: st.log_bytes.load(Relaxed),
         busy_permille: 0,

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::connect::address_health::AddressHealth;
 use crate::connect::mx::Resolver;
 use crate::deliver::interruption::Connections;
+use crate::deliver::learned::Learned;
 use crate::deliver::openers::Openers;
 use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
@@ -51,6 +52,8 @@ pub struct Counters {
     pub bounced: Cell<u64>,
     /// Recipients deferred, each attempt.
     pub deferred: Cell<u64>,
+    /// Sessions that ended for a reply about the order or the form of our commands.
+    pub out_of_step: Cell<u64>,
 }
 
 /// A signal that many can wait for.
@@ -111,6 +114,8 @@ pub struct Shard {
     pub rollups: Rollups,
     /// Addresses that do not answer.
     pub address_health: AddressHealth,
+    /// What replies taught about hosts.
+    pub learned: Learned,
     /// How connections are protected.
     pub protection: RefCell<Rc<Protection>>,
     /// Who gets no mail.
@@ -183,6 +188,7 @@ impl Shard {
             foreign: Notify::new(),
             rollups: Rollups::default(),
             address_health: AddressHealth::default(),
+            learned: Learned::default(),
             protection: RefCell::new(Rc::new(protection)),
             suppression: Gate::default(),
             accounting: RefCell::default(),

@@ -36,6 +36,8 @@ pub struct Totals {
     pub bounced: u64,
     /// Attempts deferred.
     pub deferred: u64,
+    /// Sessions that ended for a reply about the order or the form of our commands.
+    pub out_of_step: u64,
 }
 
 impl Totals {
@@ -46,12 +48,19 @@ impl Totals {
         }
         self.bounced += other.bounced;
         self.deferred += other.deferred;
+        self.out_of_step += other.out_of_step;
     }
 }
 
 impl From<&Heartbeat> for Totals {
     fn from(h: &Heartbeat) -> Totals {
-        Totals { received: h.received, delivered: h.delivered, bounced: h.bounced, deferred: h.deferred }
+        Totals {
+            received: h.received,
+            delivered: h.delivered,
+            bounced: h.bounced,
+            deferred: h.deferred,
+            out_of_step: h.out_of_step,
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Attempt {
     ip: String,
     local: String,
     extensions: String,
+    /// The receiver was told of the sender's wishes for reports (RFC 3461), and sends them itself.
+    reports: bool,
     tls: Option<tls::Outcome>,
     /// When the transaction began, Unix milliseconds; `None` where there was none.
     began_ms: Option<i64>,
@@ -59,6 +61,7 @@ impl Attempt {
             ip: s.peer.ip().to_string(),
             local: s.local.to_string(),
             extensions: s.extensions.names.clone(),
+            reports: s.extensions.dsn,
             tls: s.tls.clone(),
             began_ms: Some(began_ms),
             connect_ms: s.connect_ms.take(),
@@ -240,7 +243,7 @@ pub(super) async fn report(
             Outcome::Delivered => "relayed",
         };
         // A receiver that supports DSN reports success itself.
-        if outcome == Outcome::Delivered && at.extensions.split(',').any(|x| x == "DSN") && !path.rules.ignore_dsn {
+        if outcome == Outcome::Delivered && at.reports && !path.rules.ignore_dsn {
             continue;
         }
         let parts: Vec<dsn::Part> = verdicts

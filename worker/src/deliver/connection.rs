@@ -19,7 +19,7 @@ use super::open::{open, skip_host};
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
 use super::signing::signed;
-use super::transaction;
+use super::transaction::{self, Standing};
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
@@ -436,7 +436,17 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
         }
         let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (&path.rates, &shard.ledger);
-        let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now_ns);
+        // What the host takes in a transaction and in a session.
+        let lesson = shard.learned.of(&s.host);
+        let offered = &s.extensions;
+        if offered.mail_max != 0 && messages >= u64::from(offered.mail_max)
+            || lesson.refusals_max != 0 && errors >= u64::from(lesson.refusals_max)
+        {
+            break;
+        }
+        let most = [u64::from(lesson.recipients_max), u64::from(offered.rcpt_max)];
+        let most = most.into_iter().filter(|n| *n != 0).min().unwrap_or(u64::MAX);
+        let mut shared = |n: u64, bytes| rates.grant(ledger, n.min(most), bytes, now_ns);
         let serves = |q: &Queue| carries_mail_of(path, &s, q);
         let next = shard.scheduler.borrow_mut().next(path.id, path.source, now_ns, &serves, &mut shared);
         match next {
@@ -538,7 +548,7 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
-    let Some(mut batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
+    let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
         give_volume_back(shard, path, &content);
         // A run of them must not keep the shard from everything else.
         tokio::task::yield_now().await;
@@ -560,59 +570,14 @@ async fn attempt(
         r = transaction::send(s, e, &batch.recipients, &body, &path.rules) => Some(r),
         () = cut_in_time => None,
     };
-    let Some(mut result) = sent else {
+    let Some(result) = sent else {
         // Mail of a higher queue-priority needs the place: what was under way begins anew.
         tracing::info!(shard = shard.number, queue = path.name, "transfer interrupted (queue-priority)");
         shard.scheduler.borrow_mut().put_back(&batch, &batch.recipients);
         give_volume_back(shard, path, &content);
         return false;
     };
-    let fault = result.fault.take();
-    if let Some(f) = &fault {
-        let stale = reused && matches!(f, SessionFault::Closed { .. }) && result.verdicts.iter().all(Option::is_none);
-        if stale {
-            // The receiver closed between messages: not an attempt.
-            shard.scheduler.borrow_mut().put_back(&batch, &batch.recipients);
-            give_volume_back(shard, path, &content);
-            return false;
-        }
-        tracing::info!(shard = shard.number, queue = path.name, error = %f, "connection lost");
-        if f.is_421() && path.rules.smtp_421_means_mx_unavailable && s.has_others {
-            // The next host has the mail at once.
-            let open = |(r, v): (&u16, &Option<Verdict>)| v.is_none().then_some(*r);
-            let left: Vec<u16> = batch.recipients.iter().zip(&result.verdicts).filter_map(open).collect();
-            {
-                let mut sch = shard.scheduler.borrow_mut();
-                sch.put_back(&batch, &left);
-                let failure = sch.shared_failure(f.failure());
-                if let Some(q) = sch.queues.get_mut(batch.queue) {
-                    q.last_failure = Some(Rc::clone(&failure));
-                }
-                if let Some(p) = sch.paths.get_mut(path.id) {
-                    p.judged(false);
-                    p.last_failure = Some(failure);
-                }
-            }
-            let judged = |(r, v): (u16, Option<Verdict>)| v.map(|v| (r, v));
-            let of_all = batch.recipients.iter().copied().zip(std::mem::take(&mut result.verdicts));
-            let (recipients, verdicts) = of_all.filter_map(judged).map(|(r, v)| (r, Some(v))).unzip();
-            (batch.recipients, result.verdicts) = (recipients, verdicts);
-        }
-        let v = f.failure().verdict;
-        result.verdicts.iter_mut().filter(|x| x.is_none()).for_each(|x| *x = Some(v.clone()));
-    }
-    let mut verdicts: Vec<(u16, Verdict)> =
-        batch.recipients.iter().copied().zip(result.verdicts.into_iter().flatten()).collect();
-    if verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered) {
-        // More recipients than the receiver takes at once (RFC 5321 section 4.5.3.1.10): the
-        // others go in the next transaction.
-        let surplus = |v: &Verdict| v.remote && v.status == "4.5.3" && v.diagnostic.starts_with("452");
-        let left: Vec<u16> = verdicts.iter().filter(|(_, v)| surplus(v)).map(|(r, _)| *r).collect();
-        if !left.is_empty() {
-            verdicts.retain(|(_, v)| !surplus(v));
-            shard.scheduler.borrow_mut().put_back(&batch, &left);
-        }
-    }
+    let (fault, mut verdicts) = sort(shard, path, s, &batch, result, reused, *errors);
     // What the receiver said of each recipient itself; what comes of rules, or of others, is not.
     let alone = verdicts.len() == 1;
     for (r, v) in verdicts.iter().filter(|(_, v)| v.stage == Stage::Recipient || (alone && v.stage == Stage::Message)) {
@@ -669,9 +634,94 @@ async fn attempt(
         skip_host(shard, path, &s.host);
     }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
-    let at = Attempt::of_session(s, began);
-    conclude(shard, path, &batch, e, &body, verdicts, &at).await;
+    if !verdicts.is_empty() {
+        let at = Attempt::of_session(s, began);
+        conclude(shard, path, &batch, e, &body, verdicts, &at).await;
+    }
     goes_on
+}
+
+/// Parts what was decided of recipients from what goes back to its queue and is tried again at
+/// once, and keeps what the replies teach about the host. Recipients of which nothing was said have a new connection when the
+/// session ended for a reason of its own and each such end brings the mail further: a used connection,
+/// a decision on others, something learned. Where it does not, the fault is their deferral.
+fn sort(
+    shard: &Shard,
+    path: &Path,
+    s: &Session,
+    batch: &Batch,
+    result: transaction::Result,
+    reused: bool,
+    errors: u64,
+) -> (Option<SessionFault>, Vec<(u16, Verdict)>) {
+    let transaction::Result { standings, too_many_after, fault } = result;
+    let content_sent = s.content_sent.get();
+    let refused = |st: &&Standing| matches!(st, Standing::Decided(v) if v.outcome != Outcome::Delivered);
+    let refusals = standings.iter().filter(refused).count() as u64 + errors;
+    let accepted = standings.iter().filter(|st| **st == Standing::Accepted).count() as u16;
+    let mut learns = false;
+    if let Some(n) = too_many_after {
+        learns |= shard.learned.note(&s.host, |l| l.recipients_max = n);
+    }
+    // It closed in place of an answer, and not just between messages.
+    let answered = standings.iter().any(|st| *st != Standing::Unasked);
+    let closed = |f: &SessionFault| f.is_421() || answered && f.is_closing();
+    if standings.contains(&Standing::Unasked) && !content_sent && fault.as_ref().is_some_and(closed) {
+        learns |= shard.learned.note(&s.host, |l| match (u16::try_from(refusals), accepted) {
+            (Ok(0), 0) | (Err(_), _) => {}
+            (Ok(0), n) => l.recipients_max = n,
+            (Ok(n), _) => l.refusals_max = n,
+        });
+    }
+    if let Some(SessionFault::OutOfStep { concerned, .. }) = &fault {
+        let c = &shard.counters.out_of_step;
+        c.set(c.get() + 1);
+        learns |= concerned.is_some_and(|x| shard.learned.note(&s.host, |l| l.leave_out(x)) || !s.is_without(x));
+    }
+    let decides = standings.iter().any(|st| matches!(st, Standing::Decided(_)));
+    let is_left_out = |f: &SessionFault| f.is_421() && path.rules.smtp_421_means_mx_unavailable && s.has_others;
+    let again = match &fault {
+        None => true,
+        Some(f) if is_left_out(f) => true,
+        Some(f @ SessionFault::OutOfStep { .. }) => {
+            tracing::error!(shard = shard.number, queue = path.name, error = %f, "a receiver lost step with a session; no recipient is judged by it");
+            reused || learns
+        }
+        Some(f) => f.is_closing() && (reused || decides || learns),
+    };
+    let (mut verdicts, mut left) = (Vec::new(), Vec::new());
+    for (r, standing) in batch.recipients.iter().copied().zip(standings) {
+        match (standing, &fault) {
+            (Standing::Decided(v) | Standing::Closing(v), _) => verdicts.push((r, v)),
+            // The receiver may have it.
+            (Standing::Accepted, Some(f)) if content_sent => verdicts.push((r, f.failure().verdict)),
+            (_, Some(f)) if !again => verdicts.push((r, f.failure().verdict)),
+            _ => left.push(r),
+        }
+    }
+    if let Some(f) = &fault {
+        // A receiver that closes between messages says nothing.
+        if verdicts.is_empty() && reused && matches!(f, SessionFault::Closed { .. }) {
+            tracing::debug!(shard = shard.number, queue = path.name, error = %f, "connection closed between messages");
+        } else {
+            tracing::info!(shard = shard.number, queue = path.name, error = %f, again = left.len(), "connection lost");
+        }
+    }
+    if !left.is_empty() {
+        let mut sch = shard.scheduler.borrow_mut();
+        sch.put_back(batch, &left);
+        if let Some(f) = fault.as_ref().filter(|f| is_left_out(f)) {
+            let failure = sch.shared_failure(f.failure());
+            if let Some(q) = sch.queues.get_mut(batch.queue) {
+                q.last_failure = Some(Rc::clone(&failure));
+            }
+            if let Some(p) = sch.paths.get_mut(path.id) {
+                p.judged(false);
+                p.last_failure = Some(failure);
+            }
+        }
+    }
+    (fault, verdicts)
 }
 
 /// Bytes that were counted before they were sent, and did not arrive.

@@ -10,6 +10,7 @@ pub mod conclusion;
 pub mod connection;
 pub mod deletion;
 pub mod interruption;
+pub mod learned;
 pub mod local;
 pub mod mode;
 pub mod open;

@@ -286,6 +286,7 @@ async fn greet(
 ) -> Result<Session, SessionFault> {
     let r = &path.rules;
     let mut s = Session::connect(host, address, path.source, r.connect_timeout, &path.ear).await?;
+    s.lesson = shard.learned.of(host);
     let greeting = s.reply(r.smtp_greeting_timeout).await?;
     if !greeting.is_positive() {
         return Err(s.refused(greeting));

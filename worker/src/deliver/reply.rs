@@ -1,5 +1,7 @@
 //! SMTP replies from receivers (RFC 5321 §4.2), bounded in lines and length.
 
+use super::learned::Lesson;
+
 /// Most bytes of one reply that are read; the rest of a longer one is an error.
 pub const REPLY_BYTES_MAX: usize = 16 << 10;
 /// Most characters of a reply that are kept for logs, accounting and reports.
@@ -47,6 +49,41 @@ impl Reply {
             return first.to_owned();
         }
         format!("{class}.0.0")
+    }
+}
+
+impl Reply {
+    /// The enhanced status code that the text begins with, as given.
+    fn given_status(&self) -> Option<&str> {
+        let first = self.lines.first()?.split_ascii_whitespace().next()?;
+        let mut parts = first.split('.');
+        let digits =
+            |p: Option<&str>| p.is_some_and(|p| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit()));
+        (digits(parts.next()) && digits(parts.next()) && digits(parts.next()) && parts.next().is_none())
+            .then_some(first)
+    }
+
+    /// Its status names an address, a mailbox, content or a policy (RFC 3463 section 3), so that it
+    /// is not about the protocol, whatever its code.
+    pub fn is_about_policy(&self) -> bool {
+        self.given_status().and_then(|s| s.split('.').nth(1)).is_some_and(|subject| !matches!(subject, "0" | "5"))
+    }
+
+    /// More recipients than the receiver takes in a transaction: 452, or 552 as RFC 821 had it
+    /// (RFC 5321 section 4.5.3.1.10). 552 is said of full mailboxes as well.
+    pub fn is_too_many_recipients(&self) -> bool {
+        if !matches!(self.code, 451 | 452 | 552) {
+            return false;
+        }
+        match self.given_status() {
+            Some(s) => s.ends_with(".5.3") || (self.code == 452 && s == "4.3.1" && self.says_too_many()),
+            None => self.says_too_many(),
+        }
+    }
+
+    fn says_too_many(&self) -> bool {
+        let text = self.text().to_ascii_lowercase();
+        text.contains("too many") && (text.contains("recipient") || text.contains("rcpt"))
     }
 }
 
@@ -117,6 +154,12 @@ pub struct Extensions {
     pub dsn: bool,
     /// SIZE (RFC 1870): the limit, 0 for none
     pub size: Option<u64>,
+    /// BODY is not said, though 8BITMIME is offered.
+    pub without_body_parameter: bool,
+    /// LIMITS MAILMAX (RFC 9422): transactions in a session, 0 for no limit
+    pub mail_max: u32,
+    /// LIMITS RCPTMAX (RFC 9422): recipients in a transaction, 0 for no limit
+    pub rcpt_max: u32,
     /// All keywords, comma-joined, for accounting; words that cannot be keywords, for they have
     /// other characters than visible ASCII, are left out.
     pub names: String,
@@ -139,12 +182,35 @@ impl Extensions {
                 "STARTTLS" => e.starttls = true,
                 "DSN" => e.dsn = true,
                 "SIZE" => e.size = Some(words.next().and_then(|n| n.parse().ok()).unwrap_or(0)),
+                "LIMITS" => words.for_each(|w| e.note_limit(w)),
                 _ => {}
             }
             names.push(name);
         }
         e.names = names.join(",");
         e
+    }
+
+    /// `RCPTMAX=100` and the like: one to six digits, the first of them not 0; others say nothing.
+    fn note_limit(&mut self, word: &str) {
+        let Some((name, value)) = word.split_once('=') else { return };
+        let is_number = (1..=6).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
+        let Some(n) = value.parse().ok().filter(|_| is_number && !value.starts_with('0')) else { return };
+        match name.to_ascii_uppercase().as_str() {
+            "MAILMAX" => self.mail_max = n,
+            "RCPTMAX" => self.rcpt_max = n,
+            _ => {}
+        }
+    }
+
+    /// Without what the host offers and does not keep; it stays among the names.
+    pub fn leave_out(&mut self, lesson: &Lesson) {
+        self.pipelining &= !lesson.without_pipelining;
+        self.chunking &= !lesson.without_chunking;
+        if lesson.without_parameters {
+            (self.size, self.dsn) = (None, false);
+        }
+        self.without_body_parameter = lesson.without_parameters;
     }
 }
 
@@ -168,6 +234,40 @@ mod tests {
         let (r, _) =
             parse("250-mx\r\n250-00\u{a0}x\r\n250-AUTH=LOGIN PLAIN\r\n250 dsn\r\n".as_bytes()).unwrap().unwrap();
         assert_eq!(Extensions::of(&r).names, "AUTH=LOGIN,DSN");
+    }
+
+    #[test]
+    fn limits_are_read_where_they_are_numbers() {
+        let limits = |words: &str| {
+            let (r, _) = parse(format!("250-mx\r\n250 LIMITS {words}\r\n").as_bytes()).unwrap().unwrap();
+            let e = Extensions::of(&r);
+            (e.mail_max, e.rcpt_max)
+        };
+        assert_eq!(limits("RCPTMAX=20 MAILMAX=5 RCPTDOMAINMAX=1"), (5, 20));
+        assert_eq!(limits("rcptmax=7"), (0, 7));
+        assert_eq!(limits("RCPTMAX=0 MAILMAX=1234567"), (0, 0));
+        assert_eq!(limits("RCPTMAX MAILMAX=+5"), (0, 0));
+    }
+
+    #[test]
+    fn too_many_recipients_is_not_a_full_mailbox() {
+        let of = |t: &str| parse(format!("{t}\r\n").as_bytes()).unwrap().unwrap().0.is_too_many_recipients();
+        for t in [
+            "452 4.5.3 Too many recipients",
+            "552 5.5.3 Maximum limit of 2 recipients reached",
+            "552 Too many recipients",
+            "452 too many rcpts",
+        ] {
+            assert!(of(t), "{t}");
+        }
+        for t in [
+            "552 5.2.2 Mailbox full",
+            "552 storage allocation exceeded",
+            "452 4.3.1 out of memory",
+            "550 5.5.3 too many recipients",
+        ] {
+            assert!(!of(t), "{t}");
+        }
     }
 
     #[test]

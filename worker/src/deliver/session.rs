@@ -1,17 +1,21 @@
 //! The client's side of a session: bytes out, replies in, under timeouts.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use super::learned::{Extension, Lesson};
 use super::reply::{self, Extensions, Reply};
 use super::security::Security;
 use crate::classify::bounce_rules::Stage;
@@ -62,6 +66,20 @@ pub enum SessionFault {
         /// Address.
         ip: IpAddr,
     },
+    /// A reply about the order or the form of our own commands.
+    #[error("\"{reply}\" in answer to {command} from {host} ({ip}): it does not follow our commands", reply = .reply.text())]
+    OutOfStep {
+        /// The command.
+        command: &'static str,
+        /// The reply.
+        reply: Reply,
+        /// What was used that could be left out.
+        concerned: Option<Extension>,
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+    },
     /// Not SMTP.
     #[error("{reason} from {host} ({ip})")]
     Protocol {
@@ -80,6 +98,11 @@ impl SessionFault {
         matches!(self, SessionFault::Refused { reply, .. } if reply.code == 421)
     }
 
+    /// The receiver ended the session, with words or without.
+    pub fn is_closing(&self) -> bool {
+        self.is_421() || matches!(self, SessionFault::Closed { .. })
+    }
+
     /// No connection came about.
     pub fn is_unconnected(&self) -> bool {
         matches!(self, SessionFault::Io { what, .. } | SessionFault::Timeout { what, .. } if *what == CONNECTING)
@@ -92,6 +115,7 @@ impl SessionFault {
             SessionFault::Closed { host, ip } | SessionFault::Protocol { host, ip, .. } => {
                 (Verdict::own("4.4.2", self.to_string()), host, ip)
             }
+            SessionFault::OutOfStep { host, ip, .. } => (Verdict::own("4.5.0", self.to_string()), host, ip),
             SessionFault::Io { what, host, ip, .. } | SessionFault::Timeout { what, host, ip } => {
                 let status = if *what == CONNECTING { "4.4.1" } else { "4.4.2" };
                 (Verdict::own(status, self.to_string()), host, ip)
@@ -101,6 +125,8 @@ impl SessionFault {
     }
 }
 
+/// Replies that are read while something is written, bytes: those to a thousand commands.
+const UNREAD_MAX: usize = 1 << 20;
 /// What the receiver may take after it said 421, and did not close.
 const AFTER_421: Duration = Duration::from_secs(10);
 /// What a fault before a connection stands says it was doing.
@@ -186,6 +212,10 @@ pub struct Session {
     pub tls: Option<Outcome>,
     /// What TLS was negotiated with.
     pub parameters: Option<Parameters>,
+    /// What is known of the host.
+    pub lesson: Lesson,
+    /// Why nothing can be written any more; what the receiver said before is still read.
+    unwritable: Option<SessionFault>,
     ear: Rc<Ear>,
 }
 
@@ -243,6 +273,8 @@ impl Session {
             closing: false,
             tls: None,
             parameters: None,
+            lesson: Lesson::default(),
+            unwritable: None,
             ear: Rc::clone(ear),
         })
     }
@@ -255,6 +287,15 @@ impl Session {
                 Verdict { outcome: outcome::Outcome::Bounced, ..v }
             }
             _ => v,
+        }
+    }
+
+    /// An extension was not used, whether or not it was offered.
+    pub fn is_without(&self, e: Extension) -> bool {
+        match e {
+            Extension::Pipelining => !self.extensions.pipelining,
+            Extension::Chunking => !self.extensions.chunking,
+            Extension::Parameters => self.lesson.without_parameters,
         }
     }
 
@@ -279,26 +320,39 @@ impl Session {
         SessionFault::Refused { reply, host: self.host.clone(), ip: self.peer.ip() }
     }
 
-    /// Writes all parts.
+    /// A reply about our own command, as a fault.
+    pub fn out_of_step(&self, command: &'static str, reply: Reply, concerned: Option<Extension>) -> SessionFault {
+        SessionFault::OutOfStep { command, reply, concerned, host: self.host.clone(), ip: self.peer.ip() }
+    }
+
+    /// Writes all parts, and reads meanwhile what the receiver says (RFC 2920 section 3.1): one that
+    /// waits until its replies are read would wait for ever. `limit` is for each piece that is
+    /// taken, so that a slow receiver which goes on has all the time it needs. A receiver that closed may
+    /// have said why: its replies are read first, and the next read behind them is the fault.
     ///
     /// # Errors
-    /// [`SessionFault`] when the receiver does not take them in `limit`.
+    /// [`SessionFault`] when the receiver takes nothing in `limit`.
     pub async fn write(&mut self, parts: &mut [std::io::IoSlice<'_>], limit: Duration) -> Result<(), SessionFault> {
-        let result = match &mut self.io {
-            Io::Clear(s) => timeout(limit, write_all_vectored(s, parts)).await,
-            Io::Tls(s) => {
-                timeout(limit, async {
-                    write_all_vectored(&mut **s, parts).await?;
-                    s.flush().await
-                })
-                .await
+        let mut parts = parts;
+        std::io::IoSlice::advance_slices(&mut parts, 0);
+        loop {
+            let step = match &mut self.io {
+                Io::Clear(s) => timeout(limit, write_some(s, parts, &mut self.buf)).await,
+                Io::Tls(s) => timeout(limit, write_some(&mut **s, parts, &mut self.buf)).await,
+                Io::Gone => return Err(self.closed()),
+            };
+            match step {
+                Ok(Ok(Step::Wrote(n))) => std::io::IoSlice::advance_slices(&mut parts, n),
+                Ok(Ok(Step::Read)) => {}
+                Ok(Ok(Step::Done)) => return Ok(()),
+                Ok(Err(e)) => {
+                    self.unwritable = Some(self.io_fault(&e));
+                    // What is incomplete was not sent.
+                    self.content_sent.set(false);
+                    return Ok(());
+                }
+                Err(_) => return Err(self.timed_out()),
             }
-            Io::Gone => return Err(self.closed()),
-        };
-        match result {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(self.io_fault(&e)),
-            Err(_) => Err(self.timed_out()),
         }
     }
 
@@ -335,12 +389,13 @@ impl Session {
                 Io::Tls(s) => timeout(limit, read_more(&mut **s, &mut self.buf)).await,
                 Io::Gone => return Err(self.closed()),
             };
-            match got {
-                Ok(Ok(0)) => return Err(self.closed()),
-                Ok(Ok(_)) => {}
-                Ok(Err(e)) => return Err(self.io_fault(&e)),
-                Err(_) => return Err(self.timed_out()),
-            }
+            let fault = match got {
+                Ok(Ok(0)) => self.closed(),
+                Ok(Ok(_)) => continue,
+                Ok(Err(e)) => self.io_fault(&e),
+                Err(_) => self.timed_out(),
+            };
+            return Err(self.unwritable.take().unwrap_or(fault));
         }
     }
 
@@ -373,6 +428,7 @@ impl Session {
         let reply = self.command(&format!("EHLO {name}"), limit).await?;
         if reply.is_positive() {
             self.extensions = Extensions::of(&reply);
+            self.extensions.leave_out(&self.lesson);
             return Ok(());
         }
         if reply.code == 421 {
@@ -420,19 +476,39 @@ async fn read_more(io: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> std
     io.read_buf(buf).await
 }
 
-async fn write_all_vectored(
-    io: &mut (impl AsyncWrite + Unpin),
-    mut parts: &mut [std::io::IoSlice<'_>],
-) -> std::io::Result<()> {
-    std::io::IoSlice::advance_slices(&mut parts, 0);
-    while !parts.is_empty() {
-        let n = io.write_vectored(parts).await?;
-        if n == 0 {
-            return Err(std::io::ErrorKind::WriteZero.into());
+/// What came of a piece of writing.
+enum Step {
+    Wrote(usize),
+    Read,
+    Done,
+}
+
+/// Writes what the receiver takes at once; where it takes nothing, reads what it says meanwhile. With
+/// nothing left to write, sees that it is on its way.
+async fn write_some(
+    io: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    parts: &[std::io::IoSlice<'_>],
+    said: &mut BytesMut,
+) -> std::io::Result<Step> {
+    std::future::poll_fn(|cx| {
+        let written = match parts.is_empty() {
+            true => Pin::new(&mut *io).poll_flush(cx).map_ok(|()| Step::Done),
+            false => match Pin::new(&mut *io).poll_write_vectored(cx, parts) {
+                Poll::Ready(Ok(0)) => Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                other => other.map_ok(Step::Wrote),
+            },
+        };
+        if written.is_ready() || said.len() >= UNREAD_MAX {
+            return written;
         }
-        std::io::IoSlice::advance_slices(&mut parts, n);
-    }
-    Ok(())
+        said.reserve(1024);
+        let mut reading = std::pin::pin!(io.read_buf(said));
+        match reading.as_mut().poll(cx) {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(std::io::ErrorKind::UnexpectedEof.into())),
+            other => other.map_ok(|_| Step::Read),
+        }
+    })
+    .await
 }
 
 /// `ECONNREFUSED` and the like, as operators search for them.

@@ -1,0 +1,113 @@
+//! What the replies of mail hosts taught, for an hour each: extensions that they offer and do not
+//! keep, recipients that they take in a transaction, refusals after which they close.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use crate::clock;
+
+/// A lesson is kept so long, milliseconds.
+const KEPT_MS: i64 = 3_600_000;
+/// Hosts of which something is kept.
+const HOSTS_MAX: usize = 10_000;
+
+/// What a client may use when a host offers it, and can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// PIPELINING (RFC 2920)
+    Pipelining,
+    /// CHUNKING (RFC 3030)
+    Chunking,
+    /// Parameters of MAIL and RCPT: SIZE, BODY, DSN's
+    Parameters,
+}
+
+/// What is known of one host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lesson {
+    /// PIPELINING is not used.
+    pub without_pipelining: bool,
+    /// CHUNKING is not used.
+    pub without_chunking: bool,
+    /// Parameters are not used.
+    pub without_parameters: bool,
+    /// Recipients that it takes in a transaction; 0 where it is not known.
+    pub recipients_max: u16,
+    /// Refusals after which it ends a session; 0 where it is not known.
+    pub refusals_max: u16,
+}
+
+/// What is known of all hosts.
+#[derive(Debug, Default)]
+pub struct Learned {
+    hosts: RefCell<HashMap<String, (i64, Lesson)>>,
+}
+
+impl Learned {
+    /// What is known of a host.
+    pub fn of(&self, host: &str) -> Lesson {
+        let hosts = self.hosts.borrow();
+        if hosts.is_empty() {
+            return Lesson::default();
+        }
+        hosts.get(host).filter(|(until, _)| *until > clock::now_ms()).map_or_else(Lesson::default, |(_, l)| *l)
+    }
+
+    /// Adds to it; whether that was news.
+    pub fn note(&self, host: &str, change: impl FnOnce(&mut Lesson)) -> bool {
+        let before = self.of(host);
+        let mut lesson = before;
+        change(&mut lesson);
+        if lesson == before {
+            return false;
+        }
+        let now = clock::now_ms();
+        let mut hosts = self.hosts.borrow_mut();
+        if hosts.len() >= HOSTS_MAX && !hosts.contains_key(host) {
+            hosts.retain(|_, (until, _)| *until > now);
+            if hosts.len() >= HOSTS_MAX {
+                // What is lost is learned again.
+                hosts.clear();
+            }
+        }
+        hosts.insert(host.to_owned(), (now + KEPT_MS, lesson));
+        true
+    }
+}
+
+impl Lesson {
+    /// An extension is not used any more.
+    pub fn leave_out(&mut self, e: Extension) {
+        match e {
+            Extension::Pipelining => self.without_pipelining = true,
+            Extension::Chunking => self.without_chunking = true,
+            Extension::Parameters => self.without_parameters = true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_is_news() {
+        let l = Learned::default();
+        assert!(l.note("mx.test", |l| l.leave_out(Extension::Chunking)));
+        assert!(!l.note("mx.test", |l| l.leave_out(Extension::Chunking)));
+        assert!(l.note("mx.test", |l| l.recipients_max = 7));
+        let known = l.of("mx.test");
+        assert_eq!((known.without_chunking, known.without_pipelining, known.recipients_max), (true, false, 7));
+        assert_eq!(l.of("other.test"), Lesson::default());
+    }
+
+    #[test]
+    fn hosts_are_bounded() {
+        let l = Learned::default();
+        for n in 0..=HOSTS_MAX {
+            l.note(&format!("h{n}.test"), |l| l.refusals_max = 3);
+        }
+        assert!(l.hosts.borrow().len() <= HOSTS_MAX);
+        assert_eq!(l.of(&format!("h{HOSTS_MAX}.test")).refusals_max, 3);
+    }
+}
