@@ -100,16 +100,14 @@ fn cells(kind: &Kind, mode: &Mode) -> Vec<Cell> {
         };
         for code in [450, 550] {
             let end = if code == 450 { Fate::Waits } else { Fate::Bounced };
-            let refused = if kind.refuses[1] { format!("no{code}-") } else { "plain-".to_owned() };
+            let refused = format!("no{code}-");
             let at_rcpt = |also: Script| {
                 let own = if kind.refuses[1] { None } else { Some((Rcpt, Refuse(code))) };
                 own.into_iter().chain(also).collect::<Script>()
             };
             add(format!("all refused {code}"), "plain", of(&refused, n, end), at_rcpt(Vec::new()), 0);
-            if kind.refuses[1] {
-                let both = [of(&refused, n, end), of("ok-", n, Fate::Delivered)].concat();
-                add(format!("some refused {code}"), "plain", both, Vec::new(), 0);
-            }
+            let both = [of(&refused, n, end), of("ok-", n, Fate::Delivered)].concat();
+            add(format!("some refused {code}"), "plain", both, at_rcpt(Vec::new()), 0);
             for (at, prefix, own) in
                 [(Mail, "mail", kind.refuses[0]), (Data, "data", kind.refuses[2]), (End, "end", kind.refuses[3])]
             {
@@ -132,10 +130,9 @@ fn cells(kind: &Kind, mode: &Mode) -> Vec<Cell> {
             }
         }
         for act in [Close421, Close] {
-            let refused = if kind.refuses[1] { "no550-" } else { "plain-" };
             let own = if kind.refuses[1] { None } else { Some((Rcpt, Refuse(550))) };
             let script = own.into_iter().chain([(Rset, act)]).collect();
-            add(format!("{act:?} at RSET"), "plain", of(refused, n, Fate::Bounced), script, 2);
+            add(format!("{act:?} at RSET"), "plain", of("no550-", n, Fate::Bounced), script, 2);
         }
     }
     all

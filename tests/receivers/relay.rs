@@ -214,6 +214,7 @@ impl Connection {
             if upper.starts_with("MAIL") {
                 self.begin(&upper);
             }
+            let is_spared = upper.starts_with("RCPT") && !upper.contains("<NO");
             let at = match upper.get(..4) {
                 Some("MAIL") => Some(At::Mail),
                 Some("RCPT") => Some(At::Rcpt),
@@ -226,6 +227,8 @@ impl Connection {
                 None => None,
             };
             let answer = match self.answer(at) {
+                // Only those whose names say so are refused.
+                Answer::Own(code) if code != 421 && is_spared => Answer::Server,
                 // The content of a BDAT ends with its command.
                 Answer::Server if chunk.is_some() => self.answer(Some(At::End)),
                 other => other,
