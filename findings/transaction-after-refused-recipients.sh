@@ -17,7 +17,7 @@ cat >package.json <<'JSON'
   "overrides": { "encoding-japanese": "^2.2.0", "libqp": "^2.1.1" } }
 JSON
 npm install --omit=optional --no-audit --no-fund --silent >/dev/null
-python3 -m pip install --quiet --target python aiosmtpd==1.4.6
+python3 -m pip install --quiet --root-user-action=ignore --target python aiosmtpd==1.4.6
 
 cat >smtp-server.js <<'JS'
 const { SMTPServer } = require('smtp-server');

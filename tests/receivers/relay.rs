@@ -38,6 +38,9 @@ pub enum Act {
 /// What a cell makes the relay do.
 pub type Script = Vec<(At, Act)>;
 
+/// A cell, and what was sent in it.
+type Stray = (u32, Vec<u8>);
+
 /// A relay on a port of its own.
 #[derive(Debug, Clone)]
 pub struct Relay {
@@ -46,7 +49,7 @@ pub struct Relay {
     done: Arc<Mutex<Vec<u32>>>,
     connections: Arc<AtomicU32>,
     /// What was sent behind a 354 that the relay gave, by cell.
-    pub strays: Arc<Mutex<Vec<(u32, Vec<u8>)>>>,
+    pub strays: Arc<Mutex<Vec<Stray>>>,
     /// Every line of commands and replies.
     pub transcript: Arc<Mutex<Vec<String>>>,
 }
