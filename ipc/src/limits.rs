@@ -16,6 +16,9 @@ pub const CONTENT_BYTES_MAX: usize = 1 << 30;
 /// are 16 bits wide in the queues.
 pub const RECIPIENTS_PER_MESSAGE_MAX: usize = 60_000;
 
+/// Longest address, in bytes: with a domain of 253 its local part has twelve times what RFC 5321 wants taken.
+pub const ADDRESS_BYTES_MAX: usize = 1000;
+
 /// Most shards of one node. Shard numbers are one byte in the ledger.
 pub const SHARDS_MAX: usize = 255;
 

@@ -137,8 +137,18 @@ pub struct Recipient {
     /// One more than the priority it was given; 0 for none, see [`priority`]. It lies where
     /// envelopes had nothing before.
     pub priority_given: u8,
+    /// How often the same address was given again: it is delivered once, and accounted as often as it was given. It lies where
+    /// envelopes had nothing before.
+    pub given_again: u16,
     /// ORCPT= as given, xtext not decoded; empty when not given.
     pub orcpt: String,
+}
+
+impl ArchivedRecipient {
+    /// How often the address was given.
+    pub fn times_given(&self) -> usize {
+        usize::from(self.given_again.to_native()) + 1
+    }
 }
 
 /// State that goes with recipients to another owner. Their receipt is accounted already.
@@ -245,23 +255,33 @@ pub fn normalise_domain(domain: &str) -> Result<String, String> {
         };
     }
     let domain = domain.strip_suffix('.').unwrap_or(domain);
-    let simple = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_');
-    let ascii = if domain.bytes().all(simple) && !domain.contains("xn--") {
-        domain.to_owned()
+    let not_a_domain = || format!("{domain} is not a domain name");
+    let ascii = if domain.is_ascii() {
+        domain.to_ascii_lowercase()
     } else {
-        idna::domain_to_ascii(domain).map_err(|_| format!("{domain} is not a domain name"))?
+        // Label by label: one in ASCII is what it is, also where it begins with xn-- and says nothing.
+        let label = |l: &str| match l.is_ascii() {
+            true => Ok(l.to_ascii_lowercase()),
+            false => idna::domain_to_ascii(l).map_err(|_| not_a_domain()),
+        };
+        domain.split('.').map(label).collect::<Result<Vec<_>, _>>()?.join(".")
     };
-    let label_ok = |l: &str| {
-        let hyphen_at_an_end = l.starts_with('-') || l.ends_with('-');
-        !l.is_empty()
-            && l.len() <= 63
-            && !hyphen_at_an_end
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    if ascii.is_empty() || ascii.len() > 253 || !ascii.split('.').all(label_ok) {
-        return Err(format!("{domain} is not a domain name"));
+    let is_label = |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(is_octet_of_domain);
+    if ascii.len() > 253 || !ascii.split('.').all(is_label) {
+        return Err(not_a_domain());
     }
     Ok(ascii)
+}
+
+/// DNS names may hold any octet (RFC 2181 section 11), and mail is sent to domains with odd ones. Left out are those
+/// that part words of SMTP (RFC 5321 section 4.1.2), or mean something in our own names of queues: `/`, `*`, braces.
+fn is_octet_of_domain(b: u8) -> bool {
+    b.is_ascii_graphic() && !b"\"(),:;<>@[\\]/*{}".contains(&b)
+}
+
+/// Whether a domain, normalised, has only what names of hosts have (RFC 952, RFC 1123), or underscores.
+pub fn is_plain_domain(domain: &str) -> bool {
+    domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
 }
 
 /// A destination as people read it: in Unicode where it is internationalised.
@@ -296,7 +316,22 @@ mod tests {
         assert_eq!(destination_of("a@[127.0.0.1]").unwrap(), "[127.0.0.1]");
         assert_eq!(destination_of("a@[IPv6:::1]").unwrap(), "[ipv6:::1]");
         assert!(destination_of("a@b..c").is_err() && destination_of("a@[1.2.3]").is_err());
-        assert!(destination_of("local").is_err() && destination_of("a@-b.c").is_err());
+        assert!(destination_of("local").is_err());
+    }
+
+    #[test]
+    fn domains_hold_what_dns_names_hold() {
+        for domain in ["my_shop.test", "_a.b_.test", "-b.c", "b-.c", "xn--a.test", "xn--.test", "a+b.test", "a'b!.test"]
+        {
+            assert_eq!(normalise_domain(domain).as_deref(), Ok(domain));
+        }
+        assert_eq!(normalise_domain("XN--A.B\u{fc}cher.Test.").unwrap(), "xn--a.xn--bcher-kva.test");
+        let long = format!("{}.test", "a".repeat(64));
+        for none in
+            ["", ".", "a..b", ".a", "a.test..", "a b", "a/b", "*.a", "{a}", "a@b", "a\u{ff0f}b", "a\u{7f}", &long]
+        {
+            assert!(normalise_domain(none).is_err(), "{none}");
+        }
     }
 
     #[test]

@@ -68,6 +68,7 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
                 destination: "d.test".into(),
                 notify: 0,
                 priority_given: 0,
+                given_again: 0,
                 orcpt: String::new(),
             })
             .collect(),

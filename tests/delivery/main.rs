@@ -1,6 +1,7 @@
 //! How mail reaches receivers: DNS, connections, TLS, transactions.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod addresses;
 mod backoff;
 mod blackhole;
 mod bounces;

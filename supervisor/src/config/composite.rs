@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ipc::message::normalise_domain;
+use ipc::message::{is_plain_domain, normalise_domain};
 use ipc::rules::Value;
 
 use super::records;
@@ -250,7 +250,8 @@ pub fn domain(t: &str) -> Result<String, Problem> {
     if ip(t).is_ok() {
         return Err(Problem::expected("a domain name", t).help("an IP address is not one"));
     }
-    normalise_domain(t).map_err(|_| Problem::expected("a domain name", t))
+    // Mail may go to odder ones than an operator has: here they are mistakes.
+    normalise_domain(t).ok().filter(|d| is_plain_domain(d)).ok_or_else(|| Problem::expected("a domain name", t))
 }
 
 /// `*`, `name`, `*.name`, `[*.]name`, `[network]`, or a name in braces.
@@ -411,7 +412,7 @@ fn hosts(text: &str) -> Result<(), Problem> {
             let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
             let fine = match literal {
                 Some(l) => ipc::message::parse_literal(l).is_some(),
-                None => normalise_domain(name).is_ok(),
+                None => normalise_domain(name).is_ok_and(|d| is_plain_domain(&d)),
             };
             if !fine {
                 return Err(bad("HOST, [IP], [IPv6:IP], each with :PORT if wanted, or lookup-mx:DOMAIN"));

@@ -293,7 +293,7 @@ impl Make for Answer {
 
 impl Make for Recipient {
     fn make(c: &mut Choices<'_>) -> Recipient {
-        Recipient { address: make(c), destination: make(c), notify: c.byte(), priority_given: c.byte(), orcpt: make(c) }
+        Recipient { address: make(c), destination: make(c), notify: c.byte(), priority_given: c.byte(), given_again: u16::from(c.byte()), orcpt: make(c) }
     }
 }
 

@@ -38,9 +38,9 @@ pub struct Rcpt {
     pub orcpt: String,
 }
 
-/// Longest path and longest local part (RFC 5321 §4.5.3.1), in octets.
-const PATH_MAX: usize = 254;
-const LOCAL_MAX: usize = 64;
+/// Longest address, in octets. RFC 5321 §4.5.3.1 wants what it names (a local part of 64) taken by everybody and nothing
+/// refused for its length: return paths that name a recipient (VERP, SRS, BATV) are longer.
+pub const ADDRESS_MAX: usize = ipc::limits::ADDRESS_BYTES_MAX;
 
 /// Splits `<path> parameters`.
 fn path(arg: &str) -> Result<(&str, &str), Refusal> {
@@ -67,37 +67,31 @@ fn path(arg: &str) -> Result<(&str, &str), Refusal> {
     refuse(501, "5.5.4", "Expected '>' behind the address")
 }
 
-/// Checks the syntax of a mailbox and strips an obsolete source route.
+/// Checks what must be so of a mailbox for it to be relayed, and strips an obsolete source route and the domain's final dot,
+/// which is none of SMTP's. Whether a local part exists is the receiver's to say, with its dots wherever they are.
 fn mailbox(path: &str, utf8: bool) -> Result<String, Refusal> {
     let path = match path.strip_prefix('@').and_then(|p| p.split_once(':')) {
         Some((_, mailbox)) => mailbox,
         None => path,
     };
     let bad = |why: &str| refuse(501, "5.1.3", format!("Address <{path}> {why}"));
-    if path.len() > PATH_MAX {
-        return refuse(501, "5.1.3", format!("Address is longer than {PATH_MAX} octets"));
+    if path.len() > ADDRESS_MAX {
+        return refuse(501, "5.1.3", format!("Address is longer than {ADDRESS_MAX} octets"));
     }
     if !utf8 && !path.is_ascii() {
         return refuse(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not given in MAIL");
     }
-    let Some((local, _)) = path.rsplit_once('@') else { return bad("has no domain") };
-    if local.is_empty() || local.len() > LOCAL_MAX {
-        return bad("has a local part that is empty or longer than 64 octets");
-    }
+    let Some((local, domain)) = path.rsplit_once('@') else { return bad("has no domain") };
     let quoted = local.len() >= 2 && local.starts_with('"') && local.ends_with('"');
-    let fine = if quoted {
-        !local.chars().any(char::is_control)
-    } else {
-        let atom = |c: char| !c.is_control() && !" \"(),:;<>@[\\]".contains(c);
-        local.chars().all(atom) && local.split('.').all(|a| !a.is_empty())
-    };
+    let atom = |c: char| !c.is_control() && !" \"(),:;<>@[\\]".contains(c);
+    let fine = if quoted { !local.chars().any(char::is_control) } else { !local.is_empty() && local.chars().all(atom) };
     if !fine {
-        return bad("has a local part that is neither atoms nor a quoted string");
+        return bad("has a local part that is empty, or has what only a quoted string may have");
     }
-    match ipc::message::destination_of(path) {
-        Ok(_) => Ok(path.to_owned()),
-        Err(_) => bad("has no valid domain"),
+    if ipc::message::normalise_domain(domain).is_err() {
+        return bad("has no valid domain");
     }
+    Ok(path.strip_suffix('.').unwrap_or(path).to_owned())
 }
 
 /// xtext of RFC 3461 §4, bounded.
@@ -214,8 +208,7 @@ mod tests {
         assert_eq!(rcpt("<\"a>b c\"@d.test> NOTIFY=FAILURE,DELAY", false).unwrap().notify, 12);
         assert_eq!(rcpt("<u@[127.0.0.1]>", false).unwrap().address, "u@[127.0.0.1]");
         assert_eq!(rcpt("<\u{fc}@d.test>", false).unwrap_err().0, 553);
-        for bad in ["u@d.test", "<u>", "<u@>", "<.u@d.test>", "<u@d.test", "<u@d..test>", "<u v@d.test>", "<u@d.test>x"]
-        {
+        for bad in ["u@d.test", "<u>", "<u@>", "<@d.test>", "<u@d.test", "<u@d..test>", "<u v@d.test>", "<u@d.test>x"] {
             assert!(rcpt(bad, true).is_err(), "{bad}");
         }
         for bad in ["NOTIFY=NEVER,DELAY", "NOTIFY=DELAY NOTIFY=DELAY", "ORCPT=x"] {
@@ -225,6 +218,27 @@ mod tests {
             assert_eq!(mail(&format!("<u@d.test> {bad}"), true).unwrap_err().0, 501, "{bad}");
         }
         assert_eq!(mail("<u@d.test> FOO=1", true).unwrap_err().0, 555);
+    }
+
+    #[test]
+    fn addresses_are_relayed_as_they_came() {
+        let verp = format!("<{}@news.test>", "v".repeat(200));
+        for path in [
+            "<.u@d.test>",
+            "<a..b@d.test>",
+            "<ab.@d.test>",
+            "<.@d.test>",
+            "<-a_b-@my_shop.test>",
+            "<u@-mx.xn--a>",
+            &verp,
+        ] {
+            assert_eq!(format!("<{}>", rcpt(path, false).unwrap().address), path);
+            assert_eq!(format!("<{}>", mail(path, false).unwrap().sender), path);
+        }
+        assert_eq!(rcpt("<u.@D.test.>", false).unwrap().address, "u.@D.test");
+        assert_eq!(mail("<u@d.test.>", false).unwrap().sender, "u@d.test");
+        assert!(rcpt("<u@d.test..>", false).is_err() && rcpt("<u.>", false).is_err());
+        assert!(rcpt(&format!("<{}@d.test>", "v".repeat(ADDRESS_MAX)), false).is_err());
     }
 
     proptest! {

@@ -3,8 +3,8 @@
 //!
 //! Only CR LF . CR LF ends DATA. A bare LF anywhere, and a bare CR before a dot, refuse the
 //! message: servers behind that read one as a line end could be made to see a second
-//! message where we saw one (SMTP smuggling). Other bare CRs are passed on as they are, for
-//! bulk mailers do send them and receivers take them.
+//! message where we saw one (SMTP smuggling). Another bare CR becomes CR LF here, before dots are doubled, the message is
+//! signed and its size is told: bulk mailers do send them, and there are receivers that never take them.
 
 use bytes::{BufMut, BytesMut};
 
@@ -75,7 +75,8 @@ impl Content {
                         self.fail(Fault::BareLineEnd);
                         self.tail = Tail::Line;
                     } else {
-                        self.keep_in_line(b"\r");
+                        self.keep(b"\r\n");
+                        self.line = 0;
                         self.tail = if b == b'\r' { Tail::Cr } else { Tail::Line };
                         at += usize::from(b == b'\r');
                     }
@@ -119,6 +120,11 @@ impl Content {
         }
     }
 
+    /// That many more bytes are within the limit.
+    pub fn has_room(&self, more: u64) -> bool {
+        (self.max - self.bytes.len()) as u64 >= more
+    }
+
     /// Takes bytes of a BDAT chunk as they are.
     pub fn chunk(&mut self, input: &[u8]) {
         self.keep(input);
@@ -126,10 +132,16 @@ impl Content {
 
     /// The content, checked as a whole when it came in chunks.
     pub fn finish(mut self, chunked: bool) -> Result<BytesMut, Fault> {
-        if chunked && self.fault.is_none() {
-            self.fault = check(&self.bytes);
+        if let Some(f) = self.fault {
+            return Err(f);
         }
-        self.fault.map_or(Ok(self.bytes), Err)
+        if chunked && check(&self.bytes)? > 0 {
+            self.bytes = with_whole_line_ends(&self.bytes);
+            if self.bytes.len() > self.max {
+                return Err(Fault::TooLarge);
+            }
+        }
+        Ok(self.bytes)
     }
 
     fn keep_in_line(&mut self, b: &[u8]) {
@@ -162,23 +174,37 @@ impl Content {
     }
 }
 
-fn check(bytes: &[u8]) -> Option<Fault> {
-    let (mut at, mut line) = (0, 0);
+/// How many bare CRs content has that become line ends.
+fn check(bytes: &[u8]) -> Result<usize, Fault> {
+    let (mut at, mut line, mut bare) = (0, 0, 0);
     while let Some(i) = memchr::memchr2(b'\r', b'\n', &bytes[at..]) {
         let here = at + i;
-        if bytes[here] == b'\n' || bytes.get(here + 1) == Some(&b'.') {
-            return Some(Fault::BareLineEnd);
+        let next = bytes.get(here + 1);
+        if bytes[here] == b'\n' || next == Some(&b'.') {
+            return Err(Fault::BareLineEnd);
         }
-        let whole = bytes.get(here + 1) == Some(&b'\n');
-        if whole && here - line > LINE_MAX {
-            return Some(Fault::LineTooLong);
+        if here - line > LINE_MAX {
+            return Err(Fault::LineTooLong);
         }
+        let whole = next == Some(&b'\n');
+        bare += usize::from(!whole);
         at = here + 1 + usize::from(whole);
-        if whole {
-            line = at;
-        }
+        line = at;
     }
-    (bytes.len() - line > LINE_MAX).then_some(Fault::LineTooLong)
+    if bytes.len() - line > LINE_MAX { Err(Fault::LineTooLong) } else { Ok(bare) }
+}
+
+/// Content whose bare CRs are CR LF.
+fn with_whole_line_ends(bytes: &[u8]) -> BytesMut {
+    let mut out = BytesMut::with_capacity(bytes.len() + bytes.len() / 16);
+    let mut from = 0;
+    for cr in memchr::memchr_iter(b'\r', bytes).filter(|i| bytes.get(i + 1) != Some(&b'\n')) {
+        out.put_slice(&bytes[from..=cr]);
+        out.put_u8(b'\n');
+        from = cr + 1;
+    }
+    out.put_slice(&bytes[from..]);
+    out
 }
 
 #[cfg(test)]
@@ -205,9 +231,9 @@ mod tests {
         assert!(end && c == Err(Fault::BareLineEnd));
         assert!(whole(b".\r\n").2);
         let (c, _, end) = whole(b"a\rb\r\r\n.\r\n");
-        assert!(end && c == Ok(BytesMut::from(&b"a\rb\r\r\n"[..])), "a bare CR inside a line stays");
-        assert_eq!(check(b"a\r.\r\n"), Some(Fault::BareLineEnd));
-        assert_eq!(check(b"a\rb\r\n"), None);
+        assert!(end && c == Ok(BytesMut::from(&b"a\r\nb\r\n\r\n"[..])), "a bare CR is a line end");
+        assert_eq!(check(b"a\r.\r\n"), Err(Fault::BareLineEnd));
+        assert_eq!((check(b"a\rb\r\n"), check(b"a\r\r")), (Ok(1), Ok(2)));
     }
 
     #[test]
@@ -223,13 +249,34 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_bare_crs_is_a_line() {
-        let line = [vec![b'\r'; LINE_MAX + 1], b"\n".to_vec()].concat();
-        assert_eq!(whole(&line).0.unwrap().len(), LINE_MAX + 2);
-        assert_eq!(whole(&[b"a", &line[..]].concat()).0, Err(Fault::LineTooLong));
+    fn line_ends_that_are_made_count() {
+        let mut c = Content::new(6, 0);
+        assert_eq!((c.data(b"a\rb\rc\r\n.\r\n"), c.fault), ((10, true), Some(Fault::TooLarge)));
+        for (max, fits) in [(7, false), (8, true)] {
+            let mut c = Content::new(max, 0);
+            assert!(c.has_room(6) && !c.has_room(max + 1));
+            c.chunk(b"a\rb\rc\r\n");
+            assert_eq!((c.has_room(1), c.finish(true).is_ok()), (fits, fits), "{max}");
+        }
+        let lines = [vec![b'a'; LINE_MAX], b"\r".to_vec(), vec![b'b'; LINE_MAX]].concat();
+        assert_eq!(check(&lines), Ok(1));
     }
 
     proptest! {
+        #[test]
+        fn chunks_become_what_lines_do(text in "([ab]{0,3}(\r|\r\n)?){0,8}") {
+            let mut c = Content::new(0, 0);
+            c.chunk(text.as_bytes());
+            let want = text.replace("\r\n", "\n").replace('\r', "\n").replace('\n', "\r\n");
+            let chunked = c.finish(true);
+            prop_assert_eq!(chunked.as_deref(), Ok(want.as_bytes()));
+            if text.ends_with("\r\n") {
+                let (by_data, _, end) = whole(&[text.as_bytes(), b".\r\n"].concat());
+                prop_assert!(end);
+                prop_assert_eq!(by_data, chunked);
+            }
+        }
+
         #[test]
         fn pieces_make_no_difference(parts in proptest::collection::vec("[a.\r\n]{0,6}", 0..8)) {
             let all = parts.concat();

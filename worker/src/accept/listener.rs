@@ -269,9 +269,7 @@ impl Client<'_> {
             Fault::BareLineEnd => {
                 Refusal(550, "5.6.0", "Message has a line end that is not CR LF (RFC 5321 section 2.3.8)".into())
             }
-            Fault::TooLarge => {
-                Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)"))
-            }
+            Fault::TooLarge => super::session::too_large(max),
             Fault::LineTooLong => {
                 Refusal(550, "5.6.0", format!("Message has a line of more than {} octets", super::data::LINE_MAX))
             }
@@ -293,8 +291,9 @@ impl Client<'_> {
             vmta: String::new(),
         };
         let now = crate::clock::now_ms();
+        let recipients = t.recipients.len() as u64;
         let (envelope, body) = prepare(&config, &self.rules, &from, id, now, t.mail, t.recipients, content)?;
-        let (recipients, bytes) = (envelope.recipients.len() as u64, (body[0].len() + body[1].len()) as u64);
+        let bytes = (body[0].len() + body[1].len()) as u64;
         match submit(self.shard, envelope, body).await {
             Ok(()) => {
                 self.shard.count_received(recipients, bytes);

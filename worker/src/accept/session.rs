@@ -69,8 +69,8 @@ enum State {
     Mail(Box<Transaction>),
     /// Content after DATA.
     Data(Box<Transaction>),
-    /// Content of a BDAT chunk, or why it is skipped: bytes left, and whether it is the last.
-    Chunk(Result<Box<Transaction>, Refusal>, u64, bool),
+    /// Content of a BDAT chunk, or why it is skipped (`None`: the client was told): bytes left, and whether it is the last.
+    Chunk(Result<Box<Transaction>, Option<Refusal>>, u64, bool),
     /// A message is being stored.
     Storing,
 }
@@ -192,7 +192,7 @@ impl Session {
 
     fn feed_chunk(
         &mut self,
-        mut t: Result<Box<Transaction>, Refusal>,
+        mut t: Result<Box<Transaction>, Option<Refusal>>,
         left: u64,
         last: bool,
         input: &[u8],
@@ -215,7 +215,7 @@ impl Session {
             }
             Err(r) => {
                 self.end_transaction();
-                (n, self.refuse(&r))
+                (n, r.map_or(Event::None, |r| self.refuse(&r)))
             }
         }
     }
@@ -306,9 +306,14 @@ impl Session {
     }
 
     fn hello(&mut self, esmtp: bool, name: &str) -> Result<(), Refusal> {
-        // The name goes into trace headers, where anything else could pass for structure.
         let word = name.split_ascii_whitespace().next().unwrap_or_default();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b) || b >= 0x80;
+        let a_labels = Some(word).filter(|w| !w.is_ascii()).map(ipc::message::normalise_domain);
+        let word = match &a_labels {
+            Some(name) => name.as_deref().unwrap_or_default(),
+            None => word,
+        };
+        // The name goes into trace headers, where anything else could pass for structure.
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
         if word.is_empty() || word.len() > 255 || !word.bytes().all(plain) {
             return Err(Refusal(501, "5.5.4", "Expected a host name or address literal".into()));
         }
@@ -353,11 +358,7 @@ impl Session {
         let mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
         let max = self.rules.max_message_size;
         if max != 0 && mail.size > max {
-            return Err(Refusal(
-                552,
-                "5.3.4",
-                format!("Message is larger than the limit of {max} bytes (max-message-size)"),
-            ));
+            return Err(too_large(max));
         }
         let text = format!("<{}> sender ok", mail.sender);
         self.state = State::Mail(Box::new(Transaction {
@@ -486,14 +487,21 @@ impl Session {
             return Event::Close;
         }
         let t = match std::mem::replace(&mut self.state, State::Storing) {
-            State::Mail(t) if self.fails(&t) => Err(too_many()),
+            State::Mail(t) if self.fails(&t) => Err(Some(too_many())),
             State::Mail(mut t) if !t.recipients.is_empty() => {
                 t.chunked = true;
                 let max = self.rules.max_message_size;
-                t.content.get_or_insert_with(|| Content::new(max, size));
-                Ok(t)
+                if t.content.get_or_insert_with(|| Content::new(max, size)).has_room(size) {
+                    Ok(t)
+                } else {
+                    // At once: a client may wait for the reply before it sends all that.
+                    if let Event::Close = self.refuse(&too_large(max)) {
+                        return Event::Close;
+                    }
+                    Err(None)
+                }
             }
-            _ => Err(Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into())),
+            _ => Err(Some(Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into()))),
         };
         self.feed_chunk(t, size, last, &[]).1
     }
@@ -543,6 +551,12 @@ fn responsible<'a>(global: &'a Global, address: &str, destination: &str) -> &'a 
     let role = ["postmaster", "abuse"].iter().any(|r| local.eq_ignore_ascii_case(r));
     let ours = global.host_name == destination || global.local_domains.iter().any(|d| d == destination);
     if role && ours { &global.postmaster } else { &[] }
+}
+
+/// For `max-message-size`.
+pub(super) fn too_large(max: u64) -> Refusal {
+    let max = if max == 0 { ipc::limits::CONTENT_BYTES_MAX as u64 } else { max };
+    Refusal(552, "5.3.4", format!("Message is larger than the limit of {max} bytes (max-message-size)"))
 }
 
 fn too_many() -> Refusal {
@@ -645,6 +659,33 @@ mod tests {
             run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 3\r\na\r\nBDAT 2 LAST\r\nb\n");
         let Some(Event::Message(t)) = events.first_mut() else { panic!("{:?}", String::from_utf8_lossy(&s.out)) };
         assert_eq!(t.take_content(), Err(Fault::BareLineEnd));
+    }
+
+    #[test]
+    fn a_chunk_above_the_limit_is_refused_before_it_is_sent() {
+        let mut s = session(SourceRules { max_message_size: 10, ..open() });
+        run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 6\r\nabcdefBDAT 5 LAST\r\n");
+        assert!(String::from_utf8_lossy(&s.out).lines().last().is_some_and(|l| l.starts_with("552 5.3.4 ")));
+        // What the client sends of it nevertheless is no command, and the session goes on.
+        s.out.clear();
+        let events = run(&mut s, b"QUIT\nNOOP\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 10 LAST\r\n01234567\r\n");
+        let out = String::from_utf8_lossy(&s.out).into_owned();
+        assert!(matches!(events[..], [Event::Message(_)]) && out.starts_with("250 2.0.0 ok\r\n"), "{out}");
+    }
+
+    #[test]
+    fn names_of_clients_are_ascii() {
+        for (hello, name) in [("b\u{fc}cher.test", "xn--bcher-kva.test"), ("a_b", "a_b"), ("[IPv6:::1]", "[IPv6:::1]")]
+        {
+            let mut s = session(open());
+            run(&mut s, format!("EHLO {hello}\r\n").as_bytes());
+            assert_eq!(s.hello, name);
+        }
+        for hello in ["\u{fc}\u{fc}..test", "\u{2028}", "a\u{fc}(x)", "(a)"] {
+            let mut s = session(open());
+            run(&mut s, format!("EHLO {hello}\r\n").as_bytes());
+            assert!(s.hello.is_empty() && String::from_utf8_lossy(&s.out).contains("501 5.5.4 "), "{hello}");
+        }
     }
 
     #[test]

@@ -221,7 +221,9 @@ impl Files {
 
     fn add(&mut self, row: &[u8]) {
         let Some(view) = View::of(row) else { return };
-        self.targets.iter_mut().filter(|t| t.columns.takes(view.kind)).for_each(|t| t.add(&view));
+        for t in self.targets.iter_mut().filter(|t| t.columns.takes(view.kind)) {
+            (0..view.times()).for_each(|_| t.add(&view));
+        }
     }
 }
 

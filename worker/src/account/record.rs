@@ -19,6 +19,8 @@ pub struct Row {
     pub fields: [String; STORED.len()],
     /// Headers of the message that some file shows: name as the file has it, value on one line.
     pub headers: Vec<(String, String)>,
+    /// Lines that it stands for, if more than one: of an address that was given twice in a message two ended at once.
+    pub times: usize,
 }
 
 /// Place of a field in [`STORED`].
@@ -74,6 +76,12 @@ impl Row {
         let last = self.fields.iter().rposition(|f| !f.is_empty()).map_or(0, |i| i + 1);
         for f in &self.fields[..last] {
             put(f, &mut out);
+            out.push(0);
+        }
+        if self.times > 1 {
+            // As a header without a name, which no message has.
+            out.push(HEADER_MARK);
+            out.extend_from_slice(format!(":{}", self.times).as_bytes());
             out.push(0);
         }
         for (name, value) in &self.headers {
@@ -132,6 +140,12 @@ impl<'a> View<'a> {
         String::from_utf8_lossy(self.fields.get(at).copied().unwrap_or_default())
     }
 
+    /// Lines that it stands for.
+    pub fn times(&self) -> usize {
+        let n = self.header("").and_then(|n| n.parse().ok()).unwrap_or(1u16);
+        usize::from(n.max(1))
+    }
+
     /// The first header of that name, which counts in any case.
     pub fn header(&self, name: &str) -> Option<Cow<'a, str>> {
         let named = |h: &&&[u8]| {
@@ -154,6 +168,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
         row.set(const { stored("orig") }, e.sender.as_str());
         row.set(const { stored("rcpt") }, r.address.as_str());
         row.set(const { stored("orcpt") }, r.orcpt.as_str());
+        row.times = r.times_given();
         row.set(const { stored("srcType") }, source_type(&e.source_type));
         row.set(const { stored("srcMta") }, source_mta(e));
         row.set(const { stored("vmta") }, if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() });
@@ -192,13 +207,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_come_back_from_the_log(fields in proptest::collection::vec("[a-z,\"é\u{1}]{0,6}", STORED.len()), value in ".{0,9}") {
+        fn rows_come_back_from_the_log(fields in proptest::collection::vec("[a-z,\"é\u{1}]{0,6}", STORED.len()), value in ".{0,9}", times: u16) {
             let row = Row {
                 kind: b'b',
                 logged_ms: 7,
                 queued_ms: -1,
                 fields: std::array::from_fn(|i| fields[i].clone()),
                 headers: vec![("X-Id".into(), value.clone())],
+                times: usize::from(times),
             };
             let bytes = row.encode();
             let v = View::of(&bytes).unwrap();
@@ -206,6 +222,7 @@ mod tests {
                 prop_assert_eq!(v.field(i), f.replace('\u{1}', ""));
             }
             prop_assert_eq!(v.header("x-id").unwrap(), value.replace(['\u{0}', '\u{1}'], ""));
+            prop_assert_eq!(v.times(), usize::from(times.max(1)));
             prop_assert!(v.header("x-i").is_none() && v.header("x-idx").is_none());
         }
 

@@ -10,7 +10,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
 
@@ -213,12 +213,12 @@ impl Resolver {
         attempts: u64,
         family: Family,
     ) -> Result<Vec<Host>, DnsFault> {
-        let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(format!("{domain}.")).await {
+        let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(asked(domain)?).await {
             Ok(found) => found
                 .answers()
                 .iter()
                 .filter_map(|r| match &r.data {
-                    RData::MX(mx) => Some((mx.preference, mx.exchange.to_ascii())),
+                    RData::MX(mx) => Some((mx.preference, text_of(&mx.exchange))),
                     _ => None,
                 })
                 .collect(),
@@ -232,7 +232,7 @@ impl Resolver {
             }
             return self.addresses(domain, port, family).await.map(|h| vec![Host { implicit: true, ..h }]);
         }
-        mx.retain(|(_, host)| host != ".");
+        mx.retain(|(_, host)| !host.is_empty());
         if mx.is_empty() {
             return Err(DnsFault::NullMx(domain.to_owned()));
         }
@@ -241,7 +241,7 @@ impl Resolver {
         let mut hosts = Vec::new();
         let mut fault = None;
         for (_, name) in mx.iter().take(HOSTS_MAX) {
-            match self.addresses(name.trim_end_matches('.'), port, family).await {
+            match self.addresses(name, port, family).await {
                 Ok(h) => hosts.push(h),
                 Err(e @ DnsFault::Temporary { .. }) => fault = Some(e),
                 Err(_) => {}
@@ -262,12 +262,13 @@ impl Resolver {
     /// Names of a domain's preferred mail hosts, in lower case without a final dot; none when it
     /// has no MX, or they cannot be had.
     pub async fn preferred(&self, domain: &str) -> Vec<String> {
-        let Ok(found) = self.inner.mx_lookup(format!("{domain}.")).await else { return Vec::new() };
+        let Ok(asked) = asked(domain) else { return Vec::new() };
+        let Ok(found) = self.inner.mx_lookup(asked).await else { return Vec::new() };
         let all = || found.answers().iter().filter_map(|r| if let RData::MX(mx) = &r.data { Some(mx) } else { None });
         let Some(best) = all().map(|mx| mx.preference).min() else { return Vec::new() };
         let mut names: Vec<String> = all()
             .filter(|mx| mx.preference == best && !mx.exchange.is_root())
-            .map(|mx| mx.exchange.to_ascii().trim_end_matches('.').to_ascii_lowercase())
+            .map(|mx| text_of(&mx.exchange).to_ascii_lowercase())
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -285,7 +286,7 @@ impl Resolver {
     /// # Errors
     /// A sentence when they cannot be had.
     pub async fn txt(&self, name: &str) -> Result<Vec<String>, String> {
-        let found = match self.inner.txt_lookup(format!("{name}.")).await {
+        let found = match self.inner.txt_lookup(asked(name).map_err(|e| e.to_string())?).await {
             Ok(f) => f,
             Err(e) if e.is_no_records_found() => return Ok(Vec::new()),
             Err(e) => return Err(e.to_string()),
@@ -331,7 +332,7 @@ impl Resolver {
 
     async fn of_family(&self, name: &str, port: u16, v6: bool) -> Result<Vec<SocketAddr>, DnsFault> {
         let kind = if v6 { RecordType::AAAA } else { RecordType::A };
-        let found = match self.inner.lookup(format!("{name}."), kind).await {
+        let found = match self.inner.lookup(asked(name)?, kind).await {
             Ok(found) => found,
             Err(e) if e.is_nx_domain() => return Err(DnsFault::NoSuchDomain(name.to_owned())),
             Err(e) if e.is_no_records_found() => return Err(DnsFault::NoRecords(name.to_owned())),
@@ -370,6 +371,40 @@ impl Family {
     }
 }
 
+/// The name to ask for, whatever octets are in its labels: the library's own reading of text refuses underscores, hyphens at
+/// the beginning and `xn--` that says nothing, which DNS serves (RFC 2181 section 11). `None` for lengths that DNS has not.
+pub fn name_of(text: &str) -> Option<Name> {
+    let labels = text.strip_suffix('.').unwrap_or(text).split('.').map(str::as_bytes);
+    let mut name = Name::from_labels(labels).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+fn asked(name: &str) -> Result<Name, DnsFault> {
+    name_of(name).ok_or_else(|| DnsFault::Temporary {
+        domain: name.to_owned(),
+        reason: "it is no name that DNS can have".into(),
+    })
+}
+
+/// A name as text without a final dot: octets as they are where they print, else as `\DDD` (RFC 1035 section 5.1). Empty for
+/// the root.
+fn text_of(name: &Name) -> String {
+    let mut text = String::with_capacity(name.len());
+    for label in name.iter() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        for b in label {
+            match b {
+                b if b.is_ascii_graphic() && !matches!(b, b'.' | b'\\') => text.push(char::from(*b)),
+                b => text.push_str(&format!("\\{b:03}")),
+            }
+        }
+    }
+    text
+}
+
 fn temporary(domain: &str, e: &NetError) -> DnsFault {
     DnsFault::Temporary { domain: domain.to_owned(), reason: e.to_string() }
 }
@@ -398,6 +433,19 @@ fn shuffle<T>(items: &mut [T]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_any_octets() {
+        for text in ["mx_1.my_shop.test", "_a.b_.test", "-mx.test", "xn--a.test", "a+b.test", "*.test", "MX.Test"] {
+            let name = name_of(text).unwrap_or_default();
+            assert!(name.is_fqdn() && name.num_labels() >= 1);
+            assert_eq!(text_of(&name), text);
+        }
+        assert_eq!(name_of("a.test."), name_of("a.test"));
+        assert!(name_of("a..test").is_none() && name_of("").is_none());
+        let odd = Name::from_labels([&b"a.b\x00"[..], b"test"]).unwrap_or_default();
+        assert_eq!((text_of(&odd).as_str(), text_of(&Name::root()).as_str()), ("a\\046b\\000.test", ""));
+    }
 
     #[test]
     fn ports_in_smtp_hosts() {

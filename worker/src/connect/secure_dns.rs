@@ -107,7 +107,7 @@ impl SecureResolver {
 
     async fn ask(&self, name: &str, kind: RecordType) -> (Duration, Known) {
         let failed = |why: String| (FAILURE_TTL, Err(format!("{kind} of {name}: {why}")));
-        let Ok(asked) = Name::from_ascii(format!("{}.", name.trim_end_matches('.'))) else {
+        let Some(asked) = super::mx::name_of(name) else {
             return failed("not a domain name".into());
         };
         let mut last = "no resolver is trusted".to_owned();

@@ -88,7 +88,7 @@ pub(super) async fn conclude(
     let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let due = now + path.rules.retry_recipients_after.as_millis() as i64;
-    let mut delivered = 0u64;
+    let (mut delivered, mut all_ended) = (0, 0);
     for (r, v) in &verdicts {
         let line = accounted(shard, path, batch, e, body, *r, v, at);
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
@@ -105,14 +105,16 @@ pub(super) async fn conclude(
             updates.push(UpdateEntry { key, recipient: *r, state });
             t_rows.extend(line);
         } else {
-            delivered += u64::from(v.outcome == Outcome::Delivered);
+            let times = e.recipients.get(usize::from(*r)).map_or(1, |to| to.times_given()) as u64;
+            delivered += if v.outcome == Outcome::Delivered { times } else { 0 };
+            all_ended += times;
             ended.push(*r);
             rows.extend(line);
         }
     }
     let c = &shard.counters;
     add(&c.delivered, [delivered, u64::from(delivered > 0), if delivered > 0 { size } else { 0 }]);
-    c.bounced.set(c.bounced.get() + ended.len() as u64 - delivered);
+    c.bounced.set(c.bounced.get() + all_ended - delivered);
     c.deferred.set(c.deferred.get() + retry.len() as u64);
     let turn = judge(shard, path, &verdicts, at, delivered);
     if let Some(turn) = turn {
@@ -308,6 +310,9 @@ fn row(
     if let Some(r) = rcpt {
         row.set(const { stored("rcpt") }, r.address.as_str());
         row.set(const { stored("orcpt") }, r.orcpt.as_str());
+        if kind != b't' {
+            row.times = r.times_given();
+        }
     }
     let action = match kind {
         b'd' => "relayed",

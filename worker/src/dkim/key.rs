@@ -13,6 +13,8 @@ use rustls::pki_types::pem::PemObject;
 pub const BITS_MIN: usize = 1024;
 /// Keys below are warned of.
 pub const BITS_ADVISED: usize = 2048;
+/// Keys above are warned of: verifiers need not take them (RFC 8301 section 3.2).
+pub const BITS_VERIFIED_MAX: usize = 4096;
 /// `DigestInfo` of a SHA-256 hash (RFC 8017 section 9.2).
 const SHA256_PREFIX: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];

@@ -87,11 +87,17 @@ fn domain_of_mailbox(value: &str) -> Option<String> {
             _ => {}
         }
     }
-    let address = match plain.split_once('<') {
-        Some((_, rest)) => rest.split('>').next().unwrap_or_default(),
-        None => plain.split(',').next().unwrap_or_default(),
-    };
-    signing_domain(address.rsplit_once('@')?.1.trim())
+    // Groups (RFC 5322 section 3.4) end with a semicolon, their names with a colon.
+    let domain = plain.split([',', ';']).find_map(|mailbox| {
+        let address = match mailbox.split_once('<') {
+            Some((_, rest)) => rest.split_once('>')?.0,
+            None => mailbox.rsplit_once(':').map_or(mailbox, |(_, address)| address),
+        };
+        Some(address.rsplit_once('@')?.1)
+    })?;
+    // White space may stand around each dot.
+    let labels: Vec<&str> = domain.split('.').map(str::trim).collect();
+    signing_domain(&labels.join("."))
 }
 
 /// A domain as `d=` names it: no address literal, nor what is none at all.
@@ -274,7 +280,11 @@ pub fn unsigned(
         tag(&format!("i={};", quoted_printable(&i)), &mut out);
     }
     let mut names: Vec<&str> = signed.iter().map(|f| f.name).collect();
-    names.extend(o.oversigned.iter().map(String::as_str));
+    // As the message spells it: some verifiers compare names octet for octet.
+    names.extend(o.oversigned.iter().map(|name| {
+        let field = signed.iter().find(|f| f.name.eq_ignore_ascii_case(name));
+        field.map_or(name.as_str(), |f| f.name)
+    }));
     for (n, name) in names.iter().enumerate() {
         let (before, after) = (if n == 0 { "h=" } else { "" }, if n + 1 == names.len() { ";" } else { ":" });
         tag(&format!("{before}{name}{after}"), &mut out);
@@ -314,7 +324,13 @@ mod tests {
             ("A (c@d.test) <a@b.test> (e)", Some("b.test")),
             ("a@b.test, c@d.test", Some("b.test")),
             ("\"a\\\"b\" <a@b.test>", Some("b.test")),
+            ("Group: a@b.test;", Some("b.test")),
+            ("G:;, \"H:\" : A <a@b.test>, c@d.test;", Some("b.test")),
+            ("a @ b . test", Some("b.test")),
+            ("a@b.test, C <c@d.test>", Some("b.test")),
+            ("<@x.test:a@b.test>", Some("b.test")),
             ("undisclosed", None),
+            ("undisclosed:;", None),
             ("<a@b.test; x=1>", None),
             ("<a@b c>", None),
             ("<a@[192.0.2.1]>", None),

@@ -43,7 +43,7 @@ pub fn prepare(
     now_ms: i64,
     mail: Mail,
     recipients: Vec<(Rcpt, String)>,
-    content: BytesMut,
+    mut content: BytesMut,
 ) -> Result<(Envelope, [Bytes; 2]), Refusal> {
     let (snapshot, global) = (config.snapshot.get(), &*config.global);
     let mut e = Envelope {
@@ -65,16 +65,7 @@ pub fn prepare(
         handoff: None,
         asked: None,
         moved: None,
-        recipients: recipients
-            .into_iter()
-            .map(|(r, destination)| Recipient {
-                address: r.address,
-                destination,
-                notify: r.notify,
-                priority_given: 0,
-                orcpt: r.orcpt,
-            })
-            .collect(),
+        recipients: super::recipients::each_once(recipients),
     };
     // What the client declared may be a habit; receivers without 8BITMIME take what is ASCII.
     e.body_type = if content.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit };
@@ -84,6 +75,10 @@ pub fn prepare(
             1 => Ret::Full,
             _ => Ret::Unset,
         };
+    }
+    // A last line that does not end ends here, not with whoever sends it on: the signature is over what arrives.
+    if !content.is_empty() && !content.ends_with(b"\r\n") {
+        content.extend_from_slice(b"\r\n");
     }
     let content = content.freeze();
     let (fields, end) = headers::parse(&content);
@@ -174,8 +169,8 @@ pub fn prepare(
         head.extend_from_slice(format!("Message-ID: <{id}.{}@{}>\r\n", global.host_id, global.host_name).as_bytes());
     }
     // Content without an empty line behind its header gets one, or the body would become
-    // part of what was added.
-    if end < content.len() && !content[end..].starts_with(b"\r\n") {
+    // part of what was added, and a header alone what receivers complete in ways of their own.
+    if !content[end..].starts_with(b"\r\n") {
         head.extend_from_slice(b"\r\n");
     }
     Ok((e, [Bytes::from(head), content.slice(end..)]))

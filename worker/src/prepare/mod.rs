@@ -5,3 +5,4 @@
 pub mod headers;
 pub mod message;
 pub mod pattern_list;
+pub mod recipients;

@@ -32,6 +32,7 @@ fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: 
             destination,
             notify: notify::NEVER,
             priority_given: 0,
+            given_again: 0,
             orcpt: String::new(),
         }],
     }

@@ -23,8 +23,8 @@ pub mod table;
 pub const FOLDER: &str = "suppression";
 /// The list that holds for all mail.
 pub const GLOBAL: &str = "global";
-/// Longest address that is taken, bytes (RFC 5321 §4.5.3.1.3, with room).
-pub const ADDRESS_MAX: usize = 320;
+/// Longest address that is taken, bytes.
+pub const ADDRESS_MAX: usize = ipc::limits::ADDRESS_BYTES_MAX;
 /// Longest name of a list, bytes.
 pub const LIST_NAME_MAX: usize = 128;
 /// Longest reason and source that are kept, bytes.

@@ -2,7 +2,7 @@
 
 use ipc::rules::Value;
 use ipc::snapshot::{DomainKey, Listener, SourceHost, SpoolDirectory};
-use worker::dkim::key::{BITS_ADVISED, Key};
+use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
 use super::super::{composite, source_hosts};
 use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
@@ -188,6 +188,11 @@ impl Compiler<'_> {
                 let message = format!("the key in {path} has {} bits", key.bits());
                 let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
                 self.warning(s.value_at, "short-key", message, help);
+            }
+            if key.algorithm().starts_with("rsa") && key.bits() > BITS_VERIFIED_MAX {
+                let message = format!("the key in {path} has {} bits", key.bits());
+                let help = format!("verifiers need not take more than {BITS_VERIFIED_MAX} (RFC 8301), and some do not");
+                self.warning(s.value_at, "long-key", message, help);
             }
         }
         let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase());
