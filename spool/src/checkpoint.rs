@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::index::{Change, Index};
 use crate::layout::FORMAT_VERSION;
 use crate::segment::Stream;
-use crate::store::{Store, message_key};
+use crate::store::{INDEX_BYTES, Store, message_key};
 
 /// Key of the position in the index.
 pub(crate) const POSITION_KEY: &[u8] = b"c";
@@ -65,6 +65,14 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.dirty.len()
     }
 
+    /// Bytes that have to be free before the index is written to.
+    pub fn index_room(&self) -> u64 {
+        if self.index_failed {
+            return INDEX_BYTES;
+        }
+        INDEX_BYTES.min((2 << 20) + (self.dirty.len() as u64) * 1024)
+    }
+
     /// Something was appended since the last checkpoint.
     pub fn needs_checkpoint(&self) -> bool {
         !self.index_failed && self.checkpointed + 1 < self.log.next_sequence
@@ -92,8 +100,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// Does a slice of the checkpoint; answers true when it is finished and durable.
     ///
     /// # Errors
-    /// [`SpoolError::Index`]: the index is given up until the next start rebuilds it; the
-    /// log goes on.
+    /// [`SpoolError::Index`]: the index is given up until [`Store::restore_index`]; the log
+    /// goes on.
     pub fn step_checkpoint(&mut self) -> Result<bool, SpoolError> {
         let Some(mut c) = self.checkpoint.take() else { return Ok(true) };
         let result = self.slice(&mut c);
@@ -104,9 +112,19 @@ impl<D: Disk, I: Index> Store<D, I> {
                 Ok(false)
             }
             Err(e) => {
-                self.index_failed = true;
+                self.give_index_up();
                 Err(e)
             }
+        }
+    }
+
+    /// The index failed: it is not used any more, and taken out of the way at once, so that no
+    /// start trusts what a failure left of it.
+    pub(crate) fn give_index_up(&mut self) {
+        self.index_failed = true;
+        self.compaction = None;
+        if let Err(e) = self.index.set_aside() {
+            tracing::warn!(error = %e, "a failed index is still where it was; tried again");
         }
     }
 
@@ -126,7 +144,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             s.changed = false;
         }
         self.index.apply(changes)?;
-        // The position goes in after everything it stands for.
+        // The position goes in when everything that it stands for is durable: in one flush, an
+        // engine that failed half-way (the disk was full) could keep it and lose the rest.
+        self.index.flush()?;
         self.index.apply(vec![(POSITION_KEY.to_vec(), Some(ipc::frame::archive(&c.position).to_vec()))])?;
         self.index.flush()?;
         self.checkpointed = c.position.next_sequence - 1;
@@ -202,6 +222,9 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// [`SpoolError::Index`] when their entries cannot be removed.
     pub(crate) fn free_segments(&mut self) -> Result<(), SpoolError> {
+        if self.index_failed {
+            return Ok(());
+        }
         let mut changes = Vec::new();
         let newest_hot = self.log.segments.iter().rev().find(|(_, s)| !s.cold).map(|(id, _)| *id);
         loop {
@@ -235,6 +258,9 @@ impl<D: Disk, I: Index> Store<D, I> {
     pub fn close(&mut self) -> Result<(), SpoolError> {
         self.log.seal(Stream::Hot);
         self.log.seal(Stream::Cold);
+        if self.index_failed {
+            self.index.set_aside()?;
+        }
         while self.checkpoint.is_some() {
             self.step_checkpoint()?;
         }

@@ -6,12 +6,10 @@ use bytes::Bytes;
 use crate::SpoolError;
 use crate::disk::Disk;
 use crate::index::Index;
-use crate::layout::{Kind, Location, MovedMeta, StartMeta, UpdateEntry, UpdateMeta};
-use crate::segment::{Pending, Record, Stream};
-use crate::store::{Dirty, RESERVE_BYTES, Store, aligned};
+use crate::layout::{Kind, Location, MovedMeta, UpdateEntry, UpdateMeta};
+use crate::segment::{Pending, Record, STEP_BYTES, Stream};
+use crate::store::{Dirty, INDEX_BYTES, LIVE_SHARE, RESERVE_BYTES, Store, aligned};
 
-/// A segment is worth copying when less than a quarter of it lives.
-const LIVE_SHARE: u64 = 4;
 /// Bytes copied in one slice.
 const SLICE_BYTES: u64 = 1 << 20;
 
@@ -104,14 +102,20 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         let io = |e: std::io::Error| SpoolError::Write(e.to_string());
         let bytes: u64 = records.iter().map(Pending::bytes).sum();
-        // Outcomes need the last room more: a process that has just begun has no reserve yet.
-        let needed = bytes + 2 * RESERVE_BYTES.saturating_sub(self.log.spare(Stream::Hot));
-        if self.log.disk.free_bytes().map_err(io)? < needed {
-            return Err(SpoolError::Full("outcomes need what is left".into()));
+        // Outcomes need the last room more, for which a process that has just begun has no
+        // reserve yet, and so does the index, without which nothing is given back.
+        let outcomes = 2 * RESERVE_BYTES.saturating_sub(self.log.spare(Stream::Hot));
+        let more = bytes.saturating_sub(self.log.spare(Stream::Cold)).next_multiple_of(STEP_BYTES);
+        let needed = outcomes + more + INDEX_BYTES;
+        if more > 0 && self.log.disk.free_bytes().map_err(io)? < needed {
+            return Err(SpoolError::Full("outcomes and the index need what is left".into()));
         }
-        self.log.reserve(Stream::Cold, bytes, 0, StartMeta::default).map_err(io)?;
+        self.log.reserve(Stream::Cold, bytes, 0, || vec![Pending::cold_start()]).map_err(io)?;
         let before = self.log.position(Stream::Cold).map_or(0, |(_, len)| len);
-        let placed = self.log.append(Stream::Cold, &records).map_err(io)?;
+        let placed = self.log.append(Stream::Cold, &records).map_err(|e| {
+            self.log.take_back(Stream::Cold, before);
+            io(e)
+        })?;
         if let Err(e) = self.log.sync(Stream::Cold) {
             self.log.take_back(Stream::Cold, before);
             return Err(SpoolError::Sync(e.to_string()));

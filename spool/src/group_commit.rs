@@ -15,9 +15,13 @@ use ipc::message::HandoffId;
 use tokio::sync::oneshot;
 
 use crate::SpoolError;
+use crate::backlog::{Backlog, Refusal};
 use crate::disk::{Disk, Folder};
 use crate::index::Index;
-use crate::layout::{ForgetMeta, PutMeta, RecipientState, UpdateEntry};
+use crate::layout::{
+    BODY_BYTES_MAX, ForgetMeta, META_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, RecipientState, UpdateEntry, VALUE_BYTES_MAX,
+    beginning,
+};
 use crate::sled::SledIndex;
 use crate::store::{Group, NewMessage, Projection, Recovered, Settled, Store};
 
@@ -37,8 +41,19 @@ const PROJECTION_SYNC_EVERY: Duration = Duration::from_secs(1);
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of content in one group.
 const GROUP_BYTES_MAX: usize = 4 << 20;
-/// Room given back for outcomes when the disk is full.
+/// Room given back for outcomes and the index when the disk is full. New mail is taken only while
+/// it stands, or there is room for it.
 const BALLAST_BYTES: u64 = 16 << 20;
+/// A failed index is restored not more often than this.
+const RESTORE_EVERY: Duration = Duration::from_secs(2);
+/// How long room is looked for before it is looked for again.
+const ROOM_EVERY: Duration = Duration::from_millis(200);
+/// Outcomes that could not be written are written again after 50 ms, then after more, but not later.
+const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// Who waits for the disk hears after this time that it does not answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Largest envelope: with the state of each recipient it is still one record.
+const ENVELOPE_BYTES_MAX: usize = META_BYTES_MAX / 2;
 
 /// How a shard's spool is opened.
 #[derive(Debug, Clone)]
@@ -82,7 +97,11 @@ enum Query {
 struct Inbox {
     group: Group,
     replies: Vec<StoreReply>,
+    /// Of those who wait for `group.reports`.
+    report_replies: Vec<StoreReply>,
     queries: Vec<Query>,
+    /// Bytes of the group's outcomes, about.
+    outcome_bytes: usize,
     /// Mail is there since then.
     mail_since: Option<Instant>,
     /// Messages that the thread waits for, for a moment.
@@ -95,6 +114,7 @@ struct Shared {
     inbox: Mutex<Inbox>,
     wake: Condvar,
     statistics: Statistics,
+    backlog: Backlog,
 }
 
 impl Shared {
@@ -127,8 +147,12 @@ impl Spool {
         projection: Box<dyn Projection>,
         mut each: Box<dyn FnMut(Recovered) + Send>,
     ) -> std::io::Result<(Spool, oneshot::Receiver<Result<crate::store::Values, SpoolError>>)> {
-        let shared =
-            Arc::new(Shared { inbox: Mutex::default(), wake: Condvar::new(), statistics: Statistics::default() });
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            wake: Condvar::new(),
+            statistics: Statistics::default(),
+            backlog: Backlog::default(),
+        });
         let (ready, opened) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("spool".into()).spawn(move || {
@@ -152,6 +176,10 @@ impl Spool {
     /// Through the receiver: [`SpoolError::Full`], [`SpoolError::Write`], [`SpoolError::Sync`].
     pub fn store(&self, message: NewMessage) -> oneshot::Receiver<Result<u64, SpoolError>> {
         let (reply, receiver) = oneshot::channel();
+        if let Err(e) = bounded(&message) {
+            let _ = reply.send(Err(e));
+            return receiver;
+        }
         let mut inbox = self.shared.lock();
         inbox.group.store.push(message);
         inbox.replies.push(reply);
@@ -177,30 +205,74 @@ impl Spool {
 
     /// Records final outcomes; durable with the next group.
     pub fn settle(&self, settled: Settled) {
-        self.outcome(|g| g.settle(settled));
+        self.conclude(Outcomes { settled: Some(settled), ..Default::default() });
     }
 
     /// Records recipients' states and their accounting rows.
     pub fn update(&self, entries: Vec<UpdateEntry>, rows: Vec<Vec<u8>>) {
-        self.outcome(|g| {
-            g.update.entries.extend(entries);
-            g.update.rows.extend(rows);
+        self.conclude(Outcomes { entries, rows, ..Default::default() });
+    }
+
+    /// Records what came of an attempt, all of it in one group: neither is there without the
+    /// other after a crash. Its reports need no room but that for outcomes. The receivers answer
+    /// with the reports' keys when they are durable.
+    pub fn conclude(&self, mut o: Outcomes) -> Vec<oneshot::Receiver<Result<u64, SpoolError>>> {
+        let settled_rows = o.settled.iter_mut().map(|s| &mut s.rows);
+        settled_rows.chain([&mut o.rows]).for_each(without_huge);
+        for e in o.entries.iter_mut().filter(|e| e.state.last_reply.len() > REPLY_BYTES_MAX) {
+            e.state.last_reply = beginning(&e.state.last_reply, REPLY_BYTES_MAX).to_owned();
+        }
+        o.reports.retain(|r| bounded(r).is_ok());
+        let size = |rows: &[Vec<u8>]| rows.iter().map(|r| r.len() + 32).sum::<usize>();
+        let bytes = o.settled.iter().map(|s| size(&s.rows) + 16 * s.recipients.len()).sum::<usize>()
+            + size(&o.rows)
+            + o.entries.iter().map(|e| e.state.last_reply.len() + 64).sum::<usize>()
+            + o.reports.iter().map(|r| r.envelope.len() + r.body[0].len() + r.body[1].len()).sum::<usize>();
+        let (replies, receivers): (Vec<_>, Vec<_>) = o.reports.iter().map(|_| oneshot::channel()).unzip();
+        self.outcome(bytes, |inbox| {
+            inbox.group.reports.extend(o.reports);
+            inbox.report_replies.extend(replies);
+            inbox.group.update.entries.extend(o.entries);
+            inbox.group.update.rows.extend(o.rows);
+            o.settled.into_iter().for_each(|s| inbox.group.settle(s));
         });
+        receivers
     }
 
     /// Keeps a value that outlives the index; an empty one removes the name.
     pub fn put(&self, name: &str, value: Vec<u8>) {
-        self.outcome(|g| g.put.push(PutMeta { name: name.to_owned(), value }));
+        if value.len() + name.len() > VALUE_BYTES_MAX {
+            tracing::error!(
+                name,
+                bytes = value.len(),
+                "a value is too large to be kept; it is as before after a restart"
+            );
+            return;
+        }
+        self.outcome(value.len(), |i| i.group.put.push(PutMeta { name: name.to_owned(), value }));
     }
 
     /// Notes that `origin` will not repeat handoffs below a sequence.
     pub fn forget(&self, origin: u8, below: u64) {
-        self.outcome(|g| g.forget.push(ForgetMeta { origin, below }));
+        self.outcome(16, |i| i.group.forget.push(ForgetMeta { origin, below }));
     }
 
-    fn outcome(&self, add: impl FnOnce(&mut Group)) {
+    /// Nothing more may be delivered for now: the disk does not take what came of it, and it
+    /// would be delivered again after a crash.
+    pub fn holds_deliveries(&self) -> bool {
+        self.shared.backlog.holds_deliveries()
+    }
+
+    /// Why new mail is refused, if it is.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.shared.backlog.refusal()
+    }
+
+    fn outcome(&self, bytes: usize, add: impl FnOnce(&mut Inbox)) {
+        self.shared.backlog.add(bytes);
         let mut inbox = self.shared.lock();
-        add(&mut inbox.group);
+        add(&mut inbox);
+        inbox.outcome_bytes += bytes;
         if inbox.since.is_none() {
             inbox.since = Some(Instant::now());
             self.shared.wake.notify_one();
@@ -239,17 +311,18 @@ impl Spool {
     /// Resolves when everything given so far is durable, in accounting too.
     ///
     /// # Errors
-    /// When it could not be written.
+    /// When it could not be written; [`SpoolError::Slow`] when the disk does not answer.
     pub async fn barrier(&self) -> Result<(), SpoolError> {
-        self.query(Query::Barrier).await.unwrap_or(Err(SpoolError::Closed))
+        in_time(self.query(Query::Barrier)).await
     }
 
     /// Completes and syncs accounting so far, then goes on with another projection.
     ///
     /// # Errors
-    /// When the old one cannot be completed; it stays in use.
+    /// When the old one cannot be completed; it stays in use. [`SpoolError::Slow`] when the disk
+    /// does not answer: the other one may be in use, and asking again does no harm.
     pub async fn switch_projection(&self, next: Box<dyn Projection>) -> Result<(), SpoolError> {
-        self.query(|r| Query::SwitchProjection(next, r)).await.unwrap_or(Err(SpoolError::Closed))
+        in_time(self.query(|r| Query::SwitchProjection(next, r))).await
     }
 
     /// Counters.
@@ -275,6 +348,46 @@ impl Drop for Spool {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// What came of an attempt.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// Recipients that ended.
+    pub settled: Option<Settled>,
+    /// Recipients that will be tried again.
+    pub entries: Vec<UpdateEntry>,
+    /// Accounting rows that belong to them.
+    pub rows: Vec<Vec<u8>>,
+    /// Reports of it.
+    pub reports: Vec<NewMessage>,
+}
+
+/// Whoever keeps a shard's reactor going must not wait for a disk that hangs.
+async fn in_time(answer: oneshot::Receiver<Result<(), SpoolError>>) -> Result<(), SpoolError> {
+    match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+        Ok(r) => r.unwrap_or(Err(SpoolError::Closed)),
+        Err(_) => Err(SpoolError::Slow(ANSWER_WITHIN.as_secs())),
+    }
+}
+
+/// What is taken must be accepted when it is read back.
+fn bounded(m: &NewMessage) -> Result<(), SpoolError> {
+    if m.envelope.len() > ENVELOPE_BYTES_MAX || m.body[0].len() + m.body[1].len() > BODY_BYTES_MAX {
+        return Err(SpoolError::Write("the message is too large for the spool".into()));
+    }
+    Ok(())
+}
+
+/// Rows that one record can hold.
+fn without_huge(rows: &mut Vec<Vec<u8>>) {
+    rows.retain(|r| {
+        let fits = r.len() <= VALUE_BYTES_MAX;
+        if !fits {
+            tracing::error!(bytes = r.len(), "an accounting row is too large to be written");
+        }
+        fits
+    });
 }
 
 /// How much mail the next group may wait for. Those who inject in lockstep would otherwise
@@ -328,8 +441,28 @@ struct Running {
     /// Who switched it, and is told when the position before is in the log.
     switched: Vec<oneshot::Sender<Result<(), SpoolError>>>,
     intake_closed_until: Option<Instant>,
+    /// Outcomes could not be written, so many times in a row.
+    failures: u32,
+    /// The last of these.
+    failure: String,
     free_checked: Option<Instant>,
     low_space: Option<String>,
+    /// A message found no room in the log.
+    no_room: Option<String>,
+    /// The ballast is there.
+    ballast: bool,
+    restore_at: Instant,
+    leave_at: Instant,
+}
+
+/// What the thread does next.
+struct Work {
+    group: Group,
+    replies: Vec<StoreReply>,
+    report_replies: Vec<StoreReply>,
+    outcome_bytes: usize,
+    queries: Vec<Query>,
+    stop: bool,
 }
 
 impl Running {
@@ -348,7 +481,7 @@ impl Running {
             // sled destroys itself when it opens without room.
             let _ = std::fs::remove_file(&ballast);
         }
-        let index = SledIndex::open(&options.path.join("index"))?;
+        let index = SledIndex::open(&options.path.join("index"));
         let (mut store, opened) = Store::open(folder, index, options.shard, &options.boot, each)?;
         tracing::info!(
             messages = opened.messages,
@@ -372,8 +505,14 @@ impl Running {
             projection_failed: None,
             switched: Vec::new(),
             intake_closed_until: None,
+            failures: 0,
+            failure: String::new(),
             free_checked: None,
             low_space: None,
+            no_room: None,
+            ballast: ballast.exists(),
+            restore_at: now,
+            leave_at: now,
         };
         running.write_projection();
         running.write_quarantine();
@@ -383,10 +522,10 @@ impl Running {
 
     fn run(&mut self) {
         loop {
-            let (group, replies, queries, stop) = self.next_work();
+            let Work { group, replies, report_replies, outcome_bytes, queries, stop } = self.next_work();
             if !group.is_empty() {
                 let messages = group.store.len();
-                self.commit(group, replies);
+                self.commit(group, replies, report_replies, outcome_bytes);
                 self.gathering.answered(messages, self.shared.lock().group.store.len());
             }
             for q in queries {
@@ -401,7 +540,7 @@ impl Running {
     }
 
     /// Waits for work, or for the next piece of housekeeping.
-    fn next_work(&mut self) -> (Group, Vec<StoreReply>, Vec<Query>, bool) {
+    fn next_work(&mut self) -> Work {
         let busy = self.store.checkpointing() || self.store.compacting();
         let idle = if busy { Duration::ZERO } else { Duration::from_millis(500) };
         let begun = Instant::now();
@@ -442,10 +581,23 @@ impl Running {
             inbox.replies = replies.split_off(fits);
             inbox.mail_since = Some(Instant::now());
         }
-        (group, replies, std::mem::take(&mut inbox.queries), inbox.stop)
+        Work {
+            group,
+            replies,
+            report_replies: std::mem::take(&mut inbox.report_replies),
+            outcome_bytes: std::mem::take(&mut inbox.outcome_bytes),
+            queries: std::mem::take(&mut inbox.queries),
+            stop: inbox.stop,
+        }
     }
 
-    fn commit(&mut self, mut group: Group, mut replies: Vec<StoreReply>) {
+    fn commit(
+        &mut self,
+        mut group: Group,
+        mut replies: Vec<StoreReply>,
+        report_replies: Vec<StoreReply>,
+        outcome_bytes: usize,
+    ) {
         if let Some(e) = self.intake_refusal() {
             let kept: Vec<bool> =
                 group.store.iter().map(|m| m.in_progress && !matches!(e, SpoolError::Sync(_))).collect();
@@ -469,30 +621,53 @@ impl Running {
         statistics.log_bytes.store(self.store.written_bytes(), Relaxed);
         match result {
             Ok(results) => {
+                if std::mem::take(&mut self.failures) > 0 {
+                    tracing::info!("outcomes are written again");
+                    self.shared.backlog.set_failing(false);
+                }
+                self.shared.backlog.written(outcome_bytes as u64, self.shared.lock().since);
+                if let Some(Err(SpoolError::Full(why))) = results.last() {
+                    self.no_room = Some(why.clone());
+                }
                 self.switched.drain(..).for_each(|r| drop(r.send(Ok(()))));
                 self.project(&group, &results);
-                for (reply, r) in replies.into_iter().zip(results) {
+                for (reply, r) in report_replies.into_iter().chain(replies).zip(results) {
                     let _ = reply.send(r);
                 }
                 self.write_projection();
             }
             Err(e) => {
-                tracing::error!(error = %e, "group commit failed; intake pauses, outcomes are written again");
+                if self.failures == 0 {
+                    tracing::error!(error = %e, "group commit failed; intake pauses, delivery too until outcomes can be written");
+                }
                 self.intake_closed_until = Some(Instant::now() + FAILURE_PAUSE);
                 for reply in replies {
                     let _ = reply.send(Err(e.clone()));
                 }
-                self.offer_again(group);
+                group.store.clear();
+                if !group.is_empty() {
+                    self.failures += 1;
+                    self.failure = e.to_string();
+                    self.shared.backlog.set_failing(true);
+                    self.offer_again(group, report_replies, outcome_bytes);
+                }
             }
         }
     }
 
     /// Puts outcomes of a failed group before those that have come since.
-    fn offer_again(&mut self, group: Group) {
-        std::thread::sleep(Duration::from_millis(50));
-        let mut inbox = self.shared.lock();
+    fn offer_again(&mut self, group: Group, mut report_replies: Vec<StoreReply>, outcome_bytes: usize) {
+        let pause = Duration::from_millis(50) * self.failures.min(20);
+        let shared = Arc::clone(&self.shared);
+        let stopping = shared.lock().stop;
+        std::thread::sleep(if stopping { Duration::ZERO } else { pause.min(AGAIN_MAX) });
+        let mut inbox = shared.lock();
         let newer = std::mem::take(&mut inbox.group);
         let mut g = Group { store: newer.store, ..group };
+        g.reports.extend(newer.reports);
+        report_replies.append(&mut inbox.report_replies);
+        inbox.report_replies = report_replies;
+        inbox.outcome_bytes += outcome_bytes;
         g.done.entries.extend(newer.done.entries);
         g.done.settled.extend(newer.done.settled);
         g.done.rows.extend(newer.done.rows);
@@ -507,18 +682,44 @@ impl Running {
     /// Why no new mail may come in now.
     fn intake_refusal(&mut self) -> Option<SpoolError> {
         let now = Instant::now();
-        if self.intake_closed_until.is_some_and(|t| now < t) {
+        if self.failures > 0 || self.intake_closed_until.is_some_and(|t| now < t) {
             return Some(SpoolError::Write("a group commit has just failed".into()));
         }
         self.intake_closed_until = None;
-        if self.free_checked.is_none_or(|t| now - t > Duration::from_millis(200)) {
+        if self.free_checked.is_none_or(|t| now - t > ROOM_EVERY) {
             self.free_checked = Some(now);
-            let free = self.store.log.disk.free_bytes().unwrap_or(u64::MAX);
-            let least = self.options.min_free_bytes;
-            let low = (free < least).then(|| format!("less than min-free-space {least} bytes are free"));
-            self.low_space = low.or_else(|| self.projection.refuses_intake());
+            self.low_space = self.look_for_room();
         }
         self.low_space.clone().map(SpoolError::Full)
+    }
+
+    /// Why there is no room for new mail.
+    fn look_for_room(&mut self) -> Option<String> {
+        let free = self.store.log.disk.free_bytes().unwrap_or(u64::MAX);
+        let least = self.options.min_free_bytes;
+        if free < least {
+            return Some(format!("less than min-free-space {least} bytes are free"));
+        }
+        self.restore_ballast();
+        if !self.ballast {
+            // Given up for outcomes and the index: not for mail that would need more of it.
+            return Some(format!("less than {} bytes are free", 2 * BALLAST_BYTES));
+        }
+        if self.no_room.is_some() && self.store.keep_room().is_ok() {
+            self.no_room = None;
+        }
+        self.no_room.clone().or_else(|| self.projection.refuses_intake())
+    }
+
+    /// Notes for the operator why new mail is refused.
+    fn note_refusal(&mut self) {
+        let why = match self.intake_refusal() {
+            _ if self.failures > 0 => Some(self.failure.clone()),
+            Some(SpoolError::Full(why)) => Some(why),
+            // One group has failed: it passes in a second.
+            _ => None,
+        };
+        self.shared.backlog.set_refusal(why.as_deref());
     }
 
     fn project(&mut self, group: &Group, results: &[Result<u64, SpoolError>]) {
@@ -529,7 +730,7 @@ impl Running {
             self.projection.row(row);
             self.projection_pending = true;
         }
-        for (m, r) in group.store.iter().zip(results) {
+        for (m, r) in group.reports.iter().chain(&group.store).zip(results) {
             if r.is_ok() {
                 self.projection.message(&m.envelope, &m.body[0]);
                 self.projection_pending = true;
@@ -574,14 +775,22 @@ impl Running {
         }
     }
 
+    /// Whether what was given before is in the log: a group that failed is offered again.
+    fn all_written(&self) -> Result<(), SpoolError> {
+        if self.failures > 0 { Err(SpoolError::Write(self.failure.clone())) } else { Ok(()) }
+    }
+
     fn answer(&mut self, query: Query) {
         match query {
             Query::Read(key, reply) => drop(reply.send(self.store.read(key))),
             Query::State(key, r, reply) => drop(reply.send(self.store.state(key, r))),
             Query::Seen(id, reply) => drop(reply.send(self.store.has_seen(id))),
-            Query::Barrier(reply) => drop(reply.send(self.sync_projection())),
+            Query::Barrier(reply) => {
+                let done = self.all_written().and_then(|()| self.sync_projection());
+                drop(reply.send(done));
+            }
             Query::SwitchProjection(next, reply) => {
-                let done = self.sync_projection();
+                let done = self.all_written().and_then(|()| self.sync_projection());
                 if done.is_err() {
                     return drop(reply.send(done));
                 }
@@ -599,20 +808,32 @@ impl Running {
         if self.projection_pending && now - self.projection_at > PROJECTION_SYNC_EVERY {
             let _ = self.sync_projection();
         }
-        let due = self.store.behind() > BEHIND_MAX
-            || (now - self.checkpoint_at > CHECKPOINT_EVERY && self.store.needs_checkpoint());
+        self.note_refusal();
+        let age = now - self.checkpoint_at;
+        let due = (self.store.behind() > BEHIND_MAX && age > ROOM_EVERY)
+            || (age > CHECKPOINT_EVERY && self.store.needs_checkpoint());
         if due && !self.store.checkpointing() {
             self.checkpoint_at = now;
-            self.store.begin_checkpoint();
+            if self.has_room_for_index() {
+                self.store.begin_checkpoint();
+            }
         }
-        if self.store.checkpointing() {
+        if now - self.leave_at > CHECKPOINT_EVERY {
+            self.leave_at = now;
+            self.leave_dead_segment();
+        }
+        if self.store.index_failed() {
+            self.restore_index(now);
+        } else if self.store.checkpointing() {
             match self.store.step_checkpoint() {
                 Ok(true) => {
                     self.store.choose_compaction();
                     self.restore_ballast();
                 }
                 Ok(false) => {}
-                Err(e) => tracing::error!(error = %e, "the index failed; the next start rebuilds it from the segments"),
+                Err(e) => {
+                    tracing::error!(error = %e, "the index failed; it is rebuilt from the segments when there is room");
+                }
             }
         } else if self.store.compacting()
             && let Err(e) = self.store.step_compaction()
@@ -633,29 +854,67 @@ impl Running {
         }
     }
 
-    fn release_ballast(&self) -> bool {
-        std::fs::remove_file(self.options.path.join("ballast")).is_ok()
+    /// Whether the index can be written to; gives the ballast up for it. Nothing is freed until
+    /// the index has followed, so this is what makes room again.
+    fn has_room_for_index(&mut self) -> bool {
+        let has = |s: &Running| s.store.log.disk.free_bytes().is_ok_and(|free| free >= s.store.index_room());
+        has(self) || (self.release_ballast() && has(self))
     }
 
-    fn restore_ballast(&self) {
+    fn restore_index(&mut self, now: Instant) {
+        if now < self.restore_at || !self.has_room_for_index() {
+            return;
+        }
+        match self.store.restore_index() {
+            Ok(o) => tracing::info!(messages = o.messages, replayed = o.replayed, "the index is rebuilt"),
+            Err(e) => tracing::warn!(error = %e, "the index cannot be rebuilt yet"),
+        }
+        self.restore_at = Instant::now() + RESTORE_EVERY;
+    }
+
+    /// Where new mail finds no room, the segment in use is not kept for the little that lives
+    /// there: it can be the largest part of the disk.
+    fn leave_dead_segment(&mut self) {
+        if self.low_space.is_none() {
+            return;
+        }
+        let left = match self.store.leave_dead_segment() {
+            Err(e) if e.kind() == std::io::ErrorKind::StorageFull && self.release_ballast() => {
+                self.store.leave_dead_segment()
+            }
+            r => r,
+        };
+        if let Err(e) = left {
+            tracing::debug!(error = %e, "no room for another segment");
+        }
+    }
+
+    fn release_ballast(&mut self) -> bool {
+        let released = std::fs::remove_file(self.options.path.join("ballast")).is_ok();
+        self.ballast &= !released;
+        released
+    }
+
+    fn restore_ballast(&mut self) {
         let path = self.options.path.join("ballast");
-        if path.exists() || self.store.log.disk.free_bytes().unwrap_or(0) < 4 * BALLAST_BYTES {
+        if self.ballast || self.store.log.disk.free_bytes().unwrap_or(0) < 2 * BALLAST_BYTES {
             return;
         }
         let made = std::fs::File::create(&path)
             .and_then(|f| nix::fcntl::posix_fallocate(&f, 0, BALLAST_BYTES as i64).map_err(std::io::Error::from));
-        if made.is_err() {
+        self.ballast = made.is_ok();
+        if !self.ballast {
             let _ = std::fs::remove_file(&path);
         }
     }
 
     fn leave(&mut self) {
         let _ = self.sync_projection();
-        let (group, replies, queries, _) = self.next_work();
-        if !group.is_empty() {
-            self.commit(group, replies);
+        let w = self.next_work();
+        if !w.group.is_empty() {
+            self.commit(w.group, w.replies, w.report_replies, w.outcome_bytes);
         }
-        drop(queries);
+        drop(w.queries);
         if let Err(e) = self.store.close() {
             tracing::error!(error = %e, "the index could not be closed; the next start rebuilds it");
         }

@@ -1,7 +1,7 @@
 //! The rebuildable key–value index, behind a trait so that the engine can be changed and
 //! tests can break it. Losing it costs a replay of the segments, never mail.
 
-/// Something is wrong with the index; the cure is always [`Index::wipe`] and a rebuild.
+/// Something is wrong with the index; the cure is always [`Index::set_aside`] and a rebuild.
 #[derive(Debug, thiserror::Error)]
 #[error("index: {0}")]
 pub struct IndexError(pub String);
@@ -36,9 +36,15 @@ pub trait Index: Send {
     /// # Errors
     /// [`IndexError`] by the engine, or from `each`.
     fn scan(&self, prefix: &[u8], each: &mut Each<'_>) -> Result<(), IndexError>;
-    /// Sets the whole index aside and begins an empty one.
+    /// Takes the whole index out of the way for good: whatever happens, nothing of it is found
+    /// at the next start. Every use fails until [`Index::begin`].
     ///
     /// # Errors
-    /// [`IndexError`] when not even that works.
-    fn wipe(&mut self) -> Result<(), IndexError>;
+    /// [`IndexError`] when it is still where it was.
+    fn set_aside(&mut self) -> Result<(), IndexError>;
+    /// Begins an empty index.
+    ///
+    /// # Errors
+    /// [`IndexError`] when there is no room for one, or the disk fails.
+    fn begin(&mut self) -> Result<(), IndexError>;
 }

@@ -27,6 +27,14 @@ pub const FORMAT_VERSION: u8 = 1;
 pub const HEADER_BYTES: usize = 40;
 /// Largest meta part accepted from disk.
 pub const META_BYTES_MAX: usize = 64 << 20;
+/// Bytes of outcomes and rows in one record, about; more are parted over several.
+pub const OUTCOMES_BYTES_MAX: usize = 1 << 20;
+/// Bytes of values in one record that a segment begins with, about.
+pub const CARRIED_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a value, and of an accounting row.
+pub const VALUE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a recipient's last reply that are kept: as many as the index holds at most.
+pub const REPLY_BYTES_MAX: usize = 255;
 /// Largest body accepted from disk.
 pub const BODY_BYTES_MAX: usize = 1 << 30;
 /// Largest sequence accepted from disk: far from any that is given, and from where counting
@@ -61,11 +69,13 @@ pub enum Kind {
     Put = 6,
     /// An origin will not repeat handoffs below a sequence: [`ForgetMeta`].
     Forget = 7,
+    /// More of what a segment begins with than its first record holds: [`StartMeta`].
+    Carried = 8,
 }
 
 impl Kind {
     fn from_byte(b: u8) -> Option<Kind> {
-        [Kind::Start, Kind::Message, Kind::Update, Kind::Done, Kind::Moved, Kind::Put, Kind::Forget]
+        [Kind::Start, Kind::Message, Kind::Update, Kind::Done, Kind::Moved, Kind::Put, Kind::Forget, Kind::Carried]
             .into_iter()
             .find(|k| *k as u8 == b)
     }
@@ -367,13 +377,19 @@ impl Summary {
     }
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str, max: usize) {
-    let mut end = text.len().min(max).min(255);
+/// The beginning of a text: at most `max` bytes of it.
+pub fn beginning(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    out.push(end as u8);
-    out.extend_from_slice(&text.as_bytes()[..end]);
+    &text[..end]
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str, max: usize) {
+    let text = beginning(text, max.min(255));
+    out.push(text.len() as u8);
+    out.extend_from_slice(text.as_bytes());
 }
 
 fn take<const N: usize>(v: &mut &[u8]) -> Option<[u8; N]> {

@@ -13,11 +13,14 @@ pub mod segment;
 pub mod sled;
 pub mod store;
 
+mod backlog;
+mod carried;
 mod checkpoint;
 mod compact;
 mod recover;
 
-pub use group_commit::{Options, Spool, Statistics};
+pub use backlog::Refusal;
+pub use group_commit::{Options, Outcomes, Spool, Statistics};
 pub use layout::RecipientState;
 pub use store::{NewMessage, Projection, Recovered, RecoveredRecipient, Settled};
 
@@ -41,7 +44,7 @@ pub enum SpoolError {
         /// What is wrong.
         reason: String,
     },
-    /// The index failed; it is rebuilt at the next start.
+    /// The index failed; it is rebuilt when there is room.
     #[error("{0}")]
     Index(String),
     /// The spool could not be opened.
@@ -52,6 +55,9 @@ pub enum SpoolError {
         /// What is wrong.
         reason: String,
     },
+    /// The disk has not answered in time; what was asked for may still happen.
+    #[error("the disk has not answered within {0} s")]
+    Slow(u64),
     /// The spool's thread has ended.
     #[error("the spool is closed")]
     Closed,

@@ -251,9 +251,13 @@ impl Index for MemoryIndex {
         s.now.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix)).try_for_each(|(k, v)| each(k, v))
     }
 
-    fn wipe(&mut self) -> Result<(), IndexError> {
+    fn set_aside(&mut self) -> Result<(), IndexError> {
         let mut s = self.state();
         *s = IndexState { fail: s.fail, ..Default::default() };
         Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), IndexError> {
+        if self.state().fail { Err(IndexError("injected failure".into())) } else { Ok(()) }
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use bytes::Bytes;
 
 use crate::SpoolError;
+use crate::carried::Carried;
 use crate::checkpoint::{POSITION_KEY, Position, SegmentEntry};
 use crate::disk::Disk;
 use crate::index::{Index, IndexError};
@@ -13,7 +14,7 @@ use crate::layout::{
     DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, Location, MovedMeta, PutMeta, StartMeta, Summary, UpdateMeta,
 };
 use crate::segment::{Log, Record};
-use crate::store::{PROJECTED, Recovered, RecoveredRecipient, Seen, Store, aligned};
+use crate::store::{PROJECTED, Recovered, RecoveredRecipient, Store, aligned};
 
 /// What opening a spool took.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -51,6 +52,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             boot: boot.to_owned(),
             dirty: HashMap::new(),
             seen: Default::default(),
+            carried: Carried::default(),
             values: Default::default(),
             checkpoint: None,
             checkpointed: 0,
@@ -65,7 +67,17 @@ impl<D: Disk, I: Index> Store<D, I> {
             Err(why) => Err(SpoolError::Index(why)),
         };
         if let Err(e) = trusted {
-            store.rebuild(&mut opened, &e.to_string())?;
+            let begun = store.index.set_aside().and_then(|()| store.index.begin());
+            let built = match begun {
+                Ok(()) => store.rebuild(&mut opened, &e.to_string()),
+                Err(e) => Err(e.into()),
+            };
+            if let Err(failed) = built {
+                // No room for an index, perhaps: mail is delivered without one meanwhile.
+                tracing::error!(error = %failed, "the index cannot be rebuilt; tried again when there is room");
+                store.give_index_up();
+                store.rebuild(&mut opened, &e.to_string())?;
+            }
         }
         store.emit(&mut opened, each)?;
         let position = store.value(PROJECTED).and_then(|v| v.first_chunk::<8>());
@@ -78,7 +90,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             opened.rebuilt = Some(why.to_owned());
             tracing::warn!(why, "rebuilding the index from the segments");
         }
-        self.index.wipe()?;
+        opened.replayed = 0;
         self.dirty.clear();
         self.seen.clear();
         self.values.clear();
@@ -88,6 +100,36 @@ impl<D: Disk, I: Index> Store<D, I> {
             s.refs.clear();
         }
         self.replay(None, opened)
+    }
+
+    /// The index failed, and has to be restored.
+    pub fn index_failed(&self) -> bool {
+        self.index_failed
+    }
+
+    /// Rebuilds a failed index from the segments while the spool is in use; about a second for
+    /// a gigabyte, in which nothing else is written.
+    ///
+    /// # Errors
+    /// [`SpoolError`]: it is still given up, for another try.
+    pub fn restore_index(&mut self) -> Result<Opened, SpoolError> {
+        self.index.set_aside()?;
+        self.index.begin()?;
+        let (values, seen) = (self.values.clone(), self.seen.clone());
+        let (mut opened, sequence) = (Opened::default(), self.log.next_sequence);
+        self.index_failed = false;
+        let built =
+            self.rebuild(&mut opened, "it failed while in use").and_then(|()| self.emit(&mut opened, &mut |_| {}));
+        // Nothing was written meanwhile, so what is in memory is what the log says.
+        (self.values, self.seen) = (values, seen);
+        self.log.next_sequence = self.log.next_sequence.max(sequence);
+        match built {
+            Ok(()) => Ok(opened),
+            Err(e) => {
+                self.give_index_up();
+                Err(e)
+            }
+        }
     }
 
     /// The index's position, if it can be trusted.
@@ -117,11 +159,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.log.next_segment = self.log.next_segment.max(from.next_segment);
             self.segment_entries(&from)?;
         }
-        let started = |id: u32| {
-            let first = self.log.read(Location { segment: id, offset: 0 }, false);
-            first.is_ok_and(|(r, _)| r.header.kind == Kind::Start)
-        };
-        let newest_hot = self.log.segments.iter().rev().find(|(id, s)| !s.cold && started(**id)).map(|(id, _)| *id);
+        let newest_hot =
+            self.log.segments.iter().rev().find(|(id, s)| !s.cold && carries_all(&self.log, **id)).map(|(id, _)| *id);
         let mut segments = [VecDeque::new(), VecDeque::new()];
         for (id, s) in &self.log.segments {
             let active = from.active.iter().find(|(a, _)| a == id).map(|(_, len)| *len);
@@ -143,7 +182,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                     && let Some((id, changes_from)) = segments.pop_front()
                 {
                     *records = self.records_of(id, changes_from, opened)?;
-                    if self.checkpointed == 0 && self.dirty.len() >= I::REBUILD_BATCH {
+                    if self.checkpointed == 0 && !self.index_failed && self.dirty.len() >= I::REBUILD_BATCH {
                         // Memory must not follow the depth of the queue.
                         self.write_all_dirty()?;
                     }
@@ -196,7 +235,8 @@ impl<D: Disk, I: Index> Store<D, I> {
                 self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
             }
         }
-        if torn {
+        // A segment in use ends where it was written to, and keeps the room behind that.
+        if torn && !self.log.is_active(id) {
             // What the index knows was acknowledged: it stays, readable or not.
             let known = self.log.segments.get(&id).map_or(0, |s| s.len.min(changes_from));
             self.log.set_len(id, end.max(known));
@@ -218,10 +258,14 @@ impl<D: Disk, I: Index> Store<D, I> {
                 if let Ok(m) = ipc::frame::unarchive::<StartMeta>(0, &meta)
                     && !m.cold
                 {
-                    self.values = m.values.into_iter().collect();
-                    for (origin, below, sequences) in m.seen {
-                        self.seen.insert(origin, Seen { below, sequences: sequences.into_iter().collect() });
-                    }
+                    self.carried = Carried::after(m);
+                    self.take_carried();
+                }
+            }
+            Kind::Carried => {
+                if let Ok(m) = ipc::frame::unarchive::<StartMeta>(0, &meta) {
+                    self.carried.add(m);
+                    self.take_carried();
                 }
             }
             Kind::Message if counts && !settled.contains(&r.header.sequence) => {
@@ -258,6 +302,18 @@ impl<D: Disk, I: Index> Store<D, I> {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Puts what a segment begins with in place of what was, once all of it was read.
+    fn take_carried(&mut self) {
+        if self.carried.missing > 0 {
+            return;
+        }
+        let c = std::mem::take(&mut self.carried);
+        self.values = c.values;
+        for (origin, s) in c.seen {
+            self.seen.insert(origin, s);
         }
     }
 
@@ -380,7 +436,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     fn emit(&mut self, opened: &mut Opened, each: &mut dyn FnMut(Recovered)) -> Result<(), SpoolError> {
         let mut known = Vec::new();
         let mut emitted = 0u64;
-        self.scan_messages(&mut |key, mut s| {
+        let mut of_index = |key: u64, mut s: Summary| {
             if let Some(d) = self.dirty.get(&key) {
                 known.push(key);
                 if d.settled {
@@ -389,7 +445,10 @@ impl<D: Disk, I: Index> Store<D, I> {
                 d.merge_into(&mut s);
             }
             emitted += u64::from(pass(key, &s, each));
-        })?;
+        };
+        if !self.index_failed {
+            self.scan_messages(&mut of_index)?;
+        }
         for key in &known {
             if let Some(d) = self.dirty.get_mut(key) {
                 d.indexed = true;
@@ -415,6 +474,23 @@ impl<D: Disk, I: Index> Store<D, I> {
         opened.messages = emitted;
         Ok(())
     }
+}
+
+/// Whether segment `id` was begun completely: with all values that older ones hold.
+fn carries_all<D: Disk>(log: &Log<D>, id: u32) -> bool {
+    let Ok((first, _)) = log.read(Location { segment: id, offset: 0 }, false) else { return false };
+    let Ok(start) = ipc::frame::unarchive::<StartMeta>(0, &aligned(&first.meta)) else { return false };
+    if first.header.kind != Kind::Start {
+        return false;
+    }
+    let mut at = first.header.record_len();
+    for _ in 0..Carried::after(start).missing {
+        match log.read(Location { segment: id, offset: at as u32 }, false) {
+            Ok((r, _)) if r.header.kind == Kind::Carried => at += r.header.record_len(),
+            _ => return false,
+        }
+    }
+    true
 }
 
 fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {

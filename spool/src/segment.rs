@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use bytes::Bytes;
 
 use crate::disk::Disk;
-use crate::layout::{HEADER_BYTES, Header, Kind, Location, MAGIC_BYTES, StartMeta};
+use crate::layout::{BODY_BYTES_MAX, HEADER_BYTES, Header, Kind, Location, MAGIC_BYTES, META_BYTES_MAX, StartMeta};
 
 /// A segment is sealed when the next group would pass this size.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
@@ -43,6 +43,16 @@ impl Pending {
     /// A record without body.
     pub fn of(kind: Kind, meta: impl AsRef<[u8]>) -> Pending {
         Pending { kind, meta: Bytes::copy_from_slice(meta.as_ref()), body: [Bytes::new(), Bytes::new()] }
+    }
+
+    /// What is written must be accepted when it is read.
+    pub fn reads_back(&self) -> bool {
+        self.meta.len() <= META_BYTES_MAX && self.body[0].len() + self.body[1].len() <= BODY_BYTES_MAX
+    }
+
+    /// What a cold segment begins with.
+    pub fn cold_start() -> Pending {
+        Pending::of(Kind::Start, ipc::frame::archive(&StartMeta { cold: true, ..Default::default() }))
     }
 
     /// Bytes that it will take on disk.
@@ -189,12 +199,12 @@ impl<D: Disk> Log<D> {
         stream: Stream,
         bytes: u64,
         keep: u64,
-        start: impl FnOnce() -> StartMeta,
+        start: impl FnOnce() -> Vec<Pending>,
     ) -> io::Result<()> {
         let full =
             self.position(stream).is_none_or(|(_, len)| len + bytes > SEGMENT_BYTES && len > HEADER_BYTES as u64);
         if full {
-            self.roll(stream, bytes + keep, start())?;
+            self.roll(stream, bytes + keep, &start())?;
         }
         let Some((id, len)) = self.position(stream) else { return Err(io::ErrorKind::NotFound.into()) };
         self.allocate(id, len + bytes + keep)
@@ -224,7 +234,11 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    fn roll(&mut self, stream: Stream, room: u64, start: StartMeta) -> io::Result<()> {
+    /// Ends the segment in use and begins another with `start`, with room for as much more.
+    ///
+    /// # Errors
+    /// As [`Log::reserve`]; the one before stays in use.
+    pub fn roll(&mut self, stream: Stream, room: u64, start: &[Pending]) -> io::Result<()> {
         let id = self.next_segment;
         let cold = stream == Stream::Cold;
         self.next_segment += 1;
@@ -243,12 +257,10 @@ impl<D: Disk> Log<D> {
             changed: true,
         };
         self.segments.insert(id, segment);
-        let meta = ipc::frame::archive(&StartMeta { cold, ..start });
+        let own: u64 = start.iter().map(Pending::bytes).sum();
         let before = self.active(stream).replace(id);
-        let begun = self
-            .allocate(id, room + meta.len() as u64 + 64)
-            .and_then(|()| self.append(stream, &[Pending::of(Kind::Start, meta)]))
-            .and_then(|_| self.sync(stream));
+        let begun =
+            self.allocate(id, room + own).and_then(|()| self.append(stream, start)).and_then(|_| self.sync(stream));
         let new = std::mem::replace(self.active(stream), before);
         if let Err(e) = begun {
             // A segment counts only once its first record is durable: older ones that hold
@@ -281,6 +293,9 @@ impl<D: Disk> Log<D> {
     /// As `pwritev(2)`; nothing of the group counts then.
     pub fn append(&mut self, stream: Stream, records: &[Pending]) -> io::Result<Vec<(u64, Location)>> {
         let Some((id, start)) = self.position(stream) else { return Err(io::ErrorKind::NotFound.into()) };
+        if records.iter().any(|r| !r.reads_back()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a record too large to be read back"));
+        }
         let mut headers = Vec::with_capacity(records.len() * HEADER_BYTES);
         let mut placed = Vec::with_capacity(records.len());
         let mut at = start;
@@ -557,11 +572,12 @@ mod tests {
     fn a_record_ends_inside_its_segment_whatever_it_says() {
         let disk = crate::memory::MemoryDisk::new(1 << 30);
         let mut log = Log::open(disk.clone()).unwrap();
-        log.reserve(Stream::Hot, 1000, 0, StartMeta::default).unwrap();
+        let start = || vec![Pending::of(Kind::Start, ipc::frame::archive(&StartMeta::default()))];
+        log.reserve(Stream::Hot, 1000, 0, start).unwrap();
         let (_, at) = log.append(Stream::Hot, &[Pending::of(Kind::Message, b"envelope")]).unwrap()[0];
         log.seal(Stream::Hot);
         assert_eq!(log.read(at, true).unwrap().0.meta, b"envelope");
-        for (meta_len, body_len) in [(8, crate::layout::BODY_BYTES_MAX), (crate::layout::META_BYTES_MAX, 0)] {
+        for (meta_len, body_len) in [(8, BODY_BYTES_MAX), (META_BYTES_MAX, 0)] {
             let header =
                 Header { kind: Kind::Message, sequence: 2, segment: at.segment, meta_len, body_len, body_crc: 0 };
             let mut bytes = Vec::new();

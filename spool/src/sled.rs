@@ -37,21 +37,17 @@ fn guarded<T>(what: &str, f: impl FnOnce() -> sled::Result<T>) -> Result<T, Inde
 }
 
 impl SledIndex {
-    /// An index in `path`. What cannot be opened is set aside; [`Index::get`] of the
-    /// checkpoint then finds nothing and the caller rebuilds.
-    ///
-    /// # Errors
-    /// [`IndexError`] when not even an empty index can be made.
-    pub fn open(path: &Path) -> Result<SledIndex, IndexError> {
+    /// An index in `path`. What cannot be opened stays closed: every use of it fails, and the
+    /// caller sets it aside and rebuilds.
+    pub fn open(path: &Path) -> SledIndex {
         let mut index = SledIndex { path: path.to_owned(), open: None };
         match Self::start(path) {
             Ok(open) => index.open = Some(open),
             Err(e) => {
                 tracing::warn!(path = %path.display(), error = %e, "index does not open; it is rebuilt from the segments");
-                index.wipe()?;
             }
         }
-        Ok(index)
+        index
     }
 
     fn start(path: &Path) -> Result<(sled::Db, Option<File>), IndexError> {
@@ -112,8 +108,7 @@ impl Index for SledIndex {
         from_each
     }
 
-    fn wipe(&mut self) -> Result<(), IndexError> {
-        self.open = None;
+    fn set_aside(&mut self) -> Result<(), IndexError> {
         let aside = self.path.with_extension("aside");
         let io = |e: std::io::Error| IndexError(format!("set aside: {e}"));
         if aside.exists() {
@@ -122,11 +117,17 @@ impl Index for SledIndex {
         if self.path.exists() {
             std::fs::rename(&self.path, &aside).map_err(io)?;
         }
-        self.open = Some(Self::start(&self.path)?);
-        // Kept only until the new one stands; it can be as large as the mail's envelopes.
+        // Closed after it has lost its name: sled writes once more when it is closed, and what
+        // it writes after a failure must never be found again.
+        self.open = None;
         if aside.exists() {
             std::fs::remove_dir_all(&aside).map_err(io)?;
         }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), IndexError> {
+        self.open = Some(Self::start(&self.path)?);
         Ok(())
     }
 }

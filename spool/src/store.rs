@@ -8,19 +8,32 @@ use bytes::Bytes;
 use ipc::message::{ArchivedEnvelope, HandoffId};
 
 use crate::SpoolError;
+use crate::carried::{self, Carried};
 use crate::checkpoint::Checkpoint;
 use crate::compact::Compaction;
 use crate::disk::Disk;
 use crate::index::Index;
 use crate::layout::{
-    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, PutMeta, RecipientState, StartMeta, Summary, UpdateEntry,
-    UpdateMeta,
+    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, OUTCOMES_BYTES_MAX, PutMeta, REPLY_BYTES_MAX,
+    RecipientState, Summary, UpdateEntry, UpdateMeta,
 };
 use crate::segment::{Log, Pending, STEP_BYTES, Stream};
 
 /// Room kept allocated behind new mail, so that outcomes of queued mail can be written when
 /// the disk is full.
 pub const RESERVE_BYTES: u64 = STEP_BYTES;
+
+/// Room that the index has before much is written to it: a full disk can destroy it.
+pub(crate) const INDEX_BYTES: u64 = 8 << 20;
+/// Room for a message of usual size.
+const MESSAGE_ROOM_BYTES: u64 = 256 << 10;
+/// A segment is hardly alive when less than a quarter of it is.
+pub(crate) const LIVE_SHARE: u64 = 4;
+/// Bytes of an entry of an Update record beside its reply, of a Done record, and of a row beside
+/// its text, at most.
+const UPDATE_ENTRY_BYTES: usize = 48;
+const DONE_ENTRY_BYTES: usize = 16;
+const ROW_BYTES: usize = 8;
 
 /// A message to be made durable.
 #[derive(Debug)]
@@ -51,6 +64,8 @@ pub struct Settled {
 pub struct Group {
     /// Messages to store.
     pub store: Vec<NewMessage>,
+    /// Reports that belong to the outcomes below: one does not go in without the other.
+    pub reports: Vec<NewMessage>,
     /// Recipients that ended.
     pub done: DoneMeta,
     /// Recipients that will be tried again.
@@ -65,6 +80,7 @@ impl Group {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         self.store.is_empty()
+            && self.reports.is_empty()
             && self.done.is_empty()
             && self.update.is_empty()
             && self.put.is_empty()
@@ -184,13 +200,15 @@ pub struct Store<D: Disk, I: Index> {
     pub(crate) dirty: HashMap<u64, Dirty>,
     pub(crate) seen: BTreeMap<u8, Seen>,
     pub(crate) values: BTreeMap<String, Vec<u8>>,
+    /// See [`Carried`]: while a replay reads what a segment begins with.
+    pub(crate) carried: Carried,
     pub(crate) checkpoint: Option<Checkpoint>,
     /// Sequence up to which the index holds everything.
     pub(crate) checkpointed: u64,
     pub(crate) compaction: Option<Compaction>,
     /// Sequence up to which rows are durable in accounting.
     pub(crate) projected: u64,
-    /// The index failed; nothing more is written to it, and the next start rebuilds it.
+    /// The index failed; nothing more is written to it until it is rebuilt.
     pub(crate) index_failed: bool,
     pub(crate) quarantine: Vec<(String, Vec<u8>)>,
 }
@@ -209,28 +227,23 @@ pub(crate) fn envelope_of<T>(bytes: &[u8], f: impl FnOnce(&ArchivedEnvelope) -> 
     rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&aligned).ok().map(f)
 }
 
-fn start_meta(values: &BTreeMap<String, Vec<u8>>, seen: &BTreeMap<u8, Seen>) -> StartMeta {
-    StartMeta {
-        cold: false,
-        values: values.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-        seen: seen.iter().map(|(o, s)| (*o, s.below, s.sequences.iter().copied().collect())).collect(),
-    }
-}
-
 impl<D: Disk, I: Index> Store<D, I> {
-    /// Makes a group durable and answers, for each message to store, its key or why not.
-    /// Outcomes go in even when new mail does not find room.
+    /// Makes a group durable and answers, for each report and then each message to store, its
+    /// key or why not. Outcomes and their reports go in even when new mail does not find room.
     ///
     /// # Errors
     /// When nothing of the group is durable. The caller offers outcomes again.
     pub fn commit(&mut self, group: &Group) -> Result<Vec<Result<u64, SpoolError>>, SpoolError> {
-        let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len());
-        let mut records = Vec::with_capacity(group.store.len() + 4);
-        self.outcome_records(group, &mut records);
+        let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len() + group.reports.len());
+        let mut records = Vec::with_capacity(group.store.len() + group.reports.len() + 4);
+        // Of a group that a crash tears the beginning is kept: reports first, for a report that
+        // comes twice is better than none.
+        records.extend(group.reports.iter().map(message_record));
+        outcome_records(group, &mut records);
         let outcomes: u64 = records.iter().map(Pending::bytes).sum();
         let intake: u64 = group.store.iter().map(|m| message_record(m).bytes()).sum();
         // What a new segment begins with: much to copy, and few groups begin one.
-        let start = || start_meta(&self.values, &self.seen);
+        let start = || carried::records(&self.values, &self.seen);
         let keep = if group.store.iter().all(|m| m.in_progress) { 0 } else { RESERVE_BYTES };
         let room = if group.store.is_empty() {
             Err(io::ErrorKind::NotFound.into())
@@ -239,14 +252,16 @@ impl<D: Disk, I: Index> Store<D, I> {
         };
         let taken = room.is_ok();
         let first = records.len();
+        let mut refused = None;
         match room {
             Ok(()) => records.extend(group.store.iter().map(message_record)),
             Err(e) => {
-                results.extend(group.store.iter().map(|_| Err(full(&e))));
                 if records.is_empty() {
+                    results.extend(group.store.iter().map(|_| Err(full(&e))));
                     return Ok(results);
                 }
                 self.log.reserve(Stream::Hot, outcomes, 0, start).map_err(|e| full(&e))?;
+                refused = Some(full(&e));
             }
         }
         let before = self.log.position(Stream::Hot).map_or(0, |(_, len)| len);
@@ -258,12 +273,15 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.log.take_back(Stream::Hot, before);
             return Err(SpoolError::Sync(e.to_string()));
         }
-        if taken {
-            for (m, (key, at)) in group.store.iter().zip(&placed[first..]) {
-                let len = (m.body[0].len() + m.body[1].len()) as u32;
-                self.note_message(*key, *at, m.envelope.clone(), len);
-                results.push(Ok(*key));
-            }
+        let new = if taken { &placed[first..] } else { &[] };
+        let reports = group.reports.iter().zip(&placed);
+        for (m, (key, at)) in reports.chain(group.store.iter().zip(new)) {
+            let len = (m.body[0].len() + m.body[1].len()) as u32;
+            self.note_message(*key, *at, m.envelope.clone(), len);
+            results.push(Ok(*key));
+        }
+        if let Some(e) = refused {
+            results.extend(group.store.iter().map(|_| Err(e.clone())));
         }
         let segment = placed.first().map_or(0, |(_, at)| at.segment);
         self.note_update(&group.update, segment);
@@ -273,19 +291,29 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(results)
     }
 
-    fn outcome_records(&self, group: &Group, records: &mut Vec<Pending>) {
-        if !group.update.is_empty() {
-            records.push(Pending::of(Kind::Update, ipc::frame::archive(&group.update)));
+    /// Makes sure that a lone message, and the outcomes of what is queued, have room.
+    ///
+    /// # Errors
+    /// By the disk.
+    pub fn keep_room(&mut self) -> io::Result<()> {
+        let start = || carried::records(&self.values, &self.seen);
+        self.log.reserve(Stream::Hot, MESSAGE_ROOM_BYTES, RESERVE_BYTES, start)
+    }
+
+    /// Begins another hot segment when little of the one in use lives, so that it can be given
+    /// back; answers whether it did. While there is room that would only cost syncs.
+    ///
+    /// # Errors
+    /// By the disk; the one in use stays.
+    pub fn leave_dead_segment(&mut self) -> io::Result<bool> {
+        let Some((id, len)) = self.log.position(Stream::Hot) else { return Ok(false) };
+        let lives = self.log.segments.get(&id).map_or(0, |s| s.live_bytes);
+        if len < STEP_BYTES || lives.saturating_mul(LIVE_SHARE) >= len {
+            return Ok(false);
         }
-        if !group.done.is_empty() {
-            records.push(Pending::of(Kind::Done, ipc::frame::archive(&group.done)));
-        }
-        for p in &group.put {
-            records.push(Pending::of(Kind::Put, ipc::frame::archive(p)));
-        }
-        for f in &group.forget {
-            records.push(Pending::of(Kind::Forget, ipc::frame::archive(f)));
-        }
+        let start = carried::records(&self.values, &self.seen);
+        self.log.roll(Stream::Hot, MESSAGE_ROOM_BYTES + RESERVE_BYTES, &start)?;
+        Ok(true)
     }
 
     /// Whether this handoff was taken before.
@@ -533,6 +561,73 @@ fn project_record(kind: Kind, meta: &[u8], content: &[u8], projection: &mut dyn 
             }
         }
         _ => {}
+    }
+}
+
+/// The records of a group's outcomes. None is larger than what is accepted when it is read.
+fn outcome_records(group: &Group, records: &mut Vec<Pending>) {
+    let (update, done) = (&group.update, &group.done);
+    if !update.is_empty() {
+        let entries = update.entries.iter().map(|e| UPDATE_ENTRY_BYTES + e.state.last_reply.len()).sum();
+        rows_apart(&update.rows, entries, records);
+        let rows = if records_whole(&update.rows, entries) { update.rows.clone() } else { Vec::new() };
+        let mut parts = update.entries.chunks(OUTCOMES_BYTES_MAX / (UPDATE_ENTRY_BYTES + REPLY_BYTES_MAX));
+        let first = parts.next().unwrap_or_default().to_vec();
+        if !first.is_empty() || !rows.is_empty() {
+            records.push(Pending::of(Kind::Update, ipc::frame::archive(&UpdateMeta { entries: first, rows })));
+        }
+        for p in parts {
+            let meta = UpdateMeta { entries: p.to_vec(), rows: Vec::new() };
+            records.push(Pending::of(Kind::Update, ipc::frame::archive(&meta)));
+        }
+    }
+    if !done.is_empty() {
+        let entries = DONE_ENTRY_BYTES * (done.entries.len() + done.settled.len());
+        if records_whole(&done.rows, entries) {
+            records.push(Pending::of(Kind::Done, ipc::frame::archive(done)));
+        } else {
+            rows_apart(&done.rows, entries, records);
+            // That a message is settled comes after the last of its recipients.
+            let of_entries = done.entries.chunks(OUTCOMES_BYTES_MAX / DONE_ENTRY_BYTES);
+            let of_settled = done.settled.chunks(OUTCOMES_BYTES_MAX / DONE_ENTRY_BYTES);
+            let metas = of_entries
+                .map(|e| DoneMeta { entries: e.to_vec(), ..Default::default() })
+                .chain(of_settled.map(|s| DoneMeta { settled: s.to_vec(), ..Default::default() }));
+            records.extend(metas.map(|m| Pending::of(Kind::Done, ipc::frame::archive(&m))));
+        }
+    }
+    for p in &group.put {
+        records.push(Pending::of(Kind::Put, ipc::frame::archive(p)));
+    }
+    for f in &group.forget {
+        records.push(Pending::of(Kind::Forget, ipc::frame::archive(f)));
+    }
+}
+
+/// Whether rows and entries go into one record.
+fn records_whole(rows: &[Vec<u8>], entries: usize) -> bool {
+    entries + rows.iter().map(|r| r.len() + ROW_BYTES).sum::<usize>() <= OUTCOMES_BYTES_MAX
+}
+
+/// Rows that do not go into one record with their entries: before them, for of a group that a
+/// crash tears the beginning is kept, and a row must not be lost.
+fn rows_apart(rows: &[Vec<u8>], entries: usize, records: &mut Vec<Pending>) {
+    if records_whole(rows, entries) {
+        return;
+    }
+    let record = |rows| Pending::of(Kind::Update, ipc::frame::archive(&UpdateMeta { rows, ..Default::default() }));
+    let mut part = Vec::new();
+    let mut bytes = 0;
+    for r in rows {
+        bytes += r.len() + ROW_BYTES;
+        if bytes > OUTCOMES_BYTES_MAX && !part.is_empty() {
+            records.push(record(std::mem::take(&mut part)));
+            bytes = r.len() + ROW_BYTES;
+        }
+        part.push(r.clone());
+    }
+    if !part.is_empty() {
+        records.push(record(part));
     }
 }
 

@@ -13,15 +13,37 @@ use spool::store::{Group, NewMessage, Settled, Store};
 
 #[derive(Debug, Clone)]
 enum Op {
-    Store { recipients: u16, body: usize, handoff: bool },
-    Settle { pick: usize, recipient: u16 },
-    SettleAll { pick: usize },
-    Update { pick: usize, recipient: u16, due: i64 },
-    Checkpoint { steps: u8 },
+    Store {
+        recipients: u16,
+        body: usize,
+        handoff: bool,
+    },
+    Settle {
+        pick: usize,
+        recipient: u16,
+    },
+    SettleAll {
+        pick: usize,
+    },
+    Update {
+        pick: usize,
+        recipient: u16,
+        due: i64,
+    },
+    Checkpoint {
+        steps: u8,
+    },
     Compact,
     Kill,
-    PowerLoss { torn: usize },
+    PowerLoss {
+        torn: usize,
+    },
     LoseIndex,
+    /// The index fails in a checkpoint; it is rebuilt while in use, or by the next start.
+    FailIndex {
+        restore: bool,
+    },
+    LeaveDead,
     FailIn(u32),
     Stop,
 }
@@ -37,6 +59,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Kill),
         2 => (0usize..100_000).prop_map(|torn| Op::PowerLoss { torn }),
         1 => Just(Op::LoseIndex),
+        2 => any::<bool>().prop_map(|restore| Op::FailIndex { restore }),
+        1 => Just(Op::LeaveDead),
         2 => (0u32..6).prop_map(Op::FailIn),
         1 => Just(Op::Stop),
     ]
@@ -201,6 +225,7 @@ impl World {
             Op::Checkpoint { steps } => {
                 self.store.begin_checkpoint();
                 for _ in 0..steps {
+                    // A spool without index begins none.
                     self.store.step_checkpoint().unwrap();
                 }
             }
@@ -218,8 +243,25 @@ impl World {
                 self.reopen();
             }
             Op::LoseIndex => {
-                spool::index::Index::wipe(&mut self.index).unwrap();
+                spool::index::Index::set_aside(&mut self.index).unwrap();
                 self.reopen();
+            }
+            Op::FailIndex { restore } => {
+                self.disk.fail_in(None);
+                self.index.fail(true);
+                self.store.begin_checkpoint();
+                while self.store.step_checkpoint().is_ok_and(|done| !done) {}
+                self.index.fail(false);
+                if restore && self.store.index_failed() {
+                    self.store.restore_index().unwrap();
+                    for (k, m) in &self.model {
+                        let (_, body) = self.store.read(*k).unwrap();
+                        assert!(body.len() == m.body_len && body.iter().all(|b| *b == m.body), "content of {k}");
+                    }
+                }
+            }
+            Op::LeaveDead => {
+                let _ = self.store.leave_dead_segment();
             }
             Op::FailIn(n) => self.disk.fail_in(Some(n)),
             Op::Stop => {
@@ -473,4 +515,89 @@ fn a_message_that_is_tried_again_does_not_keep_what_came_meanwhile() {
     assert!(w.disk.used() < 170_000_000, "{} bytes for one message", w.disk.used());
     w.apply(Op::Kill);
     w.apply(Op::LoseIndex);
+}
+
+/// What was settled came back when the index had failed on a full disk, and nothing was freed
+/// any more until the next start.
+#[test]
+fn a_failed_index_is_rebuilt_in_use_and_frees_segments() {
+    let mut w = World::new(400 << 20);
+    for _ in 0..30 {
+        w.apply(Op::Store { recipients: 2, body: 5_000_000, handoff: true });
+    }
+    w.apply(Op::Update { pick: 3, recipient: 1, due: 70 });
+    w.apply(Op::Checkpoint { steps: 3 });
+    while w.model.len() > 1 {
+        w.apply(Op::SettleAll { pick: 0 });
+    }
+    w.apply(Op::FailIndex { restore: true });
+    assert!(!w.store.index_failed());
+    w.apply(Op::Checkpoint { steps: 3 });
+    assert!(w.disk.used() < 90_000_000, "{} bytes left", w.disk.used());
+    w.apply(Op::Kill);
+    w.apply(Op::FailIndex { restore: false });
+    w.apply(Op::Stop);
+}
+
+/// The segment in use was kept for good, however little lived there.
+#[test]
+fn a_dead_segment_in_use_is_left() {
+    let mut w = World::new(400 << 20);
+    for _ in 0..4 {
+        w.apply(Op::Store { recipients: 1, body: 5_000_000, handoff: false });
+        w.apply(Op::SettleAll { pick: 0 });
+    }
+    w.apply(Op::Checkpoint { steps: 3 });
+    assert!(w.store.leave_dead_segment().unwrap());
+    w.apply(Op::Checkpoint { steps: 3 });
+    assert_eq!(spool::disk::Disk::list(&w.disk).unwrap(), ["00000002.log"]);
+    assert!(!w.store.leave_dead_segment().unwrap(), "there is nothing to be won");
+    w.apply(Op::Kill);
+}
+
+/// A spool without room for an index did not open.
+#[test]
+fn a_spool_opens_without_an_index() {
+    let mut w = World::new(400 << 20);
+    (0..6).for_each(|_| w.apply(Op::Store { recipients: 2, body: 1000, handoff: true }));
+    w.apply(Op::Settle { pick: 0, recipient: 0 });
+    w.apply(Op::SettleAll { pick: 1 });
+    w.index.fail(true);
+    w.apply(Op::Kill);
+    w.apply(Op::SettleAll { pick: 1 });
+    w.index.fail(false);
+    w.store.restore_index().unwrap();
+    w.apply(Op::Checkpoint { steps: 3 });
+    w.apply(Op::Kill);
+}
+
+/// All outcomes of a group were one record, and all values were the first record of a segment: at
+/// some size it was not accepted any more when it was read.
+#[test]
+fn every_record_can_be_read_back() {
+    let mut w = World::new(4 << 30);
+    w.apply(Op::Store { recipients: 1, body: 10, handoff: false });
+    let key = w.key(0).unwrap();
+    let mut g = Group::default();
+    let state = RecipientState { due_unix_ms: 9, last_reply: "x".repeat(200), ..Default::default() };
+    g.update.entries = (0..9000).map(|_| UpdateEntry { key, recipient: 0, state: state.clone() }).collect();
+    g.update.rows = (0..100).map(|n| vec![n as u8; 30_000]).collect();
+    g.done.rows = g.update.rows.clone();
+    g.done.entries = (0..200_000).map(|n| (1 << 40 | n, 0)).collect();
+    g.done.settled = (0..200_000).map(|n| 1 << 40 | n).collect();
+    for n in 0..4 {
+        g.put.push(spool::layout::PutMeta { name: format!("value-{n}"), value: vec![n; 1 << 20] });
+    }
+    w.commit(g);
+    w.model.get_mut(&key).unwrap().left.insert(0, 9);
+    for _ in 0..14 {
+        w.apply(Op::Store { recipients: 1, body: 5_000_000, handoff: false });
+        let newest = *w.model.keys().last().unwrap();
+        w.settle(newest, vec![0], true);
+    }
+    w.apply(Op::Checkpoint { steps: 250 });
+    w.apply(Op::Kill);
+    assert_eq!(w.store.values("value-").iter().filter(|(_, v)| v.len() == 1 << 20).count(), 4);
+    w.apply(Op::LoseIndex);
+    assert_eq!(w.store.values("value-").len(), 4);
 }

@@ -1,0 +1,128 @@
+//! What is not on disk yet of what happened, and why new mail is refused: read by the reactor.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Delivery stops when an outcome has waited this long for the disk …
+const UNWRITTEN_MAX: Duration = Duration::from_secs(10);
+/// … or when this many bytes of outcomes wait.
+const UNWRITTEN_BYTES_MAX: u64 = 16 << 20;
+
+/// Why new mail is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Since when, Unix milliseconds.
+    pub since_unix_ms: i64,
+    /// The reason, for an operator.
+    pub why: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    begun: Instant,
+    /// The last group with outcomes could not be written.
+    failing: AtomicBool,
+    bytes: AtomicU64,
+    /// Milliseconds after `begun` at which the oldest was given; 0 for none.
+    oldest_ms: AtomicU64,
+    refusal: Mutex<Option<Refusal>>,
+}
+
+impl Default for Backlog {
+    fn default() -> Self {
+        Backlog {
+            begun: Instant::now(),
+            failing: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+            oldest_ms: AtomicU64::new(0),
+            refusal: Mutex::default(),
+        }
+    }
+}
+
+impl Backlog {
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Outcomes of so many bytes were given.
+    pub fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+        let _ = self.oldest_ms.compare_exchange(0, self.now_ms(), Relaxed, Relaxed);
+    }
+
+    /// Outcomes of so many bytes are on disk; the oldest of the rest came `since`.
+    pub fn written(&self, bytes: u64, since: Option<Instant>) {
+        self.bytes.fetch_sub(bytes.min(self.bytes.load(Relaxed)), Relaxed);
+        let oldest = since.map_or(0, |t| t.saturating_duration_since(self.begun).as_millis() as u64 + 1);
+        self.oldest_ms.store(oldest, Relaxed);
+    }
+
+    /// Outcomes could not be written, or could.
+    pub fn set_failing(&self, failing: bool) {
+        self.failing.store(failing, Relaxed);
+    }
+
+    /// Nothing more may be delivered: it could not be noted that it was.
+    pub fn holds_deliveries(&self) -> bool {
+        let oldest = self.oldest_ms.load(Relaxed);
+        self.failing.load(Relaxed)
+            || self.bytes.load(Relaxed) > UNWRITTEN_BYTES_MAX
+            || (oldest > 0 && self.now_ms().saturating_sub(oldest) > UNWRITTEN_MAX.as_millis() as u64)
+    }
+
+    /// Why new mail is refused now.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes why new mail is refused, `None` for not at all, and logs it when it changes.
+    pub fn set_refusal(&self, why: Option<&str>) {
+        let mut now = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.as_ref().map(|r| r.why.as_str()) == why {
+            return;
+        }
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64);
+        match why {
+            Some(why) => tracing::warn!(why, "new mail is refused"),
+            None => tracing::info!("new mail is taken again"),
+        }
+        let since_unix_ms = now.as_ref().map_or(unix_ms, |r| r.since_unix_ms);
+        *now = why.map(|w| Refusal { since_unix_ms, why: w.to_owned() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delivery_stops_when_what_happened_cannot_be_written() {
+        let b = Backlog::default();
+        assert!(!b.holds_deliveries());
+        b.set_failing(true);
+        assert!(b.holds_deliveries());
+        b.set_failing(false);
+        b.add(17 << 20);
+        assert!(b.holds_deliveries(), "too many bytes wait");
+        b.written(17 << 20, None);
+        assert!(!b.holds_deliveries());
+        b.add(1);
+        b.oldest_ms.store(1, Relaxed);
+        let later = Backlog { begun: b.begun.checked_sub(Duration::from_secs(11)).unwrap_or(b.begun), ..b };
+        assert!(later.holds_deliveries(), "one has waited too long");
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_beginning_over_its_reasons() {
+        let b = Backlog::default();
+        b.set_refusal(Some("one"));
+        let since = b.refusal().map(|r| r.since_unix_ms);
+        b.set_refusal(Some("two"));
+        assert_eq!(b.refusal().map(|r| (Some(r.since_unix_ms), r.why)), Some((since, "two".to_owned())));
+        b.set_refusal(None);
+        assert_eq!(b.refusal(), None);
+    }
+}
