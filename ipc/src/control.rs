@@ -117,6 +117,10 @@ pub struct Heartbeat {
     /// Epoch of the shard map when every destination that it moved has been released by its
     /// owner before; 0 until then.
     pub settled_epoch: u64,
+    /// Since when (Unix milliseconds) and why new mail is refused.
+    pub refusal: Option<(i64, String)>,
+    /// Nothing is delivered, because what comes of it cannot be written.
+    pub held: bool,
 }
 
 /// An accounting file that all workers append to.

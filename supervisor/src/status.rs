@@ -77,12 +77,23 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "dom": sum(&|h| h.domains),
                 "kb": kb(sum(&|h| h.queued_bytes)),
             } },
-            "spool": { "totalRcp": sum(&|h| h.recipients), "maxRcp": g.spool_max_recipients },
+            "spool": {
+                "totalRcp": sum(&|h| h.recipients),
+                "maxRcp": g.spool_max_recipients,
+                "refusals": slots.iter().filter_map(refusal).collect::<Vec<_>>(),
+            },
             "shards": slots.iter().map(|s| json!({ "shard": s.number, "pid": s.pid, "state": s.state_name() })).collect::<Vec<_>>(),
             "status": state,
         } },
         "status": "success", "message": "",
     })
+}
+
+/// Why a shard refuses new mail, and whether it delivers.
+fn refusal(s: &crate::shards::Slot) -> Option<Value> {
+    let (since_ms, why) = s.heartbeat.refusal.as_ref()?;
+    let since = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis((*since_ms).max(0) as u64);
+    Some(json!({ "shard": s.number, "since": local(since), "why": why, "deliveryStopped": s.heartbeat.held }))
 }
 
 /// `status` for a terminal.
@@ -91,8 +102,15 @@ pub fn as_text(v: &Value) -> String {
     let n = |p: &str| s.pointer(p).map(ToString::to_string).unwrap_or_default();
     let host = v["data"]["mta"]["fullHostName"].as_str().unwrap_or_default();
     let text = |p: &str| s.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let refused = |r: &Value| {
+        let stopped = if r["deliveryStopped"] == true { "; nothing is delivered either" } else { "" };
+        let text = |k: &str| r[k].as_str().unwrap_or_default().to_owned();
+        format!("  Refused  new mail of shard {} since {}: {}{stopped}\n", r["shard"], text("since"), text("why"))
+    };
+    let refusals = s.pointer("/spool/refusals").and_then(Value::as_array);
+    let refusals: String = refusals.into_iter().flatten().map(refused).collect();
     format!(
-        "Sluice {} on {host}, {}\n\n  Traffic        rcpts        msgs      kbytes\n  Inbound  {:>11} {:>11} {:>11}\n  Outbound {:>11} {:>11} {:>11}\n\n  Connections  active     maximum\n  Inbound  {:>10} {:>11}\n  Outbound {:>10} {:>11}\n\n  Queued   {:>10} recipients in {} domains, {} kbytes\n  Status   {}, started {}\n",
+        "Sluice {} on {host}, {}\n\n  Traffic        rcpts        msgs      kbytes\n  Inbound  {:>11} {:>11} {:>11}\n  Outbound {:>11} {:>11} {:>11}\n\n  Connections  active     maximum\n  Inbound  {:>10} {:>11}\n  Outbound {:>10} {:>11}\n\n  Queued   {:>10} recipients in {} domains, {} kbytes\n  Status   {}, started {}\n{refusals}",
         v["data"]["mta"]["product"]["version"].as_str().unwrap_or_default(),
         text("/timeNow"),
         n("/traffic/total/in/rcp"),

@@ -209,6 +209,8 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         log_bytes: st.log_bytes.load(Relaxed),
         busy_permille: 0,
         hottest: None,
+        refusal: shard.spool.refusal().map(|r| (r.since_unix_ms, r.why)),
+        held: shard.spool.holds_deliveries(),
         settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
     }
 }

@@ -597,7 +597,7 @@ impl Shard {
     /// Opens connections of a path and wakes idle ones as its queues' work and its limits
     /// allow; answers whether there is one that serves.
     pub fn pump(self: &Rc<Self>, id: PathId) -> bool {
-        if self.stopping() {
+        if self.stopping() || self.spool.holds_deliveries() {
             return false;
         }
         twins::keep_up(self, id);

@@ -130,8 +130,29 @@ fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
         recipients: q.recipients,
         oldest_s: if q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
         last_5_min: shares.collect(),
-        now: paths.collect(),
+        now: of_disk(shard).into_iter().chain(paths).collect(),
     }
+}
+
+/// What the disk holds up: delivery, when what comes of it cannot be written, or new mail.
+fn of_disk(shard: &Shard) -> Option<WhyCause> {
+    let held = shard.spool.holds_deliveries();
+    let refusal = shard.spool.refusal();
+    if !held && refusal.is_none() {
+        return None;
+    }
+    let since = |r: &spool::Refusal| crate::local_time(r.since_unix_ms / 1000, "%Y-%m-%d %H:%M:%S");
+    let reason = refusal.map_or_else(String::new, |r| format!(" since {}: {}", since(&r), r.why));
+    let what = if held { "nothing is delivered, and new mail is refused," } else { "new mail is refused" };
+    Some(WhyCause {
+        cause: "disk".to_owned(),
+        percent: 0,
+        path: String::new(),
+        directive: String::new(),
+        value: String::new(),
+        origin: String::new(),
+        detail: format!("{what}{reason}"),
+    })
 }
 
 fn word(c: Cause) -> &'static str {

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::message::ArchivedEnvelope;
 use ipc::rules::DomainRules;
 use spool::layout::UpdateEntry;
-use spool::{RecipientState, Settled};
+use spool::{Outcomes, RecipientState, Settled};
 
 use super::connection::{Path, load, path_of_queue};
 use super::local::Type;
@@ -23,6 +22,7 @@ use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
 use crate::connect::tls;
 use crate::report::dsn;
+use crate::report::recorded::{self, Report};
 use crate::schedule::message::Content;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
@@ -69,7 +69,7 @@ impl Attempt {
     }
 }
 
-/// Records outcomes: reports first, then the final records with their accounting rows.
+/// Records outcomes: reports, states and final records with their accounting rows, as one.
 #[allow(clippy::too_many_arguments)]
 pub(super) async fn conclude(
     shard: &Rc<Shard>,
@@ -83,7 +83,8 @@ pub(super) async fn conclude(
     let (now, key) = (clock::now_ms(), batch.key);
     let before = delay_reports(shard, path, key, e, &verdicts).await;
     let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
-    report(shard, path, e, body, &verdicts, at, |r| due_reports > before.get(&r).copied().unwrap_or(0)).await;
+    let is_due = |r| due_reports > before.get(&r).copied().unwrap_or(0);
+    let reports = reports(shard, path, e, body, &verdicts, at, is_due);
     let size = (body[0].len() + body[1].len()) as u64;
     let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -125,11 +126,15 @@ pub(super) async fn conclude(
         let mut s = shard.scheduler.borrow_mut();
         if waits {
             s.retry(batch, &retry, due);
-            shard.spool.update(updates, t_rows);
         }
-        if !ended.is_empty() {
+        let settled = (!ended.is_empty()).then(|| {
             let last = s.settle(batch.queue, batch.slot, ended.len());
-            shard.spool.settle(Settled { key, recipients: ended, last, rows });
+            Settled { key, recipients: ended, last, rows }
+        });
+        drop(s);
+        if waits || settled.is_some() {
+            let outcomes = Outcomes { settled, entries: updates, rows: t_rows, ..Default::default() };
+            recorded::record(shard, outcomes, reports);
         }
     }
     if waits {
@@ -228,8 +233,8 @@ fn judge(
     None
 }
 
-/// Queues the reports that the sender asked for.
-pub(super) async fn report(
+/// The reports that the sender asked for.
+pub(super) fn reports(
     shard: &Rc<Shard>,
     path: &Path,
     e: &ArchivedEnvelope,
@@ -237,7 +242,8 @@ pub(super) async fn report(
     verdicts: &[(u16, Verdict)],
     at: &Attempt,
     delay_is_due: impl Fn(u16) -> bool,
-) {
+) -> Vec<Report> {
+    let mut reports = Vec::new();
     for outcome in [Outcome::Bounced, Outcome::Deferred, Outcome::Delivered] {
         let action = match outcome {
             Outcome::Bounced => "failed",
@@ -257,11 +263,9 @@ pub(super) async fn report(
         if parts.is_empty() {
             continue;
         }
-        while let Err(error) = dsn::send(shard, e, &parts, body).await {
-            tracing::warn!(error = %error, "a delivery status notification finds no room; tried again");
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
+        reports.extend(dsn::about(shard, e, &parts, body));
     }
+    reports
 }
 
 /// Delay reports sent so far, for the deferred recipients whose sender wants them.
@@ -473,10 +477,11 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
                 updates.push(UpdateEntry { key, recipient: r, state });
             }
         }
-        report(&shard, &path, e, &content.body, &verdicts, &Attempt::of_failure(&failure), |_| true).await;
         let waits_still = shard.scheduler.borrow().messages.get(entry.slot as usize).is_some_and(|m| m.key == key);
         if waits_still && !updates.is_empty() {
-            shard.spool.update(updates, Vec::new());
+            let at = Attempt::of_failure(&failure);
+            let reports = reports(&shard, &path, e, &content.body, &verdicts, &at, |_| true);
+            recorded::record(&shard, Outcomes { entries: updates, ..Default::default() }, reports);
         }
     }
 }

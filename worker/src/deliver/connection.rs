@@ -431,7 +431,12 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
                 break;
             }
         }
-        if shard.stopping() || end.is_raised() || !may_go_on || (max != 0 && messages >= max) {
+        if shard.stopping()
+            || shard.spool.holds_deliveries()
+            || end.is_raised()
+            || !may_go_on
+            || (max != 0 && messages >= max)
+        {
             break;
         }
         let now_ns = clock::now_ns() as i64;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use ipc::message::ArchivedEnvelope;
 use ipc::queue_orders::Deletion;
-use spool::Settled;
+use spool::{Outcomes, Settled};
 
-use super::conclusion::{Attempt, accounted, report};
+use super::conclusion::{Attempt, accounted, reports};
 use super::connection::{load, path_of_queue};
 use crate::classify::outcome::Verdict;
 use crate::clock;
+use crate::report::recorded;
 use crate::schedule::message::Content;
 use crate::schedule::removal::TakenOut;
 use crate::schedule::{Batch, Entry, QueueId, Scheduler, Slot};
@@ -148,15 +149,14 @@ fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>, d: &D
     }
     shard.counters.bounced.set(shard.counters.bounced.get() + n as u64);
     let last = shard.scheduler.borrow_mut().settle(id, slot, n);
-    shard.spool.settle(Settled { key, recipients: t.recipients.clone(), last, rows });
-    if let (true, Some(path)) = (d.dsn, path) {
-        let shard = Rc::clone(shard);
-        tokio::task::spawn_local(async move {
-            if let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) {
-                report(&shard, &path, e, &content.body, &verdicts, &at, |_| true).await;
-            }
-        });
+    let mut told = Vec::new();
+    if let (true, Some(path)) = (d.dsn, path)
+        && let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)
+    {
+        told = reports(shard, &path, e, &content.body, &verdicts, &at, |_| true);
     }
+    let settled = Settled { key, recipients: t.recipients.clone(), last, rows };
+    recorded::record(shard, Outcomes { settled: Some(settled), ..Default::default() }, told);
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl Type {
 /// Delivers what the scheduler gives until there is nothing left; counted as a connection.
 pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
     loop {
-        if shard.stopping() || !path.refresh(shard) {
+        if shard.stopping() || shard.spool.holds_deliveries() || !path.refresh(shard) {
             return;
         }
         let now_ns = clock::now_ns() as i64;

@@ -8,6 +8,7 @@ use ipc::message::{ArchivedEnvelope, ArchivedRet, Envelope, notify};
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::prepare::headers;
 use crate::prepare::message::canonical_name;
+use crate::report::recorded::Report;
 use crate::shard::Shard;
 
 /// Bytes of the original that a report returns at most.
@@ -39,25 +40,17 @@ pub fn wanted(e: &ArchivedEnvelope, recipient: u16, outcome: &Outcome) -> bool {
     }
 }
 
-/// Queues a report about recipients of one message.
-///
-/// # Errors
-/// [`spool::SpoolError`] when it could not be stored; the caller tries again.
-pub async fn send(
-    shard: &Rc<Shard>,
-    e: &ArchivedEnvelope,
-    parts: &[Part],
-    content: &[Bytes; 2],
-) -> Result<(), spool::SpoolError> {
+/// A report about recipients of one message; `None` where no mail can go to its sender.
+pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &[Bytes; 2]) -> Option<Report> {
     let config = shard.config();
     let id = shard.next_message_id();
     let now = crate::clock::now_ms();
-    let Ok(destination) = ipc::message::destination_of(&e.sender) else { return Ok(()) };
+    let Ok(destination) = ipc::message::destination_of(&e.sender) else { return None };
     let body = compose(&config.global, &id.to_string(), now, e, parts, content);
     // By what is there: the virtual MTA of the message may be why it failed.
     let vmta = canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned();
     let report = Envelope { vmta, ..super::envelope(&config.global, id, now, &e.sender, destination, &body) };
-    Box::pin(crate::route::submit::submit(shard, report, [Bytes::from(body), Bytes::new()])).await
+    Some(Report::new(shard, report, body))
 }
 
 fn compose(

@@ -2,6 +2,7 @@
 
 pub mod dsn;
 pub mod notice;
+pub mod recorded;
 
 use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify};
 use ipc::snapshot::Global;

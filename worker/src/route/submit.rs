@@ -90,6 +90,15 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
     result
 }
 
+/// Who owns mail to one address, and the queue that it belongs to.
+pub fn owner_of_one(shard: &Rc<Shard>, envelope: &mut Envelope) -> u8 {
+    follow_queue_to(shard, envelope);
+    rollup::follow(shard, envelope);
+    let map = shard.map.borrow();
+    let of = |r: &Recipient| map.taker(&r.destination, shard.next_turn());
+    envelope.recipients.first().filter(|_| !map.shards.is_empty()).map_or(shard.number, of)
+}
+
 /// Puts recipients under the queues that `queue-to` sends them to.
 fn follow_queue_to(shard: &Shard, envelope: &mut Envelope) {
     let config = shard.config();

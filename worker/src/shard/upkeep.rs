@@ -20,6 +20,7 @@ impl Shard {
     /// Drives what depends on time: retries, waiting recipients, rates, expiry.
     pub async fn run_timers(self: Rc<Self>) {
         let mut sweep = clock::now_ms();
+        let mut held = false;
         loop {
             let now = clock::now_ms();
             let next = self.scheduler.borrow().next_timer().unwrap_or(i64::MAX).min(now + 1000);
@@ -56,6 +57,11 @@ impl Shard {
                     let keys = self.ledger.withdraw_all(self.number, id as u32, now);
                     keys.into_iter().for_each(|k| wake_first(&self, k, Some(id)));
                 }
+            }
+            if std::mem::replace(&mut held, self.spool.holds_deliveries()) && !held {
+                tracing::info!(shard = self.number, "delivery goes on: what came of it can be written again");
+                let ids: Vec<QueueId> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+                ids.into_iter().for_each(|id| self.pump_queue(id));
             }
             if now - sweep >= 1000 {
                 sweep = now;

@@ -1,0 +1,69 @@
+//! Reports go into the spool in one group with the outcomes that they report: neither is there
+//! without the other after a crash, and neither waits for room that only new mail has to find. So
+//! a report is stored here first, whoever owns its destination, and passed on like any share that
+//! its owner could not take.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use ipc::message::{Envelope, HandoffId};
+use rkyv::util::AlignedVec;
+use spool::{NewMessage, Outcomes};
+
+use crate::route::submit::owner_of_one;
+use crate::schedule::message::Content;
+use crate::shard::Shard;
+
+/// A report that is to be stored.
+pub struct Report {
+    envelope: AlignedVec<16>,
+    body: [Bytes; 2],
+    /// Whose it is, and under which sequence it is passed on; `None` for this shard's.
+    owner: Option<(u8, u64)>,
+}
+
+impl std::fmt::Debug for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Report").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+impl Report {
+    /// Mail to one address.
+    pub fn new(shard: &Rc<Shard>, mut envelope: Envelope, body: Vec<u8>) -> Report {
+        let owner = Some(owner_of_one(shard, &mut envelope)).filter(|o| *o != shard.number);
+        let owner = owner.map(|o| (o, shard.handoffs.next_sequence()));
+        if let Some((owner, sequence)) = owner {
+            envelope.handoff = Some(HandoffId { origin: shard.number, sequence });
+            envelope.asked = Some(owner);
+        }
+        Report { envelope: ipc::frame::archive(&envelope), body: [Bytes::from(body), Bytes::new()], owner }
+    }
+}
+
+/// Records what came of an attempt together with its reports, and queues them when they are on
+/// disk. Nobody waits for that: what cannot be written yet stops delivery as a whole.
+pub fn record(shard: &Rc<Shard>, mut outcomes: Outcomes, reports: Vec<Report>) {
+    let stored = |r: &Report| NewMessage {
+        envelope: Bytes::copy_from_slice(&r.envelope),
+        body: r.body.clone(),
+        in_progress: true,
+    };
+    outcomes.reports = reports.iter().map(stored).collect();
+    let durable = shard.spool.conclude(outcomes);
+    if reports.is_empty() {
+        return;
+    }
+    let shard = Rc::clone(shard);
+    tokio::task::spawn_local(async move {
+        for (r, durable) in reports.into_iter().zip(durable) {
+            match (durable.await, r.owner) {
+                (Ok(Ok(key)), Some((owner, _))) => shard.handoffs.kept(owner, key, 1),
+                (Ok(Ok(key)), None) => shard.enqueue(key, Rc::new(Content::new(r.envelope, r.body))),
+                // The process ends with the outcome unwritten: the recipient is attempted again.
+                (_, Some((_, sequence))) => shard.handoffs.confirmed(sequence),
+                _ => {}
+            }
+        }
+    });
+}
