@@ -1,6 +1,7 @@
 //! The architecture's invariants, each by name, against the built binary.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod i1_full_disk;
 mod i1_nothing_lost;
 mod i1_power_loss;
 mod i2_one_outcome;
