@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +26,9 @@ use super::file_name;
 use super::record::{self, View};
 use crate::prepare::headers;
 
+/// Removals in a row that rows are written anew after.
+const REMOVALS_MAX: usize = 8;
+
 /// One `<acct-file>` as this worker writes it.
 #[derive(Debug)]
 struct Target {
@@ -34,6 +37,7 @@ struct Target {
     /// Path of the `<acct-file>`, which its files are numbered by.
     base: PathBuf,
     columns: Columns,
+    world_readable: bool,
     open: Option<File>,
     pending: Vec<u8>,
     /// Lines that the file holds behind the resumed position.
@@ -45,8 +49,17 @@ struct Target {
 
 impl Target {
     fn of(f: &AccountingFile) -> Target {
-        let (path, base, columns) = (PathBuf::from(&f.path), PathBuf::from(&f.of.path), Columns::of(&f.of));
-        Target { path, base, columns, open: None, pending: Vec::new(), known: HashMap::new(), end: 0, written: false }
+        Target {
+            path: PathBuf::from(&f.path),
+            base: PathBuf::from(&f.of.path),
+            columns: Columns::of(&f.of),
+            world_readable: f.of.world_readable,
+            open: None,
+            pending: Vec::new(),
+            known: HashMap::new(),
+            end: 0,
+            written: false,
+        }
     }
 
     /// Adds the row's line, unless it is one of those that a crash left in the file.
@@ -70,17 +83,40 @@ impl Target {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let file = match self.open.take() {
-            Some(f) => f,
-            None => OpenOptions::new().read(true).append(true).create(true).open(&self.path)?,
-        };
-        let mut locked = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| io::Error::from(e))?;
-        let result = append_whole(&mut locked, &self.pending, &self.columns);
-        self.open = Some(locked.unlock().map_err(|(_, e)| io::Error::from(e))?);
-        self.end = result?;
+        for _ in 0..REMOVALS_MAX {
+            let file = match self.open.take().filter(|f| is_at(f, &self.path)) {
+                Some(f) => f,
+                None => self.make()?,
+            };
+            let mut locked = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| io::Error::from(e))?;
+            let result = append_whole(&mut locked, &self.pending, &self.columns);
+            let file = locked.unlock().map_err(|(_, e)| io::Error::from(e))?;
+            // Removed while rows were written to it, it takes them along: they go to another.
+            let is_gone = file.metadata().is_ok_and(|m| m.nlink() == 0);
+            self.open = Some(file);
+            self.end = result?;
+            if !is_gone {
+                break;
+            }
+        }
         self.pending.clear();
         self.written = true;
         Ok(())
+    }
+
+    /// Opens the file, and makes it and its folder where somebody took them away.
+    fn make(&self) -> io::Result<File> {
+        let open = |create| OpenOptions::new().read(true).append(true).create(create).open(&self.path);
+        match open(false) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        if let Some(folder) = self.path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let file = open(true)?;
+        file.set_permissions(std::fs::Permissions::from_mode(file_name::mode(self.world_readable)))?;
+        Ok(file)
     }
 
     /// Notes the lines that a file holds from there on.
@@ -91,13 +127,21 @@ impl Target {
             Err(e) => return Err(e),
         };
         let len = f.metadata()?.len();
-        let mut bytes = vec![0; len.saturating_sub(from) as usize];
-        f.read_exact_at(&mut bytes, from.min(len))?;
+        // Shorter than it was, it is another: all its lines came after the position.
+        let from = if from > len { 0 } else { from };
+        let mut bytes = vec![0; (len - from) as usize];
+        f.read_exact_at(&mut bytes, from)?;
         for line in bytes.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n")) {
             *self.known.entry(line.to_vec()).or_default() += 1;
         }
         Ok(())
     }
+}
+
+/// Whether a path still leads to an open file: others may remove or rename it at any time.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+    matches!((file.metadata().map(id), path.metadata().map(id)), (Ok(open), Ok(named)) if open == named)
 }
 
 /// Appends whole lines to a locked file and answers its new end.
@@ -361,5 +405,48 @@ mod tests {
         let times: Vec<&str> = text.lines().skip(1).map(|l| l.split(',').nth(1).unwrap()).collect();
         assert_eq!(times, ["1", "2", "2", "3"]);
         assert!(text.starts_with("type,timeLogged"));
+    }
+
+    #[test]
+    fn rows_follow_the_name_of_a_file_that_is_removed_or_renamed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("acct/a.csv");
+        let fields = RecordFields { record: "d".into(), fields: vec!["timeLogged".into()], headers: Vec::new() };
+        let of = Accounting {
+            path: path.display().to_string(),
+            fields: vec![fields],
+            privacy: "retain".into(),
+            world_readable: true,
+            ..Default::default()
+        };
+        let mut f = Files::new(&[AccountingFile { of, path: path.display().to_string() }], 0);
+        let times = |p: &Path| {
+            let text = std::fs::read_to_string(p).unwrap();
+            let rows = text.lines().skip(1).map(|l| l.split(',').nth(1).unwrap().to_owned());
+            rows.collect::<Vec<_>>()
+        };
+        let mut write = |n| {
+            f.row(&row(n));
+            f.write().unwrap();
+            f.sync().unwrap()
+        };
+        write(1);
+        std::fs::remove_dir_all(dir.path().join("acct")).unwrap();
+        write(2);
+        assert_eq!(times(&path), ["2"], "with a header and its folder");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+        std::fs::rename(&path, dir.path().join("taken.csv")).unwrap();
+        write(3);
+        let state = write(4);
+        assert_eq!(
+            (times(&dir.path().join("taken.csv")), times(&path)),
+            (vec!["2".into()], vec!["3".into(), "4".into()])
+        );
+        // Removed, and written by another process before this one was killed.
+        std::fs::write(&path, "type,timeLogged\r\nd,5\r\n").unwrap();
+        f.resume(&state);
+        f.row(&row(5));
+        f.write().unwrap();
+        assert_eq!(times(&path), ["5"]);
     }
 }

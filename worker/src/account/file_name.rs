@@ -8,6 +8,11 @@ fn parts(path: &Path) -> (String, String) {
     (stem, ext)
 }
 
+/// Permissions of a new file.
+pub fn mode(world_readable: bool) -> u32 {
+    if world_readable { 0o644 } else { 0o640 }
+}
+
 /// The file of number `n` of a day.
 pub fn numbered(path: &Path, date: &str, n: u32) -> PathBuf {
     let (stem, ext) = parts(path);
