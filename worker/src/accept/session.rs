@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::message::notify;
 use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
@@ -380,17 +381,14 @@ impl Session {
             return Err(Refusal(503, "5.5.1", "RCPT after BDAT".into()));
         }
         let arg = keyword(arg, "TO:").ok_or_else(|| Refusal(501, "5.5.4", "Expected RCPT TO:<address>".into()))?;
-        let limit = match self.rules.max_rcpt_per_message {
-            0 => ipc::limits::RECIPIENTS_PER_MESSAGE_MAX as u64,
-            n => n.min(ipc::limits::RECIPIENTS_PER_MESSAGE_MAX as u64),
+        // What no message of ours can have is nothing that the configuration says.
+        let (limit, directive) = match self.rules.max_rcpt_per_message {
+            n if (1..=RECIPIENTS_PER_MESSAGE_MAX as u64).contains(&n) => (n, " (max-rcpt-per-message)"),
+            _ => (RECIPIENTS_PER_MESSAGE_MAX as u64, ""),
         };
         if t.recipients.len() as u64 >= limit {
             t.too_many = true;
-            return Err(Refusal(
-                452,
-                "4.5.3",
-                format!("Too many recipients, the limit is {limit} (max-rcpt-per-message)"),
-            ));
+            return Err(Refusal(452, "4.5.3", format!("Too many recipients, the limit is {limit}{directive}")));
         }
         // RFC 5321 section 4.5.1: the postmaster is reached without a domain.
         let bare = arg.trim_start().get(..12).is_some_and(|a| a.eq_ignore_ascii_case("<postmaster>"));

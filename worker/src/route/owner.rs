@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 use ipc::frame::{Frame, FrameError, Header};
+use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::mesh::{self, Inject, Injected, Refusal};
 use ipc::message::{ArchivedEnvelope, HandoffId, SourceType};
 use ipc::stream::FrameReader;
@@ -116,6 +117,10 @@ fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>
     let valid = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&f.archive)
         .map_err(|e| FrameError::Archive { kind: mesh::HANDOFF, reason: e.to_string() })?;
     let recipients = valid.recipients.len();
+    if recipients > RECIPIENTS_PER_MESSAGE_MAX {
+        let reason = format!("{recipients} recipients, more than the limit of {RECIPIENTS_PER_MESSAGE_MAX}");
+        return Err(FrameError::Archive { kind: mesh::HANDOFF, reason });
+    }
     let kept = f.header.kind == mesh::HANDOFF_KEPT;
     forget(shard, origin, below);
     let taken = &shard.taken;
@@ -187,6 +192,12 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
             (name, None) => return Ok(Injected::Refused(format!("{name} is neither a virtual MTA nor a pool here"))),
         },
     };
+    if request.recipients.len() > RECIPIENTS_PER_MESSAGE_MAX {
+        let n = request.recipients.len();
+        return Ok(Injected::Refused(format!(
+            "expected at most {RECIPIENTS_PER_MESSAGE_MAX} recipients of one message, found {n}"
+        )));
+    }
     let mut recipients = Vec::new();
     for address in &request.recipients {
         match crate::accept::command::rcpt(&format!("<{}>", bare(address)), true) {
