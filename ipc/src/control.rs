@@ -8,8 +8,8 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::operator::{JobRow, PathRow, PoolRow, QueueRow, WhyRow};
-use crate::queue_orders::{Deletion, QueueOrder, QueuePattern, Switches};
+use crate::operator::{Listed, Listing, WhyRow};
+use crate::queue_orders::{Deletion, QueueOrder, Switches};
 use crate::shard_map::ShardMap;
 
 /// Kind of the only frame from a worker: archive [`ToSupervisor`].
@@ -183,14 +183,13 @@ pub struct Welcome {
 /// Live state that a worker can report.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum RowsOf {
-    /// `show queues`
-    Queues,
-    /// `show paths`
-    Paths,
-    /// `show pools`
-    Pools,
-    /// `show jobs`
-    Jobs,
+    /// A page of a listing.
+    Page {
+        /// Which.
+        of: Listed,
+        /// See [`crate::operator::Place`].
+        from: u64,
+    },
     /// `pause job`, `resume job`
     PauseJob {
         /// x-job
@@ -198,8 +197,6 @@ pub enum RowsOf {
         /// Paused from now on.
         paused: bool,
     },
-    /// `why QUEUE`
-    Why(QueuePattern),
     /// `why MESSAGE-ID`
     WhyMessage([u8; 16]),
     /// What came of an order, which is carried out first.
@@ -236,15 +233,14 @@ pub enum Rows {
         /// Number of the last message that was looked at, if there are more.
         after: Option<u64>,
     },
-    /// `show queues`
-    Queues(Vec<QueueRow>),
-    /// `show paths`
-    Paths(Vec<PathRow>),
-    /// `show pools`
-    Pools(Vec<PoolRow>),
-    /// `show jobs`
-    Jobs(Vec<JobRow>),
-    /// `why`
+    /// A page of a listing.
+    Page {
+        /// Its rows.
+        rows: Listing,
+        /// Where the next page begins; `None` behind the last.
+        next: Option<u64>,
+    },
+    /// `why MESSAGE-ID`
     Why(Vec<WhyRow>),
     /// What operators paused and disabled.
     Switches(AllSwitches),

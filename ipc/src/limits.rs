@@ -6,7 +6,7 @@
 pub const PROTOCOL_VERSION: u8 = 2;
 
 /// Largest archive in one frame, in bytes. The largest legitimate ones are the envelope of
-/// a message with [`RECIPIENTS_PER_MESSAGE_MAX`] recipients and a page of queue rows.
+/// a message with [`RECIPIENTS_PER_MESSAGE_MAX`] recipients and a page of [`PAGE_BYTES`].
 pub const ARCHIVE_BYTES_MAX: usize = 64 << 20;
 
 /// Largest message content in one frame, in bytes; `max-message-size` cannot exceed it.
@@ -44,11 +44,16 @@ pub const LEDGER_PACES: usize = 65_536;
 /// Paths that may ask for a place at once.
 pub const LEDGER_REQUESTS: usize = 256;
 
-/// Rows of one operator answer (`show queues`, `show paths`).
-pub const OPERATOR_ROWS_MAX: usize = 200_000;
+/// Bytes of rows behind which a page of a listing ends (`show queues`, `show paths`); the last row
+/// may go beyond them. Making a page takes a shard some milliseconds.
+pub const PAGE_BYTES: usize = 1 << 20;
+
+/// Rows of a page of the suppression lists, each of a few hundred bytes.
+pub const SUPPRESSION_ROWS_MAX: usize = 20_000;
 
 const _: () = assert!(RECIPIENTS_PER_MESSAGE_MAX < u16::MAX as usize);
 const _: () = assert!(SHARDS_MAX <= u8::MAX as usize);
 const _: () = assert!(CONTENT_BYTES_MAX < u32::MAX as usize);
+const _: () = assert!(PAGE_BYTES < ARCHIVE_BYTES_MAX / 4);
 const _: () = assert!(ARCHIVE_BYTES_MAX < CONTENT_BYTES_MAX);
 const _: () = assert!(MESH_BACKLOG_BYTES_MAX < CONTENT_BYTES_MAX);

@@ -6,7 +6,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::queue_orders::{Deletion, QueueOrder};
+use crate::queue_orders::{Deletion, QueueOrder, QueuePattern};
 
 /// Kind of a request: archive [`Request`].
 pub const REQUEST: u8 = 1;
@@ -20,14 +20,13 @@ pub enum Request {
     Status,
     /// `show shards`, `shard list`
     Shards,
-    /// `show queues`
-    Queues,
-    /// `show paths`
-    Paths,
-    /// `show pools`
-    Pools,
-    /// `show jobs`
-    Jobs,
+    /// A page of a listing.
+    Page {
+        /// Which.
+        of: Listed,
+        /// Where it begins; what the last answer said.
+        at: Place,
+    },
     /// `pause job`, `resume job`
     PauseJob {
         /// x-job
@@ -72,14 +71,17 @@ pub enum Request {
         /// Answer as JSON.
         json: bool,
     },
-    /// `why`: a queue pattern or the id of a message.
-    Why(String),
+    /// `why`: the id of a message.
+    WhyMessage([u8; 16]),
     /// `pause queue`, `set queue`, `schedule`, `disable source` and their like.
     Order(QueueOrder),
     /// `delete`
     Delete(Deletion),
     /// `stop`
-    Stop,
+    Stop {
+        /// Answer when all workers have ended.
+        wait: bool,
+    },
     /// `rotate acct`
     RotateAccounting {
         /// Path of an `<acct-file>`; empty for all.
@@ -116,6 +118,45 @@ pub enum Request {
     InjectSocket,
 }
 
+/// Live state that is answered in pages: a node may have any number of queues, and no frame does.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Listed {
+    /// `show queues`: those that match.
+    Queues(QueuePattern),
+    /// `show paths`
+    Paths,
+    /// `show pools`
+    Pools,
+    /// `show jobs`
+    Jobs,
+    /// `why QUEUE`
+    Why(QueuePattern),
+}
+
+/// Where a page begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Place {
+    /// In this shard, or where it is gone in the next.
+    pub shard: u8,
+    /// Behind what was listed there, in the shard's own numbers; 0 for its first page.
+    pub from: u64,
+}
+
+/// Rows of a page.
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+pub enum Listing {
+    /// `show queues`
+    Queues(Vec<QueueRow>),
+    /// `show paths`
+    Paths(Vec<PathRow>),
+    /// `show pools`
+    Pools(Vec<PoolRow>),
+    /// `show jobs`
+    Jobs(Vec<JobRow>),
+    /// `why`
+    Why(Vec<WhyRow>),
+}
+
 /// What the supervisor answers.
 #[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub enum Answer {
@@ -129,15 +170,14 @@ pub enum Answer {
     Status(String),
     /// `show shards`
     Shards(Vec<ShardRow>),
-    /// `show queues`
-    Queues(Vec<QueueRow>),
-    /// `show paths`
-    Paths(Vec<PathRow>),
-    /// `show pools`
-    Pools(Vec<PoolRow>),
-    /// `show jobs`
-    Jobs(Vec<JobRow>),
-    /// `why`
+    /// A page of a listing.
+    Page {
+        /// Its rows; there may be none though there are more.
+        rows: Listing,
+        /// Where the next page begins; `None` behind the last.
+        next: Option<Place>,
+    },
+    /// `why MESSAGE-ID`
     Why(Vec<WhyRow>),
     /// Path of a worker's socket.
     Socket(String),
@@ -229,6 +269,24 @@ pub struct QueueRow {
     pub last_error: String,
     /// Age of the oldest recipient, seconds.
     pub oldest_s: u64,
+}
+
+impl QueueRow {
+    /// Adds another domain's part of a queue that domains roll up to. Its paths are the same.
+    pub fn join(&mut self, part: QueueRow) {
+        self.recipients += part.recipients;
+        self.kbytes += part.kbytes;
+        self.oldest_s = self.oldest_s.max(part.oldest_s);
+        self.paused &= part.paused;
+        // It goes on when the first of its domains may.
+        let sooner = part.next_retry.is_empty() || part.next_retry < self.next_retry;
+        if !self.next_retry.is_empty() && sooner {
+            self.next_retry = part.next_retry;
+        }
+        if self.last_error.is_empty() {
+            self.last_error = part.last_error;
+        }
+    }
 }
 
 /// One row of `show paths`.

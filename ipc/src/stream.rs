@@ -3,7 +3,8 @@
 //! Reading keeps partial frames in its own buffer, so it may be cancelled at any await and
 //! taken up again. The mesh batches its writes itself and uses [`FrameReader`] alone.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, Interest};
@@ -11,6 +12,7 @@ use tokio::net::UnixStream;
 
 use crate::descriptors;
 use crate::frame::{Frame, FrameError, Header};
+use crate::limits::ARCHIVE_BYTES_MAX;
 
 /// Takes whole frames from any byte stream.
 #[derive(Debug, Default)]
@@ -41,7 +43,7 @@ impl FrameReader {
 /// A stream of frames that may carry descriptors.
 #[derive(Debug)]
 pub struct FrameStream {
-    io: UnixStream,
+    io: Arc<UnixStream>,
     buf: BytesMut,
     fds: Vec<OwnedFd>,
 }
@@ -49,7 +51,13 @@ pub struct FrameStream {
 impl FrameStream {
     /// Frames over `io`.
     pub fn new(io: UnixStream) -> Self {
-        FrameStream { io, buf: BytesMut::new(), fds: Vec::new() }
+        FrameStream { io: Arc::new(io), buf: BytesMut::new(), fds: Vec::new() }
+    }
+
+    /// Writes to the same stream beside whoever reads it. Two peers that wrote to each other and
+    /// did not read meanwhile would wait for each other for good.
+    pub fn writer(&self) -> FrameWriter {
+        FrameWriter { io: Arc::clone(&self.io) }
     }
 
     /// The next frame and its descriptors, or `None` at a clean end. Cancel safe.
@@ -84,27 +92,9 @@ impl FrameStream {
     /// Writes one frame with its descriptors.
     ///
     /// # Errors
-    /// The socket's error.
+    /// As [`FrameWriter::send`].
     pub async fn send(&self, kind: u8, archive: &[u8], raw: &[u8], fds: &[OwnedFd]) -> std::io::Result<()> {
-        let mut header = Header::new(kind, archive.len(), raw.len());
-        header.fds = fds.len();
-        let mut bytes = Vec::with_capacity(crate::frame::HEADER_BYTES + archive.len() + raw.len());
-        bytes.extend_from_slice(&header.encode());
-        bytes.extend_from_slice(archive);
-        bytes.extend_from_slice(raw);
-        let mut rights = descriptors::raw(fds);
-        let mut at = 0;
-        while at < bytes.len() {
-            let sent = self
-                .io
-                .async_io(Interest::WRITABLE, || {
-                    descriptors::send_with(self.io.as_raw_fd(), &bytes[at..], &rights).map_err(Into::into)
-                })
-                .await?;
-            at += sent;
-            rights.clear();
-        }
-        Ok(())
+        send(&self.io, kind, archive, raw, fds).await
     }
 
     /// The peer's process and user, from the kernel.
@@ -114,4 +104,52 @@ impl FrameStream {
     pub fn peer(&self) -> std::io::Result<tokio::net::unix::UCred> {
         self.io.peer_cred()
     }
+}
+
+impl AsFd for FrameStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
+    }
+}
+
+/// The writing side of a [`FrameStream`].
+#[derive(Debug)]
+pub struct FrameWriter {
+    io: Arc<UnixStream>,
+}
+
+impl FrameWriter {
+    /// Writes one frame with its descriptors.
+    ///
+    /// # Errors
+    /// The socket's error. `InvalidInput` for an archive that the peer would refuse: nothing was
+    /// written then.
+    pub async fn send(&self, kind: u8, archive: &[u8], raw: &[u8], fds: &[OwnedFd]) -> std::io::Result<()> {
+        send(&self.io, kind, archive, raw, fds).await
+    }
+}
+
+async fn send(io: &UnixStream, kind: u8, archive: &[u8], raw: &[u8], fds: &[OwnedFd]) -> std::io::Result<()> {
+    if archive.len() > ARCHIVE_BYTES_MAX {
+        let error = FrameError::TooLarge { what: "archive", found: archive.len(), max: ARCHIVE_BYTES_MAX };
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, error));
+    }
+    let mut header = Header::new(kind, archive.len(), raw.len());
+    header.fds = fds.len();
+    let mut bytes = Vec::with_capacity(crate::frame::HEADER_BYTES + archive.len() + raw.len());
+    bytes.extend_from_slice(&header.encode());
+    bytes.extend_from_slice(archive);
+    bytes.extend_from_slice(raw);
+    let mut rights = descriptors::raw(fds);
+    let mut at = 0;
+    while at < bytes.len() {
+        let sent = io
+            .async_io(Interest::WRITABLE, || {
+                descriptors::send_with(io.as_raw_fd(), &bytes[at..], &rights).map_err(Into::into)
+            })
+            .await?;
+        at += sent;
+        rights.clear();
+    }
+    Ok(())
 }

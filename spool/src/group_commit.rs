@@ -330,6 +330,20 @@ impl Spool {
         &self.shared.statistics
     }
 
+    /// [`Spool::finish`] for a reactor that goes on meanwhile.
+    pub async fn finished(&self) {
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_one();
+        let is_over = || {
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+        };
+        while !is_over() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.finish();
+    }
+
     /// Writes everything out, marks the stop as orderly and ends the thread. Blocks; what is
     /// given afterwards is not written.
     pub fn finish(&self) {

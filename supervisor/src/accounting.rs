@@ -3,6 +3,7 @@
 
 mod pipe;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,29 +11,166 @@ use ipc::control::AccountingFile;
 use ipc::snapshot::Accounting;
 use worker::account::columns::Columns;
 use worker::account::file::{folder, lacks_room};
-use worker::account::file_name::{all_in, number_of, numbered};
+use worker::account::file_name::{all_in, mode, number_of, numbered};
 
 use pipe::Pipe;
 
 /// A program's buffer is cut into files of this size, so that what was read makes room soon.
 const BUFFER_FILE_MAX: u64 = 4 << 20;
 
-/// The files in use.
+/// The accounting files, and the programs that read some of them. What touches the disk is done
+/// beside the loop, one piece after the other: a disk that does not answer keeps nobody waiting but
+/// who asked for it.
+#[derive(Debug)]
+pub struct AccountingFiles {
+    files: RefCell<Files>,
+    at_work: tokio::sync::Mutex<()>,
+    /// What workers came back with while work was under way.
+    returned: RefCell<Vec<Vec<AccountingFile>>>,
+    programs: RefCell<Programs>,
+}
+
+impl AccountingFiles {
+    /// See [`Files::begin`].
+    ///
+    /// # Errors
+    /// When a folder or a file cannot be made.
+    pub fn begin(all: &[Accounting]) -> std::io::Result<AccountingFiles> {
+        let files = RefCell::new(Files::begin(all)?);
+        let (at_work, returned, programs) = Default::default();
+        Ok(AccountingFiles { files, at_work, returned, programs })
+    }
+
+    /// Number of the last switch, and the files that are written since.
+    pub fn in_use(&self) -> (u64, Vec<AccountingFile>) {
+        let files = self.files.borrow();
+        (files.switch, files.current.clone())
+    }
+
+    /// Number of the last switch.
+    pub fn switch(&self) -> u64 {
+        self.files.borrow().switch
+    }
+
+    /// Does something with the files that may have to wait for the disk.
+    pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut Files) -> T + Send + 'static) -> Option<T> {
+        let _one_at_a_time = self.at_work.lock().await;
+        let mut files = self.files.borrow().clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&mut files);
+            (files, result)
+        });
+        match done.await {
+            Ok((files, result)) => {
+                *self.files.borrow_mut() = files;
+                self.returned.take().into_iter().for_each(|theirs| self.files.borrow_mut().adopt(theirs));
+                Some(result)
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "work on accounting files ended early");
+                None
+            }
+        }
+    }
+
+    /// See [`Files::adopt`].
+    pub fn adopt(&self, theirs: Vec<AccountingFile>) {
+        if self.at_work.try_lock().is_err() {
+            self.returned.borrow_mut().push(theirs.clone());
+        }
+        self.files.borrow_mut().adopt(theirs);
+    }
+
+    /// Starts the programs that the files in use name and that do not run, and ends those that are
+    /// not named any more; with `retry` those that failed are started again now.
+    pub fn feed_programs(&self, retry: bool) {
+        self.programs.borrow_mut().feed(&self.files.borrow().current, retry);
+    }
+
+    /// Every worker writes to the files in use.
+    pub fn all_switched(&self) {
+        self.programs.borrow().switched(&self.files.borrow().current);
+    }
+
+    /// The programs, to be finished when the workers have ended.
+    pub fn take_programs(&self) -> Vec<Pipe> {
+        std::mem::take(&mut self.programs.borrow_mut().pipes)
+    }
+}
+
+/// Programs that read rows.
 #[derive(Debug, Default)]
+struct Programs {
+    pipes: Vec<Pipe>,
+    /// Those that end, by the path of their buffers: no other reads one meanwhile.
+    ending: Vec<(String, tokio::task::JoinHandle<()>)>,
+}
+
+impl Programs {
+    fn feed(&mut self, current: &[AccountingFile], retry: bool) {
+        let wanted = |of: &Accounting| current.iter().any(|f| f.of == *of);
+        let (kept, gone): (Vec<Pipe>, Vec<Pipe>) = self.pipes.drain(..).partition(|p| wanted(&p.of));
+        for p in gone {
+            self.ending.push((p.of.path.clone(), tokio::task::spawn_local(p.finish())));
+        }
+        self.ending.retain(|(_, task)| !task.is_finished());
+        if retry {
+            kept.iter().for_each(Pipe::retry_now);
+        }
+        self.pipes = kept;
+        for a in current.iter().map(|f| &f.of).filter(|a| !a.program.is_empty()) {
+            let known = self.pipes.iter().any(|p| p.of.path == a.path) || self.ending.iter().any(|(p, _)| *p == a.path);
+            if !known {
+                self.pipes.push(Pipe::start(a.clone()));
+            }
+        }
+    }
+
+    fn switched(&self, current: &[AccountingFile]) {
+        for p in &self.pipes {
+            let written = current.iter().find(|f| f.of.path == p.of.path);
+            written.into_iter().for_each(|f| p.switched_to(&f.path));
+        }
+    }
+}
+
+/// How long a file has been in use: what it had behind it when this server started, and since when
+/// that was.
+#[derive(Debug, Clone, Copy)]
+struct InUse {
+    before: Duration,
+    since: Instant,
+}
+
+impl InUse {
+    fn new() -> InUse {
+        InUse { before: Duration::ZERO, since: Instant::now() }
+    }
+
+    /// A file that an earlier server began. File systems that do not say when let it begin anew.
+    fn of(path: &str) -> InUse {
+        let begun = std::fs::metadata(path).and_then(|m| m.created()).ok();
+        let before = begun.and_then(|t| t.elapsed().ok()).unwrap_or_default();
+        InUse { before, ..InUse::new() }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.before + self.since.elapsed()
+    }
+}
+
+/// The files in use.
+#[derive(Debug, Clone, Default)]
 pub struct Files {
     /// Named to workers.
     pub current: Vec<AccountingFile>,
-    begun: Vec<Instant>,
+    begun: Vec<InUse>,
     /// Their `<acct-file>` is not in the configuration any more.
     dropped: Vec<Accounting>,
     /// Number of the last switch.
     pub switch: u64,
     /// Finished files may lie where they were written.
     unsettled: bool,
-    /// Programs that read rows.
-    pipes: Vec<Pipe>,
-    /// Those that end, by the path of their buffers: no other reads one meanwhile.
-    ending: Vec<(String, tokio::task::JoinHandle<()>)>,
     /// It was said which files cannot be made.
     told: bool,
 }
@@ -91,7 +229,7 @@ fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
     let mut f = std::fs::OpenOptions::new().append(true).create(true).open(&path)?;
     if f.metadata()?.len() == 0 {
         f.write_all(Columns::of(a).header_line().as_bytes())?;
-        f.set_permissions(std::fs::Permissions::from_mode(if a.world_readable { 0o644 } else { 0o640 }))?;
+        f.set_permissions(std::fs::Permissions::from_mode(mode(a.world_readable)))?;
     }
     Ok(AccountingFile { of: a.clone(), path: path.display().to_string() })
 }
@@ -118,7 +256,7 @@ impl Files {
     /// When a folder or a file cannot be made.
     pub fn begin(all: &[Accounting]) -> std::io::Result<Files> {
         let current = all.iter().map(last_or_new).collect::<std::io::Result<Vec<_>>>()?;
-        let begun = vec![Instant::now(); current.len()];
+        let begun = current.iter().map(|f| InUse::of(&f.path)).collect();
         Ok(Files { current, begun, unsettled: true, ..Default::default() })
     }
 
@@ -136,7 +274,7 @@ impl Files {
                 Some(_) => {}
                 None => {
                     self.current.push(f);
-                    self.begun.push(Instant::now());
+                    self.begun.push(InUse::new());
                 }
             }
         }
@@ -161,8 +299,8 @@ impl Files {
                 }
                 _ => match last_or_new(a) {
                     Ok(f) => {
+                        begun.push(InUse::of(&f.path));
                         next.push(f);
-                        begun.push(Instant::now());
                     }
                     Err(error) => {
                         left_out = true;
@@ -223,7 +361,7 @@ impl Files {
             }
             match begin_file(&f.of) {
                 Ok(next) => {
-                    (*f, *begun) = (next, Instant::now());
+                    (*f, *begun) = (next, InUse::new());
                     changed = true;
                 }
                 Err(e) => failed = Some(format!("accounting: {e}")),
@@ -239,10 +377,6 @@ impl Files {
         if !std::mem::take(&mut self.unsettled) {
             return;
         }
-        for p in &self.pipes {
-            let written = self.current.iter().find(|f| f.of.path == p.of.path);
-            written.into_iter().for_each(|f| p.switched_to(&f.path));
-        }
         let dropped = std::mem::take(&mut self.dropped);
         for a in self.current.iter().map(|f| &f.of).chain(&dropped).filter(|a| a.program.is_empty()) {
             if !a.move_to.is_empty() {
@@ -252,33 +386,6 @@ impl Files {
                 old.for_each(|p| delete(&p, "an old accounting file cannot be deleted (delete-after)"));
             }
         }
-    }
-
-    /// Starts the programs that the files in use name and that do not run, and ends those that are
-    /// not named any more; with `retry` those that failed are started again now.
-    pub fn feed_programs(&mut self, retry: bool) {
-        let wanted = |of: &Accounting| self.current.iter().any(|f| f.of == *of);
-        let (kept, gone): (Vec<Pipe>, Vec<Pipe>) = self.pipes.drain(..).partition(|p| wanted(&p.of));
-        for p in gone {
-            self.ending.push((p.of.path.clone(), tokio::task::spawn_local(p.finish())));
-        }
-        self.ending.retain(|(_, task)| !task.is_finished());
-        if retry {
-            kept.iter().for_each(Pipe::retry_now);
-        }
-        self.pipes = kept;
-        for a in self.current.iter().map(|f| &f.of).filter(|a| !a.program.is_empty()) {
-            let known = self.pipes.iter().any(|p| p.of.path == a.path) || self.ending.iter().any(|(p, _)| *p == a.path);
-            if !known {
-                self.pipes.push(Pipe::start(a.clone()));
-                self.unsettled = true;
-            }
-        }
-    }
-
-    /// The programs, to be finished when the workers have ended.
-    pub fn take_programs(&mut self) -> Vec<Pipe> {
-        std::mem::take(&mut self.pipes)
     }
 
     /// Files of `a` in a folder that no worker writes.
@@ -296,7 +403,7 @@ impl Files {
             match std::fs::rename(&from, &to) {
                 Ok(()) if a.count_moved_records => {
                     // Reading a large file must hold nothing up; what was counted is only told.
-                    drop(tokio::task::spawn_blocking(move || tell_count(&to)));
+                    drop(std::thread::spawn(move || tell_count(&to)));
                 }
                 Ok(()) => {}
                 Err(e) => {

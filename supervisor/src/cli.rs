@@ -166,8 +166,12 @@ enum Command {
         /// Local part of an address; its case does not matter
         string: String,
     },
-    /// Stop the running server in order
-    Stop,
+    /// Stop the running server in order; returns when it has stopped
+    Stop {
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Begin new files
     Rotate {
         #[command(subcommand)]
@@ -212,7 +216,7 @@ enum Show {
     /// Worker processes
     Shards(Output),
     /// Queues with mail or connections
-    Queues(Output),
+    Queues(ShowQueues),
     /// Paths: connections and limits of each virtual MTA at each destination
     Paths(Output),
     /// Members of pools at each destination: weight, share, health
@@ -237,6 +241,46 @@ enum ShardCommand {
         #[arg(long)]
         no_wait: bool,
     },
+}
+
+/// `sluice show queues`
+#[derive(Debug, Args)]
+struct ShowQueues {
+    /// DOMAIN[/VMTA]; either may be *, and VMTA a pool
+    #[arg(value_name = "QUEUE", value_parser = |t: &str| QueuePattern::parse(t), default_value = "*")]
+    queue: QueuePattern,
+    /// Only those whose paths are all in backoff, or the others
+    #[arg(long, value_parser = ["normal", "backoff"])]
+    mode: Option<String>,
+    /// Only those that are paused, or not
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    paused: Option<bool>,
+    /// Only those with open connections, or without
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    connected: Option<bool>,
+    /// By name, recipients or kbytes
+    #[arg(long, value_parser = ["name", "rcpt", "size"], default_value = "rcpt")]
+    sort: String,
+    /// No more than so many
+    #[arg(long = "maxitems", alias = "max-items", value_name = "N")]
+    max_items: Option<usize>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl ShowQueues {
+    fn shown(self) -> client::ShownQueues {
+        let ShowQueues { queue: of, mode, paused, connected, sort, max_items, output: _ } = self;
+        client::ShownQueues { of, mode, paused, connected, sort, max_items }
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("expected yes or no".into()),
+    }
 }
 
 /// Which queues.
@@ -478,7 +522,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Show { what: Show::Shards(o) } | Command::Shard { what: ShardCommand::List(o) } => {
             client::shards(&control, o.json)
         }
-        Command::Show { what: Show::Queues(o) } => client::queues(&control, o.json),
+        Command::Show { what: Show::Queues(o) } => {
+            let as_json = o.output.json;
+            client::queues(&control, &o.shown(), as_json)
+        }
         Command::Show { what: Show::Paths(o) } => client::paths(&control, o.json),
         Command::Show { what: Show::Pools(o) } => client::pools(&control, o.json),
         Command::Show { what: Show::Vmtas(o) } => client::vmtas(&control, o.json),
@@ -526,7 +573,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             let policy = key.and_then(|k| of(&k)).map_err(Failure::Wrong)?;
             print(format!("Result: {}\n", policy.digest(&string)).as_bytes())
         }
-        Command::Stop => client::act(&control, ipc::operator::Request::Stop),
+        Command::Stop { no_wait } => client::stop(&control, !no_wait),
         Command::Bounce { what: Bounce::Classify { config, output } } => {
             crate::bounce::classify(config.as_deref(), output.json)
         }

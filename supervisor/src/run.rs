@@ -14,13 +14,14 @@ use std::time::{Duration, SystemTime};
 
 use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
 use ipc::ledger::Ledger;
+use ipc::limits::SHARDS_MAX;
 use ipc::shard_map::{ShardMap, Spread};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
 
-use crate::accounting::Files;
+use crate::accounting::{AccountingFiles, Files};
 use crate::config::compile::Overrides;
 use crate::config::{self, Compiled};
 use crate::shards::{Slot, State, Totals, control, process};
@@ -30,6 +31,10 @@ use spread::Automatic;
 
 /// How long workers may take to answer an operator's question.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long workers may take to end behind their grace time: what they hold goes to disk.
+const STOP_WAIT: Duration = Duration::from_secs(20);
+/// How long killed workers may take to end.
+const KILLED_WAIT: Duration = Duration::from_secs(5);
 /// How long killed processes may take to let go of a listening socket.
 const LET_GO_WAIT: Duration = Duration::from_secs(3);
 
@@ -51,17 +56,27 @@ pub struct Supervisor {
     /// Who owns what.
     pub map: RefCell<ShardMap>,
     /// Accounting files.
-    pub accounting: RefCell<Files>,
+    pub accounting: AccountingFiles,
     /// DKIM keys, and those whose record is not theirs, when that was looked for last.
     pub dkim_keys: Cell<(usize, usize)>,
     /// Who gets no mail.
     pub suppression: Suppression,
+    /// Shards at the start whose workers may be alive and come back.
+    pub returning: Cell<usize>,
+    /// The ledger is the one that all workers use.
+    pub has_ledger: Cell<bool>,
     /// Something changed in a slot.
     pub changed: Notify,
     /// The server is stopping.
     pub stopping: Cell<bool>,
     /// Asks for an orderly stop.
     pub stop: Notify,
+    /// How the stop ended, once it has.
+    pub stopped: RefCell<Option<Result<String, String>>>,
+    /// Operators that wait for it.
+    pub stop_waiters: Cell<u32>,
+    /// One configuration is read and put in force at a time.
+    reloading: tokio::sync::Mutex<()>,
     /// When the supervisor started.
     pub started: SystemTime,
     /// Counted by shards that were scaled away.
@@ -130,14 +145,14 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     crate::rates::restore(&compiled.data_dir, &ledger);
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
     ipc::descriptors::give_back_heap();
-    let files = Files::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
+    let accounting = AccountingFiles::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
     let suppression = Suppression::open(&compiled.data_dir)?;
     let cpus = cpus(&compiled);
-    let workers = compiled.workers.unwrap_or(cpus.len() as u32).max(1) as usize;
+    let workers = workers_for(compiled.workers, cpus.len());
     let http_port = compiled.http_port;
     let spread = compiled.spread.clone();
-    let left_over = shards_left_over(&spools, workers as u8);
-    let numbers: Vec<u8> = (0..workers as u8).chain(left_over.iter().copied()).collect();
+    let left_over = shards_left_over(&spools, workers);
+    let numbers: Vec<u8> = (0..workers).chain(left_over.iter().copied()).collect();
     let sup = Rc::new(Supervisor {
         file,
         overrides,
@@ -148,13 +163,18 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         ledger_fd: RefCell::new(ledger_fd),
         listeners: RefCell::new(listeners),
         slots: RefCell::new(numbers.iter().map(|n| Slot::new(*n, cpus[usize::from(*n) % cpus.len()])).collect()),
-        map: RefCell::new(ShardMap::first(workers as u8, spread)),
-        accounting: RefCell::new(files),
+        map: RefCell::new(ShardMap::first(workers, spread)),
+        accounting,
+        returning: Cell::new(numbers.len()),
+        has_ledger: Cell::new(false),
         suppression,
         dkim_keys: Cell::default(),
         changed: Notify::new(),
         stopping: Cell::new(false),
         stop: Notify::new(),
+        stopped: RefCell::default(),
+        stop_waiters: Cell::default(),
+        reloading: tokio::sync::Mutex::default(),
         started: SystemTime::now(),
         gone: Cell::default(),
         automatic: RefCell::default(),
@@ -174,7 +194,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     }
     if !left_over.is_empty() {
         tracing::info!(shards = ?left_over, "spools of more shards than there are workers now; their mail is handed over");
-        spawn_local(drain_left_over(Rc::clone(&sup), workers as u32));
+        spawn_local(drain_left_over(Rc::clone(&sup), u32::from(workers)));
     }
     spawn_local(process::watch(Rc::clone(&sup)));
     spawn_local(rotate_files(Rc::clone(&sup)));
@@ -188,7 +208,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
 /// Shards from `workers` up that have a spool: mail of an earlier run with more workers.
 fn shards_left_over(spools: &[PathBuf], workers: u8) -> Vec<u8> {
     let has_log = |n: u8| spools.iter().any(|s| s.join(format!("shard-{n:02}/log")).exists());
-    (workers..ipc::limits::SHARDS_MAX as u8).filter(|n| has_log(*n)).collect()
+    (workers..SHARDS_MAX as u8).filter(|n| has_log(*n)).collect()
 }
 
 async fn drain_left_over(sup: Rc<Supervisor>, workers: u32) {
@@ -231,6 +251,12 @@ fn socket(run_dir: &Path, name: &str) -> Result<UnixListener, String> {
     let l = UnixListener::bind(&path).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
     Ok(l)
+}
+
+/// Shards to start: as configured, else one for each CPU, as far as there are numbers.
+fn workers_for(configured: Option<u32>, cpus: usize) -> u8 {
+    let wanted = configured.map_or(cpus, |n| n as usize);
+    wanted.clamp(1, SHARDS_MAX) as u8
 }
 
 /// CPUs to pin to: those named, else those the process may use.
@@ -278,7 +304,7 @@ impl Supervisor {
     /// A worker hands back what a new supervisor cannot make.
     pub fn take_back(&self, names: Vec<String>, fds: Vec<OwnedFd>, accounting: &[AccountingFile], map: &ShardMap) {
         let mut fds = fds.into_iter().skip(1);
-        if let Some(ledger) = fds.next() {
+        if let Some(ledger) = fds.next().filter(|_| !self.has_ledger.replace(true)) {
             match Ledger::open(&ledger) {
                 Ok(l) => {
                     *self.ledger.borrow_mut() = l;
@@ -293,7 +319,11 @@ impl Supervisor {
                 mine.push((name, fd));
             }
         }
-        self.accounting.borrow_mut().adopt(accounting.to_vec());
+        let switch = self.accounting.switch();
+        self.accounting.adopt(accounting.to_vec());
+        if self.accounting.switch() != switch {
+            self.order_switch();
+        }
         let mut own = self.map.borrow_mut();
         if map.epoch >= own.epoch {
             *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
@@ -335,10 +365,7 @@ impl Supervisor {
     /// A worker has begun to serve: what changed since it was welcomed.
     pub fn bring_up_to_date(&self, number: u8) {
         let map = self.map.borrow().clone();
-        let (switch, current) = {
-            let a = self.accounting.borrow();
-            (a.switch, a.current.clone())
-        };
+        let (switch, current) = self.accounting.in_use();
         self.slot(number, |s| {
             s.order(ToWorker::Map(map), Vec::new());
             if s.switched < switch {
@@ -430,6 +457,23 @@ impl Supervisor {
         true
     }
 
+    /// Tells a shard to end in order.
+    pub fn tell_to_stop(&self, number: u8) {
+        let grace_ms = self.grace().as_millis() as u64;
+        self.slot_mut(number, |s| {
+            s.state = State::Draining;
+            s.order(ToWorker::Stop { grace_ms }, Vec::new());
+        });
+    }
+
+    /// Tells all shards which accounting files they write.
+    fn order_switch(&self) {
+        let (switch, files) = self.accounting.in_use();
+        for s in self.slots.borrow().iter() {
+            s.order(ToWorker::SwitchAccounting { switch, files: files.clone() }, Vec::new());
+        }
+    }
+
     fn grace(&self) -> Duration {
         Duration::from_millis(self.compiled.borrow().snapshot.global.stop_grace_ms)
     }
@@ -442,18 +486,17 @@ impl Supervisor {
         let grace = self.grace();
         let old = self
             .slot_mut(number, |s| {
-                s.state = State::Draining;
                 s.delay = Duration::ZERO;
-                s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
-                s.pid
+                s.pid()
             })
             .ok_or_else(|| format!("there is no shard {number}; `sluice shard list` names them"))?;
+        self.tell_to_stop(number);
         if !wait {
             return Ok(format!("shard {number} restarts"));
         }
         let back = self
             .until(grace + Duration::from_secs(30), |s| {
-                s.slot(number, |s| s.state == State::Serving && s.pid != old).unwrap_or(false)
+                s.slot(number, |s| s.state == State::Serving && s.pid() != old).unwrap_or(false)
             })
             .await;
         if back {
@@ -468,8 +511,8 @@ impl Supervisor {
     /// # Errors
     /// A sentence when the number is out of range or mail does not move in time.
     pub async fn scale(self: &Rc<Self>, workers: u32, wait: bool) -> Result<String, String> {
-        if workers == 0 || workers as usize > ipc::limits::SHARDS_MAX {
-            return Err(format!("expected a number of workers from 1 to {}, found {workers}", ipc::limits::SHARDS_MAX));
+        if workers == 0 || workers as usize > SHARDS_MAX {
+            return Err(format!("expected a number of workers from 1 to {}, found {workers}", SHARDS_MAX));
         }
         if !self.until(Duration::from_secs(5), Self::settled).await {
             return Err("the last change of the number of workers is still under way: destinations are being released; try again in a moment".into());
@@ -541,12 +584,10 @@ impl Supervisor {
                 return Err(format!("shard {number} still holds mail; it goes on handing it over"));
             }
             let grace = self.grace();
-            self.slot_mut(number, |s| {
-                s.retired = true;
-                s.state = State::Draining;
-                s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
-            });
-            self.until(grace + Duration::from_secs(10), |s| s.slot(number, |s| s.pid == 0).unwrap_or(true)).await;
+            self.slot_mut(number, |s| s.retired = true);
+            self.tell_to_stop(number);
+            self.until(grace + Duration::from_secs(10), |s| s.slot(number, |s| s.process.is_none()).unwrap_or(true))
+                .await;
             let mut gone = self.gone.get();
             self.slot(number, |s| gone.add(&s.totals()));
             self.gone.set(gone);
@@ -560,25 +601,38 @@ impl Supervisor {
     ///
     /// # Errors
     /// As [`Supervisor::rotate_accounting`].
-    pub async fn rotate_now(&self, file: &str) -> Result<(), String> {
+    pub async fn rotate_now(self: &Rc<Self>, file: String) -> Result<(), String> {
         self.until(ANSWER_WAIT, Self::may_rotate).await;
-        self.rotate_accounting(Some(file))
+        // It goes on when nobody waits for it any more.
+        let sup = Rc::clone(self);
+        let rotated = spawn_local(async move { sup.rotate_accounting(Some(file)).await });
+        match tokio::time::timeout(ANSWER_WAIT, rotated).await {
+            Ok(Ok(r)) => r,
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err("the disk of the accounting files does not answer; they are rotated when it does".into()),
+        }
     }
 
     /// Begins accounting files that are due, those of another configuration above all, and waits until they are in use.
     ///
     /// # Errors
     /// As [`Supervisor::rotate_accounting`].
-    pub async fn rotate_now_if_due(&self) -> Result<(), String> {
+    pub async fn rotate_now_if_due(self: &Rc<Self>) -> Result<(), String> {
         self.until(ANSWER_WAIT, Self::may_rotate).await;
-        self.rotate_accounting(None)?;
+        let sup = Rc::clone(self);
+        let rotated = spawn_local(async move { sup.rotate_accounting(None).await });
+        match tokio::time::timeout(ANSWER_WAIT, rotated).await {
+            Ok(Ok(r)) => r?,
+            Ok(Err(e)) => return Err(e.to_string()),
+            Err(_) => return Err("the disk of the accounting files does not answer".into()),
+        }
         self.until(ANSWER_WAIT, Self::may_rotate).await;
         Ok(())
     }
 
     /// All shards serve, and write to the files named last.
     fn may_rotate(&self) -> bool {
-        let switch = self.accounting.borrow().switch;
+        let switch = self.accounting.switch();
         self.all_serve() && self.slots.borrow().iter().all(|s| s.switched >= switch)
     }
 
@@ -587,33 +641,44 @@ impl Supervisor {
     ///
     /// # Errors
     /// A sentence when a file cannot be made, a shard is down, or no file has that name.
-    pub fn rotate_accounting(&self, force: Option<&str>) -> Result<(), String> {
+    async fn rotate_accounting(&self, force: Option<String>) -> Result<(), String> {
         // A shard that is down has rows to write into the old files first.
         if !self.may_rotate() {
             let refused = || "a shard is starting or switching; try again".to_owned();
             return force.map_or(Ok(()), |_| Err(refused()));
         }
-        let mut files = self.accounting.borrow_mut();
-        let all = &self.compiled.borrow().snapshot.accounting;
-        let switch = files.switch;
-        let followed = files.follow(all);
-        files.feed_programs(false);
-        if !followed {
-            files.settle();
-        }
-        let rotated = files.rotate(force);
-        if files.switch != switch {
-            for s in self.slots.borrow().iter() {
-                s.order(ToWorker::SwitchAccounting { switch: files.switch, files: files.current.clone() }, Vec::new());
+        let all = self.compiled.borrow().snapshot.accounting.clone();
+        let switch = self.accounting.switch();
+        let work = move |files: &mut Files| {
+            if !files.follow(&all) {
+                files.settle();
             }
+            files.rotate(force.as_deref())
+        };
+        let rotated = self.accounting.with(work).await;
+        self.accounting.feed_programs(false);
+        if self.accounting.switch() != switch {
+            self.order_switch();
         }
-        rotated
+        rotated.unwrap_or_else(|| Err("accounting files could not be rotated; see the log".into()))
     }
 
     /// A worker has switched; when all have, finished files are moved.
-    pub fn accounting_switched(&self) {
+    pub fn accounting_switched(self: &Rc<Self>) {
         if self.may_rotate() {
-            self.accounting.borrow_mut().settle();
+            let sup = Rc::clone(self);
+            spawn_local(async move {
+                sup.accounting
+                    .with({
+                        let switch = sup.accounting.switch();
+                        move |files| {
+                            if files.switch == switch {
+                                files.settle()
+                            }
+                        }
+                    })
+                    .await
+            });
         }
     }
 
@@ -640,42 +705,66 @@ impl Supervisor {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         // Closed in every process, the kernel refuses whom nobody would greet any more.
         self.listeners.borrow_mut().clear();
-        let grace = self.grace();
-        for s in self.slots.borrow_mut().iter_mut() {
-            s.retired = true;
-            s.state = State::Draining;
-            s.order(ToWorker::Stop { grace_ms: grace.as_millis() as u64 }, Vec::new());
+        let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
+        for n in numbers {
+            self.slot_mut(n, |s| s.retired = true);
+            self.tell_to_stop(n);
         }
-        let gone = self.until(grace + Duration::from_secs(20), |s| s.slots.borrow().iter().all(|s| s.pid == 0));
+        let ended = |s: &Self| s.returning.get() == 0 && s.slots.borrow().iter().all(|s| s.process.is_none());
+        let gone = self.until(self.grace() + STOP_WAIT, ended);
         let orderly = tokio::select! {
             done = gone => done,
             _ = term.recv() => false,
             _ = int.recv() => false,
         };
+        let mut said = Ok("Stopped.".to_owned());
         if !orderly {
-            self.slots.borrow().iter().for_each(|s| crate::shards::kill_now(s.pid));
+            let left: Vec<String> =
+                self.slots.borrow().iter().filter(|s| s.process.is_some()).map(|s| s.number.to_string()).collect();
+            let left = left.join(", ");
+            tracing::error!(shards = left, "shards did not end in time and are killed; their mail is in their spools");
+            said = Err(format!("stopped; shards that did not end in time were killed: {left}"));
+            self.slots.borrow().iter().for_each(Slot::kill);
+            self.until(KILLED_WAIT, ended).await;
         }
         let survivors = any_worker_alive(&self.compiled.borrow());
         crate::rates::keep_last(self, orderly && !survivors);
-        let programs = self.accounting.borrow_mut().take_programs();
-        for p in programs {
+        for p in self.accounting.take_programs() {
             p.finish().await;
         }
         let run = self.run_dir();
         // The next start removes what stays.
         let _ = std::fs::remove_file(run.join("control.sock"));
         let _ = std::fs::remove_file(run.join("supervisor.sock"));
+        *self.stopped.borrow_mut() = Some(said);
+        self.changed.notify_waiters();
+        self.until(Duration::from_secs(1), |s| s.stop_waiters.get() == 0).await;
         tracing::info!("stopped");
+    }
+
+    /// `stop`: asks for an orderly stop, and waits until the server has stopped.
+    ///
+    /// # Errors
+    /// A sentence when some shards had to be killed.
+    pub async fn stop_and_wait(&self) -> Result<String, String> {
+        self.stop.notify_one();
+        while self.stopped.borrow().is_none() {
+            self.until(Duration::from_secs(3600), |s| s.stopped.borrow().is_some()).await;
+        }
+        self.stopped.borrow().clone().unwrap_or_else(|| Ok(String::new()))
     }
 }
 
 async fn rotate_files(sup: Rc<Supervisor>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if let Err(e) = sup.rotate_accounting(None) {
+        if let Err(e) = sup.rotate_accounting(None).await {
             tracing::error!(error = e, "accounting files cannot be rotated");
         }
-        sup.accounting.borrow().make_room();
+        if sup.may_rotate() {
+            sup.accounting.all_switched();
+        }
+        sup.accounting.with(|files| files.make_room()).await;
     }
 }
 
@@ -708,5 +797,17 @@ fn announce(sup: &Supervisor) {
             c.data_dir.display(),
             listeners.first().copied().unwrap_or_default(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_shards_as_cpus_up_to_the_last_number() {
+        let auto = |cpus| workers_for(None, cpus);
+        assert_eq!([0, 1, 2, 254, 255, 256, 257, 512, 1024].map(auto), [1, 1, 2, 254, 255, 255, 255, 255, 255]);
+        assert_eq!([0, 1, 255, 256, u32::MAX].map(|n| workers_for(Some(n), 4)), [1, 1, 255, 255, 255]);
     }
 }

@@ -250,3 +250,22 @@ fn a_file_that_comes_with_a_reload_has_the_rows_of_mail_behind_it() {
         (0..20).all(|n| text.lines().any(|l| l.trim_end() == format!("d,u{n}@d{n}.test")))
     });
 }
+
+#[test]
+fn move_interval_goes_on_over_restarts() {
+    let r = Receiver::start();
+    let config = format!(
+        "<domain *>\n {}\n</domain>\n<acct-file moved/moved.csv>\n records d\n move-to done\n move-interval 9s\n</acct-file>",
+        r.hosts()
+    );
+    let mut engine = Engine::start(1, &config);
+    send(&engine, &["one@d.test"], "");
+    table(&engine.path().join("moved"), 1);
+    // No server lives for as long as the interval.
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(engine.stop());
+        engine.start_again();
+    }
+    eventually("it is moved", Duration::from_secs(4), || !texts(&engine.path().join("done")).is_empty());
+}

@@ -1,6 +1,7 @@
 //! Running it: systemd's protocol, files on disk, the spool's care for itself.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod control;
 mod delete;
 mod queues;
 mod scenarios;

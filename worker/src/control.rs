@@ -1,5 +1,6 @@
 //! The worker's side of the control channel, and its life from start to exit.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
@@ -20,6 +21,7 @@ use ipc::snapshot::MappedSnapshot;
 use ipc::stream::FrameStream;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::account::file::Files;
@@ -32,6 +34,10 @@ use crate::{Start, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
+/// Orders that may wait for the disk at once.
+const AT_WORK_MAX: usize = 64;
+/// Time between two attempts at accounting files that cannot be switched.
+const SWITCH_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a worker holds for a supervisor that has to be adopted.
 struct Held {
@@ -72,12 +78,64 @@ pub async fn serve(start: Start) -> Result<(), String> {
         generation,
     };
     let shard = open_shard(&start, config, ledger, welcome.map, &held.accounting, &folder, &control).await?;
-    let mut worker = Worker { start, shard, held, accepting: HashMap::new(), leaving: false };
+    let (outbox, outcomes) = mpsc::channel(AT_WORK_MAX);
+    let switching = Rc::new(Switching::default());
+    let mut worker =
+        Worker { start, shard, held, accepting: HashMap::new(), leaving: false, connection: 0, outbox, switching };
     worker.begin()?;
     say(&control, &ToSupervisor::Serving).await.map_err(|e| e.to_string())?;
-    worker.run(control).await;
-    worker.leave().await;
+    let control = worker.run(control, outcomes).await;
+    worker.leave(&control).await;
     Ok(())
+}
+
+/// What came of an order that had to wait for the disk.
+struct Outcome {
+    /// Of this control connection: a supervisor that has come since did not ask.
+    connection: u64,
+    what: ToSupervisor,
+    /// Accounting is written to these files from now on.
+    switched_to: Option<Vec<AccountingFile>>,
+}
+
+/// The accounting files that are wanted. The last order counts: those before it name files that
+/// nobody shall write any more.
+#[derive(Default)]
+struct Switching {
+    wanted: RefCell<Option<(u64, u64, Vec<AccountingFile>)>>,
+    order: Notify,
+}
+
+/// Switches accounting, which has to wait for a disk that is full or slow.
+async fn switch_accounting(shard: Rc<Shard>, switching: Rc<Switching>, outbox: mpsc::Sender<Outcome>) {
+    let mut told = false;
+    loop {
+        let Some((connection, switch, files)) = switching.wanted.take() else {
+            switching.order.notified().await;
+            continue;
+        };
+        let next = Files::new(&files, shard.number);
+        match shard.spool.switch_projection(Box::new(next.again())).await {
+            Ok(()) => {
+                told = false;
+                *shard.accounting.borrow_mut() = next.shown();
+                let what = ToSupervisor::AccountingSwitched { switch };
+                if outbox.send(Outcome { connection, what, switched_to: Some(files) }).await.is_err() {
+                    return;
+                }
+            }
+            Err(spool::SpoolError::Closed) => return,
+            Err(e) => {
+                if !told {
+                    tracing::warn!(error = %e, "accounting cannot switch files yet");
+                }
+                told = true;
+                // Unless another order has come meanwhile.
+                switching.wanted.borrow_mut().get_or_insert((connection, switch, files));
+                tokio::time::sleep(SWITCH_AGAIN).await;
+            }
+        }
+    }
 }
 
 async fn say(control: &FrameStream, message: &ToSupervisor) -> std::io::Result<()> {
@@ -160,7 +218,7 @@ async fn open_shard(
     };
     let files = Files::new(accounting, start.shard);
     let shown = files.shown();
-    let (tx, mut found) = tokio::sync::mpsc::channel(1024);
+    let (tx, mut found) = mpsc::channel(1024);
     let each = Box::new(move |r| drop(tx.blocking_send(r)));
     let (spool, opened) = spool::Spool::open(options, Box::new(files), each).map_err(|e| format!("spool: {e}"))?;
     let shard = Shard::new(start.shard, config, spool, ledger, map)?;
@@ -236,6 +294,10 @@ struct Worker {
     held: Held,
     accepting: HashMap<String, AbortHandle>,
     leaving: bool,
+    /// Supervisors that it has spoken with before this one.
+    connection: u64,
+    outbox: mpsc::Sender<Outcome>,
+    switching: Rc<Switching>,
 }
 
 impl Worker {
@@ -253,6 +315,7 @@ impl Worker {
         spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
         spawn_local(crate::deliver::interruption::watch(Rc::clone(&shard)));
         spawn_local(precache(Rc::clone(&shard)));
+        spawn_local(switch_accounting(Rc::clone(&shard), Rc::clone(&self.switching), self.outbox.clone()));
         crate::route::handoff::keep_links(&shard);
         paths::claim_all(&shard);
         self.listen()?;
@@ -281,12 +344,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Speaks with the supervisor, and with its successor if it dies, until told to stop.
-    async fn run(&mut self, mut control: FrameStream) {
+    /// Speaks with the supervisor, and with its successor if it dies, until told to stop. Nothing
+    /// here waits for a disk: a shard that does not say that it lives is killed.
+    async fn run(&mut self, mut control: FrameStream, mut outcomes: mpsc::Receiver<Outcome>) -> FrameStream {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         let mut heat = Heat::default();
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else { return };
+        let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+            return control;
+        };
         loop {
             let alive = tokio::select! {
                 _ = term.recv() => {
@@ -309,7 +375,14 @@ impl Worker {
                         false
                     }
                 },
-                    _ = beat.tick() => {
+                Some(o) = outcomes.recv() => {
+                    let is_asked = o.connection == self.connection;
+                    if let Some(files) = o.switched_to {
+                        self.held.accounting = files;
+                    }
+                    !is_asked || answer(&control, &o.what).await
+                }
+                _ = beat.tick() => {
                     self.shard.publish_recipients();
                     let (busy_permille, hottest) = heat.measure(&self.shard);
                     let h = Heartbeat { busy_permille, hottest, ..heartbeat(&self.shard) };
@@ -321,7 +394,7 @@ impl Worker {
                 let last = ToSupervisor::Heartbeat(heartbeat(&self.shard));
                 let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &last)).await;
                 let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &ToSupervisor::Leaving)).await;
-                return;
+                return control;
             }
             if !alive {
                 tracing::warn!("the supervisor is gone; deliveries go on, waiting for its successor");
@@ -330,9 +403,10 @@ impl Worker {
                     _ = term.recv() => {
                         let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
                         self.stop(grace, &control).await;
-                        return;
+                        return control;
                     }
                 };
+                self.connection += 1;
             }
         }
     }
@@ -363,68 +437,65 @@ impl Worker {
 
     /// Does what the supervisor says; false when the channel is out of step.
     async fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>, control: &FrameStream) -> bool {
-        let answer = match message {
-            ToWorker::Welcome(_) => return false,
+        match message {
+            ToWorker::Welcome(_) => false,
             ToWorker::Adopted => {
                 tracing::info!(shard = self.start.shard, "adopted by a new supervisor");
-                None
+                true
             }
-            ToWorker::Reload { listeners, added } => Some(self.reload(&listeners, &added, fds)),
+            ToWorker::Reload { listeners, added } => answer(control, &self.reload(&listeners, &added, fds)).await,
             ToWorker::Map(map) => {
                 self.shard.set_map(map);
-                None
+                true
             }
-            ToWorker::SwitchAccounting { switch, files } => Some(self.switch_accounting(switch, files).await),
-            ToWorker::Rows { request, what } => {
-                let rows = match what {
-                    RowsOf::Queues => Rows::Queues(rows::queues(&self.shard)),
-                    RowsOf::Paths => Rows::Paths(rows::paths(&self.shard)),
-                    RowsOf::Pools => Rows::Pools(rows::pools(&self.shard)),
-                    RowsOf::Jobs => Rows::Jobs(rows::jobs(&self.shard)),
-                    RowsOf::PauseJob { job, paused } => {
-                        self.obeyed(crate::switches::pause_job(&self.shard, &job, paused)).await
-                    }
-                    RowsOf::Why(of) => Rows::Why(crate::why::of_queues(&self.shard, &of)),
-                    RowsOf::WhyMessage(id) => {
-                        Rows::Why(crate::why::of_message(&self.shard, ipc::message::MessageId(id)).await)
-                    }
-                    RowsOf::Delete { what, after } => self.deleted(&what, after).await,
-                    RowsOf::Switches => Rows::Switches(crate::switches::all(&self.shard)),
-                    RowsOf::TakeSwitches(all) => {
-                        crate::switches::take(&self.shard, all);
-                        self.obeyed(Ok((0, 0))).await
-                    }
-                    RowsOf::Ordered(order) => self.obeyed(crate::switches::obey(&self.shard, &order)).await,
-                };
-                Some(ToSupervisor::Rows { request, rows })
+            ToWorker::SwitchAccounting { switch, files } => {
+                *self.switching.wanted.borrow_mut() = Some((self.connection, switch, files));
+                self.switching.order.notify_one();
+                true
             }
+            ToWorker::Rows { request, what } => match self.rows(request, what) {
+                Some(rows) => answer(control, &ToSupervisor::Rows { request, rows }).await,
+                None => true,
+            },
             ToWorker::Stop { grace_ms } => {
                 self.stop(Duration::from_millis(grace_ms), control).await;
-                None
+                true
             }
+        }
+    }
+
+    /// Answers what memory holds. Orders are carried out at once, in the order they came in; their
+    /// answers, and what is on disk, come when the disk has spoken.
+    fn rows(&self, request: u64, what: RowsOf) -> Option<Rows> {
+        if let RowsOf::Page { of, from } = &what {
+            return Some(rows::page(&self.shard, of, *from));
+        }
+        if what == RowsOf::Switches {
+            return Some(Rows::Switches(crate::switches::all(&self.shard)));
+        }
+        let Ok(permit) = self.outbox.clone().try_reserve_owned() else {
+            return Some(Rows::Refused(format!("shard {}: {AT_WORK_MAX} orders wait for its disk", self.start.shard)));
         };
-        match answer {
-            Some(a) => say(control, &a).await.is_ok(),
-            None => true,
-        }
-    }
-
-    /// What came of a deletion, once it is on disk.
-    async fn deleted(&self, what: &Deletion, after: Option<u64>) -> Rows {
-        let (recipients, after) = crate::deliver::deletion::delete(&self.shard, what, after).await;
-        match self.shard.spool.barrier().await {
-            Ok(()) => Rows::Deleted { recipients, after },
-            Err(e) => Rows::Refused(format!("deleted, but not kept over a restart: {e}")),
-        }
-    }
-
-    /// What came of an order, once it is on disk: a kill does not undo what was said to be done.
-    async fn obeyed(&self, result: Result<(u64, u64), String>) -> Rows {
-        match (result, self.shard.spool.barrier().await) {
-            (Ok((matched, changed)), Ok(())) => Rows::Done { matched, changed },
-            (Ok(_), Err(e)) => Rows::Refused(format!("in force, but not kept over a restart: {e}")),
-            (Err(e), _) => Rows::Refused(e),
-        }
+        let shard = Rc::clone(&self.shard);
+        let done = match &what {
+            RowsOf::PauseJob { job, paused } => crate::switches::pause_job(&shard, job, *paused),
+            RowsOf::Ordered(order) => crate::switches::obey(&shard, order),
+            RowsOf::TakeSwitches(all) => {
+                crate::switches::take(&shard, all.clone());
+                Ok((0, 0))
+            }
+            _ => Ok((0, 0)),
+        };
+        let connection = self.connection;
+        spawn_local(async move {
+            let rows = match what {
+                RowsOf::WhyMessage(id) => Rows::Why(crate::why::of_message(&shard, ipc::message::MessageId(id)).await),
+                RowsOf::Delete { what, after } => deleted(&shard, &what, after).await,
+                _ => obeyed(&shard, done).await,
+            };
+            permit.send(Outcome { connection, what: ToSupervisor::Rows { request, rows }, switched_to: None });
+        });
+        None
     }
 
     fn reload(&mut self, listeners: &[String], added: &[String], fds: Vec<OwnedFd>) -> ToSupervisor {
@@ -448,24 +519,6 @@ impl Worker {
         ToSupervisor::Reloaded { generation: self.held.generation, error: taken.err() }
     }
 
-    async fn switch_accounting(&mut self, switch: u64, accounting: Vec<AccountingFile>) -> ToSupervisor {
-        let next = Files::new(&accounting, self.start.shard);
-        loop {
-            let next = Box::new(next.again());
-            match self.shard.spool.switch_projection(next).await {
-                Ok(()) => break,
-                Err(spool::SpoolError::Closed) => break,
-                Err(e) => {
-                    tracing::warn!(error = %e, "accounting cannot switch files yet");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-            }
-        }
-        *self.shard.accounting.borrow_mut() = next.shown();
-        self.held.accounting = accounting;
-        ToSupervisor::AccountingSwitched { switch }
-    }
-
     /// Stops taking work and lets transactions end, for the grace time at most.
     async fn stop(&mut self, grace: Duration, control: &FrameStream) {
         tracing::info!(shard = self.start.shard, "stopping");
@@ -483,14 +536,60 @@ impl Worker {
         self.leaving = true;
     }
 
-    /// Makes everything durable.
-    async fn leave(self) {
+    /// Makes everything durable. However long the disk takes, the supervisor hears that this goes on.
+    async fn leave(self, control: &FrameStream) {
         paths::keep_all(&self.shard);
-        if let Err(e) = self.shard.spool.barrier().await {
-            tracing::error!(error = %e, "accounting is behind; its rows are written at the next start");
+        let durable = async {
+            if let Err(e) = self.shard.spool.barrier().await {
+                tracing::error!(error = %e, "accounting is behind; its rows are written at the next start");
+            }
+            let _ = std::fs::remove_file(self.shard.socket_of(self.start.shard));
+            self.shard.spool.finished().await;
+        };
+        tokio::pin!(durable);
+        let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+        loop {
+            tokio::select! {
+                () = &mut durable => break,
+                // Without a supervisor nobody hears it.
+                _ = beat.tick() => {
+                    let still = ToSupervisor::Heartbeat(heartbeat(&self.shard));
+                    let _ = tokio::time::timeout(HEARTBEAT_EVERY, say(control, &still)).await;
+                }
+            }
         }
-        let _ = std::fs::remove_file(self.shard.socket_of(self.start.shard));
-        self.shard.spool.finish();
         tracing::info!(shard = self.start.shard, "stopped");
+    }
+}
+
+/// Answers the supervisor; false when the channel is broken. What does not fit into a frame is a
+/// fault of ours, and no reason to lose the channel.
+async fn answer(control: &FrameStream, what: &ToSupervisor) -> bool {
+    match (say(control, what).await, what) {
+        (Ok(()), _) => true,
+        (Err(e), ToSupervisor::Rows { request, .. }) if e.kind() == std::io::ErrorKind::InvalidInput => {
+            tracing::error!(error = %e, "an answer to the supervisor is too large");
+            let refused = ToSupervisor::Rows { request: *request, rows: Rows::Refused(e.to_string()) };
+            say(control, &refused).await.is_ok()
+        }
+        (Err(_), _) => false,
+    }
+}
+
+/// What came of a deletion, once it is on disk.
+async fn deleted(shard: &Rc<Shard>, what: &Deletion, after: Option<u64>) -> Rows {
+    let (recipients, after) = crate::deliver::deletion::delete(shard, what, after).await;
+    match shard.spool.barrier().await {
+        Ok(()) => Rows::Deleted { recipients, after },
+        Err(e) => Rows::Refused(format!("deleted, but not kept over a restart: {e}")),
+    }
+}
+
+/// What came of an order, once it is on disk: a kill does not undo what was said to be done.
+async fn obeyed(shard: &Rc<Shard>, result: Result<(u64, u64), String>) -> Rows {
+    match (result, shard.spool.barrier().await) {
+        (Ok((matched, changed)), Ok(())) => Rows::Done { matched, changed },
+        (Ok(_), Err(e)) => Rows::Refused(format!("in force, but not kept over a restart: {e}")),
+        (Err(e), _) => Rows::Refused(e),
     }
 }

@@ -4,11 +4,14 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use ipc::backoff::Mode;
-use ipc::operator::{JobRow, PathRow, PoolRow, QueueRow};
+use ipc::control::Rows;
+use ipc::limits::PAGE_BYTES;
+use ipc::operator::{JobRow, Listed, Listing, PathRow, PoolRow, QueueRow, WhyCause, WhyRow};
+use ipc::queue_orders::QueuePattern;
 use ipc::rules::Rate;
 
 use crate::clock;
-use crate::schedule::job::JobId;
+use crate::schedule::job::{Job, JobId};
 use crate::schedule::{Path, Queue};
 use crate::shard::Shard;
 
@@ -20,32 +23,75 @@ fn shown_mode(mode: Mode) -> String {
     }
 }
 
-/// `show queues`. What rolled up to one queue is one row.
-pub fn queues(shard: &Shard) -> Vec<QueueRow> {
+/// Rows of a page as they come, and where the next page begins.
+struct Page<R> {
+    rows: Vec<R>,
+    bytes: usize,
+    next: Option<u64>,
+}
+
+impl<R> Page<R> {
+    /// Goes through what has numbers, from one on, until the page is full.
+    fn of<T>(
+        all: impl Iterator<Item = (usize, T)>,
+        from: u64,
+        rows_of: impl Fn(usize, T, &mut Vec<R>),
+        bytes: impl Fn(&R) -> usize,
+    ) -> Page<R> {
+        let mut page = Page { rows: Vec::new(), bytes: 0, next: None };
+        for (id, one) in all.skip_while(|(id, _)| (*id as u64) < from) {
+            if page.bytes >= PAGE_BYTES {
+                page.next = Some(id as u64);
+                break;
+            }
+            let before = page.rows.len();
+            rows_of(id, one, &mut page.rows);
+            page.bytes += page.rows.iter().skip(before).map(&bytes).sum::<usize>();
+        }
+        page
+    }
+
+    fn answer(self, listing: impl Fn(Vec<R>) -> Listing) -> Rows {
+        Rows::Page { rows: listing(self.rows), next: self.next }
+    }
+}
+
+/// A page of a listing; `from` is what the page before said, or 0.
+pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
+    let text = |t: &[&String]| t.iter().map(|t| t.len()).sum::<usize>() + 128;
+    match of {
+        Listed::Queues(of) => queues(shard, of, from, |r| {
+            text(&[&r.queue, &r.destination, &r.vmta, &r.pool, &r.mode, &r.next_retry, &r.last_error])
+        })
+        .answer(Listing::Queues),
+        Listed::Paths => paths(shard, from, |r| text(&[&r.path, &r.destination, &r.vmta, &r.mode, &r.max_msg_rate]))
+            .answer(Listing::Paths),
+        Listed::Pools => pools(shard, from, |r| text(&[&r.pool, &r.destination, &r.vmta, &r.mode, &r.last_error]))
+            .answer(Listing::Pools),
+        Listed::Jobs => jobs(shard, from, |r| text(&[&r.job])).answer(Listing::Jobs),
+        Listed::Why(of) => {
+            let cause = |c: &WhyCause| text(&[&c.cause, &c.path, &c.directive, &c.value, &c.origin, &c.detail]);
+            let bytes = |r: &WhyRow| r.last_5_min.iter().chain(&r.now).map(cause).sum::<usize>() + text(&[&r.queue]);
+            let s = shard.scheduler.borrow();
+            let meant = s.queues.iter().filter(|(_, q)| crate::why::is_meant(&s, q, of));
+            let row = |id, q: &Queue, rows: &mut Vec<WhyRow>| rows.push(crate::why::row(shard, &s, id, q));
+            Page::of(meant, from, row, bytes).answer(Listing::Why)
+        }
+    }
+}
+
+/// `show queues`: what rolled up to one queue is a row for each domain, and joined by who asked.
+fn queues(shard: &Shard, of: &QueuePattern, from: u64, bytes: impl Fn(&QueueRow) -> usize) -> Page<QueueRow> {
     let s = shard.scheduler.borrow();
     let now = clock::now_ms();
-    let mut rows: Vec<QueueRow> = Vec::new();
-    let mut rolled_up: HashMap<String, usize> = HashMap::new();
-    for (_, q) in &s.queues {
+    let row = |_, q: &Queue, rows: &mut Vec<QueueRow>| {
         let paths: Vec<&Path> = q.pullers.iter().filter_map(|p| s.paths.get(p.path)).collect();
         let row = queue_row(shard, q, &paths, now);
-        if row.recipients == 0 && !row.paused && row.connections == 0 {
-            continue;
+        if row.recipients > 0 || row.paused || row.connections > 0 {
+            rows.push(row);
         }
-        let at = q.rolled_up.as_ref().and_then(|_| rolled_up.get(&row.queue).copied());
-        if let Some(sum) = at.and_then(|i| rows.get_mut(i)) {
-            join(sum, row);
-            continue;
-        }
-        if rows.len() >= ipc::limits::OPERATOR_ROWS_MAX {
-            break;
-        }
-        if q.rolled_up.is_some() {
-            rolled_up.insert(row.queue.clone(), rows.len());
-        }
-        rows.push(row);
-    }
-    rows
+    };
+    Page::of(s.queues.iter().filter(|(_, q)| q.is_meant_by(of)), from, row, bytes)
 }
 
 fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
@@ -70,28 +116,12 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
     }
 }
 
-/// Adds another domain's part of a queue. Its paths are the same.
-fn join(sum: &mut QueueRow, row: QueueRow) {
-    sum.recipients += row.recipients;
-    sum.kbytes += row.kbytes;
-    sum.oldest_s = sum.oldest_s.max(row.oldest_s);
-    sum.paused &= row.paused;
-    // It goes on when the first of its domains may.
-    let sooner = row.next_retry.is_empty() || row.next_retry < sum.next_retry;
-    if !sum.next_retry.is_empty() && sooner {
-        sum.next_retry = row.next_retry;
-    }
-    if sum.last_error.is_empty() {
-        sum.last_error = row.last_error;
-    }
-}
-
 /// `show paths`
-pub fn paths(shard: &Shard) -> Vec<PathRow> {
+fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<PathRow> {
     let s = shard.scheduler.borrow();
-    let rows = s.paths.iter().map(|(_, p)| {
+    let row = |_, p: &Path, rows: &mut Vec<PathRow>| {
         let limits = p.limits();
-        PathRow {
+        rows.push(PathRow {
             path: p.name(),
             destination: p.destination.as_ref().to_owned(),
             vmta: p.vmta_name.as_ref().to_owned(),
@@ -105,17 +135,16 @@ pub fn paths(shard: &Shard) -> Vec<PathRow> {
                 r => format!("{}/{}s", r.count, r.per.as_secs_f64()),
             },
             max_msg_per_connection: p.rules.max_msg_per_connection as u32,
-        }
-    });
-    rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
+        });
+    };
+    Page::of(s.paths.iter(), from, row, bytes)
 }
 
 /// `show pools`: members that have served a destination, with what they get of its mail.
-pub fn pools(shard: &Shard) -> Vec<PoolRow> {
+fn pools(shard: &Shard, from: u64, bytes: impl Fn(&PoolRow) -> usize) -> Page<PoolRow> {
     let s = shard.scheduler.borrow();
     let now = clock::now_ms();
-    let mut all = Vec::new();
-    for (_, q) in s.queues.iter().filter(|(_, q)| q.of_pool) {
+    let members = |_, q: &Queue, all: &mut Vec<PoolRow>| {
         let weight = |m: usize| f64::from(q.members.get(m).map_or(1, |m| m.weight));
         let share = |p: &crate::schedule::queue::Puller| {
             let trust = s.paths.get(p.path).filter(|p| p.may_send(now)).map_or(0.0, |p| f64::from(p.trust()));
@@ -140,13 +169,12 @@ pub fn pools(shard: &Shard) -> Vec<PoolRow> {
                 last_error: p.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
             });
         }
-    }
-    all.truncate(ipc::limits::OPERATOR_ROWS_MAX);
-    all
+    };
+    Page::of(s.queues.iter().filter(|(_, q)| q.of_pool), from, members, bytes)
 }
 
 /// `show jobs`
-pub fn jobs(shard: &Shard) -> Vec<JobRow> {
+fn jobs(shard: &Shard, from: u64, bytes: impl Fn(&JobRow) -> usize) -> Page<JobRow> {
     let s = shard.scheduler.borrow();
     let mut domains: HashMap<JobId, HashSet<&str>> = HashMap::new();
     for (_, q) in &s.queues {
@@ -155,12 +183,15 @@ pub fn jobs(shard: &Shard) -> Vec<JobRow> {
             domains.entry(job).or_default().insert(q.destination());
         }
     }
-    let rows = s.jobs.iter().filter(|(_, j)| !j.name.is_empty()).map(|(id, j)| JobRow {
-        job: j.name.as_ref().to_owned(),
-        domains: domains.get(&id).map_or(0, |d| d.len() as u64),
-        recipients: j.recipients,
-        kbytes: j.bytes.div_ceil(1024),
-        paused: j.paused,
-    });
-    rows.take(ipc::limits::OPERATOR_ROWS_MAX).collect()
+    let row = |_, (job, j): (JobId, &Job), rows: &mut Vec<JobRow>| {
+        rows.push(JobRow {
+            job: j.name.as_ref().to_owned(),
+            domains: domains.get(&job).map_or(0, |d| d.len() as u64),
+            recipients: j.recipients,
+            kbytes: j.bytes.div_ceil(1024),
+            paused: j.paused,
+        });
+    };
+    let named = s.jobs.iter().filter(|(_, j)| !j.name.is_empty()).map(|(id, j)| (id as usize, (id, j)));
+    Page::of(named, from, row, bytes)
 }

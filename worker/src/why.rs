@@ -16,8 +16,6 @@ use crate::shard::Shard;
 
 /// What goes before a virtual MTA's own directive, see [`Path::blocked_by`].
 const OF_VMTA: &str = "virtual-mta ";
-/// Queues with work that an answer tells of.
-const ROWS_MAX: usize = 1000;
 
 /// Counts the seconds since the last time for a queue that has work.
 pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
@@ -52,16 +50,13 @@ fn has_paused_jobs_only(s: &Scheduler, q: &Queue) -> bool {
     !q.ready.is_empty() && q.ready.next(|j| s.jobs.may_go(j)).is_none()
 }
 
-/// Rows for queues that match and have work.
-pub fn of_queues(shard: &Shard, of: &QueuePattern) -> Vec<WhyRow> {
-    let s = shard.scheduler.borrow();
-    let path_is_meant = |q: &Queue| {
+/// Whether a queue has work and matches, by itself or by one of its paths.
+pub fn is_meant(s: &Scheduler, q: &Queue, of: &QueuePattern) -> bool {
+    let path_is_meant = || {
         let mut paths = q.pullers.iter().filter_map(|p| s.paths.get(p.path));
         paths.any(|p| of.matches(&p.destination, &p.vmta_name))
     };
-    let meant = |q: &Queue| q.is_meant_by(of) || path_is_meant(q);
-    let queues = s.queues.iter().filter(|(_, q)| q.recipients > 0 && meant(q));
-    queues.take(ROWS_MAX).map(|(id, q)| row(shard, &s, id, q)).collect()
+    q.recipients > 0 && (q.is_meant_by(of) || path_is_meant())
 }
 
 /// Rows for the queues that a message waits in.
@@ -88,7 +83,8 @@ pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
     rows
 }
 
-fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
+/// What holds a queue back.
+pub fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let now = clock::now_ms();
     let first = q.pullers.first().and_then(|p| s.paths.get(p.path));
     let explained = |cause: Cause, p: Option<&Path>| {

@@ -2,17 +2,17 @@
 //! as they do to any accounting file; the supervisor starts the program and feeds it from there,
 //! so that one that is slow or gone holds no delivery up and misses no row that the buffer holds.
 
-use std::cell::{Cell, RefCell};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipc::snapshot::Accounting;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 use worker::account::columns::Columns;
 use worker::account::file::folder;
@@ -31,56 +31,79 @@ const ROW_MAX: u64 = 1 << 20;
 /// Name of the file beside the buffer that says how far it was read.
 const POSITION: &str = "position";
 
-/// A program that is fed.
+/// A program that is fed, by a thread of its own: its buffer is on a disk.
 #[derive(Debug)]
 pub struct Pipe {
     /// Its `<acct-file>`.
     pub of: Accounting,
+    said: Arc<Said>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// What the thread is told.
+#[derive(Debug, Default)]
+struct Said {
     /// The file that all workers write to; whatever is older is finished.
-    written: Rc<RefCell<PathBuf>>,
-    stop: Rc<Notify>,
-    stopping: Rc<Cell<bool>>,
-    again: Rc<Notify>,
-    task: tokio::task::JoinHandle<()>,
+    written: Mutex<PathBuf>,
+    /// It is not to be started again.
+    stopping: AtomicBool,
+    stop: Notify,
+    again: Notify,
+    abandon: Notify,
 }
 
 impl Pipe {
     /// Starts feeding a program.
     pub fn start(of: Accounting) -> Pipe {
-        let (stop, again, written) = (Rc::new(Notify::new()), Rc::new(Notify::new()), Rc::default());
-        let stopping = Rc::new(Cell::new(false));
-        let feeder = Feeder {
-            stopping: Rc::clone(&stopping),
-            of: of.clone(),
-            at: Position::read(&of),
-            began: 0,
-            written: Rc::clone(&written),
-        };
-        let (s, a) = (Rc::clone(&stop), Rc::clone(&again));
-        let task = tokio::task::spawn_local(async move { feeder.run(&s, &a).await });
-        Pipe { of, written, stop, stopping, again, task }
+        let said = Arc::new(Said::default());
+        let (ending, ended) = oneshot::channel();
+        let (feeds, heard) = (of.clone(), Arc::clone(&said));
+        let thread = std::thread::Builder::new().name("acct-program".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let feed = |runtime: tokio::runtime::Runtime| {
+                runtime.block_on(async {
+                    let feeder = Feeder { at: Position::read(&feeds), of: feeds, began: 0, said: Arc::clone(&heard) };
+                    tokio::select! {
+                        () = feeder.run() => {}
+                        () = heard.abandon.notified() => {}
+                    }
+                });
+            };
+            if let Err(error) = runtime.map(feed) {
+                tracing::error!(%error, "a program that reads accounting rows cannot be fed");
+            }
+            // Nobody may wait for it.
+            let _ = ending.send(());
+        });
+        if let Err(error) = thread {
+            tracing::error!(command = of.program, %error, "a program that reads accounting rows cannot be fed");
+        }
+        Pipe { of, said, ended }
     }
 
     /// Every worker writes to this file of the buffer now.
     pub fn switched_to(&self, path: &str) {
-        *self.written.borrow_mut() = PathBuf::from(path);
+        *self.said.written.lock().unwrap_or_else(PoisonError::into_inner) = PathBuf::from(path);
     }
 
     /// A program that failed is started at once, whatever `retry-interval` says (a reload).
     pub fn retry_now(&self) {
-        self.again.notify_waiters();
+        self.said.again.notify_waiters();
     }
 
     /// Passes on what the buffer holds, ends the program's input and waits for its end, for some
     /// seconds in all.
-    pub async fn finish(self) {
-        self.stopping.set(true);
-        self.stop.notify_one();
-        if timeout(END_WAIT * 3, self.task).await.is_err() {
+    pub async fn finish(mut self) {
+        self.said.stopping.store(true, Relaxed);
+        self.said.stop.notify_one();
+        if timeout(END_WAIT * 3, &mut self.ended).await.is_err() {
             tracing::warn!(
                 command = self.of.program,
                 "a program that reads accounting rows did not end; the rest waits in its buffer"
             );
+            self.said.abandon.notify_one();
+            // It is killed, unless its thread waits for the disk.
+            drop(timeout(Duration::from_secs(1), self.ended).await);
         }
     }
 }
@@ -124,9 +147,7 @@ struct Feeder {
     at: Position,
     /// Offset in the file at which this life of the program began.
     began: u64,
-    written: Rc<RefCell<PathBuf>>,
-    /// It is not to be started again.
-    stopping: Rc<Cell<bool>>,
+    said: Arc<Said>,
 }
 
 /// A shell and all that it started; nothing of them outlives the command's turn.
@@ -145,20 +166,21 @@ impl Drop for Group {
 type Fault = (&'static str, String);
 
 impl Feeder {
-    async fn run(mut self, stop: &Notify, again: &Notify) {
+    async fn run(mut self) {
+        let said = Arc::clone(&self.said);
         loop {
-            let Err((doing, error)) = self.feed(stop).await else { return };
+            let Err((doing, error)) = self.feed(&said.stop).await else { return };
             tracing::error!("Error {doing} {:?}: {error}", self.of.program);
             self.bound();
-            if self.stopping.get() {
+            if self.said.stopping.load(Relaxed) {
                 return;
             }
             let until = tokio::time::Instant::now() + Duration::from_millis(self.of.retry_interval_ms);
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
-                    () = again.notified() => break,
-                    () = stop.notified() => return,
+                    () = said.again.notified() => break,
+                    () = said.stop.notified() => return,
                     () = tokio::time::sleep(Duration::from_secs(5)) => self.bound(),
                 }
             }
@@ -208,7 +230,7 @@ impl Feeder {
                 self.bound();
                 continue;
             }
-            if self.stopping.get() {
+            if self.said.stopping.load(Relaxed) {
                 return Ok(());
             }
             tokio::select! {
@@ -239,6 +261,10 @@ impl Feeder {
         self.at.write(&self.of).map_err(|e| ("noting the position of", e.to_string()))
     }
 
+    fn written(&self) -> PathBuf {
+        self.said.written.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn limit(&self) -> Duration {
         Duration::from_millis(self.of.write_timeout_ms)
     }
@@ -258,7 +284,8 @@ impl Feeder {
             }
             self.at.offset = self.at.offset.min(std::fs::metadata(path)?.len());
             // Known before the file is read: what came in meanwhile was seen.
-            let written = files.iter().position(|p| *p == *self.written.borrow());
+            let now = self.written();
+            let written = files.iter().position(|p| *p == now);
             let rows = self.lines_of(path)?;
             if !rows.is_empty() || !drained || written.is_none_or(|w| w <= at) {
                 return Ok(rows);
@@ -294,7 +321,8 @@ impl Feeder {
         let files = all_in(folder(&self.of), Path::new(&self.of.path));
         let size = |p: &PathBuf| p.metadata().map_or(0, |m| m.len());
         let mut total: u64 = files.iter().map(size).sum();
-        let finished = files.iter().take_while(|p| **p != *self.written.borrow());
+        let written = self.written();
+        let finished = files.iter().take_while(|p| **p != written);
         for p in finished.take(files.len().saturating_sub(1)) {
             if total <= self.of.max_size {
                 return;

@@ -1,19 +1,28 @@
 //! Commands that ask the running server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use ipc::frame::{Frame, Header, archive, unarchive};
 use ipc::mesh;
-use ipc::operator::{ANSWER, Answer, QueueRow, REQUEST, Request, WhyCause};
+use ipc::message::MessageId;
+use ipc::operator::{
+    ANSWER, Answer, JobRow, Listed, Listing, PathRow, Place, PoolRow, QueueRow, REQUEST, Request, WhyCause, WhyRow,
+};
+use ipc::queue_orders::QueuePattern;
 
 use crate::Failure;
 use crate::cli::print;
 use crate::config::diff;
 use crate::config::explain::{self, Explained};
+
+/// How long a server that has stopped may take to let its process end.
+const ENDED_WAIT: Duration = Duration::from_secs(5);
 
 /// The server to ask: its control socket, if one was named.
 #[derive(Debug)]
@@ -101,6 +110,23 @@ impl Conversation {
     }
 }
 
+/// `stop`: waits until the server's process has ended, as far as it says so by its socket.
+///
+/// # Errors
+/// [`Failure`]
+pub fn stop(target: &Target, wait: bool) -> Result<(), Failure> {
+    let mut server = Conversation::with(target)?;
+    let answer = server.ask(&Request::Stop { wait });
+    if wait {
+        // The kernel closes the socket with the process; what it says before does not matter any more.
+        let _ = server.io.set_read_timeout(Some(ENDED_WAIT)).and_then(|()| server.io.read(&mut [0]));
+    }
+    match answer? {
+        Answer::Done(t) => print(format!("{t}\n").as_bytes()),
+        _ => Err(unexpected()),
+    }
+}
+
 fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
     Conversation::with(target)?.ask(request)
 }
@@ -113,6 +139,82 @@ pub fn act(target: &Target, request: Request) -> Result<(), Failure> {
     match ask(target, &request)? {
         Answer::Done(t) => print(format!("{t}\n").as_bytes()),
         _ => Err(unexpected()),
+    }
+}
+
+/// All pages of a listing. Whose rows they are is for `take` to say.
+fn pages<R>(target: &Target, of: &Listed, take: impl Fn(Listing) -> Option<Vec<R>>) -> Result<Vec<R>, Failure> {
+    let mut server = Conversation::with(target)?;
+    let (mut all, mut at) = (Vec::new(), Place::default());
+    loop {
+        let Answer::Page { rows, next } = server.ask(&Request::Page { of: of.clone(), at })? else {
+            return Err(unexpected());
+        };
+        all.extend(take(rows).ok_or_else(unexpected)?);
+        match next {
+            Some(n) => at = n,
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Which queues `show queues` shows, and how.
+#[derive(Debug)]
+pub struct ShownQueues {
+    /// Those that match.
+    pub of: QueuePattern,
+    /// `normal` or `backoff`.
+    pub mode: Option<String>,
+    /// Paused, or not.
+    pub paused: Option<bool>,
+    /// With open connections, or without.
+    pub connected: Option<bool>,
+    /// By `name`, `rcpt` or `size`.
+    pub sort: String,
+    /// No more than so many.
+    pub max_items: Option<usize>,
+}
+
+impl ShownQueues {
+    /// Every queue, the longest first.
+    fn all() -> ShownQueues {
+        let of = QueuePattern { destination: "*".into(), via: "*".into() };
+        ShownQueues { of, mode: None, paused: None, connected: None, sort: "rcpt".into(), max_items: None }
+    }
+
+    fn takes(&self, r: &QueueRow) -> bool {
+        self.mode.as_ref().is_none_or(|m| *m == r.mode)
+            && self.paused.is_none_or(|p| p == r.paused)
+            && self.connected.is_none_or(|c| c == (r.connections > 0))
+    }
+
+    /// The rows to be shown. What rolled up to one queue has come as a row for each domain.
+    fn of_rows(&self, rows: Vec<QueueRow>) -> Vec<QueueRow> {
+        let mut at: HashMap<(String, u8), usize> = HashMap::new();
+        let mut all: Vec<QueueRow> = Vec::new();
+        for row in rows {
+            match at.entry((row.queue.clone(), row.shard)) {
+                Entry::Occupied(e) => all[*e.get()].join(row),
+                Entry::Vacant(e) => {
+                    e.insert(all.len());
+                    all.push(row);
+                }
+            }
+        }
+        all.retain(|r| self.takes(r));
+        let by_name = |a: &QueueRow, b: &QueueRow| a.queue.cmp(&b.queue).then(a.shard.cmp(&b.shard));
+        match self.sort.as_str() {
+            "name" => all.sort_by(by_name),
+            "size" => all.sort_by(|a, b| b.kbytes.cmp(&a.kbytes).then_with(|| by_name(a, b))),
+            _ => all.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| by_name(a, b))),
+        }
+        all.truncate(self.max_items.unwrap_or(usize::MAX));
+        all
+    }
+
+    fn rows(&self, target: &Target) -> Result<Vec<QueueRow>, Failure> {
+        let of = Listed::Queues(self.of.clone());
+        pages(target, &of, |l| if let Listing::Queues(r) = l { Some(r) } else { None }).map(|r| self.of_rows(r))
     }
 }
 
@@ -204,8 +306,8 @@ pub fn shards(target: &Target, as_json: bool) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`]
-pub fn queues(target: &Target, as_json: bool) -> Result<(), Failure> {
-    let Answer::Queues(rows) = ask(target, &Request::Queues)? else { return Err(unexpected()) };
+pub fn queues(target: &Target, shown: &ShownQueues, as_json: bool) -> Result<(), Failure> {
+    let rows = shown.rows(target)?;
     if as_json {
         return json(&rows);
     }
@@ -229,7 +331,9 @@ pub fn queues(target: &Target, as_json: bool) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
-    let Answer::Paths(rows) = ask(target, &Request::Paths)? else { return Err(unexpected()) };
+    let mut rows: Vec<PathRow> =
+        pages(target, &Listed::Paths, |l| if let Listing::Paths(r) = l { Some(r) } else { None })?;
+    rows.sort_by(|a, b| a.path.cmp(&b.path));
     if as_json {
         return json(&rows);
     }
@@ -252,7 +356,9 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub fn pools(target: &Target, as_json: bool) -> Result<(), Failure> {
-    let Answer::Pools(rows) = ask(target, &Request::Pools)? else { return Err(unexpected()) };
+    let mut rows: Vec<PoolRow> =
+        pages(target, &Listed::Pools, |l| if let Listing::Pools(r) = l { Some(r) } else { None })?;
+    rows.sort_by(|a, b| (&a.pool, &a.destination, &a.vmta).cmp(&(&b.pool, &b.destination, &b.vmta)));
     if as_json {
         return json(&rows);
     }
@@ -279,7 +385,17 @@ pub fn pools(target: &Target, as_json: bool) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub fn jobs(target: &Target, as_json: bool) -> Result<(), Failure> {
-    let Answer::Jobs(rows) = ask(target, &Request::Jobs)? else { return Err(unexpected()) };
+    let of_shards = pages(target, &Listed::Jobs, |l| if let Listing::Jobs(r) = l { Some(r) } else { None })?;
+    let mut by_name: BTreeMap<String, JobRow> = BTreeMap::new();
+    for row in of_shards {
+        let of = by_name.entry(row.job.clone()).or_insert_with(|| JobRow { job: row.job, ..Default::default() });
+        // A destination is in one shard, so their numbers add up.
+        of.domains += row.domains;
+        of.recipients += row.recipients;
+        of.kbytes += row.kbytes;
+        of.paused |= row.paused;
+    }
+    let rows: Vec<JobRow> = by_name.into_values().collect();
     if as_json {
         return json(&rows);
     }
@@ -321,7 +437,7 @@ fn sums(rows: &[QueueRow], name: impl Fn(&QueueRow) -> String) -> Vec<Sum> {
 /// # Errors
 /// [`Failure`]
 pub fn domains(target: &Target, as_json: bool) -> Result<(), Failure> {
-    let Answer::Queues(rows) = ask(target, &Request::Queues)? else { return Err(unexpected()) };
+    let rows = ShownQueues::all().rows(target)?;
     let all = sums(&rows, |q| q.destination.clone());
     if as_json {
         let row = |s: &Sum| serde_json::json!({ "domain": s.name, "recipients": s.recipients, "kbytes": s.kbytes, "connections": s.connections });
@@ -337,7 +453,7 @@ pub fn domains(target: &Target, as_json: bool) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]
 pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
-    let Answer::Queues(rows) = ask(target, &Request::Queues)? else { return Err(unexpected()) };
+    let rows = ShownQueues::all().rows(target)?;
     let all = sums(&rows, |q| if q.pool.is_empty() { q.vmta.clone() } else { q.pool.clone() });
     if as_json {
         let row = |s: &Sum| serde_json::json!({ "vmta": s.name, "domains": s.domains, "recipients": s.recipients, "kbytes": s.kbytes, "connections": s.connections });
@@ -363,7 +479,18 @@ pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`]; also when nothing waits there.
 pub fn why(target: &Target, what: String, as_json: bool) -> Result<(), Failure> {
-    let Answer::Why(rows) = ask(target, &Request::Why(what.clone()))? else { return Err(unexpected()) };
+    let mut rows: Vec<WhyRow> = match what.parse::<MessageId>() {
+        Ok(id) => {
+            let Answer::Why(rows) = ask(target, &Request::WhyMessage(id.0))? else { return Err(unexpected()) };
+            rows
+        }
+        Err(_) => {
+            let of = QueuePattern::parse(&what);
+            let of = of.map_err(|e| Failure::Wrong(format!("{e}, or the id of a message")))?;
+            pages(target, &Listed::Why(of), |l| if let Listing::Why(r) = l { Some(r) } else { None })?
+        }
+    };
+    rows.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| a.queue.cmp(&b.queue)));
     if as_json {
         return json(&rows);
     }

@@ -1,15 +1,14 @@
 //! Answers operators.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 
 use ipc::control::{Rows, RowsOf};
 use ipc::frame::{archive, unarchive};
-use ipc::limits::OPERATOR_ROWS_MAX;
-use ipc::message::MessageId;
-use ipc::operator::{ANSWER, Answer, JobRow, REQUEST, Request, SuppressionRow, WhyCause, WhyRow};
-use ipc::queue_orders::{Deletion, QueueAction, QueueOrder, QueuePattern};
+use ipc::limits::SUPPRESSION_ROWS_MAX;
+use ipc::operator::{ANSWER, Answer, Listed, Listing, Place, REQUEST, Request, SuppressionRow, WhyCause, WhyRow};
+use ipc::queue_orders::{Deletion, QueueAction, QueueOrder};
 use ipc::rules::{Setting, Value};
 use ipc::snapshot::{Pool, Snapshot};
 use ipc::stream::FrameStream;
@@ -35,6 +34,15 @@ async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
                 Ok(Request::ImportSuppressed { rows, last }) => {
                     (said(import_rows(&sup, &mut import, rows, last).await), true)
                 }
+                Ok(r @ Request::Stop { wait: true }) => {
+                    sup.stop_waiters.set(sup.stop_waiters.get() + 1);
+                    let answer = answer(&sup, r).await;
+                    let _ = send(&stream, &answer).await;
+                    sup.stop_waiters.set(sup.stop_waiters.get() - 1);
+                    sup.changed.notify_waiters();
+                    // Open until the process ends, which is what was waited for.
+                    std::future::pending().await
+                }
                 Ok(r) => (answer(&sup, r).await, true),
                 Err(e) => (Answer::Wrong(e.to_string()), true),
             },
@@ -43,9 +51,19 @@ async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
             // A client's rubbish is its own matter: it is told and left.
             Err(e) => (Answer::Wrong(e.to_string()), false),
         };
-        if stream.send(ANSWER, &archive(&answer), &[], &[]).await.is_err() || !more {
+        if send(&stream, &answer).await.is_err() || !more {
             return;
         }
+    }
+}
+
+async fn send(stream: &FrameStream, answer: &Answer) -> std::io::Result<()> {
+    match stream.send(ANSWER, &archive(answer), &[], &[]).await {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => {
+            let failed = Answer::Failed(format!("the answer is too large: {e}"));
+            stream.send(ANSWER, &archive(&failed), &[], &[]).await
+        }
+        sent => sent,
     }
 }
 
@@ -53,34 +71,7 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
     match request {
         Request::Status => Answer::Status(crate::status::as_json(sup).to_string()),
         Request::Shards => Answer::Shards(crate::status::shard_rows(sup)),
-        Request::Queues => {
-            let mut all = Vec::new();
-            for rows in sup.ask_workers(RowsOf::Queues).await {
-                if let Rows::Queues(q) = rows {
-                    all.extend(q);
-                }
-            }
-            all.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| a.queue.cmp(&b.queue)));
-            Answer::Queues(all)
-        }
-        Request::Paths => {
-            let mut all = Vec::new();
-            for rows in sup.ask_workers(RowsOf::Paths).await {
-                if let Rows::Paths(p) = rows {
-                    all.extend(p);
-                }
-            }
-            all.sort_by(|a, b| a.path.cmp(&b.path));
-            Answer::Paths(all)
-        }
-        Request::Pools => {
-            let rows = sup.ask_workers(RowsOf::Pools).await;
-            let mut all: Vec<_> =
-                rows.into_iter().flat_map(|r| if let Rows::Pools(p) = r { p } else { Vec::new() }).collect();
-            all.sort_by(|a, b| (&a.pool, &a.destination, &a.vmta).cmp(&(&b.pool, &b.destination, &b.vmta)));
-            Answer::Pools(all)
-        }
-        Request::Jobs => Answer::Jobs(jobs(sup).await),
+        Request::Page { of, at } => page(sup, of, at).await,
         Request::PauseJob { job, paused } => said(pause_job(sup, job, paused).await),
         Request::ShardRestart { shard, wait } => said(sup.restart_shard(shard, wait).await),
         Request::Scale { workers, wait } => said(sup.scale(workers, wait).await),
@@ -92,19 +83,26 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             Ok(t) => Answer::Status(t),
             Err(t) => Answer::Wrong(t),
         },
-        Request::Diff { file, json } => match sup.diff(Path::new(&file), json) {
+        Request::Diff { file, json } => match sup.diff(Path::new(&file), json).await {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },
-        Request::Why(what) => why(sup, &what).await,
+        Request::WhyMessage(id) => {
+            let of = |r| if let Rows::Why(w) = r { w } else { Vec::new() };
+            let mut rows: Vec<WhyRow> =
+                sup.ask_workers(RowsOf::WhyMessage(id)).await.into_iter().flat_map(of).collect();
+            name_origins(sup, &mut rows);
+            Answer::Why(rows)
+        }
         Request::Order(order) => said(ordered(sup, order).await),
         Request::Delete(what) => said(deleted(sup, what).await),
-        Request::Stop => {
+        Request::Stop { wait: false } => {
             sup.stop.notify_one();
             Answer::Done("stopping".into())
         }
+        Request::Stop { wait: true } => said(sup.stop_and_wait().await),
         Request::RotateAccounting { file } => {
-            said(sup.rotate_now(&file).await.map(|()| "Accounting file rotated.".into()))
+            said(sup.rotate_now(file).await.map(|()| "Accounting file rotated.".into()))
         }
         Request::Suppress(rows) => {
             let given = rows.len();
@@ -120,7 +118,7 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             said_of_input(removed.map(|found| format!("{found} of {} removed.", counted(given))))
         }
         Request::Suppressed { list, address, after, most } => {
-            let most = (most as usize).clamp(1, OPERATOR_ROWS_MAX);
+            let most = (most as usize).clamp(1, SUPPRESSION_ROWS_MAX);
             let found = match address.is_empty() {
                 true => sup.suppression.page(list.to_lowercase(), after, most).await,
                 false => sup.suppression.find(&address, &list).await.map(|rows| (rows, None)),
@@ -190,20 +188,31 @@ fn unconsulted(snapshot: &Snapshot, list: &str) -> Option<String> {
     missing.map(|m| format!("\nNothing goes by the list {list} yet: the configuration has no {m}."))
 }
 
-/// Jobs over all shards.
-async fn jobs(sup: &Rc<Supervisor>) -> Vec<JobRow> {
-    let mut by_name: BTreeMap<String, JobRow> = BTreeMap::new();
-    for r in sup.ask_workers(RowsOf::Jobs).await {
-        for row in if let Rows::Jobs(j) = r { j } else { Vec::new() } {
-            let of = by_name.entry(row.job.clone()).or_insert_with(|| JobRow { job: row.job, ..Default::default() });
-            // A destination is in one shard, so their numbers add up.
-            of.domains += row.domains;
-            of.recipients += row.recipients;
-            of.kbytes += row.kbytes;
-            of.paused |= row.paused;
+/// A page of a listing, all of one shard. One that does not answer is left out.
+async fn page(sup: &Rc<Supervisor>, of: Listed, at: Place) -> Answer {
+    let behind = |n: u8| sup.slots.borrow().iter().map(|s| s.number).filter(|s| *s >= n).min();
+    let first = |shard| Place { shard, from: 0 };
+    let next_shard = |n: u8| n.checked_add(1).and_then(behind).map(first);
+    let none = match of {
+        Listed::Queues(_) => Listing::Queues(Vec::new()),
+        Listed::Paths => Listing::Paths(Vec::new()),
+        Listed::Pools => Listing::Pools(Vec::new()),
+        Listed::Jobs => Listing::Jobs(Vec::new()),
+        Listed::Why(_) => Listing::Why(Vec::new()),
+    };
+    let Some(shard) = behind(at.shard) else { return Answer::Page { rows: none, next: None } };
+    let from = if shard == at.shard { at.from } else { 0 };
+    match sup.ask_those(|n| n == shard, RowsOf::Page { of, from }).await.pop() {
+        Some(Rows::Page { mut rows, next }) => {
+            if let Listing::Why(rows) = &mut rows {
+                name_origins(sup, rows);
+            }
+            let next = next.map(|from| Place { shard, from }).or_else(|| next_shard(shard));
+            Answer::Page { rows, next }
         }
+        Some(Rows::Refused(e)) => Answer::Failed(e),
+        _ => Answer::Page { rows: none, next: next_shard(shard) },
     }
-    by_name.into_values().collect()
 }
 
 async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool) -> Result<String, String> {
@@ -223,23 +232,13 @@ async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool) -> Result<St
     Ok(format!("{what} job. {recipients} recipient{} queued in {job} now.", if recipients == 1 { "" } else { "s" }))
 }
 
-async fn why(sup: &Rc<Supervisor>, what: &str) -> Answer {
-    let of = match what.parse::<MessageId>() {
-        Ok(id) => RowsOf::WhyMessage(id.0),
-        Err(_) => match QueuePattern::parse(what) {
-            Ok(of) => RowsOf::Why(of),
-            Err(e) => return Answer::Wrong(format!("{e}, or the id of a message")),
-        },
-    };
-    let rows = sup.ask_workers(of).await.into_iter().flat_map(|r| if let Rows::Why(w) = r { w } else { Vec::new() });
-    let mut all: Vec<WhyRow> = rows.collect();
-    for cause in all.iter_mut().flat_map(|r| r.last_5_min.iter_mut().chain(&mut r.now)) {
+/// Says where shared limits are written, which shards do not know.
+fn name_origins(sup: &Supervisor, rows: &mut [WhyRow]) {
+    for cause in rows.iter_mut().flat_map(|r| r.last_5_min.iter_mut().chain(&mut r.now)) {
         if cause.cause == "shared limit" && cause.origin.is_empty() {
             cause.origin = written_at(&sup.compiled.borrow().snapshot, cause);
         }
     }
-    all.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| a.queue.cmp(&b.queue)));
-    Answer::Why(all)
 }
 
 /// File and line of a limit that is not a `<domain>`'s; empty where it is the default, or

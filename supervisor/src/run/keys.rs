@@ -20,6 +20,26 @@ fn stamp(path: &str) -> Stamp {
     std::fs::metadata(path).map_or((None, 0), |m| (m.modified().ok(), m.len()))
 }
 
+/// Beside the loop, which must not wait for a disk.
+async fn stamps(paths: Vec<String>) -> Vec<(String, Stamp)> {
+    let with_stamp = |p: String| {
+        let stamp = stamp(&p);
+        (p, stamp)
+    };
+    let look = move || paths.into_iter().map(with_stamp).collect();
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+/// What key files hold.
+async fn read(paths: Vec<String>) -> Vec<(String, Result<String, String>)> {
+    let read = |p: String| {
+        let pem = std::fs::read_to_string(&p).map_err(|e| e.to_string());
+        (p, pem.and_then(|pem| Key::from_pem(&pem).map(|_| pem)))
+    };
+    let all = move || paths.into_iter().map(read).collect();
+    tokio::task::spawn_blocking(all).await.unwrap_or_default()
+}
+
 impl Supervisor {
     /// Looks after the files of all keys.
     pub(super) async fn watch_keys(self: Rc<Self>) {
@@ -28,15 +48,14 @@ impl Supervisor {
             let paths = self.key_files();
             known.retain(|p, _| paths.contains(p));
             let mut changed = Vec::new();
-            for p in paths {
-                let now = stamp(&p);
+            for (p, now) in stamps(paths).await {
                 // What is there first is what the configuration was read with.
                 if known.insert(p.clone(), now).is_some_and(|before| before != now) {
                     changed.push(p);
                 }
             }
             if !changed.is_empty() {
-                self.take_keys(&changed);
+                self.take_keys(changed).await;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -77,15 +96,15 @@ impl Supervisor {
     }
 
     /// Reads files that changed; what holds no key is left for its next change.
-    fn take_keys(self: &Rc<Self>, changed: &[String]) {
+    async fn take_keys(self: &Rc<Self>, changed: Vec<String>) {
         let mut some = false;
+        let held = read(changed.clone()).await;
         {
             let mut compiled = self.compiled.borrow_mut();
-            for path in changed {
-                let read = std::fs::read_to_string(path).map_err(|e| e.to_string());
-                match read.and_then(|pem| Key::from_pem(&pem).map(|_| pem)) {
+            for (path, read) in held {
+                match read {
                     Ok(pem) => {
-                        let held = compiled.snapshot.pem_files.iter_mut().find(|(p, _)| p == path);
+                        let held = compiled.snapshot.pem_files.iter_mut().find(|(p, _)| *p == path);
                         some |= held.is_some_and(|(_, old)| std::mem::replace(old, pem.clone()) != pem);
                     }
                     Err(e) => {

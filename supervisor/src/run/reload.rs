@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::control::ToWorker;
-use ipc::snapshot::Accounting;
 use ipc::snapshot::MappedSnapshot;
 use tokio::task::spawn_local;
 
@@ -40,7 +39,10 @@ impl Supervisor {
     /// The errors of the file; the old configuration stays.
     pub async fn reload(self: &Rc<Self>, wait: bool, dry_run: bool) -> Result<String, String> {
         if dry_run {
-            return self.file.as_deref().map_or_else(|| Ok(NO_FILE.into()), |f| self.diff(f, false));
+            return match &self.file {
+                Some(f) => self.diff(f, false).await,
+                None => Ok(NO_FILE.into()),
+            };
         }
         // Without systemd there is nobody to tell, and with it a reload goes on all the same.
         let _ = sd_notify::notify(&[
@@ -58,17 +60,26 @@ impl Supervisor {
 
     /// Reads and compiles a file, none for the built-in configuration, and tries what it needs
     /// of this machine.
-    fn prepare(&self, file: Option<&Path>) -> Result<Prepared, String> {
-        let checked = config::compile(file, &self.overrides)
-            .map_err(|e| format!("cannot read {}: {e}", file.unwrap_or(Path::new("(built-in)")).display()))?;
-        if let Some(errors) = checked.errors() {
-            return Err(format!("the configuration has errors\n\n{errors}"));
-        }
-        let mut compiled = checked.compiled;
+    async fn prepare(&self, file: Option<PathBuf>) -> Result<Prepared, String> {
+        let overrides = self.overrides.clone();
+        let known: HashSet<String> =
+            self.compiled.borrow().snapshot.accounting.iter().map(|a| a.path.clone()).collect();
+        // Beside the loop, which must not wait for a disk.
+        let read = tokio::task::spawn_blocking(move || {
+            let checked = config::compile(file.as_deref(), &overrides).map_err(|e| {
+                format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("(built-in)")).display())
+            })?;
+            if let Some(errors) = checked.errors() {
+                return Err(format!("the configuration has errors\n\n{errors}"));
+            }
+            let new = checked.compiled.snapshot.accounting.iter().filter(|a| !known.contains(&a.path));
+            let unwritable: Vec<String> = new.filter_map(accounting::unwritable).collect();
+            Ok((checked.compiled, unwritable))
+        });
+        let (mut compiled, unwritable) = read.await.map_err(|e| e.to_string())??;
         compiled.snapshot.generation = self.generation.get() + 1;
         let mut refused = self.unusable_addresses(&compiled);
-        let known = |a: &Accounting| self.compiled.borrow().snapshot.accounting.iter().any(|k| k.path == a.path);
-        refused.extend(compiled.snapshot.accounting.iter().filter(|a| !known(a)).filter_map(accounting::unwritable));
+        refused.extend(unwritable);
         let mut added = Vec::new();
         for l in &compiled.snapshot.listeners {
             if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
@@ -88,8 +99,8 @@ impl Supervisor {
     ///
     /// # Errors
     /// The errors of the file, and what this machine would not let happen.
-    pub fn diff(&self, file: &Path, json: bool) -> Result<String, String> {
-        let p = self.prepare(Some(file))?;
+    pub async fn diff(&self, file: &Path, json: bool) -> Result<String, String> {
+        let p = self.prepare(Some(file.to_owned())).await?;
         if json {
             return serde_json::to_string_pretty(&p.changes).map_err(|e| e.to_string());
         }
@@ -119,7 +130,8 @@ impl Supervisor {
             Some((first, rest)) => format!("{first}; the old configuration stays in force\n{rest}"),
             None => format!("{e}; the old configuration stays in force"),
         };
-        let p = self.prepare(self.file.as_deref()).map_err(stays)?;
+        let one_at_a_time = self.reloading.lock().await;
+        let p = self.prepare(self.file.clone()).await.map_err(stays)?;
         if !p.refused.is_empty() {
             return Err(stays(p.refused.join("\n")));
         }
@@ -128,6 +140,7 @@ impl Supervisor {
         self.listeners.borrow_mut().extend(p.added);
         *self.snapshot.borrow_mut() = p.fd;
         *self.compiled.borrow_mut() = p.compiled;
+        drop(one_at_a_time);
         let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
         for n in numbers {
             self.slot_mut(n, |s| s.reload_error = None);
@@ -137,7 +150,7 @@ impl Supervisor {
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
         spawn_local(Rc::clone(self).spread_anew());
         spawn_local(Rc::clone(self).compare_keys());
-        self.accounting.borrow_mut().feed_programs(true);
+        self.accounting.feed_programs(true);
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
             // Rows of mail that comes after the answer are in new files already.

@@ -1,6 +1,5 @@
 //! The supervisor's side of the control channel.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -8,14 +7,12 @@ use ipc::control::{TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{FrameError, archive, unarchive};
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
 
 use super::State;
+use super::orders::Orders;
+use super::process::Process;
 use crate::listen;
 use crate::run::Supervisor;
-
-/// Orders that may wait for one worker.
-const ORDERS_MAX: usize = 64;
 
 /// Serves workers.
 pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
@@ -24,23 +21,30 @@ pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
 
 async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
     let Some(number) = greet(&sup, &mut stream).await else { return };
-    let (tx, rx) = mpsc::channel(ORDERS_MAX);
-    let pid = sup.slot_mut(number, |s| {
-        s.orders = Some(tx.clone());
-        s.beat_at = Instant::now();
-        s.pid
-    });
-    if sup.slot(number, |s| s.state == State::Serving).unwrap_or(false) {
-        sup.bring_up_to_date(number);
+    let orders = Rc::new(Orders::default());
+    let (state, process) = sup
+        .slot_mut(number, |s| {
+            s.orders = Some(Rc::clone(&orders));
+            s.is_alive();
+            (s.state, s.process.clone())
+        })
+        .unwrap_or((State::Waiting, None));
+    match state {
+        State::Serving => sup.bring_up_to_date(number),
+        // It was told while it had no ear yet.
+        State::Draining => sup.tell_to_stop(number),
+        State::Waiting | State::Starting => {}
     }
     sup.changed.notify_waiters();
-    if let Err(e) = speak(&sup, number, stream, rx).await {
+    if let Err(e) = speak(&sup, number, stream, &orders).await {
         // Rubbish from a worker restarts that worker, and nothing else.
-        tracing::error!(shard = number, pid, error = %e, "bad frame from a worker; it is restarted");
-        super::kill_now(pid.unwrap_or(0));
+        tracing::error!(shard = number, error = %e, "bad frame from a worker; it is restarted");
+        if let Some(p) = process {
+            p.kill();
+        }
     }
     sup.slot_mut(number, |s| {
-        if s.orders.as_ref().is_some_and(|o| o.same_channel(&tx)) {
+        if s.orders.as_ref().is_some_and(|o| Rc::ptr_eq(o, &orders)) {
             s.orders = None;
         }
     });
@@ -66,19 +70,15 @@ async fn greet(sup: &Rc<Supervisor>, stream: &mut FrameStream) -> Option<u8> {
     if hello.serving {
         return adopt(sup, stream, hello).await;
     }
+    let (switch, files) = sup.accounting.in_use();
     let known = sup.slot_mut(number, |s| {
-        s.pid = hello.pid;
         s.generation = sup.generation.get();
-        s.accounting.clone_from(&sup.accounting.borrow().current);
-        s.switched = sup.accounting.borrow().switch;
+        s.accounting.clone_from(&files);
+        s.switched = switch;
     });
     known?;
     let (names, fds) = sup.descriptors();
-    let welcome = Welcome {
-        map: sup.map.borrow().clone(),
-        listeners: names,
-        accounting: sup.accounting.borrow().current.clone(),
-    };
+    let welcome = Welcome { map: sup.map.borrow().clone(), listeners: names, accounting: files };
     let sent = stream.send(TO_WORKER, &archive(&ToWorker::Welcome(welcome)), &[], &fds).await;
     sent.is_ok().then_some(number)
 }
@@ -90,6 +90,13 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
     else {
         return None;
     };
+    let process = match Process::of_peer(stream) {
+        Ok(p) => Rc::new(p),
+        Err(e) => {
+            tracing::warn!(shard = hello.shard, error = %e, "a worker came back and is gone again");
+            return None;
+        }
+    };
     sup.take_back(listeners, fds, &accounting, &map);
     sup.outrank(hello.generation);
     let number = hello.shard;
@@ -97,9 +104,9 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
         sup.take_surplus(number, hello.cpu as usize);
     }
     let known = sup.slot_mut(number, |s| {
-        s.pid = hello.pid;
+        s.process = Some(process);
         s.cpu = hello.cpu as usize;
-        s.state = State::Serving;
+        s.state = if s.retired { State::Draining } else { State::Serving };
         s.serving_since = Some(Instant::now());
         s.generation = hello.generation;
         s.accounting = accounting;
@@ -110,27 +117,29 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
     sent.is_ok().then_some(number)
 }
 
-async fn speak(
-    sup: &Rc<Supervisor>,
-    number: u8,
-    mut stream: FrameStream,
-    mut orders: mpsc::Receiver<super::Order>,
-) -> Result<(), FrameError> {
-    loop {
-        tokio::select! {
-            order = orders.recv() => {
-                let Some((what, fds)) = order else { return Ok(()) };
-                let fds: Vec<OwnedFd> = fds;
-                if stream.send(TO_WORKER, &archive(&what), &[], &fds).await.is_err() {
-                    return Ok(());
-                }
+/// Reads and writes side by side: neither end waits for the other to read first.
+async fn speak(sup: &Rc<Supervisor>, number: u8, mut stream: FrameStream, orders: &Orders) -> Result<(), FrameError> {
+    let writer = stream.writer();
+    let give = async {
+        loop {
+            let (what, fds) = orders.next().await;
+            if writer.send(TO_WORKER, &archive(&what), &[], &fds).await.is_err() {
+                return;
             }
-            frame = stream.next() => match frame {
+        }
+    };
+    let listen = async {
+        loop {
+            match stream.next().await {
                 Ok(Some((f, _))) => hear(sup, number, unarchive::<ToSupervisor>(TO_SUPERVISOR, &f.archive)?),
                 Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => return Ok(()),
                 Err(e) => return Err(e),
-            },
+            }
         }
+    };
+    tokio::select! {
+        () = give => Ok(()),
+        heard = listen => heard,
     }
 }
 
@@ -138,7 +147,7 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
     match message {
         ToSupervisor::Heartbeat(h) => {
             sup.slot_mut(number, |s| {
-                s.beat_at = Instant::now();
+                s.is_alive();
                 s.heartbeat = h;
             });
             return;
@@ -146,9 +155,11 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
         ToSupervisor::Serving => {
             tracing::info!(shard = number, "serving");
             sup.slot_mut(number, |s| {
-                s.state = State::Serving;
+                if s.state != State::Draining {
+                    s.state = State::Serving;
+                }
                 s.serving_since = Some(Instant::now());
-                s.beat_at = Instant::now();
+                s.is_alive();
             });
             sup.bring_up_to_date(number);
         }

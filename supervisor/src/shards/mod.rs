@@ -1,13 +1,17 @@
 //! The lives of the workers: start, pin, watch, restart with growing delay, adopt, stop.
 
 pub mod control;
+pub mod orders;
 pub mod process;
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::control::{AccountingFile, Heartbeat, ToWorker};
 use std::os::fd::OwnedFd;
-use tokio::sync::mpsc;
+
+use orders::Orders;
+use process::Process;
 
 /// Where a shard is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +25,6 @@ pub enum State {
     /// Told to stop.
     Draining,
 }
-
-/// What is sent to a worker.
-pub type Order = (ToWorker, Vec<OwnedFd>);
 
 /// Counters that outlive a worker's process: recipients, messages, bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,8 +74,8 @@ pub struct Slot {
     pub cpu: usize,
     /// Where it is.
     pub state: State,
-    /// Process; 0 for none.
-    pub pid: i32,
+    /// Its process, while there is one.
+    pub process: Option<Rc<Process>>,
     /// Starts but the first.
     pub restarts: u32,
     /// When the process was started.
@@ -84,13 +85,15 @@ pub struct Slot {
     /// Delay before the next start.
     pub delay: Duration,
     /// To its control connection.
-    pub orders: Option<mpsc::Sender<Order>>,
+    pub orders: Option<Rc<Orders>>,
     /// Last heartbeat.
     pub heartbeat: Heartbeat,
     /// What the processes before this one had counted.
     pub past: Totals,
     /// When it came.
     pub beat_at: Instant,
+    /// Looks since then, see [`process::watch`].
+    pub silent_looks: u32,
     /// Accounting files that it writes.
     pub accounting: Vec<AccountingFile>,
     /// Last switch of accounting that it acknowledged.
@@ -111,7 +114,7 @@ impl Slot {
             number,
             cpu,
             state: State::Waiting,
-            pid: 0,
+            process: None,
             restarts: 0,
             started: now,
             serving_since: None,
@@ -120,6 +123,7 @@ impl Slot {
             heartbeat: Heartbeat::default(),
             past: Totals::default(),
             beat_at: now,
+            silent_looks: 0,
             accounting: Vec::new(),
             switched: 0,
             generation: 0,
@@ -146,9 +150,28 @@ impl Slot {
         }
     }
 
-    /// Sends an order; false when there is nobody to hear it.
+    /// Sends an order; false when there is nobody to hear it: who begins to serve is told everything
+    /// but questions. Questions are refused too while too many wait.
     pub fn order(&self, what: ToWorker, fds: Vec<OwnedFd>) -> bool {
-        self.orders.as_ref().is_some_and(|o| o.try_send((what, fds)).is_ok())
+        self.orders.as_ref().is_some_and(|o| o.give(what, fds))
+    }
+
+    /// Process id; 0 for none.
+    pub fn pid(&self) -> i32 {
+        self.process.as_ref().map_or(0, |p| p.pid)
+    }
+
+    /// Something was heard of it.
+    pub fn is_alive(&mut self) {
+        self.beat_at = Instant::now();
+        self.silent_looks = 0;
+    }
+
+    /// Kills its process at once, if there is one.
+    pub fn kill(&self) {
+        if let Some(p) = &self.process {
+            p.kill();
+        }
     }
 
     /// The process ended: when to start the next one. At once after it has served, then 1 s
@@ -163,21 +186,9 @@ impl Slot {
         self.past.add(&Totals::from(&self.heartbeat));
         self.heartbeat = Heartbeat { recipients: self.heartbeat.recipients, ..Heartbeat::default() };
         self.state = State::Waiting;
-        self.pid = 0;
+        self.process = None;
         self.orders = None;
         wait
-    }
-}
-
-/// Kills a worker at once; 0 stands for none.
-pub fn kill_now(pid: i32) {
-    // kill(2) takes 0 and below for whole groups of processes, this one's first.
-    if pid <= 0 {
-        return;
-    }
-    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL) {
-        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(e) => tracing::error!(pid, error = %e, "a worker cannot be killed"),
     }
 }
 
