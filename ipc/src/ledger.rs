@@ -4,15 +4,18 @@
 //! compare-and-swap, so a kill at any instant leaks nothing: the supervisor frees the slots
 //! of a dead worker by their tag.
 
+mod rates;
 pub mod requests;
 pub mod shared_limits;
+pub mod window;
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::descriptors::{Mapping, shared_memfd};
 use crate::limits::{LEDGER_CELLS, LEDGER_PACES, LEDGER_REQUESTS, LEDGER_SLOTS, SHARDS_MAX};
-pub use shared_limits::{Ahead, Kept, Place};
+pub use rates::{Ahead, Kept, Refused};
+pub use shared_limits::Place;
 
 /// A class of connections that is limited over all shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +31,20 @@ const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
 const CELLS_AT: usize = (RECIPIENTS_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
-const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * shared_limits::PACE_WORDS * 8;
-const BYTES: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
+const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
+const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
+const BYTES: usize = WINDOWS_AT + LEDGER_PACES * window::BUCKETS * 8;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
 pub struct Ledger {
     map: Mapping,
+    /// Whose claims those of this process are, see [`rates`].
+    claimer: AtomicU8,
+    /// The latest time that this process knows of, nanoseconds as rates are counted by.
+    seen_ns: AtomicI64,
+    /// When a rate last found no room, by the same clock; 0 for never.
+    no_room_ns: AtomicI64,
 }
 
 /// A slot in use; give it back with [`Ledger::give`].
@@ -60,7 +70,9 @@ impl Ledger {
     /// # Errors
     /// `EINVAL` when its size is not this version's.
     pub fn open(fd: &OwnedFd) -> std::io::Result<Ledger> {
-        Ok(Ledger { map: Mapping::shared(fd, BYTES)? })
+        let map = Mapping::shared(fd, BYTES)?;
+        let (seen_ns, no_room_ns) = (AtomicI64::new(0), AtomicI64::new(0));
+        Ok(Ledger { map, claimer: AtomicU8::new(u8::MAX), seen_ns, no_room_ns })
     }
 
     fn slots(&self, class: Class) -> &[AtomicU32] {
@@ -71,9 +83,14 @@ impl Ledger {
         self.map.atomics_64(CELLS_AT, LEDGER_CELLS)
     }
 
-    /// Names, clocks, and how far these run ahead at most, in turn.
+    /// The words of all rates, see [`rates`].
     fn paces(&self) -> &[AtomicU64] {
-        self.map.atomics_64(PACES_AT, shared_limits::PACE_WORDS * LEDGER_PACES)
+        self.map.atomics_64(PACES_AT, rates::WORDS * LEDGER_PACES)
+    }
+
+    /// What a rate's window holds: pages that only rates in use touch.
+    fn buckets(&self, cell: usize) -> &[AtomicU64] {
+        self.map.atomics_64(WINDOWS_AT + cell * window::BUCKETS * 8, window::BUCKETS)
     }
 
     fn requests(&self) -> &[AtomicU64] {
@@ -105,6 +122,7 @@ impl Ledger {
             }
         }
         self.free_places_of(shard);
+        self.free_claims_of(shard);
         self.withdraw_those_of(shard);
         self.set_sessions(shard, 0);
     }

@@ -21,6 +21,7 @@ pub mod mesh;
 pub mod message;
 pub mod network;
 pub mod operator;
+pub mod pace;
 pub mod pattern_lists;
 pub mod queue_orders;
 pub mod reply_rules;

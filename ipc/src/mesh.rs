@@ -108,6 +108,8 @@ pub enum Windows {
     /// The shard died and only knows that there were some: the most that may have been is
     /// assumed.
     InUse,
+    /// The same, and that they stood so when one transaction had taken much at once.
+    InUseAfter([i64; 4]),
 }
 
 impl Default for Windows {

@@ -334,3 +334,26 @@ fn long_windows_let_no_burst_go() {
     std::thread::sleep(Duration::from_secs(3));
     assert!(r.unique() <= 2, "{} at once", r.unique());
 }
+
+#[test]
+fn a_message_of_as_many_recipients_as_the_rate_is_one_transaction() {
+    let many: Vec<String> = (0..100).map(|i| format!("r{i}")).collect();
+    for rules in ["max-msg-rate 100/3s", "destination-max-msg-rate 100/3s"] {
+        let r = Receiver::start();
+        let engine = Engine::start(
+            1,
+            &format!("<domain *>\n {}\n max-rcpt-per-transaction 1000\n {rules}\n</domain>", r.hosts()),
+        );
+        let mut c = Client::connect(engine.smtp).unwrap();
+        for _ in 0..3 {
+            let to: Vec<String> = many.iter().map(|l| format!("{l}@one.test")).collect();
+            let to: Vec<&str> = to.iter().map(String::as_str).collect();
+            assert_eq!(c.send("s@x.test", &to, "Subject: x\r\n\r\nx\r\n").unwrap().0, 250);
+        }
+        eventually("all are delivered", WAIT, || r.with(|s| s.taken.len()) >= 3);
+        let mut times: Vec<(Instant, usize)> = r.with(|s| s.taken.iter().map(|(t, ..)| (*t, 1)).collect());
+        times.sort_unstable();
+        assert_eq!(times.len(), 3, "{rules}");
+        Receiver::assert_window(&times, 1, Duration::from_millis(2850));
+    }
+}

@@ -83,6 +83,15 @@ pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
     rows
 }
 
+/// Of late a rate over several paths could not be counted.
+const NO_ROOM: &str =
+    "the ledger is full of rates that count: this one has no room until the window of another is over";
+
+fn has_no_room(shard: &Shard, directive: &str) -> bool {
+    let since_ns = clock::now_ns() as i64 - 5_000_000_000;
+    directive.ends_with("-rate") && shard.ledger.no_room_since(since_ns)
+}
+
 /// What holds a queue back.
 pub fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let now = clock::now_ms();
@@ -108,7 +117,10 @@ pub fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
             directive: directive.to_owned(),
             value,
             origin,
-            detail: detail(cause, q, p, now),
+            detail: match cause == Cause::SharedLimit && has_no_room(shard, directive) {
+                true => NO_ROOM.to_owned(),
+                false => detail(cause, q, p, now),
+            },
         }
     };
     let shares = q.history.shares().into_iter().map(|(c, percent)| WhyCause { percent, ..explained(c, first) });

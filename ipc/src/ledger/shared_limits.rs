@@ -1,5 +1,4 @@
-//! Limits by name: connections of one virtual MTA, to one host, to one destination; and rates
-//! of the same.
+//! Limits by name: connections of one virtual MTA, to one host, to one destination.
 //!
 //! A connection under a limit of `n` holds one of the `n` places that the name has. A place is
 //! a cell that carries its tag (name and number) and its owner, in a table that is probed from
@@ -7,42 +6,18 @@
 //! and step back, so that a limit is never exceeded; a cell is emptied by one store, or by the
 //! supervisor when its owner is dead.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::Ledger;
-use crate::limits::{LEDGER_CELLS, LEDGER_PACES};
+use crate::limits::LEDGER_CELLS;
 
 /// Cells that are looked at from a tag's position on.
-const PROBES: usize = 32;
+pub(super) const PROBES: usize = 32;
 /// Places of one name that are tried; a limit above it is this.
 pub const PLACES_MAX: u64 = 16_384;
 /// The owner stands above the tag.
-const OWNER_SHIFT: u32 = 56;
-const TAG_MASK: u64 = (1 << OWNER_SHIFT) - 1;
-
-/// Words of a rate: see [`Kept`].
-pub(super) const PACE_WORDS: usize = 4;
-
-/// How far the clock of a rate runs ahead of the time, nanoseconds; zeros where that is not known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct Ahead {
-    /// So far at most when something may be taken.
-    pub before_ns: i64,
-    /// So far at most when it has been.
-    pub after_ns: i64,
-}
-
-/// A rate as it is kept while no process runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct Kept {
-    /// Its name, see [`key`].
-    pub key: u64,
-    /// Its clock, Unix nanoseconds.
-    pub clock_ns: i64,
-    /// How far that may run ahead.
-    pub ahead: Ahead,
-}
+pub(super) const OWNER_SHIFT: u32 = 56;
+pub(super) const TAG_MASK: u64 = (1 << OWNER_SHIFT) - 1;
 
 /// A place in use; give it back with [`Ledger::give_place`].
 #[derive(Debug, PartialEq, Eq)]
@@ -69,11 +44,6 @@ pub fn mixed(key: u64, number: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
-}
-
-/// Where the words of a rate may begin.
-fn rate_probes(key: u64) -> impl Iterator<Item = usize> {
-    (0..PROBES).map(move |i| PACE_WORDS * ((key.max(1) as usize).wrapping_add(i) % LEDGER_PACES))
 }
 
 impl Ledger {
@@ -120,76 +90,13 @@ impl Ledger {
             }
         }
     }
-
-    /// The clock of a rate (Unix nanoseconds); `None` when it was never used, or the table was full.
-    pub fn clock(&self, key: u64) -> Option<i64> {
-        self.find_rate(key).map(|at| self.paces()[at + 1].load(SeqCst) as i64)
-    }
-
-    /// Where a rate's words begin, if it was ever used.
-    fn find_rate(&self, key: u64) -> Option<usize> {
-        rate_probes(key).find(|at| self.paces()[*at].load(SeqCst) == key.max(1))
-    }
-
-    /// Changes the clock of a rate (Unix nanoseconds; 0 when it was never used) by `change`,
-    /// which may be asked more than once; answers what it said in the end. When the table is
-    /// full the clock reads 0 and is not kept.
-    pub fn update_clock<R>(&self, key: u64, ahead: Ahead, change: impl Fn(i64) -> (i64, R)) -> R {
-        let paces = self.paces();
-        let key = key.max(1);
-        for at in rate_probes(key) {
-            let (name, clock) = (&paces[at], &paces[at + 1]);
-            // Whoever was first decides whose cell an empty one becomes.
-            let found = name.compare_exchange(0, key, SeqCst, SeqCst).map_or_else(|other| other, |_| key);
-            if found != key {
-                continue;
-            }
-            if ahead != Ahead::default() && paces[at + 3].load(Relaxed) != ahead.after_ns as u64 {
-                paces[at + 2].store(ahead.before_ns as u64, Relaxed);
-                paces[at + 3].store(ahead.after_ns as u64, Relaxed);
-            }
-            let mut before = clock.load(SeqCst);
-            loop {
-                let (after, answer) = change(before as i64);
-                match clock.compare_exchange(before, after as u64, SeqCst, SeqCst) {
-                    Ok(_) => return answer,
-                    Err(now) => before = now,
-                }
-            }
-        }
-        change(0).1
-    }
-
-    /// A rate may have been changed by a reload or a restart: if it was, its clock is no further ahead of
-    /// `now_ns` than the new one lets it be.
-    pub fn cut_clock(&self, key: u64, ahead: Ahead, now_ns: i64) {
-        let Some(at) = self.find_rate(key) else { return };
-        if ![0, ahead.after_ns as u64].contains(&self.paces()[at + 3].load(SeqCst)) {
-            self.update_clock(key, ahead, |clock| (clock.min(now_ns + ahead.after_ns), ()));
-        }
-    }
-
-    /// Rates whose clock is later than `since_ns` (Unix nanoseconds): what came before counts for none.
-    pub fn rates(&self, since_ns: i64) -> Vec<Kept> {
-        let words = self.paces().chunks_exact(PACE_WORDS);
-        let all = words.filter_map(|w| {
-            let [key, clock, before, after] = w else { return None };
-            let ns = |x: &AtomicU64| x.load(SeqCst) as i64;
-            let ahead = Ahead { before_ns: ns(before), after_ns: ns(after) };
-            Some(Kept { key: key.load(SeqCst), clock_ns: ns(clock), ahead })
-        });
-        all.filter(|k| k.key != 0 && k.clock_ns > since_ns).collect()
-    }
-
-    /// Takes over a rate that was kept; one that is known by now stays where it is further ahead.
-    pub fn restore(&self, kept: &Kept) {
-        self.update_clock(kept.key, kept.ahead, |known| (known.max(kept.clock_ns), ()));
-    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
 
     #[test]
@@ -231,28 +138,5 @@ mod tests {
             }
         });
         assert!((1..=3).contains(&most.load(SeqCst)), "{most:?}");
-    }
-
-    #[test]
-    fn a_clock_is_one_for_all() {
-        let (a, fd) = Ledger::create().unwrap();
-        let b = Ledger::open(&fd).unwrap();
-        let (x, y) = (key("rate", "x"), key("rate", "y"));
-        let ahead = Ahead { before_ns: 2, after_ns: 7 };
-        assert_eq!(a.update_clock(x, ahead, |t| (t + 5, t)), 0);
-        assert_eq!(b.update_clock(x, ahead, |t| (t + 5, t)), 5);
-        assert_eq!(b.update_clock(y, Ahead::default(), |t| (t + 5, t)), 0);
-        assert_eq!(a.update_clock(x, ahead, |t| (t, t)), 10);
-        // What is kept is what still counts.
-        assert_eq!(b.rates(5), [Kept { key: x, clock_ns: 10, ahead }]);
-        let (c, _fd) = Ledger::create().unwrap();
-        a.cut_clock(x, ahead, 1);
-        assert_eq!(a.clock(x), Some(10), "the same rate");
-        assert_eq!(c.update_clock(x, ahead, |_| (20, 1)), 1);
-        b.rates(0).iter().for_each(|k| c.restore(k));
-        assert_eq!((c.clock(x), c.clock(y)), (Some(20), Some(5)));
-        c.cut_clock(x, Ahead { before_ns: 1, after_ns: 3 }, 12);
-        c.cut_clock(y, ahead, 0);
-        assert_eq!((c.clock(x), c.clock(y)), (Some(15), Some(5)));
     }
 }

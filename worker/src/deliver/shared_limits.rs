@@ -5,17 +5,19 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ipc::ledger::requests::Ask;
 use ipc::ledger::shared_limits::key;
-use ipc::ledger::{Ahead, Class, Ledger, Place, Slot};
+use ipc::ledger::{Class, Ledger, Place, Slot};
 use ipc::message::normalise_domain;
+use ipc::pace::Pacing;
 use ipc::rules::{DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
 use crate::config::Config;
 use crate::route::twins::{ramp_up, source_keys};
-use crate::schedule::rate::Pace;
 use crate::schedule::tokens::Grant;
 use crate::schedule::{Path, PathId, Queue};
 use crate::shard::Shard;
@@ -106,8 +108,7 @@ pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
 #[derive(Debug, Clone, Copy)]
 struct Named {
     key: u64,
-    rate: Rate,
-    ahead: Ahead,
+    pacing: Pacing,
     /// See [`crate::schedule::activity::Activity::blocked_by`].
     by: &'static str,
 }
@@ -115,40 +116,37 @@ struct Named {
 impl Named {
     /// `None` where it limits nothing.
     fn of((key, rate, by): (u64, Rate, &'static str)) -> Option<Named> {
-        (rate.count > 0).then(|| Named { key, rate, ahead: Pace::ahead(rate), by })
+        Pacing::of(rate).map(|pacing| Named { key, pacing, by })
     }
 
-    /// Changes its clock; `change` may be asked more than once.
-    fn update<R>(&self, ledger: &Ledger, change: impl Fn(&mut Pace) -> R) -> R {
-        ledger.update_clock(self.key, self.ahead, |tat_ns| {
-            let mut p = Pace { tat_ns };
-            let answer = change(&mut p);
-            (p.tat_ns, answer)
-        })
-    }
-
-    /// Takes up to `want`; answers how many, and when there will be more if that is none.
+    /// Takes up to `want`; answers how many, and when to ask again if that is none.
     fn take(&self, ledger: &Ledger, want: u64, now_ns: i64) -> (u64, i64) {
-        self.update(ledger, |p| {
-            let (n, at) = p.available(self.rate, now_ns, want);
-            p.advance(self.rate, now_ns, n);
-            (n, at)
-        })
+        match ledger.take_of_rate(self.key, &self.pacing, want, now_ns) {
+            Ok(n) => (n, now_ns),
+            Err(refused) => {
+                if refused.no_room {
+                    tell_of_no_room(self.by, now_ns);
+                }
+                (0, refused.at_ns)
+            }
+        }
     }
 
-    fn ready(&self, ledger: &Ledger, now_ns: i64) -> (bool, i64) {
-        let (n, at) = self.update(ledger, |p| p.available(self.rate, now_ns, 1));
-        (n > 0, at)
+    fn give_back(&self, ledger: &Ledger, n: u64, now_ns: i64) {
+        ledger.give_back(self.key, &self.pacing, n, now_ns);
     }
+}
 
-    /// Counts `n` bytes, however many that are.
-    fn count(&self, ledger: &Ledger, n: u64, now_ns: i64) {
-        let of_these = Named { ahead: Pace::ahead_by(self.rate, n), ..*self };
-        of_these.update(ledger, |p| p.advance(self.rate, now_ns, n));
-    }
-
-    fn give_back(&self, ledger: &Ledger, n: u64) {
-        self.update(ledger, |p| p.give_back(self.rate, n));
+/// Mail waits for a limit that cannot be counted: operators hear of it, once a minute.
+fn tell_of_no_room(limit: &str, now_ns: i64) {
+    const EVERY_NS: i64 = 60_000_000_000;
+    static TOLD_NS: AtomicI64 = AtomicI64::new(i64::MIN / 2);
+    let told = TOLD_NS.load(Relaxed);
+    if now_ns - told >= EVERY_NS && TOLD_NS.compare_exchange(told, now_ns, Relaxed, Relaxed).is_ok() {
+        tracing::warn!(
+            limit,
+            "the ledger is full of rates that count: mail under one more waits until another's window is over"
+        );
     }
 }
 
@@ -195,39 +193,46 @@ impl SharedRates {
 
     fn take_in(&mut self, recipients: &[(u64, Rate, &'static str)], volume: (u64, Rate, &'static str)) {
         self.recipients.extend(recipients.iter().copied().filter_map(Named::of));
-        // How far a message takes a clock goes by its bytes, which only counting knows.
-        self.volume.extend(Named::of(volume).map(|v| Named { ahead: Ahead::default(), ..v }));
+        self.volume.extend(Named::of(volume));
     }
 
     /// How many of `want` recipients of a message of `bytes` may be attempted now.
     pub fn grant(&self, ledger: &Ledger, want: u64, bytes: u64, now_ns: i64) -> Grant {
-        let not_ready = self.volume.iter().map(|v| (v.ready(ledger, now_ns), v.by)).filter(|((ready, _), _)| !ready);
-        if let Some(((_, next_ns), by)) = not_ready.max_by_key(|((_, at), _)| *at) {
+        let refused = |v: &Named| {
+            let r = ledger.ready(v.key, &v.pacing, now_ns).err()?;
+            if r.no_room {
+                tell_of_no_room(v.by, now_ns);
+            }
+            Some((r.at_ns, v.by))
+        };
+        if let Some((next_ns, by)) = self.volume.iter().filter_map(refused).max_by_key(|(at, _)| *at) {
             return Grant { count: 0, next_ns, by };
         }
         let mut granted = want;
         for (i, r) in self.recipients.iter().enumerate() {
             let (n, at) = r.take(ledger, granted, now_ns);
             if n < granted {
-                self.recipients[..i].iter().for_each(|r| r.give_back(ledger, granted - n));
+                self.recipients[..i].iter().for_each(|r| r.give_back(ledger, granted - n, now_ns));
                 granted = n;
             }
             if granted == 0 {
                 return Grant { count: 0, next_ns: at, by: r.by };
             }
         }
-        self.volume.iter().for_each(|v| v.count(ledger, bytes, now_ns));
+        self.volume.iter().for_each(|v| ledger.count(v.key, &v.pacing, bytes, now_ns));
         Grant::all(granted)
     }
 
     /// Recipients that were counted were not attempted after all.
     pub fn not_attempted(&self, ledger: &Ledger, n: u64) {
-        self.recipients.iter().for_each(|r| r.give_back(ledger, n));
+        let now_ns = crate::clock::now_ns() as i64;
+        self.recipients.iter().for_each(|r| r.give_back(ledger, n, now_ns));
     }
 
     /// The content of a message was not delivered after all.
     pub fn not_transferred(&self, ledger: &Ledger, bytes: u64) {
-        self.volume.iter().for_each(|v| v.give_back(ledger, bytes));
+        let now_ns = crate::clock::now_ns() as i64;
+        self.volume.iter().for_each(|v| v.give_back(ledger, bytes, now_ns));
     }
 }
 
@@ -297,7 +302,7 @@ fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), 
     let rates: Vec<Named> = rates.iter().copied().filter_map(Named::of).collect();
     for (i, r) in rates.iter().enumerate() {
         if r.take(ledger, 1, now_ns).0 == 0 {
-            rates[..i].iter().for_each(|r| r.give_back(ledger, 1));
+            rates[..i].iter().for_each(|r| r.give_back(ledger, 1, now_ns));
             return Err(Full { by: r.by, is_asked: true });
         }
     }
@@ -492,7 +497,7 @@ impl Drop for Held {
 /// let something go.
 pub fn cut_rates(shard: &Shard) {
     let (config, now_ns) = (shard.config(), crate::clock::now_ns() as i64);
-    let cut = |key: u64, rate: Rate| shard.ledger.cut_clock(key, Pace::ahead(rate), now_ns);
+    let cut = |key: u64, rate: Rate| Pacing::of(rate).iter().for_each(|p| shard.ledger.rescale(key, p, now_ns));
     for v in config.snapshot.get().vmtas.iter() {
         let (count, per_ms) = (v.msg_rate.0.to_native(), v.msg_rate.1.to_native());
         cut(key("vmta rate", v.name.as_str()), Rate { count, per: std::time::Duration::from_millis(per_ms) });
@@ -500,12 +505,13 @@ pub fn cut_rates(shard: &Shard) {
     // Where virtual MTAs differ the slowest counts.
     let mut of_destinations: HashMap<Rc<str>, Rate> = HashMap::new();
     let s = shard.scheduler.borrow();
+    let interval = |rate: Rate| Pacing::of(rate).map(|p| p.interval_ps());
     let in_use = |q: &Queue| shard.ledger.clock(key("destination rate", q.destination())).is_some();
     for (_, q) in s.queues.iter().filter(|(_, q)| in_use(q)) {
         for m in q.members.iter() {
             let rate = config.rules(q.destination(), m.vmta).destination_max_msg_rate;
             let slowest = of_destinations.entry(Rc::clone(q.destination())).or_insert(rate);
-            if slowest.count == 0 || (rate.count > 0 && Pace::ahead(rate).after_ns > Pace::ahead(*slowest).after_ns) {
+            if interval(rate) > interval(*slowest) {
                 *slowest = rate;
             }
         }

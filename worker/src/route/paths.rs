@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipc::backoff::Mode;
 use ipc::frame::{FrameError, Header, archive, unarchive};
 use ipc::mesh::{self, Claim, PathState, Release, SourceState, Windows};
+use ipc::rules::Rate;
 use ipc::shard_map::Owners;
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
@@ -111,10 +112,11 @@ fn apply(p: &mut Path, state: &PathState) {
             _ if rate.count == 0 => {}
             Windows::Until(tat_ns) => pace.tat_ns = pace.tat_ns.max(tat_ns[i]),
             Windows::InUse => *pace = Pace::exhausted(rate, now_ns),
+            Windows::InUseAfter(tat_ns) => *pace = Pace::at(Pace::exhausted(rate, now_ns).tat_ns.max(tat_ns[i])),
         }
     }
     // What each source sent before a kill is not known.
-    if state.windows == Windows::InUse && p.limits_sources() {
+    if !matches!(state.windows, Windows::Until(_)) && p.limits_sources() {
         p.sources_in_use_ns = p.sources_in_use_ns.max(now_ns);
     }
     for of in &state.sources {
@@ -208,12 +210,25 @@ fn inherit(shard: &Rc<Shard>, state: PathState, noted: bool) {
     }
 }
 
-/// The path is about to send: notes once that its windows are in use.
+/// The path is about to send: notes once that its windows are in use, and each time that one transaction takes more of
+/// one than is assumed of a window in use.
 pub fn note_rate(shard: &Rc<Shard>, id: PathId) {
     let mut s = shard.scheduler.borrow_mut();
     let in_use = |p: &Path| p.paces != Paces::default() || p.sources.iter().any(|s| s.paces != Paces::default());
-    let Some(p) = s.paths.get_mut(id).filter(|p| !p.noted && in_use(p)) else { return };
-    note(shard, p);
+    let Some(p) = s.paths.get_mut(id) else { return };
+    if (!p.noted && in_use(p)) || takes_much(p, clock::now_ns() as i64) {
+        note(shard, p);
+    }
+}
+
+/// What the ledger counts for its twins needs no note.
+fn takes_much(p: &Path, now_ns: i64) -> bool {
+    let l = p.limits();
+    let of_source = |s: &Source| {
+        let msg = p.rules.source_ip_max_msg_rate.of(s.ip);
+        s.paces.is_to_be_noted(msg, Rate::UNLIMITED, now_ns)
+    };
+    p.twins.is_none() && (p.paces.is_to_be_noted(l.msg_rate, l.msg_per_hour, now_ns) || p.sources.iter().any(of_source))
 }
 
 /// The mode of a path changed, or one of its source addresses was left out: a kill does not
@@ -229,7 +244,11 @@ pub fn note_mode(shard: &Rc<Shard>, id: PathId) {
 fn note(shard: &Rc<Shard>, p: &mut Path) {
     let key = name(&p.destination, &p.vmta_name);
     if let Some(state) = state_of(p, clock::now_ms()) {
-        let state = PathState { windows: Windows::InUse, retry_at_unix_ms: 0, ..state };
+        let windows = match &state.windows {
+            Windows::Until(tat_ns) if takes_much(p, clock::now_ns() as i64) => Windows::InUseAfter(*tat_ns),
+            _ => Windows::InUse,
+        };
+        let state = PathState { windows, retry_at_unix_ms: 0, ..state };
         shard.spool.put(&key, archive(&state).to_vec());
         p.noted = true;
     } else if std::mem::take(&mut p.noted) {
@@ -249,7 +268,7 @@ pub fn sweep(shard: &Shard, now_ms: i64) {
     shard.paths.inherited.borrow_mut().retain(|key, i| {
         let counting = match &i.state.windows {
             Windows::Until(tat_ns) => tat_ns.iter().any(|t| t / 1_000_000 > now_ms),
-            Windows::InUse => true,
+            Windows::InUse | Windows::InUseAfter(_) => true,
         };
         let until = i.state.retry_at_unix_ms.max(i.state.backoff_until_unix_ms);
         let of_source = |s: &SourceState| {

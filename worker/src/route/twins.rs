@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipc::backoff::Mode;
 use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Ahead, Ledger};
+use ipc::pace::Pacing;
 use ipc::rules::Rate;
 
 use crate::clock;
@@ -98,16 +99,16 @@ pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool, new: bool) {
 /// Windows that were counted elsewhere hold for all twins.
 pub fn publish(ledger: &Ledger, p: &mut Path) {
     let Some(keys) = p.twins.as_ref().map(|t| t.windows) else { return };
-    let raise = |k: u64, pace: Pace| {
+    let raise = |k: u64, pace: &Pace| {
         if pace.tat_ns > 0 {
             ledger.update_clock(k, Ahead::default(), |tat_ns| (tat_ns.max(pace.tat_ns), ()));
         }
     };
     let w = &p.paces;
-    keys.into_iter().zip([w.msg, w.hour, w.volume, w.connect]).for_each(|(k, pace)| raise(k, pace));
+    keys.into_iter().zip([&w.msg, &w.hour, &w.volume, &w.connect]).for_each(|(k, pace)| raise(k, pace));
     for s in &p.sources {
         let w = &s.paces;
-        source_keys(p, s.ip).0.into_iter().zip([w.msg, w.volume, w.connect]).for_each(|(k, pace)| raise(k, pace));
+        source_keys(p, s.ip).0.into_iter().zip([&w.msg, &w.volume, &w.connect]).for_each(|(k, pace)| raise(k, pace));
     }
 }
 
@@ -128,19 +129,21 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
     let limits = p.limits();
     let cut = std::mem::take(&mut t.limits_changed);
     for (k, (pace, rate)) in t.windows.into_iter().zip(p.paces.under(&limits)) {
-        let Some(known) = ledger.clock(k) else { continue };
-        pace.tat_ns = known;
-        if cut {
-            let most = if rate.count == 0 { 0 } else { Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns };
-            ledger.update_clock(k, Ahead::default(), |tat_ns| (tat_ns.min(most), ()));
-            pace.tat_ns = known.min(most);
+        if ledger.clock(k).is_none() {
+            continue;
         }
+        match Pacing::of(rate).filter(|_| cut) {
+            Some(p) => ledger.rescale(k, &p, now_ms.saturating_mul(1_000_000)),
+            None if cut => ledger.update_clock(k, Ahead::default(), |_| (0, ())),
+            None => {}
+        }
+        *pace = Pace::at(ledger.clock(k).unwrap_or_default());
     }
     if p.limits_sources() {
         let keys: Vec<[u64; 3]> = p.sources.iter().map(|s| source_keys(p, s.ip).0).collect();
         for (s, [msg, volume, connect]) in p.sources.iter_mut().zip(keys) {
             for (pace, k) in [(&mut s.paces.msg, msg), (&mut s.paces.volume, volume), (&mut s.paces.connect, connect)] {
-                pace.tat_ns = ledger.clock(k).unwrap_or(pace.tat_ns);
+                *pace = Pace::at(ledger.clock(k).unwrap_or(pace.tat_ns));
             }
         }
     }

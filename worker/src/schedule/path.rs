@@ -32,7 +32,7 @@ const LIVELY_MS: i64 = 1000;
 const PROBED_BELOW: f32 = 0.25;
 
 /// What rate limits count at one path, or at one of its source addresses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Paces {
     /// Recipients attempted.
     pub msg: Pace,
@@ -53,6 +53,11 @@ impl Paces {
             (&mut self.volume, l.data_volume_rate),
             (&mut self.connect, l.connect_rate),
         ]
+    }
+
+    /// One transaction took so much that a note of windows in use would not tell of it.
+    pub fn is_to_be_noted(&self, msg: Rate, hour: Rate, now_ns: i64) -> bool {
+        self.msg.is_to_be_noted(msg, now_ns) || self.hour.is_to_be_noted(hour, now_ns)
     }
 
     /// When the last of the windows is over, Unix nanoseconds.
@@ -341,10 +346,7 @@ impl Path {
         // It may wait for what a rate over all shards would have given under the old limits.
         a.connect_again_ms = a.connect_again_ms.min(now_ms + LOOK_AGAIN_MS).max(a.ramp_up_ms);
         for (pace, rate) in a.paces.under(&l) {
-            pace.tat_ns = match rate.count {
-                0 => 0,
-                _ => pace.tat_ns.min(Pace::exhausted(rate, now_ms.saturating_mul(1_000_000)).tat_ns),
-            };
+            pace.rescale(rate, now_ms.saturating_mul(1_000_000));
         }
     }
 
@@ -460,7 +462,8 @@ impl Path {
         if most != 0 && known.is_some_and(|s| u64::from(s.connections) >= most) {
             return i64::MAX;
         }
-        let paces = known.map_or_else(|| self.begun(ip), |s| s.paces);
+        let begun = self.begun(ip);
+        let paces = known.map_or(&begun, |s| &s.paces);
         let r = &self.rules;
         let ready_ns = (paces.msg.ready_at_ns(r.source_ip_max_msg_rate.of(ip)))
             .max(paces.volume.ready_at_ns(r.source_ip_max_data_volume_rate.of(ip)))
