@@ -342,7 +342,7 @@ impl Ledger {
         let Some(at) = self.find_rate(key) else { return };
         let interval = self.word(at, INTERVAL);
         let before = interval.load(SeqCst);
-        let is_other = before != p.interval_ps() && (before != 0 || self.word(at, WINDOW).load(SeqCst) != 0);
+        let is_other = before != p.interval_ps();
         if is_other && interval.compare_exchange(before, p.interval_ps(), SeqCst, SeqCst).is_ok() {
             self.change_clock(at, &|clock| (p.rescaled(clock, now_ns, before), ()));
             self.word(at, AFTER).store((p.tolerance_ns + p.lead_ns(1)) as u64, Relaxed);

@@ -261,7 +261,7 @@ mod tests {
         a.leave_backoff(now + 1);
         follow(&ledger, &mut a, now + 1);
         follow(&ledger, &mut b, now + 1);
-        assert!(b.paces.msg.tat_ns < now * 1_000_000 + 1_000_000_000);
+        assert!(b.paces.msg.tat_ns < now * 1_000_000 + 1_100_000_000);
     }
 
     #[test]
