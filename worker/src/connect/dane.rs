@@ -7,12 +7,13 @@ use aws_lc_rs::digest::{SHA256, SHA512, digest};
 use hickory_resolver::proto::rr::rdata::tlsa::{CertUsage, Matching, Selector};
 use hickory_resolver::proto::rr::{RData, RecordType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use super::certificate::{Certificate, PublicKey};
 use super::mx::Host;
 use super::secure_dns::SecureResolver;
 
@@ -77,11 +78,18 @@ pub async fn of_host(resolver: &SecureResolver, domain: &str, host: &Host, port:
         Ok(a) if a.data.is_empty() => resolver.look_up(&name, RecordType::AAAA).await,
         _ => v4,
     };
+    let mut bases = Vec::new();
     if unsigned(&addresses) {
-        return Ok(Dane::Unused);
+        // An alias that is signed, into a zone that is not: the records are at the alias's own
+        // name (RFC 7672 section 2.2.2).
+        let alias = resolver.vouched(resolver.look_up(&name, RecordType::CNAME).await)?;
+        if !alias.is_ok_and(|a| a.secure && !a.data.is_empty()) {
+            return Ok(Dane::Unused);
+        }
+        bases.push(name.clone());
+    } else {
+        bases.push(addresses.map(|a| a.canonical.clone()).unwrap_or_default());
     }
-    let canonical = addresses.map(|a| a.canonical.clone()).unwrap_or_default();
-    let mut bases = vec![canonical];
     if bases[0] != name {
         bases.push(name);
     }
@@ -131,17 +139,18 @@ impl Association {
         };
         match self.key_only {
             false => of(cert),
-            true => ParsedCertificate::try_from(cert).is_ok_and(|c| of(&c.subject_public_key_info())),
+            true => Certificate::of(cert).is_some_and(|c| of(c.key_info)),
         }
     }
 }
 
-/// Checks a server's certificate against TLSA records.
+/// Checks a server's certificate against TLSA records. Of none every certificate passes, and
+/// nobody's signature is looked at: whoever sits between could show one of his own (RFC 7435).
 #[derive(Debug)]
 pub struct Verifier {
     /// Cryptography.
     pub provider: Arc<CryptoProvider>,
-    /// Records; of none every certificate passes.
+    /// Records.
     pub records: Vec<Association>,
     /// Names that a certificate under DANE-TA may have.
     pub names: Vec<String>,
@@ -157,11 +166,18 @@ impl Verifier {
         let of_issuer = || self.records.iter().filter(|r| !r.end_entity);
         let mut roots = RootCertStore::empty();
         for c in intermediates.iter().filter(|c| of_issuer().any(|r| r.matches(c))) {
-            // One that cannot be read is no anchor.
-            let _ = roots.add(c.clone().into_owned());
+            trust(&mut roots, c);
         }
-        for r in of_issuer().filter(|r| r.matching == 0 && !r.key_only) {
-            let _ = roots.add(CertificateDer::from(r.data.clone()));
+        for r in of_issuer().filter(|r| r.matching == 0) {
+            match r.key_only {
+                false => trust(&mut roots, &CertificateDer::from(r.data.as_slice())),
+                // A bare key bears no name: it may be the issuer of any certificate of the chain.
+                true => {
+                    let shown = std::iter::once(end_entity).chain(intermediates);
+                    let issuers = shown.filter_map(|c| Certificate::of(c)).map(|c| c.issuer);
+                    roots.roots.extend(issuers.filter_map(|name| anchor(name, &r.data)));
+                }
+            }
         }
         if roots.is_empty() {
             return Err(CertificateError::UnknownIssuer.into());
@@ -169,16 +185,59 @@ impl Verifier {
         let cert = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&cert, &roots, intermediates, now, algorithms)?;
-        let mut last = CertificateError::NotValidForName.into();
-        for name in &self.names {
-            let Ok(name) = ServerName::try_from(name.as_str()) else { continue };
-            match verify_server_name(&cert, &name) {
-                Ok(()) => return Ok(()),
-                Err(e) => last = e,
-            }
-        }
-        Err(last)
+        let named = Certificate::of(end_entity).is_some_and(|c| self.names.iter().any(|n| c.is_for(n)));
+        if named { Ok(()) } else { Err(CertificateError::NotValidForName.into()) }
     }
+}
+
+/// Takes a certificate for a trust anchor; one that cannot be read is none.
+fn trust(roots: &mut RootCertStore, cert: &CertificateDer<'_>) {
+    if roots.add(cert.clone().into_owned()).is_err() {
+        roots.roots.extend(Certificate::of(cert).and_then(|c| anchor(c.subject, c.key_info)));
+    }
+}
+
+/// A key as a trust anchor of this name.
+fn anchor(subject: &[u8], key_info: &[u8]) -> Option<TrustAnchor<'static>> {
+    Some(TrustAnchor {
+        subject: subject.to_vec().into(),
+        subject_public_key_info: PublicKey::inside(key_info)?.to_vec().into(),
+        name_constraints: None,
+    })
+}
+
+/// Whether the holder of a certificate's key signed a handshake, whatever else the certificate
+/// says.
+///
+/// # Errors
+/// It did not, or the key cannot be used.
+pub fn verify_signature(
+    provider: &CryptoProvider,
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+    tls13: bool,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    let key = Certificate::of(cert).and_then(|c| c.public_key()).ok_or(CertificateError::BadEncoding)?;
+    let all = &provider.signature_verification_algorithms.mapping;
+    let of_scheme = all.iter().find(|(scheme, _)| *scheme == dss.scheme).map_or(&[][..], |(_, all)| *all);
+    // TLS 1.3 ties a scheme to one curve, and has no RSA with the padding of PKCS#1.
+    let pkcs1 = matches!(
+        dss.scheme,
+        SignatureScheme::RSA_PKCS1_SHA256 | SignatureScheme::RSA_PKCS1_SHA384 | SignatureScheme::RSA_PKCS1_SHA512
+    );
+    let usable = match tls13 {
+        true if pkcs1 => &[][..],
+        true => &of_scheme[..of_scheme.len().min(1)],
+        false => of_scheme,
+    };
+    let signed = |a: &&dyn SignatureVerificationAlgorithm| {
+        a.public_key_alg_id().as_ref() == key.algorithm && a.verify_signature(key.key, message, dss.signature()).is_ok()
+    };
+    if usable.iter().any(signed) {
+        return Ok(HandshakeSignatureValid::assertion());
+    }
+    Err(CertificateError::BadSignature.into())
 }
 
 impl ServerCertVerifier for Verifier {
@@ -204,7 +263,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        match self.records.is_empty() {
+            true => Ok(HandshakeSignatureValid::assertion()),
+            false => verify_signature(&self.provider, message, cert, dss, false),
+        }
     }
 
     fn verify_tls13_signature(
@@ -213,10 +275,18 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        match self.records.is_empty() {
+            true => Ok(HandshakeSignatureValid::assertion()),
+            false => verify_signature(&self.provider, message, cert, dss, true),
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        let mut all = self.provider.signature_verification_algorithms.supported_schemes();
+        if self.records.is_empty() {
+            // What need not be verified may be signed as the receiver can.
+            all.extend([SignatureScheme::ED448, SignatureScheme::ECDSA_SHA1_Legacy, SignatureScheme::RSA_PKCS1_SHA1]);
+        }
+        all
     }
 }

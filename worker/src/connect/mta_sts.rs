@@ -74,7 +74,7 @@ impl Policy {
                 "version" => version = version.or(Some(value)),
                 "mode" => mode = mode.or(Some(value)),
                 "max_age" => max_age = max_age.or(value.parse::<u64>().ok()),
-                "mx" if mx.len() < 1000 => mx.push(value.trim_end_matches('.').to_ascii_lowercase()),
+                "mx" => mx.push(value.trim_end_matches('.').to_ascii_lowercase()),
                 _ => {}
             }
         }
@@ -113,6 +113,15 @@ pub fn record_id(txt: &str) -> Option<String> {
     let id = fields.find_map(|f| f.strip_prefix("id=")).map(str::trim)?;
     let fine = (1..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric());
     fine.then(|| id.to_owned())
+}
+
+/// The `id` of the only record; several are none, also where just one of them can be read (RFC
+/// 8461 section 3.1).
+fn the_only_id(texts: &[String]) -> Option<String> {
+    let is_record = |t: &&String| t.split(';').next().is_some_and(|v| v.trim_end() == "v=STSv1" && v.len() < t.len());
+    let mut records = texts.iter().filter(is_record);
+    let first = records.next()?;
+    if records.next().is_some() { None } else { record_id(first) }
 }
 
 /// A policy that was read.
@@ -212,12 +221,7 @@ impl Policies {
         self.remember(domain, kept.clone(), RECORD_TTL);
         // A record that cannot be had is none, as before there was one.
         let record = resolver.txt(&format!("_mta-sts.{domain}")).await.unwrap_or_default();
-        let mut ids = record.iter().filter(|t| t.starts_with("v=STSv1")).filter_map(|t| record_id(t));
-        let id = match (ids.next(), ids.next()) {
-            (Some(id), None) => id,
-            // None, or several, which is none (RFC 8461 section 3.1).
-            _ => return kept.map(|k| k.policy),
-        };
+        let Some(id) = the_only_id(&record) else { return kept.map(|k| k.policy) };
         let fresh = |k: &Kept| k.id == id && k.ends_ms() - now > REFRESH_BEFORE_MS.min(k.policy.max_age as i64 * 500);
         if kept.as_ref().is_some_and(fresh) {
             return kept.map(|k| k.policy);
@@ -357,6 +361,21 @@ mod tests {
         for wrong in ["v=STSv1;", "id=1; v=STSv1", "v=STSv2; id=1", "v=STSv1; id=a-b"] {
             assert_eq!(record_id(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn two_records_are_none_and_other_texts_do_not_count() {
+        let id = |texts: &[&str]| the_only_id(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+        assert_eq!(id(&["v=STSv1; id=1;", "v=spf1 -all", "v=STSv10; id=2", "v=STSv1"]).as_deref(), Some("1"));
+        assert_eq!(id(&["v=STSv1; id=1;", "v=STSv1; id=a-b;"]), None);
+        assert_eq!(id(&["v=STSv1; id=1;", "v=STSv1 ; nothing"]), None);
+    }
+
+    #[test]
+    fn a_policy_of_many_hosts_is_not_cut() {
+        let hosts: String = (0..2000).map(|n| format!("mx: h{n}.d.test\n")).collect();
+        let p = Policy::parse(&format!("version: STSv1\nmode: enforce\nmax_age: 1\n{hosts}")).unwrap();
+        assert!(p.allows("h1999.d.test"));
     }
 
     #[test]

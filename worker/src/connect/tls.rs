@@ -5,14 +5,19 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, ProtocolVersion,
+    RootCertStore, ServerConfig, SignatureScheme,
+};
 
+use super::certificate::Certificate;
 use super::cipher_list;
-use super::dane::{Association, Verifier};
+use super::dane::{Association, Verifier, verify_signature};
 
 /// Configurations that are kept: one a policy, and one a host with DANE records of its own.
 const CONFIGS_MAX: usize = 1024;
@@ -96,9 +101,16 @@ impl Outcome {
     }
 }
 
+/// A configuration, and the sessions that it can resume.
+#[derive(Debug, Clone)]
+struct Client {
+    config: Arc<ClientConfig>,
+    sessions: Arc<ClientSessionMemoryCache>,
+}
+
 /// Client configurations by what they are to do. Sessions are resumed within one.
 #[derive(Debug, Default)]
-pub struct ClientConfigs(RefCell<HashMap<Parameters, Arc<ClientConfig>>>);
+pub struct ClientConfigs(RefCell<HashMap<Parameters, Client>>);
 
 impl ClientConfigs {
     /// The configuration for `p`.
@@ -107,9 +119,10 @@ impl ClientConfigs {
     /// A sentence when there can be none.
     pub fn of(&self, p: &Parameters) -> Result<Arc<ClientConfig>, String> {
         if let Some(c) = self.0.borrow().get(p) {
-            return Ok(Arc::clone(c));
+            return Ok(Arc::clone(&c.config));
         }
-        let config = Arc::new(client(p)?);
+        let client = client(p)?;
+        let config = Arc::clone(&client.config);
         let mut all = self.0.borrow_mut();
         if all.len() >= CONFIGS_MAX {
             // Those of single hosts come again with their records.
@@ -118,8 +131,16 @@ impl ClientConfigs {
                 all.clear();
             }
         }
-        all.insert(p.clone(), Arc::clone(&config));
+        all.insert(p.clone(), client);
         Ok(config)
+    }
+
+    /// Forgets the sessions with a host: it does not take them any more.
+    pub fn forget_sessions(&self, p: &Parameters, name: &ServerName<'static>) {
+        let all = self.0.borrow();
+        let Some(sessions) = all.get(p).map(|c| &c.sessions) else { return };
+        sessions.remove_tls12_session(name);
+        while sessions.take_tls13_ticket(name).is_some() {}
     }
 }
 
@@ -128,7 +149,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::clone(DEFAULT.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }
 
-fn client(p: &Parameters) -> Result<ClientConfig, String> {
+fn client(p: &Parameters) -> Result<Client, String> {
     let suites = cipher_list::select(&p.ciphers, &p.suites)?;
     let provider = Arc::new(CryptoProvider { cipher_suites: suites, ..(*provider()).clone() });
     let versions: Vec<_> = [(p.tls13, &rustls::version::TLS13), (p.tls12, &rustls::version::TLS12)]
@@ -148,7 +169,10 @@ fn client(p: &Parameters) -> Result<ClientConfig, String> {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(dane(records, names)))
         }
         Trust::WebPki => builder.with_root_certificates(system_roots()?),
-        Trust::Roots(pem) => builder.with_root_certificates(roots(pem)?),
+        Trust::Roots(pem) => {
+            let named = Named::of(pem, Arc::clone(&provider))?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(named))
+        }
     };
     let mut config = match p.identity.as_str() {
         "" => builder.with_no_client_auth(),
@@ -158,8 +182,10 @@ fn client(p: &Parameters) -> Result<ClientConfig, String> {
         }
     };
     let hosts = if matches!(p.trust, Trust::Dane { .. }) { SESSIONS.1 } else { SESSIONS.0 };
-    config.resumption = if p.resume { Resumption::in_memory_sessions(hosts) } else { Resumption::disabled() };
-    Ok(config)
+    let sessions = Arc::new(ClientSessionMemoryCache::new(if p.resume { hosts } else { 0 }));
+    let store: Arc<dyn ClientSessionStore> = Arc::<ClientSessionMemoryCache>::clone(&sessions);
+    config.resumption = if p.resume { Resumption::store(store) } else { Resumption::disabled() };
+    Ok(Client { config: Arc::new(config), sessions })
 }
 
 /// The system's root certificates (`SSL_CERT_FILE` and `SSL_CERT_DIR` name others), read once.
@@ -178,16 +204,96 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
     ROOTS.get_or_init(read).clone()
 }
 
-/// Root certificates in PEM (`smtp-tls-ca-file`).
+/// Checks a server's certificate against those that the operator names (`smtp-tls-ca-file`): it
+/// is below one of them, or one of them itself, which need not be an authority's.
+#[derive(Debug)]
+struct Named {
+    provider: Arc<CryptoProvider>,
+    certificates: Vec<CertificateDer<'static>>,
+    /// `None` where none of them can be an authority's.
+    issued: Option<Arc<WebPkiServerVerifier>>,
+}
+
+impl Named {
+    fn of(pem: &str, provider: Arc<CryptoProvider>) -> Result<Named, String> {
+        let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let certificates = certificates.map_err(|e| e.to_string())?;
+        let mut store = RootCertStore::empty();
+        for c in &certificates {
+            match store.add(c.clone()) {
+                Err(e) if Certificate::of(c).is_none() => return Err(e.to_string()),
+                _ => {}
+            }
+        }
+        if certificates.is_empty() {
+            return Err("expected certificates in PEM, found none".into());
+        }
+        let issued = match store.is_empty() {
+            true => None,
+            false => {
+                let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider));
+                Some(builder.build().map_err(|e| e.to_string())?)
+            }
+        };
+        Ok(Named { provider, certificates, issued })
+    }
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.certificates.iter().any(|c| c == end_entity)
+            && let Some(c) = Certificate::of(end_entity)
+        {
+            let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+            return match () {
+                () if now < c.valid.0 => Err(CertificateError::NotValidYet.into()),
+                () if now > c.valid.1 => Err(CertificateError::Expired.into()),
+                () if !c.is_for(&name.to_str()) => Err(CertificateError::NotValidForName.into()),
+                () => Ok(ServerCertVerified::assertion()),
+            };
+        }
+        match &self.issued {
+            Some(v) => v.verify_server_cert(end_entity, intermediates, name, ocsp, now),
+            None => Err(CertificateError::UnknownIssuer.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_signature(&self.provider, message, cert, dss, false)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_signature(&self.provider, message, cert, dss, true)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Whether certificates in PEM can be trusted (`smtp-tls-ca-file`).
 ///
 /// # Errors
 /// A sentence saying what is wrong with them.
-pub fn roots(pem: &str) -> Result<Arc<RootCertStore>, String> {
-    let mut store = RootCertStore::empty();
-    for c in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        store.add(c.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-    }
-    if store.is_empty() { Err("expected certificates in PEM, found none".into()) } else { Ok(Arc::new(store)) }
+pub fn check_roots(pem: &str) -> Result<(), String> {
+    Named::of(pem, provider()).map(drop)
 }
 
 /// A certificate chain and its key in PEM.

@@ -210,7 +210,7 @@ impl Compiler<'_> {
                 self.take_pem(s, path, true, worker::connect::tls::check_identity);
             }
             _ => {
-                self.take_pem(s, path, false, worker::connect::tls::roots);
+                self.take_pem(s, path, false, worker::connect::tls::check_roots);
             }
         }
     }
