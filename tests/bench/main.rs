@@ -20,7 +20,7 @@ use sink::Sink;
 const HELP: &str = "\
 Measures the release binary (SLUICE_BIN, or target/release/sluice) and prints tables.
 
-usage: bench [throughput] [signed] [hot] [accept] [latency] [queue] [queues] [scheduling] [tls] [config] [business] [all]
+usage: bench [throughput] [signed] [hot] [accept] [latency] [queue] [queues] [depth] [scheduling] [tls] [config] [business] [all]
        bench queue --recipients N       recipients queued (1000000)
                    --bytes N         bytes of a message there (1000)
        bench queues --queues N     queues with one message each (100000)
@@ -35,6 +35,7 @@ accept      one shard, 100 sessions: messages per second, syncs and bytes writte
 latency     single messages on an idle system
 queue       memory, restarts and rebuild with many recipients deferred
 queues      memory and CPU of many queues that wait for their retry, and a restart with them
+depth       memory of --messages N (200000) of --bytes N (1000) behind a receiver that is down, and after them
 scheduling  CPU per message beside 1,000, 10,000 and 100,000 queues that wait
 tls         CPU per message with and without STARTTLS, and how many sessions are resumed
 config      time and memory of large configurations
@@ -56,6 +57,7 @@ fn main() {
         "latency",
         "queue",
         "queues",
+        "depth",
         "scheduling",
         "tls",
         "config",
@@ -96,6 +98,9 @@ fn main() {
     }
     if asked("queues") {
         queues::waiting(&binary, &sink, number("--queues", 100_000), number("--vmtas", 0));
+    }
+    if asked("depth") {
+        queues::depth(&binary, &sink, number("--messages", 200_000), number("--bytes", 1_000) as usize);
     }
     if asked("scheduling") {
         queues::scheduling(&binary, &sink, number("--messages", 30_000));

@@ -64,3 +64,31 @@ pub fn scheduling(binary: &Path, sink: &Arc<Sink>, messages: u64) {
         server.kill();
     }
 }
+
+/// Memory of messages behind a receiver that is down, and what is left of it when they are gone.
+pub fn depth(binary: &Path, sink: &Arc<Sink>, n: u64, bytes: usize) {
+    let server = Server::sluice(binary, 1, 0, sink.port, AWAY);
+    let load = Load { sessions: 50, domains: 1, bytes, ..Load::default() };
+    // Buffers and caches of a worker that has seen mail are no queue's.
+    assert_eq!(inject(server.smtp, Load { messages: 2_000, ..load }), 2_000);
+    std::thread::sleep(Duration::from_secs(3));
+    let before = server.sum("rss_bytes");
+    assert_eq!(inject(server.smtp, Load { messages: n, ..load }), n);
+    std::thread::sleep(Duration::from_secs(10));
+    let deep = server.sum("rss_bytes");
+    let a_message = deep.saturating_sub(before) as f64 / n as f64;
+    println!(
+        "{} messages: {} MB above {} MB, {a_message:.0} bytes a message",
+        server.sum("recipients"),
+        (deep - before) >> 20,
+        before >> 20
+    );
+    server.ask(&["delete", "--queue=d1.test/*"]);
+    while server.sum("recipients") > 0 {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for s in [0, 5, 10] {
+        std::thread::sleep(Duration::from_secs(if s > 0 { 5 } else { 0 }));
+        println!("{s} s after the last of them: {} MB above", server.sum("rss_bytes").saturating_sub(before) >> 20);
+    }
+}

@@ -90,6 +90,17 @@ impl Server {
         serde_json::from_slice(&out.stdout).unwrap_or_default()
     }
 
+    /// Gives the running server a command.
+    pub fn ask(&self, command: &[&str]) {
+        let Some(binary) = &self.binary else { return };
+        let asked = Command::new(binary)
+            .args(command)
+            .env("SLUICE_CONTROL", self.dir.path().join("run/control.sock"))
+            .output()
+            .unwrap();
+        assert!(asked.status.success(), "{command:?}: {}", String::from_utf8_lossy(&asked.stderr));
+    }
+
     /// Sum of a number over the shards.
     pub fn sum(&self, field: &str) -> u64 {
         self.shards().iter().filter_map(|s| s[field].as_u64()).sum()
