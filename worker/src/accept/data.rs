@@ -12,6 +12,9 @@ use bytes::{BufMut, BytesMut};
 /// and receivers take them, but beyond this nothing good is meant.
 pub const LINE_MAX: usize = 100 * 1024;
 
+/// Bytes that a buffer may be larger than an eighth more than its content.
+const SPARE_MAX: usize = 128;
+
 /// What is wrong with the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -141,7 +144,7 @@ impl Content {
                 return Err(Fault::TooLarge);
             }
         }
-        Ok(self.bytes)
+        Ok(fitted(self.bytes))
     }
 
     fn keep_in_line(&mut self, b: &[u8]) {
@@ -172,6 +175,13 @@ impl Content {
             self.bytes = BytesMut::new();
         }
     }
+}
+
+/// The content in a buffer of its size, where the one it grew in is much larger: what waits in a
+/// queue holds its whole buffer.
+fn fitted(bytes: BytesMut) -> BytesMut {
+    let spare = bytes.capacity() - bytes.len();
+    if spare > bytes.len() / 8 + SPARE_MAX { BytesMut::from(&bytes[..]) } else { bytes }
 }
 
 /// How many bare CRs content has that become line ends.
@@ -234,6 +244,18 @@ mod tests {
         assert!(end && c == Ok(BytesMut::from(&b"a\r\nb\r\n\r\n"[..])), "a bare CR is a line end");
         assert_eq!(check(b"a\r.\r\n"), Err(Fault::BareLineEnd));
         assert_eq!((check(b"a\rb\r\n"), check(b"a\r\r")), (Ok(1), Ok(2)));
+    }
+
+    #[test]
+    fn what_is_kept_is_as_large_as_the_content() {
+        for len in [0, 1, 300, 4_000, 9_000, 70_000, 300_000] {
+            for hint in [0, len as u64, 1 << 30] {
+                let mut c = Content::new(0, hint);
+                c.chunk(&vec![b'a'; len]);
+                let held = c.finish(true).map_or(0, |c| c.capacity());
+                assert!(held <= len + len / 8 + SPARE_MAX || len > LINE_MAX, "{held} for {len}, {hint} announced");
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,10 @@ use super::job::JobId;
 use crate::deliver::signing::Signed;
 use crate::dkim::request::{self, Request};
 
+/// What the allocations of one [`Content`] cost beside what lies in them: its own, the envelope, two
+/// pieces of content, each with a header, a count of its owners, and what rounding up takes.
+const ALLOCATIONS_BYTES: usize = 160;
+
 /// Envelope and content held in memory.
 #[derive(Debug)]
 pub struct Content {
@@ -34,6 +38,14 @@ impl Content {
         let stored = body.clone();
         let (body, dkim) = request::part(body, kept);
         Content { envelope, body, dkim, stored, signed: RefCell::default() }
+    }
+
+    /// Bytes of memory that it holds, about.
+    pub fn held_bytes(&self) -> u64 {
+        let [header, rest] = self.stored.each_ref().map(Bytes::len);
+        // The header as it came lies in one buffer with the rest.
+        let own = self.envelope.capacity() + 2 * header + rest;
+        (own + size_of::<Content>() + ALLOCATIONS_BYTES) as u64
     }
 
     /// The content as it is stored.
