@@ -17,6 +17,7 @@ pub mod frame;
 pub mod layers;
 pub mod ledger;
 pub mod limits;
+pub mod memory;
 pub mod mesh;
 pub mod message;
 pub mod network;

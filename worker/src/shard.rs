@@ -149,6 +149,8 @@ pub struct Shard {
     pool_turns: RefCell<HashMap<Rc<str>, u32>>,
     /// Where the next look after queues and paths begins.
     swept: Cell<(usize, usize)>,
+    /// When memory is given back to the system, Unix milliseconds; 0 where there is none to give.
+    give_back_ms: Cell<i64>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -207,6 +209,7 @@ impl Shard {
             timers: Notify::new(),
             pool_turns: RefCell::default(),
             swept: Cell::default(),
+            give_back_ms: Cell::new(0),
         });
         shard.handoffs.start(clock::now_ns());
         Ok(shard)
@@ -431,6 +434,10 @@ impl Shard {
                     spawn_local(crate::deliver::conclusion::bounce_refused(Rc::clone(self), id, entry));
                 }
                 start += same;
+            }
+            if !touched.is_empty() && touched.iter().all(|id| s.rests(*id, now)) {
+                // Its receivers failed a moment ago: by the first attempt memory is worth more to others.
+                s.drop_content(slot);
             }
         }
         touched.into_iter().for_each(|id| self.pump_queue(id));

@@ -16,6 +16,7 @@ pub mod activity;
 mod age;
 pub mod batch;
 pub mod cause;
+mod depth;
 #[cfg(test)]
 mod dice;
 pub mod job;

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::age::next_delay;
 use super::batch::{Batch, Next};
+use super::depth::Depth;
 use super::job::{JobId, Jobs};
 use super::message::Message;
 use super::name_index::NameIndex;
@@ -65,7 +66,7 @@ pub struct Scheduler {
     /// Failures of late.
     failures: VecDeque<Rc<Failure>>,
     pub(super) timers: BinaryHeap<Reverse<(i64, Timer)>>,
-    /// Bytes of content held in memory.
+    /// Bytes that messages hold in memory until their first attempt.
     pub content_bytes: u64,
     /// Recipients in all queues.
     pub recipients: u64,
@@ -73,6 +74,7 @@ pub struct Scheduler {
     pub queues_with_mail: u64,
     /// Bytes of content in all queues, once a message.
     pub queued_bytes: u64,
+    pub(super) depth: Depth,
 }
 
 impl Scheduler {
@@ -234,9 +236,7 @@ impl Scheduler {
     pub fn add(&mut self, job: &str, mut m: Message) -> Slot {
         m.job = self.jobs.join(job, u64::from(m.left), u64::from(m.body_len));
         self.queued_bytes += u64::from(m.body_len);
-        if m.content.is_some() {
-            self.content_bytes += u64::from(m.body_len);
-        }
+        self.content_bytes += m.content.as_ref().map_or(0, |c| c.held_bytes());
         self.messages.insert(m) as Slot
     }
 
@@ -416,10 +416,17 @@ impl Scheduler {
     /// Frees a message's content after its first attempt.
     pub fn drop_content(&mut self, slot: Slot) {
         if let Some(m) = self.messages.get_mut(slot as usize)
-            && m.content.take().is_some()
+            && let Some(c) = m.content.take()
         {
-            self.content_bytes = self.content_bytes.saturating_sub(u64::from(m.body_len));
+            self.content_bytes = self.content_bytes.saturating_sub(c.held_bytes());
         }
+    }
+
+    /// No path that serves queue `id` may send before the next look at the clock: an attempt is far off.
+    pub fn rests(&self, id: QueueId, now_ms: i64) -> bool {
+        let Some(q) = self.queues.get(id) else { return false };
+        let rests = |p: &Puller| self.paths.get(p.path).is_some_and(|p| p.retry_at_ms > now_ms);
+        q.retry_at_ms() > now_ms || (q.pullers.len() == q.members.len() && q.pullers.iter().all(rests))
     }
 
     /// Frees the contents of what a queue holds for its next attempt: that is far off.

@@ -13,6 +13,8 @@ use crate::schedule::{PathId, QueueId, Timer};
 
 /// Queues and paths that are looked after in a second.
 const SWEPT_MAX: usize = 1024;
+/// The spool's index follows within 2 s, milliseconds.
+const GIVE_BACK_AFTER_MS: i64 = 4_000;
 /// How long the hosts of a domain that rolled up count for connections of others, milliseconds.
 const HOSTS_MS: i64 = 300_000;
 
@@ -83,6 +85,20 @@ impl Shard {
         queues.for_each(|id| self.look_after_queue(id, now));
         paths.for_each(|id| self.look_after_path(id, now));
         paths::sweep(self, now);
+        self.give_memory_back(now);
+    }
+
+    /// A queue that was deep is not any more: what it held goes back to the system once the spool has
+    /// written down, and freed, what became of it.
+    fn give_memory_back(&self, now: i64) {
+        let at = self.give_back_ms.get();
+        if self.scheduler.borrow_mut().shrink() {
+            self.give_back_ms.set(now + GIVE_BACK_AFTER_MS);
+        } else if at != 0 && at <= now {
+            self.give_back_ms.set(0);
+            ipc::memory::give_back();
+            tracing::debug!(shard = self.number, took_ms = clock::now_ms() - now, "memory given back");
+        }
     }
 
     fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
