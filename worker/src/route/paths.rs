@@ -15,7 +15,7 @@ use ipc::backoff::Mode;
 use ipc::frame::{FrameError, Header, archive, unarchive};
 use ipc::mesh::{self, Claim, PathState, Release, SourceState, Windows};
 use ipc::rules::Rate;
-use ipc::shard_map::Owners;
+use ipc::shard_map::{Owners, ShardMap};
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -400,7 +400,10 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
         if map.epoch >= epoch {
             let (mut busy, mut paths) = (Vec::new(), Vec::new());
             let now = clock::now_ms();
-            for (_, p) in &shard.scheduler.borrow().paths {
+            // What was told changes with connections that end. Those without are looked up, by two hashes
+            // each, only for an answer.
+            let told_all = told.is_some_and(|n| n == still_busy(&shard, &map, claimant));
+            for (_, p) in shard.scheduler.borrow().paths.iter().filter(|_| !told_all) {
                 let (before, owners) = (map.owners_before(&p.destination), map.owners(&p.destination));
                 if !owners.contains(claimant) || (before.is_spread() && owners.is_spread()) {
                     continue;
@@ -418,7 +421,7 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
                 let theirs = inherited.values().filter(|i| map.is_owner(&i.state.destination, claimant));
                 paths.extend(theirs.map(|i| i.state.clone()));
             }
-            if told != Some(busy.len()) {
+            if !told_all {
                 told = Some(busy.len());
                 for chunk in paths.chunks(PATHS_PER_FRAME) {
                     if !say(&answers, &Release { busy: None, paths: chunk.to_vec() }).await {
@@ -433,6 +436,17 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
         }
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// Paths with connections that keep a claim waiting.
+fn still_busy(shard: &Shard, map: &ShardMap, claimant: u8) -> usize {
+    let keeps = |p: &Path| {
+        let (before, owners) = (map.owners_before(&p.destination), map.owners(&p.destination));
+        let stays = owners.contains(shard.number) && p.twins.is_some() == owners.is_spread();
+        owners.contains(claimant) && !(before.is_spread() && owners.is_spread()) && !stays
+    };
+    let s = shard.scheduler.borrow();
+    s.paths.iter().filter(|(_, p)| p.connections + p.connecting > 0 && keeps(p)).count()
 }
 
 async fn say(answers: &mpsc::Sender<Vec<u8>>, release: &Release) -> bool {
