@@ -316,9 +316,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(true)
     }
 
-    /// Whether this handoff was taken before.
+    /// Whether this very handoff was taken. Of one that was forgotten nothing is known: it must be
+    /// taken, for what its origin believes to be a repeat is lost once it is settled there.
     pub fn has_seen(&self, id: HandoffId) -> bool {
-        self.seen.get(&id.origin).is_some_and(|s| id.sequence < s.below || s.sequences.contains(&id.sequence))
+        self.seen.get(&id.origin).is_some_and(|s| s.sequences.contains(&id.sequence))
     }
 
     /// A value kept with `put`.

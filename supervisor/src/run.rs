@@ -576,8 +576,15 @@ impl Supervisor {
             let asked = std::time::Instant::now();
             let empty = self
                 .until(Duration::from_secs(3600), |s| {
-                    s.slot(number, |s| s.beat_at > asked + Duration::from_secs(1) && s.heartbeat.recipients == 0)
-                        .unwrap_or(true)
+                    // One that comes back from a kill has not counted its mail before it serves.
+                    let empty = |s: &Slot| {
+                        let heard = s.beat_at > asked + Duration::from_secs(1);
+                        heard
+                            && s.state == State::Serving
+                            && s.heartbeat.state != "recovering"
+                            && s.heartbeat.recipients == 0
+                    };
+                    s.slot(number, empty).unwrap_or(true)
                 })
                 .await;
             if !empty {

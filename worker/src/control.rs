@@ -240,6 +240,7 @@ async fn open_shard(
     }
     let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
     let values = values.map_err(|e| e.to_string())?;
+    shard.handoffs.start(&shard.spool, &values, crate::clock::now_ns());
     crate::switches::restore(&shard, &values);
     paths::restore(&shard, values);
     crate::deliver::shared_limits::cut_rates(&shard);

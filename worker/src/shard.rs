@@ -211,7 +211,6 @@ impl Shard {
             swept: Cell::default(),
             give_back_ms: Cell::new(0),
         });
-        shard.handoffs.start(clock::now_ns());
         Ok(shard)
     }
 

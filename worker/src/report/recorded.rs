@@ -32,7 +32,7 @@ impl Report {
     /// Mail to one address.
     pub fn new(shard: &Rc<Shard>, mut envelope: Envelope, body: Vec<u8>) -> Report {
         let owner = Some(owner_of_one(shard, &mut envelope)).filter(|o| *o != shard.number);
-        let owner = owner.map(|o| (o, shard.handoffs.next_sequence()));
+        let owner = owner.map(|o| (o, shard.handoffs.next_sequence(&shard.spool)));
         if let Some((owner, sequence)) = owner {
             envelope.handoff = Some(HandoffId { origin: shard.number, sequence });
             envelope.asked = Some(owner);

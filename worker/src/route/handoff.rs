@@ -12,6 +12,7 @@ use ipc::frame::Header;
 use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
 use ipc::mesh::{self, Refusal};
 use ipc::stream::FrameReader;
+use spool::Spool;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
@@ -62,11 +63,19 @@ struct Kept {
     recovered: bool,
 }
 
+/// Name, among the spool's values, of the sequence below which earlier processes used theirs.
+const RESERVED_AS: &str = "handoffs/reserved";
+/// Sequences that are reserved at once. Half of them are left when the next are, long before which
+/// the reservation is on disk.
+const RESERVED: u64 = 1 << 32;
+
 /// All handoffs of this shard.
 #[derive(Default)]
 pub struct Handoffs {
     links: RefCell<HashMap<u8, Rc<Link>>>,
     next: Cell<u64>,
+    /// Sequences below this one are reserved by the spool.
+    reserved: Cell<u64>,
     /// Sequences that may still be repeated.
     open: RefCell<BTreeSet<u64>>,
     /// Kept shares by owner; those found at start have their sequences in their envelopes.
@@ -84,15 +93,28 @@ impl std::fmt::Debug for Handoffs {
 }
 
 impl Handoffs {
-    /// Sequences begin at the time in microseconds, far above those of earlier runs.
-    pub fn start(&self, now_ns: u128) {
-        self.next.set((now_ns / 1000) as u64);
+    /// Begins above all sequences of earlier processes, whatever became of the clock: what they may have
+    /// used is among the spool's values. Only where that is lost with the spool the time in
+    /// microseconds has to do.
+    pub fn start(&self, spool: &Spool, values: &[(String, Vec<u8>)], now_ns: u128) {
+        let kept = values.iter().find(|(name, _)| name == RESERVED_AS);
+        let used = kept.and_then(|(_, v)| v.as_slice().try_into().ok()).map_or(0, u64::from_le_bytes);
+        self.next.set(used.max((now_ns / 1000) as u64));
+        self.reserve(spool);
+    }
+
+    fn reserve(&self, spool: &Spool) {
+        self.reserved.set(self.next.get().saturating_add(RESERVED));
+        spool.put(RESERVED_AS, self.reserved.get().to_le_bytes().to_vec());
     }
 
     /// The identity of the next handoff.
-    pub fn next_sequence(&self) -> u64 {
+    pub fn next_sequence(&self, spool: &Spool) -> u64 {
         let n = self.next.get();
         self.next.set(n + 1);
+        if self.reserved.get() - n.min(self.reserved.get()) < RESERVED / 2 {
+            self.reserve(spool);
+        }
         self.open.borrow_mut().insert(n);
         n
     }
@@ -332,7 +354,11 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
     };
     shard.handoffs.open.borrow_mut().insert(sequence);
     let taken = if owner == shard.number {
-        crate::route::submit::store_archived(shard, aligned.clone(), [body, Bytes::new()], true).await.is_ok()
+        // From now on it is no share: kept as one it would be stored anew at each start.
+        let own = rkyv::deserialize::<ipc::message::Envelope, rkyv::rancor::Error>(e);
+        let Ok(own) = own.map(|e| ipc::message::Envelope { handoff: None, asked: None, ..e }) else { return true };
+        let own = ipc::frame::archive(&own);
+        crate::route::submit::store_archived(shard, own, [body, Bytes::new()], true).await.is_ok()
     } else {
         let answer = shard.handoffs.offer_kept(owner, sequence, Bytes::from(envelope), &[body, Bytes::new()]);
         matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(Answer::Taken)))

@@ -1,5 +1,7 @@
 //! Mail of destinations that this shard does not own any more, after the shard map changed.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,31 +20,58 @@ const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Pause before an owner that did not take it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Hands over what belongs to others, whenever a map or late mail brings some.
+/// Hands over what belongs to others, whenever a map or late mail brings some: to each owner by a
+/// task of its own, so that one which is away keeps nothing from the others.
 pub async fn move_out(shard: Rc<Shard>) {
+    let busy: Rc<RefCell<HashSet<u8>>> = Rc::default();
     while !shard.stopping() {
-        let foreign: Vec<QueueId> = {
+        let mut foreign: HashMap<u8, Vec<QueueId>> = HashMap::new();
+        {
             let map = shard.map.borrow();
             let s = shard.scheduler.borrow();
-            let mine = |d: &str| map.is_owner(d, shard.number);
-            s.queues.iter().filter(|(_, q)| q.recipients > 0 && !mine(q.destination())).map(|(id, _)| id).collect()
-        };
+            for (id, q) in s.queues.iter().filter(|(_, q)| q.recipients > 0) {
+                if !map.is_owner(q.destination(), shard.number) {
+                    foreign.entry(map.owner(q.destination())).or_default().push(id);
+                }
+            }
+        }
         if foreign.is_empty() {
             shard.foreign.notified().await;
             continue;
         }
-        for id in foreign {
-            // Held, the queue opens no connection and gives none more to send; what is in
-            // flight ends, and what it leaves is found in the next round.
-            let entries = shard.scheduler.borrow_mut().drain(id);
-            for (entry, due) in entries {
-                if !move_one(&shard, id, entry, due).await {
-                    let batch = Batch::of(id, 0, entry);
-                    shard.scheduler.borrow_mut().hold(&batch, &batch.recipients, due, batch.attempts);
-                }
+        for (owner, queues) in foreign {
+            if busy.borrow_mut().insert(owner) {
+                let (shard, busy) = (Rc::clone(&shard), Rc::clone(&busy));
+                tokio::task::spawn_local(async move {
+                    move_to_one(&shard, queues).await;
+                    busy.borrow_mut().remove(&owner);
+                });
             }
         }
         sleep(RETRY).await;
+    }
+}
+
+/// Hands over queues of one owner.
+async fn move_to_one(shard: &Rc<Shard>, queues: Vec<QueueId>) {
+    for id in queues {
+        // Another map may have given it back meanwhile.
+        let is_foreign = {
+            let s = shard.scheduler.borrow();
+            s.queues.get(id).is_some_and(|q| !shard.map.borrow().is_owner(q.destination(), shard.number))
+        };
+        if !is_foreign {
+            continue;
+        }
+        // Held, the queue opens no connection and gives none more to send; what is in
+        // flight ends, and what it leaves is found in the next round.
+        let entries = shard.scheduler.borrow_mut().drain(id);
+        for (entry, due) in entries {
+            if !move_one(shard, id, entry, due).await {
+                let batch = Batch::of(id, 0, entry);
+                shard.scheduler.borrow_mut().hold(&batch, &batch.recipients, due, batch.attempts);
+            }
+        }
     }
 }
 
@@ -52,7 +81,14 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> boo
         Ok(c) => c,
         Err(e) => {
             tracing::error!(key, error = %e, "message cannot be read to be handed over");
-            return false;
+            let unreadable = matches!(e, spool::SpoolError::Unreadable { .. });
+            if unreadable {
+                // In quarantine: an operator's matter now, the others go on.
+                shard.scheduler.borrow_mut().settle(id, entry.slot, entry.len() as usize);
+            } else {
+                sleep(RETRY).await;
+            }
+            return unreadable;
         }
     };
     let owned = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)
@@ -74,7 +110,7 @@ async fn move_one(shard: &Rc<Shard>, id: QueueId, entry: Entry, due: i64) -> boo
     if owner == shard.number {
         return false;
     }
-    let sequence = shard.handoffs.next_sequence();
+    let sequence = shard.handoffs.next_sequence(&shard.spool);
     e.handoff = Some(HandoffId { origin: shard.number, sequence });
     e.asked = Some(owner);
     let (delay_reports, attempts) = (state.delay_reports, state.attempts);

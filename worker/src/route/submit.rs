@@ -42,7 +42,7 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
             own_share = Some(e);
             continue;
         }
-        let sequence = shard.handoffs.next_sequence();
+        let sequence = shard.handoffs.next_sequence(&shard.spool);
         e.handoff = Some(HandoffId { origin: me, sequence });
         e.asked = Some(owner);
         let envelope = ipc::frame::archive(&e);
