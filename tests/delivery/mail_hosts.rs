@@ -137,3 +137,45 @@ fn a_recipient_that_met_a_421_goes_to_the_next_host_at_once() {
     eventually("the second has it", Duration::from_secs(10), || second.unique() == 1);
     assert_eq!(first.with(|s| s.deferred.get("u@busy.test").copied()), Some(1));
 }
+
+#[test]
+fn mail_that_would_come_back_bounces_at_the_first_look() {
+    let dns = Dns::start();
+    let r = Receiver::at("127.0.1.1:0");
+    let engine = Engine::start_by(
+        1,
+        &format!(
+            "{}\n<domain *>\n use-starttls no\n</domain>\n<domain own.test>\n default-smtp-port 25\n</domain>\n\
+             <domain backup.test>\n default-smtp-port {}\n</domain>\n<domain listed.test>\n {}\n</domain>",
+            dns.directive(),
+            r.address.port(),
+            r.hosts()
+        ),
+        |_| std::process::Command::new(tests::engine::binary()),
+    );
+    let port = engine.smtp.port();
+    engine.edit_config(
+        "<domain *>",
+        &format!("smtp-listener 127.0.1.9:{}\n<domain *>\n default-smtp-port {port}", r.address.port()),
+    );
+    engine.run(&["reload"]);
+    dns.host("self.test", [127, 0, 0, 1]);
+    dns.host("any.test", [0, 0, 0, 0]);
+    dns.host("second.test", [127, 0, 1, 9]);
+    dns.host("mx1.test", [127, 0, 1, 1]);
+    dns.mx("loop.test", &[(10, "self.test"), (20, "mx1.test")]);
+    dns.mx("named.test", &[(10, "self.test")]);
+    dns.mx("own.test", &[(10, "MTA.test")]);
+    dns.mx("backup.test", &[(10, "mx1.test"), (20, "second.test"), (30, "nowhere.test")]);
+    dns.mx("listed.test", &[(10, "self.test")]);
+    let looping =
+        ["u@loop.test", "u@self.test", "u@any.test", "u@own.test", "u@[127.0.0.1]", "u@[IPv6:::ffff:127.0.0.1]"];
+    send(&engine, &looping);
+    send(&engine, &["u@backup.test", "u@listed.test"]);
+    for to in looping {
+        assert!(row(&engine, "b", to).contains("5.4.6"), "{to}");
+        let lines = tests::accounting::lines(engine.path());
+        assert_eq!(lines.iter().filter(|l| l.starts_with("d,") && l.contains(to)).count(), 0, "{to} went round");
+    }
+    eventually("better hosts, and those that are configured, are tried", Duration::from_secs(10), || r.unique() == 2);
+}

@@ -5,6 +5,7 @@ pub mod address_health;
 pub mod certificate;
 pub mod cipher_list;
 pub mod dane;
+pub mod loops;
 pub mod mta_sts;
 pub mod mx;
 pub mod secure_dns;

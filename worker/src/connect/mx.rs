@@ -13,6 +13,9 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
+use ipc::snapshot::ArchivedSnapshot;
+
+use super::loops;
 
 /// Why no host can be named.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +32,16 @@ pub enum DnsFault {
     /// No MX, and `bounce-upon-no-mx` is on.
     #[error("domain {0} has no MX record (bounce-upon-no-mx)")]
     NoMx(String),
+    /// Its mail hosts are this server (RFC 5321 section 5.1).
+    #[error(
+        "mail for {domain} loops back to this server: {host} is one of its own names or addresses; smtp-hosts can name another"
+    )]
+    LoopsBack {
+        /// The name asked for.
+        domain: String,
+        /// The mail host, or the literal.
+        host: String,
+    },
     /// The servers could not say.
     #[error("{status} resolving {domain}: {reason}", status = "StatusDnsQueryFailed")]
     Temporary {
@@ -46,6 +59,7 @@ impl DnsFault {
             DnsFault::NoSuchDomain(_) => "5.1.2",
             DnsFault::NullMx(_) => "5.1.10",
             DnsFault::NoRecords(_) | DnsFault::NoMx(_) => "5.4.4",
+            DnsFault::LoopsBack { .. } => "5.4.6",
             DnsFault::Temporary { .. } => "4.4.3",
         }
     }
@@ -116,17 +130,24 @@ impl Resolver {
         Ok(Resolver { inner, failures: RefCell::default() })
     }
 
-    /// The hosts to try for `destination`, in order; equal preferences in random order.
+    /// The hosts to try for `destination`, in order; equal preferences in random order. This server itself is none of them,
+    /// unless `smtp-hosts` names it.
     ///
     /// # Errors
     /// [`DnsFault`].
-    pub async fn hosts(&self, destination: &str, rules: &DomainRules, family: Family) -> Result<Vec<Host>, DnsFault> {
+    pub async fn hosts(
+        &self,
+        destination: &str,
+        rules: &DomainRules,
+        family: Family,
+        snapshot: &ArchivedSnapshot,
+    ) -> Result<Vec<Host>, DnsFault> {
         if let Some((until, fault)) = self.failures.borrow().get(destination)
             && *until > Instant::now()
         {
             return Err(fault.clone());
         }
-        let result = self.look_up(destination, rules, family).await;
+        let result = self.look_up(destination, rules, family, snapshot).await;
         if let Err(fault @ DnsFault::Temporary { .. }) = &result {
             let mut failures = self.failures.borrow_mut();
             if failures.len() >= FAILURES_MAX {
@@ -141,25 +162,43 @@ impl Resolver {
         result
     }
 
-    async fn look_up(&self, destination: &str, rules: &DomainRules, family: Family) -> Result<Vec<Host>, DnsFault> {
+    async fn look_up(
+        &self,
+        destination: &str,
+        rules: &DomainRules,
+        family: Family,
+        snapshot: &ArchivedSnapshot,
+    ) -> Result<Vec<Host>, DnsFault> {
         let port = rules.default_smtp_port as u16;
         if !rules.smtp_hosts.is_empty() {
-            return self.configured(&rules.smtp_hosts, port, rules.mx_connection_attempts.max(1), family).await;
+            let attempts = rules.mx_connection_attempts.max(1);
+            return self.configured(&rules.smtp_hosts, port, attempts, family, snapshot).await;
         }
         if let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
+            let address = SocketAddr::new(ip, port);
+            if loops::is_listened_at(snapshot, address) {
+                return Err(loops_back(destination, destination));
+            }
             return Ok(vec![Host {
                 name: destination.to_owned(),
-                addresses: vec![SocketAddr::new(ip, port)],
+                addresses: vec![address],
                 implicit: false,
                 configured: false,
             }]);
         }
-        self.by_mx(destination, port, rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1), family)
-            .await
+        let (only_mx, attempts) = (rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1));
+        self.by_mx(destination, port, only_mx, attempts, family, snapshot).await
     }
 
     /// `h1, h2; [10.1.1.1]:2525; lookup-mx:D`: commas part equals, semicolons levels.
-    async fn configured(&self, spec: &str, port: u16, attempts: u64, family: Family) -> Result<Vec<Host>, DnsFault> {
+    async fn configured(
+        &self,
+        spec: &str,
+        port: u16,
+        attempts: u64,
+        family: Family,
+        snapshot: &ArchivedSnapshot,
+    ) -> Result<Vec<Host>, DnsFault> {
         let mut hosts = Vec::new();
         let mut fault = None;
         for level in spec.split(';') {
@@ -167,7 +206,7 @@ impl Resolver {
             shuffle(&mut names);
             for name in names {
                 let found = match name.strip_prefix("lookup-mx:") {
-                    Some(d) => self.by_mx(d, port, false, attempts, family).await,
+                    Some(d) => self.by_mx(d, port, false, attempts, family, snapshot).await,
                     None => self.one(name, port, family).await.map(|h| vec![h]),
                 };
                 match found {
@@ -212,7 +251,9 @@ impl Resolver {
         only_mx: bool,
         attempts: u64,
         family: Family,
+        snapshot: &ArchivedSnapshot,
     ) -> Result<Vec<Host>, DnsFault> {
+        let is_own = |h: &Host| h.addresses.iter().any(|a| loops::is_listened_at(snapshot, *a));
         let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(asked(domain)?).await {
             Ok(found) => found
                 .answers()
@@ -230,7 +271,15 @@ impl Resolver {
             if only_mx {
                 return Err(DnsFault::NoMx(domain.to_owned()));
             }
-            return self.addresses(domain, port, family).await.map(|h| vec![Host { implicit: true, ..h }]);
+            if loops::is_named(snapshot, domain, port) {
+                return Err(loops_back(domain, domain));
+            }
+            let host = self.addresses(domain, port, family).await?;
+            return if is_own(&host) {
+                Err(loops_back(domain, domain))
+            } else {
+                Ok(vec![Host { implicit: true, ..host }])
+            };
         }
         mx.retain(|(_, host)| !host.is_empty());
         if mx.is_empty() {
@@ -238,24 +287,43 @@ impl Resolver {
         }
         shuffle(&mut mx);
         mx.sort_by_key(|(preference, _)| *preference);
-        let mut hosts = Vec::new();
-        let mut fault = None;
-        for (_, name) in mx.iter().take(HOSTS_MAX) {
-            match self.addresses(name, port, family).await {
-                Ok(h) => hosts.push(h),
-                Err(e @ DnsFault::Temporary { .. }) => fault = Some(e),
-                Err(_) => {}
-            }
-            // More are not tried in one turn anyway.
-            let found: usize = hosts.iter().map(|h: &Host| h.addresses.len()).sum();
-            if found as u64 >= attempts {
+        let mut hosts: Vec<(u16, Host)> = Vec::new();
+        let mut faults: Vec<(u16, DnsFault)> = Vec::new();
+        let mut own = None;
+        for (preference, name) in mx.iter().take(HOSTS_MAX) {
+            // More are not tried in one turn anyway; but this server may be among those of the same preference.
+            let found: usize = hosts.iter().map(|(_, h)| h.addresses.len()).sum();
+            if found as u64 >= attempts && hosts.last().is_some_and(|(p, _)| p != preference) {
                 break;
             }
+            let host = if loops::is_named(snapshot, name, port) {
+                None
+            } else {
+                match self.addresses(name, port, family).await {
+                    Ok(h) => Some(h).filter(|h| !is_own(h)),
+                    Err(e @ DnsFault::Temporary { .. }) => {
+                        faults.push((*preference, e));
+                        continue;
+                    }
+                    Err(_) => continue,
+                }
+            };
+            let Some(host) = host else {
+                // Those that are no better than this server would only send it back.
+                hosts.retain(|(p, _)| p < preference);
+                faults.retain(|(p, _)| p < preference);
+                own = Some(name);
+                break;
+            };
+            hosts.push((*preference, host));
         }
-        match (hosts.is_empty(), fault) {
-            (true, Some(temporary)) => Err(temporary),
-            (true, None) => Err(DnsFault::NoRecords(domain.to_owned())),
-            (false, _) => Ok(hosts),
+        if !hosts.is_empty() {
+            return Ok(hosts.into_iter().map(|(_, h)| h).collect());
+        }
+        match (faults.pop(), own) {
+            (Some((_, temporary)), _) => Err(temporary),
+            (None, Some(host)) => Err(loops_back(domain, host)),
+            (None, None) => Err(DnsFault::NoRecords(domain.to_owned())),
         }
     }
 
@@ -276,9 +344,9 @@ impl Resolver {
     }
 
     /// Holds what is known of mail for a domain fresh.
-    pub async fn refresh(&self, domain: &str, rules: &DomainRules) {
+    pub async fn refresh(&self, domain: &str, rules: &DomainRules, snapshot: &ArchivedSnapshot) {
         // Failures are remembered as long as for mail.
-        let _ = self.hosts(domain, rules, Family::of(None, rules)).await;
+        let _ = self.hosts(domain, rules, Family::of(None, rules), snapshot).await;
     }
 
     /// Texts of a name; none when it has none.
@@ -403,6 +471,10 @@ fn text_of(name: &Name) -> String {
         }
     }
     text
+}
+
+fn loops_back(domain: &str, host: &str) -> DnsFault {
+    DnsFault::LoopsBack { domain: domain.to_owned(), host: host.to_owned() }
 }
 
 fn temporary(domain: &str, e: &NetError) -> DnsFault {
