@@ -1,8 +1,9 @@
 //! Worker ⇄ worker: handoff of accepted mail to the shard that owns its destination.
 //!
 //! The connecting side is the *origin*, the listening side the *owner*. A handoff carries
-//! its identity in the frame's header: `a` is the origin's sequence number, `b` the lowest
-//! sequence that the origin may still repeat, so that the owner can forget older ones.
+//! its identity in its envelope ([`crate::message::HandoffId`]); `a` in the frame's header is a
+//! number by which the answer is known on this connection. What the origin may still repeat it
+//! says in [`OPEN`], so that the owner can forget all other identities.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -11,11 +12,12 @@ pub const HELLO: u8 = 1;
 /// Origin → owner. Archive: [`crate::message::Envelope`]; raw: content.
 pub const HANDOFF: u8 = 2;
 /// Like [`HANDOFF`], of a share that the origin has on disk and will free: taken although
-/// limits of room are reached, for the machine holds it either way.
+/// limits of room are reached, for the machine holds it either way. It may have been offered
+/// before.
 pub const HANDOFF_KEPT: u8 = 9;
-/// Owner → origin: durable. No archive; `a` is the sequence.
+/// Owner → origin: durable. No archive; `a` as asked.
 pub const ACCEPTED: u8 = 3;
-/// Owner → origin: not taken, keep it. `a` is the sequence; archive: [`Refusal`].
+/// Owner → origin: not taken, keep it. `a` as asked; archive: [`Refusal`].
 pub const REFUSED: u8 = 4;
 /// New owner → owner before: archive [`Claim`], answered by [`RELEASE`]s until nothing is
 /// busy.
@@ -24,6 +26,8 @@ pub const CLAIM: u8 = 5;
 pub const RELEASE: u8 = 8;
 /// Owner of a domain → all others: archive [`RolledUp`].
 pub const ROLLED_UP: u8 = 10;
+/// Origin → owner: archive [`Open`].
+pub const OPEN: u8 = 11;
 /// Client → worker: archive [`Inject`], raw: message. Answered by [`INJECTED`].
 pub const INJECT: u8 = 6;
 /// Worker → client: archive [`Injected`].
@@ -49,6 +53,16 @@ pub enum Refusal {
     Spool,
     /// The envelope does not validate.
     Invalid,
+    /// An earlier offer of it is being stored: ask again.
+    InProgress,
+}
+
+/// What an origin may still repeat to one owner: no other identity of it comes again.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Open {
+    /// The lowest sequence of each of its incarnations that has any; that of the process is always
+    /// among them.
+    pub from: Vec<(u32, u64)>,
 }
 
 /// Asks which of the destinations that moved to the speaker still have connections.

@@ -114,13 +114,17 @@ pub mod kept {
     pub const DKIM_KEY: u8 = 2;
 }
 
-/// Where a message was handed from, see architecture "The life of a message" 4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+/// Identity of a share that one shard hands to another, see architecture "The life of a message" 4.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub struct HandoffId {
-    /// The accepting shard.
+    /// The shard that hands it over.
     pub origin: u8,
-    /// Its sequence number; never reused, also across restarts.
+    /// Random, another in each of its processes, so that no identity comes again whatever became of
+    /// the clock or the spool; 0 in envelopes of versions that had none. It lies where envelopes had
+    /// nothing before.
+    pub incarnation: u32,
+    /// Grows with each share of that process.
     pub sequence: u64,
 }
 
@@ -211,6 +215,22 @@ pub struct Envelope {
     pub moved: Option<Moved>,
     /// The recipients of this share.
     pub recipients: Vec<Recipient>,
+}
+
+impl ArchivedEnvelope {
+    /// Its identity as a share, if it was or is one.
+    pub fn handoff_id(&self) -> Option<HandoffId> {
+        self.handoff.as_ref().map(|h| HandoffId {
+            origin: h.origin,
+            incarnation: h.incarnation.to_native(),
+            sequence: h.sequence.to_native(),
+        })
+    }
+
+    /// Whether `shard`, which holds it, accepted it for another one.
+    pub fn is_kept_by(&self, shard: u8) -> bool {
+        self.handoff.as_ref().is_some_and(|h| h.origin == shard)
+    }
 }
 
 /// The queue's part of a destination: of mail that rolled up it is `QUEUE/DOMAIN`, and the

@@ -19,8 +19,7 @@ use crate::backlog::{Backlog, Refusal};
 use crate::disk::{Disk, Folder};
 use crate::index::Index;
 use crate::layout::{
-    BODY_BYTES_MAX, ForgetMeta, META_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, RecipientState, UpdateEntry, VALUE_BYTES_MAX,
-    beginning,
+    BODY_BYTES_MAX, META_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, RecipientState, UpdateEntry, VALUE_BYTES_MAX, beginning,
 };
 use crate::sled::SledIndex;
 use crate::store::{Group, NewMessage, Projection, Recovered, Settled, Store};
@@ -252,9 +251,10 @@ impl Spool {
         self.outcome(value.len(), |i| i.group.put.push(PutMeta { name: name.to_owned(), value }));
     }
 
-    /// Notes that `origin` will not repeat handoffs below a sequence.
-    pub fn forget(&self, origin: u8, below: u64) {
-        self.outcome(16, |i| i.group.forget.push(ForgetMeta { origin, below }));
+    /// Notes what `origin` may still repeat, by incarnation from a sequence on: all other handoffs
+    /// of it are forgotten.
+    pub fn open_handoffs(&self, origin: u8, from: Vec<(u32, u64)>) {
+        self.outcome(16, |i| i.group.open.push((origin, from)));
     }
 
     /// Nothing more may be delivered for now: the disk does not take what came of it, and it
@@ -612,6 +612,13 @@ impl Running {
         report_replies: Vec<StoreReply>,
         outcome_bytes: usize,
     ) {
+        for (origin, open) in std::mem::take(&mut group.open) {
+            group.forget.extend(self.store.forgettable(origin, &open));
+        }
+        if group.is_empty() {
+            self.shared.backlog.written(outcome_bytes as u64, self.shared.lock().since);
+            return;
+        }
         if let Some(e) = self.intake_refusal() {
             let kept: Vec<bool> =
                 group.store.iter().map(|m| m.in_progress && !matches!(e, SpoolError::Sync(_))).collect();
@@ -689,6 +696,7 @@ impl Running {
         g.update.rows.extend(newer.update.rows);
         g.put.extend(newer.put);
         g.forget.extend(newer.forget);
+        g.open.extend(newer.open);
         inbox.group = g;
         inbox.since = Some(Instant::now());
     }

@@ -153,8 +153,10 @@ pub struct StartMeta {
     pub cold: bool,
     /// All values of [`Kind::Put`].
     pub values: Vec<(String, Vec<u8>)>,
-    /// Handoffs taken and not yet forgotten, by origin.
-    pub seen: Vec<(u8, u64, Vec<u64>)>,
+    /// Handoffs taken and not yet forgotten, by origin and its incarnation (which lies where there
+    /// was nothing before, see [`ipc::message::HandoffId`]): the lowest that may be repeated, and
+    /// the sequences.
+    pub seen: Vec<(u8, u32, u64, Vec<u64>)>,
 }
 
 /// State of one recipient that has been tried and will be tried again.
@@ -242,7 +244,9 @@ pub struct PutMeta {
 pub struct ForgetMeta {
     /// Origin shard.
     pub origin: u8,
-    /// Lowest sequence that may still be repeated.
+    /// Its incarnation; it lies where there was nothing before.
+    pub incarnation: u32,
+    /// Lowest sequence that may still be repeated; the largest when none will be.
     pub below: u64,
 }
 

@@ -321,18 +321,6 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.dirty.get(&key).is_some_and(|d| d.done.contains(&recipient))
     }
 
-    fn note_handoff(&mut self, envelope: &[u8]) {
-        let shard = self.shard;
-        crate::store::envelope_of(envelope, |e| {
-            if let Some(h) = e.handoff.as_ref().filter(|h| h.origin != shard) {
-                let seen = self.seen.entry(h.origin).or_default();
-                if h.sequence.to_native() >= seen.below {
-                    seen.sequences.insert(h.sequence.to_native());
-                }
-            }
-        });
-    }
-
     fn replay_moved(&mut self, r: &Record, mut m: MovedMeta) {
         let rebuilding = self.checkpointed == 0;
         let known = self.dirty.get(&m.key);

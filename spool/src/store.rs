@@ -72,8 +72,10 @@ pub struct Group {
     pub update: UpdateMeta,
     /// Values to keep.
     pub put: Vec<PutMeta>,
-    /// Origins' watermarks.
+    /// Handoffs that will not be repeated.
     pub forget: Vec<ForgetMeta>,
+    /// What origins may still repeat: everything else is forgotten.
+    pub open: Vec<(u8, Vec<(u32, u64)>)>,
 }
 
 impl Group {
@@ -85,6 +87,7 @@ impl Group {
             && self.update.is_empty()
             && self.put.is_empty()
             && self.forget.is_empty()
+            && self.open.is_empty()
     }
 
     /// Adds recipients that ended.
@@ -198,7 +201,7 @@ pub struct Store<D: Disk, I: Index> {
     pub(crate) shard: u8,
     pub(crate) boot: String,
     pub(crate) dirty: HashMap<u64, Dirty>,
-    pub(crate) seen: BTreeMap<u8, Seen>,
+    pub(crate) seen: BTreeMap<(u8, u32), Seen>,
     pub(crate) values: BTreeMap<String, Vec<u8>>,
     /// See [`Carried`]: while a replay reads what a segment begins with.
     pub(crate) carried: Carried,
@@ -316,10 +319,21 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(true)
     }
 
-    /// Whether this very handoff was taken. Of one that was forgotten nothing is known: it must be
-    /// taken, for what its origin believes to be a repeat is lost once it is settled there.
+    /// Whether this very handoff was taken. One that was forgotten was not: taken for a repeat it
+    /// would be lost.
     pub fn has_seen(&self, id: HandoffId) -> bool {
-        self.seen.get(&id.origin).is_some_and(|s| s.sequences.contains(&id.sequence))
+        self.seen.get(&(id.origin, id.incarnation)).is_some_and(|s| s.sequences.contains(&id.sequence))
+    }
+
+    /// What there is to forget of an origin that may repeat only what is `open`.
+    pub fn forgettable(&self, origin: u8, open: &[(u32, u64)]) -> Vec<ForgetMeta> {
+        let known = self.seen.range((origin, 0)..=(origin, u32::MAX));
+        let all = known.filter_map(|((_, incarnation), s)| {
+            let below = open.iter().find(|(i, _)| i == incarnation).map_or(u64::MAX, |(_, from)| *from);
+            let any = below == u64::MAX || s.sequences.first().is_some_and(|first| *first < below);
+            any.then_some(ForgetMeta { origin, incarnation: *incarnation, below })
+        });
+        all.collect()
     }
 
     /// A value kept with `put`.
@@ -426,19 +440,24 @@ impl<D: Disk, I: Index> Store<D, I> {
     // What each record means, for commits and for replays alike.
 
     pub(crate) fn note_message(&mut self, key: u64, at: Location, envelope: Bytes, body_len: u32) {
-        let handoff = envelope_of(&envelope, |e| {
-            e.handoff.as_ref().map(|h| HandoffId { origin: h.origin, sequence: h.sequence.to_native() })
-        });
-        if let Some(Some(id)) = handoff
-            && id.origin != self.shard
-        {
-            self.seen.entry(id.origin).or_default().sequences.insert(id.sequence);
-        }
+        self.note_handoff(&envelope);
         self.log.pin(at.segment, 1, i64::from(body_len));
         let d = self.dirty.entry(key).or_default();
         d.location = Some(at);
         d.envelope = envelope;
         d.body_len = body_len;
+    }
+
+    /// A share was taken, and is known from now on.
+    pub(crate) fn note_handoff(&mut self, envelope: &[u8]) {
+        let shard = self.shard;
+        let taken = envelope_of(envelope, |e| e.handoff_id().filter(|_| !e.is_kept_by(shard)));
+        if let Some(Some(id)) = taken {
+            let seen = self.seen.entry((id.origin, id.incarnation)).or_default();
+            if id.sequence >= seen.below {
+                seen.sequences.insert(id.sequence);
+            }
+        }
     }
 
     pub(crate) fn note_update(&mut self, update: &UpdateMeta, segment: u32) {
@@ -486,7 +505,11 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     pub(crate) fn note_forget(&mut self, f: ForgetMeta) {
-        let seen = self.seen.entry(f.origin).or_default();
+        if f.below == u64::MAX {
+            self.seen.remove(&(f.origin, f.incarnation));
+            return;
+        }
+        let seen = self.seen.entry((f.origin, f.incarnation)).or_default();
         seen.below = seen.below.max(f.below);
         seen.sequences = seen.sequences.split_off(&seen.below);
     }
@@ -672,7 +695,7 @@ impl Dirty {
             location,
             body_len: self.body_len,
             received_unix_ms: e.received_unix_ms.to_native(),
-            handoff: e.handoff.as_ref().is_some_and(|h| h.origin == shard),
+            handoff: e.is_kept_by(shard),
             notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
             vmta: e.vmta.as_str().to_owned(),
             job: e.job_id.as_str().to_owned(),

@@ -83,7 +83,7 @@ fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
         source_name: String::new(),
         source_ip: String::new(),
         local_ip: String::new(),
-        handoff: handoff.map(|sequence| HandoffId { origin: 9, sequence }),
+        handoff: handoff.map(|sequence| HandoffId { origin: 9, incarnation: 0, sequence }),
         asked: None,
         moved: None,
         recipients: (0..n)
@@ -173,7 +173,10 @@ impl World {
         let left: BTreeMap<u64, BTreeMap<u16, i64>> = self.model.iter().map(|(k, m)| (*k, m.left.clone())).collect();
         assert_eq!(found, left);
         for h in &self.handoffs {
-            assert!(self.store.has_seen(HandoffId { origin: 9, sequence: *h }), "handoff {h} forgotten");
+            assert!(
+                self.store.has_seen(HandoffId { origin: 9, incarnation: 0, sequence: *h }),
+                "handoff {h} forgotten"
+            );
         }
         for (k, m) in &self.model {
             let (_, body) = self.store.read(*k).unwrap();

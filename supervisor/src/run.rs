@@ -514,7 +514,7 @@ impl Supervisor {
         if workers == 0 || workers as usize > SHARDS_MAX {
             return Err(format!("expected a number of workers from 1 to {}, found {workers}", SHARDS_MAX));
         }
-        if !self.until(Duration::from_secs(5), Self::settled).await {
+        if !self.until(Duration::from_secs(5), Self::settled_where_up).await {
             return Err("the last change of the number of workers is still under way: destinations are being released; try again in a moment".into());
         }
         if self.map.borrow().shards.len() as u32 == workers {
@@ -527,11 +527,14 @@ impl Supervisor {
                 spawn_local(process::keep(Rc::clone(self), n));
             }
         }
-        if !self.until(Duration::from_secs(60), Self::all_serve).await {
-            return Err("the new workers do not serve; see the log".into());
-        }
         let old = self.map.borrow().clone();
         let new = |n: u8| !old.shards.contains(&n);
+        // One that was there before and is down keeps nobody from taking part.
+        let wanted = |s: &Slot| u32::from(s.number) < workers && new(s.number);
+        let serve = |s: &Self| s.slots.borrow().iter().filter(|s| wanted(s)).all(|s| s.state == State::Serving);
+        if !self.until(Duration::from_secs(60), serve).await {
+            return Err("the new workers do not serve; see the log".into());
+        }
         if (0..workers as u8).any(new) {
             let known = self.ask_those(|n| old.shards.first() == Some(&n), RowsOf::Switches).await;
             if let Some(Rows::Switches(all)) = known.into_iter().next() {
@@ -547,10 +550,15 @@ impl Supervisor {
             return Ok(format!("scaling to {workers} workers"));
         }
         retire.await?;
-        if !self.until(Duration::from_secs(600), Self::settled).await {
+        if !self.until(Duration::from_secs(600), Self::settled_where_up).await {
             return Err("some destinations still have connections at their owner before; see the log".into());
         }
-        Ok(format!("{workers} workers"))
+        let slots = self.slots.borrow();
+        let down: Vec<String> = slots.iter().filter(|s| s.is_down()).map(|s| s.number.to_string()).collect();
+        Ok(match down.is_empty() {
+            true => format!("{workers} workers"),
+            false => format!("{workers} workers; shard {} is down, and what belongs to it waits", down.join(", ")),
+        })
     }
 
     /// Puts the next shard map in force.
@@ -568,39 +576,65 @@ impl Supervisor {
         self.slots.borrow().iter().all(|s| s.state == State::Serving && s.heartbeat.settled_epoch == epoch)
     }
 
+    /// The same as far as shards are up: those that are down have no connections.
+    fn settled_where_up(&self) -> bool {
+        let epoch = self.map.borrow().epoch;
+        self.slots
+            .borrow()
+            .iter()
+            .all(|s| s.is_down() || (s.state == State::Serving && s.heartbeat.settled_epoch == epoch))
+    }
+
     /// Shards that own nothing any more hand their mail over and end.
     async fn retire_above(self: Rc<Self>, workers: u32) -> Result<(), String> {
         let leaving: Vec<u8> =
             self.slots.borrow().iter().map(|s| s.number).filter(|n| u32::from(*n) >= workers).collect();
         for number in leaving {
-            let asked = std::time::Instant::now();
-            let empty = self
-                .until(Duration::from_secs(3600), |s| {
-                    // One that comes back from a kill has not counted its mail before it serves.
-                    let empty = |s: &Slot| {
-                        let heard = s.beat_at > asked + Duration::from_secs(1);
-                        heard
-                            && s.state == State::Serving
-                            && s.heartbeat.state != "recovering"
-                            && s.heartbeat.recipients == 0
-                    };
-                    s.slot(number, empty).unwrap_or(true)
-                })
-                .await;
-            if !empty {
+            if self.slot_mut(number, |s| std::mem::replace(&mut s.leaving, true)).unwrap_or(true) {
+                // Somebody else is at it.
+                self.until(Duration::from_secs(3600), |s| s.slot(number, |s| !s.leaving).unwrap_or(true)).await;
+                continue;
+            }
+            let done = self.retire(number).await;
+            self.slot_mut(number, |s| s.leaving = false);
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Ends one shard that owns nothing any more, once it holds nothing either.
+    async fn retire(self: &Rc<Self>, number: u8) -> Result<(), String> {
+        let owns = |s: &Self| s.map.borrow().shards.contains(&number);
+        loop {
+            let asked = std::time::Instant::now() + Duration::from_secs(1);
+            let empty = |s: &Self| owns(s) || s.slot(number, |s| s.is_empty(asked)).unwrap_or(true);
+            if !self.until(Duration::from_secs(3600), empty).await {
                 return Err(format!("shard {number} still holds mail; it goes on handing it over"));
+            }
+            if owns(self) || self.slot(number, |_| ()).is_none() {
+                return Ok(());
             }
             let grace = self.grace();
             self.slot_mut(number, |s| s.retired = true);
             self.tell_to_stop(number);
-            self.until(grace + Duration::from_secs(10), |s| s.slot(number, |s| s.process.is_none()).unwrap_or(true))
-                .await;
-            let mut gone = self.gone.get();
-            self.slot(number, |s| gone.add(&s.totals()));
-            self.gone.set(gone);
-            self.slots.borrow_mut().retain(|s| s.number != number);
+            let ended = |s: &Self| s.slot(number, |s| s.process.is_none()).unwrap_or(true);
+            if !self.until(grace + Duration::from_secs(10), ended).await {
+                // On a disk that is slow it takes longer; it is no less its end that counts.
+                self.until(Duration::from_secs(3600), ended).await;
+            }
+            // What came until the last moment is on disk; a process that was killed cannot say.
+            let left_nothing = self.slot(number, |s| s.left_in_order && s.heartbeat.recipients == 0).unwrap_or(true);
+            if (left_nothing && !owns(self)) || self.stopping.get() {
+                let mut gone = self.gone.get();
+                self.slot(number, |s| gone.add(&s.totals()));
+                self.gone.set(gone);
+                self.slots.borrow_mut().retain(|s| s.number != number);
+                return Ok(());
+            }
+            tracing::info!(shard = number, "mail was left when the shard ended; it is started again to hand it over");
+            self.slot_mut(number, |s| s.retired = false);
+            spawn_local(process::keep(Rc::clone(self), number));
         }
-        Ok(())
     }
 
     /// Begins new accounting files now, after a switch that is under way: that of one `<acct-file>`,

@@ -229,7 +229,7 @@ async fn open_shard(
     loop {
         tokio::select! {
             r = found.recv() => match r {
-                Some(r) => shard.enqueue_recovered(&r),
+                Some(r) => shard.enqueue_recovered(r),
                 None => break,
             },
             _ = beat.tick() => {
@@ -240,7 +240,6 @@ async fn open_shard(
     }
     let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
     let values = values.map_err(|e| e.to_string())?;
-    shard.handoffs.start(&shard.spool, &values, crate::clock::now_ns());
     crate::switches::restore(&shard, &values);
     paths::restore(&shard, values);
     crate::deliver::shared_limits::cut_rates(&shard);
@@ -253,13 +252,13 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
     let c = &shard.counters;
     Heartbeat {
         state: if shard.stopping() { "draining" } else { "serving" }.into(),
-        recipients: s.recipients + shard.handoffs.kept_recipients(),
+        recipients: s.recipients + shard.handoffs.kept.recipients(),
         messages: s.messages.len() as u64,
         queued_bytes: s.queued_bytes,
         domains: s.queues_with_mail,
         connections_out: shard.connections.get(),
         connections_in: shard.sessions.get(),
-        handoffs: shard.handoffs.kept_recipients(),
+        handoffs: shard.handoffs.kept.recipients(),
         received: c.received.get(),
         delivered: c.delivered.get(),
         bounced: c.bounced.get(),
@@ -313,7 +312,7 @@ impl Worker {
         spawn_local(Rc::clone(&shard).form_groups());
         spawn_local(Rc::clone(&shard).run_timers());
         spawn_local(suppression::gate::watch(Rc::clone(&shard)));
-        spawn_local(crate::route::handoff::pass_on(Rc::clone(&shard)));
+        spawn_local(crate::route::keep::pass_on(Rc::clone(&shard)));
         spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
         spawn_local(crate::deliver::interruption::watch(Rc::clone(&shard)));
         spawn_local(precache(Rc::clone(&shard)));
@@ -530,12 +529,17 @@ impl Worker {
         self.held.listeners.clear();
         self.shard.stop_signal().raise();
         let until = tokio::time::Instant::now() + grace;
-        while tokio::time::Instant::now() < until && (self.shard.sessions.get() > 0 || self.shard.connections.get() > 0)
-        {
+        while tokio::time::Instant::now() < until && self.is_busy() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
         }
         self.leaving = true;
+    }
+
+    /// Transactions, or handoffs that were not answered.
+    fn is_busy(&self) -> bool {
+        let s = &self.shard;
+        s.sessions.get() > 0 || s.connections.get() > 0 || s.moves.are_unanswered() || !s.taken.is_idle()
     }
 
     /// Makes everything durable. However long the disk takes, the supervisor hears that this goes on.

@@ -33,6 +33,7 @@ use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
 use crate::route::handoff::Handoffs;
+use crate::route::moving::Moves;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
@@ -102,6 +103,8 @@ pub struct Shard {
     pub map: RefCell<Rc<ShardMap>>,
     /// Shares for other shards.
     pub handoffs: Handoffs,
+    /// Mail on its way to new owners.
+    pub moves: Moves,
     /// Shares from other shards.
     pub taken: Taken,
     /// What paths carry over restarts and moves.
@@ -183,7 +186,8 @@ impl Shard {
             resolver: RefCell::new(Rc::new(resolver)),
             ledger,
             map: RefCell::new(Rc::new(map)),
-            handoffs: Handoffs::default(),
+            handoffs: Handoffs::new(number)?,
+            moves: Moves::default(),
             taken: Taken::default(),
             paths: Paths::default(),
             switches: RefCell::default(),
@@ -326,7 +330,7 @@ impl Shard {
 
     /// Tells the other shards how many recipients are queued here.
     pub fn publish_recipients(&self) {
-        let here = self.scheduler.borrow().recipients + self.handoffs.kept_recipients();
+        let here = self.scheduler.borrow().recipients + self.handoffs.kept.recipients();
         self.ledger.set_recipients(self.number, here);
     }
 
@@ -453,12 +457,16 @@ impl Shard {
     }
 
     /// Queues a message that was found when the spool opened.
-    pub fn enqueue_recovered(self: &Rc<Self>, r: &Recovered) {
-        if r.handoff {
-            let owner = r.recipients.first().map_or(self.number, |x| self.map.borrow().owner(&x.destination));
-            self.handoffs.recovered(owner, r.key, r.recipients.len() as u64);
-            return;
+    pub fn enqueue_recovered(self: &Rc<Self>, r: Recovered) {
+        if r.handoff && !r.recipients.is_empty() {
+            self.handoffs.kept.found(r);
+        } else {
+            self.enqueue_own(&r);
         }
+    }
+
+    /// Queues a message of this shard's own that was found when the spool opened.
+    pub fn enqueue_own(self: &Rc<Self>, r: &Recovered) {
         if r.recipients.is_empty() {
             // Every recipient ended, but the record that says so of the message was lost
             // with the group it was in.

@@ -160,10 +160,14 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
                 }
                 s.serving_since = Some(Instant::now());
                 s.is_alive();
+                s.left_in_order = false;
             });
             sup.bring_up_to_date(number);
         }
-        ToSupervisor::Leaving => drop(sup.slot_mut(number, |s| s.state = State::Draining)),
+        ToSupervisor::Leaving => drop(sup.slot_mut(number, |s| {
+            s.state = State::Draining;
+            s.left_in_order = true;
+        })),
         ToSupervisor::Reloaded { generation, error } => {
             sup.slot_mut(number, |s| {
                 s.generation = generation;

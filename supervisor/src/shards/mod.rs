@@ -104,6 +104,10 @@ pub struct Slot {
     pub reload_error: Option<String>,
     /// Not to be started again.
     pub retired: bool,
+    /// Its mail is being handed over, so that it can be retired.
+    pub leaving: bool,
+    /// The last process said that it leaves, and what it left in the heartbeat before.
+    pub left_in_order: bool,
 }
 
 impl Slot {
@@ -129,6 +133,8 @@ impl Slot {
             generation: 0,
             reload_error: None,
             retired: false,
+            leaving: false,
+            left_in_order: false,
         }
     }
 
@@ -137,6 +143,18 @@ impl Slot {
         let mut all = self.past;
         all.add(&Totals::from(&self.heartbeat));
         all
+    }
+
+    /// A process that serves says that nothing is queued, and said so after `since`: one that is
+    /// still reading its spool does not know.
+    pub fn is_empty(&self, since: Instant) -> bool {
+        let serves = self.state == State::Serving && self.heartbeat.state == "serving";
+        serves && self.beat_at > since && self.heartbeat.recipients == 0
+    }
+
+    /// It does not run, and has failed before.
+    pub fn is_down(&self) -> bool {
+        self.state == State::Waiting && self.delay > Duration::from_secs(1)
     }
 
     /// How the state is named to operators.

@@ -315,7 +315,7 @@ impl Make for Envelope {
             source_name: make(c),
             source_ip: make(c),
             local_ip: String::new(),
-            handoff: (c.byte() % 2 == 1).then(|| HandoffId { origin: c.byte(), sequence: make(c) }),
+            handoff: (c.byte() % 2 == 1).then(|| HandoffId { origin: c.byte(), incarnation: make(c), sequence: make(c) }),
             asked: make(c),
             moved: (c.byte() % 2 == 1).then(|| Moved {
                 due_unix_ms: u64::make(c) as i64,

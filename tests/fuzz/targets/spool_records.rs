@@ -46,7 +46,7 @@ fn envelope(recipients: u16, handoff: Option<u64>) -> Bytes {
         source_name: String::new(),
         source_ip: String::new(),
         local_ip: String::new(),
-        handoff: handoff.map(|sequence| HandoffId { origin: 9, sequence }),
+        handoff: handoff.map(|sequence| HandoffId { origin: 9, incarnation: 0, sequence }),
         asked: None,
         moved: None,
         recipients: (0..recipients)
@@ -210,7 +210,7 @@ impl Making {
         let mut g = Group::default();
         g.settle(Settled { key, recipients, last, rows: vec![b"row".to_vec()] });
         g.put.push(PutMeta { name: "name".into(), value: b"value".to_vec() });
-        g.forget.push(ForgetMeta { origin: 9, below: 2 });
+        g.forget.push(ForgetMeta { origin: 9, incarnation: 0, below: 2 });
         self.store.commit(&g).expect("room");
     }
 
@@ -511,7 +511,7 @@ impl Damaged<'_> {
                 Kind::Put,
                 ipc::frame::archive(&PutMeta { name: "spool/projected".into(), value: c.bytes(9).to_vec() }).to_vec(),
             ),
-            7 => (Kind::Forget, ipc::frame::archive(&ForgetMeta { origin: 9, below: u64::MAX }).to_vec()),
+            7 => (Kind::Forget, ipc::frame::archive(&ForgetMeta { origin: 9, incarnation: 0, below: u64::MAX }).to_vec()),
             _ => (Kind::Done, c.bytes(40).to_vec()),
         };
         let body = vec![b'f'; usize::from(c.byte())];
@@ -610,7 +610,7 @@ impl Life {
             assert!(m.store.read(*key).expect("an intact message").1 == m.bodies[key], "content of message {key}");
         }
         for sequence in &self.handoffs {
-            assert!(m.store.has_seen(HandoffId { origin: 9, sequence: *sequence }), "handoff {sequence} is forgotten");
+            assert!(m.store.has_seen(HandoffId { origin: 9, incarnation: 0, sequence: *sequence }), "handoff {sequence} is forgotten");
         }
     }
 

@@ -500,6 +500,16 @@ async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u6
 
 pub(super) fn unreadable(shard: &Rc<Shard>, path: &Path, batch: &Batch, e: &spool::SpoolError) {
     tracing::error!(key = batch.key, queue = path.name, error = %e, "message cannot be read for delivery");
+    set_aside(shard, batch, e);
+}
+
+/// The same of a message that was to be handed to another shard.
+pub(crate) fn unreadable_in(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolError) {
+    tracing::error!(key = batch.key, error = %e, "message cannot be read to be handed over");
+    set_aside(shard, batch, e);
+}
+
+fn set_aside(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolError) {
     let mut s = shard.scheduler.borrow_mut();
     if matches!(e, spool::SpoolError::Unreadable { .. }) {
         // In quarantine: an operator's matter now, the queue goes on.

@@ -6,10 +6,11 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ipc::message::{Envelope, HandoffId};
+use ipc::message::Envelope;
 use rkyv::util::AlignedVec;
 use spool::{NewMessage, Outcomes};
 
+use crate::route::handoff::Share;
 use crate::route::submit::owner_of_one;
 use crate::schedule::message::Content;
 use crate::shard::Shard;
@@ -18,13 +19,13 @@ use crate::shard::Shard;
 pub struct Report {
     envelope: AlignedVec<16>,
     body: [Bytes; 2],
-    /// Whose it is, and under which sequence it is passed on; `None` for this shard's.
-    owner: Option<(u8, u64)>,
+    /// By what it is passed on; `None` for this shard's.
+    share: Option<Share>,
 }
 
 impl std::fmt::Debug for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Report").field("owner", &self.owner).finish_non_exhaustive()
+        f.debug_struct("Report").field("share", &self.share).finish_non_exhaustive()
     }
 }
 
@@ -32,12 +33,12 @@ impl Report {
     /// Mail to one address.
     pub fn new(shard: &Rc<Shard>, mut envelope: Envelope, body: Vec<u8>) -> Report {
         let owner = Some(owner_of_one(shard, &mut envelope)).filter(|o| *o != shard.number);
-        let owner = owner.map(|o| (o, shard.handoffs.next_sequence(&shard.spool)));
-        if let Some((owner, sequence)) = owner {
-            envelope.handoff = Some(HandoffId { origin: shard.number, sequence });
-            envelope.asked = Some(owner);
+        let share = owner.map(|o| shard.handoffs.new_share(o));
+        if let Some(s) = &share {
+            envelope.handoff = Some(s.id);
+            envelope.asked = Some(s.owner);
         }
-        Report { envelope: ipc::frame::archive(&envelope), body: [Bytes::from(body), Bytes::new()], owner }
+        Report { envelope: ipc::frame::archive(&envelope), body: [Bytes::from(body), Bytes::new()], share }
     }
 }
 
@@ -57,11 +58,10 @@ pub fn record(shard: &Rc<Shard>, mut outcomes: Outcomes, reports: Vec<Report>) {
     let shard = Rc::clone(shard);
     tokio::task::spawn_local(async move {
         for (r, durable) in reports.into_iter().zip(durable) {
-            match (durable.await, r.owner) {
-                (Ok(Ok(key)), Some((owner, _))) => shard.handoffs.kept(owner, key, 1),
+            match (durable.await, r.share) {
+                (Ok(Ok(key)), Some(share)) => shard.handoffs.kept.keep(share, key, 1),
                 (Ok(Ok(key)), None) => shard.enqueue(key, Rc::new(Content::new(r.envelope, r.body))),
                 // The process ends with the outcome unwritten: the recipient is attempted again.
-                (_, Some((_, sequence))) => shard.handoffs.confirmed(sequence),
                 _ => {}
             }
         }

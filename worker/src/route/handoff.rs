@@ -1,8 +1,11 @@
-//! The origin's side of the mesh: shares offered to their owners, and shares kept for
-//! owners that are away.
+//! The origin's side of the mesh: connections to the other shards, and what is offered over them.
+//!
+//! A share has an identity ([`HandoffId`]) that never comes again. As long as an answer to it may
+//! be lost it is *open* at the shard that was asked, which remembers it that long ([`mesh::OPEN`]):
+//! a repeat is known by its identity, and by nothing else.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,13 +13,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipc::frame::Header;
 use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
-use ipc::mesh::{self, Refusal};
+use ipc::mesh::{self, Open, Refusal};
+use ipc::message::HandoffId;
 use ipc::stream::FrameReader;
-use spool::Spool;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 
+use crate::route::keep::Keeping;
 use crate::shard::Shard;
 
 /// What an owner says of a share.
@@ -26,8 +30,10 @@ pub enum Answer {
     Taken,
     /// It has no room for more, so neither has this shard.
     Full,
-    /// It cannot take it now.
+    /// It does not have it, and cannot take it now.
     Refused,
+    /// It may have it one day: an earlier offer is being stored.
+    Unknown,
 }
 
 /// A frame waiting to be written.
@@ -51,129 +57,176 @@ struct Link {
     wake: Notify,
     connected: Cell<bool>,
     started: Cell<bool>,
+    /// Offers since the owner was last told what is open.
+    untold: Cell<u32>,
 }
 
-/// A share kept under handoff.
-#[derive(Debug, Clone, Copy)]
-struct Kept {
-    key: u64,
-    recipients: u64,
-    /// Found at start: its sequence is known only once it is read, and until then the
-    /// watermark must not pass it, or the owner would take it for a repeat.
-    recovered: bool,
+impl Link {
+    fn send(&self, frame: Outgoing) {
+        self.queued_bytes.set(self.queued_bytes.get() + frame.len());
+        self.queue.borrow_mut().push_back(frame);
+        self.wake.notify_one();
+    }
 }
 
-/// Name, among the spool's values, of the sequence below which earlier processes used theirs.
-const RESERVED_AS: &str = "handoffs/reserved";
-/// Sequences that are reserved at once. Half of them are left when the next are, long before which
-/// the reservation is on disk.
-const RESERVED: u64 = 1 << 32;
+/// Offers after which an owner is told again what is open.
+const TOLD_EVERY: u32 = 1024;
+
+/// Identities that may still be offered, by the shard that is asked and by incarnation.
+#[derive(Debug, Default)]
+struct OpenShares(RefCell<HashMap<u8, BTreeMap<u32, BTreeSet<u64>>>>);
+
+/// A share that may be offered to one shard, again and again until this is dropped.
+#[derive(Debug)]
+pub struct Share {
+    /// Its identity.
+    pub id: HandoffId,
+    /// Who is asked.
+    pub owner: u8,
+    open: Rc<OpenShares>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut open = self.open.0.borrow_mut();
+        let Some(of_owner) = open.get_mut(&self.owner) else { return };
+        if let Some(sequences) = of_owner.get_mut(&self.id.incarnation) {
+            sequences.remove(&self.id.sequence);
+            if sequences.is_empty() {
+                of_owner.remove(&self.id.incarnation);
+            }
+        }
+    }
+}
 
 /// All handoffs of this shard.
-#[derive(Default)]
 pub struct Handoffs {
     links: RefCell<HashMap<u8, Rc<Link>>>,
+    origin: u8,
+    incarnation: u32,
     next: Cell<u64>,
-    /// Sequences below this one are reserved by the spool.
-    reserved: Cell<u64>,
-    /// Sequences that may still be repeated.
-    open: RefCell<BTreeSet<u64>>,
-    /// Kept shares by owner; those found at start have their sequences in their envelopes.
-    kept: RefCell<HashMap<u8, VecDeque<Kept>>>,
-    kept_recipients: Cell<u64>,
-    /// Shares found at start whose sequences are not known yet: nothing may be forgotten.
-    recovered: Cell<u64>,
-    kept_wake: Notify,
+    next_offer: Cell<u64>,
+    open: Rc<OpenShares>,
+    /// Kept shares found at start have been read: what is open is known.
+    all_known: Cell<bool>,
+    /// Shares kept for others.
+    pub kept: Keeping,
 }
 
 impl std::fmt::Debug for Handoffs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Handoffs").field("kept", &self.kept_recipients).finish_non_exhaustive()
+        f.debug_struct("Handoffs").field("kept", &self.kept).finish_non_exhaustive()
     }
 }
 
 impl Handoffs {
-    /// Begins above all sequences of earlier processes, whatever became of the clock: what they may have
-    /// used is among the spool's values. Only where that is lost with the spool the time in
-    /// microseconds has to do.
-    pub fn start(&self, spool: &Spool, values: &[(String, Vec<u8>)], now_ns: u128) {
-        let kept = values.iter().find(|(name, _)| name == RESERVED_AS);
-        let used = kept.and_then(|(_, v)| v.as_slice().try_into().ok()).map_or(0, u64::from_le_bytes);
-        self.next.set(used.max((now_ns / 1000) as u64));
-        self.reserve(spool);
+    /// Those of one process of shard `origin`.
+    ///
+    /// # Errors
+    /// A sentence when the system has no random numbers.
+    pub fn new(origin: u8) -> Result<Self, String> {
+        let mut random = [0; 4];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| "the system has no random numbers".to_owned())?;
+        Ok(Handoffs {
+            links: RefCell::default(),
+            origin,
+            // 0 stands for versions that had no incarnations.
+            incarnation: u32::from_le_bytes(random).max(1),
+            next: Cell::new(1),
+            next_offer: Cell::new(1),
+            open: Rc::default(),
+            all_known: Cell::new(false),
+            kept: Keeping::default(),
+        })
     }
 
-    fn reserve(&self, spool: &Spool) {
-        self.reserved.set(self.next.get().saturating_add(RESERVED));
-        spool.put(RESERVED_AS, self.reserved.get().to_le_bytes().to_vec());
+    /// A new share for `owner`.
+    pub fn new_share(&self, owner: u8) -> Share {
+        let sequence = self.next.get();
+        self.next.set(sequence + 1);
+        self.share(owner, HandoffId { origin: self.origin, incarnation: self.incarnation, sequence })
     }
 
-    /// The identity of the next handoff.
-    pub fn next_sequence(&self, spool: &Spool) -> u64 {
-        let n = self.next.get();
-        self.next.set(n + 1);
-        if self.reserved.get() - n.min(self.reserved.get()) < RESERVED / 2 {
-            self.reserve(spool);
-        }
-        self.open.borrow_mut().insert(n);
-        n
-    }
-
-    /// Recipients kept for other shards.
-    pub fn kept_recipients(&self) -> u64 {
-        self.kept_recipients.get()
-    }
-
-    /// A handoff is settled and will not be repeated.
-    pub fn confirmed(&self, sequence: u64) {
-        self.open.borrow_mut().remove(&sequence);
-    }
-
-    fn watermark(&self) -> u64 {
-        if self.recovered.get() > 0 {
-            return 0;
-        }
-        self.open.borrow().first().copied().unwrap_or(self.next.get())
+    /// A share that was given its identity before.
+    pub fn share(&self, owner: u8, id: HandoffId) -> Share {
+        let mut open = self.open.0.borrow_mut();
+        open.entry(owner).or_default().entry(id.incarnation).or_default().insert(id.sequence);
+        Share { id, owner, open: Rc::clone(&self.open) }
     }
 
     fn link(&self, owner: u8) -> Rc<Link> {
         Rc::clone(self.links.borrow_mut().entry(owner).or_default())
     }
 
-    /// Offers a share to its owner. Waiting for the answer fails at once when the owner is not connected or too much waits for it.
-    pub fn offer(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<Answer> {
-        self.offer_as(mesh::HANDOFF, owner, sequence, archive, body)
+    /// Whether a shard can be asked now.
+    pub fn is_connected(&self, owner: u8) -> bool {
+        self.links.borrow().get(&owner).is_some_and(|l| l.connected.get())
     }
 
-    /// Offers a share that is on disk here, see [`mesh::HANDOFF_KEPT`].
-    pub fn offer_kept(&self, owner: u8, sequence: u64, archive: Bytes, body: &[Bytes; 2]) -> oneshot::Receiver<Answer> {
-        self.offer_as(mesh::HANDOFF_KEPT, owner, sequence, archive, body)
+    /// What one owner is to remember.
+    fn open_at(&self, owner: u8) -> Open {
+        let open = self.open.0.borrow();
+        let mut from = vec![(self.incarnation, self.next.get())];
+        for (incarnation, sequences) in open.get(&owner).into_iter().flatten() {
+            let Some(first) = sequences.first() else { continue };
+            match *incarnation == self.incarnation {
+                true => from[0].1 = *first,
+                false => from.push((*incarnation, *first)),
+            }
+        }
+        Open { from }
     }
 
-    fn offer_as(
+    /// Tells an owner what it need not remember any more.
+    fn tell_open(&self, owner: u8, link: &Link) {
+        if !self.all_known.get() || !link.connected.get() {
+            return;
+        }
+        link.untold.set(0);
+        let archive = Bytes::copy_from_slice(&ipc::frame::archive(&self.open_at(owner)));
+        let header = Header::new(mesh::OPEN, archive.len(), 0).encode();
+        link.send(Outgoing { header, archive, body: [Bytes::new(), Bytes::new()] });
+    }
+
+    /// Kept shares found at start are known from now on: owners can forget all others.
+    pub fn all_known(&self) {
+        self.all_known.set(true);
+        let links: Vec<(u8, Rc<Link>)> = self.links.borrow().iter().map(|(o, l)| (*o, Rc::clone(l))).collect();
+        links.iter().for_each(|(owner, link)| self.tell_open(*owner, link));
+    }
+
+    /// Offers a share; `None` when it cannot be sent now: the owner is not connected, or too much
+    /// waits for it. `kind` is [`mesh::HANDOFF`], or [`mesh::HANDOFF_KEPT`] for a share that is on disk here.
+    pub fn offer(
         &self,
         kind: u8,
-        owner: u8,
-        sequence: u64,
+        share: &Share,
         archive: Bytes,
         body: &[Bytes; 2],
-    ) -> oneshot::Receiver<Answer> {
-        let (tx, rx) = oneshot::channel();
-        let link = self.link(owner);
-        let full =
-            link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX || link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX;
-        if !link.connected.get() || full {
-            link.wake.notify_one();
-            return rx;
+    ) -> Option<oneshot::Receiver<Answer>> {
+        let link = self.link(share.owner);
+        if !link.connected.get() || link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX {
+            return None;
         }
+        if link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX {
+            // Whoever stopped waiting takes no place.
+            link.waiting.borrow_mut().retain(|_, tx| !tx.is_closed());
+            if link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX {
+                return None;
+            }
+        }
+        link.untold.set(link.untold.get() + 1);
+        if link.untold.get() >= TOLD_EVERY {
+            self.tell_open(share.owner, &link);
+        }
+        let (tx, rx) = oneshot::channel();
+        let offer = self.next_offer.get();
+        self.next_offer.set(offer + 1);
         let mut h = Header::new(kind, archive.len(), body[0].len() + body[1].len());
-        (h.a, h.b) = (sequence, self.watermark());
-        let frame = Outgoing { header: h.encode(), archive, body: body.clone() };
-        link.queued_bytes.set(link.queued_bytes.get() + frame.len());
-        link.queue.borrow_mut().push_back(frame);
-        link.waiting.borrow_mut().insert(sequence, tx);
-        link.wake.notify_one();
-        rx
+        h.a = offer;
+        link.waiting.borrow_mut().insert(offer, tx);
+        link.send(Outgoing { header: h.encode(), archive, body: body.clone() });
+        Some(rx)
     }
 
     /// Tells every shard that is connected something that none has to answer, or to know.
@@ -183,30 +236,17 @@ impl Handoffs {
                 continue;
             }
             let header = Header::new(kind, archive.len(), 0).encode();
-            let frame = Outgoing { header, archive: archive.clone(), body: [Bytes::new(), Bytes::new()] };
-            link.queued_bytes.set(link.queued_bytes.get() + frame.len());
-            link.queue.borrow_mut().push_back(frame);
-            link.wake.notify_one();
+            link.send(Outgoing { header, archive: archive.clone(), body: [Bytes::new(), Bytes::new()] });
         }
     }
+}
 
-    /// A share is durable here and will be passed on.
-    pub fn kept(&self, owner: u8, key: u64, recipients: u64) {
-        self.keep(owner, Kept { key, recipients, recovered: false });
-    }
-
-    fn keep(&self, owner: u8, kept: Kept) {
-        let recipients = kept.recipients;
-        self.kept_recipients.set(self.kept_recipients.get() + recipients);
-        self.kept.borrow_mut().entry(owner).or_default().push_back(kept);
-        self.kept_wake.notify_one();
-    }
-
-    /// A kept share was found when the spool opened.
-    pub fn recovered(&self, owner: u8, key: u64, recipients: u64) {
-        self.recovered.set(self.recovered.get() + 1);
-        self.keep(owner, Kept { key, recipients, recovered: true });
-    }
+/// Whether a shard is, or will be back: it has its part in the map, or has not left it in order.
+pub fn is_there(shard: &Shard, other: u8) -> bool {
+    let map = shard.map.borrow();
+    map.shards.contains(&other)
+        || shard.handoffs.is_connected(other)
+        || (map.previous.contains(&other) && shard.socket_of(other).exists())
 }
 
 /// Connects to every other shard of the map, now and whenever it changes.
@@ -234,12 +274,14 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
         let path = shard.socket_of(owner);
         if let Ok(io) = UnixStream::connect(&path).await {
             link.connected.set(true);
-            shard.handoffs.kept_wake.notify_one();
+            shard.handoffs.tell_open(owner, &link);
+            shard.handoffs.kept.wake.notify_one();
+            shard.foreign.notify_one();
             if let Err(e) = speak(&shard, &link, io).await {
                 tracing::info!(owner, error = %e, "mesh connection ended");
             }
             link.connected.set(false);
-            // Unanswered shares are kept by those who wait for them.
+            // What was not answered is kept, or asked again, by those who wait for it.
             link.waiting.borrow_mut().clear();
             link.queue.borrow_mut().clear();
             link.queued_bytes.set(0);
@@ -262,6 +304,7 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: UnixStream) -> Result<(),
                         mesh::ACCEPTED => Answer::Taken,
                         _ => match ipc::frame::unarchive::<Refusal>(mesh::REFUSED, &f.archive)? {
                             Refusal::Full => Answer::Full,
+                            Refusal::InProgress => Answer::Unknown,
                             _ => Answer::Refused,
                         },
                     };
@@ -301,73 +344,4 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: UnixStream) -> Result<(),
         }
     };
     tokio::select! { r = answers => r, r = frames => r }
-}
-
-/// Passes kept shares on, oldest first, whenever their owner is there.
-pub async fn pass_on(shard: Rc<Shard>) {
-    loop {
-        let owners: Vec<u8> =
-            shard.handoffs.kept.borrow().iter().filter(|(_, q)| !q.is_empty()).map(|(o, _)| *o).collect();
-        let mut progress = false;
-        for recorded in owners {
-            let Some(kept) = shard.handoffs.kept.borrow_mut().get_mut(&recorded).and_then(VecDeque::pop_front) else {
-                continue;
-            };
-            match pass_one(&shard, kept).await {
-                true => {
-                    progress = true;
-                    let h = &shard.handoffs;
-                    h.kept_recipients.set(h.kept_recipients.get().saturating_sub(kept.recipients));
-                }
-                false => shard.handoffs.kept.borrow_mut().entry(recorded).or_default().push_front(kept),
-            }
-        }
-        if !progress {
-            let _ = tokio::time::timeout(Duration::from_millis(250), shard.handoffs.kept_wake.notified()).await;
-        }
-    }
-}
-
-/// Offers one kept share to whoever owns its destination now; true when it is settled here.
-async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> bool {
-    let (envelope, body) = match shard.spool.read(kept.key).await {
-        Ok(m) => m,
-        Err(e) => {
-            tracing::error!(key = kept.key, error = %e, "a share kept under handoff cannot be read");
-            return matches!(e, spool::SpoolError::Unreadable { .. });
-        }
-    };
-    let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(envelope.len());
-    aligned.extend_from_slice(&envelope);
-    let Ok(e) = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&aligned) else { return true };
-    let (Some(sequence), Some(destination)) =
-        (e.handoff.as_ref().map(|h| h.sequence.to_native()), e.recipients.first().map(|r| r.destination.as_str()))
-    else {
-        return true;
-    };
-    let all: Vec<u16> = (0..e.recipients.len() as u16).collect();
-    let owner = {
-        let map = shard.map.borrow();
-        let there = |s: u8| map.shards.contains(&s) || shard.handoffs.link(s).connected.get();
-        let asked = e.asked.as_ref().copied().filter(|s| *s != shard.number && there(*s));
-        asked.unwrap_or_else(|| map.taker(destination, shard.next_turn()))
-    };
-    shard.handoffs.open.borrow_mut().insert(sequence);
-    let taken = if owner == shard.number {
-        // From now on it is no share: kept as one it would be stored anew at each start.
-        let own = rkyv::deserialize::<ipc::message::Envelope, rkyv::rancor::Error>(e);
-        let Ok(own) = own.map(|e| ipc::message::Envelope { handoff: None, asked: None, ..e }) else { return true };
-        let own = ipc::frame::archive(&own);
-        crate::route::submit::store_archived(shard, own, [body, Bytes::new()], true).await.is_ok()
-    } else {
-        let answer = shard.handoffs.offer_kept(owner, sequence, Bytes::from(envelope), &[body, Bytes::new()]);
-        matches!(tokio::time::timeout(Duration::from_secs(5), answer).await, Ok(Ok(Answer::Taken)))
-    };
-    if taken {
-        shard.spool.settle(spool::Settled { key: kept.key, recipients: all, last: true, rows: Vec::new() });
-        shard.handoffs.confirmed(sequence);
-        let h = &shard.handoffs;
-        h.recovered.set(h.recovered.get().saturating_sub(u64::from(kept.recovered)));
-    }
-    taken
 }

@@ -1,6 +1,7 @@
 //! From an accepted message to the shards that own its recipients' destinations.
 
 pub mod handoff;
+pub mod keep;
 pub mod moving;
 pub mod owner;
 pub mod paths;

@@ -25,12 +25,17 @@ use crate::shard::Shard;
 /// Answers that may wait to be written to one origin.
 const ANSWERS_MAX: usize = 2 * ipc::limits::HANDOFFS_IN_FLIGHT_MAX;
 
-/// Handoffs being stored, and the highest sequence taken from each origin.
+/// Handoffs being stored.
 #[derive(Debug, Default)]
 pub struct Taken {
     in_progress: RefCell<HashSet<HandoffId>>,
-    highest: RefCell<std::collections::HashMap<u8, u64>>,
-    forgotten: RefCell<std::collections::HashMap<u8, u64>>,
+}
+
+impl Taken {
+    /// Nothing is being stored.
+    pub fn is_idle(&self) -> bool {
+        self.in_progress.borrow().is_empty()
+    }
 }
 
 /// Serves the shard's socket.
@@ -65,7 +70,11 @@ async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> 
     tokio::task::spawn_local(write_answers(write, queue));
     while let Some(f) = frames.next(&mut read).await? {
         match (f.header.kind, hello.shard) {
-            (mesh::HANDOFF | mesh::HANDOFF_KEPT, Some(origin)) => take(shard, origin, f, &answers)?,
+            (mesh::HANDOFF | mesh::HANDOFF_KEPT, Some(origin)) => take(shard, origin, f, &answers),
+            (mesh::OPEN, Some(origin)) => {
+                let open: mesh::Open = ipc::frame::unarchive(mesh::OPEN, &f.archive)?;
+                shard.spool.open_handoffs(origin, open.from);
+            }
             (mesh::CLAIM, Some(claimant)) => {
                 let claim: mesh::Claim = ipc::frame::unarchive(mesh::CLAIM, &f.archive)?;
                 let release = crate::route::paths::release(Rc::clone(shard), claimant, claim.epoch, answers.clone());
@@ -102,72 +111,65 @@ async fn write_answers(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<
     }
 }
 
-fn answer(kind: u8, sequence: u64, why: Option<Refusal>) -> Vec<u8> {
-    let archive = why.map(|w| ipc::frame::archive(&w)).unwrap_or_default();
-    let mut h = Header::new(kind, archive.len(), 0);
-    h.a = sequence;
+fn answer(offer: u64, refused: Option<Refusal>) -> Vec<u8> {
+    let archive = refused.map(|w| ipc::frame::archive(&w)).unwrap_or_default();
+    let mut h = Header::new(if refused.is_some() { mesh::REFUSED } else { mesh::ACCEPTED }, archive.len(), 0);
+    h.a = offer;
     let mut bytes = h.encode().to_vec();
     bytes.extend_from_slice(&archive);
     bytes
 }
 
-fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>) -> Result<(), FrameError> {
-    let (sequence, below) = (f.header.a, f.header.b);
-    let id = HandoffId { origin, sequence };
-    let valid = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&f.archive)
-        .map_err(|e| FrameError::Archive { kind: mesh::HANDOFF, reason: e.to_string() })?;
-    let recipients = valid.recipients.len();
-    if recipients > RECIPIENTS_PER_MESSAGE_MAX {
-        let reason = format!("{recipients} recipients, more than the limit of {RECIPIENTS_PER_MESSAGE_MAX}");
-        return Err(FrameError::Archive { kind: mesh::HANDOFF, reason });
-    }
-    let kept = f.header.kind == mesh::HANDOFF_KEPT;
-    forget(shard, origin, below);
-    let taken = &shard.taken;
-    if !taken.in_progress.borrow_mut().insert(id) {
-        // The first copy is being stored; the origin asks again if its answer is lost.
-        return Ok(());
-    }
-    let repeat_possible = {
-        let mut highest = taken.highest.borrow_mut();
-        let h = highest.entry(origin).or_insert(u64::MAX);
-        let possible = *h == u64::MAX || sequence <= *h;
-        *h = if *h == u64::MAX { sequence } else { sequence.max(*h) };
-        possible
-    };
-    let (shard, answers) = (Rc::clone(shard), answers.clone());
+/// Takes a share, unless it has it already, and answers.
+fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>) {
+    let (shard, answers, offer) = (Rc::clone(shard), answers.clone(), f.header.a);
     tokio::task::spawn_local(async move {
-        let reply = if repeat_possible && shard.spool.has_seen(id).await {
-            answer(mesh::ACCEPTED, sequence, None)
-        } else {
-            let refused = match shard.check_room(recipients) {
-                Err(_) if !kept => Some(Refusal::Full),
-                _ if shard.stopping() => Some(Refusal::Stopping),
-                _ => None,
-            };
-            match refused {
-                Some(why) => answer(mesh::REFUSED, sequence, Some(why)),
-                None => match store_archived(&shard, f.archive, [f.raw, bytes::Bytes::new()], kept).await {
-                    Ok(_) => answer(mesh::ACCEPTED, sequence, None),
-                    Err(SpoolError::Full(_)) => answer(mesh::REFUSED, sequence, Some(Refusal::Full)),
-                    Err(_) => answer(mesh::REFUSED, sequence, Some(Refusal::Spool)),
-                },
-            }
-        };
-        shard.taken.in_progress.borrow_mut().remove(&id);
-        let _ = answers.send(reply).await;
+        let refused = store_once(&shard, origin, f).await.err();
+        let _ = answers.send(answer(offer, refused)).await;
     });
-    Ok(())
 }
 
-/// Passes the origin's watermark to the spool, in steps.
-fn forget(shard: &Rc<Shard>, origin: u8, below: u64) {
-    const STEP: u64 = 4096;
-    let mut forgotten = shard.taken.forgotten.borrow_mut();
-    let last = forgotten.entry(origin).or_default();
-    if below > *last + STEP {
-        *last = below;
-        shard.spool.forget(origin, below);
+/// Who stores a handoff.
+struct InProgress<'a>(&'a Taken, HandoffId);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        self.0.in_progress.borrow_mut().remove(&self.1);
+    }
+}
+
+async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refusal> {
+    let valid = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&f.archive).map_err(|e| {
+        tracing::error!(origin, error = %e, "a handoff does not validate");
+        Refusal::Invalid
+    })?;
+    let recipients = valid.recipients.len();
+    if recipients > RECIPIENTS_PER_MESSAGE_MAX {
+        tracing::error!(origin, recipients, limit = RECIPIENTS_PER_MESSAGE_MAX, "a handoff has too many recipients");
+        return Err(Refusal::Invalid);
+    }
+    let id = valid.handoff_id().filter(|id| id.origin == origin).ok_or(Refusal::Invalid)?;
+    if !shard.taken.in_progress.borrow_mut().insert(id) {
+        return Err(Refusal::InProgress);
+    }
+    let _stored = InProgress(&shard.taken, id);
+    // What its origin had not on disk was never offered before.
+    let kept = f.header.kind == mesh::HANDOFF_KEPT;
+    if kept && shard.spool.has_seen(id).await {
+        return Ok(());
+    }
+    if shard.stopping() {
+        return Err(Refusal::Stopping);
+    }
+    if shard.check_room(recipients).is_err() && !kept {
+        return Err(Refusal::Full);
+    }
+    match store_archived(shard, f.archive, [f.raw, bytes::Bytes::new()], kept).await {
+        Ok(_) => Ok(()),
+        Err(SpoolError::Full(_)) => Err(Refusal::Full),
+        // It may be on disk all the same.
+        Err(SpoolError::Sync(_) | SpoolError::Closed) => Err(Refusal::InProgress),
+        Err(_) => Err(Refusal::Spool),
     }
 }
 

@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::message::{Envelope, HandoffId, Recipient};
+use ipc::mesh;
+use ipc::message::{Envelope, Recipient};
 use rkyv::util::AlignedVec;
 use spool::{NewMessage, SpoolError};
 use tokio::time::timeout;
 
-use crate::route::handoff::Answer;
+use crate::route::handoff::{Answer, Share};
 use crate::route::rollup;
 use crate::schedule::message::Content;
 use crate::shard::Shard;
@@ -20,10 +21,10 @@ const OWNER_WAIT: Duration = Duration::from_secs(1);
 
 /// A share that is with its owner.
 struct Offered {
-    owner: u8,
-    sequence: u64,
+    share: Share,
     envelope: AlignedVec<16>,
-    answer: tokio::sync::oneshot::Receiver<Answer>,
+    /// `None` when it could not be sent.
+    answer: Option<tokio::sync::oneshot::Receiver<Answer>>,
 }
 
 /// Stores a message, here or with the owners of its destinations.
@@ -42,12 +43,12 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
             own_share = Some(e);
             continue;
         }
-        let sequence = shard.handoffs.next_sequence(&shard.spool);
-        e.handoff = Some(HandoffId { origin: me, sequence });
+        let share = shard.handoffs.new_share(owner);
+        e.handoff = Some(share.id);
         e.asked = Some(owner);
         let envelope = ipc::frame::archive(&e);
-        let answer = shard.handoffs.offer(owner, sequence, Bytes::copy_from_slice(&envelope), &body);
-        offered.push(Offered { owner, sequence, envelope, answer });
+        let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), &body);
+        offered.push(Offered { share, envelope, answer });
     }
     let mut own = match &own_share {
         Some(e) => Some(store_own(shard, e, &body, false).await),
@@ -59,18 +60,18 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
     let mut durable = matches!(own, Some(Ok(())));
     let mut left = Vec::new();
     for mut o in offered {
-        match timeout(OWNER_WAIT, &mut o.answer).await {
-            Ok(Ok(Answer::Taken)) => {
-                shard.handoffs.confirmed(o.sequence);
-                durable = true;
-            }
-            Ok(Ok(a)) => left.push((o, a)),
-            _ => left.push((o, Answer::Refused)),
+        let answer = match &mut o.answer {
+            Some(answer) => timeout(OWNER_WAIT, answer).await.ok().and_then(Result::ok),
+            None => None,
+        };
+        match answer {
+            Some(Answer::Taken) => durable = true,
+            Some(a) => left.push((o, a)),
+            None => left.push((o, Answer::Unknown)),
         }
     }
     if !durable && left.iter().all(|(_, a)| *a == Answer::Full) {
         // Nobody has any of it, so the client can be told.
-        left.iter().for_each(|(o, _)| shard.handoffs.confirmed(o.sequence));
         let full =
             || SpoolError::Full("the destination's shard has none (min-free-space, spool-max-recipients)".into());
         return own.unwrap_or_else(|| Err(full()));
@@ -170,14 +171,7 @@ async fn keep(shard: &Rc<Shard>, o: Offered, body: &[Bytes; 2], in_progress: boo
     let recipients = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&o.envelope)
         .map_or(0, |e| e.recipients.len());
     let message = NewMessage { envelope: Bytes::copy_from_slice(&o.envelope), body: body.clone(), in_progress };
-    match shard.store(message).await {
-        Ok(key) => {
-            shard.handoffs.kept(o.owner, key, recipients as u64);
-            Ok(())
-        }
-        Err(e) => {
-            shard.handoffs.confirmed(o.sequence);
-            Err(e)
-        }
-    }
+    let key = shard.store(message).await?;
+    shard.handoffs.kept.keep(o.share, key, recipients as u64);
+    Ok(())
 }

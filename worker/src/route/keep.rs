@@ -1,0 +1,237 @@
+//! Shares that this shard accepted for others and keeps on disk until their owners have them.
+//!
+//! In the spool a kept share is told by its identity: its origin is the shard that holds it. When
+//! it becomes this shard's own, for its owner is gone or the map says so, it stays the record that
+//! it is: from the first attempt or outcome on its recipients have a state, and a share with a
+//! state is offered to nobody as a whole.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ipc::mesh;
+use ipc::message::ArchivedEnvelope;
+use rkyv::util::AlignedVec;
+use spool::{Recovered, Settled, SpoolError};
+use tokio::sync::Notify;
+use tokio::task::{JoinSet, spawn_local};
+use tokio::time::timeout;
+
+use crate::route::handoff::{Answer, Share, is_there};
+use crate::schedule::message::Content;
+use crate::shard::Shard;
+
+/// How long an owner may take for one share.
+const OWNER_WAIT: Duration = Duration::from_secs(5);
+/// Pause before an owner that did not take one is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+/// Shares that are with one owner at once.
+const AT_ONCE: usize = 32;
+
+/// A share kept under handoff.
+#[derive(Debug)]
+struct Kept {
+    key: u64,
+    recipients: u64,
+    share: Share,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// By the shard that is asked.
+    by_owner: RefCell<HashMap<u8, VecDeque<Kept>>>,
+    /// Found at start and not read yet.
+    found: RefCell<VecDeque<Recovered>>,
+    recipients: Cell<u64>,
+    /// Owners that are being offered some.
+    passing: RefCell<HashSet<u8>>,
+    /// There is something to do.
+    pub wake: Notify,
+}
+
+impl Keeping {
+    /// Recipients kept for other shards.
+    pub fn recipients(&self) -> u64 {
+        self.recipients.get()
+    }
+
+    /// A share is durable here and will be passed on.
+    pub fn keep(&self, share: Share, key: u64, recipients: u64) {
+        self.recipients.set(self.recipients.get() + recipients);
+        self.put_back([Kept { key, recipients, share }]);
+    }
+
+    fn put_back(&self, all: impl IntoIterator<Item = Kept>) {
+        for k in all {
+            self.by_owner.borrow_mut().entry(k.share.owner).or_default().push_back(k);
+        }
+        self.wake.notify_one();
+    }
+
+    /// A kept share was found when the spool opened.
+    pub fn found(&self, r: Recovered) {
+        self.recipients.set(self.recipients.get() + r.recipients.len() as u64);
+        self.found.borrow_mut().push_back(r);
+    }
+
+    fn gone(&self, recipients: u64) {
+        self.recipients.set(self.recipients.get().saturating_sub(recipients));
+    }
+
+    fn take(&self, owner: u8) -> Vec<Kept> {
+        let mut all = self.by_owner.borrow_mut();
+        let Some(q) = all.get_mut(&owner) else { return Vec::new() };
+        let n = q.len().min(AT_ONCE);
+        let taken = q.drain(..n).collect();
+        if q.is_empty() {
+            all.remove(&owner);
+        }
+        taken
+    }
+}
+
+/// Passes kept shares on, to each owner whenever it is there.
+pub async fn pass_on(shard: Rc<Shard>) {
+    read_found(&shard).await;
+    loop {
+        let kept = &shard.handoffs.kept;
+        let asked: Vec<u8> = kept.by_owner.borrow().keys().copied().collect();
+        for owner in asked {
+            let can = owner == shard.number || shard.handoffs.is_connected(owner) || !is_there(&shard, owner);
+            if can && kept.passing.borrow_mut().insert(owner) {
+                let shard = Rc::clone(&shard);
+                spawn_local(async move {
+                    pass_to(&shard, owner).await;
+                    shard.handoffs.kept.passing.borrow_mut().remove(&owner);
+                });
+            }
+        }
+        let waiting = !kept.by_owner.borrow().is_empty();
+        let wake = kept.wake.notified();
+        if waiting {
+            let _ = timeout(RETRY, wake).await;
+            // Woken by what was just put back, the owner still has its pause.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        } else {
+            wake.await;
+        }
+    }
+}
+
+/// Learns the identities of shares found at start. Those that were this shard's own for a while
+/// are so for good.
+async fn read_found(shard: &Rc<Shard>) {
+    loop {
+        let Some(r) = shard.handoffs.kept.found.borrow_mut().pop_front() else { break };
+        let recipients = r.recipients.len() as u64;
+        let touched = r.recipients.iter().any(|x| x.attempts > 0 || x.due_unix_ms > 0);
+        let identity = match read(shard, r.key).await {
+            Ok((envelope, _)) => with(&envelope, |e| {
+                let whole = e.recipients.len() == r.recipients.len();
+                e.handoff_id().filter(|_| whole && !touched).map(|id| (id, e.asked.as_ref().copied()))
+            }),
+            // Nobody can be given it; the queue says so like of any other.
+            Err(SpoolError::Unreadable { .. }) => None,
+            Err(_) => {
+                shard.handoffs.kept.found.borrow_mut().push_back(r);
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        match identity {
+            Some((id, asked)) => {
+                let owner = asked.unwrap_or(shard.number);
+                let share = shard.handoffs.share(owner, id);
+                shard.handoffs.kept.put_back([Kept { key: r.key, recipients, share }]);
+            }
+            None => {
+                shard.handoffs.kept.gone(recipients);
+                shard.enqueue_own(&r);
+            }
+        }
+    }
+    shard.handoffs.all_known();
+}
+
+async fn read(shard: &Rc<Shard>, key: u64) -> Result<(AlignedVec<16>, Bytes), SpoolError> {
+    let (bytes, body) = shard.spool.read(key).await?;
+    let mut envelope = AlignedVec::<16>::with_capacity(bytes.len());
+    envelope.extend_from_slice(&bytes);
+    rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
+        .map_err(|e| SpoolError::Unreadable { key, reason: e.to_string() })?;
+    Ok((envelope, body))
+}
+
+fn with<T>(envelope: &AlignedVec<16>, f: impl FnOnce(&ArchivedEnvelope) -> Option<T>) -> Option<T> {
+    rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(envelope).ok().and_then(f)
+}
+
+/// Offers what is kept for `owner` until nothing is left, or it takes no more.
+async fn pass_to(shard: &Rc<Shard>, owner: u8) {
+    loop {
+        let some = shard.handoffs.kept.take(owner);
+        if some.is_empty() {
+            return;
+        }
+        let mut offers = JoinSet::new();
+        for kept in some {
+            let shard = Rc::clone(shard);
+            offers.spawn_local(async move { pass_one(&shard, kept).await });
+        }
+        let mut left = Vec::new();
+        while let Some(done) = offers.join_next().await {
+            left.extend(done.ok().flatten());
+        }
+        if !left.is_empty() {
+            left.sort_by_key(|k| k.key);
+            shard.handoffs.kept.put_back(left);
+            tokio::time::sleep(RETRY).await;
+            return;
+        }
+    }
+}
+
+/// Offers one kept share to whoever was asked, or owns its destination now; gives it back when
+/// nobody has it.
+async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
+    let (envelope, body) = match read(shard, kept.key).await {
+        Ok(m) => m,
+        Err(e) => {
+            tracing::error!(key = kept.key, error = %e, "a share kept under handoff cannot be read");
+            if !matches!(e, SpoolError::Unreadable { .. }) {
+                return Some(kept);
+            }
+            // In quarantine: an operator's matter now, the others go on.
+            shard.handoffs.kept.gone(kept.recipients);
+            return None;
+        }
+    };
+    let asked = kept.share.owner;
+    let owner = match asked != shard.number && is_there(shard, asked) {
+        true => asked,
+        false => with(&envelope, |e| e.recipients.first().map(|r| r.destination.as_str().to_owned()))
+            .map_or(shard.number, |d| shard.map.borrow().taker(&d, shard.next_turn())),
+    };
+    if owner == shard.number {
+        shard.handoffs.kept.gone(kept.recipients);
+        shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()])));
+        return None;
+    }
+    let kept = match owner == asked {
+        true => kept,
+        false => Kept { share: shard.handoffs.share(owner, kept.share.id), ..kept },
+    };
+    let archive = Bytes::copy_from_slice(&envelope);
+    let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &kept.share, archive, &[body, Bytes::new()]);
+    let Some(answer) = offer else { return Some(kept) };
+    if !matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
+        return Some(kept);
+    }
+    let recipients = (0..kept.recipients as u16).collect();
+    shard.spool.settle(Settled { key: kept.key, recipients, last: true, rows: Vec::new() });
+    shard.handoffs.kept.gone(kept.recipients);
+    None
+}
