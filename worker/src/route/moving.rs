@@ -25,8 +25,8 @@ use crate::shard::Shard;
 const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Pause before an owner that did not take it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
-/// Messages that are with one new owner at once.
-const AT_ONCE: usize = 32;
+/// Messages that are with one new owner at once: as many may be with both after a kill.
+const AT_ONCE: usize = 8;
 
 /// Moves under way.
 #[derive(Debug, Default)]
