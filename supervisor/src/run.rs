@@ -544,12 +544,16 @@ impl Supervisor {
         let spread = self.map.borrow().spread.clone();
         self.publish_map(workers as u8, spread);
         let sup = Rc::clone(self);
-        let retire = async move { sup.retire_above(workers).await };
+        let retire = spawn_local(async move { sup.retire_above(workers).await });
         if !wait {
-            spawn_local(retire);
             return Ok(format!("scaling to {workers} workers"));
         }
-        retire.await?;
+        // A shard that is to leave and does not run is waited for, but not by whoever asked.
+        let leaving_is_down = |s: &Self| s.slots.borrow().iter().any(|s| s.leaving && s.is_down());
+        self.until(Duration::from_secs(3600), |s| retire.is_finished() || leaving_is_down(s)).await;
+        if retire.is_finished() {
+            retire.await.map_err(|e| format!("shards could not be retired: {e}"))??;
+        }
         if !self.until(Duration::from_secs(600), Self::settled_where_up).await {
             return Err("some destinations still have connections at their owner before; see the log".into());
         }
