@@ -33,7 +33,8 @@ const CELLS_AT: usize = (RECIPIENTS_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
 const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
 const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
-const BYTES: usize = WINDOWS_AT + LEDGER_PACES * window::BUCKETS * 8;
+const CLOCK_AT: usize = WINDOWS_AT + LEDGER_PACES * window::BUCKETS * 8;
+const BYTES: usize = CLOCK_AT + 8;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
@@ -91,6 +92,16 @@ impl Ledger {
     /// What a rate's window holds: pages that only rates in use touch.
     fn buckets(&self, cell: usize) -> &[AtomicU64] {
         self.map.atomics_64(WINDOWS_AT + cell * window::BUCKETS * 8, window::BUCKETS)
+    }
+
+    /// Sets the time that all processes go by: nanoseconds less those since boot.
+    pub fn set_ahead(&self, ns: i64) {
+        self.map.atomics_64(CLOCK_AT, 1)[0].store(ns as u64, Relaxed);
+    }
+
+    /// The time that all processes go by: nanoseconds less those since boot.
+    pub fn ahead(&self) -> i64 {
+        self.map.atomics_64(CLOCK_AT, 1)[0].load(Relaxed) as i64
     }
 
     fn requests(&self) -> &[AtomicU64] {

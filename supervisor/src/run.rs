@@ -141,7 +141,9 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
     compiled.snapshot.generation = 1;
+    crate::queue_time::restore(&compiled.data_dir);
     let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
+    ledger.set_ahead(worker::clock::ahead_ns());
     crate::rates::restore(&compiled.data_dir, &ledger);
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
     ipc::descriptors::give_back_heap();
@@ -200,6 +202,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     spawn_local(rotate_files(Rc::clone(&sup)));
     spawn_local(crate::suppression::look_after(Rc::clone(&sup)));
     spawn_local(crate::rates::keep(Rc::clone(&sup)));
+    spawn_local(crate::queue_time::keep(Rc::clone(&sup)));
     spawn_local(keep_systemd_informed(Rc::clone(&sup)));
     sup.until_stopped().await;
     Ok(())
@@ -307,6 +310,7 @@ impl Supervisor {
         if let Some(ledger) = fds.next().filter(|_| !self.has_ledger.replace(true)) {
             match Ledger::open(&ledger) {
                 Ok(l) => {
+                    worker::clock::follow(l.ahead());
                     *self.ledger.borrow_mut() = l;
                     *self.ledger_fd.borrow_mut() = ledger;
                 }
@@ -774,6 +778,7 @@ impl Supervisor {
         }
         let survivors = any_worker_alive(&self.compiled.borrow());
         crate::rates::keep_last(self, orderly && !survivors);
+        crate::queue_time::keep_last(self);
         for p in self.accounting.take_programs() {
             p.finish().await;
         }

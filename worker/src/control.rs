@@ -67,6 +67,7 @@ pub async fn serve(start: Start) -> Result<(), String> {
     let snapshot = MappedSnapshot::map(&snapshot_fd).map_err(|e| format!("snapshot: {e}"))?;
     let ledger = Ledger::open(&ledger_fd).map_err(|e| format!("ledger: {e}"))?;
     ledger.acts_for(start.shard);
+    crate::clock::follow(ledger.ahead());
     let generation = snapshot.get().generation.to_native();
     let config = Config::of(snapshot)?;
     let folder = shard_folder(&config, start.shard)?;

@@ -110,7 +110,11 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
         connections: paths.iter().map(|p| p.connections).sum(),
         mode: if backoff { "backoff" } else { "normal" }.into(),
         paused: q.paused || (!paths.is_empty() && paths.iter().all(|p| p.paused)),
-        next_retry: if retry > now { crate::local_time(retry / 1000, "%Y-%m-%d %H:%M:%S") } else { String::new() },
+        next_retry: if retry > now {
+            crate::local_time(clock::wall_ms(retry) / 1000, "%Y-%m-%d %H:%M:%S")
+        } else {
+            String::new()
+        },
         last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
         oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
     }

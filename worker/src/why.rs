@@ -233,7 +233,7 @@ fn shared_value(shard: &Shard, p: &Path) -> String {
 }
 
 fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
-    let time = |at_ms: i64| crate::local_time(at_ms / 1000, "%Y-%m-%d %H:%M:%S");
+    let time = |at_ms: i64| crate::local_time(clock::wall_ms(at_ms) / 1000, "%Y-%m-%d %H:%M:%S");
     let Some(p) = p else { return String::new() };
     let failure = || p.last_failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
     let backoff = match p.mode {

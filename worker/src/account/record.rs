@@ -160,8 +160,8 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
     e.recipients.iter().map(move |r| {
         let mut row = Row {
             kind: b'r',
-            logged_ms: e.received_unix_ms.to_native(),
-            queued_ms: e.received_unix_ms.to_native(),
+            logged_ms: crate::clock::wall_ms(e.received_unix_ms.to_native()),
+            queued_ms: crate::clock::wall_ms(e.received_unix_ms.to_native()),
             headers: headers.to_vec(),
             ..Default::default()
         };

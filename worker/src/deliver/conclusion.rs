@@ -309,7 +309,12 @@ fn row(
 ) -> Row {
     let rcpt = e.recipients.get(usize::from(r));
     let mta = if at.host.is_empty() { String::new() } else { format!("{} ({})", at.host, at.ip) };
-    let mut row = Row { kind, logged_ms: now, queued_ms: e.received_unix_ms.to_native(), ..Default::default() };
+    let mut row = Row {
+        kind,
+        logged_ms: clock::wall_ms(now),
+        queued_ms: clock::wall_ms(e.received_unix_ms.to_native()),
+        ..Default::default()
+    };
     row.set(const { stored("orig") }, e.sender.as_str());
     if let Some(r) = rcpt {
         row.set(const { stored("rcpt") }, r.address.as_str());
@@ -383,7 +388,7 @@ pub(super) fn account_for_queue(shard: &Shard, path: &Path, f: &Failure) {
     if !is_accounted(&shown, path, b'q') {
         return;
     }
-    let mut row = Row { kind: b'q', logged_ms: clock::now_ms(), ..Default::default() };
+    let mut row = Row { kind: b'q', logged_ms: clock::wall_ms(clock::now_ms()), ..Default::default() };
     set_verdict(&mut row, &f.verdict);
     if !f.host.is_empty() {
         row.set(const { stored("dsnMta") }, format!("{} ({})", f.host, f.ip));

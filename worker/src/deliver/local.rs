@@ -120,7 +120,7 @@ struct Macros<'a> {
 
 impl Macros<'_> {
     fn value(&self, name: &str) -> Option<String> {
-        let now_s = clock::now_ms() / 1000;
+        let now_s = clock::wall_ms(clock::now_ms()) / 1000;
         let cased = |t: &str| if self.preserve_case { t.to_owned() } else { t.to_lowercase() };
         let (local, domain) = self.to.rsplit_once('@').unwrap_or((self.to, ""));
         Some(match name {
@@ -269,7 +269,7 @@ fn append(file: &FilePath, content: &[u8]) -> std::io::Result<()> {
 /// A message of an mbox (RFC 4155): a line that says where it begins, others like it quoted.
 fn mbox(sender: &str, content: &[u8]) -> Vec<u8> {
     let sender = if sender.is_empty() { "MAILER-DAEMON" } else { sender };
-    let date = crate::local_time(clock::now_ms() / 1000, "%a %b %e %H:%M:%S %Y");
+    let date = crate::local_time(clock::wall_ms(clock::now_ms()) / 1000, "%a %b %e %H:%M:%S %Y");
     let mut out = format!("From {sender} {date}\n").into_bytes();
     for line in content.split_inclusive(|b| *b == b'\n') {
         let quoted = line.iter().take_while(|b| **b == b'>').count();

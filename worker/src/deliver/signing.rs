@@ -43,7 +43,7 @@ pub(super) async fn signed(shard: &Shard, path: &Path, content: &Content) -> [By
         return content.body.clone();
     }
     let generation = config.snapshot.get().generation.to_native();
-    let now_s = clock::now_ms() / 1000;
+    let now_s = clock::wall_ms(clock::now_ms()) / 1000;
     let body = {
         let mut known = content.signed.borrow_mut();
         // Times in a signature are those of a while ago at most.

@@ -163,7 +163,9 @@ pub fn prepare(
     }
     head.extend_from_slice(&content[at..end]);
     if rules.add_date_header == 2 || (rules.add_date_header == 1 && !has_date) {
-        head.extend_from_slice(format!("Date: {}\r\n", crate::rfc5322_date(now_ms / 1000)).as_bytes());
+        head.extend_from_slice(
+            format!("Date: {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(now_ms) / 1000)).as_bytes(),
+        );
     }
     if rules.add_message_id_header && !has_id {
         head.extend_from_slice(format!("Message-ID: <{id}.{}@{}>\r\n", global.host_id, global.host_name).as_bytes());
@@ -261,5 +263,5 @@ fn received(out: &mut Vec<u8>, e: &Envelope, global: &Global, rules: &SourceRule
     if let ([only], false) = (&e.recipients[..], rules.hide_message_source) {
         let _ = write!(out, "\r\n\tfor <{}>", only.address);
     }
-    let _ = write!(out, "; {}\r\n", crate::rfc5322_date(e.received_unix_ms / 1000));
+    let _ = write!(out, "; {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(e.received_unix_ms) / 1000));
 }

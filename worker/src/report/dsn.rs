@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ipc::message::{ArchivedEnvelope, ArchivedRet, Envelope, notify};
 
 use crate::classify::outcome::{Outcome, Verdict};
+use crate::clock;
 use crate::prepare::headers;
 use crate::prepare::message::canonical_name;
 use crate::report::recorded::Report;
@@ -44,7 +45,7 @@ pub fn wanted(e: &ArchivedEnvelope, recipient: u16, outcome: &Outcome) -> bool {
 pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &[Bytes; 2]) -> Option<Report> {
     let config = shard.config();
     let id = shard.next_message_id();
-    let now = crate::clock::now_ms();
+    let now = clock::now_ms();
     let Ok(destination) = ipc::message::destination_of(&e.sender) else { return None };
     let body = compose(&config.global, &id.to_string(), now, e, parts, content);
     // By what is there: the virtual MTA of the message may be why it failed.
@@ -82,7 +83,7 @@ fn compose(
     let mut t = format!(
         "From: {from}\r\nTo: <{}>\r\nSubject: {subject}\r\nDate: {}\r\nMessage-ID: <{id}@{host}>\r\nAuto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\r\nThis is a delivery status notification in MIME format.\r\n\r\n--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\n",
         e.sender,
-        crate::rfc5322_date(now_ms / 1000),
+        crate::rfc5322_date(clock::wall_ms(now_ms) / 1000),
     );
     let mut words = format!("{sentence}\r\n\r\n");
     for p in parts {
@@ -97,7 +98,10 @@ fn compose(
     if !e.envid.is_empty() {
         t.push_str(&format!("Original-Envelope-Id: {}\r\n", plain(&decoded_xtext(&e.envid))));
     }
-    t.push_str(&format!("Arrival-Date: {}\r\n", crate::rfc5322_date(e.received_unix_ms.to_native() / 1000)));
+    t.push_str(&format!(
+        "Arrival-Date: {}\r\n",
+        crate::rfc5322_date(clock::wall_ms(e.received_unix_ms.to_native()) / 1000)
+    ));
     for p in parts {
         let Some(r) = e.recipients.get(usize::from(p.recipient)) else { continue };
         t.push_str("\r\n");

@@ -28,7 +28,7 @@ fn compose(shard: &Shard, to: &str, destination: String, subject: &str, text: &s
     let host = config.global.host_name.clone();
     let id = shard.next_message_id();
     let now = crate::clock::now_ms();
-    let date = crate::rfc5322_date(now / 1000);
+    let date = crate::rfc5322_date(crate::clock::wall_ms(now) / 1000);
     // What receivers say ends up here: one line, printable.
     let line = |t: &str| t.replace(|c: char| c.is_control(), " ");
     let body = format!(

@@ -43,7 +43,7 @@ struct Note {
 }
 
 fn now_s() -> u32 {
-    (clock::now_ms() / 1000).clamp(0, i64::from(u32::MAX)) as u32
+    (clock::wall_ms(clock::now_ms()) / 1000).clamp(0, i64::from(u32::MAX)) as u32
 }
 
 impl Gate {
