@@ -533,9 +533,9 @@ impl Supervisor {
         }
         let old = self.map.borrow().clone();
         let new = |n: u8| !old.shards.contains(&n);
-        // One that was there before and is down keeps nobody from taking part.
+        // One that has served and is down keeps nobody from taking part.
         let wanted = |s: &Slot| u32::from(s.number) < workers && new(s.number);
-        let serve = |s: &Self| s.slots.borrow().iter().filter(|s| wanted(s)).all(|s| s.state == State::Serving);
+        let serve = |s: &Self| s.slots.borrow().iter().filter(|s| wanted(s)).all(|s| s.has_served);
         if !self.until(Duration::from_secs(60), serve).await {
             return Err("the new workers do not serve; see the log".into());
         }

@@ -161,6 +161,7 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
                 s.serving_since = Some(Instant::now());
                 s.is_alive();
                 s.left_in_order = false;
+                s.has_served = true;
             });
             sup.bring_up_to_date(number);
         }

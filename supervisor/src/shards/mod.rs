@@ -104,6 +104,8 @@ pub struct Slot {
     pub reload_error: Option<String>,
     /// Not to be started again.
     pub retired: bool,
+    /// One of its processes has served: it can.
+    pub has_served: bool,
     /// Its mail is being handed over, so that it can be retired.
     pub leaving: bool,
     /// The last process said that it leaves, and what it left in the heartbeat before.
@@ -133,6 +135,7 @@ impl Slot {
             generation: 0,
             reload_error: None,
             retired: false,
+            has_served: false,
             leaving: false,
             left_in_order: false,
         }
