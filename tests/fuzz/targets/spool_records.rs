@@ -490,7 +490,7 @@ impl Damaged<'_> {
                 let m = StartMeta {
                     cold: false,
                     values: vec![("spool/projected".into(), c.bytes(9).to_vec())],
-                    seen: vec![(9, u64::MAX, vec![key])],
+                    seen: vec![(9, 0, u64::MAX, vec![key])],
                 };
                 (Kind::Start, ipc::frame::archive(&m).to_vec())
             }
