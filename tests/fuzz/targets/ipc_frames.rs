@@ -23,7 +23,7 @@ use ipc::message::{
     ArchivedEnvelope, BodyType, Envelope, HandoffId, MessageId, Moved, Recipient, Ret, SourceType, destination_of,
 };
 use ipc::network::Network;
-use ipc::operator::{Answer, PathRow, QueueRow, Request, ShardRow};
+use ipc::operator::{Answer, Listed, Listing, PathRow, Place, QueueRow, Request, ShardRow};
 use ipc::rules::{Setting, Value};
 use ipc::shard_map::{ShardMap, Spread};
 use ipc::snapshot::{Accounting, ArchivedSnapshot, Global, Pool, RecordFields, Snapshot, Source, VirtualMta};
@@ -105,7 +105,25 @@ impl Make for AccountingFile {
 
 impl Make for Rows {
     fn make(c: &mut Choices<'_>) -> Rows {
-        if c.byte() % 2 == 0 { Rows::Queues(make(c)) } else { Rows::Paths(make(c)) }
+        Rows::Page { rows: make(c), next: make(c) }
+    }
+}
+
+impl Make for Listing {
+    fn make(c: &mut Choices<'_>) -> Listing {
+        if c.byte() % 2 == 0 { Listing::Queues(make(c)) } else { Listing::Paths(make(c)) }
+    }
+}
+
+impl Make for Listed {
+    fn make(c: &mut Choices<'_>) -> Listed {
+        [Listed::Paths, Listed::Pools, Listed::Jobs][usize::from(c.byte() % 3)].clone()
+    }
+}
+
+impl Make for Place {
+    fn make(c: &mut Choices<'_>) -> Place {
+        Place { shard: c.byte(), from: make(c) }
     }
 }
 
@@ -197,7 +215,7 @@ impl Make for ToWorker {
             2 => ToWorker::Reload { listeners: make(c), added: make(c) },
             3 => ToWorker::Map(make(c)),
             4 => ToWorker::SwitchAccounting { switch: make(c), files: make(c) },
-            5 => ToWorker::Rows { request: make(c), what: RowsOf::Paths },
+            5 => ToWorker::Rows { request: make(c), what: RowsOf::Page { of: make(c), from: make(c) } },
             _ => ToWorker::Stop { grace_ms: make(c) },
         }
     }
@@ -261,14 +279,13 @@ impl Make for Request {
         match c.byte() % 12 {
             0 => Request::Status,
             1 => Request::Shards,
-            2 => Request::Queues,
-            3 => Request::Paths,
+            2 | 3 => Request::Page { of: make(c), at: make(c) },
             4 => Request::ShardRestart { shard: c.byte(), wait: c.byte() % 2 == 1 },
             5 => Request::Scale { workers: c.short().into(), wait: c.byte() % 2 == 1 },
             6 => Request::Reload { wait: c.byte() % 2 == 1, dry_run: c.byte() % 2 == 1 },
             10 => Request::Explain { destination: make(c), via: make(c), only: make(c) },
             11 => Request::Diff { file: make(c), json: c.byte() % 2 == 0 },
-            7 => Request::Stop,
+            7 => Request::Stop { wait: c.byte() % 2 == 1 },
             8 => Request::RotateAccounting { file: make(c) },
             9 => Request::Unsuppress { addresses: make(c), list: make(c) },
             _ => Request::InjectSocket,
@@ -284,8 +301,7 @@ impl Make for Answer {
             2 => Answer::Wrong(make(c)),
             3 => Answer::Status(make(c)),
             4 => Answer::Shards(make(c)),
-            5 => Answer::Queues(make(c)),
-            6 => Answer::Paths(make(c)),
+            5 | 6 => Answer::Page { rows: make(c), next: make(c) },
             _ => Answer::Socket(make(c)),
         }
     }
@@ -315,7 +331,7 @@ impl Make for Envelope {
             source_name: make(c),
             source_ip: make(c),
             local_ip: String::new(),
-            handoff: (c.byte() % 2 == 1).then(|| HandoffId { origin: c.byte(), incarnation: make(c), sequence: make(c) }),
+            handoff: (c.byte() % 2 == 1).then(|| HandoffId { origin: c.byte(), incarnation: c.short().into(), sequence: make(c) }),
             asked: make(c),
             moved: (c.byte() % 2 == 1).then(|| Moved {
                 due_unix_ms: u64::make(c) as i64,
