@@ -55,6 +55,9 @@ pub struct Kept {
     pub clock_ns: i64,
     /// How far that may run ahead.
     pub ahead: Ahead,
+    /// Time that one recipient takes of the rate, picoseconds, by which [`Ledger::rescale`] knows a rate that
+    /// was changed meanwhile; 0 where it is not known.
+    pub interval_ps: u64,
 }
 
 /// Nothing of a rate may be taken now.
@@ -358,6 +361,7 @@ impl Ledger {
                 key,
                 clock_ns: ns(CLOCK),
                 ahead: Ahead { before_ns: ns(BEFORE), after_ns: ns(AFTER) },
+                interval_ps: self.word(at, INTERVAL).load(SeqCst),
             })
         };
         (0..LEDGER_PACES).filter_map(of).filter(|k| k.clock_ns > since_ns).collect()
@@ -366,6 +370,10 @@ impl Ledger {
     /// Takes over a rate that was kept; one that is known by now stays where it is further ahead.
     pub fn restore(&self, kept: &Kept) {
         self.update_clock(kept.key, kept.ahead, |known| (known.max(kept.clock_ns), ()));
+        if let Some(at) = self.find_rate(kept.key) {
+            // One that is counted by now knows its own.
+            let _ = self.word(at, INTERVAL).compare_exchange(0, kept.interval_ps, SeqCst, SeqCst);
+        }
     }
 }
 
@@ -406,7 +414,7 @@ mod tests {
         assert_eq!(b.update_clock(y, Ahead::default(), |t| (t + 5, t)), 0);
         assert_eq!(a.update_clock(x, ahead, |t| (t, t)), 10);
         // What is kept is what still counts.
-        assert_eq!(b.rates(5), [Kept { key: tag(x), clock_ns: 10, ahead }]);
+        assert_eq!(b.rates(5), [Kept { key: tag(x), clock_ns: 10, ahead, interval_ps: 0 }]);
         let (c, _fd) = Ledger::create().unwrap();
         assert_eq!(c.update_clock(x, ahead, |_| (20, 1)), 1);
         b.rates(0).iter().for_each(|k| c.restore(k));
