@@ -11,6 +11,7 @@ use ipc::snapshot::{ArchivedDomainKey, Global, MappedSnapshot};
 
 use crate::classify::bounce_rules::Rules;
 use crate::classify::reply_patterns::Patterns;
+use crate::connect::loops::OwnServer;
 use crate::dkim::key::Key;
 use crate::dkim::options::Options;
 use crate::dkim::signature::DomainKey;
@@ -35,6 +36,8 @@ pub struct Config {
     pub global: Rc<Global>,
     /// Listener → named source and TLS.
     listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
+    /// By what it is known that mail would come back to this server.
+    pub own_server: OwnServer,
     /// `<pattern-list>`s.
     pub pattern_lists: PatternLists,
     /// `<address-list>`s.
@@ -80,6 +83,7 @@ impl Config {
             };
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
+        let own_server = OwnServer::of(snapshot.get());
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
         let address_lists = AddressLists::of(&snapshot.get().address_lists);
         let (patterns, bounce_rules, keys, key_lists, named_keys, signing) = Default::default();
@@ -88,6 +92,7 @@ impl Config {
             snapshot,
             global,
             listeners,
+            own_server,
             pattern_lists,
             address_lists,
             patterns,

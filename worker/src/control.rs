@@ -283,7 +283,7 @@ async fn precache(shard: Rc<Shard>) {
             if shard.map.borrow().owner(d) == shard.number {
                 let rules = config.way(d, "").rules;
                 let resolver = Rc::clone(&shard.resolver.borrow());
-                resolver.refresh(d, &rules, config.snapshot.get()).await;
+                resolver.refresh(d, &rules, &config.own_server).await;
             }
         }
         tokio::time::sleep(Duration::from_millis(config.global.precached_refresh_ms.max(1000))).await;

@@ -1,6 +1,7 @@
 //! Mail that would come back: hosts of a destination that are this server itself (RFC 5321 section 5.1).
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -11,23 +12,49 @@ const SMTP_PORT: u16 = 25;
 /// How long the addresses of this machine are taken to be the same.
 const ADDRESSES_KNOWN_FOR: Duration = Duration::from_secs(10);
 
-thread_local! {
-    static OWN_ADDRESSES: RefCell<Option<(Instant, Vec<IpAddr>)>> = const { RefCell::new(None) };
+/// What this server listens on, and the names that it goes by.
+#[derive(Debug)]
+pub struct OwnServer {
+    listeners: Vec<SocketAddr>,
+    /// `host-name`, and those of virtual MTAs.
+    names: HashSet<String>,
+    addresses: RefCell<Option<(Instant, Vec<IpAddr>)>>,
 }
 
-/// Whether a mail host's name is one of the names that this server goes by: `host-name`, or that of a virtual MTA. At other
-/// ports than 25 somebody else may well answer on the same machine.
-pub fn is_named(snapshot: &ArchivedSnapshot, name: &str, port: u16) -> bool {
-    let same =
-        |own: &str| !own.is_empty() && own.trim_end_matches('.').eq_ignore_ascii_case(name.trim_end_matches('.'));
-    port == SMTP_PORT
-        && (same(snapshot.global.host_name.as_str()) || snapshot.vmtas.iter().any(|v| same(v.host_name.as_str())))
+impl OwnServer {
+    /// By a configuration.
+    pub fn of(snapshot: &ArchivedSnapshot) -> OwnServer {
+        let listeners = snapshot.listeners.iter().filter_map(|l| l.address.as_str().parse().ok()).collect();
+        let of_vmtas = snapshot.vmtas.iter().map(|v| v.host_name.as_str());
+        let all = of_vmtas.chain([snapshot.global.host_name.as_str()]);
+        let names = all.filter(|n| !n.is_empty()).map(plain).collect();
+        OwnServer { listeners, names, addresses: RefCell::default() }
+    }
+
+    /// Whether a mail host's name is one of the names that this server goes by. At other ports than 25 somebody else may
+    /// well answer on the same machine.
+    pub fn is_named(&self, name: &str, port: u16) -> bool {
+        port == SMTP_PORT && self.names.contains(&plain(name))
+    }
+
+    /// Whether one of this server's listeners accepts connections to `to`.
+    pub fn is_listened_at(&self, to: SocketAddr) -> bool {
+        accepts(self.listeners.iter().copied(), to, |ip| self.is_of_this_machine(ip))
+    }
+
+    /// Whether an interface of this machine has the address.
+    fn is_of_this_machine(&self, ip: IpAddr) -> bool {
+        let mut known = self.addresses.borrow_mut();
+        if known.as_ref().is_none_or(|(at, _)| at.elapsed() > ADDRESSES_KNOWN_FOR) {
+            *known = Some((Instant::now(), addresses()));
+        }
+        known.as_ref().is_some_and(|(_, all)| all.contains(&ip))
+    }
 }
 
-/// Whether one of this server's listeners accepts connections to `to`.
-pub fn is_listened_at(snapshot: &ArchivedSnapshot, to: SocketAddr) -> bool {
-    let listeners = snapshot.listeners.iter().filter_map(|l| l.address.as_str().parse().ok());
-    accepts(listeners, to, is_of_this_machine)
+/// A name as it is compared.
+fn plain(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
 }
 
 fn accepts(mut listeners: impl Iterator<Item = SocketAddr>, to: SocketAddr, is_own: impl Fn(IpAddr) -> bool) -> bool {
@@ -39,16 +66,6 @@ fn accepts(mut listeners: impl Iterator<Item = SocketAddr>, to: SocketAddr, is_o
         // A listener for every address of IPv6 takes no IPv4.
         let all = || at.is_unspecified() && at.is_ipv4() == ip.is_ipv4() && (ip.is_loopback() || is_own(ip));
         l.port() == to.port() && (same() || all())
-    })
-}
-
-/// Whether an interface of this machine has the address.
-fn is_of_this_machine(ip: IpAddr) -> bool {
-    OWN_ADDRESSES.with_borrow_mut(|known| {
-        if known.as_ref().is_none_or(|(at, _)| at.elapsed() > ADDRESSES_KNOWN_FOR) {
-            *known = Some((Instant::now(), addresses()));
-        }
-        known.as_ref().is_some_and(|(_, all)| all.contains(&ip))
     })
 }
 

@@ -13,9 +13,8 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
-use ipc::snapshot::ArchivedSnapshot;
 
-use super::loops;
+use super::loops::OwnServer;
 
 /// Why no host can be named.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +75,13 @@ pub struct Host {
     pub implicit: bool,
     /// Named by the configuration, not by DNS.
     pub configured: bool,
+}
+
+impl Host {
+    /// One that needs no DNS.
+    fn at(name: &str, address: SocketAddr) -> Host {
+        Host { name: name.to_owned(), addresses: vec![address], implicit: false, configured: false }
+    }
 }
 
 /// Entries of the caches.
@@ -140,14 +146,14 @@ impl Resolver {
         destination: &str,
         rules: &DomainRules,
         family: Family,
-        snapshot: &ArchivedSnapshot,
+        own: &OwnServer,
     ) -> Result<Vec<Host>, DnsFault> {
         if let Some((until, fault)) = self.failures.borrow().get(destination)
             && *until > Instant::now()
         {
             return Err(fault.clone());
         }
-        let result = self.look_up(destination, rules, family, snapshot).await;
+        let result = self.look_up(destination, rules, family, own).await;
         if let Err(fault @ DnsFault::Temporary { .. }) = &result {
             let mut failures = self.failures.borrow_mut();
             if failures.len() >= FAILURES_MAX {
@@ -167,27 +173,22 @@ impl Resolver {
         destination: &str,
         rules: &DomainRules,
         family: Family,
-        snapshot: &ArchivedSnapshot,
+        own: &OwnServer,
     ) -> Result<Vec<Host>, DnsFault> {
         let port = rules.default_smtp_port as u16;
         if !rules.smtp_hosts.is_empty() {
             let attempts = rules.mx_connection_attempts.max(1);
-            return self.configured(&rules.smtp_hosts, port, attempts, family, snapshot).await;
+            return self.configured(&rules.smtp_hosts, port, attempts, family, own).await;
         }
         if let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
             let address = SocketAddr::new(ip, port);
-            if loops::is_listened_at(snapshot, address) {
+            if own.is_listened_at(address) {
                 return Err(loops_back(destination, destination));
             }
-            return Ok(vec![Host {
-                name: destination.to_owned(),
-                addresses: vec![address],
-                implicit: false,
-                configured: false,
-            }]);
+            return Ok(vec![Host::at(destination, address)]);
         }
         let (only_mx, attempts) = (rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1));
-        self.by_mx(destination, port, only_mx, attempts, family, snapshot).await
+        self.by_mx(destination, port, only_mx, attempts, family, own).await
     }
 
     /// `h1, h2; [10.1.1.1]:2525; lookup-mx:D`: commas part equals, semicolons levels.
@@ -197,7 +198,7 @@ impl Resolver {
         port: u16,
         attempts: u64,
         family: Family,
-        snapshot: &ArchivedSnapshot,
+        own: &OwnServer,
     ) -> Result<Vec<Host>, DnsFault> {
         let mut hosts = Vec::new();
         let mut fault = None;
@@ -206,7 +207,7 @@ impl Resolver {
             shuffle(&mut names);
             for name in names {
                 let found = match name.strip_prefix("lookup-mx:") {
-                    Some(d) => self.by_mx(d, port, false, attempts, family, snapshot).await,
+                    Some(d) => self.by_mx(d, port, false, attempts, family, own).await,
                     None => self.one(name, port, family).await.map(|h| vec![h]),
                 };
                 match found {
@@ -225,21 +226,9 @@ impl Resolver {
 
     async fn one(&self, name: &str, port: u16, family: Family) -> Result<Host, DnsFault> {
         let (host, port) = split_port(name, port);
-        if let Some(ip) = host.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
-            return Ok(Host {
-                name: host.to_owned(),
-                addresses: vec![SocketAddr::new(ip, port)],
-                implicit: false,
-                configured: true,
-            });
-        }
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(Host {
-                name: host.to_owned(),
-                addresses: vec![SocketAddr::new(ip, port)],
-                implicit: false,
-                configured: true,
-            });
+        let literal = host.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal);
+        if let Some(ip) = literal.or_else(|| host.parse().ok()) {
+            return Ok(Host { configured: true, ..Host::at(host, SocketAddr::new(ip, port)) });
         }
         self.addresses(host, port, family).await.map(|h| Host { configured: true, ..h })
     }
@@ -251,9 +240,9 @@ impl Resolver {
         only_mx: bool,
         attempts: u64,
         family: Family,
-        snapshot: &ArchivedSnapshot,
+        own: &OwnServer,
     ) -> Result<Vec<Host>, DnsFault> {
-        let is_own = |h: &Host| h.addresses.iter().any(|a| loops::is_listened_at(snapshot, *a));
+        let is_own = |h: &Host| h.addresses.iter().any(|a| own.is_listened_at(*a));
         let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(asked(domain)?).await {
             Ok(found) => found
                 .answers()
@@ -271,7 +260,7 @@ impl Resolver {
             if only_mx {
                 return Err(DnsFault::NoMx(domain.to_owned()));
             }
-            if loops::is_named(snapshot, domain, port) {
+            if own.is_named(domain, port) {
                 return Err(loops_back(domain, domain));
             }
             let host = self.addresses(domain, port, family).await?;
@@ -289,14 +278,14 @@ impl Resolver {
         mx.sort_by_key(|(preference, _)| *preference);
         let mut hosts: Vec<(u16, Host)> = Vec::new();
         let mut faults: Vec<(u16, DnsFault)> = Vec::new();
-        let mut own = None;
+        let mut reached = None;
         for (preference, name) in mx.iter().take(HOSTS_MAX) {
             // More are not tried in one turn anyway; but this server may be among those of the same preference.
             let found: usize = hosts.iter().map(|(_, h)| h.addresses.len()).sum();
             if found as u64 >= attempts && hosts.last().is_some_and(|(p, _)| p != preference) {
                 break;
             }
-            let host = if loops::is_named(snapshot, name, port) {
+            let host = if own.is_named(name, port) {
                 None
             } else {
                 match self.addresses(name, port, family).await {
@@ -312,7 +301,7 @@ impl Resolver {
                 // Those that are no better than this server would only send it back.
                 hosts.retain(|(p, _)| p < preference);
                 faults.retain(|(p, _)| p < preference);
-                own = Some(name);
+                reached = Some(name);
                 break;
             };
             hosts.push((*preference, host));
@@ -320,7 +309,7 @@ impl Resolver {
         if !hosts.is_empty() {
             return Ok(hosts.into_iter().map(|(_, h)| h).collect());
         }
-        match (faults.pop(), own) {
+        match (faults.pop(), reached) {
             (Some((_, temporary)), _) => Err(temporary),
             (None, Some(host)) => Err(loops_back(domain, host)),
             (None, None) => Err(DnsFault::NoRecords(domain.to_owned())),
@@ -344,9 +333,9 @@ impl Resolver {
     }
 
     /// Holds what is known of mail for a domain fresh.
-    pub async fn refresh(&self, domain: &str, rules: &DomainRules, snapshot: &ArchivedSnapshot) {
+    pub async fn refresh(&self, domain: &str, rules: &DomainRules, own: &OwnServer) {
         // Failures are remembered as long as for mail.
-        let _ = self.hosts(domain, rules, Family::of(None, rules), snapshot).await;
+        let _ = self.hosts(domain, rules, Family::of(None, rules), own).await;
     }
 
     /// Texts of a name; none when it has none.

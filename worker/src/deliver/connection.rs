@@ -527,12 +527,21 @@ pub async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>,
     if let Some(c) = held {
         return Ok(c);
     }
+    let (envelope, body) = read(shard, key).await?;
+    Ok(Rc::new(Content::new(envelope, [body, Bytes::new()])))
+}
+
+/// Envelope and content of a message as they are on disk; the envelope has been validated.
+///
+/// # Errors
+/// [`spool::SpoolError::Unreadable`] where they are damaged, others where they cannot be had now.
+pub async fn read(shard: &Shard, key: u64) -> Result<(AlignedVec<16>, Bytes), spool::SpoolError> {
     let (bytes, body) = shard.spool.read(key).await?;
     let mut envelope = AlignedVec::<16>::with_capacity(bytes.len());
     envelope.extend_from_slice(&bytes);
     rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
         .map_err(|e| spool::SpoolError::Unreadable { key, reason: e.to_string() })?;
-    Ok(Rc::new(Content::new(envelope, [body, Bytes::new()])))
+    Ok((envelope, body))
 }
 
 /// One transaction; false when the session is over.
@@ -681,7 +690,11 @@ fn sort(
     if let Some(SessionFault::OutOfStep { concerned, .. }) = &fault {
         let c = &shard.counters.out_of_step;
         c.set(c.get() + 1);
-        learns |= concerned.is_some_and(|x| shard.learned.note(&s.host, |l| l.leave_out(x)) || !s.is_without(x));
+        // What was used here is not on the next connection.
+        if let Some(extension) = *concerned {
+            shard.learned.note(&s.host, |l| l.leave_out(extension));
+            learns = true;
+        }
     }
     let decides = standings.iter().any(|st| matches!(st, Standing::Decided(_)));
     let is_left_out = |f: &SessionFault| f.is_421() && path.rules.smtp_421_means_mx_unavailable && s.has_others;

@@ -51,7 +51,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let snapshot = config.snapshot.get();
     // The policy is asked for meanwhile: DNS that is slow for one costs no more than for both.
     let (hosts, sts) = tokio::join!(
-        resolver.hosts(&domain, &path.rules, Family::of(path.source, &path.rules), snapshot),
+        resolver.hosts(&domain, &path.rules, Family::of(path.source, &path.rules), &config.own_server),
         protection.policy_of(snapshot, &path.rules, &domain, &resolver)
     );
     let hosts = match hosts {

@@ -42,17 +42,12 @@ impl Reply {
     /// RFC 2034 §4 requires; otherwise `class.0.0` of the code.
     pub fn enhanced_status(&self) -> String {
         let class = self.code / 100;
-        let first = self.lines.first().and_then(|l| l.split_ascii_whitespace().next()).unwrap_or_default();
-        let parts: Vec<&str> = first.split('.').collect();
-        let numeric = |p: &&str| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());
-        if parts.len() == 3 && parts.iter().all(numeric) && parts[0] == class.to_string() {
-            return first.to_owned();
+        match self.given_status() {
+            Some(s) if s.split('.').next() == Some(class.to_string().as_str()) => s.to_owned(),
+            _ => format!("{class}.0.0"),
         }
-        format!("{class}.0.0")
     }
-}
 
-impl Reply {
     /// The enhanced status code that the text begins with, as given.
     fn given_status(&self) -> Option<&str> {
         let first = self.lines.first()?.split_ascii_whitespace().next()?;
@@ -154,8 +149,6 @@ pub struct Extensions {
     pub dsn: bool,
     /// SIZE (RFC 1870): the limit, 0 for none
     pub size: Option<u64>,
-    /// BODY is not said, though 8BITMIME is offered.
-    pub without_body_parameter: bool,
     /// LIMITS MAILMAX (RFC 9422): transactions in a session, 0 for no limit
     pub mail_max: u32,
     /// LIMITS RCPTMAX (RFC 9422): recipients in a transaction, 0 for no limit
@@ -210,7 +203,6 @@ impl Extensions {
         if lesson.without_parameters {
             (self.size, self.dsn) = (None, false);
         }
-        self.without_body_parameter = lesson.without_parameters;
     }
 }
 

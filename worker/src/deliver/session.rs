@@ -290,15 +290,6 @@ impl Session {
         }
     }
 
-    /// An extension was not used, whether or not it was offered.
-    pub fn is_without(&self, e: Extension) -> bool {
-        match e {
-            Extension::Pipelining => !self.extensions.pipelining,
-            Extension::Chunking => !self.extensions.chunking,
-            Extension::Parameters => self.lesson.without_parameters,
-        }
-    }
-
     fn timed_out(&self) -> SessionFault {
         SessionFault::Timeout { what: "in connection to", host: self.host.clone(), ip: self.peer.ip() }
     }

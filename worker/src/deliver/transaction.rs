@@ -75,7 +75,7 @@ fn mail_command(e: &ArchivedEnvelope, s: &Session, size: usize, utf8: bool, out:
     if s.extensions.size.is_some() {
         out.extend_from_slice(format!(" SIZE={size}").as_bytes());
     }
-    if e.body_type == ArchivedBodyType::EightBit && s.extensions.eight_bit && !s.extensions.without_body_parameter {
+    if e.body_type == ArchivedBodyType::EightBit && s.extensions.eight_bit && !s.lesson.without_parameters {
         out.extend_from_slice(b" BODY=8BITMIME");
     }
     if s.extensions.dsn {

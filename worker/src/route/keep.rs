@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
+use crate::deliver::connection::read;
 use crate::route::handoff::{Answer, Share, is_there};
 use crate::schedule::message::Content;
 use crate::shard::Shard;
@@ -154,15 +155,6 @@ async fn read_found(shard: &Rc<Shard>) {
         }
     }
     shard.handoffs.all_known();
-}
-
-async fn read(shard: &Rc<Shard>, key: u64) -> Result<(AlignedVec<16>, Bytes), SpoolError> {
-    let (bytes, body) = shard.spool.read(key).await?;
-    let mut envelope = AlignedVec::<16>::with_capacity(bytes.len());
-    envelope.extend_from_slice(&bytes);
-    rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
-        .map_err(|e| SpoolError::Unreadable { key, reason: e.to_string() })?;
-    Ok((envelope, body))
 }
 
 fn with<T>(envelope: &AlignedVec<16>, f: impl FnOnce(&ArchivedEnvelope) -> Option<T>) -> Option<T> {
