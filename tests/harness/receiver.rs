@@ -77,6 +77,10 @@ pub struct Script {
     pub close_at: Option<&'static str>,
     /// Answers STARTTLS with 220 and then with rubbish.
     pub broken_tls: bool,
+    /// Closes at a handshake that is to resume an earlier session.
+    pub refuses_resumption: bool,
+    /// Commands that begin so get this reply in the clear.
+    pub needs_tls: Option<(&'static str, &'static str)>,
     /// Certificate to show instead of the usual one.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Reply to MAIL instead of acceptance.
@@ -106,6 +110,8 @@ impl Default for Script {
             content_reply: None,
             close_at: None,
             broken_tls: false,
+            refuses_resumption: false,
+            needs_tls: None,
             tls: None,
             mail_reply: None,
             rcpt_reply: None,
@@ -244,6 +250,9 @@ impl Receiver {
         if self.now().broken_tls {
             return session.say("this is no TLS record").and_then(|()| session.line().map(|_| ()));
         }
+        if self.now().refuses_resumption && resumes(&session.io)? {
+            return Ok(());
+        }
         let connection =
             rustls::ServerConnection::new(self.now().tls.unwrap_or_else(tls::server)).map_err(std::io::Error::other)?;
         let mut secure = Session {
@@ -263,6 +272,35 @@ impl Receiver {
         self.with(|s| s.tls.push((resumed, shown)));
         over
     }
+}
+
+/// Whether the client's first TLS record, which is left unread, is to resume a session.
+fn resumes(stream: &TcpStream) -> std::io::Result<bool> {
+    const KEY_SHARE: u16 = 51;
+    const PRE_SHARED_KEY: u16 = 41;
+    let mut record = vec![0; 16384];
+    let mut n = stream.peek(&mut record)?;
+    while n < 5 || n < 5 + usize::from(u16::from_be_bytes([record[3], record[4]])) {
+        n = match stream.peek(&mut record)? {
+            0 => return Ok(false),
+            more => more,
+        };
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let two = |at: usize| u16::from_be_bytes([record[at], record[at + 1]]);
+    // Behind the record's header, that of the message, version and random.
+    let session_id = 5 + 4 + 2 + 32;
+    let ciphers = session_id + 1 + usize::from(record[session_id]);
+    let compression = ciphers + 2 + usize::from(two(ciphers));
+    let mut at = compression + 1 + usize::from(record[compression]) + 2;
+    let mut extensions = Vec::new();
+    while at + 4 <= n {
+        extensions.push(two(at));
+        at += 4 + usize::from(two(at + 2));
+    }
+    // The session's number means that in TLS 1.2 only.
+    let is_old = !extensions.contains(&KEY_SHARE);
+    Ok(extensions.contains(&PRE_SHARED_KEY) || is_old && record[session_id] > 0)
 }
 
 struct Session<'a, S> {
@@ -330,6 +368,8 @@ impl<S: Read + Write> Session<'_, S> {
                 if let Some(n) = upper.strip_prefix("BDAT ").and_then(|r| r.split(' ').next()) {
                     self.take(n.parse().unwrap_or(0))?;
                 }
+                self.say(reply)?;
+            } else if let Some((_, reply)) = script.needs_tls.filter(|(c, _)| !self.tls && upper.starts_with(c)) {
                 self.say(reply)?;
             } else if upper.starts_with("EHLO") {
                 open = false;

@@ -25,6 +25,8 @@ pub struct Verdict {
     pub diagnostic: String,
     /// The diagnostic is a remote reply.
     pub remote: bool,
+    /// That reply's code; 0 where none was just read.
+    pub code: u16,
     /// What it answered.
     pub stage: Stage,
 }
@@ -65,7 +67,7 @@ impl Verdict {
             _ => Outcome::Deferred,
         };
         let (status, diagnostic) = (reply.enhanced_status(), reply.text());
-        Verdict { outcome, status, diagnostic, remote: true, stage: Stage::Message }
+        Verdict { outcome, status, diagnostic, remote: true, code: reply.code, stage: Stage::Message }
     }
 
     /// The same of a refusal, as an answer to something else than the message.
@@ -91,6 +93,7 @@ impl Verdict {
             status: status.to_owned(),
             diagnostic: diagnostic.into(),
             remote: false,
+            code: 0,
             stage: Stage::Session,
         }
     }

@@ -71,7 +71,7 @@ pub struct Outcome {
     pub cipher: String,
     /// `no`, `pkix`, `dane`
     pub verified: &'static str,
-    /// `opportunistic`, `require-starttls`, `smtp-tls-ca-file`, `mta-sts`, `dane`
+    /// `opportunistic`, `receiver`, `require-starttls`, `smtp-tls-ca-file`, `mta-sts`, `dane`
     pub policy: &'static str,
     /// An earlier session was resumed.
     pub resumed: bool,

@@ -447,7 +447,8 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
                 at = Attempt::default();
                 let remote = last.get(..3).is_some_and(|c| c.parse::<u16>().is_ok());
                 let stage = failure.verdict.stage;
-                Verdict { outcome: Outcome::Bounced, status: "5.4.7".into(), diagnostic: last, remote, stage }
+                let status = "5.4.7".into();
+                Verdict { outcome: Outcome::Bounced, status, diagnostic: last, remote, code: 0, stage }
             };
             verdicts.push((r, v));
         }

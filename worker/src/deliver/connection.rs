@@ -584,13 +584,14 @@ async fn attempt(
         r = transaction::send(s, e, &batch.recipients, &body, &path.rules) => Some(r),
         () = cut_in_time => None,
     };
-    let Some(result) = sent else {
+    let Some(mut result) = sent else {
         // Mail of a higher queue-priority needs the place: what was under way begins anew.
         tracing::info!(shard = shard.number, queue = path.name, "transfer interrupted (queue-priority)");
         shard.scheduler.borrow_mut().put_back(&batch, &batch.recipients);
         give_volume_back(shard, path, &content);
         return false;
     };
+    let needs_tls = shard.protection.borrow().clear_text_refused(&path.rules, s, &mut result.standings);
     let (fault, mut verdicts) = sort(shard, path, s, &batch, result, reused, *errors);
     // What the receiver said of each recipient itself; what comes of rules, or of others, is not.
     let alone = verdicts.len() == 1;
@@ -609,7 +610,7 @@ async fn attempt(
     if none {
         give_volume_back(shard, path, &content);
     }
-    let mut goes_on = fault.is_none();
+    let mut goes_on = fault.is_none() && !needs_tls;
     match heard(shard, path) {
         Some(Route::SkipMx) => {
             // The mail stays, whatever the reply was, and goes to the next host.

@@ -105,6 +105,7 @@ fn delivered(what: &str) -> Verdict {
         status: "2.0.0".into(),
         diagnostic: what.into(),
         remote: false,
+        code: 0,
         stage: Stage::Message,
     }
 }

@@ -8,7 +8,7 @@ use super::conclusion::account_for_queue;
 use super::connection::{Path, heard};
 use super::mode::{bounce_queues, bounce_those};
 use super::security::Security;
-use super::session::{Session, SessionFault};
+use super::session::{Session, SessionFault, server_name};
 use super::shared_limits::ASK_AGAIN_MS;
 use super::shared_limits::Held;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
@@ -276,7 +276,23 @@ pub(super) fn skip_host(shard: &Shard, path: &Path, host: &str) {
     }
 }
 
-/// Connects, greets and negotiates TLS.
+/// Why there is no session.
+enum Trouble {
+    /// The host takes none.
+    Host(SessionFault),
+    /// TLS with it does not work.
+    Tls(SessionFault),
+}
+
+impl From<SessionFault> for Trouble {
+    fn from(fault: SessionFault) -> Trouble {
+        Trouble::Host(fault)
+    }
+}
+
+/// Connects, greets and negotiates TLS. What breaks in the negotiation may be due to the earlier
+/// session that was to be resumed: it is tried once more from the beginning before the host counts
+/// as broken.
 async fn greet(
     shard: &Rc<Shard>,
     path: &Path,
@@ -284,49 +300,84 @@ async fn greet(
     address: std::net::SocketAddr,
     security: &Security,
 ) -> Result<Session, SessionFault> {
+    let mut fault = match approach(shard, path, host, address, security).await {
+        Ok(s) => return Ok(s),
+        Err(Trouble::Host(f)) => return Err(f),
+        Err(Trouble::Tls(f)) => f,
+    };
+    let protection = Rc::clone(&shard.protection.borrow());
+    if fault.may_pass_without_resumption() {
+        tracing::info!(queue = path.name, error = %fault, "STARTTLS failed, trying a full handshake");
+        let wanted = &security.parameters;
+        protection.configs.forget_sessions(wanted, &server_name(host, address.ip()));
+        let full = Security { parameters: Parameters { resume: false, ..wanted.clone() }, ..security.clone() };
+        fault = match Box::pin(approach(shard, path, host, address, &full)).await {
+            Ok(mut s) => {
+                // It is as good as one that was resumed.
+                s.parameters = s.parameters.map(|_| wanted.clone());
+                return Ok(s);
+            }
+            Err(Trouble::Host(f)) => return Err(f),
+            Err(Trouble::Tls(f)) => f,
+        };
+    }
+    if security.required {
+        return Err(fault);
+    }
+    // Opportunistic: clear text is better than no delivery.
+    tracing::info!(queue = path.name, error = %fault, "STARTTLS failed, trying in the clear");
+    protection.broke(host);
+    let clear = Security { wanted: false, ..security.clone() };
+    Box::pin(approach(shard, path, host, address, &clear)).await.map_err(|t| match t {
+        Trouble::Host(f) | Trouble::Tls(f) => f,
+    })
+}
+
+/// One connection, up to the EHLO that mail can follow.
+async fn approach(
+    shard: &Rc<Shard>,
+    path: &Path,
+    host: &str,
+    address: std::net::SocketAddr,
+    security: &Security,
+) -> Result<Session, Trouble> {
     let r = &path.rules;
     let mut s = Session::connect(host, address, path.source, r.connect_timeout, &path.ear).await?;
     s.lesson = shard.learned.of(host);
     let greeting = s.reply(r.smtp_greeting_timeout).await?;
     if !greeting.is_positive() {
-        return Err(s.refused(greeting));
+        return Err(s.refused(greeting).into());
     }
     s.behind_pix = greeting.text().contains(PIX_GREETING);
     let limit = r.smtp_multiple_line_response_timeout;
     s.hello(&path.hello, limit).await?;
     if !security.wanted || !s.extensions.starttls {
-        return if security.required { Err(tls_missing(&s, security)) } else { Ok(s) };
+        return if security.required { Err(tls_missing(&s, security).into()) } else { Ok(s) };
+    }
+    match s.command("STARTTLS", limit).await.map_err(Trouble::Tls)? {
+        go if go.is_positive() => {}
+        // One that closes at the command is as broken as one that fails behind it.
+        go if go.code == 421 => return Err(Trouble::Tls(s.refused(go))),
+        // It may be otherwise the next time.
+        _ if !security.required => return Ok(s),
+        go if go.is_permanent() => {
+            // It is no answer to the mail, which must not end by it.
+            let reason = format!("\"{}\" in answer to STARTTLS, which is demanded ({})", go.text(), security.policy);
+            return Err(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }.into());
+        }
+        go => return Err(s.refused(go).into()),
     }
     let protection = Rc::clone(&shard.protection.borrow());
-    // One that closes at the command is as broken as one that fails behind it.
-    let negotiated = match s.command("STARTTLS", limit).await {
-        Ok(go) if !go.is_positive() && !security.required => return Ok(s),
-        Ok(go) if !go.is_positive() => Err(s.refused(go)),
-        Err(e) => Err(e),
-        Ok(_) => match protection.configs.of(&security.parameters) {
-            Err(reason) => Err(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }),
-            Ok(config) => match s.start_tls(config, security, limit).await {
-                Ok(()) => s.hello(&path.hello, limit).await,
-                Err(e) => Err(e),
-            },
-        },
-    };
-    match negotiated {
-        Ok(()) => {
-            if let Some(t) = &s.tls {
-                tracing::debug!(shard = shard.number, queue = path.name, host, %address, version = t.version, cipher = t.cipher, verified = t.verified, policy = t.policy, resumed = t.resumed, "TLS");
-            }
-            Ok(s)
-        }
-        Err(e) if security.required => Err(e),
-        Err(e) => {
-            // Opportunistic: clear text is better than no delivery.
-            tracing::info!(queue = path.name, error = %e, "STARTTLS failed, trying in the clear");
-            protection.broke(host);
-            let clear = Security { wanted: false, ..security.clone() };
-            Box::pin(greet(shard, path, host, address, &clear)).await
-        }
+    let config = protection
+        .configs
+        .of(&security.parameters)
+        .map_err(|reason| Trouble::Tls(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }))?;
+    s.start_tls(config, security, limit).await.map_err(Trouble::Tls)?;
+    s.hello(&path.hello, limit).await.map_err(|f| if f.is_421() { Trouble::Host(f) } else { Trouble::Tls(f) })?;
+    if let Some(t) = &s.tls {
+        tracing::debug!(shard = shard.number, queue = path.name, host, %address, version = t.version, cipher = t.cipher, verified = t.verified, policy = t.policy, resumed = t.resumed, "TLS");
     }
+    Ok(s)
 }
 
 fn tls_missing(s: &Session, security: &Security) -> SessionFault {

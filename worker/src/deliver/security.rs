@@ -9,6 +9,9 @@ use std::rc::Rc;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 
+use super::session::Session;
+use super::transaction::Standing;
+use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::connect::dane::{self, Dane};
 use crate::connect::mta_sts::{Mode, Policies, Policy};
@@ -16,10 +19,23 @@ use crate::connect::mx::{Host, Resolver};
 use crate::connect::secure_dns::SecureResolver;
 use crate::connect::tls::{ClientConfigs, Parameters, Trust};
 
-/// How long a host whose STARTTLS broke is greeted in the clear where that may be, milliseconds.
-const BROKEN_MS: i64 = 3_600_000;
+/// How long what was seen of a host holds, milliseconds.
+const SEEN_MS: i64 = 3_600_000;
 /// Such hosts that are remembered.
-const BROKEN_MAX: usize = 10_000;
+const SEEN_MAX: usize = 10_000;
+/// Encryption needed (RFC 5248).
+const NEEDS_TLS: [&str; 2] = ["5.7.10", "4.7.10"];
+/// The command may not be given before STARTTLS (RFC 3207 section 4), or before AUTH.
+const STARTTLS_FIRST: u16 = 530;
+
+/// What was seen of a host's TLS where it is opportunistic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// STARTTLS does not work: the host is greeted in the clear where that may be.
+    Broken,
+    /// It takes no mail in the clear, so that nothing is gained by trying.
+    Needed,
+}
 
 /// What holds for a connection to one host.
 #[derive(Debug, Clone)]
@@ -41,7 +57,8 @@ pub struct Protection {
     pub configs: ClientConfigs,
     secure_dns: SecureResolver,
     policies: Policies,
-    broken: RefCell<HashMap<String, i64>>,
+    /// Hosts, and until when it holds, Unix milliseconds.
+    seen: RefCell<HashMap<String, (Seen, i64)>>,
 }
 
 impl Protection {
@@ -51,7 +68,7 @@ impl Protection {
             configs: ClientConfigs::default(),
             secure_dns: SecureResolver::new(&global.dnssec_name_servers, &global.name_servers),
             policies: Policies::in_folder(Path::new(&global.data_dir).join("mta-sts")),
-            broken: RefCell::default(),
+            seen: RefCell::default(),
         }
     }
 
@@ -123,31 +140,69 @@ impl Protection {
                 tracing::warn!(domain, host = host.name, "not among the mail hosts of the MTA-STS policy (testing)");
             }
         }
+        let seen = self.seen_of(&host.name);
         if !rules.smtp_tls_ca_file.is_empty() {
             let parameters = Parameters { trust: verified(snapshot, rules), ..own };
-            let required = rules.require_starttls;
+            let required = rules.require_starttls || seen == Some(Seen::Needed);
             return Ok(Security { wanted: true, required, policy: "smtp-tls-ca-file", parameters });
         }
-        let policy = if rules.require_starttls { "require-starttls" } else { "opportunistic" };
-        let wanted = rules.require_starttls || !self.is_broken(&host.name);
-        Ok(Security { wanted, required: rules.require_starttls, policy, parameters: own })
+        let (wanted, required, policy) = match seen {
+            _ if rules.require_starttls => (true, true, "require-starttls"),
+            Some(Seen::Needed) => (true, true, "receiver"),
+            Some(Seen::Broken) => (false, false, "opportunistic"),
+            None => (true, false, "opportunistic"),
+        };
+        Ok(Security { wanted, required, policy, parameters: own })
     }
 
-    fn is_broken(&self, host: &str) -> bool {
-        self.broken.borrow().get(host).is_some_and(|until| *until > clock::now_ms())
+    fn seen_of(&self, host: &str) -> Option<Seen> {
+        let seen = self.seen.borrow().get(host).copied();
+        seen.filter(|(_, until)| *until > clock::now_ms()).map(|(what, _)| what)
+    }
+
+    fn note(&self, host: &str, what: Seen) {
+        let now = clock::now_ms();
+        let mut all = self.seen.borrow_mut();
+        if all.len() >= SEEN_MAX {
+            all.retain(|_, (_, until)| *until > now);
+            if all.len() >= SEEN_MAX {
+                all.clear();
+            }
+        }
+        all.insert(host.to_owned(), (what, now + SEEN_MS));
     }
 
     /// STARTTLS of a host does not work: it is left out for a while where it may be.
     pub fn broke(&self, host: &str) {
-        let now = clock::now_ms();
-        let mut all = self.broken.borrow_mut();
-        if all.len() >= BROKEN_MAX {
-            all.retain(|_, until| *until > now);
-            if all.len() >= BROKEN_MAX {
-                all.clear();
+        // A connection that began before may end in it.
+        if self.seen_of(host) != Some(Seen::Needed) {
+            self.note(host, Seen::Broken);
+        }
+    }
+
+    /// What a receiver refuses because it came in the clear waits for TLS, which the host is not
+    /// left without from then on; true when that was so, and the session of no more use.
+    pub fn clear_text_refused(&self, rules: &DomainRules, s: &Session, standings: &mut [Standing]) -> bool {
+        if s.tls.is_some() || !rules.use_starttls {
+            return false;
+        }
+        let has_tls = s.extensions.starttls || self.seen_of(&s.host).is_some();
+        let needs_tls =
+            |v: &Verdict| v.remote && (NEEDS_TLS.contains(&v.status.as_str()) || v.code == STARTTLS_FIRST && has_tls);
+        let mut refused = false;
+        for standing in standings {
+            if let Standing::Decided(v) = standing
+                && needs_tls(v)
+            {
+                (v.outcome, refused) = (Outcome::Deferred, true);
+                NEEDS_TLS[1].clone_into(&mut v.status);
             }
         }
-        all.insert(host.to_owned(), now + BROKEN_MS);
+        if refused {
+            tracing::info!(host = s.host, "it takes no mail in the clear: TLS is demanded for a while");
+            self.note(&s.host, Seen::Needed);
+        }
+        refused
     }
 }
 
@@ -175,5 +230,24 @@ fn parameters(snapshot: &ArchivedSnapshot, rules: &DomainRules) -> Parameters {
         suites: rules.smtp_tls_tlsv13_ciphersuites.clone(),
         identity,
         resume: rules.reuse_ssl_session,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_needs_tls_is_not_left_without_by_what_began_before() {
+        let p = Protection::of(&Global::default());
+        p.broke("a.test");
+        assert_eq!(p.seen_of("a.test"), Some(Seen::Broken));
+        p.note("a.test", Seen::Needed);
+        p.broke("a.test");
+        assert_eq!((p.seen_of("a.test"), p.seen_of("b.test")), (Some(Seen::Needed), None));
+        p.seen.borrow_mut().insert("a.test".into(), (Seen::Needed, clock::now_ms() - 1));
+        assert_eq!(p.seen_of("a.test"), None, "it is over");
+        (0..SEEN_MAX + 10).for_each(|n| p.broke(&format!("{n}.test")));
+        assert!(p.seen.borrow().len() <= SEEN_MAX);
     }
 }

@@ -80,6 +80,18 @@ pub enum SessionFault {
         /// Address.
         ip: IpAddr,
     },
+    /// The TLS handshake failed.
+    #[error("TLS handshake failed ({error}) from {host} ({ip})")]
+    Handshake {
+        /// What the library says.
+        error: String,
+        /// The receiver's certificate will not do.
+        about_certificate: bool,
+        /// Host.
+        host: String,
+        /// Address.
+        ip: IpAddr,
+    },
     /// Not SMTP.
     #[error("{reason} from {host} ({ip})")]
     Protocol {
@@ -103,6 +115,12 @@ impl SessionFault {
         self.is_421() || matches!(self, SessionFault::Closed { .. })
     }
 
+    /// It ended the negotiation of TLS, and need not end that of another session from the beginning.
+    pub fn may_pass_without_resumption(&self) -> bool {
+        let is_handshake = matches!(self, SessionFault::Handshake { about_certificate: false, .. });
+        is_handshake || self.is_closing() || matches!(self, SessionFault::Io { .. })
+    }
+
     /// No connection came about.
     pub fn is_unconnected(&self) -> bool {
         matches!(self, SessionFault::Io { what, .. } | SessionFault::Timeout { what, .. } if *what == CONNECTING)
@@ -112,9 +130,9 @@ impl SessionFault {
     pub fn failure(&self) -> Failure {
         let (verdict, host, ip) = match self {
             SessionFault::Refused { reply, host, ip } => (Verdict::of_refusal(reply).at(Stage::Session), host, ip),
-            SessionFault::Closed { host, ip } | SessionFault::Protocol { host, ip, .. } => {
-                (Verdict::own("4.4.2", self.to_string()), host, ip)
-            }
+            SessionFault::Closed { host, ip }
+            | SessionFault::Handshake { host, ip, .. }
+            | SessionFault::Protocol { host, ip, .. } => (Verdict::own("4.4.2", self.to_string()), host, ip),
             SessionFault::OutOfStep { host, ip, .. } => (Verdict::own("4.5.0", self.to_string()), host, ip),
             SessionFault::Io { what, host, ip, .. } | SessionFault::Timeout { what, host, ip } => {
                 let status = if *what == CONNECTING { "4.4.1" } else { "4.4.2" };
@@ -441,25 +459,32 @@ impl Session {
         security: &Security,
         limit: Duration,
     ) -> Result<(), SessionFault> {
-        let fault =
-            |me: &Self, reason: String| SessionFault::Protocol { reason, host: me.host.clone(), ip: me.peer.ip() };
+        let (host, ip) = (self.host.clone(), self.peer.ip());
         if !self.buf.is_empty() {
-            return Err(fault(self, "clear text after the reply to STARTTLS".into()));
+            return Err(SessionFault::Protocol { reason: "clear text after the reply to STARTTLS".into(), host, ip });
         }
         let Io::Clear(stream) = std::mem::replace(&mut self.io, Io::Gone) else { return Ok(()) };
-        let name = ServerName::try_from(self.host.trim_end_matches('.').to_owned())
-            .unwrap_or(ServerName::IpAddress(self.peer.ip().into()));
+        let name = server_name(&self.host, ip);
         let connector = tokio_rustls::TlsConnector::from(config);
-        let tls = timeout(limit, connector.connect(name, stream))
-            .await
-            .map_err(|_| self.timed_out())?
-            .map_err(|e| fault(self, format!("TLS handshake failed ({e})")))?;
+        let tls =
+            timeout(limit, connector.connect(name, stream)).await.map_err(|_| self.timed_out())?.map_err(|e| {
+                let about_certificate = matches!(
+                    e.get_ref().and_then(|e| e.downcast_ref()),
+                    Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+                );
+                SessionFault::Handshake { error: e.to_string(), about_certificate, host, ip }
+            })?;
         let (_, c) = tls.get_ref();
         self.tls = Some(Outcome::of(c, &security.parameters.trust, security.policy));
         self.parameters = Some(security.parameters.clone());
         self.io = Io::Tls(Box::new(tls));
         Ok(())
     }
+}
+
+/// What TLS calls a host: its name, or its address where that is no name.
+pub fn server_name(host: &str, ip: IpAddr) -> ServerName<'static> {
+    ServerName::try_from(host.trim_end_matches('.').to_owned()).unwrap_or(ServerName::IpAddress(ip.into()))
 }
 
 async fn read_more(io: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> std::io::Result<usize> {

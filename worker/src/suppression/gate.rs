@@ -187,7 +187,7 @@ fn some_list(shard: &Shard, address: &str) -> String {
 
 fn refusal(status: &str, diagnostic: String) -> Verdict {
     let (status, outcome) = (status.to_owned(), Outcome::Bounced);
-    Verdict { outcome, status, diagnostic, remote: true, stage: Stage::Suppressed }
+    Verdict { outcome, status, diagnostic, remote: true, code: 0, stage: Stage::Suppressed }
 }
 
 fn suppressed(list: &str, address: &str) -> Verdict {
