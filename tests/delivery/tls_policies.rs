@@ -190,6 +190,54 @@ fn an_enforced_mta_sts_policy_is_obeyed_and_outlives_its_host() {
 }
 
 #[test]
+fn certificates_that_nobody_has_to_trust_are_not_judged() {
+    use rcgen::PublicKeyData;
+    let mut w = World::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = |change: fn(&mut rcgen::CertificateParams)| {
+        let mut params = rcgen::CertificateParams::new(vec!["mx.test".to_owned()]).unwrap();
+        change(&mut params);
+        params.self_signed(&key).unwrap().der().to_vec()
+    };
+    let authority = made(|p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
+    let unknown = made(|p| {
+        let mut x = rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 55555, 1], vec![5, 0]);
+        x.set_criticality(true);
+        p.custom_extensions.push(x);
+    });
+    let old = tests::tls::as_version_1(&made(|_| {}));
+    let shown = [
+        ("127.0.0.36", "authority.test", authority),
+        ("127.0.0.37", "unknown.test", unknown),
+        ("127.0.0.38", "old.test", old),
+    ];
+    let mut receivers = Vec::new();
+    for (ip, domain, certificate) in shown {
+        for (n, dane) in [(0, false), (10, true)] {
+            let host: &'static str = format!("mx{n}.{domain}").leak();
+            let last: u8 = ip.rsplit('.').next().unwrap().parse().unwrap();
+            let (r, _) = w.receiver(&format!("127.0.0.{}", last + n), host);
+            let config = tests::tls::shows(certificate.clone(), &key);
+            r.script(|s| {
+                s.tls = Some(config);
+                s.needs_tls = Some(("MAIL", "550 5.7.1 not in the clear"));
+            });
+            if dane {
+                w.tlsa(host, &tlsa(3, 1, &key.subject_public_key_info()));
+            }
+            let domain = format!("d{n}.{domain}");
+            w.domain(&domain, host);
+            receivers.push((r, domain));
+        }
+    }
+    let engine = w.engine("");
+    receivers.iter().for_each(|(_, d)| send(&engine, &[&format!("u@{d}")]));
+    for (r, d) in &receivers {
+        eventually(&format!("{d} takes it by TLS"), WAIT, || r.unique() == 1);
+    }
+}
+
+#[test]
 fn sessions_are_resumed_and_versions_ciphers_and_client_certificates_are_as_configured() {
     let mut w = World::new();
     let (r, _) = w.receiver("127.0.0.27", "mx.resume.test");

@@ -98,6 +98,47 @@ impl Default for Authority {
     }
 }
 
+/// A server that shows whatever it is given, which the library would not take for a certificate.
+pub fn shows(certificate: Vec<u8>, key: &rcgen::KeyPair) -> Arc<ServerConfig> {
+    let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).unwrap();
+    let pair = rustls::sign::CertifiedKey::new(vec![certificate.into()], key);
+    let resolver = rustls::sign::SingleCertAndKey::from(pair);
+    Arc::new(ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver)))
+}
+
+/// A certificate as version 1 has it: without version and extensions. Its signature fits it no more.
+pub fn as_version_1(certificate: &[u8]) -> Vec<u8> {
+    /// Header and content of the first element, and what is behind it.
+    fn first(der: &[u8]) -> (&[u8], &[u8], &[u8]) {
+        let (header, length) = match der[1] {
+            n if n < 0x80 => (2, usize::from(n)),
+            n => {
+                let end = 2 + usize::from(n & 0x7f);
+                (end, der[2..end].iter().fold(0, |l, b| l << 8 | usize::from(*b)))
+            }
+        };
+        (&der[..header], &der[header..header + length], &der[header + length..])
+    }
+    fn sequence(content: &[u8]) -> Vec<u8> {
+        let n = content.len() as u16;
+        [&[0x30, 0x82], &n.to_be_bytes()[..], content].concat()
+    }
+    const VERSION: u8 = 0xa0;
+    const EXTENSIONS: u8 = 0xa3;
+    let (_, whole, _) = first(certificate);
+    let (_, mut fields, signature) = first(whole);
+    let mut kept = Vec::new();
+    while !fields.is_empty() {
+        let (header, content, rest) = first(fields);
+        if header[0] != VERSION && header[0] != EXTENSIONS {
+            kept.extend_from_slice(&[header, content].concat());
+        }
+        fields = rest;
+    }
+    sequence(&[sequence(&kept), signature.to_vec()].concat())
+}
+
 /// A certificate and the server that shows it.
 #[derive(Debug)]
 pub struct Issued {
