@@ -230,6 +230,33 @@ fn a_queue_is_bounced_or_deferred_as_a_whole_and_a_recipient_at_once() {
 }
 
 #[test]
+fn a_positive_greeting_or_ehlo_defers_and_bounces_as_well() {
+    let (r, engine) = with(
+        1,
+        "/maintenance/ defer-queue",
+        "<acct-file acct/queues.csv>\n records tq\n</acct-file>",
+        "retry-after 3s",
+    );
+    r.script(|s| s.greeting = "220 receiver.test maintenance");
+    send(&engine, &["u@d.test", "v@d.test"]);
+    let t = row(&engine, "tq", "d.test/{default}");
+    assert!(t.contains("4.0.0") && t.contains("220 receiver.test maintenance"), "{t}");
+    eventually("it takes leave", WAIT, || r.with(|s| s.commands.last().is_some_and(|c| c == "QUIT")));
+    assert_eq!(r.with(|s| (s.connections, s.rcpts.len())), (1, 0));
+    r.script(|s| s.greeting = "220 receiver.test");
+    eventually("the mail arrives by the retry", WAIT, || r.unique() == 2);
+
+    let (r, engine) = with(1, "/^250.*closed for good/ bounce-queue", "", "");
+    r.script(|s| s.extensions.push("closed for good"));
+    send(&engine, &["u@d.test", "v@d.test"]);
+    for to in ["u@d.test", "v@d.test"] {
+        let b = row(&engine, "b", to);
+        assert!(b.contains("5.0.0") && b.contains("closed for good"), "{b}");
+    }
+    assert_eq!(r.with(|s| s.rcpts.len()), 0);
+}
+
+#[test]
 fn the_rules_of_a_receiver_profile_are_in_force() {
     let r = Receiver::start();
     let engine =

@@ -85,6 +85,14 @@ impl Verdict {
         Verdict { outcome: Outcome::Deferred, status: "4.5.0".into(), ..v }
     }
 
+    /// By a reply that refused no recipient, where a rule says what becomes of the mail: `5.0.0` or `4.0.0` if the
+    /// reply has no status of that class itself.
+    pub fn by_rule(reply: &Reply, outcome: Outcome) -> Verdict {
+        let class = if outcome == Outcome::Bounced { '5' } else { '4' };
+        let v = Verdict { outcome, ..Verdict::of_reply(reply).at(Stage::Session) };
+        if v.status.starts_with(class) { v } else { Verdict { status: format!("{class}.0.0"), ..v } }
+    }
+
     /// By our own decision; the status's class says what becomes of the recipient.
     pub fn own(status: &str, diagnostic: impl Into<String>) -> Verdict {
         let outcome = if status.starts_with('5') { Outcome::Bounced } else { Outcome::Deferred };

@@ -16,6 +16,7 @@ use super::conclusion::{Attempt, conclude, unreadable};
 use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
 use super::open::{open, skip_host};
+use super::reply::Reply;
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
 use super::signing::signed;
@@ -397,14 +398,15 @@ fn leave_source(shard: &Shard, path: &Path) {
 }
 
 /// Applies what the rules say of all replies since the last time, and answers what is to become
-/// of the mail by the first of them that says so.
-pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<Route> {
+/// of the mail by the first of them that says so, with the reply that it matched.
+pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<(Route, Reply)> {
     let (patterns, all) = path.ear.take()?;
-    let mut route = None;
+    let mut said = None;
     for h in all {
-        route = route.or(mode::apply(shard, path, &patterns, &h.matching, path.source, &h.reply));
+        let route = mode::apply(shard, path, &patterns, &h.matching, path.source, &h.reply.text());
+        said = said.or(route.map(|r| (r, h.reply)));
     }
-    route
+    said
 }
 
 /// Whether mail of a queue may go by a connection: the hosts of its domain are those that the
@@ -496,7 +498,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
             }
         }
     }
-    let _ = s.command("QUIT", Duration::from_secs(5)).await;
+    s.quit().await;
 }
 
 /// Waits, counted as idle, until there may be work; false when the connection should end.
@@ -611,7 +613,7 @@ async fn attempt(
         give_volume_back(shard, path, &content);
     }
     let mut goes_on = fault.is_none() && !needs_tls;
-    match heard(shard, path) {
+    match heard(shard, path).map(|(route, _)| route) {
         Some(Route::SkipMx) => {
             // The mail stays, whatever the reply was, and goes to the next host.
             skip_host(shard, path, &s.host);

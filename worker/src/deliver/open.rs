@@ -130,61 +130,58 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 continue;
             }
             let connecting = clock::now_ms();
-            match greet(shard, path, &host.name, *address, &security).await {
+            let (failure, route) = match greet(shard, path, &host.name, *address, &security).await {
                 Ok(mut s) => {
                     s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
                     s.has_others = hosts.iter().any(|h| h.name != host.name && !skipped.contains(&h.name));
                     health.connected(*address, path.source);
-                    let route = heard(shard, path);
-                    match route {
-                        Some(Route::SkipMx) => {
-                            skip_host(shard, path, &host.name);
-                            let text = format!("a reply of {} asks to leave it out (skip-mx)", host.name);
-                            last = Some(Failure { host: host.name.clone(), ..Failure::own("4.4.1", text) });
-                            break;
+                    match heard(shard, path) {
+                        None | Some((Route::BounceRcpt, _)) => return Some(s),
+                        // The host takes the session, and a rule says otherwise.
+                        Some((route, reply)) => {
+                            let ends = route == Route::BounceQueue;
+                            let outcome = if ends { Outcome::Bounced } else { Outcome::Deferred };
+                            let verdict = Verdict::by_rule(&reply, outcome);
+                            s.quit().await;
+                            let failure = Failure { verdict, host: host.name.clone(), ip: address.ip().to_string() };
+                            (failure, Some(route))
                         }
-                        _ => return Some(s),
                     }
                 }
                 Err(fault) => {
                     if fault.is_unconnected() {
                         health.failed(*address, path.source, clock::now_ms());
                     }
-                    let failure = fault.failure();
-                    let route = heard(shard, path);
-                    match route {
-                        Some(Route::SkipMx) => {
-                            skip_host(shard, path, &host.name);
-                            last = Some(Failure {
-                                verdict: Verdict { outcome: Outcome::Deferred, ..failure.verdict },
-                                ..failure
-                            });
-                            break;
-                        }
-                        Some(Route::BounceQueue) => {
-                            let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
-                            let failure = Failure { verdict, ..failure };
-                            bounce_queues(shard, path, &failure).await;
-                            rest_for_others(shard, path, failure);
-                            return None;
-                        }
-                        Some(Route::DeferQueue) => {
-                            queue_failed(shard, path, failure);
-                            return None;
-                        }
-                        Some(Route::BounceRcpt) | None => {}
-                    }
-                    if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
-                        bounce_those(shard, path, &failure, |q| {
-                            q.members.len() == 1 && q.origin() == path.origin.as_ref()
-                        })
-                        .await;
-                        rest_for_others(shard, path, failure);
-                        return None;
-                    }
-                    last = Some(failure);
+                    (fault.failure(), heard(shard, path).map(|(route, _)| route))
                 }
+            };
+            match route {
+                Some(Route::SkipMx) => {
+                    skip_host(shard, path, &host.name);
+                    let verdict = Verdict { outcome: Outcome::Deferred, ..failure.verdict };
+                    last = Some(Failure { verdict, ..failure });
+                    break;
+                }
+                Some(Route::BounceQueue) => {
+                    let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
+                    let failure = Failure { verdict, ..failure };
+                    bounce_queues(shard, path, &failure).await;
+                    rest_for_others(shard, path, failure);
+                    return None;
+                }
+                Some(Route::DeferQueue) => {
+                    path_failed(shard, path, failure, true);
+                    return None;
+                }
+                Some(Route::BounceRcpt) | None => {}
             }
+            if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
+                bounce_those(shard, path, &failure, |q| q.members.len() == 1 && q.origin() == path.origin.as_ref())
+                    .await;
+                rest_for_others(shard, path, failure);
+                return None;
+            }
+            last = Some(failure);
         }
     }
     if let (Some(f), None) = (full, &last) {
@@ -388,8 +385,13 @@ fn tls_missing(s: &Session, security: &Security) -> SessionFault {
     }
 }
 
-/// The path as a whole failed.
+/// The path as a whole failed; where connections of it are open they go on.
 fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+    path_failed(shard, path, failure, false);
+}
+
+/// The path as a whole failed, or is to wait by a rule (`defer-queue`), whatever connections are open.
+fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) {
     tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     account_for_queue(shard, path, &failure);
     let s = &mut *shard.scheduler.borrow_mut();
@@ -400,7 +402,7 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
         s.queues.get_mut(q).into_iter().for_each(|q| q.last_failure = Some(Rc::clone(&failure)));
     }
     // Several connections that fail together are one failure.
-    let at = if p.retry_at_ms <= now && p.connections == 0 {
+    let at = if p.retry_at_ms <= now && (p.connections == 0 || by_rule) {
         p.defer(now, failure);
         p.retry_at_ms
     } else {

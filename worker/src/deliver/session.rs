@@ -147,6 +147,8 @@ impl SessionFault {
 const UNREAD_MAX: usize = 1 << 20;
 /// What the receiver may take after it said 421, and did not close.
 const AFTER_421: Duration = Duration::from_secs(10);
+/// How long the answer to QUIT is waited for.
+const QUIT_ANSWERED: Duration = Duration::from_secs(5);
 /// What a fault before a connection stands says it was doing.
 const CONNECTING: &str = "connecting to";
 
@@ -169,7 +171,7 @@ pub struct Heard {
     /// Rules, by their place in the list.
     pub matching: Vec<usize>,
     /// The reply.
-    pub reply: String,
+    pub reply: Reply,
 }
 
 impl Ear {
@@ -180,10 +182,9 @@ impl Ear {
 
     fn hear(&self, reply: &Reply) {
         let Some(p) = &self.patterns else { return };
-        let text = reply.text();
-        let matching = p.matching(&text);
+        let matching = p.matching(&reply.text());
         if !matching.is_empty() {
-            self.heard.borrow_mut().push(Heard { matching, reply: text });
+            self.heard.borrow_mut().push(Heard { matching, reply: reply.clone() });
         }
     }
 
@@ -197,7 +198,7 @@ impl Ear {
     fn route_of(&self, reply: &Reply) -> Option<Route> {
         let p = self.patterns.as_ref()?;
         let heard = self.heard.borrow();
-        let last = heard.last().filter(|h| h.reply == reply.text())?;
+        let last = heard.last().filter(|h| h.reply == *reply)?;
         p.effects(&last.matching, &mut Matches::default(), 0).0.route
     }
 }
@@ -427,6 +428,11 @@ impl Session {
     pub async fn command(&mut self, line: &str, limit: Duration) -> Result<Reply, SessionFault> {
         self.write(&mut [std::io::IoSlice::new(line.as_bytes()), std::io::IoSlice::new(b"\r\n")], limit).await?;
         self.reply(limit).await
+    }
+
+    /// Takes leave. Whether the receiver answers is no matter.
+    pub async fn quit(mut self) {
+        let _ = self.command("QUIT", QUIT_ANSWERED).await;
     }
 
     /// EHLO, or HELO where the receiver knows no EHLO.
