@@ -61,6 +61,16 @@ fn directives_that_need_another_one_say_so_once() {
 }
 
 #[test]
+fn a_pattern_of_bounces_that_takes_every_reply_is_allowed_and_said() {
+    let said =
+        text_of("<bounce-category-patterns>\n /mailbox full/ quota-issues\n // other\n</bounce-category-patterns>\n");
+    assert!(
+        said.contains("warning[catch-all]: // matches every reply") && said.contains("0 errors, 1 warning"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_error_shows_the_line_the_column_and_what_to_do() {
     let text = text_of("<domain *>\n\tretry-after 10m, 5 minutes\n  max-mesg-per-connection 20\n</domain>\n");
     let expected = "\

@@ -89,9 +89,13 @@ impl<'s> Compiler<'s> {
             {
                 let Some(expression) = i.name.strip_prefix('/').and_then(|n| n.strip_suffix('/')) else { continue };
                 if expression.is_empty() {
-                    let help = "say what replies are meant: /words/ CATEGORY";
-                    self.error(i.at, "bad-value", "// matches every reply", help);
-                    continue;
+                    let message = "// matches every reply: neither lines below nor the rules that come with the program are asked";
+                    self.warning(
+                        i.at,
+                        "catch-all",
+                        message,
+                        "remove it to have other replies classified by those rules",
+                    );
                 }
                 if let Err(e) = worker::classify::expression::compile(expression) {
                     self.error(i.at, "bad-value", format!("/{expression}/ is no regular expression: {e}"), "");

@@ -413,7 +413,9 @@ fn empty(kind: &str) -> Option<Value> {
 fn invented(name: &str) -> Option<&'static str> {
     Some(match name {
         "rotate-period" | "rotate-interval" => "move-interval says how often files are finished",
-        "bounce-log" | "<bounce-log>" => "<acct-file> with records b writes bounces",
+        "bounce-log" | "<bounce-log>" => {
+            "<acct-file> with records b writes bounces, <bounce-processor> reads those that arrive as mail"
+        }
         "smtp-pipeline-depth" => "commands are pipelined wherever a receiver offers it",
         "resolve-to" => "smtp-hosts names the hosts to deliver to",
         "require-rdns" => "check-iprev-inbound looks up clients' names",
