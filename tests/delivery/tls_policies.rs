@@ -118,6 +118,54 @@ fn dane_demands_what_the_records_say() {
 }
 
 #[test]
+fn a_bare_key_a_common_name_and_a_signed_alias_are_as_good() {
+    let mut w = World::new();
+    let (bare, _) = w.receiver("127.0.0.61", "bare.mx.test");
+    let (other, _) = w.receiver("127.0.0.62", "other.mx.test");
+    let (named, _) = w.receiver("127.0.0.63", "named.mx.test");
+    let (aliased, key) = w.receiver("127.0.0.64", "unsigned.mx.test");
+    let (forged, _) = w.receiver("127.0.0.65", "forged.mx.test");
+    for (r, host) in [(&bare, "bare.mx.test"), (&other, "other.mx.test"), (&named, "named.mx.test")] {
+        let config = w.authority.server_by_common_name(host);
+        r.script(|s| s.tls = Some(config));
+    }
+    let raw = |key: &[u8]| [&[2, 1, 0], key].concat();
+    w.tlsa("bare.mx.test", &raw(&w.authority.key()));
+    w.tlsa("other.mx.test", &raw(&Authority::new().key()));
+    w.tlsa("named.mx.test", &tlsa(2, 1, &w.authority.key()));
+    let shown = w.authority.server("named.mx.test").config;
+    named.script(|s| s.tls = Some(shown));
+    // The alias is signed, what it leads to is not: the records are at the alias (RFC 7672 section 2.2.2).
+    for (alias, host, of) in [
+        ("alias.mx.test", "unsigned.mx.test", &key.key),
+        ("forged-alias.mx.test", "forged.mx.test", &w.authority.key()),
+    ] {
+        w.dns.change(host, |n| n.secure = false);
+        w.dns.set(alias, Name { cname: Some(host), secure: true, ..Name::default() });
+        w.tlsa(alias, &tlsa(3, 1, of));
+    }
+    for (domain, host) in [
+        ("bare.test", "bare.mx.test"),
+        ("other.test", "other.mx.test"),
+        ("named.test", "named.mx.test"),
+        ("alias.test", "alias.mx.test"),
+        ("forged.test", "forged-alias.mx.test"),
+    ] {
+        w.domain(domain, host);
+    }
+    let engine = w.engine("");
+    for d in ["bare", "other", "named", "alias", "forged"] {
+        send(&engine, &[&format!("u@{d}.test")]);
+    }
+    let arrived = || [&bare, &named, &aliased].iter().all(|r| r.unique() == 1);
+    eventually("those that conform arrive", WAIT, arrived);
+    assert!(aliased.message_to("u@alias.test").unwrap().tls);
+    waits(&engine, "other.test", "TLS");
+    waits(&engine, "forged.test", "TLS");
+    assert_eq!(other.unique() + forged.unique(), 0);
+}
+
+#[test]
 fn records_that_cannot_be_had_defer_and_a_plain_upstream_does_not() {
     let mut w = World::new();
     let (r, _) = w.receiver("127.0.0.26", "lost.mx.test");

@@ -117,9 +117,13 @@ impl Dns {
         }
         let negative = answers.is_empty() && matches!(rcode, NOERROR | NXDOMAIN);
         let mut out = query[..2].to_vec();
-        let ttl = known.as_ref().map_or(0, |k| k.ttl);
+        let (ttl, secure) = known.as_ref().map_or((0, false), |k| (k.ttl, k.secure));
         let ttl = if ttl == 0 { 60 } else { ttl };
-        let ad = if known.as_ref().is_some_and(|k| k.secure) { 0x20 } else { 0 };
+        // An answer is vouched for when all that it is made of is.
+        let target = known.as_ref().and_then(|k| k.cname).filter(|_| kind != CNAME);
+        let reached = target.and_then(|t| self.names.lock().unwrap().get(t).cloned()).or(known);
+        let vouched = secure && reached.is_some_and(|k| k.secure);
+        let ad = if vouched { 0x20 } else { 0 };
         out.extend([
             0x84 | (query[2] & 1),
             0x80 | ad | rcode,

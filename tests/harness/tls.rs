@@ -86,6 +86,22 @@ impl Authority {
         (vec![c.der().clone(), self.certificate.clone()], der, key.subject_public_key_info())
     }
 
+    /// A server whose certificate bears `name` in the common name only, and that does not show this authority's.
+    pub fn server_by_common_name(&self, name: &str) -> Arc<ServerConfig> {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let c = params.signed_by(&key, &self.issuer).unwrap();
+        let der = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(vec![c.der().clone()], der).unwrap())
+    }
+
+    /// Its public key (SubjectPublicKeyInfo).
+    pub fn key(&self) -> Vec<u8> {
+        use rcgen::PublicKeyData;
+        self.issuer.key().subject_public_key_info()
+    }
+
     /// Its certificate.
     pub fn der(&self) -> Vec<u8> {
         self.certificate.to_vec()

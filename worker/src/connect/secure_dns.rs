@@ -134,7 +134,9 @@ fn of_the_system() -> Vec<SocketAddr> {
 fn read(m: &Message, asked: &Name, kind: RecordType) -> (Duration, Known) {
     let mut canonical = asked.clone();
     let mut ttl = TTL.1;
-    for _ in 0..m.answers.len() {
+    // Who asks for an alias wants to see it.
+    let aliases = if kind == RecordType::CNAME { 0 } else { m.answers.len() };
+    for _ in 0..aliases {
         let alias = m.answers.iter().find(|r| r.name == canonical && r.record_type() == RecordType::CNAME);
         let Some(RData::CNAME(target)) = alias.map(|r| &r.data) else { break };
         canonical = target.0.clone();
