@@ -44,3 +44,33 @@ fn one_final_row_for_every_recipient() {
     }
     assert_eq!(receiver.duplicates(), 0);
 }
+
+#[test]
+fn reports_to_senders_of_other_shards_come_whatever_restarts() {
+    let receiver = Receiver::start();
+    let mut engine = Engine::start(3, &format!("<domain *>\n {}\n retry-after 1s\n</domain>", receiver.hosts()));
+    let send = |engine: &Engine, from: u32| {
+        let mut c = Client::connect(engine.smtp).unwrap();
+        for n in from..from + 40 {
+            let (sender, to) = (format!("s{n}@from{n}.test"), format!("bad-{n}@d{n}.test"));
+            assert_eq!(c.send(&sender, &[&to], "Subject: x\r\n\r\nx").unwrap().0, 250);
+        }
+    };
+    send(&engine, 0);
+    assert!(engine.sluice(&["shard", "restart", "1"]).status.success());
+    send(&engine, 40);
+    eventually("all are reported", Duration::from_secs(30), || receiver.unique() == 80);
+    assert_eq!(receiver.duplicates(), 0, "an orderly restart reports nothing twice");
+    send(&engine, 80);
+    Engine::kill(engine.workers()[2]);
+    send(&engine, 120);
+    engine.kill_all();
+    engine.start_again();
+    eventually("all are reported after kills, too", Duration::from_secs(30), || receiver.unique() == 160);
+    eventually("nothing is left", Duration::from_secs(30), || engine.queued() == 0);
+    let rows = accounting::rows(engine.path());
+    for n in 0..160 {
+        let of = |kind: &str, who: String| rows.get(&(kind.into(), who)).copied().unwrap_or(0);
+        assert!(of("b", format!("bad-{n}@d{n}.test")) >= 1 && of("d", format!("s{n}@from{n}.test")) >= 1, "{n}");
+    }
+}
