@@ -278,6 +278,21 @@ fn certificates_that_nobody_has_to_trust_are_not_judged() {
             receivers.push((r, domain));
         }
     }
+    for (ip, host, d) in
+        [("127.0.0.66", "mx.short.test", "short.test"), ("127.0.0.67", "mx.dane-short.test", "dane-short.test")]
+    {
+        let (r, _) = w.receiver(ip, host);
+        let short = tests::tls::short_rsa(host);
+        if d.starts_with("dane") {
+            w.tlsa(host, &tlsa(3, 1, &short.key));
+        }
+        r.script(|s| {
+            s.tls = Some(short.config);
+            s.needs_tls = Some(("MAIL", "550 5.7.1 not in the clear"));
+        });
+        w.domain(d, host);
+        receivers.push((r, d.to_owned()));
+    }
     let engine = w.engine("");
     receivers.iter().for_each(|(_, d)| send(&engine, &[&format!("u@{d}")]));
     for (r, d) in &receivers {

@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
+use rsa::pkcs1::EncodeRsaPublicKey;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
 /// The name in the certificate.
 pub const NAME: &str = "mta.test";
@@ -121,6 +122,80 @@ pub fn shows(certificate: Vec<u8>, key: &rcgen::KeyPair) -> Arc<ServerConfig> {
     let pair = rustls::sign::CertifiedKey::new(vec![certificate.into()], key);
     let resolver = rustls::sign::SingleCertAndKey::from(pair);
     Arc::new(ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver)))
+}
+
+/// A server with an RSA key of 1,024 bits, which the library neither makes nor uses by itself.
+pub fn short_rsa(name: &str) -> Issued {
+    let private = rsa::RsaPrivateKey::new(&mut Random, 1024).unwrap();
+    let public = ShortRsaPublic(private.to_public_key().to_pkcs1_der().unwrap().into_vec());
+    let issuer = rcgen::Issuer::new(rcgen::CertificateParams::default(), rcgen::KeyPair::generate().unwrap());
+    let c = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&public, &issuer).unwrap();
+    let pair = rustls::sign::CertifiedKey::new(vec![c.der().clone()], Arc::new(ShortRsa(Arc::new(private))));
+    let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(pair));
+    let config = Arc::new(ServerConfig::builder().with_no_client_auth().with_cert_resolver(resolver));
+    let key = rcgen::PublicKeyData::subject_public_key_info(&public);
+    Issued { certificate: c.der().to_vec(), key, config }
+}
+
+struct ShortRsaPublic(Vec<u8>);
+
+impl rcgen::PublicKeyData for ShortRsaPublic {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_RSA_SHA256
+    }
+}
+
+/// It signs by RSASSA-PSS, as TLS 1.3 demands.
+#[derive(Debug, Clone)]
+struct ShortRsa(Arc<rsa::RsaPrivateKey>);
+
+impl rustls::sign::SigningKey for ShortRsa {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
+        offered.contains(&SignatureScheme::RSA_PSS_SHA256).then(|| Box::new(self.clone()) as _)
+    }
+
+    fn algorithm(&self) -> rustls::SignatureAlgorithm {
+        rustls::SignatureAlgorithm::RSA
+    }
+}
+
+impl rustls::sign::Signer for ShortRsa {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        use rsa::sha2::{Digest, Sha256};
+        Ok(self.0.sign_with_rng(&mut Random, rsa::Pss::new::<Sha256>(), &Sha256::digest(message)).unwrap())
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::RSA_PSS_SHA256
+    }
+}
+
+/// The random numbers that the library wants.
+struct Random;
+
+impl rsa::rand_core::CryptoRng for Random {}
+
+impl rsa::rand_core::RngCore for Random {
+    fn next_u32(&mut self) -> u32 {
+        rsa::rand_core::impls::next_u32_via_fill(self)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        rsa::rand_core::impls::next_u64_via_fill(self)
+    }
+
+    fn fill_bytes(&mut self, dest: &mut [u8]) {
+        aws_lc_rs::rand::fill(dest).unwrap();
+    }
+
+    fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), rsa::rand_core::Error> {
+        self.fill_bytes(dest);
+        Ok(())
+    }
 }
 
 /// A certificate as version 1 has it: without version and extensions. Its signature fits it no more.

@@ -17,6 +17,8 @@ use super::certificate::{Certificate, PublicKey};
 use super::mx::Host;
 use super::secure_dns::SecureResolver;
 
+/// AlgorithmIdentifier of RSA keys (RFC 3279 section 2.3.1), without its SEQUENCE.
+const RSA_ENCRYPTION: &[u8] = &[6, 9, 42, 134, 72, 134, 247, 13, 1, 1, 1, 5, 0];
 /// Records looked at for one host.
 const RECORDS_MAX: usize = 32;
 
@@ -234,10 +236,44 @@ pub fn verify_signature(
     let signed = |a: &&dyn SignatureVerificationAlgorithm| {
         a.public_key_alg_id().as_ref() == key.algorithm && a.verify_signature(key.key, message, dss.signature()).is_ok()
     };
-    if usable.iter().any(signed) {
+    if usable.iter().any(signed) || signed_by_short_rsa(&key, message, dss, tls13) {
         return Ok(HandshakeSignatureValid::assertion());
     }
     Err(CertificateError::BadSignature.into())
+}
+
+/// The same for an RSA key of 1,024 to 2,047 bits, which the TLS library does not use: a receiver that has one may
+/// still name it in a record of DNS, and then nothing else is asked of it.
+fn signed_by_short_rsa(key: &PublicKey<'_>, message: &[u8], dss: &DigitallySignedStruct, tls13: bool) -> bool {
+    use rsa::pkcs1::DecodeRsaPublicKey;
+    use rsa::sha2::{Digest, Sha256, Sha384, Sha512};
+    use rsa::traits::PublicKeyParts;
+    use rsa::{Pkcs1v15Sign, Pss};
+    if key.algorithm != RSA_ENCRYPTION {
+        return false;
+    }
+    let Ok(rsa) = rsa::RsaPublicKey::from_pkcs1_der(key.key) else { return false };
+    if !(1024..2048).contains(&rsa.n().bits()) {
+        return false;
+    }
+    let signature = dss.signature();
+    let checked = match dss.scheme {
+        SignatureScheme::RSA_PSS_SHA256 => rsa.verify(Pss::new::<Sha256>(), &Sha256::digest(message), signature),
+        SignatureScheme::RSA_PSS_SHA384 => rsa.verify(Pss::new::<Sha384>(), &Sha384::digest(message), signature),
+        SignatureScheme::RSA_PSS_SHA512 => rsa.verify(Pss::new::<Sha512>(), &Sha512::digest(message), signature),
+        _ if tls13 => return false,
+        SignatureScheme::RSA_PKCS1_SHA256 => {
+            rsa.verify(Pkcs1v15Sign::new::<Sha256>(), &Sha256::digest(message), signature)
+        }
+        SignatureScheme::RSA_PKCS1_SHA384 => {
+            rsa.verify(Pkcs1v15Sign::new::<Sha384>(), &Sha384::digest(message), signature)
+        }
+        SignatureScheme::RSA_PKCS1_SHA512 => {
+            rsa.verify(Pkcs1v15Sign::new::<Sha512>(), &Sha512::digest(message), signature)
+        }
+        _ => return false,
+    };
+    checked.is_ok()
 }
 
 impl ServerCertVerifier for Verifier {
