@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::tls;
 
-trait Io: Read + Write {}
-impl<T: Read + Write> Io for T {}
+trait Io: Read + Write + Send {}
+impl<T: Read + Write + Send> Io for T {}
 
 /// A session.
 pub struct Client {
@@ -33,7 +33,21 @@ impl Client {
     /// # Errors
     /// The socket's.
     pub fn dial(to: SocketAddr) -> std::io::Result<Client> {
-        let tcp = TcpStream::connect(to)?;
+        Self::over(TcpStream::connect(to)?)
+    }
+
+    /// The same with room for a few replies only, so that the server's writes wait for a client that reads none.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn dial_with_little_room(to: SocketAddr) -> std::io::Result<Client> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+        socket.set_recv_buffer_size(4096)?;
+        socket.connect(&to.into())?;
+        Self::over(socket.into())
+    }
+
+    fn over(tcp: TcpStream) -> std::io::Result<Client> {
         tcp.set_nodelay(true)?;
         tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
         Ok(Client { io: Box::new(tcp.try_clone()?), tcp, input: Vec::new() })

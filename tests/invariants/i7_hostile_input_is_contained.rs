@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::client::Client;
 use tests::engine::Engine;
@@ -41,4 +41,55 @@ fn rubbish_on_every_socket_disturbs_nobody() {
     assert_eq!(c.send("s@x.test", &["a@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
     eventually("mail goes through", Duration::from_secs(10), || receiver.unique() == 1);
     assert_eq!(engine.workers(), workers, "no worker was restarted");
+}
+
+/// Writes `bytes` again and again, with a pause, until the server closes.
+fn drips(smtp: std::net::SocketAddr, begin: &'static str, bytes: &'static [u8]) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut c = Client::connect(smtp).unwrap();
+        for line in begin.lines() {
+            c.command(line).unwrap();
+        }
+        let began = Instant::now();
+        // Nothing is read meanwhile: once the server has closed, writing fails.
+        while c.raw(bytes).is_ok() {
+            assert!(began.elapsed() < Duration::from_secs(40), "{begin:?} goes on");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    })
+}
+
+#[test]
+fn sessions_of_clients_that_drip_or_read_nothing_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = folder.path().join("tls.pem");
+    std::fs::write(&pem, tests::tls::pem()).unwrap();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "smtp-server-tls-certificate {}\n<source 127.0.0.1>\n smtp-command-timeout 2s\n smtp-data-timeout 2s\n \
+             smtp-session-timeout 4s\n allow-starttls yes\n</source>",
+            pem.display()
+        ),
+    );
+    let message = "MAIL FROM:<s@x.test>\nRCPT TO:<u@d.test>\n";
+    let all = [
+        drips(engine.smtp, "", b"x"),
+        drips(engine.smtp, message, b"x"),
+        drips(engine.smtp, message, b"NOOP\r\n"),
+        drips(engine.smtp, "MAIL FROM:<s@x.test>\nRCPT TO:<u@d.test>\nDATA", b"y"),
+        drips(engine.smtp, message, b"BDAT 1\r\nx"),
+    ];
+    // One that reads no replies while the server has more to say than the connection holds.
+    let mut deaf = Client::dial_with_little_room(engine.smtp).unwrap();
+    assert_eq!(deaf.reply().unwrap().0, 220);
+    deaf.command("EHLO client.test").unwrap();
+    deaf.start_tls().unwrap();
+    deaf.command("MAIL FROM:<s@x.test>").unwrap();
+    let lines = format!("RCPT TO:<{}@d.test>\r\n", "u".repeat(400)).repeat(1000);
+    let deaf = std::thread::spawn(move || while deaf.raw(lines.as_bytes()).is_ok() {});
+    all.into_iter().for_each(|t| t.join().unwrap());
+    deaf.join().unwrap();
+    let open = || engine.json(&["status", "--json"])["data"]["status"]["conn"]["smtpIn"]["cur"].as_u64();
+    eventually("no session is left", Duration::from_secs(10), || open() == Some(0));
 }

@@ -11,7 +11,7 @@ use ipc::message::SourceType;
 use spool::SpoolError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::Refusal;
 use super::data::Fault;
@@ -28,6 +28,13 @@ const SESSIONS_ABOVE_MEAN: u32 = 16;
 /// How long the greeting is held back from a client that may speak too early: one round trip
 /// of a local network, so that what such a client sent with its handshake has come.
 const EARLY_TALKER_WAIT: Duration = Duration::from_millis(3);
+
+/// How long a client may take to close after the last reply.
+const PARTING_MAX: Duration = Duration::from_millis(200);
+/// A wait that no clock reaches.
+const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Bytes of content that have to arrive within each `smtp-data-timeout`: fewer are no sending.
+const CONTENT_STEP: usize = 4096;
 
 /// Accepts on one listening socket, shared with the other workers, until the shard stops.
 pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
@@ -87,6 +94,8 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
         rules,
         buf: BytesMut::new(),
         began: Instant::now(),
+        waits_since: Instant::now(),
+        content: 0,
     };
     if session.may_serve() {
         match client.run(&mut session, &mut stream, true).await {
@@ -95,7 +104,7 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
                     client.run_tls(&mut session, stream, tls).await;
                 }
             }
-            After::Close => linger(stream).await,
+            After::Close => part(stream).await,
         }
     } else {
         let text = format!("521 5.3.2 {} does not accept mail from you (smtp-service)\r\n", config.global.host_name);
@@ -105,18 +114,25 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     shard.ledger.give(slot);
 }
 
+/// A time after `at`, [`TEN_YEARS`] at most.
+fn later(at: Instant, by: Duration) -> Instant {
+    at + by.min(TEN_YEARS)
+}
+
 /// IPv4 clients of a dual-stack socket count as IPv4.
 fn canonical(ip: std::net::IpAddr) -> std::net::IpAddr {
     ip.to_canonical()
 }
 
-/// Lets the last reply arrive: closing with unread input would reset the connection.
-async fn linger(mut stream: TcpStream) {
-    let _ = stream.shutdown().await;
+/// Takes leave of a client: lets the last reply arrive, for closing with unread input would reset the connection. A
+/// client that takes nothing, or goes on sending, does not hold the session.
+async fn part(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let mut rest = [0u8; 4096];
-    let _ =
-        timeout(Duration::from_millis(200), async { while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {} })
-            .await;
+    let _ = timeout(PARTING_MAX, async {
+        let _ = io.shutdown().await;
+        while matches!(io.read(&mut rest).await, Ok(n) if n > 0) {}
+    })
+    .await;
 }
 
 enum After {
@@ -131,6 +147,10 @@ struct Client<'a> {
     rules: Rc<ipc::rules::SourceRules>,
     buf: BytesMut,
     began: Instant,
+    /// When what is being waited for began: the last reply, or the last [`CONTENT_STEP`] bytes of content.
+    waits_since: Instant,
+    /// Bytes of content since then.
+    content: usize,
 }
 
 impl Client<'_> {
@@ -140,7 +160,7 @@ impl Client<'_> {
             Ok(Ok(mut stream)) => {
                 session.tls_started();
                 self.run(session, &mut stream, false).await;
-                let _ = stream.shutdown().await;
+                part(stream).await;
             }
             Ok(Err(e)) => tracing::debug!(peer = %self.peer, error = %e, "TLS handshake with a client failed"),
             Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake with a client timed out"),
@@ -163,10 +183,8 @@ impl Client<'_> {
             return After::Close;
         }
         loop {
-            let waiting =
-                if session.in_data() { self.rules.smtp_data_timeout } else { self.rules.smtp_command_timeout };
-            let left = self.rules.smtp_session_timeout.saturating_sub(self.began.elapsed());
-            if left.is_zero() && session.between_messages() {
+            // Also of a client that sends so fast that nothing is ever waited for.
+            if self.session_end(session) <= Instant::now() {
                 session.reply(421, "4.4.2", "Session is too long (smtp-session-timeout), closing");
                 let _ = self.send(session, io).await;
                 return After::Close;
@@ -177,7 +195,7 @@ impl Client<'_> {
             let stopping = self.shard.stop_signal();
             let got = tokio::select! {
                 biased;
-                got = timeout(waiting.min(left.max(Duration::from_secs(1))), io.read_buf(&mut self.buf)) => got,
+                got = timeout_at(self.deadline(session), io.read_buf(&mut self.buf)) => got,
                 () = stopping.wait(), if session.between_messages() => {
                     session.reply(421, "4.3.2", "Service is restarting, connect again");
                     let _ = self.send(session, io).await;
@@ -186,8 +204,8 @@ impl Client<'_> {
             };
             match got {
                 Ok(Ok(0) | Err(_)) => return After::Close,
-                Ok(Ok(_)) => {}
-                Err(_) if left.is_zero() => continue,
+                Ok(Ok(n)) => self.arrived(session, n),
+                Err(_) if self.session_end(session) <= Instant::now() => continue,
                 Err(_) => {
                     session.reply(421, "4.4.2", "Timeout waiting for you, closing");
                     let _ = self.send(session, io).await;
@@ -200,6 +218,28 @@ impl Client<'_> {
             if self.buf.is_empty() && self.buf.capacity() > (64 << 10) {
                 self.buf = BytesMut::new();
             }
+        }
+    }
+
+    /// When the session ends. A message that is under way then may take as long as one more wait for content.
+    fn session_end(&self, session: &Session) -> Instant {
+        let r = &self.rules;
+        let grace = if session.between_messages() { Duration::ZERO } else { r.smtp_data_timeout };
+        later(self.began, r.smtp_session_timeout.saturating_add(grace))
+    }
+
+    /// Until when what comes next has to be here: a whole command, or so much content. Single bytes put nothing off.
+    fn deadline(&self, session: &Session) -> Instant {
+        let r = &self.rules;
+        let waiting = if session.in_data() { r.smtp_data_timeout } else { r.smtp_command_timeout };
+        later(self.waits_since, waiting).min(self.session_end(session))
+    }
+
+    /// Counts what was read: content goes on by steps, commands by their replies.
+    fn arrived(&mut self, session: &Session, bytes: usize) {
+        self.content += if session.in_data() { bytes } else { 0 };
+        if self.content >= CONTENT_STEP {
+            (self.waits_since, self.content) = (Instant::now(), 0);
         }
     }
 
@@ -250,7 +290,7 @@ impl Client<'_> {
         matches!(timeout(EARLY_TALKER_WAIT, io.read_buf(&mut self.buf)).await, Ok(Ok(n)) if n > 0)
     }
 
-    async fn send(&self, session: &mut Session, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    async fn send(&mut self, session: &mut Session, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
         if session.out.is_empty() {
             return Ok(());
         }
@@ -260,6 +300,7 @@ impl Client<'_> {
         })
         .await;
         session.out.clear();
+        (self.waits_since, self.content) = (Instant::now(), 0);
         written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
     }
 

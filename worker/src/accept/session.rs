@@ -17,6 +17,8 @@ use crate::suppression::Suppresses;
 pub const COMMAND_MAX: usize = 4096;
 /// Longest line of a reply (RFC 5321 §4.5.3.1.5), CR LF included.
 pub const REPLY_LINE_MAX: usize = 512;
+/// Bytes of a command line that are passed over in search of its end.
+const SKIPPED_MAX: usize = 1 << 20;
 /// Commands that are refused before the session is closed.
 const ERRORS_MAX: u32 = 50;
 /// Commands without a message accepted before the session is closed, unless
@@ -90,8 +92,8 @@ pub struct Session {
     tls_available: bool,
     /// TLS is in use.
     pub tls: bool,
-    /// A line that is too long is passed over up to its end.
-    skipping: bool,
+    /// Bytes of a line that is too long, which is passed over up to its end; 0 where none is.
+    skipped: usize,
     errors: u32,
     commands: u64,
     since_mail: u64,
@@ -122,7 +124,7 @@ impl Session {
             esmtp: false,
             tls_available,
             tls: false,
-            skipping: false,
+            skipped: 0,
             errors: 0,
             commands: 0,
             since_mail: 0,
@@ -222,19 +224,24 @@ impl Session {
     }
 
     fn feed_line(&mut self, input: &[u8]) -> (usize, Event) {
-        if self.skipping {
+        if self.skipped > 0 {
             let end = memchr::memchr(b'\n', input);
-            self.skipping = end.is_none();
             let n = end.map_or(input.len(), |e| e + 1);
-            return match end {
-                Some(_) => (n, self.refuse(&Refusal(500, "5.5.2", "Line too long".into()))),
-                None => (n, Event::None),
-            };
+            self.skipped += n;
+            if end.is_some() {
+                self.skipped = 0;
+                return (n, self.refuse(&Refusal(500, "5.5.2", "Line too long".into())));
+            }
+            if self.skipped > SKIPPED_MAX {
+                self.reply(421, "4.7.0", "A line without end, closing");
+                return (n, Event::Close);
+            }
+            return (n, Event::None);
         }
         // The limit comes first: whether such a line came in one piece makes no difference.
         let Some(end) = memchr::memchr(b'\n', &input[..input.len().min(COMMAND_MAX)]) else {
             if input.len() >= COMMAND_MAX {
-                self.skipping = true;
+                self.skipped = COMMAND_MAX;
                 return (COMMAND_MAX, Event::None);
             }
             return (0, Event::None);
@@ -708,6 +715,15 @@ mod tests {
                 assert_eq!(codes, [if refused { "500" } else { "250" }, "250"], "{filling} by {piece}");
             }
         }
+    }
+
+    #[test]
+    fn a_line_without_end_ends_the_session() {
+        let mut s = session(open());
+        let piece = vec![b'x'; COMMAND_MAX];
+        let mut fed = (0..2 * SKIPPED_MAX / COMMAND_MAX).map(|_| s.feed(&piece).1);
+        assert!(fed.any(|e| matches!(e, Event::Close)));
+        assert!(String::from_utf8_lossy(&s.out).contains("421 4.7.0 A line without end"));
     }
 
     #[test]
