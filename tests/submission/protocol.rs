@@ -134,3 +134,16 @@ fn names_that_could_pass_for_structure_are_refused() {
     assert_eq!(c.command("EHLO [IPv6:::1]").unwrap().0, 250);
     assert_eq!(c.command("STARTTLS now").unwrap().0 / 100, 5);
 }
+
+#[test]
+fn a_nul_in_the_header_is_refused() {
+    let (_r, engine) = start("");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let (code, text) = c.send("s@x.test", &["u@d.test"], "Subject: a\0b\r\n\r\nx").unwrap();
+    assert!(code == 550 && text.contains("NUL"), "{text}");
+    assert_eq!(
+        c.send("s@x.test", &["u@d.test"], "Subject: x\r\n\r\na\0b").unwrap().0,
+        250,
+        "content is the sender's own"
+    );
+}

@@ -99,6 +99,11 @@ fn xtext(v: &str, max: usize) -> bool {
     !v.is_empty() && v.len() <= max && v.bytes().all(|b| (33..=126).contains(&b) && b != b'=')
 }
 
+/// A number as RFC 1870 and RFC 3030 write it: one to twenty digits and nothing else.
+pub(super) fn digits(word: &str) -> Option<u64> {
+    Some(word).filter(|w| w.len() <= 20 && w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
+}
+
 /// What follows `MAIL FROM:`.
 ///
 /// # Errors
@@ -115,7 +120,7 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
     };
     for (name, value) in parameters(params)? {
         match (name.as_str(), value.to_ascii_uppercase().as_str()) {
-            ("SIZE", v) if v.len() <= 20 && v.parse::<u64>().is_ok() => m.size = v.parse().unwrap_or_default(),
+            ("SIZE", v) if digits(v).is_some() => m.size = digits(v).unwrap_or_default(),
             ("BODY", "7BIT") => m.body = BodyType::SevenBit,
             ("BODY", "8BITMIME") => m.body = BodyType::EightBit,
             ("SMTPUTF8", "") if allow_utf8 => m.smtputf8 = true,

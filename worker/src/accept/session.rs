@@ -477,7 +477,7 @@ impl Session {
 
     fn bdat(&mut self, arg: &str) -> Event {
         let mut words = arg.split_ascii_whitespace();
-        let size = words.next().filter(|w| w.len() <= 19).and_then(|w| w.parse::<u64>().ok());
+        let size = words.next().and_then(command::digits);
         let last = match words.next() {
             None => Some(false),
             Some(w) => w.eq_ignore_ascii_case("LAST").then_some(true),
@@ -715,6 +715,18 @@ mod tests {
                 assert_eq!(codes, [if refused { "500" } else { "250" }, "250"], "{filling} by {piece}");
             }
         }
+    }
+
+    #[test]
+    fn numbers_are_digits() {
+        for chunk in ["BDAT +5", "BDAT -0", "BDAT 0x5", "BDAT 18446744073709551616"] {
+            let mut s = session(open());
+            run(&mut s, format!("EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\n{chunk}\r\n").as_bytes());
+            assert!(String::from_utf8_lossy(&s.out).contains("501 5.5.4 Expected BDAT SIZE"), "{chunk}");
+        }
+        let mut s = session(open());
+        run(&mut s, b"EHLO c\r\nMAIL FROM:<> SIZE=+5\r\n");
+        assert!(String::from_utf8_lossy(&s.out).contains("501 5.5.4 "));
     }
 
     #[test]

@@ -330,6 +330,12 @@ impl Session {
         SessionFault::Refused { reply, host: self.host.clone(), ip: self.peer.ip() }
     }
 
+    /// A reply to content that neither takes nor refuses it, as a fault.
+    pub fn no_verdict(&self, reply: &Reply) -> SessionFault {
+        let reason = format!("\"{}\" in answer to content, which takes and refuses nothing", reply.text());
+        SessionFault::Protocol { reason, host: self.host.clone(), ip: self.peer.ip() }
+    }
+
     /// A reply about our own command, as a fault.
     pub fn out_of_step(&self, command: &'static str, reply: Reply, concerned: Option<Extension>) -> SessionFault {
         SessionFault::OutOfStep { command, reply, concerned, host: self.host.clone(), ip: self.peer.ip() }

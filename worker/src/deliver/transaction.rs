@@ -378,6 +378,11 @@ impl Transaction<'_> {
             self.judge_accepted(&reply, Verdict::of_reply(&reply));
             return Err(self.s.refused(reply));
         }
+        if !matches!(reply.code / 100, 2 | 4 | 5) {
+            // Whether the receiver waits for more, only it knows: what came next could be taken for content.
+            self.judge_accepted(&reply, Verdict::of_refusal(&reply));
+            return Err(self.s.no_verdict(&reply));
+        }
         let command = if self.is_chunked { "BDAT" } else { "the end of data" };
         let about_command = self.is_chunked || reply.code == 503;
         if about_command && self.is_misstep(command, &reply, self.is_chunked) {

@@ -82,6 +82,10 @@ pub fn prepare(
     }
     let content = content.freeze();
     let (fields, end) = headers::parse(&content);
+    if memchr::memchr(0, &content[..end]).is_some() {
+        let text = "Message has a NUL in its header (RFC 5322 section 2.2)";
+        return Err(Refusal(550, "5.6.0", text.into()));
+    }
     let mut removed = Vec::new();
     let (mut hops, mut has_date, mut has_id) = (0u64, false, false);
     let (mut dkim_options, mut dkim_key) = (None, None);
