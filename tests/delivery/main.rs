@@ -8,6 +8,7 @@ mod bounces;
 mod dkim;
 mod limits;
 mod mail_hosts;
+mod name_servers;
 mod pools;
 mod priorities;
 mod rollup;

@@ -1,10 +1,13 @@
-//! A scripted DNS server on UDP: names that are not set do not exist.
+//! A scripted DNS server: names that are not set do not exist.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 const A: u16 = 1;
+const NS: u16 = 2;
 const CNAME: u16 = 5;
 const SOA: u16 = 6;
 const MX: u16 = 15;
@@ -12,9 +15,14 @@ const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const TLSA: u16 = 52;
 
+/// Bytes of a question behind its name.
+const KIND_AND_CLASS: usize = 4;
+
 const NOERROR: u8 = 0;
+const FORMERR: u8 = 1;
 const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
+const NOTIMP: u8 = 4;
 const REFUSED: u8 = 5;
 
 /// What is known of one name.
@@ -35,8 +43,25 @@ pub struct Name {
     pub refused: bool,
     /// Questions are not answered.
     pub silent: bool,
+    /// Answers only name other name servers.
+    pub referral: bool,
+    /// Answers by UDP are cut; by TCP they are whole.
+    pub cut: bool,
     /// How long answers may be kept, seconds; 0 for a minute.
     pub ttl: u8,
+}
+
+/// What the server does with questions that carry an OPT record (EDNS).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edns {
+    /// It answers without one.
+    Ignored,
+    /// FORMERR, nothing behind the header.
+    FormErr,
+    NotImp,
+    /// It knows another version of EDNS.
+    BadVers,
+    Silent,
 }
 
 /// The server.
@@ -45,19 +70,39 @@ pub struct Dns {
     pub address: SocketAddr,
     names: Arc<Mutex<HashMap<String, Name>>>,
     asked: Arc<Mutex<HashMap<(String, u16), u32>>>,
+    edns: Arc<Mutex<Edns>>,
+    /// Questions that carried an OPT record.
+    asked_with_edns: Arc<AtomicU32>,
 }
 
 impl Dns {
     pub fn start() -> Dns {
-        let socket = UdpSocket::bind("127.0.0.53:0").unwrap();
-        let dns = Dns { address: socket.local_addr().unwrap(), names: Arc::default(), asked: Arc::default() };
+        let (socket, listener) = loop {
+            let socket = UdpSocket::bind("127.0.0.53:0").unwrap();
+            if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()) {
+                break (socket, listener);
+            }
+        };
+        let dns = Dns {
+            address: socket.local_addr().unwrap(),
+            names: Arc::default(),
+            asked: Arc::default(),
+            edns: Arc::new(Mutex::new(Edns::Ignored)),
+            asked_with_edns: Arc::default(),
+        };
         let me = dns.clone();
         std::thread::spawn(move || {
             let mut query = [0; 1500];
             while let Ok((n, from)) = socket.recv_from(&mut query) {
-                if let Some(answer) = me.answer(&query[..n]) {
+                if let Some(answer) = me.answer(&query[..n], true) {
                     let _ = socket.send_to(&answer, from);
                 }
+            }
+        });
+        let me = dns.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = me.answer_by_tcp(stream);
             }
         });
         dns
@@ -88,12 +133,31 @@ impl Dns {
         self.asked.lock().unwrap().get(&(name.to_owned(), MX)).copied().unwrap_or(0)
     }
 
+    /// What becomes of questions with EDNS.
+    pub fn with_edns(&self, does: Edns) {
+        *self.edns.lock().unwrap() = does;
+    }
+
+    /// Questions with EDNS so far.
+    pub fn asked_with_edns(&self) -> u32 {
+        self.asked_with_edns.load(Relaxed)
+    }
+
     /// `name-server` that leads here.
     pub fn directive(&self) -> String {
         format!("name-server {}", self.address)
     }
 
-    fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+    fn answer_by_tcp(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut len = [0; 2];
+        stream.read_exact(&mut len)?;
+        let mut query = vec![0; usize::from(u16::from_be_bytes(len))];
+        stream.read_exact(&mut query)?;
+        let answer = self.answer(&query, false).unwrap_or_default();
+        stream.write_all(&[&(answer.len() as u16).to_be_bytes()[..], &answer].concat())
+    }
+
+    fn answer(&self, query: &[u8], by_udp: bool) -> Option<Vec<u8>> {
         let (mut at, mut labels) = (12, Vec::new());
         while *query.get(at)? != 0 {
             let n = usize::from(query[at]);
@@ -103,6 +167,25 @@ impl Dns {
         let name = labels.join(".");
         let kind = u16::from_be_bytes([*query.get(at + 1)?, *query.get(at + 2)?]);
         *self.asked.lock().unwrap().entry((name.clone(), kind)).or_default() += 1;
+        let question = &query[12..at + 1 + KIND_AND_CLASS];
+        // No other record stands behind a question.
+        let has_opt = query.get(10..12)? != [0, 0];
+        if has_opt {
+            self.asked_with_edns.fetch_add(1, Relaxed);
+            let header =
+                |rcode, counts: [u8; 8]| [&query[..2], &[0x80 | (query[2] & 1), 0x80 | rcode], &counts[..]].concat();
+            let does = *self.edns.lock().unwrap();
+            match does {
+                Edns::Ignored => {}
+                Edns::Silent => return None,
+                Edns::FormErr => return Some(header(FORMERR, [0; 8])),
+                Edns::NotImp => return Some([&header(NOTIMP, [0, 1, 0, 0, 0, 0, 0, 0])[..], question].concat()),
+                Edns::BadVers => {
+                    let opt = [0, 0, 41, 4, 208, 1, 0, 0, 0, 0, 0];
+                    return Some([&header(NOERROR, [0, 1, 0, 0, 0, 0, 0, 1])[..], question, &opt].concat());
+                }
+            }
+        }
         let known = self.names.lock().unwrap().get(&name).cloned();
         let rcode = match &known {
             Some(k) if k.silent => return None,
@@ -112,10 +195,12 @@ impl Dns {
             None => NXDOMAIN,
         };
         let mut answers: Vec<(String, u16, Vec<u8>)> = Vec::new();
-        if rcode == NOERROR {
+        let cut = by_udp && known.as_ref().is_some_and(|k| k.cut);
+        let refers = known.as_ref().is_some_and(|k| k.referral);
+        if rcode == NOERROR && !refers && !cut {
             self.collect(&name, kind, &mut answers);
         }
-        let negative = answers.is_empty() && matches!(rcode, NOERROR | NXDOMAIN);
+        let negative = answers.is_empty() && !cut && matches!(rcode, NOERROR | NXDOMAIN);
         let mut out = query[..2].to_vec();
         let (ttl, secure) = known.as_ref().map_or((0, false), |k| (k.ttl, k.secure));
         let ttl = if ttl == 0 { 60 } else { ttl };
@@ -125,7 +210,7 @@ impl Dns {
         let vouched = secure && reached.is_some_and(|k| k.secure);
         let ad = if vouched { 0x20 } else { 0 };
         out.extend([
-            0x84 | (query[2] & 1),
+            0x84 | (query[2] & 1) | if cut { 2 } else { 0 },
             0x80 | ad | rcode,
             0,
             1,
@@ -136,8 +221,10 @@ impl Dns {
             0,
             0,
         ]);
-        out.extend(&query[12..at + 5]);
-        if negative {
+        out.extend(question);
+        if refers {
+            answers.push(("test".into(), NS, encoded("ns.test")));
+        } else if negative {
             let mut soa = encoded("ns.test");
             soa.extend(encoded("root.test"));
             for n in [1u32, 3600, 600, 86400, 60] {

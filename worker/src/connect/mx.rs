@@ -6,14 +6,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig};
-use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
 
+use super::dns::{Dns, Found, Unknown};
 use super::loops::OwnServer;
 
 /// Why no host can be named.
@@ -84,56 +81,35 @@ impl Host {
     }
 }
 
-/// Entries of the caches.
-const CACHE_ENTRIES: u64 = 16_384;
-/// How long a temporary failure is remembered: SERVFAIL and timeouts are not cached below.
+/// How long a temporary failure is remembered.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Failures remembered at once.
 const FAILURES_MAX: usize = 10_000;
+/// Where name servers listen.
+const DNS_PORT: u16 = 53;
 /// Hosts considered for one destination.
 const HOSTS_MAX: usize = 16;
 
 /// A worker's resolver.
+#[derive(Debug)]
 pub struct Resolver {
-    inner: TokioResolver,
+    dns: Dns,
     failures: RefCell<HashMap<String, (Instant, DnsFault)>>,
-}
-
-impl std::fmt::Debug for Resolver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resolver").finish_non_exhaustive()
-    }
 }
 
 impl Resolver {
     /// A resolver that asks `servers` (`IP:PORT`), or the system's when there are none.
     ///
     /// # Errors
-    /// A sentence when neither can be used.
+    /// A sentence when the system has none either.
     pub fn new(servers: &[String]) -> Result<Resolver, String> {
-        let mut builder = if servers.is_empty() {
-            TokioResolver::builder_tokio().map_err(|e| {
+        let addresses = match servers.is_empty() {
+            true => of_the_system().map_err(|e| {
                 format!("the system's resolver configuration cannot be used: {e}; name one with name-server")
-            })?
-        } else {
-            let configs = servers.iter().filter_map(|s| s.parse::<SocketAddr>().ok()).map(|a| {
-                let mut c = NameServerConfig::udp_and_tcp(a.ip());
-                c.connections.iter_mut().for_each(|x| x.port = a.port());
-                c
-            });
-            let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            })?,
+            false => servers.iter().filter_map(|s| s.parse().ok()).collect(),
         };
-        let o = builder.options_mut();
-        o.cache_size = CACHE_ENTRIES;
-        o.negative_min_ttl = Some(Duration::from_secs(10));
-        o.positive_max_ttl = Some(Duration::from_secs(86_400));
-        o.attempts = 2;
-        o.timeout = Duration::from_secs(5);
-        o.ndots = 0;
-        o.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
-        let inner = builder.build().map_err(|e| format!("the resolver cannot be set up: {e}"))?;
-        Ok(Resolver { inner, failures: RefCell::default() })
+        Ok(Resolver { dns: Dns::of(addresses), failures: RefCell::default() })
     }
 
     /// The hosts to try for `destination`, in order; equal preferences in random order. This server itself is none of them,
@@ -243,19 +219,15 @@ impl Resolver {
         own: &OwnServer,
     ) -> Result<Vec<Host>, DnsFault> {
         let is_own = |h: &Host| h.addresses.iter().any(|a| own.is_listened_at(*a));
-        let mut mx: Vec<(u16, String)> = match self.inner.mx_lookup(asked(domain)?).await {
-            Ok(found) => found
-                .answers()
-                .iter()
-                .filter_map(|r| match &r.data {
-                    RData::MX(mx) => Some((mx.preference, text_of(&mx.exchange))),
-                    _ => None,
-                })
-                .collect(),
-            Err(e) if e.is_nx_domain() => return Err(DnsFault::NoSuchDomain(domain.to_owned())),
-            Err(e) if e.is_no_records_found() => Vec::new(),
-            Err(e) => return Err(temporary(domain, &e)),
+        let found = self.dns.look_up(&asked(domain)?, RecordType::MX).await.map_err(|e| temporary(domain, &e))?;
+        if *found == Found::NoSuchName {
+            return Err(DnsFault::NoSuchDomain(domain.to_owned()));
+        }
+        let exchange = |data: &RData| match data {
+            RData::MX(mx) => Some((mx.preference, text_of(&mx.exchange))),
+            _ => None,
         };
+        let mut mx: Vec<(u16, String)> = found.records().iter().filter_map(exchange).collect();
         if mx.is_empty() {
             if only_mx {
                 return Err(DnsFault::NoMx(domain.to_owned()));
@@ -320,8 +292,8 @@ impl Resolver {
     /// has no MX, or they cannot be had.
     pub async fn preferred(&self, domain: &str) -> Vec<String> {
         let Ok(asked) = asked(domain) else { return Vec::new() };
-        let Ok(found) = self.inner.mx_lookup(asked).await else { return Vec::new() };
-        let all = || found.answers().iter().filter_map(|r| if let RData::MX(mx) = &r.data { Some(mx) } else { None });
+        let Ok(found) = self.dns.look_up(&asked, RecordType::MX).await else { return Vec::new() };
+        let all = || found.records().iter().filter_map(|r| if let RData::MX(mx) = r { Some(mx) } else { None });
         let Some(best) = all().map(|mx| mx.preference).min() else { return Vec::new() };
         let mut names: Vec<String> = all()
             .filter(|mx| mx.preference == best && !mx.exchange.is_root())
@@ -343,12 +315,9 @@ impl Resolver {
     /// # Errors
     /// A sentence when they cannot be had.
     pub async fn txt(&self, name: &str) -> Result<Vec<String>, String> {
-        let found = match self.inner.txt_lookup(asked(name).map_err(|e| e.to_string())?).await {
-            Ok(f) => f,
-            Err(e) if e.is_no_records_found() => return Ok(Vec::new()),
-            Err(e) => return Err(e.to_string()),
-        };
-        let texts = found.answers().iter().filter_map(|r| match &r.data {
+        let asked = asked(name).map_err(|e| e.to_string())?;
+        let found = self.dns.look_up(&asked, RecordType::TXT).await.map_err(|e| e.to_string())?;
+        let texts = found.records().iter().filter_map(|r| match r {
             RData::TXT(t) => Some(t.txt_data.concat()),
             _ => None,
         });
@@ -389,21 +358,27 @@ impl Resolver {
 
     async fn of_family(&self, name: &str, port: u16, v6: bool) -> Result<Vec<SocketAddr>, DnsFault> {
         let kind = if v6 { RecordType::AAAA } else { RecordType::A };
-        let found = match self.inner.lookup(asked(name)?, kind).await {
-            Ok(found) => found,
-            Err(e) if e.is_nx_domain() => return Err(DnsFault::NoSuchDomain(name.to_owned())),
-            Err(e) if e.is_no_records_found() => return Err(DnsFault::NoRecords(name.to_owned())),
-            Err(e) => return Err(temporary(name, &e)),
-        };
+        let found = self.dns.look_up(&asked(name)?, kind).await.map_err(|e| temporary(name, &e))?;
+        if *found == Found::NoSuchName {
+            return Err(DnsFault::NoSuchDomain(name.to_owned()));
+        }
         let ip = |data: &RData| match data {
             RData::A(a) => Some(IpAddr::V4(a.0)),
             RData::AAAA(a) => Some(IpAddr::V6(a.0)),
             _ => None,
         };
-        let all: Vec<SocketAddr> =
-            found.answers().iter().filter_map(|r| ip(&r.data)).map(|ip| SocketAddr::new(ip, port)).collect();
+        let all: Vec<SocketAddr> = found.records().iter().filter_map(ip).map(|ip| SocketAddr::new(ip, port)).collect();
         if all.is_empty() { Err(DnsFault::NoRecords(name.to_owned())) } else { Ok(all) }
     }
+}
+
+/// The system's name servers.
+///
+/// # Errors
+/// A sentence when there are none.
+pub fn of_the_system() -> Result<Vec<SocketAddr>, String> {
+    let (config, _) = hickory_resolver::system_conf::read_system_conf().map_err(|e| e.to_string())?;
+    Ok(config.name_servers().iter().map(|s| SocketAddr::new(s.ip, DNS_PORT)).collect())
 }
 
 /// Which addresses are looked for.
@@ -466,7 +441,7 @@ fn loops_back(domain: &str, host: &str) -> DnsFault {
     DnsFault::LoopsBack { domain: domain.to_owned(), host: host.to_owned() }
 }
 
-fn temporary(domain: &str, e: &NetError) -> DnsFault {
+fn temporary(domain: &str, e: &Unknown) -> DnsFault {
     DnsFault::Temporary { domain: domain.to_owned(), reason: e.to_string() }
 }
 
