@@ -80,6 +80,8 @@ pub struct Checked {
     /// `published`, `missing`, `differs`, `revoked`, `unusable` (the key is there, and `v=`, `k=`, `h=` or `s=` keep
     /// verifiers from it), `any domain`, or `unknown` where DNS does not say.
     state: &'static str,
+    /// Why DNS does not say; empty where it does.
+    reason: String,
     /// What to publish; empty where it is.
     publish: String,
 }
@@ -93,7 +95,8 @@ impl Checked {
 
 impl std::fmt::Display for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}._domainkey.{}: {} ({}, {} bits)", self.selector, self.domain, self.state, self.file, self.bits)
+        write!(f, "{}._domainkey.{}: {} ({}, {} bits)", self.selector, self.domain, self.state, self.file, self.bits)?;
+        if self.reason.is_empty() { Ok(()) } else { write!(f, ": {}", self.reason) }
     }
 }
 
@@ -125,15 +128,27 @@ pub async fn compare(keys: Vec<Published>, resolver: &Resolver) -> Result<Vec<Ch
     for Published { of: k, pem } in keys {
         let key = Key::from_pem(&pem)?;
         let expected = record(&key)?;
+        let mut reason = String::new();
         let state = match k.domain.as_str() {
             "*" => "any domain",
             d => match resolver.txt(&format!("{}._domainkey.{d}", k.selector)).await {
                 Ok(found) => state_of(&found, kind_of(&key), &public(&key)?),
-                Err(_) => "unknown",
+                Err(e) => {
+                    reason = e;
+                    "unknown"
+                }
             },
         };
         let publish = if matches!(state, "published" | "any domain") { String::new() } else { expected };
-        all.push(Checked { selector: k.selector, domain: k.domain, file: k.path, bits: key.bits(), state, publish });
+        all.push(Checked {
+            selector: k.selector,
+            domain: k.domain,
+            file: k.path,
+            bits: key.bits(),
+            state,
+            reason,
+            publish,
+        });
     }
     Ok(all)
 }
