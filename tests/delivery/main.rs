@@ -5,6 +5,7 @@ mod addresses;
 mod backoff;
 mod blackhole;
 mod bounces;
+mod dead_addresses;
 mod dkim;
 mod limits;
 mod mail_hosts;

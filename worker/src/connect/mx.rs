@@ -88,7 +88,20 @@ const FAILURES_MAX: usize = 10_000;
 /// Where name servers listen.
 const DNS_PORT: u16 = 53;
 /// Hosts considered for one destination.
-const HOSTS_MAX: usize = 16;
+const HOSTS_MAX: usize = 64;
+/// Addresses of further hosts are not asked for when some are known and asking took so long.
+const ASK_FOR: Duration = Duration::from_secs(60);
+
+/// Which hosts an attempt looks for.
+#[derive(Clone, Copy)]
+pub struct Search<'a> {
+    /// Addresses that it can use.
+    pub family: Family,
+    /// This server, which is not to be found.
+    pub own: &'a OwnServer,
+    /// What failed before is not enough: more hosts are looked at then.
+    pub has_failed: &'a dyn Fn(SocketAddr) -> bool,
+}
 
 /// A worker's resolver.
 #[derive(Debug)]
@@ -121,15 +134,14 @@ impl Resolver {
         &self,
         destination: &str,
         rules: &DomainRules,
-        family: Family,
-        own: &OwnServer,
+        search: &Search<'_>,
     ) -> Result<Vec<Host>, DnsFault> {
         if let Some((until, fault)) = self.failures.borrow().get(destination)
             && *until > Instant::now()
         {
             return Err(fault.clone());
         }
-        let result = self.look_up(destination, rules, family, own).await;
+        let result = self.look_up(destination, rules, search).await;
         if let Err(fault @ DnsFault::Temporary { .. }) = &result {
             let mut failures = self.failures.borrow_mut();
             if failures.len() >= FAILURES_MAX {
@@ -148,23 +160,22 @@ impl Resolver {
         &self,
         destination: &str,
         rules: &DomainRules,
-        family: Family,
-        own: &OwnServer,
+        search: &Search<'_>,
     ) -> Result<Vec<Host>, DnsFault> {
         let port = rules.default_smtp_port as u16;
         if !rules.smtp_hosts.is_empty() {
             let attempts = rules.mx_connection_attempts.max(1);
-            return self.configured(&rules.smtp_hosts, port, attempts, family, own).await;
+            return self.configured(&rules.smtp_hosts, port, attempts, search).await;
         }
         if let Some(ip) = destination.strip_prefix('[').and_then(|d| d.strip_suffix(']')).and_then(parse_literal) {
             let address = SocketAddr::new(ip, port);
-            if own.is_listened_at(address) {
+            if search.own.is_listened_at(address) {
                 return Err(loops_back(destination, destination));
             }
             return Ok(vec![Host::at(destination, address)]);
         }
         let (only_mx, attempts) = (rules.bounce_upon_no_mx.is_zero(), rules.mx_connection_attempts.max(1));
-        self.by_mx(destination, port, only_mx, attempts, family, own).await
+        self.by_mx(destination, port, only_mx, attempts, search).await
     }
 
     /// `h1, h2; [10.1.1.1]:2525; lookup-mx:D`: commas part equals, semicolons levels.
@@ -173,8 +184,7 @@ impl Resolver {
         spec: &str,
         port: u16,
         attempts: u64,
-        family: Family,
-        own: &OwnServer,
+        search: &Search<'_>,
     ) -> Result<Vec<Host>, DnsFault> {
         let mut hosts = Vec::new();
         let mut fault = None;
@@ -183,8 +193,8 @@ impl Resolver {
             shuffle(&mut names);
             for name in names {
                 let found = match name.strip_prefix("lookup-mx:") {
-                    Some(d) => self.by_mx(d, port, false, attempts, family, own).await,
-                    None => self.one(name, port, family).await.map(|h| vec![h]),
+                    Some(d) => self.by_mx(d, port, false, attempts, search).await,
+                    None => self.one(name, port, search.family).await.map(|h| vec![h]),
                 };
                 match found {
                     Ok(h) => hosts.extend(h),
@@ -215,9 +225,9 @@ impl Resolver {
         port: u16,
         only_mx: bool,
         attempts: u64,
-        family: Family,
-        own: &OwnServer,
+        search: &Search<'_>,
     ) -> Result<Vec<Host>, DnsFault> {
+        let Search { family, own, has_failed } = *search;
         let is_own = |h: &Host| h.addresses.iter().any(|a| own.is_listened_at(*a));
         let found = self.dns.look_up(&asked(domain)?, RecordType::MX).await.map_err(|e| temporary(domain, &e))?;
         if *found == Found::NoSuchName {
@@ -251,10 +261,12 @@ impl Resolver {
         let mut hosts: Vec<(u16, Host)> = Vec::new();
         let mut faults: Vec<(u16, DnsFault)> = Vec::new();
         let mut reached = None;
+        let began = Instant::now();
         for (preference, name) in mx.iter().take(HOSTS_MAX) {
             // More are not tried in one turn anyway; but this server may be among those of the same preference.
-            let found: usize = hosts.iter().map(|(_, h)| h.addresses.len()).sum();
-            if found as u64 >= attempts && hosts.last().is_some_and(|(p, _)| p != preference) {
+            let found = hosts.iter().flat_map(|(_, h)| &h.addresses).filter(|a| !has_failed(**a)).count();
+            let enough = found as u64 >= attempts || began.elapsed() >= ASK_FOR;
+            if enough && hosts.last().is_some_and(|(p, _)| p != preference) {
                 break;
             }
             let host = if own.is_named(name, port) {
@@ -307,7 +319,8 @@ impl Resolver {
     /// Holds what is known of mail for a domain fresh.
     pub async fn refresh(&self, domain: &str, rules: &DomainRules, own: &OwnServer) {
         // Failures are remembered as long as for mail.
-        let _ = self.hosts(domain, rules, Family::of(None, rules), own).await;
+        let search = Search { family: Family::of(None, rules), own, has_failed: &|_| false };
+        let _ = self.hosts(domain, rules, &search).await;
     }
 
     /// Texts of a name; none when it has none.

@@ -14,7 +14,7 @@ use super::shared_limits::Held;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
-use crate::connect::mx::Family;
+use crate::connect::mx::{Family, Search};
 use crate::connect::tls::Parameters;
 use crate::route::rollup;
 use crate::schedule::{Queue, QueueId};
@@ -49,9 +49,13 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let domain = path.origin.clone().unwrap_or_else(|| Rc::clone(&path.destination));
     let protection = Rc::clone(&shard.protection.borrow());
     let snapshot = config.snapshot.get();
+    let health = &shard.address_health;
+    let has_failed = |a| health.has_failed(a, path.source);
+    let family = Family::of(path.source, &path.rules);
+    let search = Search { family, own: &config.own_server, has_failed: &has_failed };
     // The policy is asked for meanwhile: DNS that is slow for one costs no more than for both.
     let (hosts, sts) = tokio::join!(
-        resolver.hosts(&domain, &path.rules, Family::of(path.source, &path.rules), &config.own_server),
+        resolver.hosts(&domain, &path.rules, &search),
         protection.policy_of(snapshot, &path.rules, &domain, &resolver)
     );
     let hosts = match hosts {
@@ -73,7 +77,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         rollup::join(shard, path.id, &domain, &queue);
         return None;
     }
-    let skipped = {
+    let (skipped, is_retry) = {
         let s = &mut *shard.scheduler.borrow_mut();
         let now = clock::now_ms();
         let no_mx = hosts.iter().all(|h| h.implicit);
@@ -86,7 +90,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 .for_each(|q| q.no_mx = no_mx);
         }
         p.skipped_hosts.retain(|(_, until)| *until > now);
-        p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()
+        (p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>(), p.retry_step > 0)
     };
     if path.origin.is_some() {
         let mut known = Vec::new();
@@ -104,85 +108,84 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let general = held.general();
     let mut full = None;
     let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
-    let (health, began) = (&shard.address_health, clock::now_ms());
-    let usable = hosts.iter().filter(|h| !skipped.contains(&h.name)).flat_map(|h| &h.addresses);
-    let fits = |a: &&std::net::SocketAddr| path.source.is_none_or(|s| s.is_ipv4() == a.is_ipv4());
-    let some_alive = usable.filter(fits).any(|a| !health.is_down(*a, path.source, began));
-    for host in hosts.iter().filter(|h| !skipped.contains(&h.name)) {
-        let security = match protection.of_host(snapshot, &path.rules, &domain, sts.as_deref(), host).await {
-            Ok(s) => s,
-            Err(why) => {
-                last = Some(Failure { host: host.name.clone(), ..Failure::own("4.7.5", why) });
-                continue;
+    let fits = |a: &std::net::SocketAddr| path.source.is_none_or(|s| s.is_ipv4() == a.is_ipv4());
+    let usable = hosts.iter().enumerate().filter(|(_, h)| !skipped.contains(&h.name));
+    let addresses = usable.flat_map(|(n, h)| h.addresses.iter().filter(|a| fits(a)).map(move |a| (n, *a)));
+    let addresses = health.in_turn(addresses.collect(), path.source, clock::now_ms(), is_retry);
+    // What holds for connections to a host, once it is looked at; nothing for one that is left out.
+    let mut securities: Vec<Option<Option<Security>>> = vec![None; hosts.len()];
+    for (n, address) in addresses {
+        let host = &hosts[n];
+        if securities[n].is_none() {
+            let found = protection.of_host(snapshot, &path.rules, &domain, sts.as_deref(), host).await;
+            if let Err(why) = &found {
+                last = Some(Failure { host: host.name.clone(), ..Failure::own("4.7.5", why.clone()) });
+            }
+            securities[n] = Some(found.ok());
+        }
+        let Some(Some(security)) = &securities[n] else { continue };
+        attempts += 1;
+        if attempts > path.rules.mx_connection_attempts.max(1) {
+            break;
+        }
+        if let Err(f) = held.take_host(&config, &host.name, address, &source, general) {
+            full = Some(f);
+            continue;
+        }
+        let connecting = clock::now_ms();
+        let (failure, route) = match greet(shard, path, &host.name, address, security).await {
+            Ok(mut s) => {
+                s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
+                s.has_others = hosts.iter().any(|h| h.name != host.name && !skipped.contains(&h.name));
+                health.connected(address, path.source);
+                match heard(shard, path) {
+                    None | Some((Route::BounceRcpt, _)) => return Some(s),
+                    // The host takes the session, and a rule says otherwise.
+                    Some((route, reply)) => {
+                        let ends = route == Route::BounceQueue;
+                        let outcome = if ends { Outcome::Bounced } else { Outcome::Deferred };
+                        let verdict = Verdict::by_rule(&reply, outcome);
+                        s.quit().await;
+                        let failure = Failure { verdict, host: host.name.clone(), ip: address.ip().to_string() };
+                        (failure, Some(route))
+                    }
+                }
+            }
+            Err(fault) => {
+                match fault.is_unconnected() {
+                    true => health.failed(address, path.source, clock::now_ms()),
+                    false => health.took_no_session(address, clock::now_ms()),
+                }
+                (fault.failure(), heard(shard, path).map(|(route, _)| route))
             }
         };
-        for address in &host.addresses {
-            let unfit = path.source.is_some_and(|s| s.is_ipv4() != address.is_ipv4());
-            if unfit || (some_alive && health.is_down(*address, path.source, began)) {
+        match route {
+            Some(Route::SkipMx) => {
+                skip_host(shard, path, &host.name);
+                let verdict = Verdict { outcome: Outcome::Deferred, ..failure.verdict };
+                last = Some(Failure { verdict, ..failure });
+                securities[n] = Some(None);
                 continue;
             }
-            attempts += 1;
-            if attempts > path.rules.mx_connection_attempts.max(1) {
-                break;
-            }
-            if let Err(f) = held.take_host(&config, &host.name, *address, &source, general) {
-                full = Some(f);
-                continue;
-            }
-            let connecting = clock::now_ms();
-            let (failure, route) = match greet(shard, path, &host.name, *address, &security).await {
-                Ok(mut s) => {
-                    s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
-                    s.has_others = hosts.iter().any(|h| h.name != host.name && !skipped.contains(&h.name));
-                    health.connected(*address, path.source);
-                    match heard(shard, path) {
-                        None | Some((Route::BounceRcpt, _)) => return Some(s),
-                        // The host takes the session, and a rule says otherwise.
-                        Some((route, reply)) => {
-                            let ends = route == Route::BounceQueue;
-                            let outcome = if ends { Outcome::Bounced } else { Outcome::Deferred };
-                            let verdict = Verdict::by_rule(&reply, outcome);
-                            s.quit().await;
-                            let failure = Failure { verdict, host: host.name.clone(), ip: address.ip().to_string() };
-                            (failure, Some(route))
-                        }
-                    }
-                }
-                Err(fault) => {
-                    if fault.is_unconnected() {
-                        health.failed(*address, path.source, clock::now_ms());
-                    }
-                    (fault.failure(), heard(shard, path).map(|(route, _)| route))
-                }
-            };
-            match route {
-                Some(Route::SkipMx) => {
-                    skip_host(shard, path, &host.name);
-                    let verdict = Verdict { outcome: Outcome::Deferred, ..failure.verdict };
-                    last = Some(Failure { verdict, ..failure });
-                    break;
-                }
-                Some(Route::BounceQueue) => {
-                    let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
-                    let failure = Failure { verdict, ..failure };
-                    bounce_queues(shard, path, &failure).await;
-                    rest_for_others(shard, path, failure);
-                    return None;
-                }
-                Some(Route::DeferQueue) => {
-                    path_failed(shard, path, failure, true);
-                    return None;
-                }
-                Some(Route::BounceRcpt) | None => {}
-            }
-            if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
-                bounce_those(shard, path, &failure, |q| q.members.len() == 1 && q.origin() == path.origin.as_ref())
-                    .await;
+            Some(Route::BounceQueue) => {
+                let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
+                let failure = Failure { verdict, ..failure };
+                bounce_queues(shard, path, &failure).await;
                 rest_for_others(shard, path, failure);
                 return None;
             }
-            last = Some(failure);
+            Some(Route::DeferQueue) => {
+                path_failed(shard, path, failure, true);
+                return None;
+            }
+            Some(Route::BounceRcpt) | None => {}
         }
+        if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
+            bounce_those(shard, path, &failure, |q| q.members.len() == 1 && q.origin() == path.origin.as_ref()).await;
+            rest_for_others(shard, path, failure);
+            return None;
+        }
+        last = Some(failure);
     }
     if let (Some(f), None) = (full, &last) {
         // Nobody failed.
