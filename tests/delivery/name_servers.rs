@@ -15,7 +15,7 @@ fn start(servers: &[&Dns], r: &Receiver) -> Engine {
     let engine = Engine::start_by(
         1,
         &format!(
-            "{}\n<domain *>\n default-smtp-port {}\n retry-after 1s\n use-starttls no\n</domain>",
+            "{}\n<domain *>\n default-smtp-port {}\n retry-after 1s\n</domain>",
             servers.join("\n"),
             r.address.port()
         ),

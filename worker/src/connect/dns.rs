@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::proto::op::{Message, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA};
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::sync::OnceCell;
 
 use super::exchange::{Question, Trouble, aliases};
@@ -163,8 +163,11 @@ fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble> {
     if soa.is_none() && m.answers.iter().any(|r| r.record_type() == RecordType::CNAME) {
         return Ok((ttl, Said::Alias(canonical)));
     }
-    // Others know: that says nothing of whether there is something (RFC 2308 section 2.2).
-    if soa.is_none() && m.authorities.iter().any(|r| r.record_type() == RecordType::NS) {
+    // Others know: that says nothing of whether there is something (RFC 2308 section 2.2). One that is neither asked to
+    // find out nor in charge, and names nobody, does not know either.
+    let refers = m.authorities.iter().any(|r| r.record_type() == RecordType::NS);
+    let knows = m.metadata.recursion_available || m.metadata.authoritative;
+    if soa.is_none() && (refers || !knows) {
         return Err(Trouble::Refers);
     }
     Ok((negative, Said::Found(Found::NoRecords)))
@@ -187,9 +190,9 @@ fn special(name: &Name, kind: RecordType) -> Option<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_resolver::proto::op::{MessageType, OpCode};
-    use hickory_resolver::proto::rr::Record;
-    use hickory_resolver::proto::rr::rdata::{CNAME, MX, NS, SOA};
+    use hickory_proto::op::{MessageType, OpCode};
+    use hickory_proto::rr::Record;
+    use hickory_proto::rr::rdata::{CNAME, MX, NS, SOA};
 
     fn name(text: &str) -> Name {
         crate::connect::mx::name_of(text).unwrap_or_default()
@@ -199,6 +202,7 @@ mod tests {
     fn said(code: ResponseCode, answers: Vec<(&str, RData)>, authorities: Vec<RData>) -> Result<Said, Trouble> {
         let mut m = Message::new(1, MessageType::Response, OpCode::Query);
         m.metadata.response_code = code;
+        m.metadata.recursion_available = true;
         m.answers = answers.into_iter().map(|(of, d)| Record::from_rdata(name(of), 60, d)).collect();
         m.authorities = authorities.into_iter().map(|d| Record::from_rdata(name("test"), 60, d)).collect();
         let d = name("d.test");
@@ -226,6 +230,10 @@ mod tests {
         assert_eq!(said(NoError, vec![], vec![]), none());
         assert_eq!(said(NoError, vec![], vec![ns()]), Err(Trouble::Refers));
         assert_eq!(said(NXDomain, vec![], vec![ns()]), no_name());
+        let d = name("d.test");
+        let question = Question { name: &d, kind: RecordType::MX, authentic: false };
+        let nothing = Message::new(1, MessageType::Response, OpCode::Query);
+        assert_eq!(read(&nothing, &question), Err(Trouble::Refers), "by a server that is not to know");
         assert_eq!(said(ResponseCode::Refused, vec![], vec![]), Err(Trouble::Says(ResponseCode::Refused)));
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
 
@@ -85,6 +85,8 @@ impl Host {
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Failures remembered at once.
 const FAILURES_MAX: usize = 10_000;
+/// Names the system's name servers.
+const SYSTEM_RESOLVER: &str = "/etc/resolv.conf";
 /// Where name servers listen.
 const DNS_PORT: u16 = 53;
 /// Hosts considered for one destination.
@@ -390,8 +392,12 @@ impl Resolver {
 /// # Errors
 /// A sentence when there are none.
 pub fn of_the_system() -> Result<Vec<SocketAddr>, String> {
-    let (config, _) = hickory_resolver::system_conf::read_system_conf().map_err(|e| e.to_string())?;
-    Ok(config.name_servers().iter().map(|s| SocketAddr::new(s.ip, DNS_PORT)).collect())
+    let text = std::fs::read(SYSTEM_RESOLVER).map_err(|e| format!("{SYSTEM_RESOLVER}: {e}"))?;
+    let (config, _) = resolv_conf::Config::parse_with_errors(&text);
+    if config.nameservers.is_empty() {
+        return Err(format!("{SYSTEM_RESOLVER} names no name server"));
+    }
+    Ok(config.nameservers.iter().map(|s| SocketAddr::new(s.into(), DNS_PORT)).collect())
 }
 
 /// Which addresses are looked for.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_proto::op::{Message, ResponseCode};
 
 use super::exchange::{Question, Trouble, exchange};
 
@@ -146,7 +146,12 @@ impl NameServer {
 
     /// Asks without EDNS. That what was not answered with it is answered so is remembered.
     async fn plainly(&self, question: &Question<'_>, left: Duration) -> Result<Message, Trouble> {
-        let answer = exchange(self.address, question, false, left.min(PLAIN_WAIT)).await?;
+        let answer = exchange(self.address, question, false, left.min(PLAIN_WAIT)).await.inspect_err(|e| {
+            if matches!(e, Trouble::Cut(_)) {
+                // With EDNS more fits.
+                self.plain_until.set(None);
+            }
+        })?;
         if is_word(&answer) {
             let knows_edns = self.knew_edns.get().is_some_and(|at| at.elapsed() < EDNS_KNOWN_FOR);
             if !knows_edns && !is_ahead(&self.plain_until) {
