@@ -1,10 +1,13 @@
 //! Accounting files: their names, when they are finished, where they go. Workers write them;
 //! the supervisor names them and moves them once every worker has switched.
 
+mod ages;
 mod pipe;
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipc::control::AccountingFile;
@@ -13,6 +16,7 @@ use worker::account::columns::Columns;
 use worker::account::file::{folder, lacks_room};
 use worker::account::file_name::{all_in, mode, number_of, numbered};
 
+use ages::Ages;
 use pipe::Pipe;
 
 /// A program's buffer is cut into files of this size, so that what was read makes room soon.
@@ -35,8 +39,8 @@ impl AccountingFiles {
     ///
     /// # Errors
     /// When a folder or a file cannot be made.
-    pub fn begin(all: &[Accounting]) -> std::io::Result<AccountingFiles> {
-        let files = RefCell::new(Files::begin(all)?);
+    pub fn begin(all: &[Accounting], data_dir: &Path) -> std::io::Result<AccountingFiles> {
+        let files = RefCell::new(Files::begin(all, data_dir)?);
         let (at_work, returned, programs) = Default::default();
         Ok(AccountingFiles { files, at_work, returned, programs })
     }
@@ -173,11 +177,20 @@ pub struct Files {
     unsettled: bool,
     /// It was said which files cannot be made.
     told: bool,
+    ages: Arc<Mutex<Ages>>,
 }
 
 fn today() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     worker::local_time(now.as_secs() as i64, "%Y-%m-%d")
+}
+
+/// The day that a file begun on this day is named by. Buffers of programs are read in the order of
+/// their names, which must not go back with a clock.
+fn named_by(a: &Accounting, today: String) -> String {
+    let last = if a.program.is_empty() { None } else { all_in(folder(a), Path::new(&a.path)).pop() };
+    let last = last.and_then(|p| Some(number_of(&file_name(&p), Path::new(&a.path))?.0.to_owned()));
+    last.map_or(today.clone(), |last| last.max(today))
 }
 
 /// The name behind a path's last slash; what all_in answers has one.
@@ -223,7 +236,7 @@ pub fn unwritable(a: &Accounting) -> Option<String> {
 fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
-    let date = today();
+    let date = named_by(a, today());
     let n = last_number(a, &date).map_or(0, |n| n + 1);
     let path = numbered(Path::new(&a.path), &date, n);
     let mut f = std::fs::OpenOptions::new().append(true).create(true).open(&path)?;
@@ -237,13 +250,14 @@ fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
 /// Today's last file if rows may follow in it, else a new one.
 fn last_or_new(a: &Accounting) -> std::io::Result<AccountingFile> {
     folders(a).try_for_each(std::fs::create_dir_all)?;
-    let date = today();
-    let last = all_in(folder(a), Path::new(&a.path)).pop();
+    let date = named_by(a, today());
+    // Under a clock that was ahead there may be files of days to come.
+    let all = all_in(folder(a), Path::new(&a.path));
     let fits = |p: &PathBuf| {
         number_of(&file_name(p), Path::new(&a.path)).is_some_and(|(d, n)| d == date && last_number(a, &date) == Some(n))
             && goes_on(p, a)
     };
-    match last.filter(fits) {
+    match all.into_iter().rev().find(fits) {
         Some(path) => Ok(AccountingFile { of: a.clone(), path: path.display().to_string() }),
         None => begin_file(a),
     }
@@ -254,10 +268,11 @@ impl Files {
     ///
     /// # Errors
     /// When a folder or a file cannot be made.
-    pub fn begin(all: &[Accounting]) -> std::io::Result<Files> {
+    pub fn begin(all: &[Accounting], data_dir: &Path) -> std::io::Result<Files> {
         let current = all.iter().map(last_or_new).collect::<std::io::Result<Vec<_>>>()?;
         let begun = current.iter().map(|f| InUse::of(&f.path)).collect();
-        Ok(Files { current, begun, unsettled: true, ..Default::default() })
+        let ages = Arc::new(Mutex::new(Ages::read(data_dir)));
+        Ok(Files { current, begun, unsettled: true, ages, ..Default::default() })
     }
 
     /// Goes on with what running workers write; [`Files::follow`] makes of it what the
@@ -350,7 +365,8 @@ impl Files {
             let a = &f.of;
             let path = PathBuf::from(&f.path);
             let size = std::fs::metadata(&path).map_or(0, |m| m.len());
-            let yesterday = number_of(&file_name(&path), Path::new(&a.path)).is_none_or(|(d, _)| d != date);
+            let day = number_of(&file_name(&path), Path::new(&a.path)).map(|(d, _)| d.to_owned());
+            let yesterday = day.is_none_or(|d| d != named_by(a, date.clone()));
             let interval = Duration::from_millis(a.move_interval_ms);
             let due = a.move_interval_ms > 0 && !a.move_to.is_empty() && begun.elapsed() >= interval;
             let max = if a.program.is_empty() { a.max_size } else { BUFFER_FILE_MAX.min(a.max_size) };
@@ -374,18 +390,44 @@ impl Files {
 
     /// Every worker writes to the current files: moves what is finished, deletes what is old.
     pub fn settle(&mut self) {
-        if !std::mem::take(&mut self.unsettled) {
-            return;
+        if std::mem::take(&mut self.unsettled) {
+            self.settle_at(worker::clock::now_ms());
         }
+    }
+
+    fn settle_at(&mut self, now_ms: i64) {
         let dropped = std::mem::take(&mut self.dropped);
-        for a in self.current.iter().map(|f| &f.of).chain(&dropped).filter(|a| a.program.is_empty()) {
+        let files = |a: &&Accounting| a.program.is_empty();
+        let all: Vec<&Accounting> = self.current.iter().map(|f| &f.of).chain(&dropped).filter(files).collect();
+        let deleting = all.iter().filter(|a| a.delete_after_ms < ipc::rules::NEVER_MS);
+        let finished = deleting.flat_map(|a| folders(a).flat_map(|f| self.finished(f, a)).map(|p| written_at(&p, a)));
+        let finished: HashSet<PathBuf> = finished.collect();
+        self.ages().note(&finished, now_ms);
+        for a in all {
             if !a.move_to.is_empty() {
                 self.move_finished(a);
-            } else if a.delete_after_ms < ipc::rules::NEVER_MS {
-                let old = self.finished(folder(a), a).into_iter().filter(|p| is_due(p, a));
-                old.for_each(|p| delete(&p, "an old accounting file cannot be deleted (delete-after)"));
+            } else {
+                let old = self.finished(folder(a), a).into_iter().filter(|p| self.is_due(p, a, now_ms));
+                old.for_each(|p| self.delete(&p, a, "an old accounting file cannot be deleted (delete-after)"));
             }
         }
+    }
+
+    fn ages(&self) -> MutexGuard<'_, Ages> {
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn delete(&self, path: &Path, a: &Accounting, wrong: &str) {
+        match std::fs::remove_file(path) {
+            Ok(()) => self.ages().forget(&written_at(path, a)),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "{wrong}"),
+        }
+    }
+
+    /// Older than `delete-after`.
+    fn is_due(&self, path: &Path, a: &Accounting, now_ms: i64) -> bool {
+        let after = Duration::from_millis(a.delete_after_ms);
+        a.delete_after_ms < ipc::rules::NEVER_MS && self.ages().age(&written_at(path, a), now_ms) >= after
     }
 
     /// Files of `a` in a folder that no worker writes.
@@ -416,33 +458,27 @@ impl Files {
     /// Where the disk is nearly full: deletes files past `delete-after`, the oldest first, moved
     /// ones too, until there is room again.
     pub fn make_room(&self) {
+        let now_ms = worker::clock::now_ms();
         for a in self.current.iter().map(|f| &f.of).filter(|a| a.program.is_empty()) {
             if a.delete_after_ms >= ipc::rules::NEVER_MS || !lacks_room(a) {
                 continue;
             }
             let mut old: Vec<PathBuf> = folders(a).flat_map(|f| self.finished(f, a)).collect();
-            old.sort_by_key(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
-            for p in old.iter().filter(|p| is_due(p, a)) {
+            old.sort_by_key(|p| std::cmp::Reverse(self.ages().age(&written_at(p, a), now_ms)));
+            for p in old.iter().filter(|p| self.is_due(p, a, now_ms)) {
                 if !lacks_room(a) {
                     break;
                 }
                 tracing::warn!(path = %p.display(), "an accounting file past delete-after makes room (min-free-space)");
-                delete(p, "an accounting file cannot be deleted to make room");
+                self.delete(p, a, "an accounting file cannot be deleted to make room");
             }
         }
     }
 }
 
-/// Older than `delete-after`.
-fn is_due(path: &Path, a: &Accounting) -> bool {
-    let age = path.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-    age.is_some_and(|age| age >= Duration::from_millis(a.delete_after_ms))
-}
-
-fn delete(path: &Path, wrong: &str) {
-    if let Err(error) = std::fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "{wrong}");
-    }
+/// Where a file was written, wherever it was moved to.
+fn written_at(path: &Path, a: &Accounting) -> PathBuf {
+    folder(a).join(path.file_name().unwrap_or_default())
 }
 
 /// `count-moved-records`
@@ -473,5 +509,87 @@ fn tell_count(path: &Path) {
         Err(e) => {
             tracing::warn!(path = %path.display(), error = %e, "a moved accounting file cannot be read for counting")
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 86_400_000;
+
+    fn account(dir: &Path) -> Accounting {
+        let path = dir.join("acct/a.csv").display().to_string();
+        let fields = ipc::snapshot::RecordFields { record: "d".into(), fields: Vec::new(), headers: Vec::new() };
+        Accounting {
+            path,
+            fields: vec![fields],
+            privacy: "retain".into(),
+            max_size: 1 << 30,
+            delete_after_ms: 8 * DAY_MS as u64,
+            ..Default::default()
+        }
+    }
+
+    /// What the file system says of a file that was written ten days ago, or under another clock.
+    fn looks_old(path: &str) {
+        let f = std::fs::File::options().append(true).open(path).unwrap();
+        std::io::Write::write_all(&mut &f, b"d,row\n").unwrap();
+        f.set_modified(SystemTime::now() - Duration::from_secs(10 * 86_400)).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_jumps_deletes_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = account(dir.path());
+        let begin = || Files::begin(std::slice::from_ref(&a), dir.path()).unwrap();
+        let mut files = begin();
+        let first = files.current[0].path.clone();
+        looks_old(&first);
+        files.rotate(Some("")).unwrap();
+        files.settle_at(0);
+        assert!(Path::new(&first).exists(), "finished just now, whatever the clock says");
+        files.settle_at(7 * DAY_MS);
+        assert!(Path::new(&first).exists());
+        // Over a restart its age goes on.
+        let mut files = begin();
+        assert_ne!(files.current[0].path, first);
+        files.settle_at(9 * DAY_MS);
+        assert!(!Path::new(&first).exists(), "so much time has passed");
+        // A file of the same name is another.
+        std::fs::write(&first, "d,row\n").unwrap();
+        files.settle_at(9 * DAY_MS);
+        assert!(Path::new(&first).exists());
+    }
+
+    #[test]
+    fn a_file_keeps_its_age_where_it_is_moved_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Accounting { move_to: dir.path().join("done").display().to_string(), ..account(dir.path()) };
+        let mut files = Files::begin(std::slice::from_ref(&a), dir.path()).unwrap();
+        let first = files.current[0].path.clone();
+        looks_old(&first);
+        files.rotate(Some("")).unwrap();
+        files.settle_at(0);
+        let moved = dir.path().join("done").join(Path::new(&first).file_name().unwrap());
+        assert!(moved.exists() && !files.is_due(&moved, &a, 7 * DAY_MS) && files.is_due(&moved, &a, 8 * DAY_MS));
+    }
+
+    #[test]
+    fn buffers_of_programs_are_named_in_their_order_under_any_clock() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Accounting { program: "cat".into(), ..account(dir.path()) };
+        std::fs::create_dir_all(folder(&a)).unwrap();
+        let ahead = numbered(Path::new(&a.path), "2999-01-01", 3);
+        std::fs::write(&ahead, "another header\n").unwrap();
+        let mut files = Files::begin(std::slice::from_ref(&a), dir.path()).unwrap();
+        let second = PathBuf::from(&files.current[0].path);
+        std::fs::write(&second, "d,row\n".repeat(100)).unwrap();
+        files.rotate(None).unwrap();
+        assert_eq!(Path::new(&files.current[0].path), second, "no new file each second");
+        files.rotate(Some("")).unwrap();
+        let all = all_in(folder(&a), Path::new(&a.path));
+        assert_eq!(all, [ahead, second, PathBuf::from(&files.current[0].path)]);
     }
 }

@@ -147,7 +147,8 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     crate::rates::restore(&compiled.data_dir, &ledger);
     let snapshot = compiled.snapshot.seal().map_err(|e| format!("snapshot: {e}"))?;
     ipc::descriptors::give_back_heap();
-    let accounting = AccountingFiles::begin(&compiled.snapshot.accounting).map_err(|e| format!("accounting: {e}"))?;
+    let accounting = AccountingFiles::begin(&compiled.snapshot.accounting, &compiled.data_dir)
+        .map_err(|e| format!("accounting: {e}"))?;
     let suppression = Suppression::open(&compiled.data_dir)?;
     let cpus = cpus(&compiled);
     let workers = workers_for(compiled.workers, cpus.len());
