@@ -121,6 +121,8 @@ pub struct Heartbeat {
     pub refusal: Option<(i64, String)>,
     /// Nothing is delivered, because what comes of it cannot be written.
     pub held: bool,
+    /// Since when (Unix milliseconds) and why rows wait for accounting files.
+    pub accounting_behind: Option<(i64, String)>,
 }
 
 /// An accounting file that all workers append to.

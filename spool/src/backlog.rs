@@ -9,7 +9,7 @@ const UNWRITTEN_MAX: Duration = Duration::from_secs(10);
 /// … or when this many bytes of outcomes wait.
 const UNWRITTEN_BYTES_MAX: u64 = 16 << 20;
 
-/// Why new mail is refused.
+/// Why new mail is refused, or accounting is behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Since when, Unix milliseconds.
@@ -28,6 +28,7 @@ pub(crate) struct Backlog {
     /// Milliseconds after `begun` at which the oldest was given; 0 for none.
     oldest_ms: AtomicU64,
     refusal: Mutex<Option<Refusal>>,
+    accounting: Mutex<Option<Refusal>>,
 }
 
 impl Default for Backlog {
@@ -38,6 +39,7 @@ impl Default for Backlog {
             bytes: AtomicU64::new(0),
             oldest_ms: AtomicU64::new(0),
             refusal: Mutex::default(),
+            accounting: Mutex::default(),
         }
     }
 }
@@ -76,6 +78,21 @@ impl Backlog {
     /// Why new mail is refused now.
     pub fn refusal(&self) -> Option<Refusal> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Since when and why rows wait for accounting files.
+    pub fn accounting_behind(&self) -> Option<Refusal> {
+        self.accounting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how long rows have been waiting for accounting files, and why.
+    pub fn set_accounting_behind(&self, behind: Option<(Duration, String)>) {
+        let mut noted = self.accounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_unix_ms = noted.as_ref().map(|r| r.since_unix_ms);
+        *noted = behind.map(|(waits, why)| {
+            let begun = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(waits);
+            Refusal { since_unix_ms: since_unix_ms.unwrap_or_else(|| begun().as_millis() as i64), why }
+        });
     }
 
     /// Notes why new mail is refused, `None` for not at all, and logs it when it changes.

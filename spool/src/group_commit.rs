@@ -15,6 +15,7 @@ use ipc::message::HandoffId;
 use tokio::sync::oneshot;
 
 use crate::SpoolError;
+use crate::accounting::Accounting;
 use crate::backlog::{Backlog, Refusal};
 use crate::disk::{Disk, Folder};
 use crate::index::Index;
@@ -34,8 +35,6 @@ const GATHER_MEMORY: Duration = Duration::from_millis(10);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
 /// … and when this many messages are not in it.
 const BEHIND_MAX: usize = 8192;
-/// Accounting is synced this often while rows are written.
-const PROJECTION_SYNC_EVERY: Duration = Duration::from_secs(1);
 /// After a failed group intake stays closed this long before the next try.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of content in one group.
@@ -78,8 +77,6 @@ pub struct Statistics {
     pub log_bytes: AtomicU64,
     /// Bytes of all segments.
     pub disk_bytes: AtomicU64,
-    /// Rows not yet in accounting files wait on disk since this many seconds.
-    pub projection_lag_s: AtomicU64,
 }
 
 type StoreReply = oneshot::Sender<Result<u64, SpoolError>>;
@@ -105,6 +102,8 @@ struct Inbox {
     mail_since: Option<Instant>,
     /// Messages that the thread waits for, for a moment.
     wanted: usize,
+    /// The thread that writes accounting has something to say.
+    accounting: bool,
     since: Option<Instant>,
     stop: bool,
 }
@@ -263,6 +262,11 @@ impl Spool {
         self.shared.backlog.holds_deliveries()
     }
 
+    /// Since when and why rows wait for accounting files, if they wait for more than a moment.
+    pub fn accounting_behind(&self) -> Option<Refusal> {
+        self.shared.backlog.accounting_behind()
+    }
+
     /// Why new mail is refused, if it is.
     pub fn refusal(&self) -> Option<Refusal> {
         self.shared.backlog.refusal()
@@ -308,7 +312,7 @@ impl Spool {
         self.query(|r| Query::Seen(id, r)).await.unwrap_or(false)
     }
 
-    /// Resolves when everything given so far is durable, in accounting too.
+    /// Resolves when everything given so far is durable; accounting files may be behind.
     ///
     /// # Errors
     /// When it could not be written; [`SpoolError::Slow`] when the disk does not answer.
@@ -316,11 +320,12 @@ impl Spool {
         in_time(self.query(Query::Barrier)).await
     }
 
-    /// Completes and syncs accounting so far, then goes on with another projection.
+    /// Completes and syncs accounting so far, then goes on with another projection. What one that
+    /// cannot be written has not taken goes to the other.
     ///
     /// # Errors
-    /// When the old one cannot be completed; it stays in use. [`SpoolError::Slow`] when the disk
-    /// does not answer: the other one may be in use, and asking again does no harm.
+    /// When the old one cannot be completed; it stays in use until this is asked for again. [`SpoolError::Slow`] when
+    /// the disk does not answer: the other one may be in use, and asking again does no harm.
     pub async fn switch_projection(&self, next: Box<dyn Projection>) -> Result<(), SpoolError> {
         in_time(self.query(|r| Query::SwitchProjection(next, r))).await
     }
@@ -444,16 +449,9 @@ struct Running {
     gathering: Gathering,
     store: Store<Folder, SledIndex>,
     options: Options,
-    projection: Box<dyn Projection>,
+    accounting: Accounting,
     shared: Arc<Shared>,
     checkpoint_at: Instant,
-    projection_at: Instant,
-    /// Rows were passed since the last sync of accounting.
-    projection_pending: bool,
-    /// Accounting could not be written since then.
-    projection_failed: Option<Instant>,
-    /// Who switched it, and is told when the position before is in the log.
-    switched: Vec<oneshot::Sender<Result<(), SpoolError>>>,
     intake_closed_until: Option<Instant>,
     /// Outcomes could not be written, so many times in a row.
     failures: u32,
@@ -482,7 +480,7 @@ struct Work {
 impl Running {
     fn open(
         options: Options,
-        mut projection: Box<dyn Projection>,
+        projection: Box<dyn Projection>,
         each: &mut dyn FnMut(Recovered),
         shared: Arc<Shared>,
     ) -> Result<Running, SpoolError> {
@@ -496,7 +494,7 @@ impl Running {
             let _ = std::fs::remove_file(&ballast);
         }
         let index = SledIndex::open(&options.path.join("index"));
-        let (mut store, opened) = Store::open(folder, index, options.shard, &options.boot, each)?;
+        let (store, opened) = Store::open(folder, index, options.shard, &options.boot, each)?;
         tracing::info!(
             messages = opened.messages,
             replayed = opened.replayed,
@@ -504,20 +502,20 @@ impl Running {
             damaged = opened.damaged,
             "spool open"
         );
-        projection.resume(store.projection_state());
-        store.project_from(&mut *projection).map_err(failed)?;
+        let for_accounting = Arc::clone(&shared);
+        let wake = move || {
+            for_accounting.lock().accounting = true;
+            for_accounting.wake.notify_one();
+        };
+        let accounting = Accounting::begin(&store, projection, Arc::new(wake)).map_err(failed)?;
         let now = Instant::now();
         let mut running = Running {
             gathering: Gathering::default(),
             store,
             options,
-            projection,
+            accounting,
             shared,
             checkpoint_at: now,
-            projection_at: now,
-            projection_pending: true,
-            projection_failed: None,
-            switched: Vec::new(),
             intake_closed_until: None,
             failures: 0,
             failure: String::new(),
@@ -528,7 +526,6 @@ impl Running {
             restore_at: now,
             leave_at: now,
         };
-        running.write_projection();
         running.write_quarantine();
         running.restore_ballast();
         Ok(running)
@@ -555,7 +552,7 @@ impl Running {
 
     /// Waits for work, or for the next piece of housekeeping.
     fn next_work(&mut self) -> Work {
-        let busy = self.store.checkpointing() || self.store.compacting();
+        let busy = self.store.checkpointing() || self.store.compacting() || self.accounting.is_busy();
         let idle = if busy { Duration::ZERO } else { Duration::from_millis(500) };
         let begun = Instant::now();
         let shared = Arc::clone(&self.shared);
@@ -564,7 +561,13 @@ impl Running {
         inbox.wanted = wanted;
         loop {
             let wait = match (inbox.mail_since, inbox.since) {
-                _ if inbox.stop || !inbox.queries.is_empty() || inbox.group.store.len() >= wanted => break,
+                _ if inbox.stop
+                    || inbox.accounting
+                    || !inbox.queries.is_empty()
+                    || inbox.group.store.len() >= wanted =>
+                {
+                    break;
+                }
                 (Some(since), _) => self.gathering.patience.saturating_sub(since.elapsed()),
                 (_, Some(since)) => OUTCOMES_WAIT.saturating_sub(since.elapsed()),
                 _ => idle.saturating_sub(begun.elapsed()),
@@ -579,6 +582,7 @@ impl Running {
             self.gathering.taken(inbox.group.store.len(), wanted);
         }
         inbox.since = None;
+        inbox.accounting = false;
         let mut group = std::mem::take(&mut inbox.group);
         let mut replies = std::mem::take(&mut inbox.replies);
         let mut bytes = 0;
@@ -650,12 +654,11 @@ impl Running {
                 if let Some(Err(SpoolError::Full(why))) = results.last() {
                     self.no_room = Some(why.clone());
                 }
-                self.switched.drain(..).for_each(|r| drop(r.send(Ok(()))));
-                self.project(&group, &results);
+                self.accounting.switched.drain(..).for_each(|r| drop(r.send(Ok(()))));
+                self.accounting.pass(&mut group, &results, &self.store);
                 for (reply, r) in report_replies.into_iter().chain(replies).zip(results) {
                     let _ = reply.send(r);
                 }
-                self.write_projection();
             }
             Err(e) => {
                 if self.failures == 0 {
@@ -717,6 +720,16 @@ impl Running {
 
     /// Why there is no room for new mail.
     fn look_for_room(&mut self) -> Option<String> {
+        let why = self.missing_room()?;
+        Some(match self.accounting.behind() {
+            Some((_, because)) => {
+                format!("{why}; rows wait in the spool for accounting files that cannot be written: {because}")
+            }
+            None => why,
+        })
+    }
+
+    fn missing_room(&mut self) -> Option<String> {
         let free = self.store.log.disk.free_bytes().unwrap_or(u64::MAX);
         let least = self.options.min_free_bytes;
         if free < least {
@@ -730,7 +743,7 @@ impl Running {
         if self.no_room.is_some() && self.store.keep_room().is_ok() {
             self.no_room = None;
         }
-        self.no_room.clone().or_else(|| self.projection.refuses_intake())
+        self.no_room.clone().or_else(|| self.accounting.refusal())
     }
 
     /// Notes for the operator why new mail is refused.
@@ -744,57 +757,16 @@ impl Running {
         self.shared.backlog.set_refusal(why.as_deref());
     }
 
-    fn project(&mut self, group: &Group, results: &[Result<u64, SpoolError>]) {
-        if self.projection_failed.is_some() {
-            return;
-        }
-        for row in group.update.rows.iter().chain(&group.done.rows) {
-            self.projection.row(row);
-            self.projection_pending = true;
-        }
-        for (m, r) in group.reports.iter().chain(&group.store).zip(results) {
-            if r.is_ok() {
-                self.projection.message(&m.envelope, &m.body[0]);
-                self.projection_pending = true;
+    /// Lets accounting go on, and notes in the log how far it is.
+    fn step_accounting(&mut self) {
+        if let Some(put) = self.accounting.step(&mut self.store) {
+            let mut inbox = self.shared.lock();
+            inbox.group.put.push(put);
+            if !self.accounting.switched.is_empty() {
+                inbox.since.get_or_insert_with(Instant::now);
             }
         }
-    }
-
-    fn write_projection(&mut self) {
-        if self.projection_failed.is_none()
-            && let Err(e) = self.projection.write()
-        {
-            tracing::error!(error = %e, "accounting cannot be written; rows stay in the log and are written later");
-            self.projection_failed = Some(Instant::now());
-        }
-    }
-
-    /// Makes rows durable and notes how far.
-    fn sync_projection(&mut self) -> Result<(), SpoolError> {
-        self.projection_at = Instant::now();
-        if self.projection_failed.is_some() {
-            let state = self.store.projection_state().to_vec();
-            self.projection.resume(&state);
-            self.store.project_from(&mut *self.projection).map_err(|e| SpoolError::Write(e.to_string()))?;
-        }
-        let synced = self.projection.write().and_then(|()| self.projection.sync());
-        match synced {
-            Ok(state) => {
-                if self.projection_failed.take().is_some() {
-                    tracing::info!("accounting is written again");
-                }
-                self.projection_pending = false;
-                let put = self.store.set_projected(self.store.last_sequence(), &state);
-                self.shared.statistics.projection_lag_s.store(0, Relaxed);
-                self.shared.lock().group.put.push(put);
-                Ok(())
-            }
-            Err(e) => {
-                let since = *self.projection_failed.get_or_insert_with(Instant::now);
-                self.shared.statistics.projection_lag_s.store(since.elapsed().as_secs().max(1), Relaxed);
-                Err(SpoolError::Write(format!("accounting: {e}")))
-            }
-        }
+        self.shared.backlog.set_accounting_behind(self.accounting.behind());
     }
 
     /// Whether what was given before is in the log: a group that failed is offered again.
@@ -808,28 +780,18 @@ impl Running {
             Query::State(key, r, reply) => drop(reply.send(self.store.state(key, r))),
             Query::Seen(id, reply) => drop(reply.send(self.store.has_seen(id))),
             Query::Barrier(reply) => {
-                let done = self.all_written().and_then(|()| self.sync_projection());
-                drop(reply.send(done));
+                drop(reply.send(self.all_written()));
             }
-            Query::SwitchProjection(next, reply) => {
-                let done = self.all_written().and_then(|()| self.sync_projection());
-                if done.is_err() {
-                    return drop(reply.send(done));
-                }
-                self.projection = next;
-                self.projection.begin();
-                // Answered when a kill cannot make rows come again that the one before has written.
-                self.switched.push(reply);
-                self.shared.lock().since.get_or_insert_with(Instant::now);
-            }
+            Query::SwitchProjection(next, reply) => match self.all_written() {
+                Ok(()) => self.accounting.switch(next, reply),
+                Err(e) => drop(reply.send(Err(e))),
+            },
         }
     }
 
     fn housekeeping(&mut self) {
         let now = Instant::now();
-        if self.projection_pending && now - self.projection_at > PROJECTION_SYNC_EVERY {
-            let _ = self.sync_projection();
-        }
+        self.step_accounting();
         self.note_refusal();
         let age = now - self.checkpoint_at;
         let due = (self.store.behind() > BEHIND_MAX && age > ROOM_EVERY)
@@ -931,7 +893,12 @@ impl Running {
     }
 
     fn leave(&mut self) {
-        let _ = self.sync_projection();
+        if let Some(put) = self.accounting.finish(&mut self.store) {
+            self.shared.lock().group.put.push(put);
+        }
+        if self.accounting.is_behind() {
+            tracing::warn!("accounting is behind; its rows are written at the next start");
+        }
         let w = self.next_work();
         if !w.group.is_empty() {
             self.commit(w.group, w.replies, w.report_replies, w.outcome_bytes);

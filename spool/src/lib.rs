@@ -13,6 +13,7 @@ pub mod segment;
 pub mod sled;
 pub mod store;
 
+mod accounting;
 mod backlog;
 mod carried;
 mod checkpoint;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use ipc::message::{ArchivedEnvelope, HandoffId};
 
 use crate::SpoolError;
+use crate::accounting::{Item, Wanted};
 use crate::carried::{self, Carried};
 use crate::checkpoint::Checkpoint;
 use crate::compact::Compaction;
@@ -138,7 +139,7 @@ pub struct Recovered {
     pub recipients: Vec<RecoveredRecipient>,
 }
 
-/// Where accounting rows go. Called on the spool's thread after each group is durable;
+/// Where accounting rows go. Called on a thread of its own after each group is durable;
 /// rows passed again after [`Projection::resume`] must be recognised and skipped.
 pub trait Projection: Send {
     /// A message was accepted; `content` begins with its header section, or is empty unless
@@ -148,8 +149,21 @@ pub trait Projection: Send {
     fn refuses_intake(&self) -> Option<String> {
         None
     }
+    /// It shows messages: without, none is passed.
+    fn takes_messages(&self) -> bool {
+        true
+    }
     /// It shows headers of messages.
     fn reads_headers(&self) -> bool {
+        false
+    }
+    /// The state with what this projection has begun since and could not sync, for another that
+    /// goes on in its place.
+    fn handed_on(&self, state: Vec<u8>) -> Vec<u8> {
+        state
+    }
+    /// None of its files is one that this state of a projection before is about.
+    fn is_elsewhere(&self, _state: &[u8]) -> bool {
         false
     }
     /// A row of an outcome.
@@ -534,22 +548,56 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// By the disk.
     pub fn project_from(&mut self, projection: &mut dyn Projection) -> io::Result<()> {
-        let from = self.projected;
+        let wanted = Wanted::by(projection);
+        self.items_from(&mut Cursor::behind(self.projected), wanted, &mut |i| {
+            i.pass_to(projection);
+            true
+        })?;
+        Ok(())
+    }
+
+    /// Passes what accounting may show of the records behind the cursor, as long as `take` wants
+    /// more; answers whether the end of the log is reached.
+    ///
+    /// # Errors
+    /// By the disk.
+    pub(crate) fn items_from(
+        &self,
+        cursor: &mut Cursor,
+        wanted: Wanted,
+        take: &mut dyn FnMut(Item) -> bool,
+    ) -> io::Result<bool> {
+        let from = cursor.sequence;
         let behind: Vec<u32> =
             self.log.segments.iter().filter(|(_, s)| s.last_sequence > from && !s.cold).map(|(id, _)| *id).collect();
         for id in behind {
-            self.log.scan(id, 0, false, &mut Vec::new(), &mut |r| {
-                if r.header.sequence > from {
-                    let wanted = r.header.kind == Kind::Message && projection.reads_headers();
-                    // Damaged content leaves headers out, not the row.
-                    let read = || self.log.read(r.location, true).map(|(_, content)| content).unwrap_or_default();
-                    let content = if wanted { read() } else { Bytes::new() };
-                    project_record(r.header.kind, &r.meta, &content, projection);
+            let offset = cursor.at.filter(|(segment, _)| *segment == id).map_or(0, |(_, offset)| offset);
+            let mut enough = false;
+            let read = self.log.scan(id, offset, false, &mut Vec::new(), &mut |r| {
+                let sequence = r.header.sequence;
+                if sequence <= cursor.sequence {
+                    return Ok(());
                 }
-                Ok(())
-            })?;
+                let begins = u64::from(r.location.offset);
+                cursor.begun.get_or_insert((cursor.sequence, (id, begins)));
+                // Damaged content leaves headers out, not the row.
+                let headers = || match wanted.headers {
+                    true => self.log.read(r.location, true).map(|(_, content)| content).unwrap_or_default(),
+                    false => Bytes::new(),
+                };
+                let mut more = true;
+                let headers: Option<&dyn Fn() -> Bytes> = if wanted.messages { Some(&headers) } else { None };
+                items_of(r.header.kind, &r.meta, headers, &mut |i| more &= take(i));
+                (cursor.sequence, cursor.at) = (sequence, Some((id, begins + r.header.record_len() as u64)));
+                enough = !more;
+                if enough { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+            });
+            if enough {
+                return Ok(false);
+            }
+            read?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Notes that rows up to `sequence` are durable in accounting; `state` is the
@@ -570,18 +618,50 @@ impl<D: Disk, I: Index> Store<D, I> {
 /// Name of the value that holds the accounting position.
 pub(crate) const PROJECTED: &str = "spool/projected";
 
-/// Passes the rows of one record.
-fn project_record(kind: Kind, meta: &[u8], content: &[u8], projection: &mut dyn Projection) {
+/// Where reading rows goes on.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    sequence: u64,
+    /// The segment read last, and where the next record lies in it.
+    at: Option<(u32, u64)>,
+    /// Where the first record behind a sequence lies.
+    begun: Option<(u64, (u32, u64))>,
+}
+
+impl Cursor {
+    /// Behind the record of this sequence.
+    pub fn behind(sequence: u64) -> Cursor {
+        Cursor { sequence, at: None, begun: None }
+    }
+
+    /// Everything up to this sequence was passed.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Begins once more behind a sequence: without reading what is before it where that is known.
+    pub fn back_to(&mut self, sequence: u64) {
+        let known = self.begun.filter(|(behind, _)| *behind == sequence);
+        *self = Cursor { sequence, at: known.map(|(_, at)| at), begun: known };
+    }
+}
+
+/// Passes what accounting may show of one record; messages where there is a way to their headers.
+fn items_of(kind: Kind, meta: &[u8], headers: Option<&dyn Fn() -> Bytes>, take: &mut dyn FnMut(Item)) {
     match kind {
-        Kind::Message => projection.message(meta, content),
+        Kind::Message => {
+            if let Some(headers) = headers {
+                take(Item::Message { envelope: Bytes::copy_from_slice(meta), headers: headers() });
+            }
+        }
         Kind::Update => {
             if let Ok(u) = ipc::frame::unarchive::<UpdateMeta>(0, &aligned(meta)) {
-                u.rows.iter().for_each(|r| projection.row(r));
+                u.rows.into_iter().for_each(|r| take(Item::Row(r)));
             }
         }
         Kind::Done => {
             if let Ok(d) = ipc::frame::unarchive::<DoneMeta>(0, &aligned(meta)) {
-                d.rows.iter().for_each(|r| projection.row(r));
+                d.rows.into_iter().for_each(|r| take(Item::Row(r)));
             }
         }
         _ => {}

@@ -81,6 +81,7 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "totalRcp": sum(&|h| h.recipients),
                 "maxRcp": g.spool_max_recipients,
                 "refusals": slots.iter().filter_map(refusal).collect::<Vec<_>>(),
+                "accountingBehind": slots.iter().filter_map(accounting_behind).collect::<Vec<_>>(),
             },
             "shards": slots.iter().map(|s| json!({ "shard": s.number, "pid": s.pid(), "state": s.state_name() })).collect::<Vec<_>>(),
             "status": state,
@@ -89,11 +90,20 @@ pub fn as_json(sup: &Supervisor) -> Value {
     })
 }
 
+fn since(unix_ms: i64) -> String {
+    local(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64))
+}
+
 /// Why a shard refuses new mail, and whether it delivers.
 fn refusal(s: &crate::shards::Slot) -> Option<Value> {
     let (since_ms, why) = s.heartbeat.refusal.as_ref()?;
-    let since = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis((*since_ms).max(0) as u64);
-    Some(json!({ "shard": s.number, "since": local(since), "why": why, "deliveryStopped": s.heartbeat.held }))
+    Some(json!({ "shard": s.number, "since": since(*since_ms), "why": why, "deliveryStopped": s.heartbeat.held }))
+}
+
+/// Why rows of a shard wait for accounting files.
+fn accounting_behind(s: &crate::shards::Slot) -> Option<Value> {
+    let (since_ms, why) = s.heartbeat.accounting_behind.as_ref()?;
+    Some(json!({ "shard": s.number, "since": since(*since_ms), "why": why }))
 }
 
 /// `status` for a terminal.
@@ -108,7 +118,14 @@ pub fn as_text(v: &Value) -> String {
         format!("  Refused  new mail of shard {} since {}: {}{stopped}\n", r["shard"], text("since"), text("why"))
     };
     let refusals = s.pointer("/spool/refusals").and_then(Value::as_array);
-    let refusals: String = refusals.into_iter().flatten().map(refused).collect();
+    let mut refusals: String = refusals.into_iter().flatten().map(refused).collect();
+    let behind = |r: &Value| {
+        let text = |k: &str| r[k].as_str().unwrap_or_default().to_owned();
+        let (since, why) = (text("since"), text("why"));
+        format!("  Waiting  rows of shard {} for accounting files since {since}: {why}\n", r["shard"])
+    };
+    let waiting = s.pointer("/spool/accountingBehind").and_then(Value::as_array);
+    refusals.extend(waiting.into_iter().flatten().map(behind));
     format!(
         "Sluice {} on {host}, {}\n\n  Traffic        rcpts        msgs      kbytes\n  Inbound  {:>11} {:>11} {:>11}\n  Outbound {:>11} {:>11} {:>11}\n\n  Connections  active     maximum\n  Inbound  {:>10} {:>11}\n  Outbound {:>10} {:>11}\n\n  Queued   {:>10} recipients in {} domains, {} kbytes\n  Status   {}, started {}\n{refusals}",
         v["data"]["mta"]["product"]["version"].as_str().unwrap_or_default(),

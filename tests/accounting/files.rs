@@ -213,6 +213,46 @@ fn rows_that_find_no_room_are_written_later() {
 }
 
 #[test]
+fn a_full_disk_of_accounting_keeps_neither_orders_nor_other_files_waiting() {
+    let disk = tempfile::tempdir().unwrap();
+    if !small_disk(disk.path()) {
+        eprintln!("skipped: a tmpfs cannot be mounted here");
+        return;
+    }
+    let r = Receiver::start();
+    let acct = disk.path().display();
+    let engine = Engine::start(
+        2,
+        &format!(
+            "<domain *>\n {}\n</domain>\n<acct-file {acct}/x.csv>\n records d\n min-free-space 0\n</acct-file>",
+            r.hosts()
+        ),
+    );
+    send(&engine, &["first@d.test"], "");
+    table(disk.path(), 1);
+    fill(&disk.path().join("filler"));
+    let some = |from: u32| (from..from + 40).for_each(|i| send(&engine, &[&format!("u{i}@d{i}.test")], ""));
+    some(0);
+    eventually("all is delivered", Duration::from_secs(20), || engine.queued() == 0 && r.unique() == 41);
+    eventually("status says what waits", Duration::from_secs(10), || {
+        let status = engine.run(&["status"]);
+        status.contains("Waiting  rows of shard") && status.contains("No space left")
+    });
+    assert!(engine.run(&["pause", "queue", "d0.test/*"]).contains("paused"), "an order is kept in the spool");
+    engine.edit_config(&format!("<acct-file {acct}/x.csv>"), "<acct-file other/x.csv>");
+    engine.run(&["reload"]);
+    some(40);
+    // The full disk may have had room for a few.
+    let other = engine.path().join("other");
+    let rows = || [disk.path(), &other].map(|p| texts(p).concat().lines().filter(|l| l.starts_with("d,")).count());
+    eventually("the rest is in the other file", Duration::from_secs(20), || rows().iter().sum::<usize>() >= 81);
+    assert!(rows()[1] >= 40 && rows().iter().sum::<usize>() == 81, "none is in both: {:?}", rows());
+    eventually("nothing waits any more", Duration::from_secs(10), || !engine.run(&["status"]).contains("Waiting"));
+    drop(engine);
+    unmount(disk.path());
+}
+
+#[test]
 fn what_cannot_be_meant_is_said_by_config_check() {
     for (inside, code, said) in [
         ("record-fields d rcpp", 2, "rcpt"),

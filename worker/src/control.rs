@@ -271,6 +271,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         hottest: None,
         refusal: shard.spool.refusal().map(|r| (r.since_unix_ms, r.why)),
         held: shard.spool.holds_deliveries(),
+        accounting_behind: shard.spool.accounting_behind().map(|r| (r.since_unix_ms, r.why)),
         settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
     }
 }
@@ -548,7 +549,7 @@ impl Worker {
         paths::keep_all(&self.shard);
         let durable = async {
             if let Err(e) = self.shard.spool.barrier().await {
-                tracing::error!(error = %e, "accounting is behind; its rows are written at the next start");
+                tracing::error!(error = %e, "what happened last is not on disk yet");
             }
             let _ = std::fs::remove_file(self.shard.socket_of(self.start.shard));
             self.shard.spool.finished().await;

@@ -62,6 +62,12 @@ impl Target {
         }
     }
 
+    /// A file of the same `<acct-file>`.
+    fn is_own(&self, p: &Path) -> bool {
+        let name = p.file_name().unwrap_or_default().to_string_lossy();
+        p == self.path || p.parent() == self.path.parent() && file_name::number_of(&name, &self.base).is_some()
+    }
+
     /// Adds the row's line, unless it is one of those that a crash left in the file.
     fn add(&mut self, row: &View) {
         let from = self.pending.len();
@@ -136,6 +142,25 @@ impl Target {
         }
         Ok(())
     }
+}
+
+fn put_end(state: &mut Vec<u8>, end: u64, path: &Path) {
+    let path = path.as_os_str();
+    state.extend_from_slice(&end.to_le_bytes());
+    state.extend_from_slice(&(path.len() as u32).to_le_bytes());
+    state.extend_from_slice(path.as_bytes());
+}
+
+/// What a state says: files, and where they ended when it was made.
+fn ends(mut state: &[u8]) -> HashMap<PathBuf, u64> {
+    let mut ends = HashMap::new();
+    while let Some((end, rest)) = state.split_first_chunk::<8>() {
+        let Some((len, rest)) = rest.split_first_chunk::<4>() else { break };
+        let Some((path, rest)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else { break };
+        ends.insert(PathBuf::from(OsStr::from_bytes(path)), u64::from_le_bytes(*end));
+        state = rest;
+    }
+    ends
 }
 
 /// Whether a path still leads to an open file: others may remove or rename it at any time.
@@ -296,6 +321,24 @@ impl Projection for Files {
         Some(format!("less than min-free-space {} bytes are free for {}", full.min_free_space, full.path))
     }
 
+    fn takes_messages(&self) -> bool {
+        self.shown.takes(b'r')
+    }
+
+    fn handed_on(&self, mut state: Vec<u8>) -> Vec<u8> {
+        let noted = ends(&state);
+        for t in self.targets.iter().filter(|t| !noted.contains_key(&t.path)) {
+            put_end(&mut state, 0, &t.path);
+        }
+        state
+    }
+
+    fn is_elsewhere(&self, state: &[u8]) -> bool {
+        let before = ends(state);
+        let folders = |p: &Path| before.keys().all(|b| b.parent() != p.parent());
+        self.targets.iter().all(|t| folders(&t.path))
+    }
+
     fn reads_headers(&self) -> bool {
         self.shown.headers.iter().any(|(kind, _)| *kind == b'r')
     }
@@ -316,10 +359,7 @@ impl Projection for Files {
             {
                 f.sync_data()?;
             }
-            let path = t.path.as_os_str();
-            state.extend_from_slice(&t.end.to_le_bytes());
-            state.extend_from_slice(&(path.len() as u32).to_le_bytes());
-            state.extend_from_slice(path.as_bytes());
+            put_end(&mut state, t.end, &t.path);
             t.known.clear();
         }
         Ok(state)
@@ -331,24 +371,23 @@ impl Projection for Files {
         }
     }
 
-    fn resume(&mut self, mut state: &[u8]) {
-        let mut ends = HashMap::new();
-        while let Some((end, rest)) = state.split_first_chunk::<8>() {
-            let Some((len, rest)) = rest.split_first_chunk::<4>() else { break };
-            let Some((path, rest)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else { break };
-            ends.insert(PathBuf::from(OsStr::from_bytes(path)), u64::from_le_bytes(*end));
-            state = rest;
-        }
+    fn resume(&mut self, state: &[u8]) {
+        let ends = ends(state);
+        let of_none: Vec<(PathBuf, u64)> = ends
+            .iter()
+            .filter(|(p, _)| !self.targets.iter().any(|t| t.is_own(p)))
+            .map(|(p, end)| (p.clone(), *end))
+            .collect();
         for t in &mut self.targets {
             t.pending.clear();
             t.known.clear();
             // A kill between two files leaves rows in the one before.
-            let own = |p: &PathBuf| {
-                let name = p.file_name().unwrap_or_default().to_string_lossy();
-                *p == t.path || p.parent() == t.path.parent() && file_name::number_of(&name, &t.base).is_some()
-            };
             let mut read: Vec<(PathBuf, u64)> =
-                ends.iter().filter(|(p, _)| own(p)).map(|(p, end)| (p.clone(), *end)).collect();
+                ends.iter().filter(|(p, _)| t.is_own(p)).map(|(p, end)| (p.clone(), *end)).collect();
+            if read.is_empty() {
+                // It may stand for a file that a configuration before wrote elsewhere.
+                read.clone_from(&of_none);
+            }
             t.end = ends.get(&t.path).copied().unwrap_or(0);
             if !ends.contains_key(&t.path) {
                 read.push((t.path.clone(), 0));

@@ -1,0 +1,769 @@
+//! Accounting is written by a thread of its own, so that a disk of accounting files that is full or
+//! does not answer holds up neither mail nor outcomes: their rows are in the log, and what does not
+//! fit into a bounded queue before that thread is read from there later. A segment stays until its
+//! rows are in the files, so it is the spool's room that ends this, and new mail is refused.
+//!
+//! What the files hold is noted in the log with each sync ([`Store::set_projected`]). After a
+//! failure, as after a crash, rows behind that come again and the projection leaves out those that
+//! the files have. Until all of these came by, nothing is noted.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::SpoolError;
+use crate::disk::Disk;
+use crate::index::Index;
+use crate::layout::PutMeta;
+use crate::store::{Cursor, Group, Projection, Store};
+
+/// Rows that wait in memory, bytes.
+const WAITING_MAX: usize = if cfg!(test) { 4 << 10 } else { 16 << 20 };
+/// Rows that are read from the log at once, bytes.
+const SLICE: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+/// Accounting is synced this often while rows are written.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// Time between two attempts at files that cannot be written.
+const AGAIN: Duration = Duration::from_secs(1);
+/// What comes within this time goes out in one write.
+const GATHER: Duration = Duration::from_millis(5);
+/// Room for accounting is looked for this often.
+const ROOM_EVERY: Duration = Duration::from_millis(200);
+/// A call that takes so long has met a disk that does not answer.
+const HANGS_AFTER: Duration = Duration::from_secs(5);
+
+/// What accounting may show.
+#[derive(Debug)]
+pub enum Item {
+    /// A message was accepted. `headers` is empty unless they are asked for.
+    Message { envelope: Bytes, headers: Bytes },
+    /// A row of an outcome.
+    Row(Vec<u8>),
+}
+
+impl Item {
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Item::Message { envelope, headers } => envelope.len() + headers.len() + 64,
+            Item::Row(row) => row.len() + 32,
+        }
+    }
+
+    pub(crate) fn pass_to(&self, projection: &mut dyn Projection) {
+        match self {
+            Item::Message { envelope, headers } => projection.message(envelope, headers),
+            Item::Row(row) => projection.row(row),
+        }
+    }
+}
+
+/// What a projection wants to be passed beside rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Messages.
+    pub messages: bool,
+    /// Their headers.
+    pub headers: bool,
+}
+
+impl Wanted {
+    pub(crate) fn by(p: &dyn Projection) -> Wanted {
+        Wanted { messages: p.takes_messages(), headers: p.reads_headers() }
+    }
+
+    fn and(self, other: Wanted) -> Wanted {
+        Wanted { messages: self.messages || other.messages, headers: self.headers || other.headers }
+    }
+}
+
+enum Order {
+    Items(Vec<Item>),
+    /// Everything so far, which is everything up to this sequence.
+    Sync(u64),
+    /// Go on behind this state.
+    Resume(Vec<u8>),
+    /// Sync as above, then go on with another.
+    Switch(u64, Box<dyn Projection>),
+    /// Go on with another behind this state.
+    Replace(Box<dyn Projection>, Vec<u8>),
+}
+
+enum Report {
+    Synced(u64, Vec<u8>),
+    Switched,
+    Replaced,
+    Failed(io::Error),
+}
+
+/// What the spool's thread and the writing one have in common.
+#[derive(Default)]
+struct Desk {
+    state: Mutex<DeskState>,
+    work: Condvar,
+    /// Bytes of items that are not written.
+    waiting: AtomicUsize,
+    /// The spool's thread found no room for more.
+    wants_room: AtomicBool,
+}
+
+#[derive(Default)]
+struct DeskState {
+    orders: VecDeque<Order>,
+    reports: Vec<Report>,
+    /// The thread waits for orders.
+    idle: bool,
+    /// It is in a call since then, which may touch the disk.
+    busy_since: Option<Instant>,
+    /// Why no new mail may come in.
+    refusal: Option<String>,
+    closed: bool,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, DeskState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give(&self, order: Order) {
+        if let Order::Items(items) = &order {
+            self.waiting.fetch_add(items.iter().map(Item::bytes).sum(), Relaxed);
+        }
+        let mut s = self.lock();
+        s.orders.push_back(order);
+        if s.idle {
+            self.work.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.work.notify_one();
+    }
+}
+
+/// The writing thread.
+struct Writer {
+    desk: Arc<Desk>,
+    projection: Box<dyn Projection>,
+    /// Everything is left alone until it is told to go on.
+    failed: bool,
+    looked_for_room: Option<Instant>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        while let Some(orders) = self.next() {
+            let (mut waited, mut reports) = (0, Vec::new());
+            for o in orders {
+                if let Order::Items(items) = &o {
+                    waited += items.iter().map(Item::bytes).sum::<usize>();
+                }
+                if let Err(e) = self.obey(o, &mut reports) {
+                    self.failed = true;
+                    reports.push(Report::Failed(e));
+                }
+            }
+            if !self.failed
+                && let Err(e) = self.projection.write()
+            {
+                self.failed = true;
+                reports.push(Report::Failed(e));
+            }
+            self.desk.waiting.fetch_sub(waited, Relaxed);
+            let tell = !reports.is_empty() || self.desk.wants_room.swap(false, Relaxed);
+            let look = self.looked_for_room.is_none_or(|t| t.elapsed() >= ROOM_EVERY);
+            let refusal = look.then(|| self.projection.refuses_intake());
+            let mut s = self.desk.lock();
+            s.reports.append(&mut reports);
+            s.busy_since = None;
+            if let Some(refusal) = refusal {
+                s.refusal = refusal;
+                self.looked_for_room = Some(Instant::now());
+            }
+            drop(s);
+            if tell {
+                (self.wake)();
+            }
+        }
+    }
+
+    /// Waits for orders; `None` when nobody gives any more.
+    fn next(&mut self) -> Option<VecDeque<Order>> {
+        let mut s = self.desk.lock();
+        if s.orders.is_empty() && !s.closed {
+            s.idle = true;
+            s = self.desk.work.wait_timeout(s, ROOM_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+            s.idle = false;
+            if s.orders.iter().all(|o| matches!(o, Order::Items(_))) && !s.closed && !s.orders.is_empty() {
+                drop(s);
+                std::thread::sleep(GATHER);
+                s = self.desk.lock();
+            }
+        }
+        s.busy_since = Some(Instant::now());
+        (!s.closed).then(|| std::mem::take(&mut s.orders))
+    }
+
+    fn obey(&mut self, order: Order, reports: &mut Vec<Report>) -> io::Result<()> {
+        match order {
+            Order::Resume(state) => {
+                self.projection.resume(&state);
+                self.failed = false;
+            }
+            Order::Replace(next, state) => {
+                let state = self.projection.handed_on(state);
+                self.projection = next;
+                self.projection.resume(&state);
+                self.failed = false;
+                reports.push(Report::Replaced);
+            }
+            _ if self.failed => {}
+            Order::Items(items) => items.iter().for_each(|i| i.pass_to(&mut *self.projection)),
+            Order::Sync(sequence) => reports.push(self.synced(sequence)?),
+            Order::Switch(sequence, next) => {
+                reports.push(self.synced(sequence)?);
+                self.projection = next;
+                self.projection.begin();
+                reports.push(Report::Switched);
+            }
+        }
+        Ok(())
+    }
+
+    fn synced(&mut self, sequence: u64) -> io::Result<Report> {
+        self.projection.write()?;
+        Ok(Report::Synced(sequence, self.projection.sync()?))
+    }
+}
+
+type SwitchReply = oneshot::Sender<Result<(), SpoolError>>;
+
+/// Files could not be written.
+struct Failure {
+    since: Instant,
+    why: String,
+    again_at: Instant,
+    /// The thread was told to go on.
+    resumed: bool,
+}
+
+/// What the spool's thread knows of accounting.
+pub(crate) struct Accounting {
+    desk: Arc<Desk>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    wanted: Wanted,
+    /// Rows of records up to this sequence were given to the thread.
+    passed: u64,
+    /// The same, where there were any.
+    rows_passed: u64,
+    /// Rows are passed as they come; else they are read from the log.
+    live: bool,
+    cursor: Cursor,
+    /// Rows up to there may stand in files without a note of it.
+    maybe_written: u64,
+    /// Rows are not known to be in files since then.
+    pending_since: Option<Instant>,
+    sync_at: Instant,
+    syncing: bool,
+    failure: Option<Failure>,
+    /// The files to come, which wait for those before to be complete.
+    next: Option<(Box<dyn Projection>, SwitchReply)>,
+    /// Who asked for the files that the thread was told to go on with.
+    switching: Option<(Wanted, SwitchReply)>,
+    /// Switched, and told when the position before is in the log.
+    pub switched: Vec<SwitchReply>,
+}
+
+impl Drop for Accounting {
+    fn drop(&mut self) {
+        self.desk.close();
+    }
+}
+
+fn start(projection: Box<dyn Projection>, wake: &Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Desk>> {
+    let desk = Arc::new(Desk::default());
+    let writer =
+        Writer { desk: Arc::clone(&desk), projection, failed: false, looked_for_room: None, wake: Arc::clone(wake) };
+    // Not waited for at the end: it may hang with its disk.
+    drop(std::thread::Builder::new().name("accounting".into()).spawn(move || writer.run())?);
+    Ok(desk)
+}
+
+impl Accounting {
+    /// Begins behind what the log says was synced. `wake` is called when there is something for
+    /// [`Accounting::step`].
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn begin<D: Disk, I: Index>(
+        store: &Store<D, I>,
+        projection: Box<dyn Projection>,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Accounting> {
+        let wanted = Wanted::by(&*projection);
+        let desk = start(projection, &wake)?;
+        desk.give(Order::Resume(store.projection_state().to_vec()));
+        let now = Instant::now();
+        Ok(Accounting {
+            desk,
+            wake,
+            wanted,
+            passed: store.projected,
+            rows_passed: store.projected,
+            live: false,
+            cursor: Cursor::behind(store.projected),
+            maybe_written: store.last_sequence(),
+            pending_since: Some(now),
+            sync_at: now,
+            syncing: false,
+            failure: None,
+            next: None,
+            switching: None,
+            switched: Vec::new(),
+        })
+    }
+
+    /// A group is durable: passes on what it says, or leaves it in the log for later.
+    pub fn pass<D: Disk, I: Index>(
+        &mut self,
+        group: &mut Group,
+        results: &[Result<u64, SpoolError>],
+        store: &Store<D, I>,
+    ) {
+        let rows = std::mem::take(&mut group.update.rows).into_iter().chain(std::mem::take(&mut group.done.rows));
+        let mut items: Vec<Item> = rows.map(Item::Row).collect();
+        if self.wanted.messages {
+            let stored = group.reports.iter().chain(&group.store).zip(results).filter(|(_, r)| r.is_ok());
+            let headers = |b: &Bytes| if self.wanted.headers { Bytes::copy_from_slice(b) } else { Bytes::new() };
+            items.extend(stored.map(|(m, _)| Item::Message {
+                envelope: Bytes::copy_from_slice(&m.envelope),
+                headers: headers(&m.body[0]),
+            }));
+        }
+        if !items.is_empty() {
+            self.pending_since.get_or_insert_with(Instant::now);
+            if self.live && self.desk.waiting.load(Relaxed) > WAITING_MAX {
+                self.live = false;
+                self.cursor = Cursor::behind(self.passed);
+            }
+        }
+        if self.live {
+            self.passed = store.last_sequence();
+            self.give(items);
+        }
+    }
+
+    fn give(&mut self, items: Vec<Item>) {
+        if !items.is_empty() {
+            self.rows_passed = self.passed;
+            self.desk.give(Order::Items(items));
+        }
+    }
+
+    /// Goes on with these files; answered when everything before is complete and in the log.
+    pub fn switch(&mut self, next: Box<dyn Projection>, reply: SwitchReply) {
+        if let Some((_, before)) = self.next.replace((next, reply)) {
+            let _ = before.send(Err(SpoolError::Slow(HANGS_AFTER.as_secs())));
+        }
+    }
+
+    /// Does what is due; never waits for accounting. What it answers goes into the log.
+    pub fn step<D: Disk, I: Index>(&mut self, store: &mut Store<D, I>) -> Option<PutMeta> {
+        let mut put = None;
+        let reports = std::mem::take(&mut self.desk.lock().reports);
+        for r in reports {
+            match r {
+                Report::Synced(sequence, state) => put = Some(self.synced(sequence, &state, store)),
+                Report::Switched => {
+                    if let Some((wanted, reply)) = self.switching.take() {
+                        self.wanted = wanted;
+                        self.switched.push(reply);
+                    }
+                }
+                Report::Replaced => {
+                    if let Some((wanted, reply)) = self.switching.take() {
+                        self.wanted = wanted;
+                        let _ = reply.send(Ok(()));
+                    }
+                }
+                Report::Failed(e) => self.failed(&e),
+            }
+        }
+        self.go_on_with_next(store);
+        if self.failure.as_ref().is_some_and(|f| !f.resumed && Instant::now() >= f.again_at) {
+            self.desk.give(Order::Resume(store.projection_state().to_vec()));
+            self.again_from(store.projected);
+        }
+        self.read_on(store);
+        self.sync_if_due(store.projected);
+        if self.live && !self.is_behind() {
+            // No row lies between.
+            store.projected = store.projected.max(self.passed);
+        }
+        put
+    }
+
+    fn synced<D: Disk, I: Index>(&mut self, sequence: u64, state: &[u8], store: &mut Store<D, I>) -> PutMeta {
+        if self.failure.take().is_some() {
+            tracing::info!("accounting is written again");
+        }
+        self.syncing = false;
+        self.pending_since = (!self.live || self.rows_passed > sequence).then_some(self.sync_at);
+        store.set_projected(sequence, state)
+    }
+
+    fn failed(&mut self, e: &io::Error) {
+        let now = Instant::now();
+        if self.failure.is_none() {
+            tracing::error!(error = %e, "accounting cannot be written; rows stay in the log and are written later");
+        }
+        let since = self.failure.as_ref().map_or(now, |f| f.since);
+        self.failure = Some(Failure { since, why: e.to_string(), again_at: now + AGAIN, resumed: false });
+        self.syncing = false;
+        self.pending_since.get_or_insert(now);
+        self.live = false;
+        if let Some((_, reply)) = self.switching.take() {
+            let _ = reply.send(Err(SpoolError::Write(format!("accounting: {e}"))));
+        }
+    }
+
+    /// Rows behind this are passed once more.
+    fn again_from(&mut self, projected: u64) {
+        self.maybe_written = self.maybe_written.max(self.passed);
+        self.passed = projected;
+        // What was found of the log there is known from the attempt before.
+        self.cursor.back_to(projected);
+        self.live = false;
+        if let Some(f) = &mut self.failure {
+            f.resumed = true;
+        }
+    }
+
+    /// Files that cannot be written keep nobody from others: their rows go to these.
+    fn go_on_with_next<D: Disk, I: Index>(&mut self, store: &Store<D, I>) {
+        let Some((next, _)) = &self.next else { return };
+        let wanted = Wanted::by(&**next);
+        let state = store.projection_state();
+        let hangs = self.desk.lock().busy_since.is_some_and(|t| t.elapsed() > HANGS_AFTER);
+        if hangs && next.is_elsewhere(state) {
+            let Some((next, reply)) = self.next.take() else { return };
+            tracing::warn!(
+                "the disk of the accounting files before does not answer; their last rows may stand in the new ones too"
+            );
+            self.desk.close();
+            match start(next, &self.wake) {
+                Ok(desk) => self.desk = desk,
+                Err(e) => return self.failed(&e),
+            }
+            // Nothing is read of files that do not answer.
+            self.desk.give(Order::Resume(Vec::new()));
+            self.again_from(store.projected);
+            (self.wanted, self.syncing, self.switching) = (wanted, false, None);
+            let _ = reply.send(Ok(()));
+        } else if self.failure.is_some() {
+            let Some((next, reply)) = self.next.take() else { return };
+            self.desk.give(Order::Replace(next, state.to_vec()));
+            self.again_from(store.projected);
+            self.wanted = self.wanted.and(wanted);
+            self.switching = Some((wanted, reply));
+        } else if self.live && self.is_complete() && !hangs {
+            let Some((next, reply)) = self.next.take() else { return };
+            self.desk.give(Order::Switch(self.passed, next));
+            self.wanted = self.wanted.and(wanted);
+            self.switching = Some((wanted, reply));
+        }
+    }
+
+    /// Everything that files may hold came by.
+    fn is_complete(&self) -> bool {
+        self.passed >= self.maybe_written
+    }
+
+    fn may_read(&self) -> bool {
+        !self.live && self.failure.as_ref().is_none_or(|f| f.resumed)
+    }
+
+    fn has_room(&self) -> bool {
+        let waiting = self.desk.waiting.load(Relaxed);
+        // Of files that could not be written a little is tried first.
+        if self.failure.is_some() { waiting == 0 } else { waiting < WAITING_MAX / 2 }
+    }
+
+    /// Passes the next rows of the log.
+    fn read_on<D: Disk, I: Index>(&mut self, store: &Store<D, I>) {
+        if !self.may_read() {
+            return;
+        }
+        if !self.has_room() {
+            self.desk.wants_room.store(true, Relaxed);
+            return;
+        }
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        let read = store.items_from(&mut self.cursor, self.wanted, &mut |i| {
+            bytes += i.bytes();
+            items.push(i);
+            bytes < SLICE
+        });
+        self.passed = self.cursor.sequence();
+        match read {
+            Ok(true) => {
+                self.live = true;
+                self.passed = store.last_sequence();
+            }
+            Ok(false) => {}
+            Err(e) => self.failed(&e),
+        }
+        self.give(items);
+    }
+
+    fn sync_if_due(&mut self, projected: u64) {
+        let anything = self.pending_since.is_some() && (self.rows_passed > projected || self.live);
+        let now = Instant::now();
+        let due = self.failure.as_ref().map_or(now - self.sync_at > SYNC_EVERY, |f| f.resumed);
+        if anything && due && !self.syncing && self.is_complete() {
+            self.sync(now);
+        }
+    }
+
+    fn sync(&mut self, now: Instant) {
+        self.desk.give(Order::Sync(self.passed));
+        (self.syncing, self.sync_at) = (true, now);
+    }
+
+    /// Whether [`Accounting::step`] has something to do at once.
+    pub fn is_busy(&self) -> bool {
+        self.may_read() && self.has_room()
+    }
+
+    /// Why new mail may not come in.
+    pub fn refusal(&self) -> Option<String> {
+        self.desk.lock().refusal.clone()
+    }
+
+    /// Rows wait for their files.
+    pub fn is_behind(&self) -> bool {
+        self.pending_since.is_some()
+    }
+
+    /// How long rows wait that should be in files by now, and why.
+    pub fn behind(&self) -> Option<(Duration, String)> {
+        let waits = self.pending_since?.elapsed();
+        let hangs = || "their disk does not answer".to_owned();
+        let why = self.failure.as_ref().map_or_else(hangs, |f| f.why.clone());
+        let since = self.failure.as_ref().map_or(waits, |f| f.since.elapsed());
+        (self.failure.is_some() || waits > HANGS_AFTER).then_some((since, why))
+    }
+
+    /// Writes what is left, unless the disk does not take it in time: it is in the log.
+    pub fn finish<D: Disk, I: Index>(&mut self, store: &mut Store<D, I>) -> Option<PutMeta> {
+        let until = Instant::now() + HANGS_AFTER;
+        let mut put = None;
+        let mut asked = false;
+        while self.pending_since.is_some() && self.failure.is_none() && Instant::now() < until {
+            if !asked && self.live && self.is_complete() && !self.syncing {
+                self.sync(Instant::now());
+                asked = true;
+            }
+            put = self.step(store).or(put);
+            if !self.is_busy() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        put
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::store::Settled;
+    use crate::{Options, Outcomes, Spool};
+
+    /// A disk of accounting files that can be full, or not answer.
+    #[derive(Debug, Default)]
+    struct Disk {
+        rows: Vec<Vec<u8>>,
+        /// Rows that were there at the last sync.
+        synced: usize,
+        full: bool,
+        hangs: bool,
+    }
+
+    #[derive(Debug, Clone, Default)]
+    struct Files {
+        disk: Arc<(Mutex<Disk>, Condvar)>,
+        pending: Vec<Vec<u8>>,
+        known: Vec<Vec<u8>>,
+        elsewhere: bool,
+    }
+
+    impl Files {
+        fn set(&self, full: bool, hangs: bool) {
+            let mut disk = self.disk.0.lock().unwrap();
+            (disk.full, disk.hangs) = (full, hangs);
+            self.disk.1.notify_all();
+        }
+
+        fn rows(&self) -> Vec<Vec<u8>> {
+            let mut rows = self.disk.0.lock().unwrap().rows.clone();
+            rows.sort();
+            rows
+        }
+    }
+
+    impl Projection for Files {
+        fn message(&mut self, _: &[u8], _: &[u8]) {}
+        fn is_elsewhere(&self, _: &[u8]) -> bool {
+            self.elsewhere
+        }
+        fn row(&mut self, row: &[u8]) {
+            match self.known.iter().position(|k| k == row) {
+                Some(i) => drop(self.known.swap_remove(i)),
+                None => self.pending.push(row.to_vec()),
+            }
+        }
+        fn write(&mut self) -> io::Result<()> {
+            let mut disk = self.disk.0.lock().unwrap();
+            while disk.hangs {
+                disk = self.disk.1.wait(disk).unwrap();
+            }
+            if disk.full && !self.pending.is_empty() {
+                // Part of it is written, as by several files.
+                let first = self.pending.remove(0);
+                disk.rows.push(first);
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.rows.append(&mut self.pending);
+            Ok(())
+        }
+        fn sync(&mut self) -> io::Result<Vec<u8>> {
+            self.known.clear();
+            let mut disk = self.disk.0.lock().unwrap();
+            disk.synced = disk.rows.len();
+            Ok(disk.synced.to_le_bytes().to_vec())
+        }
+        fn resume(&mut self, state: &[u8]) {
+            self.pending.clear();
+            let from = state.try_into().map_or(0, usize::from_le_bytes);
+            let rows = &self.disk.0.lock().unwrap().rows;
+            self.known = rows.get(from..).unwrap_or_default().to_vec();
+        }
+    }
+
+    fn open(path: &Path, files: &Files) -> Spool {
+        let options = Options { path: path.into(), shard: 0, sync: false, min_free_bytes: 0, boot: "b".into() };
+        let (spool, opened) = Spool::open(options, Box::new(files.clone()), Box::new(|_| {})).unwrap();
+        opened.blocking_recv().unwrap().unwrap();
+        spool
+    }
+
+    fn row(n: u32) -> Vec<u8> {
+        format!("row {n:05} {}", "x".repeat(100)).into_bytes()
+    }
+
+    fn settle(spool: &Spool, all: std::ops::Range<u32>) {
+        for n in all {
+            let settled = Settled { key: u64::from(n), rows: vec![row(n)], ..Default::default() };
+            spool.conclude(Outcomes { settled: Some(settled), ..Default::default() });
+        }
+        durable(spool).unwrap();
+    }
+
+    fn durable(spool: &Spool) -> Result<(), SpoolError> {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(spool.barrier())
+    }
+
+    fn switched(spool: &Spool, next: &Files) -> Result<(), SpoolError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(spool.switch_projection(Box::new(next.clone())))
+    }
+
+    fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !done() {
+            assert!(Instant::now() < until, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn rows(all: std::ops::Range<u32>) -> Vec<Vec<u8>> {
+        all.map(row).collect()
+    }
+
+    #[test]
+    fn a_disk_that_hangs_or_is_full_holds_nothing_up_and_every_row_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::default();
+        let spool = open(dir.path(), &files);
+        settle(&spool, 0..3);
+        eventually("rows are written", || files.rows() == rows(0..3));
+        // More than may wait in memory.
+        files.set(false, true);
+        (0..20).for_each(|k| settle(&spool, 3 + k * 10..13 + k * 10));
+        assert_eq!(files.rows().len(), 3);
+        files.set(false, false);
+        eventually("what waited in memory, and the rest out of the log", || files.rows() == rows(0..203));
+        files.set(true, false);
+        (0..20).for_each(|k| settle(&spool, 203 + k * 10..213 + k * 10));
+        eventually("it is told", || spool.accounting_behind().is_some());
+        files.set(false, false);
+        eventually("every row once", || files.rows() == rows(0..403));
+        eventually("it is over", || spool.accounting_behind().is_none());
+        // A kill loses what is not noted, and a start finds it.
+        files.set(true, false);
+        settle(&spool, 403..443);
+        drop(spool);
+        files.set(false, false);
+        let spool = open(dir.path(), &files);
+        eventually("rows of the time before", || files.rows() == rows(0..443));
+        settle(&spool, 443..450);
+        drop(spool);
+        assert_eq!(files.rows(), rows(0..450), "a stop writes what is left");
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_keep_no_rows_from_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, next) = (Files::default(), Files::default());
+        let spool = open(dir.path(), &files);
+        settle(&spool, 0..3);
+        eventually("rows are written", || files.rows() == rows(0..3) && files.disk.0.lock().unwrap().synced == 3);
+        files.set(true, false);
+        settle(&spool, 3..100);
+        eventually("it is told", || spool.accounting_behind().is_some());
+        // What a full disk has of these is its own: the others are asked what they have.
+        switched(&spool, &next).unwrap();
+        settle(&spool, 100..110);
+        eventually("they go to the others", || next.rows() == rows(3..110));
+        assert!(switched(&spool, &files).is_ok());
+        files.set(false, false);
+        settle(&spool, 110..111);
+        eventually("and back", || files.rows().last() == Some(&row(110)));
+    }
+
+    #[test]
+    fn files_on_a_disk_that_hangs_are_left_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, next) = (Files::default(), Files { elsewhere: true, ..Default::default() });
+        let spool = open(dir.path(), &files);
+        settle(&spool, 0..3);
+        eventually("rows are synced", || files.disk.0.lock().unwrap().synced == 3);
+        files.set(false, true);
+        settle(&spool, 3..10);
+        eventually("it is told", || spool.accounting_behind().is_some());
+        eventually("the others are in use", || switched(&spool, &next).is_ok());
+        settle(&spool, 10..20);
+        eventually("rows go to the others", || next.rows() == rows(3..20));
+        files.set(false, false);
+        assert!(durable(&spool).is_ok());
+    }
+}
