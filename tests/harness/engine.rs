@@ -154,7 +154,12 @@ impl Engine {
 
     /// Starts the supervisor again.
     pub fn start_again(&mut self) {
-        self.child = Self::spawn(&self.dir, Command::new(binary()));
+        self.start_again_by(Command::new(binary()));
+    }
+
+    /// The same by a command of the caller's.
+    pub fn start_again_by(&mut self, command: Command) {
+        self.child = Self::spawn(&self.dir, command);
         self.wait_ready();
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod i1_full_disk;
+mod i1_kills;
 mod i1_nothing_lost;
 mod i1_power_loss;
 mod i2_one_outcome;
