@@ -14,11 +14,13 @@ use tests::eventually;
 use tests::receiver::Receiver;
 
 /// A small file system in memory.
-struct Mounted<'a>(&'a Path);
+pub struct Mounted<'a>(&'a Path);
 
 impl Mounted<'_> {
-    fn at(folder: &Path) -> Option<Mounted<'_>> {
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", "size=120m", "none"]).arg(folder).output().ok()?;
+    /// Mounts one of so many megabytes; says so where it may not.
+    pub fn at(folder: &Path, megabytes: u32) -> Option<Mounted<'_>> {
+        let size = format!("size={megabytes}m");
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder).output().ok()?;
         if !done.status.success() {
             println!("skipped: {}", String::from_utf8_lossy(&done.stderr).trim());
             return None;
@@ -27,11 +29,16 @@ impl Mounted<'_> {
     }
 
     /// Takes the rest of it.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut hog = std::fs::File::create(self.0.join("hog")).unwrap();
         for size in [1 << 20, 4096] {
             while hog.write_all(&vec![0; size]).is_ok() {}
         }
+    }
+
+    /// Gives that back.
+    pub fn free(&self) {
+        std::fs::remove_file(self.0.join("hog")).unwrap();
     }
 }
 
@@ -76,7 +83,7 @@ fn refuses(engine: &Engine) -> bool {
 /// How long it took until new mail was taken again; `None` when there is no disk to be had.
 fn round(used_before: bool, then: Then) -> Option<Duration> {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Mounted::at(folder.path())?;
+    let disk = Mounted::at(folder.path(), 120)?;
     let receiver = Receiver::start();
     let config = format!("<domain *>\n {}\n retry-after 1s\n max-smtp-out 20\n</domain>", receiver.hosts());
     let mut engine = Engine::start_in(folder.path(), 1, &config, |_| Command::new(binary()));
@@ -103,7 +110,7 @@ fn round(used_before: bool, then: Then) -> Option<Duration> {
             engine.start_again();
         }
     }
-    std::fs::remove_file(folder.path().join("hog")).unwrap();
+    disk.free();
     let freed = Instant::now();
     let probe = |n: u32| {
         let to = format!("probe-{n}@d.test");
