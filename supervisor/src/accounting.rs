@@ -219,7 +219,8 @@ fn goes_on(path: &Path, a: &Accounting) -> bool {
     match (read.is_ok(), a.json) {
         (false, _) => false,
         (true, true) => matches!(begins.first(), None | Some(b'{')),
-        (true, false) => begins == header.as_bytes(),
+        // Workers begin an empty one with the header.
+        (true, false) => begins.is_empty() || begins == header.as_bytes(),
     }
 }
 
@@ -232,24 +233,36 @@ pub fn unwritable(a: &Accounting) -> Option<String> {
     folders(a).find_map(|f| tried(f).err().map(|e| format!("<acct-file {}>: {}: {e}", a.path, f.display())))
 }
 
+/// On a full disk a server starts as on any other: workers make what is missing of a file when there
+/// is room for its rows.
+fn unless_full(made: std::io::Result<()>) -> std::io::Result<()> {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    made.or_else(|e| if matches!(e.kind(), StorageFull | QuotaExceeded) { Ok(()) } else { Err(e) })
+}
+
 /// Makes the next file of the day, with its header line.
 fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
-    use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
     let date = named_by(a, today());
     let n = last_number(a, &date).map_or(0, |n| n + 1);
     let path = numbered(Path::new(&a.path), &date, n);
-    let mut f = std::fs::OpenOptions::new().append(true).create(true).open(&path)?;
-    if f.metadata()?.len() == 0 {
-        f.write_all(Columns::of(a).header_line().as_bytes())?;
-        f.set_permissions(std::fs::Permissions::from_mode(mode(a.world_readable)))?;
-    }
+    unless_full(make_file(&path, a))?;
     Ok(AccountingFile { of: a.clone(), path: path.display().to_string() })
+}
+
+fn make_file(path: &Path, a: &Accounting) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    let mut f = std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+    if f.metadata()?.len() > 0 {
+        return Ok(());
+    }
+    f.set_permissions(std::fs::Permissions::from_mode(mode(a.world_readable)))?;
+    f.write_all(Columns::of(a).header_line().as_bytes()).inspect_err(|_| drop(f.set_len(0)))
 }
 
 /// Today's last file if rows may follow in it, else a new one.
 fn last_or_new(a: &Accounting) -> std::io::Result<AccountingFile> {
-    folders(a).try_for_each(std::fs::create_dir_all)?;
+    folders(a).try_for_each(|f| unless_full(std::fs::create_dir_all(f)))?;
     let date = named_by(a, today());
     // Under a clock that was ahead there may be files of days to come.
     let all = all_in(folder(a), Path::new(&a.path));

@@ -147,3 +147,27 @@ fn a_full_disk_loses_nothing_and_takes_mail_again() {
     }
     println!("{rounds} rounds: nothing lost, nothing twice, mail is taken again within {longest:?}");
 }
+
+/// Accounting begins another file each day, also at a start on a disk that is full.
+#[test]
+fn a_server_starts_on_a_full_disk_without_a_file_for_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = Mounted::at(folder.path(), 120) else { return };
+    let receiver = Receiver::start();
+    let config = format!("<domain *>\n {}\n</domain>", receiver.hosts());
+    let mut engine = Engine::start_in(folder.path(), 1, &config, |_| Command::new(binary()));
+    engine.kill_all();
+    std::fs::remove_dir_all(folder.path().join("acct")).unwrap();
+    disk.fill();
+    engine.start_again();
+    disk.free();
+    let to = "r@d.test";
+    eventually("new mail is taken again", Duration::from_secs(60), || {
+        Client::connect(engine.smtp)
+            .is_ok_and(|mut c| c.send("s@s.test", &[to], "Subject: x\r\n\r\nx").is_ok_and(|r| r.0 == 250))
+    });
+    eventually("it arrives", Duration::from_secs(20), || receiver.unique() == 1);
+    assert!(engine.stop());
+    let rows = tests::accounting::rows(folder.path());
+    assert_eq!(rows.get(&("d".into(), to.into())), Some(&1), "below a header line");
+}
