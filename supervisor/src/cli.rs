@@ -660,6 +660,9 @@ fn log_to_stderr() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would say so on the same standard error, and panic: a full disk under the log must
+        // stop no delivery.
+        .log_internal_errors(false)
         .try_init();
 }
 

@@ -16,6 +16,7 @@ mod shards;
 mod status;
 mod suppression;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -39,7 +40,7 @@ impl From<Failure> for ExitCode {
             Failure::NoServer(t) => (3, t),
         };
         if !text.is_empty() {
-            eprintln!("sluice: {text}");
+            let _ = writeln!(std::io::stderr(), "sluice: {text}");
         }
         ExitCode::from(code)
     }

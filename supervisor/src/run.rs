@@ -841,7 +841,9 @@ fn announce(sup: &Supervisor) {
     let listeners: Vec<&str> = c.snapshot.listeners.iter().map(|l| l.address.as_str()).collect();
     tracing::info!(listeners = listeners.join(" "), shards = sup.slots.borrow().len(), data = %c.data_dir.display(), "ready");
     if sup.file.is_none() {
-        eprintln!(
+        use std::io::Write;
+        let _ = writeln!(
+            std::io::stderr(),
             "\nSluice runs with its built-in configuration.\n  SMTP       {}  (open to 127.0.0.1)\n  status     http://127.0.0.1:{}/\n  data       {}\n  delivery   by MX on port 25\n\nA first message:\n  swaks --server {} --from you@example.com --to someone@example.net\n",
             listeners.join(" "),
             c.http_port,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tests::engine::Engine;
+use tests::engine::{Engine, binary};
 use tests::eventually;
 use tests::receiver::Receiver;
 
@@ -88,4 +88,22 @@ fn the_disk_is_given_back() {
     }
     eventually("all arrive", Duration::from_secs(60), || r.unique() == 1500);
     eventually("at most two segments are left", Duration::from_secs(30), || size() <= 130 << 20);
+}
+
+/// Standard error is a file on a full disk: every line of the log fails.
+#[test]
+fn a_log_that_takes_no_line_stops_nobody() {
+    let receiver = Receiver::start();
+    let config = format!("<domain *>\n {}\n</domain>", receiver.hosts());
+    let mut engine = Engine::start_by(2, &config, |_| {
+        let mut c = std::process::Command::new("sh");
+        c.args(["-c", "exec \"$0\" \"$@\" 2>/dev/full"]).arg(binary());
+        c
+    });
+    // Workers and supervisor have something to say of this.
+    engine.workers().into_iter().for_each(Engine::kill);
+    engine.wait_ready();
+    send(&engine, 10, "u", "d.test");
+    eventually("all arrive", Duration::from_secs(20), || receiver.unique() == 10);
+    assert!(engine.stop());
 }
