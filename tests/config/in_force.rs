@@ -285,11 +285,28 @@ fn patience_with_receivers() {
     let mut l = Live::start("");
     let error = |l: &Live| l.engine.json(&["show", "queues", "--json"])[0]["last_error"].to_string();
     l.receiver.script(|s| s.hang = true);
-    l.domain("smtp-greeting-timeout 1s");
+    l.domain("smtp-greeting-timeout 1s\nmax-msg-per-connection 1");
     let (_, _, to) = l.send("");
     eventually("the greeting is not waited for", Duration::from_secs(8), || error(&l).contains("ETIMEDOUT"));
     l.receiver.script(|s| s.hang = false);
     eventually("it arrives", Duration::from_secs(10), || l.receiver.message_to(&to).is_some());
+    // Single bytes put nothing off.
+    for (reply, patience) in [
+        ("220 ", "smtp-greeting-timeout 1s"),
+        ("250-receiver.test", "smtp-multiple-line-response-timeout 1s"),
+        ("250 2.1.5", "smtp-multiple-line-response-timeout 1s"),
+        ("250 2.0.0 accepted", "smtp-data-termination-timeout 1s"),
+    ] {
+        l.receiver.script(|s| s.drips = Some(reply));
+        l.domain(&format!("{patience}\nretry-recipients-after 1s\nmax-msg-per-connection 1"));
+        let given_up = |l: &Live| l.engine.log().matches("ETIMEDOUT").count();
+        let before = given_up(&l);
+        let (_, _, to) = l.send("");
+        let what = format!("a reply that drips is not waited for: {reply}");
+        eventually(&what, Duration::from_secs(8), || given_up(&l) > before);
+        l.receiver.script(|s| s.drips = None);
+        eventually("it arrives", Duration::from_secs(10), || l.receiver.message_to(&to).is_some());
+    }
     l.receiver.script(|s| s.delay = Duration::from_secs(4));
     l.domain("smtp-data-termination-timeout 1s\nretry-recipients-after 1h");
     let (_, _, to) = l.send("");

@@ -63,6 +63,8 @@ pub struct Script {
     pub greeting: &'static str,
     /// Accepts connections and says nothing.
     pub hang: bool,
+    /// Replies that begin so come byte by byte, without end.
+    pub drips: Option<&'static str>,
     /// The same for connections from one address.
     pub hang_from: Option<IpAddr>,
     /// Pause before the reply to a message's content.
@@ -103,6 +105,7 @@ impl Default for Script {
             extensions: vec!["PIPELINING", "8BITMIME", "SIZE 0"],
             greeting: "220 receiver.test",
             hang: false,
+            drips: None,
             hang_from: None,
             delay: Duration::ZERO,
             data_reply: None,
@@ -316,6 +319,15 @@ struct Session<'a, S> {
 
 impl<S: Read + Write> Session<'_, S> {
     fn say(&mut self, line: &str) -> std::io::Result<()> {
+        if self.receiver.now().drips.is_some_and(|reply| line.starts_with(reply)) {
+            self.io.write_all(line.get(..3).unwrap_or_default().as_bytes())?;
+            self.io.write_all(b"-")?;
+            loop {
+                self.io.write_all(b"x")?;
+                self.io.flush()?;
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
         self.io.write_all(format!("{line}\r\n").as_bytes())?;
         self.io.flush()
     }

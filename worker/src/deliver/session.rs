@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::learned::{Extension, Lesson};
@@ -372,14 +372,14 @@ impl Session {
         }
     }
 
-    /// The next reply.
+    /// The next reply, the last byte of which has to be here within `limit`.
     ///
     /// # Errors
-    /// [`SessionFault`] when there is none in `limit`.
+    /// [`SessionFault`] when there is none.
     pub async fn reply(&mut self, limit: Duration) -> Result<Reply, SessionFault> {
         // A receiver that goes on is alive, and one that has the content must not be given up early.
         let is_short = self.closing && !self.content_sent.get();
-        let limit = if is_short { limit.min(AFTER_421) } else { limit };
+        let until = Instant::now() + if is_short { limit.min(AFTER_421) } else { limit };
         loop {
             match reply::parse(&self.buf) {
                 Ok(Some((r, n))) => {
@@ -401,8 +401,8 @@ impl Session {
                 }
             }
             let got = match &mut self.io {
-                Io::Clear(s) => timeout(limit, read_more(s, &mut self.buf)).await,
-                Io::Tls(s) => timeout(limit, read_more(&mut **s, &mut self.buf)).await,
+                Io::Clear(s) => timeout_at(until, read_more(s, &mut self.buf)).await,
+                Io::Tls(s) => timeout_at(until, read_more(&mut **s, &mut self.buf)).await,
                 Io::Gone => return Err(self.closed()),
             };
             let fault = match got {
