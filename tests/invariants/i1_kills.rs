@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::client::Client;
 use tests::engine::{Engine, binary};
 use tests::receiver::Receiver;
 use tests::{Seed, accounting, eventually};
@@ -239,4 +240,29 @@ fn nothing_is_lost_or_stranded_by_kills_while_mail_moves() {
     let bounced = rows.keys().filter(|(kind, _)| kind == "b").count();
     assert_eq!((without, bounced), (0, 0), "of {} accepted some have no row, or bounced", accepted.len());
     println!("lost 0, stranded 0, {total:?}");
+}
+
+#[test]
+fn what_an_owner_was_offered_before_a_kill_is_not_sent_by_both() {
+    let receiver = Receiver::start();
+    receiver.script(|s| s.greeting = "421 later");
+    let config = format!("<domain *>\n {}\n retry-after 1s\n</domain>", receiver.hosts());
+    let mut engine = Engine::start(2, &config);
+    let mut c = Client::connect(engine.smtp).unwrap();
+    for n in 0..60 {
+        let to = format!("r{n}@d{}.test", n % 6);
+        assert_eq!(c.send("s@s.test", &[&to], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    let workers = engine.workers();
+    // The one that stays reads what it is offered when the one that leaves has been killed.
+    let signal = |s| kill(Pid::from_raw(workers[0]), s).unwrap();
+    signal(Signal::SIGSTOP);
+    engine.run(&["scale", "1", "--no-wait"]);
+    std::thread::sleep(Duration::from_millis(500));
+    Engine::kill(workers[1]);
+    signal(Signal::SIGCONT);
+    receiver.script(|s| s.greeting = "220 receiver.test");
+    eventually("all arrive", Duration::from_secs(30), || receiver.unique() == 60 && engine.queued() == 0);
+    assert_eq!(receiver.duplicates(), 0);
+    assert!(engine.stop());
 }

@@ -242,6 +242,7 @@ async fn open_shard(
     let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
     let values = values.map_err(|e| e.to_string())?;
     crate::switches::restore(&shard, &values);
+    crate::route::moving::restore(&shard, &values);
     paths::restore(&shard, values);
     crate::deliver::shared_limits::cut_rates(&shard);
     Ok(shard)

@@ -2,22 +2,28 @@
 //!
 //! Each new owner is handed its mail by a task of its own: one that is down holds up nobody
 //! else's, and what waits for it stays in its queue.
+//!
+//! What is offered is noted before, in a value of the spool for each owner. A process that is killed
+//! before it heard the answer cannot know whether the owner has it: the next one asks under the same
+//! identity, whoever owns the destination by then, and nobody sends it meanwhile.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::mesh;
-use ipc::message::{ArchivedEnvelope, Envelope, Moved};
+use ipc::message::{ArchivedEnvelope, Envelope, HandoffId, Moved};
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Deserialize, Serialize};
 use spool::Settled;
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::deliver::conclusion::unreadable_in;
 use crate::deliver::connection::load;
-use crate::route::handoff::{Answer, is_there};
+use crate::route::handoff::{Answer, Share, is_there};
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::Shard;
 
@@ -25,16 +31,38 @@ use crate::shard::Shard;
 const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Pause before an owner that did not take it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
-/// Messages that are with one new owner at once: as many may be with both after a kill.
-const AT_ONCE: usize = 8;
+/// Messages that are with one new owner at once, noted together.
+const AT_ONCE: usize = 32;
+/// What the notes are called among the spool's values, before the owner's number.
+const NOTED_AS: &str = "moving/";
+
+/// Recipients of a message that were offered to a new owner.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+struct Offered {
+    key: u64,
+    start: u16,
+    end: u16,
+    incarnation: u32,
+    sequence: u64,
+}
+
+/// Something to hand over, with the time that it is due, under its identity.
+struct Offer {
+    queue: QueueId,
+    entry: Entry,
+    due: i64,
+    share: Share,
+}
 
 /// Moves under way.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Moves {
     /// Owners that are handed mail.
     owners: RefCell<HashSet<u8>>,
     /// Messages that an owner may have, and has not answered for.
     unanswered: Cell<usize>,
+    /// Offered before this process was started, and not answered for: taken out of their queues.
+    found: RefCell<HashMap<u8, Vec<Offer>>>,
 }
 
 impl Moves {
@@ -60,8 +88,58 @@ impl Drop for Unanswered<'_> {
     }
 }
 
+/// Finds what an earlier process had offered among what is queued.
+pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
+    let notes = values.iter().filter_map(|(name, value)| {
+        let owner = name.strip_prefix(NOTED_AS)?.parse::<u8>().ok()?;
+        let mut aligned = AlignedVec::<16>::with_capacity(value.len());
+        aligned.extend_from_slice(value);
+        let noted = ipc::frame::unarchive::<Vec<Offered>>(0, &aligned);
+        noted
+            .inspect_err(|e| tracing::error!(name, error = %e, "a note of what was offered cannot be read"))
+            .ok()
+            .map(|n| (owner, n))
+    });
+    for (owner, noted) in notes {
+        let again = take_out(shard, owner, &noted);
+        if !again.is_empty() {
+            tracing::info!(
+                shard = shard.number,
+                owner,
+                messages = again.len(),
+                "offered before; its owner is asked again"
+            );
+            shard.moves.found.borrow_mut().insert(owner, again);
+        }
+    }
+}
+
+fn take_out(shard: &Rc<Shard>, owner: u8, noted: &[Offered]) -> Vec<Offer> {
+    let mut by_key: HashMap<u64, Vec<&Offered>> = HashMap::new();
+    noted.iter().for_each(|o| by_key.entry(o.key).or_default().push(o));
+    let of = |key: u64, r: u16| by_key.get(&key)?.iter().find(|o| (o.start..o.end).contains(&r)).copied();
+    let mut all = Vec::new();
+    let mut s = shard.scheduler.borrow_mut();
+    let queues: Vec<QueueId> = s.queues.iter().filter(|(_, q)| q.recipients > 0).map(|(id, _)| id).collect();
+    for queue in queues {
+        for t in s.take_out(queue, |key, _, r| of(key, r).is_some()) {
+            for o in by_key.get(&t.key).into_iter().flatten() {
+                let theirs: Vec<u16> = t.recipients.iter().copied().filter(|r| (o.start..o.end).contains(r)).collect();
+                for entry in Batch::of(queue, t.key, t.entry).entries(&theirs) {
+                    let id = HandoffId { origin: shard.number, incarnation: o.incarnation, sequence: o.sequence };
+                    all.push(Offer { queue, entry, due: 0, share: shard.handoffs.share(owner, id) });
+                }
+            }
+        }
+    }
+    all
+}
+
 /// Hands over what belongs to others, whenever a map or late mail brings some.
 pub async fn move_out(shard: Rc<Shard>) {
+    for (owner, again) in shard.moves.found.take() {
+        begin(&shard, owner, |shard| async move { ask_again(&shard, owner, again).await });
+    }
     while !shard.stopping() {
         let mut foreign: HashMap<u8, Vec<QueueId>> = HashMap::new();
         let mut any = false;
@@ -77,19 +155,25 @@ pub async fn move_out(shard: Rc<Shard>) {
             }
         }
         for (owner, queues) in foreign {
-            if shard.moves.owners.borrow_mut().insert(owner) {
-                let shard = Rc::clone(&shard);
-                spawn_local(async move {
-                    move_to(&shard, owner, queues).await;
-                    shard.moves.owners.borrow_mut().remove(&owner);
-                });
-            }
+            begin(&shard, owner, |shard| async move { move_to(&shard, owner, queues).await });
         }
         if any {
             sleep(RETRY).await;
         } else {
             shard.foreign.notified().await;
         }
+    }
+}
+
+/// One task at a time hands over to an owner.
+fn begin<F: Future<Output = ()> + 'static>(shard: &Rc<Shard>, owner: u8, work: impl FnOnce(Rc<Shard>) -> F) {
+    if shard.moves.owners.borrow_mut().insert(owner) {
+        let shard = Rc::clone(shard);
+        let work = work(Rc::clone(&shard));
+        spawn_local(async move {
+            work.await;
+            shard.moves.owners.borrow_mut().remove(&owner);
+        });
     }
 }
 
@@ -102,35 +186,89 @@ fn owner_of(shard: &Shard, destination: &str) -> Option<u8> {
 }
 
 async fn move_to(shard: &Rc<Shard>, owner: u8, queues: Vec<QueueId>) {
-    for id in queues {
-        // Held, the queue opens no connection and gives none more to send; what is in
-        // flight ends, and what it leaves is found in the next round.
-        let mut entries = shard.scheduler.borrow_mut().drain(id).into_iter().peekable();
-        let mut goes_on = true;
-        while entries.peek().is_some() {
-            let mut offers = JoinSet::new();
-            for (entry, due) in entries.by_ref().take(AT_ONCE) {
-                if !goes_on {
-                    put_back(shard, id, entry, due);
-                    continue;
-                }
-                let shard = Rc::clone(shard);
-                offers.spawn_local(async move {
-                    let moved = move_one(&shard, owner, id, entry, due).await;
-                    if !moved {
-                        put_back(&shard, id, entry, due);
-                    }
-                    moved
-                });
-            }
-            while let Some(moved) = offers.join_next().await {
-                goes_on &= moved.unwrap_or(false);
-            }
+    let mut queues = queues.into_iter();
+    let mut entries: VecDeque<(QueueId, Entry, i64)> = VecDeque::new();
+    loop {
+        while entries.len() < AT_ONCE
+            && let Some(id) = queues.next()
+        {
+            // Held, the queue opens no connection and gives none more to send; what is in
+            // flight ends, and what it leaves is found in the next round.
+            entries.extend(shard.scheduler.borrow_mut().drain(id).into_iter().map(|(e, due)| (id, e, due)));
         }
-        if !goes_on {
-            return;
+        let next = entries.drain(..entries.len().min(AT_ONCE));
+        let some: Vec<Offer> = next
+            .map(|(queue, entry, due)| Offer { queue, entry, due, share: shard.handoffs.new_share(owner) })
+            .collect();
+        if some.is_empty() || !move_some(shard, some).await {
+            break;
         }
     }
+    entries.into_iter().for_each(|(id, entry, due)| put_back(shard, id, entry, due));
+    note(shard, owner, &[]);
+}
+
+/// Notes what an owner may have, in place of what was noted before.
+fn note(shard: &Shard, owner: u8, offered: &[Offered]) {
+    let value = if offered.is_empty() { Vec::new() } else { ipc::frame::archive(&offered.to_vec()).to_vec() };
+    shard.spool.put(&format!("{NOTED_AS}{owner}"), value);
+}
+
+/// Notes what is about to be offered, and hands it over; false when some of it stays for now.
+async fn move_some(shard: &Rc<Shard>, some: Vec<Offer>) -> bool {
+    let Some(owner) = some.first().map(|o| o.share.owner) else { return true };
+    {
+        let s = shard.scheduler.borrow();
+        let noted = some.iter().filter_map(|o| {
+            let key = s.messages.get(o.entry.slot as usize)?.key;
+            let HandoffId { incarnation, sequence, .. } = o.share.id;
+            Some(Offered { key, start: o.entry.start, end: o.entry.end, incarnation, sequence })
+        });
+        note(shard, owner, &noted.collect::<Vec<_>>());
+    }
+    if shard.spool.barrier().await.is_err() {
+        some.into_iter().for_each(|o| put_back(shard, o.queue, o.entry, o.due));
+        return false;
+    }
+    hand_over(shard, some, false).await
+}
+
+/// Offers what an earlier process had noted.
+async fn ask_again(shard: &Rc<Shard>, owner: u8, mut all: Vec<Offer>) {
+    // A shard that leaves comes into the map when all others serve.
+    while !is_there(shard, owner) && shard.socket_of(owner).exists() && !shard.stopping() {
+        sleep(RETRY).await;
+    }
+    for o in &mut all {
+        let key = shard.scheduler.borrow().messages.get(o.entry.slot as usize).map(|m| m.key);
+        if let Some(key) = key {
+            o.due = shard.spool.state(key, o.entry.start).await.ok().flatten().map_or(0, |s| s.due_unix_ms);
+        }
+    }
+    hand_over(shard, all, true).await;
+    note(shard, owner, &[]);
+    // What it does not have is this shard's, or has another owner.
+    shard.foreign.notify_one();
+}
+
+/// Hands over messages at once. `asked` means that their owner may have them already.
+async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
+    let mut offers = JoinSet::new();
+    for o in some {
+        let shard = Rc::clone(shard);
+        offers.spawn_local(async move {
+            let moved = move_one(&shard, &o, asked).await;
+            if !moved {
+                put_back(&shard, o.queue, o.entry, o.due);
+            }
+            moved
+        });
+    }
+    let mut all = true;
+    while let Some(moved) = offers.join_next().await {
+        all &= moved.unwrap_or(false);
+    }
+    all
 }
 
 fn put_back(shard: &Shard, id: QueueId, entry: Entry, due: i64) {
@@ -139,7 +277,9 @@ fn put_back(shard: &Shard, id: QueueId, entry: Entry, due: i64) {
 }
 
 /// Hands over one message; false when it stays for now.
-async fn move_one(shard: &Rc<Shard>, owner: u8, id: QueueId, entry: Entry, due: i64) -> bool {
+async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
+    let Offer { queue: id, entry, due, ref share } = *o;
+    let owner = share.owner;
     let Some(key) = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key) else { return true };
     let content = match load(shard, entry.slot, key).await {
         Ok(c) => c,
@@ -162,7 +302,6 @@ async fn move_one(shard: &Rc<Shard>, owner: u8, id: QueueId, entry: Entry, due: 
     // Its domain may have rolled up since it was accepted.
     e.recipients.iter_mut().for_each(|r| r.destination = destination.as_ref().to_owned());
     let epoch = shard.map.borrow().epoch;
-    let share = shard.handoffs.new_share(owner);
     e.handoff = Some(share.id);
     e.asked = Some(owner);
     let (delay_reports, attempts) = (state.delay_reports, state.attempts);
@@ -170,9 +309,9 @@ async fn move_one(shard: &Rc<Shard>, owner: u8, id: QueueId, entry: Entry, due: 
     let archive = Bytes::copy_from_slice(&ipc::frame::archive(&e));
     // An owner that had it on disk and whose answer was lost knows it by its identity, so the same
     // one is asked until it has answered: whoever it is moved to then gets it from there.
-    let mut unanswered = None;
+    let mut unanswered = asked.then(|| Unanswered::new(&shard.moves));
     loop {
-        let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &share, archive.clone(), content.stored());
+        let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, share, archive.clone(), content.stored());
         if let Some(answer) = offer {
             unanswered.get_or_insert_with(|| Unanswered::new(&shard.moves));
             match timeout(OWNER_WAIT, answer).await {
