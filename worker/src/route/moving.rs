@@ -114,21 +114,31 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     }
 }
 
+/// Takes what was noted out of the queues, where all of it is there as it was. What was tried or
+/// settled since had been given back by the owner: it stays, for a part under the identity of the
+/// whole would be answered for as if it were the whole.
 fn take_out(shard: &Rc<Shard>, owner: u8, noted: &[Offered]) -> Vec<Offer> {
-    let mut by_key: HashMap<u64, Vec<&Offered>> = HashMap::new();
-    noted.iter().for_each(|o| by_key.entry(o.key).or_default().push(o));
-    let of = |key: u64, r: u16| by_key.get(&key)?.iter().find(|o| (o.start..o.end).contains(&r)).copied();
     let mut all = Vec::new();
     let mut s = shard.scheduler.borrow_mut();
     let queues: Vec<QueueId> = s.queues.iter().filter(|(_, q)| q.recipients > 0).map(|(id, _)| id).collect();
     for queue in queues {
-        for t in s.take_out(queue, |key, _, r| of(key, r).is_some()) {
-            for o in by_key.get(&t.key).into_iter().flatten() {
-                let theirs: Vec<u16> = t.recipients.iter().copied().filter(|r| (o.start..o.end).contains(r)).collect();
-                for entry in Batch::of(queue, t.key, t.entry).entries(&theirs) {
-                    let id = HandoffId { origin: shard.number, incarnation: o.incarnation, sequence: o.sequence };
-                    all.push(Offer { queue, entry, due: 0, share: shard.handoffs.share(owner, id) });
+        let is_noted = |o: &Offered, key: u64, r: u16| o.key == key && (o.start..o.end).contains(&r);
+        let taken = s.take_out(queue, |key, _, r| noted.iter().any(|o| is_noted(o, key, r)));
+        for t in taken {
+            let batch = Batch::of(queue, t.key, t.entry);
+            let mut rest = t.recipients;
+            for o in noted.iter().filter(|o| o.key == t.key) {
+                let whole: Vec<u16> = (o.start..o.end).collect();
+                if !whole.iter().all(|r| rest.binary_search(r).is_ok()) {
+                    continue;
                 }
+                rest.retain(|r| !whole.contains(r));
+                let id = HandoffId { origin: shard.number, incarnation: o.incarnation, sequence: o.sequence };
+                let offer = |entry| Offer { queue, entry, due: 0, share: shard.handoffs.share(owner, id) };
+                all.extend(batch.entries(&whole).into_iter().map(offer));
+            }
+            if !rest.is_empty() {
+                s.hold(&batch, &rest, 0, t.entry.attempts);
             }
         }
     }
