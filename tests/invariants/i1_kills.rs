@@ -240,6 +240,10 @@ fn nothing_is_lost_or_stranded_by_kills_while_mail_moves() {
     let bounced = rows.keys().filter(|(kind, _)| kind == "b").count();
     assert_eq!((without, bounced), (0, 0), "of {} accepted some have no row, or bounced", accepted.len());
     println!("lost 0, stranded 0, {total:?}");
+    // What was in flight in the moment of a kill, of which there is one for every few hundred
+    // recipients; a short run may meet a burst.
+    let most = total.recipients / 200 + 60;
+    assert!(total.twice as usize <= most, "{} of {} came twice", total.twice, total.recipients);
 }
 
 #[test]
