@@ -10,6 +10,7 @@ use spool::layout::UpdateEntry;
 use spool::{Outcomes, RecipientState, Settled};
 
 use super::connection::{Path, load, path_of_queue};
+use super::contained::{contained, hold_after_panic, may_panic};
 use super::local::Type;
 use super::mode;
 use super::session::Session;
@@ -80,6 +81,7 @@ pub(super) async fn conclude(
     verdicts: Vec<(u16, Verdict)>,
     at: &Attempt,
 ) {
+    may_panic("conclude");
     let (now, key) = (clock::now_ms(), batch.key);
     let before = delay_reports(shard, path, key, e, &verdicts).await;
     let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
@@ -126,8 +128,10 @@ pub(super) async fn conclude(
         let mut s = shard.scheduler.borrow_mut();
         if waits {
             s.retry(batch, &retry, due);
+            path.is_done_with(&retry);
         }
         let settled = (!ended.is_empty()).then(|| {
+            path.is_done_with(&ended);
             let last = s.settle(batch.queue, batch.slot, ended.len());
             Settled { key, recipients: ended, last, rows }
         });
@@ -420,7 +424,23 @@ pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f:
         let Some((key, content)) = content_of(shard, path, &entry).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
         let verdicts = (entry.start..entry.end).map(|r| (r, f.verdict.clone())).collect();
-        conclude(shard, path, &Batch::of(id, key, entry), e, &content.body, verdicts, &at).await;
+        conclude_alone(shard, path, Batch::of(id, key, entry), e, &content.body, verdicts, &at).await;
+    }
+}
+
+/// [`conclude`] for one of many: when it panics the others go on.
+async fn conclude_alone(
+    shard: &Rc<Shard>,
+    path: &Path,
+    batch: Batch,
+    e: &ArchivedEnvelope,
+    body: &[Bytes; 2],
+    verdicts: Vec<(u16, Verdict)>,
+    at: &Attempt,
+) {
+    path.takes_in_hand();
+    if contained(std::pin::pin!(conclude(shard, path, &batch, e, body, verdicts, at))).await.is_none() {
+        hold_after_panic(shard, path, &batch);
     }
 }
 
@@ -452,7 +472,7 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
             };
             verdicts.push((r, v));
         }
-        conclude(&shard, &path, &Batch::of(id, key, entry), e, &content.body, verdicts, &at).await;
+        conclude_alone(&shard, &path, Batch::of(id, key, entry), e, &content.body, verdicts, &at).await;
     }
 }
 

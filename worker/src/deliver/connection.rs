@@ -1,6 +1,8 @@
 //! The life of one connection of a path.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use rkyv::util::AlignedVec;
 
 use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
+use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic};
 use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
 use super::open::{open, skip_host};
@@ -69,6 +72,8 @@ pub(super) struct Path {
     /// Which place under `max-smtp-out` the connection has, where the destination is spread.
     place: Option<u32>,
     pub ear: Rc<Ear>,
+    /// Recipients of the batch in hand that it is not responsible for any more.
+    done: RefCell<Vec<u16>>,
 }
 
 impl Path {
@@ -98,8 +103,31 @@ impl Path {
         counted && most != 0 && self.place.is_none_or(|n| u64::from(n) >= most)
     }
 
+    /// Another batch is in hand.
+    pub(super) fn takes_in_hand(&self) {
+        self.done.borrow_mut().clear();
+    }
+
+    /// These recipients of the batch in hand ended, or are in their queue.
+    pub(super) fn is_done_with(&self, recipients: &[u16]) {
+        self.done.borrow_mut().extend(recipients);
+    }
+
+    /// Recipients of the batch in hand that nothing became of.
+    pub(super) fn left_of(&self, batch: &Batch) -> Vec<u16> {
+        let done = self.done.borrow();
+        batch.recipients.iter().copied().filter(|r| !done.contains(r)).collect()
+    }
+
+    /// Recipients of the batch in hand that were not attempted go back to the front.
+    fn put_back(&self, shard: &Shard, batch: &Batch, recipients: &[u16]) {
+        shard.scheduler.borrow_mut().put_back(batch, recipients);
+        self.is_done_with(recipients);
+    }
+
     /// Notes which queue the batch in hand is from.
     pub(super) fn carries(&mut self, shard: &Shard, queue: QueueId) {
+        self.takes_in_hand();
         self.queue = queue;
         let s = shard.scheduler.borrow();
         self.pool = s.queues.get(queue).and_then(|q| q.pool().cloned());
@@ -202,6 +230,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         hello,
         source,
         counted,
+        done: RefCell::default(),
     }))
 }
 
@@ -227,6 +256,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         of_twins: false,
         place: None,
         ear: Ear::new(None),
+        done: RefCell::default(),
     })
 }
 
@@ -246,15 +276,21 @@ pub async fn open_connections(shard: Rc<Shard>) {
 
 /// Opens a connection of path `id`, counted as connecting, and lets it be served.
 async fn open_one(shard: &Rc<Shard>, id: PathId) {
+    shard.connections.set(shard.connections.get() + 1);
     let connected = {
-        let mut connecting = std::pin::pin!(connect(shard, id));
-        match tokio::time::timeout(SLOW, connecting.as_mut()).await {
+        let connecting = pin!(connect(shard, id));
+        let mut connecting = pin!(contained(connecting));
+        let connected = match tokio::time::timeout(SLOW, connecting.as_mut()).await {
             Ok(c) => c,
             Err(_) => {
                 let _slow = shard.openers.slow(shard);
                 connecting.await
             }
-        }
+        };
+        connected.unwrap_or_else(|| {
+            rest_after_panic(shard, id);
+            Ok(None)
+        })
     };
     match connected {
         Ok(Some((path, session, held))) => {
@@ -296,7 +332,9 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Hel
     };
     count(true);
     held.serves();
-    serve(&shard, &mut path, session, &seat).await;
+    if contained(pin!(serve(&shard, &mut path, session, &seat))).await.is_none() {
+        rest_after_panic(&shard, id);
+    }
     count(false);
     drop(seat);
     drop(held);
@@ -323,8 +361,10 @@ async fn run_without_smtp(shard: Rc<Shard>, id: PathId) {
     };
     count(true);
     shard.connections.set(shard.connections.get() + 1);
-    if let Some(mut path) = for_local_delivery(&shard, id) {
-        super::local::serve(&shard, &mut path).await;
+    if let Some(mut path) = for_local_delivery(&shard, id)
+        && contained(pin!(super::local::serve(&shard, &mut path))).await.is_none()
+    {
+        rest_after_panic(&shard, id);
     }
     shard.connections.set(shard.connections.get() - 1);
     count(false);
@@ -359,7 +399,6 @@ struct Blocked {
 /// # Errors
 /// When a limit is reached.
 async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, Blocked> {
-    shard.connections.set(shard.connections.get() + 1);
     let config = shard.config();
     let Some(wants) = shard.scheduler.borrow().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
@@ -380,7 +419,10 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
         leave_source(shard, &path);
         return Err(blocked(full));
     }
-    let session = open(shard, &path, &mut held).await;
+    let session = contained(pin!(open(shard, &path, &mut held))).await.unwrap_or_else(|| {
+        rest_after_panic(shard, id);
+        None
+    });
     if session.is_none() {
         leave_source(shard, &path);
     }
@@ -417,6 +459,7 @@ fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
 async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) {
+    may_panic("serve");
     let (mut messages, mut errors) = (0u64, 0u64);
     let (end, cut) = (seat.end(), seat.cut());
     let rolled_up = path.origin.is_some();
@@ -461,7 +504,13 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
                 paths::note_rate(shard, path.id);
                 path.carries(shard, batch.queue);
                 let ordinary = batch.ordinary;
-                let more = attempt(shard, path, &mut s, batch, messages > 0, &mut errors, &cut).await;
+                let (queue, key, whole) = (batch.queue, batch.key, batch.whole());
+                let reused = messages > 0;
+                let more = contained(pin!(attempt(shard, path, &mut s, batch, reused, &mut errors, &cut))).await;
+                let more = more.unwrap_or_else(|| {
+                    hold_after_panic(shard, path, &Batch::of(queue, key, whole));
+                    false
+                });
                 shard.scheduler.borrow_mut().free(path.id, ordinary);
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
@@ -556,6 +605,7 @@ async fn attempt(
     errors: &mut u64,
     cut: &Signal,
 ) -> bool {
+    may_panic("attempt");
     let content = match load(shard, batch.slot, batch.key).await {
         Ok(c) => c,
         Err(e) => {
@@ -589,7 +639,7 @@ async fn attempt(
     let Some(mut result) = sent else {
         // Mail of a higher queue-priority needs the place: what was under way begins anew.
         tracing::info!(shard = shard.number, queue = path.name, "transfer interrupted (queue-priority)");
-        shard.scheduler.borrow_mut().put_back(&batch, &batch.recipients);
+        path.put_back(shard, &batch, &batch.recipients);
         give_volume_back(shard, path, &content);
         return false;
     };
@@ -620,7 +670,7 @@ async fn attempt(
             let left: Vec<u16> =
                 verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).map(|(r, _)| *r).collect();
             verdicts.retain(|(_, v)| v.outcome == Outcome::Delivered);
-            shard.scheduler.borrow_mut().put_back(&batch, &left);
+            path.put_back(shard, &batch, &left);
             goes_on = false;
         }
         Some(Route::BounceQueue) => {
@@ -729,8 +779,8 @@ fn sort(
         }
     }
     if !left.is_empty() {
+        path.put_back(shard, batch, &left);
         let mut sch = shard.scheduler.borrow_mut();
-        sch.put_back(batch, &left);
         if let Some(f) = fault.as_ref().filter(|f| is_left_out(f)) {
             let failure = sch.shared_failure(f.failure());
             if let Some(q) = sch.queues.get_mut(batch.queue) {

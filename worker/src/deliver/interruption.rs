@@ -2,10 +2,14 @@
 //! `queue-priority`, and those of a path that has more than its part of what a limit allows.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ipc::ledger::requests::Request;
+use ipc::ledger::requests::{Ask, Request};
+use ipc::rules::DomainRules;
 use slab::Slab;
 
 use crate::clock;
@@ -40,6 +44,8 @@ struct Open {
 #[derive(Debug, Default)]
 pub struct Connections {
     open: RefCell<Slab<Rc<Open>>>,
+    /// How many of a path hold a place of a limit.
+    held: RefCell<HashMap<(PathId, u64), u32>>,
     /// Unix milliseconds.
     answered_ms: Cell<i64>,
 }
@@ -47,7 +53,26 @@ pub struct Connections {
 impl Connections {
     /// Connections of path `id` that hold a place of `key`.
     pub fn held(&self, id: PathId, key: u64) -> u32 {
-        self.open.borrow().iter().filter(|(_, c)| c.path == id && c.keys.contains(&key)).count() as u32
+        self.held.borrow().get(&(id, key)).copied().unwrap_or(0)
+    }
+
+    fn insert(&self, c: &Rc<Open>) -> usize {
+        let mut held = self.held.borrow_mut();
+        c.keys.iter().for_each(|k| *held.entry((c.path, *k)).or_default() += 1);
+        self.open.borrow_mut().insert(Rc::clone(c))
+    }
+
+    fn remove(&self, at: usize) {
+        let Some(c) = self.open.borrow_mut().try_remove(at) else { return };
+        let mut held = self.held.borrow_mut();
+        for k in &c.keys {
+            if let Entry::Occupied(mut n) = held.entry((c.path, *k)) {
+                *n.get_mut() -= 1;
+                if *n.get() == 0 {
+                    n.remove();
+                }
+            }
+        }
     }
 }
 
@@ -70,7 +95,7 @@ impl Seat {
             cut: Rc::default(),
             request: Cell::new(None),
         });
-        let at = shard.open.open.borrow_mut().insert(Rc::clone(&open));
+        let at = shard.open.insert(&open);
         Seat { shard: Rc::clone(shard), at, open }
     }
 
@@ -92,7 +117,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.shard.open.open.borrow_mut().try_remove(self.at);
+        self.shard.open.remove(self.at);
         if let Some(r) = self.open.request.get() {
             self.shard.ledger.answered(&r, clock::now_ms());
         }
@@ -119,13 +144,28 @@ pub fn answer(shard: &Rc<Shard>) {
         return;
     }
     shard.open.answered_ms.set(now);
-    for r in shard.ledger.requests_now(now).filter(|r| !r.answered) {
-        let held = open.iter().map(|(_, c)| c).filter(|c| c.keys.contains(&r.ask.key));
-        let free = held.filter(|c| c.request.get().is_none() && !is_own(shard, &r, c));
-        // One that idles is given up before any that works.
-        let idle = free.clone().find(|c| c.idle.get()).map(|c| ((0, 0), false, c));
-        let best = idle.or_else(|| free.filter_map(|c| rank(shard, &r, c, now)).min_by_key(|(rank, ..)| *rank));
-        let Some((_, at_once, c)) = best else { continue };
+    let requests: Vec<Request> = shard.ledger.requests_now(now).filter(|r| !r.answered).collect();
+    if requests.is_empty() {
+        return;
+    }
+    let mut candidates: HashMap<u64, Candidates> =
+        requests.iter().map(|r| (r.ask.key, Candidates::default())).collect();
+    {
+        let s = shard.scheduler.borrow();
+        for (_, c) in open.iter().filter(|(_, c)| c.request.get().is_none()) {
+            let Some(p) = s.paths.get(c.path) else { continue };
+            for k in &c.keys {
+                if let Some(of_key) = candidates.get_mut(k) {
+                    of_key.add(c, &p.rules, shard.open.held(c.path, *k));
+                }
+            }
+        }
+    }
+    candidates.values_mut().for_each(Candidates::sort);
+    for r in requests {
+        let own = (r.ask.shard == shard.number).then_some(r.ask.path as usize);
+        let best = candidates.get(&r.ask.key).and_then(|of_key| of_key.best(&r.ask, own, now));
+        let Some((c, at_once)) = best else { continue };
         if shard.ledger.answer(&r, now) {
             c.request.set(Some(r));
             c.end.raise();
@@ -137,20 +177,108 @@ pub fn answer(shard: &Rc<Shard>) {
     }
 }
 
-fn is_own(shard: &Shard, r: &Request, c: &Open) -> bool {
-    r.ask.shard == shard.number && r.ask.path as usize == c.path
+/// Connections that could make room under one limit. Sorted once, they are not looked through for
+/// each of hundreds of requests.
+#[derive(Default)]
+struct Candidates {
+    idle: Vec<Rc<Open>>,
+    /// Those that a higher priority may end, and whether at once; the lowest priority first.
+    lower: Vec<(u64, bool, Rc<Open>)>,
+    /// By priority, with how many their path has: the most first, and of those the oldest.
+    equal: HashMap<u64, Vec<(u32, Rc<Open>)>>,
 }
 
-/// How well connection `c`, which works, suits a request, the least best, and whether it ends at once;
-/// `None` when it keeps its place.
-fn rank<'a>(shard: &Shard, r: &Request, c: &'a Rc<Open>, now_ms: i64) -> Option<((u8, u64), bool, &'a Rc<Open>)> {
-    let s = shard.scheduler.borrow();
-    let rules = &s.paths.get(c.path)?.rules;
-    let asked = u64::from(r.ask.priority);
-    if rules.queue_priority < asked && rules.allow_priority_interruption {
-        return Some(((1, rules.queue_priority), rules.allow_priority_interruption_during_transfer, c));
+impl Candidates {
+    /// A connection of a path that has `held` of them.
+    fn add(&mut self, c: &Rc<Open>, rules: &DomainRules, held: u32) {
+        if c.idle.get() {
+            self.idle.push(Rc::clone(c));
+        }
+        if rules.allow_priority_interruption {
+            let at_once = rules.allow_priority_interruption_during_transfer;
+            self.lower.push((rules.queue_priority, at_once, Rc::clone(c)));
+        }
+        self.equal.entry(rules.queue_priority).or_default().push((held, Rc::clone(c)));
     }
-    let more = shard.open.held(c.path, r.ask.key).saturating_sub(r.ask.has);
-    let yields = more >= 2 || (more == 1 && now_ms - c.since_ms >= SLICE_MS);
-    (rules.queue_priority == asked && yields).then_some(((2, 0), false, c))
+
+    fn sort(&mut self) {
+        self.lower.sort_by_key(|(priority, ..)| *priority);
+        self.equal.values_mut().for_each(|all| all.sort_by_key(|(held, c)| (Reverse(*held), c.since_ms)));
+    }
+
+    /// The connection that suits a request best, of another path than `own`, and whether it ends at
+    /// once; `None` when all keep their places.
+    fn best(&self, ask: &Ask, own: Option<PathId>, now_ms: i64) -> Option<(&Rc<Open>, bool)> {
+        let is_free = |c: &Open| c.request.get().is_none() && own != Some(c.path);
+        // One that idles is given up before any that works.
+        if let Some(c) = self.idle.iter().find(|c| is_free(c)) {
+            return Some((c, false));
+        }
+        let asked = u64::from(ask.priority);
+        let below = self.lower.iter().take_while(|(priority, ..)| *priority < asked);
+        if let Some((_, at_once, c)) = below.into_iter().find(|(.., c)| is_free(c)) {
+            return Some((c, *at_once));
+        }
+        // Who has the most of them has the oldest of those in front: if that one stays, all do.
+        let (held, c) = self.equal.get(&asked)?.iter().find(|(_, c)| is_free(c))?;
+        let more = held.saturating_sub(ask.has);
+        let yields = more >= 2 || (more == 1 && now_ms - c.since_ms >= SLICE_MS);
+        yields.then_some((c, false))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn open(path: PathId, since_ms: i64, idle: bool) -> Rc<Open> {
+        let (end, cut, request) = Default::default();
+        Rc::new(Open { path, keys: vec![7], since_ms, idle: Cell::new(idle), end, cut, request })
+    }
+
+    fn ask(priority: u8, has: u32) -> Ask {
+        Ask { key: 7, priority, shard: 0, path: 9, has }
+    }
+
+    /// It makes room for somebody already.
+    fn promise(c: &Open) {
+        let ledger = ipc::ledger::Ledger::create().unwrap().0;
+        ledger.request(&ask(50, 0), 1);
+        c.request.set(ledger.requests_now(1).next());
+        assert!(c.request.get().is_some());
+    }
+
+    #[test]
+    fn who_idles_makes_room_first_then_a_lower_priority_then_who_has_the_most() {
+        let rules = |queue_priority| DomainRules { queue_priority, ..Default::default() };
+        let mut all = Candidates::default();
+        let (low, lowest, much, little) = (open(1, 0, false), open(2, 0, false), open(3, 0, false), open(4, 0, false));
+        all.add(&low, &DomainRules { allow_priority_interruption: true, ..rules(40) }, 1);
+        let at_once = DomainRules {
+            allow_priority_interruption: true,
+            allow_priority_interruption_during_transfer: true,
+            ..rules(30)
+        };
+        all.add(&lowest, &at_once, 1);
+        all.add(&little, &rules(50), 1);
+        all.add(&much, &rules(50), 3);
+        all.sort();
+        let of = |all: &Candidates, priority, has, own| {
+            all.best(&ask(priority, has), own, 10).map(|(c, at_once)| (c.path, at_once))
+        };
+        let best = |priority, has, own| of(&all, priority, has, own);
+        assert_eq!(best(50, 0, None), Some((2, true)), "the lowest priority");
+        assert_eq!(best(50, 0, Some(2)), Some((1, false)), "never its own");
+        assert_eq!(best(20, 0, None), None, "nobody is below or equal");
+        [&low, &lowest].iter().for_each(|c| promise(c));
+        assert_eq!(best(50, 0, None), Some((3, false)));
+        assert_eq!(best(50, 2, None), None, "one more is kept for a while");
+        promise(&much);
+        assert_eq!(best(50, 0, None), None);
+        assert_eq!(all.best(&ask(50, 0), None, SLICE_MS).map(|(c, _)| c.path), Some(4), "not longer");
+        let idle = open(5, 0, true);
+        all.add(&idle, &rules(60), 1);
+        assert_eq!(of(&all, 50, 0, None), Some((5, false)));
+    }
 }

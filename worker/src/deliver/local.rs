@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::connection::{Path, load};
+use super::contained::{contained, hold_after_panic};
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
@@ -69,7 +70,10 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
         crate::route::paths::note_rate(shard, path.id);
         path.carries(shard, batch.queue);
         let ordinary = batch.ordinary;
-        attempt(shard, path, batch).await;
+        let (queue, key, whole) = (batch.queue, batch.key, batch.whole());
+        if contained(std::pin::pin!(attempt(shard, path, batch))).await.is_none() {
+            hold_after_panic(shard, path, &Batch::of(queue, key, whole));
+        }
         shard.scheduler.borrow_mut().free(path.id, ordinary);
         tokio::task::yield_now().await;
     }

@@ -8,6 +8,7 @@
 
 pub mod conclusion;
 pub mod connection;
+mod contained;
 pub mod deletion;
 pub mod interruption;
 pub mod learned;

@@ -6,6 +6,7 @@ use ipc::layers::NO_VMTA;
 
 use super::conclusion::account_for_queue;
 use super::connection::{Path, heard};
+use super::contained::may_panic;
 use super::mode::{bounce_queues, bounce_those};
 use super::security::Security;
 use super::session::{Session, SessionFault, server_name};
@@ -31,6 +32,7 @@ const SKIP_HOST_MS: i64 = 300_000;
 
 /// Finds a host that takes the session. When none does the whole queue waits or bounces.
 pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
+    may_panic("open");
     let config = shard.config();
     let missing = shard.scheduler.borrow().paths.get(path.id).filter(|p| p.vmta == NO_VMTA).map(|p| p.orphaned);
     if let Some(orphaned) = missing {

@@ -39,6 +39,8 @@ pub struct Twins {
     agreed_retry_ms: i64,
     /// Windows of limits that are not in force any more are to be cut.
     pub limits_changed: bool,
+    /// Names of windows of source addresses: looked at with each turn, they are made once.
+    sources: Vec<(IpAddr, [u64; 3])>,
 }
 
 impl Twins {
@@ -54,7 +56,17 @@ impl Twins {
             agreed_mode_ms: 0,
             agreed_retry_ms: 0,
             limits_changed: false,
+            sources: Vec::new(),
         }
+    }
+
+    fn windows_of(&mut self, p: &Path, ip: IpAddr) -> [u64; 3] {
+        if let Some((_, known)) = self.sources.iter().find(|(of, _)| *of == ip) {
+            return *known;
+        }
+        let made = source_keys(p, ip).0;
+        self.sources.push((ip, made));
+        made
     }
 }
 
@@ -140,8 +152,9 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
         *pace = Pace::at(ledger.clock(k).unwrap_or_default());
     }
     if p.limits_sources() {
-        let keys: Vec<[u64; 3]> = p.sources.iter().map(|s| source_keys(p, s.ip).0).collect();
-        for (s, [msg, volume, connect]) in p.sources.iter_mut().zip(keys) {
+        for i in 0..p.sources.len() {
+            let [msg, volume, connect] = t.windows_of(p, p.sources[i].ip);
+            let s = &mut p.sources[i];
             for (pace, k) in [(&mut s.paces.msg, msg), (&mut s.paces.volume, volume), (&mut s.paces.connect, connect)] {
                 *pace = Pace::at(ledger.clock(k).unwrap_or(pace.tat_ns));
             }

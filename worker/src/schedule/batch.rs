@@ -29,6 +29,13 @@ impl Batch {
         Batch { queue, slot: e.slot, key, priority: e.priority, attempts: e.attempts, ordinary: false, recipients }
     }
 
+    /// The entry that it was taken out as; only of a batch that is whole.
+    pub fn whole(&self) -> Entry {
+        let start = self.recipients.first().copied().unwrap_or_default();
+        let end = self.recipients.last().map_or(start, |r| r + 1);
+        Entry { slot: self.slot, start, end, priority: self.priority, attempts: self.attempts }
+    }
+
     /// Some of its recipients, as entries of consecutive indexes.
     pub fn entries(&self, recipients: &[u16]) -> Vec<Entry> {
         let mut all: Vec<Entry> = Vec::new();

@@ -1,0 +1,235 @@
+//! A panic is an error of this program and ends what it happened in, but nothing else: connections,
+//! places and mail in hand are given back behind it as behind any other failure.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::Poll;
+
+use super::connection::Path;
+use crate::classify::outcome::Failure;
+use crate::clock;
+use crate::schedule::{Batch, PathId};
+use crate::shard::Shard;
+
+/// Does something to its end; `None` when it panicked. What it borrows is as it was left.
+pub(super) async fn contained<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Some),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}
+
+/// What connects or serves for a path panicked: it waits for its retry, or the same would happen
+/// again at once.
+pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
+    let s = &mut *shard.scheduler.borrow_mut();
+    let failure = s.shared_failure(Failure::own("4.3.0", "an error of this server; see its log"));
+    let Some(p) = s.paths.get_mut(id) else { return };
+    tracing::error!(shard = shard.number, path = p.name(), "a connection ended by a panic; its mail waits");
+    p.defer(clock::now_ms(), failure);
+    let at = p.retry_at_ms;
+    s.wake_at(id, at);
+}
+
+/// What became of a batch is not known of all its recipients, for the attempt panicked: those wait
+/// as after a reply of their own.
+pub(super) fn hold_after_panic(shard: &Shard, path: &Path, batch: &Batch) {
+    let left = path.left_of(batch);
+    tracing::error!(
+        shard = shard.number,
+        path = path.name,
+        key = batch.key,
+        recipients = left.len(),
+        "an attempt ended by a panic; its recipients are tried again later"
+    );
+    let due = clock::now_ms() + path.rules.retry_recipients_after.as_millis() as i64;
+    shard.scheduler.borrow_mut().retry(batch, &left, due);
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Where the next panic is to happen.
+    pub(super) static PANICS_AT: std::cell::Cell<&'static str> = const { std::cell::Cell::new("") };
+}
+
+/// A place that tests let panic once.
+#[inline]
+pub(super) fn may_panic(_place: &'static str) {
+    #[cfg(test)]
+    if PANICS_AT.get() == _place {
+        PANICS_AT.set("");
+        panic!("on purpose");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use ipc::ledger::{Class, Ledger};
+    use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType};
+    use ipc::rules::DomainRules;
+    use ipc::shard_map::ShardMap;
+    use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::schedule::message::Message;
+    use crate::schedule::{Entry, QueueId};
+
+    /// A shard whose only place of `total-max-smtp-out` shows what is kept.
+    async fn shard(dir: &std::path::Path) -> Rc<Shard> {
+        let mut snapshot = Snapshot::default();
+        snapshot.vmtas.push(VirtualMta { name: "{default}".into(), ..Default::default() });
+        snapshot.vmta_by_name.insert("{default}".into(), 0);
+        snapshot.global.total_max_smtp_out = 1;
+        snapshot.global.host_name = "mta.test".into();
+        let config = Config::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap()).unwrap();
+        let options =
+            spool::Options { path: dir.into(), shard: 0, sync: false, min_free_bytes: 0, boot: String::new() };
+        let rows = crate::account::file::Files::new(&[], 0);
+        let (spool, opened) = spool::Spool::open(options, Box::new(rows), Box::new(|_| {})).unwrap();
+        opened.await.unwrap().unwrap();
+        Shard::new(0, config, spool, Ledger::create().unwrap().0, ShardMap::first(1, Vec::new())).unwrap()
+    }
+
+    /// Two recipients of one message in a queue, and its path.
+    async fn queued(shard: &Rc<Shard>, rules: DomainRules) -> (QueueId, PathId) {
+        let to = |n: u8| Recipient {
+            address: format!("{n}@d.test"),
+            destination: "d.test".into(),
+            notify: 0,
+            priority_given: 0,
+            given_again: 0,
+            orcpt: String::new(),
+        };
+        let text = String::new;
+        let e = Envelope {
+            id: MessageId([1; 16]),
+            received_unix_ms: clock::now_ms(),
+            sender: "s@s.test".into(),
+            vmta: text(),
+            job_id: text(),
+            envid: text(),
+            ret: Ret::Unset,
+            body_type: BodyType::SevenBit,
+            smtputf8: false,
+            suppress_dsn: false,
+            source_type: SourceType::Smtp,
+            kept: 0,
+            source_name: text(),
+            source_ip: text(),
+            local_ip: text(),
+            handoff: None,
+            asked: None,
+            moved: None,
+            recipients: vec![to(0), to(1)],
+        };
+        let envelope = ipc::frame::archive(&e).to_vec().into();
+        let stored = shard.spool.store(spool::NewMessage {
+            envelope,
+            body: ["Subject: x\r\n\r\n".into(), "x\r\n".into()],
+            in_progress: false,
+        });
+        shard.spool.flush();
+        let key = stored.await.unwrap().unwrap();
+        let mut s = shard.scheduler.borrow_mut();
+        let received_ms = clock::now_ms();
+        let m = Message { key, received_ms, body_len: 20, left: 2, notify_delay: false, job: 0, content: None };
+        let slot = s.add("", m);
+        let id = shard.queue_for(&mut s, "d.test", "");
+        s.enqueue(id, Entry { slot, start: 0, end: 2, priority: 50, attempts: 0 }, 0, received_ms);
+        let path = shard.path_for(&mut s, id, 0).unwrap();
+        let p = s.paths.get_mut(path).unwrap();
+        (p.rules, p.retry_at_ms) = (Rc::new(rules), 0);
+        (id, path)
+    }
+
+    async fn until(what: &str, done: impl Fn() -> bool) {
+        for _ in 0..2000 {
+            if done() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{what}");
+    }
+
+    /// Nothing is counted any more of what panicked.
+    fn nothing_is_kept(shard: &Shard, path: PathId) -> bool {
+        let counts = shard.scheduler.borrow().paths.get(path).map(|p| (p.connecting, p.connections, p.ordinary));
+        let place = shard.ledger.take(Class::SmtpOut, 0, 1, 0);
+        let is_free = place.is_some();
+        place.into_iter().for_each(|p| shard.ledger.give(p));
+        shard.connections.get() == 0 && counts.is_none_or(|c| c == (0, 0, 0)) && is_free
+    }
+
+    /// A receiver that takes everything.
+    async fn receiver() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                spawn_local(async move {
+                    let (read, mut write) = stream.into_split();
+                    let mut lines = BufReader::new(read).lines();
+                    let mut data = false;
+                    let _ = write.write_all(b"220 r.test\r\n").await;
+                    while let Ok(Some(line)) = lines.next_line().await {
+                        let reply: &[u8] = match line.as_str() {
+                            "DATA" => b"354 go on\r\n",
+                            "QUIT" => b"221 bye\r\n",
+                            _ => b"250 ok\r\n",
+                        };
+                        data = line == "DATA" || (data && line != ".");
+                        if !data || line == "DATA" {
+                            let _ = write.write_all(reply).await;
+                        }
+                    }
+                });
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn what_panics_gives_back_what_it_counted_and_its_mail_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let shard = shard(dir.path()).await;
+            let port = receiver().await;
+            let by_smtp = DomainRules {
+                smtp_hosts: format!("[127.0.0.1]:{port}"),
+                retry_after: vec![Duration::from_millis(100)],
+                ..Default::default()
+            };
+            let discarded = DomainRules { delivery_type: 3, ..Default::default() };
+            for (place, rules) in [
+                ("open", &by_smtp),
+                ("serve", &by_smtp),
+                ("attempt", &by_smtp),
+                ("conclude", &by_smtp),
+                ("conclude", &discarded),
+            ] {
+                let (queue, path) = queued(&shard, rules.clone()).await;
+                PANICS_AT.set(place);
+                shard.pump(path);
+                until(place, || PANICS_AT.get().is_empty() && nothing_is_kept(&shard, path)).await;
+                assert_eq!(shard.scheduler.borrow().recipients, 2, "{place}: nobody is lost");
+                let rests = shard.scheduler.borrow().paths.get(path).is_some_and(|p| p.retry_at_ms > 0);
+                assert_eq!(rests, matches!(place, "open" | "serve"), "{place}: what would happen again at once waits");
+                tokio::time::sleep(Duration::from_millis(150)).await;
+                shard.scheduler.borrow_mut().promote_all(queue);
+                shard.pump(path);
+                until(place, || shard.scheduler.borrow().recipients == 0 && nothing_is_kept(&shard, path)).await;
+            }
+        });
+    }
+}
