@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 
 use crate::index::{Change, Each, Index, IndexError};
 
-/// Bytes of cache that sled may use.
-const CACHE_BYTES: u64 = 16 << 20;
+/// Bytes of cache that sled may use. It holds several times as much memory for them, and for good: with 16 MB a queue of 202,000
+/// messages cost 320 bytes each, 46 MB of which stayed when it was empty; with 2 MB 143 bytes and 13 MB, and starts are no slower.
+const CACHE_BYTES: u64 = 2 << 20;
 
 /// An index in a folder of its own.
 pub struct SledIndex {
