@@ -55,3 +55,27 @@ fn a_receiver_that_hangs_slows_no_other() {
     eventually("the other is delivered", Duration::from_secs(5), || fine.unique() == 1);
     assert!(began.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn thousands_of_silent_domains_at_one_address_slow_nobody() {
+    let (silent, fine) = (Receiver::start(), Receiver::at("127.0.0.10:0"));
+    silent.script(|s| s.hang = true);
+    let others: String = (0..20).map(|n| format!("<domain fine{n}.test>\n {}\n</domain>\n", fine.hosts())).collect();
+    let config = format!("{others}<domain *>\n {}\n max-smtp-out 2\n</domain>", silent.hosts());
+    let engine = Engine::start(1, &config);
+    let mut c = Client::connect(engine.smtp).unwrap();
+    for n in 0..10 {
+        let to: Vec<String> = (0..500).map(|m| format!("u@silent{n}-{m}.test")).collect();
+        let to: Vec<&str> = to.iter().map(String::as_str).collect();
+        assert_eq!(c.send("s@x.test", &to, "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("some are waited for", Duration::from_secs(20), || silent.with(|s| s.connections) >= 200);
+    std::thread::sleep(Duration::from_secs(5));
+    for n in 0..20 {
+        assert_eq!(c.send("s@x.test", &[&format!("u@fine{n}.test")], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("the others are delivered meanwhile", Duration::from_secs(10), || fine.unique() == 20);
+    assert!(silent.with(|s| s.connections) < 1000, "no more is waited for at an address than it may hold up");
+    let why = engine.run(&["why", "silent9-499.test"]);
+    assert!(why.contains("so many connections to 127.0.0.9 are waited for"), "{why}");
+}

@@ -119,3 +119,28 @@ fn queues_are_listed_in_pages_and_filtered() {
     assert_eq!(rows(&["queues", "--mode=normal"]), 8_999);
     assert_eq!(engine.sluice(&["show", "queues", "--mode=odd"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_stop_waits_for_no_receiver_that_has_no_content_yet() {
+    let r = Receiver::start();
+    let engine = Engine::start(1, &format!("stop-grace 2m\n<domain *>\n {}\n</domain>", r.hosts()));
+    let restarts_at_once = |what: &str| {
+        let before = engine.workers();
+        std::thread::scope(|s| {
+            s.spawn(|| engine.run(&["shard", "restart", "0"]));
+            eventually(what, WAIT, || engine.workers() != before);
+        });
+    };
+    r.script(|s| s.hang = true);
+    send(&engine, 1, "u", "d.test");
+    eventually("it waits for the greeting", WAIT, || r.with(|s| s.connections) == 1);
+    restarts_at_once("a connection without a session is dropped");
+    r.script(|s| (s.hang, s.drips) = (false, Some("250 2.1.5")));
+    eventually("it waits for the reply to RCPT", Duration::from_secs(60), || {
+        r.with(|s| s.commands.iter().any(|c| c.starts_with("RCPT")))
+    });
+    restarts_at_once("a transaction without content is dropped");
+    r.script(|s| s.drips = None);
+    eventually("the mail arrives once", Duration::from_secs(60), || r.unique() == 1);
+    assert_eq!(r.duplicates(), 0);
+}

@@ -1,6 +1,6 @@
 //! The life of one connection of a path.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic};
 use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
-use super::open::{open, skip_host};
+use super::open::{open, skip_host, wait_for_turn};
 use super::reply::Reply;
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
@@ -47,6 +47,18 @@ const RATE_WAIT_IDLE: Duration = Duration::from_millis(200);
 /// Messages of one domain's hosts after which others may have the connection's place.
 const TURN_MESSAGES: u64 = 16;
 
+/// What opening a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Waits {
+    /// DNS and policies.
+    #[default]
+    ForNames,
+    /// The host at an address.
+    At(IpAddr),
+    /// Mail is being bounced: that must come to its end.
+    ForOutcomes,
+}
+
 /// What one connection knows of its path, and of the queue whose mail it carries.
 pub(super) struct Path {
     pub id: PathId,
@@ -72,6 +84,8 @@ pub(super) struct Path {
     /// Which place under `max-smtp-out` the connection has, where the destination is spread.
     place: Option<u32>,
     pub ear: Rc<Ear>,
+    /// What is waited for while a connection is opened.
+    pub waits: Cell<Waits>,
     /// Recipients of the batch in hand that it is not responsible for any more.
     done: RefCell<Vec<u16>>,
 }
@@ -230,6 +244,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         hello,
         source,
         counted,
+        waits: Cell::default(),
         done: RefCell::default(),
     }))
 }
@@ -256,6 +271,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         of_twins: false,
         place: None,
         ear: Ear::new(None),
+        waits: Cell::default(),
         done: RefCell::default(),
     })
 }
@@ -279,15 +295,7 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
     shard.connections.set(shard.connections.get() + 1);
     let connected = {
         let connecting = pin!(connect(shard, id));
-        let mut connecting = pin!(contained(connecting));
-        let connected = match tokio::time::timeout(SLOW, connecting.as_mut()).await {
-            Ok(c) => c,
-            Err(_) => {
-                let _slow = shard.openers.slow(shard);
-                connecting.await
-            }
-        };
-        connected.unwrap_or_else(|| {
+        contained(connecting).await.unwrap_or_else(|| {
             rest_after_panic(shard, id);
             Ok(None)
         })
@@ -419,7 +427,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
         leave_source(shard, &path);
         return Err(blocked(full));
     }
-    let session = contained(pin!(open(shard, &path, &mut held))).await.unwrap_or_else(|| {
+    let session = contained(pin!(open_in_turn(shard, &path, &mut held))).await.unwrap_or_else(|| {
         rest_after_panic(shard, id);
         None
     });
@@ -427,6 +435,28 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
         leave_source(shard, &path);
     }
     Ok(session.map(|s| (path, s, held)))
+}
+
+/// Opens a session, or gives it up when too many take long already, and when the shard stops: nothing is lost with a
+/// connection that carries no mail yet, and bounces none.
+async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
+    let mut opening = pin!(open(shard, path, held));
+    if let Ok(opened) = tokio::time::timeout(SLOW, opening.as_mut()).await {
+        return opened;
+    }
+    let may_end = || path.waits.get() != Waits::ForOutcomes;
+    let slow = shard.openers.slow(shard, path.waits.get());
+    if slow.is_none() && may_end() {
+        wait_for_turn(shard, path);
+        return None;
+    }
+    let stop = shard.stop_signal();
+    tokio::select! {
+        biased;
+        opened = opening.as_mut() => return opened,
+        () = stop.wait() => {}
+    }
+    if may_end() { None } else { opening.await }
 }
 
 /// A connection is not one of its source address any more.
@@ -625,8 +655,12 @@ async fn attempt(
     let began = clock::now_ms();
     let content_sent = Rc::clone(&s.content_sent);
     content_sent.set(false);
+    let stop = shard.stop_signal();
     let cut_in_time = async {
-        cut.wait().await;
+        tokio::select! {
+            () = cut.wait() => {}
+            () = stop.wait() => {}
+        }
         if content_sent.get() {
             std::future::pending::<()>().await;
         }
@@ -637,8 +671,9 @@ async fn attempt(
         () = cut_in_time => None,
     };
     let Some(mut result) = sent else {
-        // Mail of a higher queue-priority needs the place: what was under way begins anew.
-        tracing::info!(shard = shard.number, queue = path.name, "transfer interrupted (queue-priority)");
+        // The shard stops, or mail of a higher queue-priority needs the place: what was under way begins anew.
+        let why = if stop.is_raised() { "stop" } else { "queue-priority" };
+        tracing::info!(shard = shard.number, queue = path.name, why, "transfer interrupted");
         path.put_back(shard, &batch, &batch.recipients);
         give_volume_back(shard, path, &content);
         return false;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ipc::layers::NO_VMTA;
 
 use super::conclusion::account_for_queue;
-use super::connection::{Path, heard};
+use super::connection::{Path, Waits, heard};
 use super::contained::may_panic;
 use super::mode::{bounce_queues, bounce_those};
 use super::security::Security;
@@ -23,6 +23,8 @@ use crate::shard::Shard;
 
 /// After a connection was refused while others of the path are open, milliseconds.
 const CONNECT_AGAIN_MS: i64 = 5_000;
+/// What found too many that take long tries again after so long, milliseconds.
+const TURN_AGAIN_MS: i64 = 10_000;
 /// Hosts of a domain that rolled up by which others' connections may carry its mail.
 const HOSTS_SHARED: usize = 8;
 /// What a Cisco PIX leaves of a greeting.
@@ -42,6 +44,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             queue_failed(shard, path, Failure::own("4.3.5", text));
         } else {
             let failure = Failure::own("5.3.5", text);
+            path.waits.set(Waits::ForOutcomes);
             bounce_queues(shard, path, &failure).await;
             rest_for_others(shard, path, failure);
         }
@@ -65,6 +68,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         Err(fault) if fault.status().starts_with('5') => {
             // The domain has no host, whoever asks.
             let failure = Failure::own(fault.status(), fault.to_string());
+            path.waits.set(Waits::ForOutcomes);
             bounce_those(shard, path, &failure, |q| q.origin() == path.origin.as_ref()).await;
             return None;
         }
@@ -108,7 +112,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let mut last = None;
     let mut attempts = 0;
     let general = held.general();
-    let mut full = None;
+    let (mut full, mut crowded) = (None, false);
     let source = path.source.map(|ip| ip.to_string()).unwrap_or_default();
     let fits = |a: &std::net::SocketAddr| path.source.is_none_or(|s| s.is_ipv4() == a.is_ipv4());
     let usable = hosts.iter().enumerate().filter(|(_, h)| !skipped.contains(&h.name));
@@ -129,6 +133,11 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         attempts += 1;
         if attempts > path.rules.mx_connection_attempts.max(1) {
             break;
+        }
+        path.waits.set(Waits::At(address.ip()));
+        if !shard.openers.may_wait_at(address.ip()) {
+            crowded = true;
+            continue;
         }
         if let Err(f) = held.take_host(&config, &host.name, address, &source, general) {
             full = Some(f);
@@ -172,6 +181,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             Some(Route::BounceQueue) => {
                 let verdict = Verdict { outcome: Outcome::Bounced, ..failure.verdict };
                 let failure = Failure { verdict, ..failure };
+                path.waits.set(Waits::ForOutcomes);
                 bounce_queues(shard, path, &failure).await;
                 rest_for_others(shard, path, failure);
                 return None;
@@ -183,6 +193,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             Some(Route::BounceRcpt) | None => {}
         }
         if failure.verdict.outcome == Outcome::Bounced && path.rules.bounce_upon_5xx_greeting {
+            path.waits.set(Waits::ForOutcomes);
             bounce_those(shard, path, &failure, |q| q.members.len() == 1 && q.origin() == path.origin.as_ref()).await;
             rest_for_others(shard, path, failure);
             return None;
@@ -198,6 +209,10 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, f.by);
         }
         s.wake_at(path.id, at);
+        return None;
+    }
+    if crowded && last.is_none() {
+        wait_for_turn(shard, path);
         return None;
     }
     let none_left = || match skipped.is_empty() {
@@ -254,6 +269,23 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 /// The queue that a connection was to be opened for: its number may be another one's by now.
 fn is_opened_for(path: &Path, q: &Queue) -> bool {
     q.origin() == path.origin.as_ref() && *q.destination() == path.destination
+}
+
+/// So many connections take long already, to the address that this one is for or in all, that it has its turn later: receivers
+/// that do not answer keep nobody from those that do.
+pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
+    let to = match path.waits.get() {
+        Waits::At(ip) => format!(" to {ip}"),
+        Waits::ForNames | Waits::ForOutcomes => String::new(),
+    };
+    let text = format!("so many connections{to} are waited for that this one has its turn later");
+    let s = &mut *shard.scheduler.borrow_mut();
+    let failure = s.shared_failure(Failure::own("4.4.1", text));
+    let Some(p) = s.paths.get_mut(path.id) else { return };
+    p.connect_again_ms = p.connect_again_ms.max(clock::now_ms() + TURN_AGAIN_MS);
+    p.last_failure = Some(failure);
+    let at = p.connect_again_ms;
+    s.wake_at(path.id, at);
 }
 
 /// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:

@@ -1,23 +1,29 @@
-//! Who opens connections: a few tasks that take turns, and more while some take long.
+//! Who opens connections: a few tasks that take turns, and more while some take long. However many receivers are silent,
+//! those that answer have their turn: of what takes long there is only so much at each address, and in all.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::connection::Waits;
 use crate::schedule::PathId;
 use crate::shard::Shard;
 
 /// Connections that are begun at once.
 const OPENING_MAX: u32 = 256;
-/// Those that take longer than [`SLOW`] besides. Paths whose last attempt failed have half of
-/// them, so that receivers which do not answer keep nobody from those that do.
+/// Those that take longer than [`SLOW`] besides; what would be one more is given up for now. Paths whose last attempt
+/// failed have half of them.
 const SLOW_MAX: u32 = 4096;
+/// So many of them may be to one address, or to one network of IPv6: no further connection to it is begun.
+const SLOW_AT_MAX: u32 = 256;
 /// What is opened for so long makes room for others.
-pub const SLOW: Duration = Duration::from_secs(1);
+pub const SLOW: Duration = Duration::from_millis(500);
 /// A task that has nothing to do ends.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -28,14 +34,23 @@ pub struct Openers {
     all: Cell<u32>,
     idle: Cell<u32>,
     slow: Cell<u32>,
+    /// Those of them that wait for an address.
+    slow_at: RefCell<HashMap<IpAddr, u32>>,
     wake: Notify,
+}
+
+/// The address, or its network of IPv6 (/64), which one host can have as a whole.
+fn network(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => of,
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+    }
 }
 
 impl Openers {
     /// How many connections more may be asked for.
     pub fn room(&self, is_retry: bool) -> u32 {
-        let most_slow = if is_retry { SLOW_MAX / 2 } else { SLOW_MAX };
-        if self.slow.get() >= most_slow {
+        if is_retry && self.slow.get() >= SLOW_MAX / 2 {
             return 0;
         }
         let busy = self.all.get() - self.idle.get() - self.slow.get();
@@ -77,23 +92,64 @@ impl Openers {
         }
     }
 
-    /// Opening takes long: as long as the answer lives the task does not count.
-    pub fn slow(&self, shard: &Rc<Shard>) -> Slow {
+    /// Whether another connection to an address may be begun.
+    pub fn may_wait_at(&self, address: IpAddr) -> bool {
+        self.slow_at.borrow().get(&network(address)).is_none_or(|n| *n < SLOW_AT_MAX)
+    }
+
+    /// Opening takes long: as long as the answer lives the task does not count. `None` where too many take long already.
+    pub fn slow(&self, shard: &Rc<Shard>, waits: Waits) -> Option<Slow> {
+        let at = match waits {
+            Waits::At(address) => Some(network(address)),
+            Waits::ForNames | Waits::ForOutcomes => None,
+        };
+        if self.slow.get() >= SLOW_MAX || at.is_some_and(|a| !self.may_wait_at(a)) {
+            return None;
+        }
         self.slow.set(self.slow.get() + 1);
+        at.iter().for_each(|a| *self.slow_at.borrow_mut().entry(*a).or_default() += 1);
         if !self.wanted.borrow().is_empty() {
             self.help(shard);
         }
         shard.opened();
-        Slow(Rc::clone(shard))
+        Some(Slow { shard: Rc::clone(shard), at })
     }
 }
 
 /// A task that takes long.
-pub struct Slow(Rc<Shard>);
+pub struct Slow {
+    shard: Rc<Shard>,
+    at: Option<IpAddr>,
+}
 
 impl Drop for Slow {
     fn drop(&mut self) {
-        let slow = &self.0.openers.slow;
-        slow.set(slow.get() - 1);
+        let openers = &self.shard.openers;
+        openers.slow.set(openers.slow.get() - 1);
+        let Some(at) = self.at else { return };
+        if let Entry::Occupied(mut n) = openers.slow_at.borrow_mut().entry(at) {
+            *n.get_mut() -= 1;
+            if *n.get() == 0 {
+                n.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_one_host_can_have_count_together() {
+        let of = |text: &str| text.parse().map(network).map(|n| n.to_string());
+        for (address, counts_at) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2::", "2001:db8:1:2::"),
+            ("::1", "::"),
+        ] {
+            assert_eq!(of(address).as_deref(), Ok(counts_at));
+        }
     }
 }
