@@ -120,7 +120,10 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
     };
     for (name, value) in parameters(params)? {
         match (name.as_str(), value.to_ascii_uppercase().as_str()) {
-            ("SIZE", v) if digits(v).is_some() => m.size = digits(v).unwrap_or_default(),
+            ("SIZE", v) => match digits(v) {
+                Some(size) => m.size = size,
+                None => return malformed(&name, value),
+            },
             ("BODY", "7BIT") => m.body = BodyType::SevenBit,
             ("BODY", "8BITMIME") => m.body = BodyType::EightBit,
             ("SMTPUTF8", "") if allow_utf8 => m.smtputf8 = true,
@@ -128,7 +131,7 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
             ("RET", "HDRS") => m.ret = Ret::Headers,
             ("ENVID", _) if xtext(value, 100) => m.envid = value.to_owned(),
             ("AUTH", _) => {}
-            ("SIZE" | "BODY" | "RET" | "ENVID", _) => return malformed(&name, value),
+            ("BODY" | "RET" | "ENVID", _) => return malformed(&name, value),
             _ => return unsupported(&name),
         }
     }

@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::sync::OnceCell;
 
-use super::exchange::{Question, Trouble, aliases};
+use super::exchange::{Question, Trouble, data_of};
 use super::name_servers::{NameServers, Unanswered};
 
 /// Answers that are kept.
@@ -141,13 +141,7 @@ enum Said {
 
 /// Reads an answer, and how long it holds, seconds.
 fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble> {
-    let code = m.metadata.response_code;
-    if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
-        return Err(Trouble::Says(code));
-    }
-    let canonical = aliases(m, question);
-    let of_type = m.answers.iter().filter(|r| r.name == canonical && r.record_type() == question.kind);
-    let data: Vec<RData> = of_type.map(|r| r.data.clone()).collect();
+    let (canonical, data) = data_of(m, question)?;
     let ttl = m.answers.iter().map(|r| r.ttl).min().unwrap_or(TTL.1).clamp(TTL.0, TTL.1);
     if !data.is_empty() {
         return Ok((ttl, Said::Found(Found::Records(data))));
@@ -157,7 +151,7 @@ fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble> {
         _ => None,
     });
     let negative = soa.unwrap_or_default().clamp(NEGATIVE_TTL.0, NEGATIVE_TTL.1);
-    if code == ResponseCode::NXDomain {
+    if m.metadata.response_code == ResponseCode::NXDomain {
         return Ok((negative, Said::Found(Found::NoSuchName)));
     }
     if soa.is_none() && m.answers.iter().any(|r| r.record_type() == RecordType::CNAME) {

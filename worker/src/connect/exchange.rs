@@ -165,9 +165,24 @@ fn fits(m: &Message, id: u16, question: &Question<'_>) -> bool {
     m.metadata.id == id && m.metadata.message_type == MessageType::Response && repeated.unwrap_or(is_error)
 }
 
+/// What an answer has of the type asked for, and the name that it is of behind all aliases.
+///
+/// # Errors
+/// The answer is an error.
+pub fn data_of(m: &Message, question: &Question<'_>) -> Result<(Name, Vec<RData>), Trouble> {
+    let code = m.metadata.response_code;
+    if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+        return Err(Trouble::Says(code));
+    }
+    let canonical = aliases(m, question);
+    let of_type = m.answers.iter().filter(|r| r.name == canonical && r.record_type() == question.kind);
+    let data = of_type.map(|r| r.data.clone()).collect();
+    Ok((canonical, data))
+}
+
 /// The name that the aliases of an answer lead to; the one asked for where there are none, and where it is the alias that was
 /// asked for.
-pub fn aliases(m: &Message, question: &Question<'_>) -> Name {
+fn aliases(m: &Message, question: &Question<'_>) -> Name {
     let mut canonical = question.name.clone();
     let most = if question.kind == RecordType::CNAME { 0 } else { m.answers.len() };
     for _ in 0..most {

@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::op::Message;
 use hickory_proto::rr::{RData, RecordType};
 
-use super::exchange::{Question, Trouble, aliases};
+use super::exchange::{Question, Trouble, data_of};
 use super::mx::of_the_system;
 use super::name_servers::NameServers;
 
@@ -116,13 +116,7 @@ impl SecureResolver {
 }
 
 fn read(m: &Message, question: &Question<'_>) -> Result<(Duration, Answer), Trouble> {
-    let code = m.metadata.response_code;
-    if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
-        return Err(Trouble::Says(code));
-    }
-    let canonical = aliases(m, question);
-    let of_type = m.answers.iter().filter(|r| r.name == canonical && r.record_type() == question.kind);
-    let data: Vec<RData> = of_type.map(|r| r.data.clone()).collect();
+    let (canonical, data) = data_of(m, question)?;
     let lives = m.answers.iter().chain(m.authorities.iter().filter(|_| data.is_empty()));
     let ttl = lives.map(|r| r.ttl).min().unwrap_or(TTL.1).clamp(TTL.0, TTL.1);
     let canonical = canonical.to_ascii().trim_end_matches('.').to_ascii_lowercase();
