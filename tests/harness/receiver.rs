@@ -34,6 +34,8 @@ pub struct Seen {
     pub messages: Vec<Message>,
     /// Every command line in order.
     pub commands: Vec<String>,
+    /// Of these, what came in a session whose content was answered with neither yes nor no.
+    pub behind_354: Vec<String>,
     /// When each RCPT came.
     pub rcpts: Vec<Instant>,
     /// Commands that came out of order.
@@ -244,6 +246,7 @@ impl Receiver {
             left,
             hello: String::new(),
             count: 0,
+            unclear: false,
         };
         let greeting = self.now().greeting;
         session.say(greeting)?;
@@ -267,6 +270,7 @@ impl Receiver {
             left,
             hello: String::new(),
             count: 0,
+            unclear: false,
         };
         let over = secure.run().map(|_| ());
         let c = &secure.io.conn;
@@ -315,6 +319,8 @@ struct Session<'a, S> {
     from: IpAddr,
     hello: String,
     count: u32,
+    /// The content was answered with 3yz.
+    unclear: bool,
 }
 
 impl<S: Read + Write> Session<'_, S> {
@@ -373,6 +379,9 @@ impl<S: Read + Write> Session<'_, S> {
             let upper = text.to_ascii_uppercase();
             let script = self.receiver.now();
             self.receiver.with(|s| s.commands.push(text.clone()));
+            if self.unclear {
+                self.receiver.with(|s| s.behind_354.push(text.clone()));
+            }
             if script.close_at.is_some_and(|c| upper.starts_with(c)) {
                 return Ok(false);
             }
@@ -484,6 +493,7 @@ impl<S: Read + Write> Session<'_, S> {
         let script = self.receiver.now();
         std::thread::sleep(script.delay);
         if let Some(reply) = script.content_reply {
+            self.unclear = reply.starts_with('3');
             self.say(reply)?;
             return Ok(true);
         }
