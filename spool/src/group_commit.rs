@@ -28,7 +28,7 @@ use crate::store::{Group, NewMessage, Projection, Recovered, Settled, Store};
 /// Outcomes alone wait this long for a group.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(4);
 /// A group waits this long at most for mail that is expected.
-const GATHER_MAX: Duration = Duration::from_millis(2);
+const GATHER_MAX: Duration = Duration::from_millis(4);
 /// Mail that came this long after the last group has nothing to do with it.
 const GATHER_MEMORY: Duration = Duration::from_millis(10);
 /// The index follows at least this often while something changes.
@@ -424,7 +424,7 @@ impl Gathering {
     /// Messages worth waiting for now.
     fn wanted(&self) -> usize {
         let recent = self.last.is_some_and(|t| t.elapsed() < GATHER_MEMORY);
-        if recent { self.expected - self.expected / 4 } else { 1 }
+        if recent { self.expected - self.expected / 8 } else { 1 }
     }
 
     /// A group was taken after waiting.
