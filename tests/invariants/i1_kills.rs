@@ -178,9 +178,25 @@ impl Scene<'_> {
         let accepted = Arc::into_inner(accepted).unwrap().into_inner().unwrap();
         self.all_arrive(&accepted);
         let figures = Figures { kills, recipients: accepted.len(), twice: self.receiver.duplicates() - twice_before };
+        if figures.twice as usize > accepted.len() / 200 {
+            self.say_when(&accepted);
+        }
         self.receiver.with(|s| (s.messages.clear(), s.commands.clear(), s.rcpts.clear(), s.taken.clear()));
         all.extend(accepted);
         figures
+    }
+
+    /// Prints when each that came twice came, and what the server has said.
+    fn say_when(&self, accepted: &HashSet<String>) {
+        println!("--- the server's log");
+        println!("{}", self.engine.log());
+        self.receiver.with(|s| {
+            let of = |m: &tests::receiver::Message| m.rcpts.iter().any(|r| accepted.contains(r) && s.delivered[r] > 1);
+            println!("--- came twice, by milliseconds before now");
+            for ((at, _, _), m) in s.taken.iter().zip(&s.messages).filter(|(_, m)| of(m)) {
+                println!("{} {} {}", at.elapsed().as_millis(), m.rcpts.join(" "), m.hello);
+            }
+        });
     }
 
     /// What no start of everything brings is lost; what one brings was stranded.
