@@ -70,7 +70,9 @@ fn a_stop_and_a_start_keep_deferred_mail() {
     // The server has read the replies: a stop waits for none of a transaction without content.
     eventually("all are deferred", Duration::from_secs(10), || {
         let queues = engine.json(&["show", "queues", "--json"]);
-        queues.as_array().is_some_and(|all| all.iter().filter(|q| q["last_error"].as_str().is_some_and(|e| e.contains("450"))).count() == 20)
+        queues.as_array().is_some_and(|all| {
+            all.iter().filter(|q| q["last_error"].as_str().is_some_and(|e| e.contains("450"))).count() == 20
+        })
     });
     assert!(engine.stop());
     engine.start_again();

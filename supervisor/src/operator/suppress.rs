@@ -16,7 +16,9 @@ const ROWS: usize = 2_000;
 const COLUMNS: [&str; 6] = ["address", "list", "reason", "source", "added", "expires"];
 
 /// Which suppression list.
+// A group of that name comes with the command `list`.
 #[derive(Debug, Args)]
+#[group(id = "named-list")]
 pub struct List {
     /// A list by its name
     #[arg(long, value_name = "NAME")]
