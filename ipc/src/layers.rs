@@ -269,6 +269,15 @@ impl ArchivedLayers {
         self.collective.get(&place).map(|p| p.as_str())
     }
 
+    /// Every value of a directive whose values are text, wherever it is written.
+    pub fn texts(&self, key: u16) -> impl Iterator<Item = &str> {
+        let all = self.settings.iter().chain(self.profiles.iter().flat_map(|p| p.settings.iter()));
+        all.filter(move |s| s.key == key).filter_map(|s| match &s.value {
+            ArchivedValue::Text(t) => Some(t.as_str()),
+            _ => None,
+        })
+    }
+
     /// Every pattern that is written somewhere, with the scopes that are asked about.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
         self.patterns.iter().map(|p| p.as_str())

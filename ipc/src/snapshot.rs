@@ -142,6 +142,8 @@ pub struct Global {
     pub spool_max_recipients: u64,
     /// `spool-sync group`
     pub spool_sync: bool,
+    /// `sandbox`: workers hold themselves to what they need.
+    pub sandbox: bool,
     /// `host-id`
     pub host_id: u64,
     /// Virtual MTA of mail whose own no longer exists; empty for none.
@@ -200,6 +202,7 @@ impl Default for Global {
             spools: Vec::new(),
             spool_max_recipients: 0,
             spool_sync: true,
+            sandbox: false,
             host_id: 0,
             invalid_virtual_mta_fallback: String::new(),
             run_dir: String::new(),

@@ -4,6 +4,7 @@
 mod control;
 mod delete;
 mod queues;
+mod sandbox;
 mod scenarios;
 mod spool;
 mod systemd;

@@ -28,6 +28,7 @@ use crate::account::file::Files;
 use crate::config::Config;
 use crate::heat::Heat;
 use crate::route::paths;
+use crate::sandbox::{self, Grants, InForce};
 use crate::shard::Shard;
 use crate::suppression;
 use crate::{Start, rows};
@@ -79,16 +80,36 @@ pub async fn serve(start: Start) -> Result<(), String> {
         accounting: welcome.accounting.clone(),
         generation,
     };
+    let may = confine(&config, &start, &folder, &held.accounting);
     let shard = open_shard(&start, config, ledger, welcome.map, &held.accounting, &folder, &control).await?;
     let (outbox, outcomes) = mpsc::channel(AT_WORK_MAX);
     let switching = Rc::new(Switching::default());
     let mut worker =
-        Worker { start, shard, held, accepting: HashMap::new(), leaving: false, connection: 0, outbox, switching };
+        Worker { start, shard, held, may, accepting: HashMap::new(), leaving: false, connection: 0, outbox, switching };
     worker.begin()?;
     say(&control, &ToSupervisor::Serving).await.map_err(|e| e.to_string())?;
     let control = worker.run(control, outcomes).await;
     worker.leave(&control).await;
     Ok(())
+}
+
+/// Puts the sandbox in force, before anything starts a thread; answers what it lets this worker touch.
+fn confine(config: &Config, start: &Start, folder: &Path, accounting: &[AccountingFile]) -> Option<Grants> {
+    let shard = start.shard;
+    if !config.global.sandbox {
+        return None;
+    }
+    if config.has_programs() {
+        tracing::info!(shard, "no sandbox: programs that mail is delivered to would be in it as well (type pipe)");
+        return None;
+    }
+    let grants = Grants::of(config, start, folder, accounting);
+    match sandbox::enter(&grants) {
+        Ok(InForce::Whole) => tracing::debug!(shard, "the sandbox is in force"),
+        Ok(in_force) => tracing::warn!(shard, ?in_force, "this kernel enforces a part of the sandbox only"),
+        Err(e) => tracing::error!(shard, error = %e, "the sandbox is not in force, or in part"),
+    }
+    Some(grants)
 }
 
 /// What came of an order that had to wait for the disk.
@@ -296,6 +317,8 @@ struct Worker {
     start: Start,
     shard: Rc<Shard>,
     held: Held,
+    /// What the sandbox lets it touch; `None` without one.
+    may: Option<Grants>,
     accepting: HashMap<String, AbortHandle>,
     leaving: bool,
     /// Supervisors that it has spoken with before this one.
@@ -447,12 +470,21 @@ impl Worker {
                 tracing::info!(shard = self.start.shard, "adopted by a new supervisor");
                 true
             }
-            ToWorker::Reload { listeners, added } => answer(control, &self.reload(&listeners, &added, fds)).await,
+            ToWorker::Reload { listeners, added } => {
+                let alive = answer(control, &self.reload(&listeners, &added, fds)).await;
+                self.leave_sandbox(&self.held.accounting.clone(), control).await;
+                alive
+            }
             ToWorker::Map(map) => {
                 self.shard.set_map(map);
                 true
             }
             ToWorker::SwitchAccounting { switch, files } => {
+                self.leave_sandbox(&files, control).await;
+                if self.leaving {
+                    // The next one begins with these.
+                    return true;
+                }
                 *self.switching.wanted.borrow_mut() = Some((self.connection, switch, files));
                 self.switching.order.notify_one();
                 true
@@ -521,6 +553,22 @@ impl Worker {
             self.listen()
         });
         ToSupervisor::Reloaded { generation: self.held.generation, error: taken.err() }
+    }
+
+    /// A sandbox cannot be widened: where the configuration or accounting files lie outside of it now, the worker ends in
+    /// order, and the next one starts with them.
+    async fn leave_sandbox(&mut self, accounting: &[AccountingFile], control: &FrameStream) {
+        let shard = Rc::clone(&self.shard);
+        let config = shard.config();
+        let Some(may) = self.may.as_ref().filter(|_| !self.leaving) else { return };
+        let wanted = may.next(&config, accounting);
+        let why = match may.missing(&wanted) {
+            _ if config.has_programs() => "mail is delivered to programs now".to_owned(),
+            Some(folder) => format!("{} is written to now", folder.display()),
+            None => return,
+        };
+        tracing::info!(shard = self.start.shard, why, "starting again, for the sandbox cannot be widened");
+        self.stop(Duration::from_millis(config.global.stop_grace_ms), control).await;
     }
 
     /// Stops taking work and lets transactions end, for the grace time at most.

@@ -16,6 +16,7 @@ pub mod report;
 pub mod rights;
 pub mod route;
 pub mod rows;
+pub mod sandbox;
 pub mod schedule;
 pub mod shard;
 pub mod suppression;

@@ -17,6 +17,7 @@ const NEEDS_RESTART: &[&str] = &[
     "http-mgmt-port",
     "run-as-root",
     "run-as-user",
+    "sandbox",
     "spool",
     "spool-min-free-space",
     "spool-sync",

@@ -18,6 +18,7 @@ impl Compiler<'_> {
             ("spool-max-recipients", Value::Number(n)) => g.spool_max_recipients = n,
             ("host-id", Value::Number(n)) => g.host_id = n,
             ("spool-sync", Value::Number(n)) => g.spool_sync = n == 0,
+            ("sandbox", Value::Flag(b)) => g.sandbox = b,
             ("stop-grace", Value::Millis(n)) => g.stop_grace_ms = n,
             ("http-mgmt-port", Value::Number(n)) => self.out.http_port = u16::try_from(n).ok(),
             ("run-as-root", Value::Flag(b)) => self.out.run_as_root = b,

@@ -1,0 +1,82 @@
+//! Workers that hold themselves to what they need (`sandbox yes`).
+
+use std::time::Duration;
+
+use tests::engine::Engine;
+use tests::receiver::Receiver;
+use tests::{accounting, eventually};
+
+use crate::send;
+
+fn status(pid: i32, name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(":")?.trim().parse().ok())
+}
+
+fn is_confined(engine: &Engine) -> bool {
+    let all = engine.workers();
+    // 2 is a filter of system calls.
+    !all.is_empty() && all.iter().all(|w| (status(*w, "Seccomp"), status(*w, "NoNewPrivs")) == (Some(2), Some(1)))
+}
+
+#[test]
+fn workers_in_the_sandbox_do_all_that_mail_asks_for() {
+    let (r, target) = (Receiver::start(), tempfile::tempdir().unwrap());
+    let (first, second) = (target.path().join("first"), target.path().join("second"));
+    let mut engine = Engine::start(
+        2,
+        &format!(
+            "sandbox yes\n<domain *>\n {}\n</domain>\n<domain f.test>\n type file\n file-destination {}/$to\n</domain>\n\
+             <domain g.test>\n type file\n file-destination {}\n</domain>\n#more",
+            r.hosts(),
+            first.display(),
+            first.display()
+        ),
+    );
+    assert!(is_confined(&engine), "{}", engine.log());
+    send(&engine, 20, "u", "d.test");
+    send(&engine, 1, "u", "f.test");
+    let files = |folder: &std::path::Path| std::fs::read_dir(folder).map_or(0, Iterator::count);
+    eventually("all arrive", Duration::from_secs(10), || {
+        r.unique() == 20 && files(&first.join("u0@f.test")) == 1 && engine.queued() == 0
+    });
+    engine.run(&["suppress", "add", "gone@d.test"]);
+    engine.run(&["scale", "1"]);
+    engine.run(&["scale", "3"]);
+    engine.run(&["shard", "restart", "0"]);
+    send(&engine, 20, "v", "d.test");
+    eventually("all arrive", Duration::from_secs(10), || r.unique() == 40);
+    eventually("each has its row", Duration::from_secs(10), || {
+        accounting::rows(engine.path()).keys().filter(|(kind, _)| kind == "d").count() == 41
+    });
+
+    // A folder that no worker may write to: others take their place.
+    let before = engine.workers();
+    engine.edit_config(
+        &format!("file-destination {}\n", first.display()),
+        &format!("file-destination {}\n", second.display()),
+    );
+    engine.run(&["reload"]);
+    eventually("workers start anew", Duration::from_secs(10), || {
+        let now = engine.workers();
+        now.len() == 3 && now.iter().all(|w| !before.contains(w)) && is_confined(&engine)
+    });
+    eventually("mail is taken", Duration::from_secs(10), || {
+        engine.run(&["show", "shards"]).matches("serving").count() == 3
+    });
+    send(&engine, 3, "w", "g.test");
+    eventually("it is in the new folder", Duration::from_secs(10), || files(&second) == 3);
+
+    // Programs would be in it too.
+    engine.edit_config("#more", "<domain p.test>\n type pipe\n command \"/bin/cat\"\n</domain>");
+    engine.run(&["reload"]);
+    eventually("workers are free", Duration::from_secs(10), || {
+        let all = engine.workers();
+        all.len() == 3 && all.iter().all(|w| status(*w, "Seccomp") == Some(0))
+    });
+    send(&engine, 1, "p", "p.test");
+    eventually("the program takes it", Duration::from_secs(10), || {
+        accounting::rows(engine.path()).contains_key(&("d".into(), "p0@p.test".into()))
+    });
+    assert!(engine.stop());
+}
