@@ -31,3 +31,4 @@ pub mod rules;
 pub mod shard_map;
 pub mod snapshot;
 pub mod stream;
+pub mod text;

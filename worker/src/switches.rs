@@ -6,6 +6,7 @@ use std::rc::Rc;
 use ipc::control::AllSwitches;
 use ipc::frame::archive;
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern, Switches};
+use ipc::text;
 
 use crate::clock;
 use crate::schedule::{Path, PathId, Queue, QueueId};
@@ -112,6 +113,9 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<(u64, u64), String>
 /// # Errors
 /// A sentence when it cannot be kept.
 pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<(u64, u64), String> {
+    if job.len() > text::JOB_NAME_MAX || !text::is_fit(job) {
+        return Err(format!("a job's name has at most {} printable characters", text::JOB_NAME_MAX));
+    }
     let (recipients, changed, kept) = {
         let jobs = &mut shard.scheduler.borrow_mut().jobs;
         let mut names: Vec<String> = jobs.paused().map(str::to_owned).collect();

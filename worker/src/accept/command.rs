@@ -1,6 +1,7 @@
 //! SMTP commands as text (RFC 5321 §4.1, RFC 3461 §4, RFC 1870, RFC 3030).
 
 use ipc::message::{BodyType, Ret, notify};
+use ipc::text;
 
 /// A reply to the client: code, enhanced status, text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub struct Rcpt {
 /// refused for its length: return paths that name a recipient (VERP, SRS, BATV) are longer.
 pub const ADDRESS_MAX: usize = ipc::limits::ADDRESS_BYTES_MAX;
 
+/// Parameters of one command: of those that there are, each may be given once.
+const PARAMETERS_MAX: usize = 16;
+
 /// Splits `<path> parameters`.
 fn path(arg: &str) -> Result<(&str, &str), Refusal> {
     let Some(rest) = arg.trim_start().strip_prefix('<') else {
@@ -81,10 +85,13 @@ fn mailbox(path: &str, utf8: bool) -> Result<String, Refusal> {
     if !utf8 && !path.is_ascii() {
         return refuse(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not given in MAIL");
     }
+    if !text::is_fit(path) {
+        return bad("has characters that cannot be shown");
+    }
     let Some((local, domain)) = path.rsplit_once('@') else { return bad("has no domain") };
     let quoted = local.len() >= 2 && local.starts_with('"') && local.ends_with('"');
-    let atom = |c: char| !c.is_control() && !" \"(),:;<>@[\\]".contains(c);
-    let fine = if quoted { !local.chars().any(char::is_control) } else { !local.is_empty() && local.chars().all(atom) };
+    let atom = |c: char| !" \"(),:;<>@[\\]".contains(c);
+    let fine = quoted || (!local.is_empty() && local.chars().all(atom));
     if !fine {
         return bad("has a local part that is empty, or has what only a quoted string may have");
     }
@@ -160,9 +167,12 @@ pub fn rcpt(arg: &str, utf8: bool) -> Result<Rcpt, Refusal> {
 }
 
 /// `NAME[=VALUE]` in upper case names, none of which may be given twice (RFC 3461 §4).
-fn parameters(text: &str) -> Result<Vec<(String, &str)>, Refusal> {
+fn parameters(given: &str) -> Result<Vec<(String, &str)>, Refusal> {
     let mut all: Vec<(String, &str)> = Vec::new();
-    for p in text.split_ascii_whitespace() {
+    for p in given.split_ascii_whitespace() {
+        if all.len() == PARAMETERS_MAX {
+            return refuse(501, "5.5.4", format!("More than {PARAMETERS_MAX} parameters"));
+        }
         let (name, value) = p.split_once('=').unwrap_or((p, ""));
         let name = name.to_ascii_uppercase();
         if all.iter().any(|(n, _)| *n == name) {
@@ -182,7 +192,7 @@ fn unsupported<T>(name: &str) -> Result<T, Refusal> {
 }
 
 fn xtext_orcpt(v: &str) -> bool {
-    let printable = |s: &str| s.chars().all(|c| !c.is_control() && c != ' ');
+    let printable = |s: &str| text::is_fit(s) && !s.contains(' ');
     v.len() <= 500 && v.split_once(';').is_some_and(|(t, a)| xtext(t, 50) && !a.is_empty() && printable(a))
 }
 
@@ -247,6 +257,11 @@ mod tests {
         assert_eq!(mail("<u@d.test.>", false).unwrap().sender, "u@d.test");
         assert!(rcpt("<u@d.test..>", false).is_err() && rcpt("<u.>", false).is_err());
         assert!(rcpt(&format!("<{}@d.test>", "v".repeat(ADDRESS_MAX)), false).is_err());
+        for unfit in ["a\u{202e}b@d.test", "\"a\u{9b}b\"@d.test", "a\u{2028}b@d.test", "a@d\u{200e}\u{fc}.test"] {
+            assert!(rcpt(&format!("<{unfit}>"), true).is_err() && mail(&format!("<{unfit}>"), true).is_err());
+        }
+        let many: String = (0..2000).map(|n| format!(" {n}")).collect();
+        assert_eq!(mail(&format!("<>{many}"), true).unwrap_err().0, 501);
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::message::notify;
 use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
+use ipc::text;
 
 use super::command::{self, Mail, Rcpt, Refusal};
 use super::data::{Content, Fault};
@@ -18,6 +19,8 @@ pub const COMMAND_MAX: usize = 4096;
 /// Longest line of a reply (RFC 5321 §4.5.3.1.5), CR LF included.
 pub const REPLY_LINE_MAX: usize = 512;
 /// Bytes of a command line that are passed over in search of its end.
+/// Longest name in EHLO that is not ASCII, bytes: as A-labels it has 255 at most.
+const HELLO_MAX: usize = 1000;
 const SKIPPED_MAX: usize = 1 << 20;
 /// Commands that are refused before the session is closed.
 const ERRORS_MAX: u32 = 50;
@@ -152,10 +155,10 @@ impl Session {
 
     /// Adds a reply. Its text may quote the client, who can send longer lines than a reply may
     /// have, and control characters, which a reply may not have (RFC 5321 §4.2).
-    pub fn reply(&mut self, code: u16, status: &str, text: &str) {
-        let mut line = if status.is_empty() { format!("{code} {text}") } else { format!("{code} {status} {text}") };
-        if line.contains(char::is_control) {
-            line = line.replace(char::is_control, "?");
+    pub fn reply(&mut self, code: u16, status: &str, words: &str) {
+        let mut line = if status.is_empty() { format!("{code} {words}") } else { format!("{code} {status} {words}") };
+        if line.len() > REPLY_LINE_MAX - 2 || !text::is_fit(&line) {
+            line = text::clean(&line, REPLY_LINE_MAX - 2).into_owned();
         }
         line.truncate(line.floor_char_boundary(REPLY_LINE_MAX - 2));
         line.push_str("\r\n");
@@ -315,7 +318,7 @@ impl Session {
 
     fn hello(&mut self, esmtp: bool, name: &str) -> Result<(), Refusal> {
         let word = name.split_ascii_whitespace().next().unwrap_or_default();
-        let a_labels = Some(word).filter(|w| !w.is_ascii()).map(ipc::message::normalise_domain);
+        let a_labels = Some(word).filter(|w| !w.is_ascii() && w.len() <= HELLO_MAX).map(ipc::message::normalise_domain);
         let word = match &a_labels {
             Some(name) => name.as_deref().unwrap_or_default(),
             None => word,
@@ -586,10 +589,9 @@ fn not_an_address(arg: &str) -> (Rcpt, String) {
     let arg = arg.trim_start();
     let inside = arg.strip_prefix('<').map_or(arg, |a| a.split('>').next().unwrap_or_default());
     // As it was given: what lacks a character could be somebody else's address.
-    let printable = inside.chars().map(|c| if c.is_control() { '?' } else { c });
-    let address: String = printable.take(crate::suppression::ADDRESS_MAX).collect();
-    let text = format!("<{address}> is no address, it will bounce (accept-invalid-recipients)");
-    (Rcpt { address, notify: notify::NOT_TO_BE_SENT | notify::NO_ADDRESS, orcpt: String::new() }, text)
+    let address = text::clean(inside, crate::suppression::ADDRESS_MAX).into_owned();
+    let said = format!("<{address}> is no address, it will bounce (accept-invalid-recipients)");
+    (Rcpt { address, notify: notify::NOT_TO_BE_SENT | notify::NO_ADDRESS, orcpt: String::new() }, said)
 }
 
 #[cfg(test)]

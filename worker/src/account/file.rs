@@ -236,11 +236,7 @@ impl Shown {
         let wanted = self.headers.iter().filter(|(k, _)| *k == kind);
         let value = |name: &str| {
             let found = fields.iter().find(|f| f.name.eq_ignore_ascii_case(name))?;
-            let mut value = headers::unfolded(found.value);
-            if value.len() > HEADER_MAX {
-                value.truncate(value.floor_char_boundary(HEADER_MAX));
-            }
-            Some((name.to_owned(), value))
+            Some((name.to_owned(), headers::shown(found.value, HEADER_MAX)))
         };
         wanted.filter_map(|(_, name)| value(name)).collect()
     }

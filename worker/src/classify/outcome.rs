@@ -1,7 +1,14 @@
 //! The one place that decides what a failure does to a recipient.
 
+use std::borrow::Cow;
+
+use ipc::text;
+
 use super::bounce_rules::Stage;
 use crate::deliver::reply::Reply;
+
+/// Longest diagnostic of our own, bytes.
+const DIAGNOSTIC_MAX: usize = 2000;
 
 /// What happened to a recipient in one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,13 +100,18 @@ impl Verdict {
         if v.status.starts_with(class) { v } else { Verdict { status: format!("{class}.0.0"), ..v } }
     }
 
-    /// By our own decision; the status's class says what becomes of the recipient.
+    /// By our own decision; the status's class says what becomes of the recipient. The diagnostic may quote what others
+    /// said (name servers, TLS, programs).
     pub fn own(status: &str, diagnostic: impl Into<String>) -> Verdict {
+        let diagnostic = diagnostic.into();
         let outcome = if status.starts_with('5') { Outcome::Bounced } else { Outcome::Deferred };
         Verdict {
             outcome,
             status: status.to_owned(),
-            diagnostic: diagnostic.into(),
+            diagnostic: match text::clean(&diagnostic, DIAGNOSTIC_MAX) {
+                Cow::Borrowed(whole) if whole.len() == diagnostic.len() => diagnostic,
+                cleaned => cleaned.into_owned(),
+            },
             remote: false,
             code: 0,
             stage: Stage::Session,

@@ -336,7 +336,7 @@ impl Resolver {
             RData::TXT(t) => Some(t.txt_data.concat()),
             _ => None,
         });
-        Ok(texts.map(|t| String::from_utf8_lossy(&t).into_owned()).collect())
+        Ok(texts.map(|t| ipc::text::clean_bytes(&t, t.len())).collect())
     }
 
     /// Addresses of a name.

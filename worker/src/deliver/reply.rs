@@ -1,5 +1,7 @@
 //! SMTP replies from receivers (RFC 5321 §4.2), bounded in lines and length.
 
+use ipc::text;
+
 use super::learned::Lesson;
 
 /// Most bytes of one reply that are read; the rest of a longer one is an error.
@@ -117,15 +119,13 @@ pub fn parse(input: &[u8]) -> Result<Option<(Reply, usize)>, ReplyError> {
             return Err(malformed());
         }
         let code = code.iter().fold(0u16, |n, d| n * 10 + u16::from(d - b'0'));
-        let (more, text) = match rest.split_first() {
+        let (more, words) = match rest.split_first() {
             None => (false, &rest[..0]),
-            Some((b' ', text)) => (false, text),
-            Some((b'-', text)) => (true, text),
+            Some((b' ', words)) => (false, words),
+            Some((b'-', words)) => (true, words),
             Some(_) => return Err(malformed()),
         };
-        let clean = String::from_utf8_lossy(text);
-        let clean = clean.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control());
-        lines.push(clean.collect::<String>().trim().to_owned());
+        lines.push(text::clean_bytes(words, REPLY_BYTES_MAX).trim().to_owned());
         if !more {
             return Ok(Some((Reply { code, lines }, at)));
         }
@@ -153,8 +153,9 @@ pub struct Extensions {
     pub mail_max: u32,
     /// LIMITS RCPTMAX (RFC 9422): recipients in a transaction, 0 for no limit
     pub rcpt_max: u32,
-    /// All keywords, comma-joined, for accounting; words that cannot be keywords, for they have
-    /// other characters than visible ASCII, are left out.
+    /// The keywords, comma-joined, for accounting. Words that cannot be keywords, for they have
+    /// other characters than visible ASCII or are longer than [`text::KEYWORD_MAX`], are left out, and those behind
+    /// [`text::KEYWORDS_MAX`] bytes.
     pub names: String,
 }
 
@@ -162,10 +163,10 @@ impl Extensions {
     /// From the lines of a reply to EHLO, the first being the greeting.
     pub fn of(reply: &Reply) -> Extensions {
         let mut e = Extensions::default();
-        let mut names = Vec::new();
         for line in reply.lines.iter().skip(1) {
             let mut words = line.split_ascii_whitespace();
-            let Some(word) = words.next().filter(|w| w.bytes().all(|b| b.is_ascii_graphic())) else { continue };
+            let is_keyword = |w: &&str| w.len() <= text::KEYWORD_MAX && w.bytes().all(|b| b.is_ascii_graphic());
+            let Some(word) = words.next().filter(is_keyword) else { continue };
             let name = word.to_ascii_uppercase();
             match name.as_str() {
                 "PIPELINING" => e.pipelining = true,
@@ -178,9 +179,11 @@ impl Extensions {
                 "LIMITS" => words.for_each(|w| e.note_limit(w)),
                 _ => {}
             }
-            names.push(name);
+            if e.names.len() + name.len() < text::KEYWORDS_MAX {
+                e.names += if e.names.is_empty() { "" } else { "," };
+                e.names += &name;
+            }
         }
-        e.names = names.join(",");
         e
     }
 
@@ -226,6 +229,19 @@ mod tests {
         let (r, _) =
             parse("250-mx\r\n250-00\u{a0}x\r\n250-AUTH=LOGIN PLAIN\r\n250 dsn\r\n".as_bytes()).unwrap().unwrap();
         assert_eq!(Extensions::of(&r).names, "AUTH=LOGIN,DSN");
+        let many: String = (0..400).map(|n| format!("250-X-{n:020}\r\n")).collect();
+        for (lines, names) in [(many, 44), (format!("250-DSN\r\n250-{}\r\n", "X".repeat(9000)), 2)] {
+            let (r, _) = parse(format!("250-mx\r\n{lines}250 SIZE 9\r\n").as_bytes()).unwrap().unwrap();
+            let e = Extensions::of(&r);
+            assert!(e.names.len() <= text::KEYWORDS_MAX && e.size == Some(9), "{}", e.names);
+            assert_eq!(e.names.split(',').count(), names);
+        }
+    }
+
+    #[test]
+    fn what_terminals_obey_does_not_come_in() {
+        let (r, _) = parse("550-5.1.1 a\x1b[2Jb\tc\r\n550 \u{9b}\u{202e}x\x07\0\r\n".as_bytes()).unwrap().unwrap();
+        assert_eq!(r.text(), "550 5.1.1 a?[2Jb c ??x??");
     }
 
     #[test]
