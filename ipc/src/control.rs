@@ -123,6 +123,21 @@ pub struct Heartbeat {
     pub held: bool,
     /// Since when (Unix milliseconds) and why rows wait for accounting files.
     pub accounting_behind: Option<(i64, String)>,
+    /// How long the worker's loop was held.
+    pub holds: Holds,
+}
+
+/// How often and how long a worker's loop was held by one piece of work.
+#[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
+pub struct Holds {
+    /// Times that it was held longer than a piece of work may, since start.
+    pub count: u64,
+    /// CPU time of the longest, milliseconds; 0 for none.
+    pub cpu_ms: u32,
+    /// How long that took, milliseconds.
+    pub ms: u32,
+    /// The work that it was.
+    pub by: String,
 }
 
 /// An accounting file that all workers append to.

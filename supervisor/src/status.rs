@@ -83,7 +83,7 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "refusals": slots.iter().filter_map(refusal).collect::<Vec<_>>(),
                 "accountingBehind": slots.iter().filter_map(accounting_behind).collect::<Vec<_>>(),
             },
-            "shards": slots.iter().map(|s| json!({ "shard": s.number, "pid": s.pid(), "state": s.state_name() })).collect::<Vec<_>>(),
+            "shards": slots.iter().map(shard).collect::<Vec<_>>(),
             "status": state,
         } },
         "status": "success", "message": "",
@@ -93,6 +93,15 @@ pub fn as_json(sup: &Supervisor) -> Value {
 fn since(unix_ms: i64) -> String {
     local(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64))
 }
+/// A shard, and how long one piece of work held its loop since it was started.
+fn shard(s: &crate::shards::Slot) -> Value {
+    let h = &s.heartbeat.holds;
+    json!({
+        "shard": s.number, "pid": s.pid(), "state": s.state_name(),
+        "loop": { "holds": h.count, "longestCpuMs": h.cpu_ms, "longestMs": h.ms, "longestBy": h.by },
+    })
+}
+
 
 /// Why a shard refuses new mail, and whether it delivers.
 fn refusal(s: &crate::shards::Slot) -> Option<Value> {

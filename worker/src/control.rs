@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ipc::control::{
-    AccountingFile, Heartbeat, Hello, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
+    AccountingFile, Heartbeat, Hello, Holds, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
 };
 use ipc::frame::{archive, unarchive};
 use ipc::ledger::Ledger;
@@ -27,11 +27,12 @@ use tokio::task::{AbortHandle, spawn_local};
 use crate::account::file::Files;
 use crate::config::Config;
 use crate::heat::Heat;
+use crate::holds::Work;
 use crate::route::paths;
 use crate::sandbox::{self, Grants, InForce};
 use crate::shard::Shard;
 use crate::suppression;
-use crate::{Start, rows};
+use crate::{Start, holds, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
@@ -251,7 +252,7 @@ async fn open_shard(
     loop {
         tokio::select! {
             r = found.recv() => match r {
-                Some(r) => shard.enqueue_recovered(r),
+                Some(r) => holds::doing(Work::Recover, || shard.enqueue_recovered(r)),
                 None => break,
             },
             _ = beat.tick() => {
@@ -295,6 +296,11 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         held: shard.spool.holds_deliveries(),
         accounting_behind: shard.spool.accounting_behind().map(|r| (r.since_unix_ms, r.why)),
         settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
+        holds: {
+            let h = holds::so_far();
+            let by = if h.count == 0 { String::new() } else { h.by.name().to_owned() };
+            Holds { count: h.count, cpu_ms: h.cpu_ms, ms: h.ms, by }
+        },
     }
 }
 
@@ -476,7 +482,7 @@ impl Worker {
                 alive
             }
             ToWorker::Map(map) => {
-                self.shard.set_map(map);
+                holds::doing(Work::Reload, || self.shard.set_map(map));
                 true
             }
             ToWorker::SwitchAccounting { switch, files } => {
@@ -504,7 +510,7 @@ impl Worker {
     /// answers, and what is on disk, come when the disk has spoken.
     fn rows(&self, request: u64, what: RowsOf) -> Option<Rows> {
         if let RowsOf::Page { of, from } = &what {
-            return Some(rows::page(&self.shard, of, *from));
+            return Some(holds::doing(Work::Order, || rows::page(&self.shard, of, *from)));
         }
         if what == RowsOf::Switches {
             return Some(Rows::Switches(crate::switches::all(&self.shard)));
@@ -513,7 +519,7 @@ impl Worker {
             return Some(Rows::Refused(format!("shard {}: {AT_WORK_MAX} orders wait for its disk", self.start.shard)));
         };
         let shard = Rc::clone(&self.shard);
-        let done = match &what {
+        let done = holds::doing(Work::Order, || match &what {
             RowsOf::PauseJob { job, paused } => crate::switches::pause_job(&shard, job, *paused),
             RowsOf::Ordered(order) => crate::switches::obey(&shard, order),
             RowsOf::TakeSwitches(all) => {
@@ -521,7 +527,7 @@ impl Worker {
                 Ok((0, 0))
             }
             _ => Ok((0, 0)),
-        };
+        });
         let connection = self.connection;
         spawn_local(async move {
             let rows = match what {
@@ -539,7 +545,7 @@ impl Worker {
         let taken = fds.next().ok_or_else(|| "no snapshot came with the reload".to_owned()).and_then(|fd| {
             let mapped = MappedSnapshot::map(&fd).map_err(|e| e.to_string())?;
             let generation = mapped.get().generation.to_native();
-            self.shard.reload(Config::of(mapped)?)?;
+            holds::doing(Work::Reload, || self.shard.reload(Config::of(mapped)?))?;
             self.held.snapshot = fd;
             self.held.generation = generation;
             self.held.listeners.retain(|(a, _)| listeners.contains(a));

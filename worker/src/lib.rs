@@ -11,6 +11,7 @@ pub mod control;
 pub mod deliver;
 pub mod dkim;
 pub mod heat;
+pub mod holds;
 pub mod prepare;
 pub mod report;
 pub mod rights;
@@ -49,7 +50,7 @@ pub fn run(start: Start) -> Result<(), String> {
         .build()
         .map_err(|e| format!("the runtime cannot be built: {e}"))?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, control::serve(start))
+    runtime.block_on(holds::watched(local.run_until(control::serve(start))))
 }
 
 /// A local time by a `strftime` pattern.
