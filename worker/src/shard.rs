@@ -33,13 +33,14 @@ use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
 use crate::route::handoff::Handoffs;
+use crate::holds::{Pieces, Work, doing};
 use crate::route::moving::Moves;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
 use crate::route::twins;
 use crate::schedule::message::{Content, Message};
-use crate::schedule::{Entry, PathId, QueueId, Scheduler};
+use crate::schedule::{Entry, PathId, QueueId, Scheduler, Slot};
 use crate::suppression::gate::Gate;
 
 /// Counters for heartbeats.
@@ -169,6 +170,21 @@ const TURNS_MAX: usize = 8;
 
 /// Bytes of content kept in memory until the first attempt, per shard.
 const CONTENT_BUDGET_BYTES: u64 = 64 << 20;
+
+/// Queues that recipients of a message are put into at least, before others have their turn.
+const ENQUEUED_AT_LEAST: usize = 16;
+
+/// A message that is being queued.
+struct Enqueueing {
+    slot: Slot,
+    /// The first recipient that is not queued yet.
+    start: usize,
+    due_ms: i64,
+    /// All queues that it went to so far rest; `None` where it went to none.
+    rests: Option<bool>,
+    /// Queues that have to be looked at.
+    touched: Vec<QueueId>,
+}
 
 impl Shard {
     /// Puts a shard together.
@@ -379,16 +395,28 @@ impl Shard {
         }
     }
 
-    /// Queues a message that has just been stored.
-    pub fn enqueue(self: &Rc<Self>, key: u64, content: Rc<Content>) {
+    /// Queues a message that has just been stored: of many recipients some at a time, between which others have their turn.
+    pub async fn enqueue(self: &Rc<Self>, key: u64, content: Rc<Content>) {
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
-        let now = clock::now_ms();
+        let mut new = doing(Work::Enqueue, || self.begin_to_enqueue(key, &content, e));
+        let mut pieces = Pieces::default();
+        loop {
+            doing(Work::Enqueue, || self.enqueue_some(e, &mut new, &pieces));
+            if new.start >= e.recipients.len() {
+                return;
+            }
+            pieces.pause().await;
+        }
+    }
+
+    /// Puts a message among those in memory; none of its recipients is queued yet.
+    fn begin_to_enqueue(&self, key: u64, content: &Rc<Content>, e: &ArchivedEnvelope) -> Enqueueing {
         let body_len = (content.stored()[0].len() + content.stored()[1].len()) as u32;
-        let due = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
-        if let Some(moved) = e.moved.as_ref().filter(|_| due > 0) {
+        let due_ms = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
+        if let Some(moved) = e.moved.as_ref().filter(|_| due_ms > 0) {
             // Its recipients' state came along, and outlives this process too.
             let state = RecipientState {
-                due_unix_ms: due,
+                due_unix_ms: due_ms,
                 delay_reports: moved.delay_reports,
                 attempts: moved.attempts,
                 last_reply: moved.last_reply.as_str().to_owned(),
@@ -396,54 +424,65 @@ impl Shard {
             let of = |recipient| UpdateEntry { key, recipient, state: state.clone() };
             self.spool.update((0..e.recipients.len() as u16).map(of).collect(), Vec::new());
         }
-        let mut touched = Vec::new();
+        let s = &mut *self.scheduler.borrow_mut();
+        let keep = s.content_bytes < CONTENT_BUDGET_BYTES;
+        let slot = s.add(
+            &e.job_id,
+            Message {
+                key,
+                received_ms: e.received_unix_ms.to_native(),
+                body_len,
+                left: e.recipients.len() as u16,
+                notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
+                job: 0,
+                content: keep.then(|| Rc::clone(content)),
+            },
+        );
+        Enqueueing { slot, start: 0, due_ms, rests: None, touched: Vec::new() }
+    }
+
+    /// Queues recipients as long as the piece lasts, and starts what they wait for.
+    fn enqueue_some(self: &Rc<Self>, e: &ArchivedEnvelope, new: &mut Enqueueing, pieces: &Pieces) {
+        let now = clock::now_ms();
         {
             let s = &mut *self.scheduler.borrow_mut();
-            let keep = s.content_bytes < CONTENT_BUDGET_BYTES;
-            let slot = s.add(
-                &e.job_id,
-                Message {
-                    key,
-                    received_ms: e.received_unix_ms.to_native(),
-                    body_len,
-                    left: e.recipients.len() as u16,
-                    notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
-                    job: 0,
-                    content: keep.then(|| Rc::clone(&content)),
-                },
-            );
-            let mut start = 0usize;
-            while start < e.recipients.len() {
-                let first = &e.recipients[start];
+            let mut queues = 0;
+            while new.start < e.recipients.len() && !(queues >= ENQUEUED_AT_LEAST && pieces.is_long()) {
+                queues += 1;
+                let first = &e.recipients[new.start];
                 let (destination, given) = (first.destination.as_str(), first.priority_given);
                 let sent = |r: &ArchivedRecipient| r.notify & notify::NOT_TO_BE_SENT == 0;
                 let alike = |r: &&ArchivedRecipient| {
                     r.destination == first.destination && r.priority_given == given && sent(r) == sent(first)
                 };
-                let same = e.recipients[start..].iter().take_while(alike).count();
+                let same = e.recipients[new.start..].iter().take_while(alike).count();
                 let id = self.queue_for(s, destination, &e.vmta);
                 if e.moved.is_some() || e.handoff.is_some() {
                     self.was_accepted_before(s, id);
                 }
-                let (from, end, priority) = (start as u16, (start + same) as u16, priority(given));
+                let (from, end, priority) = (new.start as u16, (new.start + same) as u16, priority(given));
                 let attempts = e.moved.as_ref().map_or(0, |m| m.attempts);
-                let entry = Entry { slot, start: from, end, priority, attempts };
+                let entry = Entry { slot: new.slot, start: from, end, priority, attempts };
                 if sent(first) {
-                    s.enqueue(id, entry, due, now);
-                    touched.push(id);
+                    s.enqueue(id, entry, new.due_ms, now);
+                    new.touched.push(id);
                 } else {
                     // Whom it was accepted for only to bounce waits for no receiver.
                     s.count_in(id, &entry);
                     spawn_local(crate::deliver::conclusion::bounce_refused(Rc::clone(self), id, entry));
                 }
-                start += same;
+                new.start += same;
             }
-            if !touched.is_empty() && touched.iter().all(|id| s.rests(*id, now)) {
+            if !new.touched.is_empty() {
+                let rest = new.touched.iter().all(|id| s.rests(*id, now));
+                new.rests = Some(rest && new.rests != Some(false));
+            }
+            if new.start >= e.recipients.len() && new.rests == Some(true) {
                 // Its receivers failed a moment ago: by the first attempt memory is worth more to others.
-                s.drop_content(slot);
+                s.drop_content(new.slot);
             }
         }
-        touched.into_iter().for_each(|id| self.pump_queue(id));
+        new.touched.drain(..).for_each(|id| self.pump_queue(id));
     }
 
     /// When mail of queue `id` was accepted its virtual MTA was there, or the reply would have

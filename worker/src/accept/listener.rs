@@ -11,12 +11,14 @@ use ipc::message::SourceType;
 use spool::SpoolError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::Refusal;
 use super::data::Fault;
 use super::session::{Event, Session, Transaction};
 use crate::prepare::message::{Submitter, prepare};
+use crate::holds::{Work, doing};
 use crate::route::submit::submit;
 use crate::shard::Shard;
 use crate::suppression::Suppresses;
@@ -250,11 +252,12 @@ impl Client<'_> {
         io: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> Option<After> {
         loop {
-            let (n, event) = session.feed(&self.buf);
+            let (n, event) = doing(Work::Commands, || session.feed(&self.buf));
             self.buf.advance(n);
             match event {
                 Event::None if n == 0 || self.buf.is_empty() => break,
-                Event::None => {}
+                // However many commands come at once, others have their turn between them.
+                Event::None => consume_budget().await,
                 Event::Message(t) => {
                     // Replies to pipelined commands before the content go out first.
                     if !session.out.is_empty() && self.send(session, io).await.is_err() {
@@ -333,7 +336,7 @@ impl Client<'_> {
         };
         let now = crate::clock::now_ms();
         let recipients = t.recipients.len() as u64;
-        let (envelope, body) = prepare(&config, &self.rules, &from, id, now, t.mail, t.recipients, content)?;
+        let (envelope, body) = prepare(&config, &self.rules, &from, id, now, t.mail, t.recipients, content).await?;
         let bytes = (body[0].len() + body[1].len()) as u64;
         match submit(self.shard, envelope, body).await {
             Ok(()) => {

@@ -18,16 +18,20 @@ use crate::account::field;
 use crate::account::file::Shown;
 use crate::account::record::{self, Row, stored};
 use crate::classify::bounce_category;
-use crate::classify::bounce_rules::Stage;
+use crate::classify::bounce_rules::{Rules, Stage};
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
 use crate::connect::tls;
+use crate::holds::{Pieces, Work, doing};
 use crate::report::dsn;
 use crate::report::recorded::{self, Report};
 use crate::schedule::message::Content;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
 use crate::suppression::gate;
+
+/// Recipients of a message whose outcomes are worked out before others have their turn.
+const CONCLUDED_AT_ONCE: usize = 64;
 
 /// Where an attempt was made, for accounting and reports.
 #[derive(Debug, Default)]
@@ -86,14 +90,19 @@ pub(super) async fn conclude(
     let before = delay_reports(shard, path, key, e, &verdicts).await;
     let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
     let is_due = |r| due_reports > before.get(&r).copied().unwrap_or(0);
-    let reports = reports(shard, path, e, body, &verdicts, at, is_due);
+    let reports = reports(shard, path, e, body, &verdicts, at, is_due).await;
     let size = (body[0].len() + body[1].len()) as u64;
     let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let due = now + path.rules.retry_recipients_after.as_millis() as i64;
     let (mut delivered, mut all_ended) = (0, 0);
-    for (r, v) in &verdicts {
-        let line = accounted(shard, path, batch, e, body, *r, v, at);
+    let mut common = Common::default();
+    let mut pieces = Pieces::default();
+    for (n, (r, v)) in verdicts.iter().enumerate() {
+        if n % CONCLUDED_AT_ONCE == CONCLUDED_AT_ONCE - 1 {
+            pieces.pause().await;
+        }
+        let line = doing(Work::Conclude, || accounted(shard, path, batch, e, body, *r, v, at, &mut common));
         tracing::debug!(message = %ipc::message::MessageId(e.id.0), shard = shard.number, queue = path.name, recipient = *r, outcome = ?v.outcome, status = v.status, "attempt");
         if v.outcome == Outcome::Deferred {
             retry.push(*r);
@@ -147,17 +156,43 @@ pub(super) async fn conclude(
     }
 }
 
+/// What rows of recipients of one message have in common, worked out once however many they are.
+#[derive(Default)]
+pub(super) struct Common<'v> {
+    /// Headers that files show in records of a type.
+    headers: Option<(u8, Vec<(String, String)>)>,
+    /// What the last verdict was classified as.
+    category: Option<(&'v Verdict, String)>,
+}
+
+impl<'v> Common<'v> {
+    fn headers(&mut self, shown: &Shown, kind: u8, content: &[u8]) -> Vec<(String, String)> {
+        match &self.headers {
+            Some((k, headers)) if *k == kind => headers.clone(),
+            _ => self.headers.insert((kind, shown.headers_of(kind, content))).1.clone(),
+        }
+    }
+
+    fn category(&mut self, rules: &Rules, v: &'v Verdict) -> String {
+        match &self.category {
+            Some((last, category)) if *last == v => category.clone(),
+            _ => self.category.insert((v, bounce_category::of(rules, v).to_owned())).1.clone(),
+        }
+    }
+}
+
 /// The row of an outcome, if some file takes it.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn accounted(
+pub(super) fn accounted<'v>(
     shard: &Shard,
     path: &Path,
     batch: &Batch,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
     recipient: u16,
-    v: &Verdict,
+    v: &'v Verdict,
     at: &Attempt,
+    common: &mut Common<'v>,
 ) -> Option<Vec<u8>> {
     let kind = match v.outcome {
         Outcome::Delivered => b'd',
@@ -169,13 +204,13 @@ pub(super) fn accounted(
         return None;
     }
     let config = shard.config();
-    let category = if kind == b'd' { "" } else { bounce_category::of(config.bounce_rules(), v) };
+    let category = if kind == b'd' { String::new() } else { common.category(config.bounce_rules(), v) };
     let (now, size) = (clock::now_ms(), (body[0].len() + body[1].len()) as u64);
-    let mut row = row(kind, path, e, recipient, v, category, at, now, size);
+    let mut row = row(kind, path, e, recipient, v, &category, at, now, size);
     if shown.own {
         set_own(&mut row, shard.number, e, batch, at, now);
     }
-    row.headers = shown.headers_of(kind, &body[0]);
+    row.headers = common.headers(&shown, kind, &body[0]);
     Some(row.encode())
 }
 
@@ -237,8 +272,8 @@ fn judge(
     None
 }
 
-/// The reports that the sender asked for.
-pub(super) fn reports(
+/// The reports that the sender asked for, each of so many recipients at most.
+pub(super) async fn reports(
     shard: &Rc<Shard>,
     path: &Path,
     e: &ArchivedEnvelope,
@@ -264,10 +299,12 @@ pub(super) fn reports(
             .filter(|(r, _)| outcome != Outcome::Deferred || delay_is_due(*r))
             .map(|(r, v)| dsn::Part { recipient: *r, verdict: v.clone(), action, remote: at.host.clone() })
             .collect();
-        if parts.is_empty() {
-            continue;
+        for some in parts.chunks(dsn::RECIPIENTS_MAX) {
+            reports.extend(doing(Work::Report, || dsn::about(shard, e, some, body)));
+            if parts.len() > dsn::RECIPIENTS_MAX {
+                tokio::task::yield_now().await;
+            }
         }
-        reports.extend(dsn::about(shard, e, &parts, body));
     }
     reports
 }
@@ -412,7 +449,12 @@ pub async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
     let Some((key, content)) = content_of(&shard, &path, &entry).await else { return };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
     let all: Vec<u16> = (entry.start..entry.end).collect();
-    let verdicts = gate::refused(&shard, e, &path.vmta_name, path.pool.as_deref(), &all);
+    let mut pieces = Pieces::default();
+    let mut verdicts = Vec::new();
+    for some in all.chunks(16 * CONCLUDED_AT_ONCE) {
+        verdicts.extend(gate::refused(&shard, e, &path.vmta_name, path.pool.as_deref(), some));
+        pieces.pause().await;
+    }
     conclude(&shard, &path, &Batch::of(id, key, entry), e, &content.body, verdicts, &Attempt::default()).await;
 }
 
@@ -506,7 +548,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
         let waits_still = shard.scheduler.borrow().messages.get(entry.slot as usize).is_some_and(|m| m.key == key);
         if waits_still && !updates.is_empty() {
             let at = Attempt::of_failure(&failure);
-            let reports = reports(&shard, &path, e, &content.body, &verdicts, &at, |_| true);
+            let reports = reports(&shard, &path, e, &content.body, &verdicts, &at, |_| true).await;
             recorded::record(&shard, Outcomes { entries: updates, ..Default::default() }, reports);
         }
     }

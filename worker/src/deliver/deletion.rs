@@ -8,7 +8,7 @@ use ipc::message::ArchivedEnvelope;
 use ipc::queue_orders::Deletion;
 use spool::{Outcomes, Settled};
 
-use super::conclusion::{Attempt, accounted, reports};
+use super::conclusion::{Attempt, Common, accounted, reports};
 use super::connection::{load, path_of_queue};
 use crate::classify::outcome::Verdict;
 use crate::clock;
@@ -63,7 +63,7 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
         for t in taken {
             deleted += t.recipients.len() as u64;
             if let Some(m) = wanted.get(&t.entry.slot) {
-                end(shard, id, &t, Rc::clone(&m.content), d);
+                end(shard, id, &t, Rc::clone(&m.content), d).await;
             }
         }
     }
@@ -132,7 +132,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 
 /// Ends recipients that were taken out, with their records; then tells their sender, where that is
 /// wanted: a report may have to wait for room.
-fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>, d: &Deletion) {
+async fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>, d: &Deletion) {
     let (key, n, slot) = (t.key, t.recipients.len(), t.entry.slot);
     let path = path_of_queue(shard, id);
     let verdict = Verdict::own("5.0.0", "deleted by administrator");
@@ -144,8 +144,10 @@ fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>, d: &D
     {
         let batch =
             Batch { recipients: t.recipients.clone(), ..Batch::of(id, key, Entry { end: t.entry.start, ..t.entry }) };
-        let row = |(r, v): &(u16, Verdict)| accounted(shard, path, &batch, e, &content.body, *r, v, &at);
-        rows.extend(verdicts.iter().filter_map(row));
+        let mut common = Common::default();
+        for (r, v) in &verdicts {
+            rows.extend(accounted(shard, path, &batch, e, &content.body, *r, v, &at, &mut common));
+        }
     }
     shard.counters.bounced.set(shard.counters.bounced.get() + n as u64);
     let last = shard.scheduler.borrow_mut().settle(id, slot, n);
@@ -153,7 +155,7 @@ fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>, d: &D
     if let (true, Some(path)) = (d.dsn, path)
         && let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)
     {
-        told = reports(shard, &path, e, &content.body, &verdicts, &at, |_| true);
+        told = reports(shard, &path, e, &content.body, &verdicts, &at, |_| true).await;
     }
     let settled = Settled { key, recipients: t.recipients.clone(), last, rows };
     recorded::record(shard, Outcomes { settled: Some(settled), ..Default::default() }, told);

@@ -10,6 +10,7 @@ pub mod conclusion;
 pub mod connection;
 mod contained;
 pub mod deletion;
+mod dot_stuffing;
 pub mod interruption;
 pub mod learned;
 pub mod local;

@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
@@ -380,6 +381,8 @@ impl Session {
         // A receiver that goes on is alive, and one that has the content must not be given up early.
         let is_short = self.closing && !self.content_sent.get();
         let until = Instant::now() + if is_short { limit.min(AFTER_421) } else { limit };
+        // However many replies are here, others have their turn between them.
+        consume_budget().await;
         loop {
             match reply::parse(&self.buf) {
                 Ok(Some((r, n))) => {

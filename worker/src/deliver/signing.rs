@@ -11,11 +11,15 @@ use crate::clock;
 use crate::config::Config;
 use crate::dkim::options::Options;
 use crate::dkim::signature::{Message, unsigned};
+use crate::holds::{Work, doing};
 use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// How long a signature is used again, seconds.
 const SIGNED_S: i64 = 300;
+
+/// Longest content whose hash is worked out between other work, bytes: a millisecond or so.
+const HASHED_HERE_MAX: usize = 256 << 10;
 
 /// Content behind its signatures.
 pub struct Signed {
@@ -82,7 +86,13 @@ async fn sign(
             Some(keys) => [&keys[..], &[]],
             None => [&keys[0][..], &keys[1][..]],
         };
-        let made = match unsigned(&mut message, o, asked, &lists, now_s) {
+        let has_key = asked.is_some_and(|r| r.key.is_some()) || lists.iter().any(|l| !l.is_empty());
+        if has_key && content.body[0].len() + content.body[1].len() > HASHED_HERE_MAX {
+            let (body, form) = (content.body.clone(), o.body_canon);
+            let hash = shard.signers.aside(move || Message::of(&body).body_hash(form)).await;
+            hash.into_iter().for_each(|h| message.has_body_hash(form, h));
+        }
+        let made = match doing(Work::Sign, || unsigned(&mut message, o, asked, &lists, now_s)) {
             // Without a key that fits mail goes unsigned.
             Ok(None) => continue,
             Ok(Some(u)) => shard.signers.sign(&u.key, &u.data).await.map(|b| u.with(&b)),

@@ -11,12 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipc::message::{ArchivedBodyType, ArchivedEnvelope, ArchivedRet, notify};
 use ipc::rules::DomainRules;
+use tokio::task::coop::consume_budget;
 
+use super::dot_stuffing::DotStuffed;
 use super::learned::Extension;
 use super::reply::Reply;
 use super::session::{Session, SessionFault};
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
+use crate::holds::{Work, doing};
 
 /// How a recipient stands with the receiver when its transaction is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,27 +46,6 @@ pub struct Result {
     pub too_many_after: Option<u16>,
     /// Why the session is over, if it is.
     pub fault: Option<SessionFault>,
-}
-
-/// Content with dots doubled where a line begins with one (RFC 5321 §4.5.2), and ended.
-pub fn dot_stuffed(body: &[Bytes; 2]) -> Vec<Bytes> {
-    let mut parts = Vec::with_capacity(4);
-    let mut at_line_start = true;
-    for piece in body.iter().filter(|b| !b.is_empty()) {
-        let mut from = 0;
-        if at_line_start && piece[0] == b'.' {
-            parts.push(Bytes::from_static(b"."));
-        }
-        for nl in memchr::memmem::find_iter(piece, b"\n.") {
-            parts.push(piece.slice(from..=nl));
-            parts.push(Bytes::from_static(b"."));
-            from = nl + 1;
-        }
-        parts.push(piece.slice(from..));
-        at_line_start = piece.ends_with(b"\n");
-    }
-    parts.push(Bytes::from_static(if at_line_start { b".\r\n" } else { b"\r\n.\r\n" }));
-    parts
 }
 
 /// The MAIL command; whether it has parameters that can be left out.
@@ -282,13 +264,18 @@ impl Transaction<'_> {
         }
         if !self.is_chunked {
             // A receiver that says 354 without a recipient still waits for an end of data.
-            let stuffed = if self.accepted > 0 { dot_stuffed(body) } else { vec![Bytes::from_static(b".\r\n")] };
+            let none = [Bytes::new(), Bytes::new()];
+            let mut stuffed = DotStuffed::of(if self.accepted > 0 { body } else { &none });
             self.s.content_sent.set(true);
-            let apart = usize::from(self.s.behind_pix && self.rules.pix_bug_workaround);
-            // The final dot in a segment of its own.
-            for part in [&stuffed[..stuffed.len() - apart], &stuffed[stuffed.len() - apart..]] {
-                let mut parts: Vec<IoSlice<'_>> = part.iter().map(|b| IoSlice::new(b)).collect();
-                self.s.write(&mut parts, self.rules.data_send_timeout).await?;
+            while let Some(piece) = doing(Work::Transmit, || stuffed.next()) {
+                // The final dot in a segment of its own.
+                let is_apart = stuffed.is_done() && self.s.behind_pix && self.rules.pix_bug_workaround;
+                let (piece, last) = piece.split_at(piece.len() - usize::from(is_apart));
+                for part in [piece, last] {
+                    let mut parts: Vec<IoSlice<'_>> = part.iter().map(|b| IoSlice::new(b)).collect();
+                    self.s.write(&mut parts, self.rules.data_send_timeout).await?;
+                }
+                consume_budget().await;
             }
         }
         self.read_end().await
@@ -433,39 +420,5 @@ impl Transaction<'_> {
     async fn reset(&mut self) -> Flown<()> {
         let r = self.s.command("RSET", self.limit).await?;
         if r.is_positive() { Ok(()) } else { Err(self.s.refused(r)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn joined(parts: &[Bytes]) -> Vec<u8> {
-        parts.iter().flat_map(|p| p.iter().copied()).collect()
-    }
-
-    #[test]
-    fn dots_are_doubled_at_line_starts_only() {
-        let body = |a: &'static [u8], b: &'static [u8]| [Bytes::from_static(a), Bytes::from_static(b)];
-        assert_eq!(joined(&dot_stuffed(&body(b".a\r\n.", b".b.\r\n"))), b"..a\r\n...b.\r\n.\r\n");
-        assert_eq!(joined(&dot_stuffed(&body(b"a\r\n", b".b"))), b"a\r\n..b\r\n.\r\n");
-        assert_eq!(joined(&dot_stuffed(&body(b"", b""))), b".\r\n");
-    }
-
-    proptest! {
-        #[test]
-        fn unstuffing_gives_the_content_back(a in "[.a\n]{0,30}", b in "[.a\n]{0,30}") {
-            let crlf = |s: &str| Bytes::from(s.replace('\n', "\r\n"));
-            let body = [crlf(&a), crlf(&b)];
-            let sent = joined(&dot_stuffed(&body));
-            let mut lines: Vec<&[u8]> = sent.split_inclusive(|b| *b == b'\n').collect();
-            prop_assert_eq!(lines.pop(), Some(&b".\r\n"[..]));
-            prop_assert!(lines.iter().all(|l| *l != b".\r\n"));
-            let back: Vec<u8> = lines.iter().flat_map(|l| l.strip_prefix(b".").unwrap_or(l).iter().copied()).collect();
-            let mut want = joined(&body);
-            if !want.is_empty() && !want.ends_with(b"\n") { want.extend_from_slice(b"\r\n"); }
-            prop_assert_eq!(back, want);
-        }
     }
 }

@@ -60,7 +60,13 @@ impl<'a> Message<'a> {
         domain_of_mailbox(&headers::unfolded(f.value))
     }
 
-    fn body_hash(&mut self, form: Form) -> (Vec<u8>, u64) {
+    /// The hash of the body was worked out elsewhere.
+    pub fn has_body_hash(&mut self, form: Form, (hash, len): (Vec<u8>, u64)) {
+        self.hashes.push((form, hash, len));
+    }
+
+    /// The hash of the body, and the length of its canonical form.
+    pub fn body_hash(&mut self, form: Form) -> (Vec<u8>, u64) {
         if let Some((_, hash, len)) = self.hashes.iter().find(|(f, ..)| *f == form) {
             return (hash.clone(), *len);
         }

@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::key::Key;
 use crate::rights;
@@ -23,10 +23,17 @@ struct Job {
 }
 
 /// A shard's threads, from the first slow signature on. They end with it.
-#[derive(Default)]
 pub struct Signers {
     /// `None` where the process has no second CPU.
     jobs: OnceCell<Option<SyncSender<Job>>>,
+    /// Of other long work so much goes on at once.
+    aside: Semaphore,
+}
+
+impl Default for Signers {
+    fn default() -> Self {
+        Signers { jobs: OnceCell::new(), aside: Semaphore::new(THREADS_MAX) }
+    }
 }
 
 impl std::fmt::Debug for Signers {
@@ -36,6 +43,16 @@ impl std::fmt::Debug for Signers {
 }
 
 impl Signers {
+    /// Does long work on a thread of its own, whatever CPU is idle; `None` when the process ends meanwhile.
+    pub async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let _one = self.aside.acquire().await.ok()?;
+        let unpinned = move || {
+            rights::unpin_thread();
+            work()
+        };
+        tokio::task::spawn_blocking(unpinned).await.ok()
+    }
+
     /// A signature by a key: made here where the key is quick, or as many wait already as there are threads.
     ///
     /// # Errors
@@ -94,7 +111,7 @@ mod tests {
     async fn every_signature_is_made_whoever_makes_it() {
         let key = Arc::new(Key::from_pem(&crate::dkim::key::generate_rsa(2048).unwrap()).unwrap());
         for cpus in [1, 2, 64] {
-            let signers = Rc::new(Signers { jobs: OnceCell::from(start(cpus)) });
+            let signers = Rc::new(Signers { jobs: OnceCell::from(start(cpus)), ..Signers::default() });
             let local = tokio::task::LocalSet::new();
             let one = |n: u8| {
                 let (signers, key) = (Rc::clone(&signers), Arc::clone(&key));

@@ -1,17 +1,21 @@
 //! From an SMTP transaction to an envelope and content ready to be stored.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, priority};
 use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
+use ipc::text;
+use tokio::task::coop::consume_budget;
 
-use super::headers;
+use super::headers::{self, TooMuch};
 use super::pattern_list::Subject;
 use crate::accept::command::{Mail, Rcpt, Refusal};
 use crate::config::Config;
 use crate::dkim::request;
+use crate::holds::{Pieces, Work, doing};
 
 /// Where a message comes from.
 #[derive(Debug, Clone)]
@@ -30,12 +34,12 @@ pub struct Submitter {
     pub vmta: String,
 }
 
-/// Builds envelope and content.
+/// Builds envelope and content. What takes long of a large message, or of one with many recipients, is done in pieces.
 ///
 /// # Errors
 /// The reply when the message breaks a rule of its source.
 #[allow(clippy::too_many_arguments)] // each is a different thing, used once
-pub fn prepare(
+pub async fn prepare(
     config: &Config,
     rules: &SourceRules,
     from: &Submitter,
@@ -45,16 +49,45 @@ pub fn prepare(
     recipients: Vec<(Rcpt, String)>,
     mut content: BytesMut,
 ) -> Result<(Envelope, [Bytes; 2]), Refusal> {
-    let (snapshot, global) = (config.snapshot.get(), &*config.global);
-    let mut e = Envelope {
+    // A last line that does not end ends here, not with whoever sends it on: the signature is over what arrives.
+    if !content.is_empty() && !content.ends_with(b"\r\n") {
+        content.extend_from_slice(b"\r\n");
+    }
+    let content = content.freeze();
+    // What the client declared may be a habit; receivers without 8BITMIME take what is ASCII.
+    let body_type = if is_ascii(&content).await { BodyType::SevenBit } else { BodyType::EightBit };
+    let (mut e, fields, header) = doing(Work::Prepare, || -> Result<_, Refusal> {
+        let mut e = envelope(rules, from, id, now_ms, mail, recipients, body_type);
+        let (fields, end) = headers::parse_bounded(&content).map_err(too_much)?;
+        let header = read_header(&mut e, config.snapshot.get(), rules, &fields, &content[..end])?;
+        Ok((e, fields, header))
+    })?;
+    by_pattern_list(&mut e, config, rules, &fields).await;
+    Ok(doing(Work::Prepare, || finish(e, config, rules, from, &header, &content)))
+}
+
+fn envelope(
+    rules: &SourceRules,
+    from: &Submitter,
+    id: MessageId,
+    now_ms: i64,
+    mail: Mail,
+    recipients: Vec<(Rcpt, String)>,
+    body_type: BodyType,
+) -> Envelope {
+    Envelope {
         id,
         received_unix_ms: now_ms,
         sender: mail.sender,
         vmta: from.vmta.clone(),
         job_id: String::new(),
         envid: mail.envid,
-        ret: mail.ret,
-        body_type: mail.body,
+        ret: match (mail.ret, rules.dsn_return_default) {
+            (Ret::Unset, 0) => Ret::Headers,
+            (Ret::Unset, 1) => Ret::Full,
+            (given, _) => given,
+        },
+        body_type,
         smtputf8: mail.smtputf8,
         suppress_dsn: rules.suppress_local_dsn,
         source_type: from.source_type,
@@ -66,30 +99,56 @@ pub fn prepare(
         asked: None,
         moved: None,
         recipients: super::recipients::each_once(recipients),
+    }
+}
+
+/// Whether all bytes are ASCII, looked at by the megabyte.
+async fn is_ascii(content: &[u8]) -> bool {
+    for piece in content.chunks(1 << 20) {
+        if !piece.is_ascii() {
+            return false;
+        }
+        consume_budget().await;
+    }
+    true
+}
+
+fn too_much(t: TooMuch) -> Refusal {
+    let limit = match t {
+        TooMuch::Bytes => format!("a header of more than {} bytes", headers::HEADER_BYTES_MAX),
+        TooMuch::Fields => format!("more than {} header fields", headers::HEADER_FIELDS_MAX),
     };
-    // What the client declared may be a habit; receivers without 8BITMIME take what is ASCII.
-    e.body_type = if content.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit };
-    if e.ret == Ret::Unset {
-        e.ret = match rules.dsn_return_default {
-            0 => Ret::Headers,
-            1 => Ret::Full,
-            _ => Ret::Unset,
-        };
-    }
-    // A last line that does not end ends here, not with whoever sends it on: the signature is over what arrives.
-    if !content.is_empty() && !content.ends_with(b"\r\n") {
-        content.extend_from_slice(b"\r\n");
-    }
-    let content = content.freeze();
-    let (fields, end) = headers::parse(&content);
-    if memchr::memchr(0, &content[..end]).is_some() {
+    Refusal(552, "5.3.4", format!("Message has {limit}"))
+}
+
+/// What a header section says to us, and what is to be done about it.
+struct Header<'a> {
+    /// Where it ends.
+    end: usize,
+    /// Fields that do not go on.
+    removed: Vec<Range<usize>>,
+    has_date: bool,
+    has_id: bool,
+    dkim_options: Option<&'a [u8]>,
+    dkim_key: Option<&'a [u8]>,
+}
+
+/// Reads a header section, and puts into the envelope what its fields choose.
+fn read_header<'a>(
+    e: &mut Envelope,
+    snapshot: &ArchivedSnapshot,
+    rules: &SourceRules,
+    fields: &[headers::Field<'a>],
+    section: &[u8],
+) -> Result<Header<'a>, Refusal> {
+    if memchr::memchr(0, section).is_some() {
         let text = "Message has a NUL in its header (RFC 5322 section 2.2)";
         return Err(Refusal(550, "5.6.0", text.into()));
     }
     let mut removed = Vec::new();
     let (mut hops, mut has_date, mut has_id) = (0u64, false, false);
     let (mut dkim_options, mut dkim_key) = (None, None);
-    for f in &fields {
+    for f in fields {
         match f.name.to_ascii_lowercase().as_str() {
             "received" => hops += 1,
             "date" => {
@@ -100,14 +159,14 @@ pub fn prepare(
             }
             "message-id" => has_id = true,
             "x-virtual-mta" if rules.process_x_virtual_mta => {
-                e.vmta = chosen_vmta(snapshot, rules, &headers::unfolded(f.value))?;
+                e.vmta = chosen_vmta(snapshot, rules, f.value)?;
                 if !rules.retain_x_virtual_mta {
                     removed.push(f.range.clone());
                 }
             }
             "x-job" if rules.process_x_job => {
                 let job = headers::unfolded(f.value);
-                if job.len() > 200 || !job.bytes().all(|b| b.is_ascii_graphic()) {
+                if job.len() > text::JOB_NAME_MAX || !job.bytes().all(|b| b.is_ascii_graphic()) {
                     return Err(Refusal(
                         550,
                         "5.6.0",
@@ -145,44 +204,61 @@ pub fn prepare(
             format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
         return Err(Refusal(554, "5.4.6", text));
     }
-    by_pattern_list(&mut e, config, rules, &fields);
+    Ok(Header { end: section.len(), removed, has_date, has_id, dkim_options, dkim_key })
+}
+
+/// Orders the recipients, and puts together what is stored.
+fn finish(
+    mut e: Envelope,
+    config: &Config,
+    rules: &SourceRules,
+    from: &Submitter,
+    header: &Header<'_>,
+    content: &Bytes,
+) -> (Envelope, [Bytes; 2]) {
+    let global = &*config.global;
     // Recipients of one queue and priority must be neighbours; the order among equals is kept.
     let order = |r: &Recipient| std::cmp::Reverse(priority(r.priority_given));
     e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination).then(order(a).cmp(&order(b))));
     if e.vmta.is_empty() {
-        e.vmta = default_vmta(snapshot, rules, from);
+        e.vmta = default_vmta(config.snapshot.get(), rules, from);
     }
     // A key signs by the options that name its selector.
-    let dkim_key = dkim_key.filter(|_| dkim_options.is_some());
-    let (mut head, kept) = request::keep(dkim_options, dkim_key);
+    let dkim_key = header.dkim_key.filter(|_| header.dkim_options.is_some());
+    let (mut head, kept) = request::keep(header.dkim_options, dkim_key);
     e.kept = kept;
+    let end = header.end;
     head.reserve(end + 512);
     if rules.add_received_header {
         received(&mut head, &e, global, rules, from);
     }
     let mut at = 0;
-    for r in removed {
+    for r in &header.removed {
         head.extend_from_slice(&content[at..r.start]);
         at = r.end;
     }
     head.extend_from_slice(&content[at..end]);
-    if rules.add_date_header == 2 || (rules.add_date_header == 1 && !has_date) {
+    if rules.add_date_header == 2 || (rules.add_date_header == 1 && !header.has_date) {
         head.extend_from_slice(
-            format!("Date: {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(now_ms) / 1000)).as_bytes(),
+            format!("Date: {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(e.received_unix_ms) / 1000)).as_bytes(),
         );
     }
-    if rules.add_message_id_header && !has_id {
-        head.extend_from_slice(format!("Message-ID: <{id}.{}@{}>\r\n", global.host_id, global.host_name).as_bytes());
+    if rules.add_message_id_header && !header.has_id {
+        head.extend_from_slice(
+            format!("Message-ID: <{}.{}@{}>\r\n", e.id, global.host_id, global.host_name).as_bytes(),
+        );
     }
     // Content without an empty line behind its header gets one, or the body would become
     // part of what was added, and a header alone what receivers complete in ways of their own.
     if !content[end..].starts_with(b"\r\n") {
         head.extend_from_slice(b"\r\n");
     }
-    Ok((e, [Bytes::from(head), content.slice(end..)]))
+    (e, [Bytes::from(head), content.slice(end..)])
 }
 
-fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, name: &str) -> Result<String, Refusal> {
+fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, value: &[u8]) -> Result<String, Refusal> {
+    // Of names that are unknown there may be any number, in every listing.
+    let name = &headers::shown(value, text::VMTA_NAME_MAX);
     if name.is_empty() && rules.allow_empty_x_virtual_mta {
         return Ok(DEFAULT_VMTA.to_owned());
     }
@@ -226,18 +302,23 @@ fn default_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, from: &Submitt
 
 /// What the source's `pattern-list` says: a virtual MTA where no header names one, by the first
 /// recipient that a rule has one for, and priorities.
-fn by_pattern_list(e: &mut Envelope, config: &Config, rules: &SourceRules, fields: &[headers::Field<'_>]) {
+async fn by_pattern_list(e: &mut Envelope, config: &Config, rules: &SourceRules, fields: &[headers::Field<'_>]) {
     let (lists, name) = (&config.pattern_lists, rules.pattern_list.as_str());
     if name.is_empty() {
         return;
     }
     let each = lists.looks_at_recipients(name);
+    let mut decider = lists.of_message(name, Subject { sender: &e.sender, fields });
+    let mut pieces = Pieces::default();
     let mut vmta = String::new();
     let mut last = None;
     for r in &mut e.recipients {
         let choice = match last.take().filter(|_| !each) {
             Some(c) => c,
-            None => lists.decide(name, &Subject { sender: &e.sender, recipient: &r.address, fields }),
+            None => {
+                pieces.pause().await;
+                doing(Work::Prepare, || decider.decide(&r.address))
+            }
         };
         r.priority_given = choice.priority.map_or(0, |p| p + 1);
         if vmta.is_empty() {

@@ -1,5 +1,7 @@
 //! `<pattern-list>`: virtual MTA and priority of a message by its sender, recipients, headers.
 
+use std::collections::HashMap;
+
 use fancy_regex::Regex;
 use ipc::pattern_lists::{ArchivedOn, ArchivedPatternList, ArchivedPatternResult};
 
@@ -8,13 +10,17 @@ use crate::classify::expression;
 
 /// Lists that call each other.
 const CALLS_MAX: usize = 16;
+/// Rules that are looked at for one recipient, in all lists that call each other.
+const RULES_MAX: usize = 10_000;
+/// Fields of one name that a rule looks at.
+const FIELDS_MAX: usize = 10;
+/// Bytes of a field's value that a rule looks at.
+const VALUE_MAX: usize = 4096;
 
-/// What the lists look at.
+/// What the lists look at in a message, whoever gets it.
 pub struct Subject<'a> {
     /// Envelope sender.
     pub sender: &'a str,
-    /// One recipient.
-    pub recipient: &'a str,
     /// Header fields.
     pub fields: &'a [Field<'a>],
 }
@@ -83,10 +89,10 @@ impl PatternLists {
         PatternLists { names, lists }
     }
 
-    /// What the list of this name decides; nothing when no rule matches.
-    pub fn decide(&self, name: &str, s: &Subject<'_>) -> Choice {
-        let at = self.names.iter().position(|n| !n.is_empty() && n.eq_ignore_ascii_case(name));
-        at.and_then(|at| self.ask(at, s, 0)).unwrap_or_default()
+    /// The list of this name, to be asked for the recipients of one message.
+    pub fn of_message<'a>(&'a self, name: &str, subject: Subject<'a>) -> Decider<'a> {
+        let first = self.names.iter().position(|n| !n.is_empty() && n.eq_ignore_ascii_case(name));
+        Decider { lists: &self.lists, first, subject, known: HashMap::new(), rules: 0 }
     }
 
     /// Whether what it decides may differ from recipient to recipient.
@@ -94,17 +100,42 @@ impl PatternLists {
         // A list may call any other.
         !name.is_empty() && self.lists.iter().flatten().any(|r| matches!(r.on, On::Recipient))
     }
+}
 
-    fn ask(&self, at: usize, s: &Subject<'_>, calls: usize) -> Option<Choice> {
-        for r in self.lists.get(at).filter(|_| calls < CALLS_MAX)? {
-            if !matches(r, s) {
+/// What a list decides for the recipients of a message, one after the other. What depends on the message alone is looked at
+/// once, however many they are.
+pub struct Decider<'a> {
+    lists: &'a [Vec<Rule>],
+    first: Option<usize>,
+    subject: Subject<'a>,
+    /// Of rules on the sender and on headers, by list and place: whether they match.
+    known: HashMap<(usize, usize), bool>,
+    /// Rules that were looked at for this recipient.
+    rules: usize,
+}
+
+impl Decider<'_> {
+    /// What it decides for one; nothing when no rule matches.
+    pub fn decide(&mut self, recipient: &str) -> Choice {
+        self.rules = 0;
+        self.first.and_then(|at| self.ask(at, recipient, 0)).unwrap_or_default()
+    }
+
+    fn ask(&mut self, at: usize, recipient: &str, calls: usize) -> Option<Choice> {
+        let lists = self.lists;
+        for (place, r) in lists.get(at).filter(|_| calls < CALLS_MAX)?.iter().enumerate() {
+            self.rules += 1;
+            if self.rules > RULES_MAX {
+                return None;
+            }
+            if !self.matches(r, (at, place), recipient) {
                 continue;
             }
             match &r.then {
                 Then::Choose(c) => return Some(c.clone()),
                 // Of a list inside nothing may match: the search goes on behind it.
                 Then::List(next) => {
-                    if let Some(c) = self.ask(*next, s, calls + 1) {
+                    if let Some(c) = self.ask(*next, recipient, calls + 1) {
                         return Some(c);
                     }
                 }
@@ -112,21 +143,27 @@ impl PatternLists {
         }
         None
     }
+
+    fn matches(&mut self, r: &Rule, place: (usize, usize), recipient: &str) -> bool {
+        let Some(e) = &r.expression else { return true };
+        if let On::Recipient = r.on {
+            return hits(e, recipient);
+        }
+        let subject = &self.subject;
+        *self.known.entry(place).or_insert_with(|| match &r.on {
+            On::Sender => hits(e, subject.sender),
+            On::Header(name) => {
+                let named = subject.fields.iter().filter(|f| f.name.eq_ignore_ascii_case(name)).take(FIELDS_MAX);
+                named.map(|f| &f.value[..f.value.len().min(VALUE_MAX)]).any(|v| hits(e, &String::from_utf8_lossy(v)))
+            }
+            On::Recipient | On::Any => true,
+        })
+    }
 }
 
-fn matches(r: &Rule, s: &Subject<'_>) -> bool {
-    let Some(e) = &r.expression else { return true };
-    // An expression that runs away matches nothing.
-    let hit = |text: &str| e.is_match(text).unwrap_or(false);
-    match &r.on {
-        On::Sender => hit(s.sender),
-        On::Recipient => hit(s.recipient),
-        On::Header(name) => {
-            let named = s.fields.iter().filter(|f| f.name.eq_ignore_ascii_case(name));
-            named.map(|f| String::from_utf8_lossy(f.value)).any(|v| hit(&v))
-        }
-        On::Any => true,
-    }
+/// An expression that runs away matches nothing.
+fn hits(e: &Regex, text: &str) -> bool {
+    e.is_match(text).unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -163,7 +200,7 @@ mod tests {
         let message = b"X-Kind: reset\r\nOther: x\r\n\r\n";
         let (with, _) = headers::parse(message);
         let ask = |sender: &str, recipient: &str, fields: &[Field<'_>]| {
-            let c = lists.decide("L", &Subject { sender, recipient, fields });
+            let c = lists.of_message("L", Subject { sender, fields }).decide(recipient);
             (c.vmta, c.priority)
         };
         assert_eq!(ask("news@s", "x@vip.test", &[]), ("v1".into(), Some(90)));
@@ -173,5 +210,34 @@ mod tests {
         // Expressions look at case, and lists that call themselves end.
         assert_eq!(ask("NEWS@s", "a@d.test", &[]), (String::new(), None));
         assert!(lists.looks_at_recipients("l") && !lists.looks_at_recipients(""));
+    }
+    #[test]
+    fn headers_are_looked_at_once_and_within_bounds() {
+        let on_header = |e: &str, vmta: &str| rule(On::Header("x".into()), e, choose(vmta, None));
+        let vip = || rule(On::Recipient, "^vip@", choose("v", None));
+        let lists = PatternLists {
+            names: vec!["l".into()],
+            lists: vec![vec![vip(), on_header("far", "far"), on_header("near", "near")]],
+        };
+        let value = format!("near{}far", "-".repeat(VALUE_MAX));
+        let beyond = "X: no\r\n".repeat(FIELDS_MAX);
+        for (message, decided) in [(format!("X: {value}\r\n\r\n"), "near"), (format!("{beyond}X: near\r\n\r\n"), "")] {
+            let (fields, _) = headers::parse(message.as_bytes());
+            let mut decider = lists.of_message("l", Subject { sender: "", fields: &fields });
+            for n in 0..5 {
+                assert_eq!(decider.decide(&format!("{n}@d.test")).vmta, decided);
+                assert_eq!(decider.decide("vip@d.test").vmta, "v");
+            }
+            assert_eq!(decider.known.len(), 2, "each rule on a header was asked once");
+        }
+    }
+
+    #[test]
+    fn lists_that_call_each_other_many_times_end() {
+        let call = || Rule { on: On::Any, expression: None, then: Then::List(0) };
+        let lists = PatternLists { names: vec!["l".into()], lists: vec![(0..8).map(|_| call()).collect()] };
+        let mut decider = lists.of_message("l", Subject { sender: "", fields: &[] });
+        assert_eq!(decider.decide("a@d.test"), Choice::default());
+        assert!(decider.rules <= RULES_MAX + CALLS_MAX, "{}", decider.rules);
     }
 }

@@ -15,6 +15,9 @@ use crate::shard::Shard;
 /// Bytes of the original that a report returns at most.
 const RETURNED_MAX: usize = 50_000;
 
+/// Recipients that one report tells of at most; of more there are several.
+pub const RECIPIENTS_MAX: usize = 500;
+
 /// What a report says of one recipient.
 #[derive(Debug, Clone)]
 pub struct Part {
@@ -121,10 +124,10 @@ fn compose(
         let source = if p.verdict.remote { "smtp" } else { "x-sluice" };
         t.push_str(&format!("Diagnostic-Code: {source}; {}\r\n", plain(&one_line(&p.verdict.diagnostic))));
     }
-    let mut whole = content[0].to_vec();
-    whole.extend_from_slice(&content[1][..content[1].len().min(RETURNED_MAX)]);
+    let mut whole = content[0][..content[0].len().min(RETURNED_MAX)].to_vec();
+    let room = RETURNED_MAX - whole.len();
+    whole.extend_from_slice(&content[1][..content[1].len().min(room)]);
     let (_, end) = headers::parse(&whole);
-    whole.truncate(RETURNED_MAX);
     // message/rfc822 cannot be encoded, and the sender's host may take ASCII alone.
     let full = e.ret == ArchivedRet::Full && action == "failed" && whole.is_ascii();
     t.push_str(&format!("\r\n--{boundary}\r\nContent-Type: "));
@@ -172,6 +175,9 @@ fn text_part(text: &[u8]) -> String {
 
 /// ASCII for a field: what is not, in the form of RFC 6533 §3 (utf-8-addr-xtext).
 fn plain(text: &str) -> String {
+    if text.is_ascii() {
+        return text.to_owned();
+    }
     let one = |c: char| if c.is_ascii() { c.to_string() } else { format!("\\x{{{:X}}}", u32::from(c)) };
     text.chars().map(one).collect()
 }

@@ -209,7 +209,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
     };
     if owner == shard.number {
         shard.handoffs.kept.gone(kept.recipients);
-        shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()])));
+        shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()]))).await;
         return None;
     }
     let kept = match owner == asked {

@@ -220,7 +220,7 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
     };
     let id = shard.next_message_id();
     let prepared =
-        prepare(&config, &rules, &from, id, crate::clock::now_ms(), mail, recipients, BytesMut::from(&f.raw[..]));
+        prepare(&config, &rules, &from, id, crate::clock::now_ms(), mail, recipients, BytesMut::from(&f.raw[..])).await;
     Ok(match prepared {
         Err(r) => Injected::Refused(r.2),
         Ok((envelope, body)) => match submit(shard, envelope, body).await {

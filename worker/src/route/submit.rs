@@ -11,6 +11,7 @@ use rkyv::util::AlignedVec;
 use spool::{NewMessage, SpoolError};
 use tokio::time::timeout;
 
+use crate::holds::{Pieces, Work, doing};
 use crate::route::handoff::{Answer, Share};
 use crate::route::rollup;
 use crate::schedule::message::Content;
@@ -33,12 +34,12 @@ struct Offered {
 /// [`SpoolError`] when nothing was accepted.
 pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2]) -> Result<(), SpoolError> {
     shard.check_room(envelope.recipients.len())?;
-    follow_queue_to(shard, &mut envelope);
-    rollup::follow(shard, &mut envelope);
+    follow_queue_to(shard, &mut envelope).await;
+    doing(Work::Route, || rollup::follow(shard, &mut envelope));
     let me = shard.number;
     let mut own_share = None;
     let mut offered = Vec::new();
-    for (owner, mut e) in shares(shard, envelope) {
+    for (owner, mut e) in shares(shard, envelope).await {
         if owner == me {
             own_share = Some(e);
             continue;
@@ -46,7 +47,7 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         let share = shard.handoffs.new_share(owner);
         e.handoff = Some(share.id);
         e.asked = Some(owner);
-        let envelope = ipc::frame::archive(&e);
+        let envelope = doing(Work::Route, || ipc::frame::archive(&e));
         let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), &body);
         offered.push(Offered { share, envelope, answer });
     }
@@ -93,7 +94,10 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
 
 /// Who owns mail to one address, and the queue that it belongs to.
 pub fn owner_of_one(shard: &Rc<Shard>, envelope: &mut Envelope) -> u8 {
-    follow_queue_to(shard, envelope);
+    let config = shard.config();
+    for r in &mut envelope.recipients {
+        r.destination = config.queued_under(std::mem::take(&mut r.destination), &envelope.vmta);
+    }
     rollup::follow(shard, envelope);
     let map = shard.map.borrow();
     let of = |r: &Recipient| map.taker(&r.destination, shard.next_turn());
@@ -101,31 +105,44 @@ pub fn owner_of_one(shard: &Rc<Shard>, envelope: &mut Envelope) -> u8 {
 }
 
 /// Puts recipients under the queues that `queue-to` sends them to.
-fn follow_queue_to(shard: &Shard, envelope: &mut Envelope) {
+async fn follow_queue_to(shard: &Shard, envelope: &mut Envelope) {
     let config = shard.config();
     if !config.snapshot.get().has_queue_to {
         return;
     }
+    let mut pieces = Pieces::default();
     for r in &mut envelope.recipients {
         r.destination = config.queued_under(std::mem::take(&mut r.destination), &envelope.vmta);
+        pieces.pause().await;
     }
     // Recipients of one queue must be neighbours.
     envelope.recipients.sort_by(|a, b| a.destination.cmp(&b.destination));
 }
 
 /// The shares of a message by owner. Nearly all mail has one owner and is not copied.
-fn shares(shard: &Shard, mut envelope: Envelope) -> Vec<(u8, Envelope)> {
-    let map = shard.map.borrow();
+async fn shares(shard: &Shard, mut envelope: Envelope) -> Vec<(u8, Envelope)> {
+    let map = Rc::clone(&shard.map.borrow());
     // Recipients of one message at one destination stay together.
     let turn = shard.next_turn();
     let owner_of = |r: &Recipient| if map.shards.is_empty() { shard.number } else { map.taker(&r.destination, turn) };
     let first = envelope.recipients.first().map_or(shard.number, owner_of);
-    if envelope.recipients.iter().skip(1).all(|r| owner_of(r) == first) {
+    // The first that has another owner.
+    let mut pieces = Pieces::default();
+    let mut others = envelope.recipients.len();
+    for (n, r) in envelope.recipients.iter().enumerate().skip(1) {
+        if owner_of(r) != first {
+            others = n;
+            break;
+        }
+        pieces.pause().await;
+    }
+    if others == envelope.recipients.len() {
         return vec![(first, envelope)];
     }
     let mut shares: Vec<(u8, Envelope)> = Vec::new();
-    for r in std::mem::take(&mut envelope.recipients) {
-        let owner = owner_of(&r);
+    for (n, r) in std::mem::take(&mut envelope.recipients).into_iter().enumerate() {
+        pieces.pause().await;
+        let owner = if n < others { first } else { owner_of(&r) };
         let share = match shares.iter_mut().position(|(o, _)| *o == owner) {
             Some(i) => &mut shares[i].1,
             None => {
@@ -145,7 +162,7 @@ async fn store_own(
     body: &[Bytes; 2],
     in_progress: bool,
 ) -> Result<(), SpoolError> {
-    let archive = ipc::frame::archive(envelope);
+    let archive = doing(Work::Route, || ipc::frame::archive(envelope));
     store_archived(shard, archive, body.clone(), in_progress).await.map(|_| ())
 }
 
@@ -161,7 +178,7 @@ pub async fn store_archived(
 ) -> Result<u64, SpoolError> {
     let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress };
     let key = shard.store(message).await?;
-    shard.enqueue(key, Rc::new(Content::new(envelope, body)));
+    shard.enqueue(key, Rc::new(Content::new(envelope, body))).await;
     Ok(key)
 }
 

@@ -8,6 +8,7 @@ use ipc::backoff::Mode;
 use super::Shard;
 use crate::clock;
 use crate::deliver::shared_limits::wake_first;
+use crate::holds::{Pieces, Work, doing};
 use crate::route::{paths, twins};
 use crate::schedule::{PathId, QueueId, Timer};
 
@@ -35,6 +36,7 @@ impl Shard {
             }
             let now = clock::now_ms();
             let due = self.scheduler.borrow_mut().due(now);
+            let mut pieces = Pieces::default();
             for timer in due {
                 match timer {
                     Timer::Queue(id) => self.pump_queue(id as QueueId),
@@ -42,6 +44,7 @@ impl Shard {
                         self.pump(id as PathId);
                     }
                 }
+                pieces.pause().await;
             }
             for id in self.asks.woken(&self.ledger, self.number, now) {
                 let mut s = self.scheduler.borrow_mut();
@@ -67,7 +70,7 @@ impl Shard {
             }
             if now - sweep >= 1000 {
                 sweep = now;
-                self.sweep(now);
+                doing(Work::Timers, || self.sweep(now));
             }
             tokio::task::yield_now().await;
         }
