@@ -29,7 +29,8 @@ pub enum Class {
 const CLASSES: usize = 2;
 const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
-const CELLS_AT: usize = (RECIPIENTS_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
+const RECEIVING_AT: usize = RECIPIENTS_AT + (SHARDS_MAX + 1) * 4;
+const CELLS_AT: usize = (RECEIVING_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
 const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
 const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
@@ -136,6 +137,7 @@ impl Ledger {
         self.free_claims_of(shard);
         self.withdraw_those_of(shard);
         self.set_sessions(shard, 0);
+        self.set_receiving(shard, 0);
     }
 
     /// Publishes how many SMTP sessions `shard` serves.
@@ -153,6 +155,16 @@ impl Ledger {
     /// Recipients queued in all shards, as they last published.
     pub fn recipients(&self) -> u64 {
         self.map.atomics(RECIPIENTS_AT, SHARDS_MAX + 1).iter().map(|n| u64::from(n.load(Relaxed))).sum()
+    }
+
+    /// Publishes how many KiB of content `shard` has in memory of what it is receiving.
+    pub fn set_receiving(&self, shard: u8, kib: u32) {
+        self.map.atomics(RECEIVING_AT, SHARDS_MAX + 1)[usize::from(shard)].store(kib, Relaxed);
+    }
+
+    /// The same of all shards, as they last published.
+    pub fn receiving(&self) -> u64 {
+        self.map.atomics(RECEIVING_AT, SHARDS_MAX + 1).iter().map(|n| u64::from(n.load(Relaxed))).sum()
     }
 
     /// The mean of sessions over the first `shards` shards.

@@ -134,6 +134,8 @@ pub struct Global {
     pub dnssec_name_servers: Vec<String>,
     /// Inbound connections over all shards.
     pub total_max_smtp_in: u64,
+    /// Bytes of memory over all shards for messages that are being received; 0 is unlimited.
+    pub total_max_smtp_in_size: u64,
     /// Outbound connections over all shards.
     pub total_max_smtp_out: u64,
     /// Parents of `shard-NN`, highest priority first.
@@ -198,6 +200,7 @@ impl Default for Global {
             name_servers: Vec::new(),
             dnssec_name_servers: Vec::new(),
             total_max_smtp_in: 1000,
+            total_max_smtp_in_size: 64 << 20,
             total_max_smtp_out: 1000,
             spools: Vec::new(),
             spool_max_recipients: 0,

@@ -69,7 +69,10 @@ pub fn as_json(sup: &Supervisor) -> Value {
             } },
             "dkim": { "keys": sup.dkim_keys.get().0, "unpublished": sup.dkim_keys.get().1 },
             "conn": {
-                "smtpIn": { "cur": sum(&|h| u64::from(h.connections_in)), "max": g.total_max_smtp_in },
+                "smtpIn": {
+                    "cur": sum(&|h| u64::from(h.connections_in)), "max": g.total_max_smtp_in,
+                    "kb": sup.ledger.borrow().receiving(), "maxKb": g.total_max_smtp_in_size >> 10,
+                },
                 "smtpOut": { "cur": sum(&|h| u64::from(h.connections_out)), "max": g.total_max_smtp_out },
             },
             "queue": { "smtp": {
@@ -90,9 +93,6 @@ pub fn as_json(sup: &Supervisor) -> Value {
     })
 }
 
-fn since(unix_ms: i64) -> String {
-    local(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64))
-}
 /// A shard, and how long one piece of work held its loop since it was started.
 fn shard(s: &crate::shards::Slot) -> Value {
     let h = &s.heartbeat.holds;
@@ -102,6 +102,9 @@ fn shard(s: &crate::shards::Slot) -> Value {
     })
 }
 
+fn since(unix_ms: i64) -> String {
+    local(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64))
+}
 
 /// Why a shard refuses new mail, and whether it delivers.
 fn refusal(s: &crate::shards::Slot) -> Option<Value> {

@@ -21,6 +21,7 @@ use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
+use crate::accept::receiving::Receiving;
 use crate::account::file::Shown;
 use crate::clock;
 use crate::config::Config;
@@ -32,8 +33,8 @@ use crate::deliver::openers::Openers;
 use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
-use crate::route::handoff::Handoffs;
 use crate::holds::{Pieces, Work, doing};
+use crate::route::handoff::Handoffs;
 use crate::route::moving::Moves;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
@@ -130,6 +131,8 @@ pub struct Shard {
     pub signers: Signers,
     /// Statistics.
     pub counters: Counters,
+    /// Messages that are being received.
+    pub receiving: Receiving,
     /// SMTP sessions served.
     pub sessions: Cell<u32>,
     /// Outbound connections, those being opened included.
@@ -168,9 +171,6 @@ const QUEUES_LOOKED_AT: usize = 256;
 /// Members of a pool that are asked, at most, for one that can take a message.
 const TURNS_MAX: usize = 8;
 
-/// Bytes of content kept in memory until the first attempt, per shard.
-const CONTENT_BUDGET_BYTES: u64 = 64 << 20;
-
 /// Queues that recipients of a message are put into at least, before others have their turn.
 const ENQUEUED_AT_LEAST: usize = 16;
 
@@ -185,6 +185,9 @@ struct Enqueueing {
     /// Queues that have to be looked at.
     touched: Vec<QueueId>,
 }
+
+/// Bytes of content kept in memory until the first attempt, per shard.
+const CONTENT_BUDGET_BYTES: u64 = 64 << 20;
 
 impl Shard {
     /// Puts a shard together.
@@ -216,6 +219,7 @@ impl Shard {
             accounting: RefCell::default(),
             signers: Signers::default(),
             counters: Counters::default(),
+            receiving: Receiving::default(),
             sessions: Cell::new(0),
             connections: Cell::new(0),
             openers: Openers::default(),

@@ -14,6 +14,8 @@ pub const LINE_MAX: usize = 100 * 1024;
 
 /// Bytes that a buffer may be larger than an eighth more than its content.
 const SPARE_MAX: usize = 128;
+/// Longest content that is copied into a buffer of its size.
+const FITTED_MAX: usize = 1 << 20;
 
 /// What is wrong with the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Fault {
     TooLarge,
     /// A line longer than [`LINE_MAX`].
     LineTooLong,
+    /// The server has no room for it, see [`super::receiving`].
+    NoRoom,
 }
 
 /// Collects the content of one message. After a fault it goes on to the end without keeping
@@ -128,23 +132,58 @@ impl Content {
         (self.max - self.bytes.len()) as u64 >= more
     }
 
-    /// Takes bytes of a BDAT chunk as they are.
-    pub fn chunk(&mut self, input: &[u8]) {
-        self.keep(input);
+    /// Bytes that are kept.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
     }
 
-    /// The content, checked as a whole when it came in chunks.
-    pub fn finish(mut self, chunked: bool) -> Result<BytesMut, Fault> {
-        if let Some(f) = self.fault {
-            return Err(f);
-        }
-        if chunked && check(&self.bytes)? > 0 {
-            self.bytes = with_whole_line_ends(&self.bytes);
-            if self.bytes.len() > self.max {
-                return Err(Fault::TooLarge);
+    /// Nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// There is no room for it: nothing is kept any more.
+    pub fn give_up(&mut self) {
+        self.fail(Fault::NoRoom);
+    }
+
+    /// Takes bytes of a BDAT chunk, whose lines and chunks need not end together. A dot means nothing here; behind a bare CR
+    /// it is the same fault as in DATA.
+    pub fn chunk(&mut self, input: &[u8]) {
+        let mut at = 0;
+        while at < input.len() && self.fault.is_none() {
+            match (self.tail, input[at]) {
+                (Tail::Cr, b'\n') => {
+                    self.keep(b"\r\n");
+                    self.tail = Tail::LineStart;
+                    self.line = 0;
+                    at += 1;
+                }
+                (Tail::Cr, b'.') => self.fail(Fault::BareLineEnd),
+                (Tail::Cr, b) => {
+                    self.keep(b"\r\n");
+                    self.line = 0;
+                    self.tail = if b == b'\r' { Tail::Cr } else { Tail::Line };
+                    at += usize::from(b == b'\r');
+                }
+                _ => at += self.line(&input[at..]),
             }
         }
-        Ok(fitted(self.bytes))
+    }
+
+    /// The content.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn finish(mut self) -> Result<BytesMut, Fault> {
+        if self.tail == Tail::Cr {
+            // The last byte of the last chunk is a bare CR.
+            self.keep(b"\r\n");
+        }
+        match self.fault {
+            Some(f) => Err(f),
+            None => Ok(fitted(self.bytes)),
+        }
     }
 
     fn keep_in_line(&mut self, b: &[u8]) {
@@ -178,43 +217,11 @@ impl Content {
 }
 
 /// The content in a buffer of its size, where the one it grew in is much larger: what waits in a
-/// queue holds its whole buffer.
+/// queue holds its whole buffer. Of a large one the spare pages were never touched, and cost nothing.
 fn fitted(bytes: BytesMut) -> BytesMut {
     let spare = bytes.capacity() - bytes.len();
-    if spare > bytes.len() / 8 + SPARE_MAX { BytesMut::from(&bytes[..]) } else { bytes }
-}
-
-/// How many bare CRs content has that become line ends.
-fn check(bytes: &[u8]) -> Result<usize, Fault> {
-    let (mut at, mut line, mut bare) = (0, 0, 0);
-    while let Some(i) = memchr::memchr2(b'\r', b'\n', &bytes[at..]) {
-        let here = at + i;
-        let next = bytes.get(here + 1);
-        if bytes[here] == b'\n' || next == Some(&b'.') {
-            return Err(Fault::BareLineEnd);
-        }
-        if here - line > LINE_MAX {
-            return Err(Fault::LineTooLong);
-        }
-        let whole = next == Some(&b'\n');
-        bare += usize::from(!whole);
-        at = here + 1 + usize::from(whole);
-        line = at;
-    }
-    if bytes.len() - line > LINE_MAX { Err(Fault::LineTooLong) } else { Ok(bare) }
-}
-
-/// Content whose bare CRs are CR LF.
-fn with_whole_line_ends(bytes: &[u8]) -> BytesMut {
-    let mut out = BytesMut::with_capacity(bytes.len() + bytes.len() / 16);
-    let mut from = 0;
-    for cr in memchr::memchr_iter(b'\r', bytes).filter(|i| bytes.get(i + 1) != Some(&b'\n')) {
-        out.put_slice(&bytes[from..=cr]);
-        out.put_u8(b'\n');
-        from = cr + 1;
-    }
-    out.put_slice(&bytes[from..]);
-    out
+    let is_worth_it = bytes.len() < FITTED_MAX && spare > bytes.len() / 8 + SPARE_MAX;
+    if is_worth_it { BytesMut::from(&bytes[..]) } else { bytes }
 }
 
 #[cfg(test)]
@@ -226,7 +233,13 @@ mod tests {
     fn whole(input: &[u8]) -> (Result<BytesMut, Fault>, usize, bool) {
         let mut c = Content::new(0, 0);
         let (n, end) = c.data(input);
-        (c.finish(false), n, end)
+        (c.finish(), n, end)
+    }
+
+    fn chunks(pieces: &[&[u8]]) -> Result<BytesMut, Fault> {
+        let mut c = Content::new(0, 0);
+        pieces.iter().for_each(|p| c.chunk(p));
+        c.finish()
     }
 
     #[test]
@@ -242,8 +255,10 @@ mod tests {
         assert!(whole(b".\r\n").2);
         let (c, _, end) = whole(b"a\rb\r\r\n.\r\n");
         assert!(end && c == Ok(BytesMut::from(&b"a\r\nb\r\n\r\n"[..])), "a bare CR is a line end");
-        assert_eq!(check(b"a\r.\r\n"), Err(Fault::BareLineEnd));
-        assert_eq!((check(b"a\rb\r\n"), check(b"a\r\r")), (Ok(1), Ok(2)));
+        assert_eq!(chunks(&[b"a\r.\r\n"]), Err(Fault::BareLineEnd));
+        assert_eq!(chunks(&[b"a\r", b".\r\n"]), Err(Fault::BareLineEnd));
+        assert_eq!(chunks(&[b"a\r", b"\nb\n"]), Err(Fault::BareLineEnd));
+        assert_eq!(chunks(&[b"a\rb\r", b"\n.c\r", b"\r"]), Ok(BytesMut::from(&b"a\r\nb\r\n.c\r\n\r\n"[..])));
     }
 
     #[test]
@@ -251,9 +266,9 @@ mod tests {
         for len in [0, 1, 300, 4_000, 9_000, 70_000, 300_000] {
             for hint in [0, len as u64, 1 << 30] {
                 let mut c = Content::new(0, hint);
-                c.chunk(&vec![b'a'; len]);
-                let held = c.finish(true).map_or(0, |c| c.capacity());
-                assert!(held <= len + len / 8 + SPARE_MAX || len > LINE_MAX, "{held} for {len}, {hint} announced");
+                vec![b'a'; len].chunks(LINE_MAX - 2).for_each(|line| c.chunk(&[line, b"\r\n"].concat()));
+                let (len, held) = c.finish().map_or((0, 1), |c| (c.len(), c.capacity()));
+                assert!(held <= len + len / 8 + SPARE_MAX, "{held} for {len}, {hint} announced");
             }
         }
     }
@@ -278,19 +293,19 @@ mod tests {
             let mut c = Content::new(max, 0);
             assert!(c.has_room(6) && !c.has_room(max + 1));
             c.chunk(b"a\rb\rc\r\n");
-            assert_eq!(c.finish(true).is_ok(), fits, "{max}");
+            assert_eq!(c.finish().is_ok(), fits, "{max}");
         }
         let lines = [vec![b'a'; LINE_MAX], b"\r".to_vec(), vec![b'b'; LINE_MAX]].concat();
-        assert_eq!(check(&lines), Ok(1));
+        assert_eq!(chunks(&[&lines]).map(|c| c.len()), Ok(2 * LINE_MAX + 2));
     }
 
     proptest! {
         #[test]
-        fn chunks_become_what_lines_do(text in "([ab]{0,3}(\r|\r\n)?){0,8}") {
+        fn chunks_become_what_lines_do(text in "([ab]{0,3}(\r|\r\n)?){0,8}", piece in 1usize..9) {
             let mut c = Content::new(0, 0);
-            c.chunk(text.as_bytes());
+            text.as_bytes().chunks(piece).for_each(|p| c.chunk(p));
             let want = text.replace("\r\n", "\n").replace('\r', "\n").replace('\n', "\r\n");
-            let chunked = c.finish(true);
+            let chunked = c.finish();
             prop_assert_eq!(chunked.as_deref(), Ok(want.as_bytes()));
             if text.ends_with("\r\n") {
                 let (by_data, _, end) = whole(&[text.as_bytes(), b".\r\n"].concat());
@@ -312,7 +327,7 @@ mod tests {
                 ended = e;
             }
             prop_assert_eq!((taken, ended), (n, end));
-            prop_assert_eq!(c.finish(false), want);
+            prop_assert_eq!(c.finish(), want);
         }
     }
 }

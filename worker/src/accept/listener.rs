@@ -16,9 +16,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::Refusal;
 use super::data::Fault;
+use super::receiving::Share;
 use super::session::{Event, Session, Transaction};
-use crate::prepare::message::{Submitter, prepare};
 use crate::holds::{Work, doing};
+use crate::prepare::message::{Submitter, prepare};
 use crate::route::submit::submit;
 use crate::shard::Shard;
 use crate::suppression::Suppresses;
@@ -89,6 +90,7 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     let tls = config.tls_of(address);
     let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
     let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
+    session.share = Some(Share::of(&shard, Some(peer.ip())));
     let mut client = Client {
         shard: &shard,
         peer,
@@ -317,6 +319,7 @@ impl Client<'_> {
             Fault::LineTooLong => {
                 Refusal(550, "5.6.0", format!("Message has a line of more than {} octets", super::data::LINE_MAX))
             }
+            Fault::NoRoom => super::receiving::no_room(),
         })?;
         let config = self.shard.config();
         let id = self.shard.next_message_id();

@@ -5,5 +5,6 @@ pub mod blackhole;
 pub mod command;
 pub mod data;
 pub mod listener;
+pub mod receiving;
 pub mod session;
 pub mod source;

@@ -10,6 +10,7 @@ use ipc::text;
 
 use super::command::{self, Mail, Rcpt, Refusal};
 use super::data::{Content, Fault};
+use super::receiving::{self, Share};
 use super::source::may_relay;
 use crate::suppression::Suppresses;
 
@@ -18,9 +19,9 @@ use crate::suppression::Suppresses;
 pub const COMMAND_MAX: usize = 4096;
 /// Longest line of a reply (RFC 5321 §4.5.3.1.5), CR LF included.
 pub const REPLY_LINE_MAX: usize = 512;
-/// Bytes of a command line that are passed over in search of its end.
 /// Longest name in EHLO that is not ASCII, bytes: as A-labels it has 255 at most.
 const HELLO_MAX: usize = 1000;
+/// Bytes of a command line that are passed over in search of its end.
 const SKIPPED_MAX: usize = 1 << 20;
 /// Commands that are refused before the session is closed.
 const ERRORS_MAX: u32 = 50;
@@ -48,8 +49,9 @@ pub struct Transaction {
     pub mail: Mail,
     /// RCPTs that were accepted, with their destinations.
     pub recipients: Vec<(Rcpt, String)>,
+    /// What they take in memory, about.
+    recipients_bytes: u64,
     content: Option<Content>,
-    chunked: bool,
     too_many: bool,
 }
 
@@ -60,7 +62,7 @@ impl Transaction {
     /// [`Fault`]
     pub fn take_content(&mut self) -> Result<bytes::BytesMut, Fault> {
         match self.content.take() {
-            Some(c) => c.finish(self.chunked),
+            Some(c) => c.finish(),
             None => Ok(bytes::BytesMut::new()),
         }
     }
@@ -102,6 +104,8 @@ pub struct Session {
     since_mail: u64,
     /// Replies to send.
     pub out: Vec<u8>,
+    /// What it holds of the memory for messages; `None` for as much as comes.
+    pub share: Option<Share>,
 }
 
 impl std::fmt::Debug for Session {
@@ -132,6 +136,7 @@ impl Session {
             commands: 0,
             since_mail: 0,
             out: Vec::with_capacity(256),
+            share: None,
         };
         let greeting = format!("220 {} ESMTP Sluice service ready\r\n", s.global.host_name);
         s.out.extend_from_slice(greeting.as_bytes());
@@ -160,7 +165,6 @@ impl Session {
         if line.len() > REPLY_LINE_MAX - 2 || !text::is_fit(&line) {
             line = text::clean(&line, REPLY_LINE_MAX - 2).into_owned();
         }
-        line.truncate(line.floor_char_boundary(REPLY_LINE_MAX - 2));
         line.push_str("\r\n");
         self.out.extend_from_slice(line.as_bytes());
     }
@@ -181,6 +185,7 @@ impl Session {
         match std::mem::replace(&mut self.state, State::Storing) {
             State::Data(mut t) => {
                 let (n, end) = t.content.as_mut().map_or((0, true), |c| c.data(input));
+                self.hold(&mut t);
                 if end {
                     return (n, Event::Message(*t));
                 }
@@ -207,6 +212,7 @@ impl Session {
         if let Some(c) = t.as_mut().ok().and_then(|t| t.content.as_mut()) {
             c.chunk(&input[..n]);
         }
+        t.iter_mut().for_each(|t| self.hold(t));
         let left = left - n as u64;
         if left > 0 {
             self.state = State::Chunk(t, left, last);
@@ -312,7 +318,23 @@ impl Session {
         }
     }
 
+    /// Accounts for what the transaction has in memory; content that there is no room for is given up.
+    fn hold(&self, t: &mut Transaction) {
+        let (Some(share), Some(content)) = (&self.share, &mut t.content) else { return };
+        if !share.hold(t.recipients_bytes + content.len() as u64) {
+            content.give_up();
+            share.hold(t.recipients_bytes);
+        }
+    }
+
+    fn holds_nothing(&self) {
+        if let Some(s) = &self.share {
+            s.hold(0);
+        }
+    }
+
     fn end_transaction(&mut self) {
+        self.holds_nothing();
         self.state = if self.hello.is_empty() { State::Fresh } else { State::Ready };
     }
 
@@ -343,7 +365,12 @@ impl Session {
             lines.push("CHUNKING".into());
         }
         lines.push("8BITMIME".into());
-        lines.push(format!("SIZE {}", r.max_message_size));
+        let largest = self.share.as_ref().map_or(u64::MAX, Share::largest);
+        lines.push(match (r.max_message_size, largest) {
+            (max, u64::MAX) => format!("SIZE {max}"),
+            (0, largest) => format!("SIZE {largest}"),
+            (max, largest) => format!("SIZE {}", max.min(largest)),
+        });
         lines.push("DSN".into());
         if r.allow_smtputf8 {
             lines.push("SMTPUTF8".into());
@@ -371,12 +398,20 @@ impl Session {
         if max != 0 && mail.size > max {
             return Err(too_large(max));
         }
+        if let Some(s) = &self.share {
+            if mail.size > s.largest() {
+                return Err(receiving::too_large(s.largest()));
+            }
+            if !s.has_room(mail.size) {
+                return Err(receiving::no_room());
+            }
+        }
         let text = format!("<{}> sender ok", mail.sender);
         self.state = State::Mail(Box::new(Transaction {
             mail,
             recipients: Vec::new(),
+            recipients_bytes: 0,
             content: None,
-            chunked: false,
             too_many: false,
         }));
         self.reply(250, "2.1.0", &text);
@@ -400,6 +435,11 @@ impl Session {
             t.too_many = true;
             return Err(Refusal(452, "4.5.3", format!("Too many recipients, the limit is {limit}{directive}")));
         }
+        let recipients_bytes = t.recipients_bytes + receiving::RECIPIENT_BYTES + 2 * arg.len() as u64;
+        if self.share.as_ref().is_some_and(|s| !s.hold(recipients_bytes)) {
+            return Err(receiving::no_room());
+        }
+        t.recipients_bytes = recipients_bytes;
         // RFC 5321 section 4.5.1: the postmaster is reached without a domain.
         let bare = arg.trim_start().get(..12).is_some_and(|a| a.eq_ignore_ascii_case("<postmaster>"));
         let owned = bare.then(|| format!("<postmaster@{}>{}", self.global.host_name, &arg.trim_start()[12..]));
@@ -497,16 +537,21 @@ impl Session {
         let t = match std::mem::replace(&mut self.state, State::Storing) {
             State::Mail(t) if self.fails(&t) => Err(Some(too_many())),
             State::Mail(mut t) if !t.recipients.is_empty() => {
-                t.chunked = true;
                 let max = self.rules.max_message_size;
-                if t.content.get_or_insert_with(|| Content::new(max, size)).has_room(size) {
-                    Ok(t)
-                } else {
+                let content = t.content.get_or_insert_with(|| Content::new(max, size));
+                let held = t.recipients_bytes + content.len() as u64;
+                let refusal = match &self.share {
+                    _ if !content.has_room(size) => Some(too_large(max)),
+                    Some(s) if !s.has_room(held + size) => Some(receiving::no_room()),
+                    _ => None,
+                };
+                match refusal {
+                    None => Ok(t),
                     // At once: a client may wait for the reply before it sends all that.
-                    if let Event::Close = self.refuse(&too_large(max)) {
-                        return Event::Close;
-                    }
-                    Err(None)
+                    Some(r) => match self.refuse(&r) {
+                        Event::Close => return Event::Close,
+                        _ => Err(None),
+                    },
                 }
             }
             _ => Err(Some(Refusal(503, "5.5.1", "BDAT needs MAIL and an accepted RCPT before it".into()))),
@@ -538,6 +583,7 @@ impl Session {
     /// The message was stored, or why not; the next transaction may begin.
     pub fn stored(&mut self, result: Result<String, Refusal>) -> Event {
         self.state = State::Ready;
+        self.holds_nothing();
         match result {
             Ok(id) => {
                 self.since_mail = 0;

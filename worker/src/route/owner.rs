@@ -18,6 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::accept::command::{Mail, Rcpt};
+use crate::accept::receiving::{Share, no_room};
 use crate::prepare::message::{Submitter, canonical_name, prepare};
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
@@ -218,6 +219,10 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         Ok(m) => Mail { ..m },
         Err(r) => return Ok(Injected::Refused(r.2)),
     };
+    let share = Share::of(shard, None);
+    if !share.hold(f.raw.len() as u64) {
+        return Ok(Injected::Refused(no_room().2));
+    }
     let id = shard.next_message_id();
     let prepared =
         prepare(&config, &rules, &from, id, crate::clock::now_ms(), mail, recipients, BytesMut::from(&f.raw[..])).await;

@@ -15,6 +15,7 @@ impl Compiler<'_> {
             ("total-max-smtp-out" | "total-max-smtp-in", Value::Number(0)) => {}
             ("total-max-smtp-out", Value::Number(n)) => g.total_max_smtp_out = n,
             ("total-max-smtp-in", Value::Number(n)) => g.total_max_smtp_in = n,
+            ("total-max-smtp-in-size", Value::Number(n)) => g.total_max_smtp_in_size = n,
             ("spool-max-recipients", Value::Number(n)) => g.spool_max_recipients = n,
             ("host-id", Value::Number(n)) => g.host_id = n,
             ("spool-sync", Value::Number(n)) => g.spool_sync = n == 0,

@@ -1,0 +1,209 @@
+//! The memory of what is being received: messages of all sessions and shards together have a budget
+//! (`total-max-smtp-in-size`), fairly shared.
+//!
+//! What is small is not counted, and always gets in. Of the rest a client (an IPv4 address, or a network of 64 bits) has no more
+//! than what is still free then; in each of several shards, an equal part of that, for its sessions are spread over them. So
+//! the first client gets half of the budget, and each that comes as well leaves something for others. One message alone may have
+//! more, as long as an eighth of the budget stays free.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::rc::Rc;
+
+use super::command::Refusal;
+use crate::shard::Shard;
+
+/// Bytes of one session that are not counted.
+pub const SMALL_BYTES: u64 = 64 << 10;
+/// What a recipient costs beside its RCPT's text, which it has twice: the address and its domain.
+pub const RECIPIENT_BYTES: u64 = 160;
+
+/// What one client is sending to this shard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Client {
+    bytes: u64,
+    messages: u64,
+}
+
+/// What this shard is receiving.
+#[derive(Debug, Default)]
+pub struct Receiving {
+    bytes: Cell<u64>,
+    clients: RefCell<HashMap<IpAddr, Client>>,
+}
+
+/// The budget as one session sees it, bytes.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    /// Of all shards; 0 for none.
+    of_all: u64,
+    /// What others are holding, in all shards, the client's other sessions included.
+    others: u64,
+    shards: u64,
+}
+
+impl Budget {
+    /// The largest message that it ever has room for.
+    fn largest(of_all: u64) -> u64 {
+        if of_all == 0 { u64::MAX } else { of_all - of_all / 8 }
+    }
+
+    /// Whether one message of a client that has these others may have so many bytes.
+    fn has_room(&self, bytes: u64, own: Client) -> bool {
+        let Some(free) = self.of_all.checked_sub(self.others.saturating_add(bytes)) else { return self.of_all == 0 };
+        let is_alone = own.messages == 0 && self.others + bytes <= Self::largest(self.of_all);
+        is_alone || (own.bytes + bytes).saturating_mul(self.shards) <= free
+    }
+}
+
+/// What one session holds of the budget; given back when it is dropped.
+pub struct Share {
+    shard: Rc<Shard>,
+    client: IpAddr,
+    /// As counted: 0 while it is small.
+    bytes: Cell<u64>,
+}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Share").field("client", &self.client).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Share {
+    /// Of a client, or of a program on this machine.
+    pub fn of(shard: &Rc<Shard>, client: Option<IpAddr>) -> Share {
+        let client = client.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), network);
+        Share { shard: Rc::clone(shard), client, bytes: Cell::new(0) }
+    }
+
+    /// The session holds so many bytes from now on; false, and nothing changes, if there is no room for more.
+    pub fn hold(&self, bytes: u64) -> bool {
+        let bytes = if bytes > SMALL_BYTES { bytes } else { 0 };
+        if bytes > self.bytes.get() && !self.has_room(bytes) {
+            return false;
+        }
+        self.count(bytes);
+        true
+    }
+
+    /// Whether there is room for a message of so many bytes now.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        if bytes <= SMALL_BYTES {
+            return true;
+        }
+        let (r, ledger) = (&self.shard.receiving, &self.shard.ledger);
+        // This shard's own number is exact, and in the ledger in whole KiB.
+        let elsewhere = ledger.receiving().saturating_sub(kib(r.bytes.get())) << 10;
+        let others = (elsewhere + r.bytes.get()).saturating_sub(self.bytes.get());
+        let shards = self.shard.map.borrow().shards.len().max(1) as u64;
+        let of_all = self.shard.config().global.total_max_smtp_in_size;
+        let own = r.clients.borrow().get(&self.client).copied().unwrap_or_default();
+        let own = Client {
+            bytes: own.bytes.saturating_sub(self.bytes.get()),
+            messages: own.messages.saturating_sub(u64::from(self.bytes.get() > 0)),
+        };
+        Budget { of_all, others, shards }.has_room(bytes, own)
+    }
+
+    /// The largest message that there is ever room for, bytes.
+    pub fn largest(&self) -> u64 {
+        Budget::largest(self.shard.config().global.total_max_smtp_in_size)
+    }
+
+    fn count(&self, bytes: u64) {
+        let before = self.bytes.replace(bytes);
+        if before == bytes {
+            return;
+        }
+        let r = &self.shard.receiving;
+        r.bytes.set((r.bytes.get() + bytes).saturating_sub(before));
+        let mut clients = r.clients.borrow_mut();
+        let own = clients.entry(self.client).or_default();
+        own.bytes = (own.bytes + bytes).saturating_sub(before);
+        own.messages = (own.messages + u64::from(bytes > 0)).saturating_sub(u64::from(before > 0));
+        if own.messages == 0 {
+            clients.remove(&self.client);
+        }
+        self.shard.ledger.set_receiving(self.shard.number, kib(r.bytes.get()).min(u64::from(u32::MAX)) as u32);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.count(0);
+    }
+}
+
+/// For who has to come again.
+pub fn no_room() -> Refusal {
+    Refusal(452, "4.3.1", "No memory for so much at once now (total-max-smtp-in-size), try again later".into())
+}
+
+/// For what there never is room for.
+pub fn too_large(largest: u64) -> Refusal {
+    Refusal(
+        552,
+        "5.3.4",
+        format!("Message is larger than {largest} bytes, all that there is room for (total-max-smtp-in-size)"),
+    )
+}
+
+fn kib(bytes: u64) -> u64 {
+    bytes.div_ceil(1024)
+}
+
+/// Whose an address is: in IPv6 a customer has a network of 64 bits at least.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MB: u64 = 1 << 20;
+
+    #[test]
+    fn one_client_leaves_room_for_others() {
+        let budget = |others| Budget { of_all: 64 * MB, others, shards: 1 };
+        let own = |messages, bytes| Client { bytes, messages };
+        assert!(budget(0).has_room(56 * MB, own(0, 0)) && !budget(0).has_room(57 * MB, own(0, 0)));
+        // With others of its own it gets half.
+        assert!(budget(20 * MB).has_room(12 * MB, own(1, 20 * MB)));
+        assert!(!budget(20 * MB).has_room(13 * MB, own(1, 20 * MB)));
+        // Another client takes its part of the rest, and a third one of what is left then.
+        assert!(budget(32 * MB).has_room(16 * MB, own(1, 0)) && budget(48 * MB).has_room(8 * MB, own(1, 0)));
+        assert!(Budget { of_all: 0, others: 1 << 50, shards: 1 }.has_room(1 << 30, own(9, 1 << 40)));
+        let ip = |text: &str| text.parse::<IpAddr>().ok();
+        assert_eq!(ip("2001:db8::1:2:3:4").map(network), ip("2001:db8::"));
+        assert_eq!(ip("::ffff:192.0.2.1").map(network), ip("192.0.2.1"));
+    }
+
+    proptest! {
+        /// Clients that take all they can, in any order: the budget holds, and whoever is new still gets something.
+        #[test]
+        fn the_budget_holds_whoever_takes(steps in proptest::collection::vec((0usize..12, 0usize..4, 1u64..30), 0..300), shards in 1u64..5) {
+            let of_all = 64 * MB;
+            let mut held = [[0u64; 4]; 12];
+            for (client, message, more) in steps {
+                let others = held.iter().flatten().sum::<u64>() - held[client][message];
+                let mut rest = held[client];
+                rest[message] = 0;
+                let own = Client { bytes: rest.iter().sum(), messages: rest.iter().filter(|b| **b > 0).count() as u64 };
+                let bytes = held[client][message] + more * MB;
+                if (Budget { of_all, others, shards }).has_room(bytes, own) {
+                    held[client][message] = bytes;
+                }
+                let all: u64 = held.iter().flatten().sum();
+                prop_assert!(all <= of_all);
+                prop_assert!(Budget { of_all, others: all, shards }.has_room(100 << 10, Client::default()), "{all}");
+            }
+        }
+    }
+}
