@@ -130,6 +130,7 @@ impl Key {
 fn rsa_key(der: &[u8], pkcs8: bool) -> Option<Key> {
     use rsa::pkcs1::DecodeRsaPrivateKey;
     use rsa::pkcs8::DecodePrivateKey;
+    use rsa::traits::PublicKeyParts;
     let long = if pkcs8 { RsaKeyPair::from_pkcs8(der) } else { RsaKeyPair::from_der(der) };
     if let Ok(k) = long {
         return Some(Key::Rsa(Box::new(k)));
@@ -138,7 +139,8 @@ fn rsa_key(der: &[u8], pkcs8: bool) -> Option<Key> {
         true => rsa::RsaPrivateKey::from_pkcs8_der(der).ok(),
         false => rsa::RsaPrivateKey::from_pkcs1_der(der).ok(),
     };
-    short.map(|k| Key::ShortRsa(Box::new(k)))
+    // A message may bring its own key, and by this library a signature of 20,000 bits takes seconds.
+    short.filter(|k| k.size() * 8 <= BITS_VERIFIED_MAX).map(|k| Key::ShortRsa(Box::new(k)))
 }
 
 /// As records and signatures write bytes.
@@ -181,4 +183,22 @@ pub fn generate_ed25519() -> Result<String, String> {
     let der =
         Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).map_err(|_| "the key could not be made".to_owned())?;
     Ok(pem(der.as_ref()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rsa::BigUint;
+    use rsa::pkcs8::EncodePrivateKey;
+
+    use super::*;
+
+    #[test]
+    fn keys_that_take_seconds_to_sign_are_none() {
+        // Two primes of Mersenne.
+        let prime = |n: usize| (BigUint::from(1u8) << n) - BigUint::from(1u8);
+        let large = rsa::RsaPrivateKey::from_p_q(prime(4423), prime(4253), BigUint::from(65_537u32)).unwrap();
+        let der = large.to_pkcs8_der().unwrap();
+        assert!(Key::from_pem(&pem(der.as_bytes())).is_err());
+    }
 }
