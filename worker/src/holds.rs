@@ -92,8 +92,8 @@ thread_local! {
     static LONGEST: Cell<(Work, i64)> = const { Cell::new((Work::Other, 0)) };
     /// When the thread's CPU time was read last, and what it was, microseconds.
     static CPU: Cell<(i64, i64)> = const { Cell::new((i64::MIN, 0)) };
-    /// When each work was told of last.
-    static TOLD: Cell<[i64; WORKS]> = const { Cell::new([i64::MIN; WORKS]) };
+    /// When each work was told of last: that it worked, and that it waited.
+    static TOLD: Cell<[[i64; WORKS]; 2]> = const { Cell::new([[i64::MIN; WORKS]; 2]) };
 }
 
 /// Milliseconds by a clock that costs a few nanoseconds and moves every one to four milliseconds.
@@ -151,12 +151,17 @@ fn note(now: i64, ms: i64) {
         (holds.cpu_ms, holds.ms, holds.by) = (cpu_ms as u32, ms as u32, by);
     }
     HOLDS.set(holds);
+    // Else the thread waited most of the time: for its core on a busy machine, or for a disk.
+    let worked = cpu_ms * 2 >= ms;
     let mut told = TOLD.get();
-    let last = &mut told[by as usize];
+    let last = &mut told[usize::from(worked)][by as usize];
     if now.saturating_sub(*last) >= TOLD_EVERY_MS {
         *last = now;
         TOLD.set(told);
-        tracing::warn!(work = by.name(), ms, cpu_ms, "the worker's loop was held");
+        match worked {
+            true => tracing::warn!(work = by.name(), ms, cpu_ms, "the worker's loop was held"),
+            false => tracing::info!(work = by.name(), ms, cpu_ms, "the worker's loop stood still"),
+        }
     }
 }
 

@@ -49,6 +49,7 @@ pub async fn prepare(
     recipients: Vec<(Rcpt, String)>,
     mut content: BytesMut,
 ) -> Result<(Envelope, [Bytes; 2]), Refusal> {
+    let mut pieces = Pieces::default();
     // A last line that does not end ends here, not with whoever sends it on: the signature is over what arrives.
     if !content.is_empty() && !content.ends_with(b"\r\n") {
         content.extend_from_slice(b"\r\n");
@@ -62,8 +63,11 @@ pub async fn prepare(
         let header = read_header(&mut e, config.snapshot.get(), rules, &fields, &content[..end])?;
         Ok((e, fields, header))
     })?;
+    pieces.pause().await;
     by_pattern_list(&mut e, config, rules, &fields).await;
-    Ok(doing(Work::Prepare, || finish(e, config, rules, from, &header, &content)))
+    let prepared = doing(Work::Prepare, || finish(e, config, rules, from, &header, &content));
+    pieces.pause().await;
+    Ok(prepared)
 }
 
 fn envelope(

@@ -20,6 +20,9 @@ use crate::shard::Shard;
 /// How long an owner may take before the share is kept here.
 const OWNER_WAIT: Duration = Duration::from_secs(1);
 
+/// Recipients whose owners are found before others have their turn.
+const ROUTED_AT_ONCE: usize = 256;
+
 /// A share that is with its owner.
 struct Offered {
     share: Share,
@@ -134,14 +137,19 @@ async fn shares(shard: &Shard, mut envelope: Envelope) -> Vec<(u8, Envelope)> {
             others = n;
             break;
         }
-        pieces.pause().await;
+        if n % ROUTED_AT_ONCE == 0 {
+            pieces.pause().await;
+        }
     }
+    pieces.pause().await;
     if others == envelope.recipients.len() {
         return vec![(first, envelope)];
     }
     let mut shares: Vec<(u8, Envelope)> = Vec::new();
     for (n, r) in std::mem::take(&mut envelope.recipients).into_iter().enumerate() {
-        pieces.pause().await;
+        if n % ROUTED_AT_ONCE == 0 {
+            pieces.pause().await;
+        }
         let owner = if n < others { first } else { owner_of(&r) };
         let share = match shares.iter_mut().position(|(o, _)| *o == owner) {
             Some(i) => &mut shares[i].1,
