@@ -13,3 +13,14 @@ pub fn give_back() {
         nix::libc::malloc_trim(0);
     }
 }
+
+/// Allocations of so many bytes and more are pages of their own, which grow without being copied and go back to the system
+/// when they are freed. Left alone, glibc's allocator puts what is as large as the largest that was ever freed among the small ones, and
+/// twenty messages that are received at once leave holes of twice their size.
+pub fn keep_large_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator, before there is a second thread.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, 512 << 10);
+    }
+}

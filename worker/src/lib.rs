@@ -42,6 +42,7 @@ pub struct Start {
 /// # Errors
 /// A sentence when it cannot serve; the supervisor starts it again.
 pub fn run(start: Start) -> Result<(), String> {
+    ipc::memory::keep_large_apart();
     // Before anything starts a thread, so that all of them inherit it.
     rights::pin(start.cpu);
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -19,6 +19,9 @@ pub const SMALL_BYTES: u64 = 64 << 10;
 /// What a recipient costs beside its RCPT's text, which it has twice: the address and its domain.
 pub const RECIPIENT_BYTES: u64 = 160;
 
+/// When so much was held and nothing is, the allocator gives it back to the system.
+const GIVEN_BACK_BYTES: u64 = 8 << 20;
+
 /// What one client is sending to this shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Client {
@@ -30,6 +33,8 @@ struct Client {
 #[derive(Debug, Default)]
 pub struct Receiving {
     bytes: Cell<u64>,
+    /// The most since there was nothing.
+    most: Cell<u64>,
     clients: RefCell<HashMap<IpAddr, Client>>,
 }
 
@@ -126,6 +131,10 @@ impl Share {
         if own.messages == 0 {
             clients.remove(&self.client);
         }
+        if r.bytes.get() == 0 && r.most.replace(0) > GIVEN_BACK_BYTES {
+            self.shard.gives_memory_back_soon();
+        }
+        r.most.set(r.most.get().max(r.bytes.get()));
         self.shard.ledger.set_receiving(self.shard.number, kib(r.bytes.get()).min(u64::from(u32::MAX)) as u32);
     }
 }

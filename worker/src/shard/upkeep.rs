@@ -104,6 +104,11 @@ impl Shard {
         }
     }
 
+    /// Much memory was freed that the allocator has use for again only in another such moment.
+    pub fn gives_memory_back_soon(&self) {
+        self.give_back_ms.set(clock::now_ms() + GIVE_BACK_AFTER_MS);
+    }
+
     fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
         if !self.scheduler.borrow().queues.contains(id) {
             return;
