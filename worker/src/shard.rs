@@ -173,6 +173,8 @@ const TURNS_MAX: usize = 8;
 
 /// Queues that recipients of a message are put into at least, before others have their turn.
 const ENQUEUED_AT_LEAST: usize = 16;
+/// And at most: starting what they wait for takes many times as long.
+const ENQUEUED_MAX: usize = 64;
 
 /// A message that is being queued.
 struct Enqueueing {
@@ -401,9 +403,12 @@ impl Shard {
 
     /// Queues a message that has just been stored: of many recipients some at a time, between which others have their turn.
     pub async fn enqueue(self: &Rc<Self>, key: u64, content: Rc<Content>) {
-        let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
-        let mut new = doing(Work::Enqueue, || self.begin_to_enqueue(key, &content, e));
         let mut pieces = Pieces::default();
+        let begun = doing(Work::Enqueue, || {
+            let e = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope).ok()?;
+            Some((e, self.begin_to_enqueue(key, &content, e)))
+        });
+        let Some((e, mut new)) = begun else { return };
         loop {
             doing(Work::Enqueue, || self.enqueue_some(e, &mut new, &pieces));
             if new.start >= e.recipients.len() {
@@ -451,7 +456,8 @@ impl Shard {
         {
             let s = &mut *self.scheduler.borrow_mut();
             let mut queues = 0;
-            while new.start < e.recipients.len() && !(queues >= ENQUEUED_AT_LEAST && pieces.is_long()) {
+            let is_over = |queues| queues >= ENQUEUED_MAX || (queues >= ENQUEUED_AT_LEAST && pieces.is_long());
+            while new.start < e.recipients.len() && !is_over(queues) {
                 queues += 1;
                 let first = &e.recipients[new.start];
                 let (destination, given) = (first.destination.as_str(), first.priority_given);

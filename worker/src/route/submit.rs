@@ -186,7 +186,8 @@ pub async fn store_archived(
 ) -> Result<u64, SpoolError> {
     let message = NewMessage { envelope: Bytes::copy_from_slice(&envelope), body: body.clone(), in_progress };
     let key = shard.store(message).await?;
-    shard.enqueue(key, Rc::new(Content::new(envelope, body))).await;
+    let content = doing(Work::Enqueue, || Content::new(envelope, body));
+    shard.enqueue(key, Rc::new(content)).await;
     Ok(key)
 }
 
