@@ -167,6 +167,8 @@ pub struct Global {
     pub precached_refresh_ms: u64,
     /// `dummy-smtp-…`
     pub dummy_smtp: DummySmtp,
+    /// `worker-cpus`; empty for those that the server may use.
+    pub worker_cpus: Vec<u32>,
 }
 
 /// A receiver for tests.
@@ -216,6 +218,7 @@ impl Default for Global {
             precached_domains: Vec::new(),
             precached_refresh_ms: 300_000,
             dummy_smtp: DummySmtp { update_stats: true, ..Default::default() },
+            worker_cpus: Vec::new(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod pipe;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,6 +16,7 @@ use ipc::snapshot::Accounting;
 use worker::account::columns::Columns;
 use worker::account::file::{folder, lacks_room};
 use worker::account::file_name::{all_in, mode, number_of, numbered};
+use worker::regular_file::{self, Links};
 
 use ages::Ages;
 use pipe::Pipe;
@@ -86,9 +88,9 @@ impl AccountingFiles {
     }
 
     /// Starts the programs that the files in use name and that do not run, and ends those that are
-    /// not named any more; with `retry` those that failed are started again now.
-    pub fn feed_programs(&self, retry: bool) {
-        self.programs.borrow_mut().feed(&self.files.borrow().current, retry);
+    /// not named any more; with `retry` those that failed are started again now. They leave the workers their CPUs.
+    pub fn feed_programs(&self, retry: bool, cpus_of_workers: &[usize]) {
+        self.programs.borrow_mut().feed(&self.files.borrow().current, retry, cpus_of_workers);
     }
 
     /// Every worker writes to the files in use.
@@ -111,7 +113,7 @@ struct Programs {
 }
 
 impl Programs {
-    fn feed(&mut self, current: &[AccountingFile], retry: bool) {
+    fn feed(&mut self, current: &[AccountingFile], retry: bool, cpus_of_workers: &[usize]) {
         let wanted = |of: &Accounting| current.iter().any(|f| f.of == *of);
         let (kept, gone): (Vec<Pipe>, Vec<Pipe>) = self.pipes.drain(..).partition(|p| wanted(&p.of));
         for p in gone {
@@ -125,7 +127,7 @@ impl Programs {
         for a in current.iter().map(|f| &f.of).filter(|a| !a.program.is_empty()) {
             let known = self.pipes.iter().any(|p| p.of.path == a.path) || self.ending.iter().any(|(p, _)| *p == a.path);
             if !known {
-                self.pipes.push(Pipe::start(a.clone()));
+                self.pipes.push(Pipe::start(a.clone(), cpus_of_workers.to_vec()));
             }
         }
     }
@@ -215,7 +217,7 @@ fn goes_on(path: &Path, a: &Accounting) -> bool {
     use std::io::Read;
     let header = Columns::of(a).header_line();
     let mut begins = Vec::new();
-    let read = std::fs::File::open(path).and_then(|f| f.take(header.len().max(1) as u64).read_to_end(&mut begins));
+    let read = regular_file::open(path).and_then(|f| f.take(header.len().max(1) as u64).read_to_end(&mut begins));
     match (read.is_ok(), a.json) {
         (false, _) => false,
         (true, true) => matches!(begins.first(), None | Some(b'{')),
@@ -224,11 +226,15 @@ fn goes_on(path: &Path, a: &Accounting) -> bool {
     }
 }
 
-/// Why files of an `<acct-file>` cannot be made here, before anything depends on it.
+/// Why files of an `<acct-file>` cannot be made here, before anything depends on it. Nothing is made yet: the file that
+/// names them may never be put in force.
 pub fn unwritable(a: &Accounting) -> Option<String> {
     let tried = |f: &Path| {
-        std::fs::create_dir_all(f)?;
-        nix::unistd::access(f, nix::unistd::AccessFlags::W_OK).map_err(std::io::Error::from)
+        let is_there = f.ancestors().find(|a| std::fs::symlink_metadata(a).is_ok()).unwrap_or(f);
+        if !std::fs::metadata(is_there)?.is_dir() {
+            return Err(std::io::Error::from(std::io::ErrorKind::NotADirectory));
+        }
+        nix::unistd::access(is_there, nix::unistd::AccessFlags::W_OK).map_err(std::io::Error::from)
     };
     folders(a).find_map(|f| tried(f).err().map(|e| format!("<acct-file {}>: {}: {e}", a.path, f.display())))
 }
@@ -252,7 +258,7 @@ fn begin_file(a: &Accounting) -> std::io::Result<AccountingFile> {
 fn make_file(path: &Path, a: &Accounting) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
-    let mut f = std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+    let mut f = regular_file::open_as(path, File::options().append(true).create(true), Links::Followed)?;
     if f.metadata()?.len() > 0 {
         return Ok(());
     }
@@ -497,7 +503,7 @@ fn written_at(path: &Path, a: &Accounting) -> PathBuf {
 /// `count-moved-records`
 fn tell_count(path: &Path) {
     use std::io::{BufRead, BufReader};
-    let counted = std::fs::File::open(path).and_then(|f| {
+    let counted = File::open(path).and_then(|f| {
         let mut counts = std::collections::BTreeMap::<String, u64>::new();
         let mut lines = BufReader::new(f);
         let mut line = Vec::new();
@@ -547,7 +553,7 @@ mod tests {
 
     /// What the file system says of a file that was written ten days ago, or under another clock.
     fn looks_old(path: &str) {
-        let f = std::fs::File::options().append(true).open(path).unwrap();
+        let f = File::options().append(true).open(path).unwrap();
         std::io::Write::write_all(&mut &f, b"d,row\n").unwrap();
         f.set_modified(SystemTime::now() - Duration::from_secs(10 * 86_400)).unwrap();
     }

@@ -413,6 +413,11 @@ impl Supervisor {
         Some(run.join(format!("shard-{:02}.sock", s.number)).display().to_string())
     }
 
+    /// CPUs that workers are pinned to.
+    pub fn cpus_of_workers(&self) -> Vec<usize> {
+        self.slots.borrow().iter().map(|s| s.cpu).collect()
+    }
+
     /// Asks all workers and collects what comes in time.
     pub async fn ask_workers(&self, what: RowsOf) -> Vec<Rows> {
         self.ask_those(|_| true, what).await
@@ -706,7 +711,7 @@ impl Supervisor {
             files.rotate(force.as_deref())
         };
         let rotated = self.accounting.with(work).await;
-        self.accounting.feed_programs(false);
+        self.accounting.feed_programs(false, &self.cpus_of_workers());
         if self.accounting.switch() != switch {
             self.order_switch();
         }

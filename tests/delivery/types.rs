@@ -43,6 +43,8 @@ fn mail_is_written_to_files() {
         + &rules("pickup.test", "newfile-pickup", "pickup")
         + &rules("mbox.test", "append-mbox", "$domain.mbox")
         + &rules("bad.test", "append-mbox", "plain/u")
+        + &rules("link.test", "append-mbox", "link.mbox")
+        + &rules("pipe.test", "append-mbox", "pipe.mbox")
         + "<domain *>\n retry-recipients-after 1s\n</domain>";
     let engine = Engine::start(1, &config);
     send(&engine, &["U+x@plain.test", "/evil@plain.test", "v@pickup.test", "w@mbox.test", "x@mbox.test"]);
@@ -57,6 +59,14 @@ fn mail_is_written_to_files() {
     // What cannot be written waits: the mbox is a folder.
     send(&engine, &["y@bad.test"]);
     assert!(row(&engine, "t", "y@bad.test").contains("cannot write"));
+    // Nor does it go where somebody else lays a link, or wait for the other end of a pipe.
+    std::fs::write(at("victim"), "kept").unwrap();
+    std::os::unix::fs::symlink("victim", at("link.mbox")).unwrap();
+    nix::unistd::mkfifo(&at("pipe.mbox"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    send(&engine, &["z@link.test", "z@pipe.test"]);
+    assert!(row(&engine, "t", "z@link.test").contains("not a regular file but a symbolic link"));
+    assert!(row(&engine, "t", "z@pipe.test").contains("not a regular file but a named pipe"));
+    assert_eq!(std::fs::read_to_string(at("victim")).unwrap(), "kept");
 }
 
 #[test]
@@ -84,4 +94,39 @@ fn mail_is_fed_to_programs_whose_exit_code_decides() {
     assert_eq!(read("one.args"), "one@d.test from s@sender.test\n");
     assert!(row(&engine, "b", "nobody@d.test").contains("5.1.1"));
     assert!(row(&engine, "t", "later@d.test").contains("4.0.0"));
+}
+
+#[test]
+fn a_program_has_its_own_environment_and_cpus_and_no_address_for_an_option() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let script =
+        "#!/bin/sh\ncd ${0%/*}\nenv > env\ngrep Cpus_allowed_list /proc/self/status > cpus\necho \"$@\" >> told\n";
+    std::fs::write(at("take.sh"), script).unwrap();
+    std::fs::set_permissions(at("take.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = at("take.sh").display().to_string();
+    let config = format!(
+        "<domain *>\n type pipe\n command \"{program} $to\"\n</domain>\n\
+         <domain behind.test>\n command \"{program} -- $to\"\n</domain>"
+    );
+    let engine = Engine::start_by(1, &config, |_| {
+        let mut c = std::process::Command::new(tests::engine::binary());
+        c.env("OF_THE_SERVER", "secret").env("NOTIFY_SOCKET", at("none"));
+        c
+    });
+    send(&engine, &["-x@plain.test"]);
+    let refused = row(&engine, "b", "-x@plain.test");
+    assert!(refused.contains("5.3.0") && refused.contains("for an option"), "{refused}");
+    send(&engine, &["-y@behind.test"]);
+    row(&engine, "d", "-y@behind.test");
+    let read = |name: &str| std::fs::read_to_string(at(name)).unwrap();
+    // The report of the refused one goes to the sender.
+    assert!(read("told").contains("-- -y@behind.test\n") && !read("told").contains("-x@"), "{}", read("told"));
+    let env = read("env");
+    assert!(env.contains("PATH=") && !env.contains("OF_THE_SERVER") && !env.contains("NOTIFY_SOCKET"), "{env}");
+    let of_worker = std::fs::read_to_string(format!("/proc/{}/status", engine.workers()[0])).unwrap();
+    let worker = of_worker.lines().find(|l| l.starts_with("Cpus_allowed_list")).unwrap();
+    let there_are_others = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    assert_eq!(read("cpus").trim() != worker, there_are_others, "{worker}");
 }

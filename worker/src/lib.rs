@@ -13,6 +13,8 @@ pub mod dkim;
 pub mod heat;
 pub mod holds;
 pub mod prepare;
+pub mod programs;
+pub mod regular_file;
 pub mod report;
 pub mod rights;
 pub mod route;

@@ -35,3 +35,53 @@ pub fn unpin_thread() {
         let _ = sched_setaffinity(Pid::from_raw(0), given);
     }
 }
+
+/// Lets this thread, and the programs that it starts, run on those of the CPUs that the process was given that no worker
+/// is pinned to; where every one has a worker, on all of them. It stays where it is where the system refuses.
+pub fn leave_cpus_of_workers(pinned: &[usize]) {
+    let this = Pid::from_raw(0);
+    let Some(given) = GIVEN.get().copied().or_else(|| sched_getaffinity(this).ok()) else { return };
+    let mut free = given;
+    for cpu in pinned {
+        // A CPU that no set can hold is nobody's.
+        let _ = free.unset(*cpu);
+    }
+    let any = (0..CpuSet::count()).any(|c| free.is_set(c).unwrap_or(false));
+    let _ = sched_setaffinity(this, if any { &free } else { &given });
+}
+
+/// CPUs that the workers of these shards are pinned to: those that `worker-cpus` names in turn, or that the process was given.
+pub fn cpus_of_workers(shards: &[u8], named: &[usize]) -> Vec<usize> {
+    let given = || -> Vec<usize> {
+        let set = GIVEN.get().copied().or_else(|| sched_getaffinity(Pid::from_raw(0)).ok());
+        set.map_or_else(Vec::new, |set| (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap_or(false)).collect())
+    };
+    let all = if named.is_empty() { given() } else { named.to_vec() };
+    shards.iter().filter_map(|n| all.get(usize::from(*n) % all.len().max(1)).copied()).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_run_beside_the_workers_or_everywhere() {
+        let here = || -> Vec<usize> {
+            let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
+            (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap()).collect()
+        };
+        // A thread of its own, for its CPUs change.
+        std::thread::spawn(move || {
+            let all = here();
+            assert_eq!(cpus_of_workers(&[0, 1, 2], &[]), [0, 1, 2].map(|n| all[n % all.len()]));
+            assert_eq!(cpus_of_workers(&[1, 2, 3], &[4, 6]), [6, 4, 6]);
+            leave_cpus_of_workers(&all);
+            assert_eq!(here(), all, "there is no other");
+            leave_cpus_of_workers(&all[..all.len() - 1]);
+            assert_eq!(here(), all[all.len() - 1..]);
+        })
+        .join()
+        .unwrap();
+    }
+}

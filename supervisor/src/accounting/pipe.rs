@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use worker::account::columns::Columns;
 use worker::account::file::folder;
 use worker::account::file_name::all_in;
+use worker::{programs, regular_file, rights};
 
 use super::file_name;
 
@@ -30,6 +31,8 @@ const END_WAIT: Duration = Duration::from_secs(5);
 const ROW_MAX: u64 = 1 << 20;
 /// Name of the file beside the buffer that says how far it was read.
 const POSITION: &str = "position";
+/// A number and the name of a file.
+const POSITION_BYTES_MAX: u64 = 4096;
 
 /// A program that is fed, by a thread of its own: its buffer is on a disk.
 #[derive(Debug)]
@@ -53,12 +56,13 @@ struct Said {
 }
 
 impl Pipe {
-    /// Starts feeding a program.
-    pub fn start(of: Accounting) -> Pipe {
+    /// Starts feeding a program, on other CPUs than those of the workers where there are others.
+    pub fn start(of: Accounting, cpus_of_workers: Vec<usize>) -> Pipe {
         let said = Arc::new(Said::default());
         let (ending, ended) = oneshot::channel();
         let (feeds, heard) = (of.clone(), Arc::clone(&said));
         let thread = std::thread::Builder::new().name("acct-program".into()).spawn(move || {
+            rights::leave_cpus_of_workers(&cpus_of_workers);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let feed = |runtime: tokio::runtime::Runtime| {
                 runtime.block_on(async {
@@ -119,7 +123,7 @@ struct Position {
 
 impl Position {
     fn read(a: &Accounting) -> Position {
-        let text = std::fs::read_to_string(position_path(a)).unwrap_or_else(|e| {
+        let text = regular_file::read_to_string(&position_path(a), POSITION_BYTES_MAX).unwrap_or_else(|e| {
             if e.kind() != std::io::ErrorKind::NotFound {
                 tracing::warn!(command = a.program, error = %e, "how far a program has read is not known: it is given its whole buffer");
             }
@@ -193,6 +197,8 @@ impl Feeder {
         let mut child = Command::new("/bin/sh")
             .arg("-c")
             .arg(&self.of.program)
+            .env_clear()
+            .envs(programs::environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .process_group(0)
@@ -247,7 +253,7 @@ impl Feeder {
         let taken = self.at.offset.saturating_sub(unread(input)).max(self.began).min(self.at.offset);
         let path = folder(&self.of).join(&self.at.file);
         let begins = || -> std::io::Result<u64> {
-            let mut f = std::fs::File::open(&path)?;
+            let mut f = regular_file::open(&path)?;
             let from = taken.saturating_sub(ROW_MAX);
             f.seek(SeekFrom::Start(from))?;
             let mut before = Vec::new();
@@ -297,7 +303,7 @@ impl Feeder {
     }
 
     fn lines_of(&mut self, path: &Path) -> std::io::Result<Vec<u8>> {
-        let mut f = std::fs::File::open(path)?;
+        let mut f = regular_file::open(path)?;
         f.seek(SeekFrom::Start(self.at.offset))?;
         let mut bytes = vec![0; CHUNK];
         let mut len = f.read(&mut bytes)?;

@@ -150,7 +150,7 @@ impl Supervisor {
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
         spawn_local(Rc::clone(self).spread_anew());
         spawn_local(Rc::clone(self).compare_keys());
-        self.accounting.feed_programs(true);
+        self.accounting.feed_programs(true, &self.cpus_of_workers());
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;
             // Rows of mail that comes after the answer are in new files already.

@@ -25,6 +25,7 @@ use super::columns::Columns;
 use super::file_name;
 use super::record::{self, View};
 use crate::prepare::headers;
+use crate::regular_file::{self, Links};
 
 /// Removals in a row that rows are written anew after.
 const REMOVALS_MAX: usize = 8;
@@ -112,7 +113,10 @@ impl Target {
 
     /// Opens the file, and makes it and its folder where somebody took them away.
     fn make(&self) -> io::Result<File> {
-        let open = |create| OpenOptions::new().read(true).append(true).create(create).open(&self.path);
+        let open = |create| {
+            let mut options = OpenOptions::new();
+            regular_file::open_as(&self.path, options.read(true).append(true).create(create), Links::Followed)
+        };
         match open(false) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => return other,
@@ -127,7 +131,7 @@ impl Target {
 
     /// Notes the lines that a file holds from there on.
     fn read_known(&mut self, path: &Path, from: u64) -> io::Result<()> {
-        let f = match File::open(path) {
+        let f = match regular_file::open(path) {
             Ok(f) => f,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e),

@@ -1,6 +1,8 @@
 //! Delivery without SMTP: `type discard`, `file` and `pipe`.
 
+use std::fs::{File, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::process::Stdio;
 use std::rc::Rc;
@@ -15,9 +17,10 @@ use super::connection::{Path, load};
 use super::contained::{contained, hold_after_panic};
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
-use crate::clock;
+use crate::regular_file::{self, Links};
 use crate::schedule::{Batch, Next};
 use crate::shard::Shard;
+use crate::{clock, programs};
 
 /// How mail leaves, in the order of the values of `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,9 @@ pub enum Type {
 
 /// How long a program may take for one recipient.
 const PROGRAM_WAIT: Duration = Duration::from_secs(600);
+/// How long somebody else may keep a mailbox locked.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Type {
     /// By the value of the directive.
@@ -95,7 +101,7 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
             }
             Type::Discard => delivered("discarded"),
             Type::File => into_file(path, e, *r, &content.body).await,
-            Type::Pipe => into_program(path, e, *r, &content.body).await,
+            Type::Pipe => into_program(shard, path, e, *r, &content.body).await,
             Type::Http | Type::Smtp => Verdict::own("4.3.5", "type http-delivery is not in force yet"),
         };
         verdicts.push((*r, v));
@@ -245,7 +251,7 @@ fn new_file(folder: &FilePath, content: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let name = format!("{}-{}-{}", clock::now_ns(), std::process::id(), COUNT.fetch_add(1, Relaxed));
     let temporary = folder.join(format!("{name}.tmp"));
-    let mut f = std::fs::File::create_new(&temporary)?;
+    let mut f = File::create_new(&temporary)?;
     let done = f.write_all(content).and_then(|()| f.sync_data());
     match done.and_then(|()| std::fs::rename(&temporary, folder.join(format!("{name}.msg")))) {
         Ok(()) => Ok(()),
@@ -256,12 +262,17 @@ fn new_file(folder: &FilePath, content: &[u8]) -> std::io::Result<()> {
     }
 }
 
+/// Whoever may write to the folder of a mailbox may put a link, another name of a file, or a pipe in its place: mail goes
+/// into none of them.
 fn append(file: &FilePath, content: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let f = std::fs::File::options().append(true).create(true).open(file)?;
-    f.lock()?;
+    let f = regular_file::open_as(file, File::options().append(true).create(true), Links::Refused)?;
+    if f.metadata()?.nlink() != 1 {
+        return Err(std::io::Error::other("the file has other names as well (hard links)"));
+    }
+    lock(&f)?;
     let before = f.metadata()?.len();
     let done = (&f).write_all(content).and_then(|()| f.sync_data());
     if done.is_err() {
@@ -269,6 +280,21 @@ fn append(file: &FilePath, content: &[u8]) -> std::io::Result<()> {
         f.set_len(before)?;
     }
     done
+}
+
+/// Waits for a reader of the mailbox, who may keep it, for some time only.
+fn lock(f: &File) -> std::io::Result<()> {
+    let until = std::time::Instant::now() + LOCK_WAIT;
+    loop {
+        match f.try_lock() {
+            Err(TryLockError::WouldBlock) if std::time::Instant::now() < until => std::thread::sleep(LOCK_LOOK_EVERY),
+            Err(TryLockError::WouldBlock) => {
+                return Err(std::io::Error::other(format!("locked by another process for {LOCK_WAIT:?}")));
+            }
+            Err(TryLockError::Error(e)) => return Err(e),
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
 /// A message of an mbox (RFC 4155): a line that says where it begins, others like it quoted.
@@ -290,22 +316,33 @@ fn mbox(sender: &str, content: &[u8]) -> Vec<u8> {
     out
 }
 
-async fn into_program(path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
+/// The arguments that words of a command stand for: first words, then macros, so that what an address holds is never more
+/// than one argument. Nor is it an option: behind `--` programs expect none, and elsewhere a value that looks like one is
+/// an error.
+fn arguments(command: &str, replaced: impl Fn(&str) -> String) -> Result<Vec<String>, String> {
+    let words = words(command);
+    let operands = words.iter().position(|w| w == "--").unwrap_or(words.len());
+    let argument = |(i, word): (usize, &String)| {
+        let argument = replaced(word);
+        let is_option = argument.starts_with('-') && !word.starts_with('-') && i < operands;
+        if is_option { Err(format!("the command would take {argument:?} for an option")) } else { Ok(argument) }
+    };
+    words.iter().enumerate().map(argument).collect()
+}
+
+async fn into_program(shard: &Shard, path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
     let to = recipient(e, r);
     let macros = Macros { e, to, preserve_case: path.rules.macro_variables_preserve_case, for_path: false };
-    // Words first, macros then: what an address holds is never more than one argument.
-    let argv: Vec<String> = words(&path.rules.command).iter().map(|w| macros.replaced(w)).collect();
+    let argv = match arguments(&path.rules.command, |word| macros.replaced(word)) {
+        Ok(a) => a,
+        Err(why) => return Verdict::own("5.3.0", why),
+    };
     let Some((program, arguments)) = argv.split_first() else {
         return Verdict::own("5.3.5", "type pipe without command");
     };
-    let started = tokio::process::Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let mut child = match started {
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut child = match programs::start(command, shard.cpus_of_workers()).await {
         Ok(c) => c,
         Err(e) => return Verdict::own("4.3.0", format!("cannot start {program}: {e}")),
     };
@@ -354,6 +391,37 @@ mod tests {
         assert_eq!(words("/bin/a -x \"$to b\" '' c\\ d"), ["/bin/a", "-x", "$to b", "", "c d"]);
         assert_eq!(harmless("../../etc"), "_.._.._etc");
         assert_eq!(harmless(""), "_");
+    }
+
+    #[test]
+    fn no_address_becomes_an_option() {
+        let given = |command: &str, from: &str, to: &str| {
+            arguments(command, |word| word.replace("$from", from).replace("$to", to)).map(|a| a.join(" "))
+        };
+        assert_eq!(given("/p -f $from -- $to", "a@b", "-x@d").as_deref(), Ok("/p -f a@b -- -x@d"));
+        assert_eq!(given("/p --to=$to -f$from", "-a@b", "-x@d").as_deref(), Ok("/p --to=-x@d -f-a@b"));
+        assert!(given("/p $to", "a@b", "-x@d").is_err_and(|e| e.contains("\"-x@d\" for an option")));
+        assert!(given("/p -f $from", "-oQ/tmp@b", "x@d").is_err());
+        // Nor do words that are left of a macro without a value.
+        assert!(given("/p $from-v", "", "x@d").is_err());
+    }
+
+    #[test]
+    fn mailboxes_are_files_of_their_own() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("victim"), "kept").expect("written");
+        std::os::unix::fs::symlink("victim", at("link")).expect("linked");
+        std::os::unix::fs::symlink("nowhere", at("dangling")).expect("linked");
+        std::fs::hard_link(at("victim"), at("other")).expect("linked");
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        for name in ["link", "dangling", "other", "pipe"] {
+            assert!(append(&at(name), b"mail").is_err(), "{name}");
+        }
+        assert_eq!(std::fs::read(at("victim")).ok().as_deref(), Some(&b"kept"[..]));
+        assert!(!at("nowhere").exists());
+        assert!(append(&at("new"), b"a").is_ok() && append(&at("new"), b"b").is_ok());
+        assert_eq!(std::fs::read(at("new")).ok().as_deref(), Some(&b"ab"[..]));
     }
 
     #[test]

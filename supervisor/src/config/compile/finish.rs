@@ -46,6 +46,7 @@ impl<'s> Compiler<'s> {
         snapshot.files = self.reader.files.paths();
         let out = self.out;
         let compiled = Compiled {
+        snapshot.global.worker_cpus = out.worker_cpus.iter().filter_map(|c| u32::try_from(*c).ok()).collect();
             snapshot,
             spread,
             workers: overrides.workers.or(out.workers),
