@@ -124,7 +124,6 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         }
     }
     let run_dir = PathBuf::from(&compiled.snapshot.global.run_dir);
-    std::fs::create_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
     let spools: Vec<PathBuf> = compiled.snapshot.global.spools.iter().map(|s| PathBuf::from(&s.path)).collect();
     let accounts: Vec<PathBuf> = compiled
         .snapshot
@@ -137,7 +136,8 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     if !compiled.run_as_root {
         rights::drop_to(&compiled.run_as_user, &folders)?;
     }
-    if let Err(e) = std::fs::set_permissions(&run_dir, std::fs::Permissions::from_mode(0o750)) {
+    std::fs::create_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
+    if let Err(e) = rights::close_to_others(&run_dir) {
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
     compiled.snapshot.generation = 1;
