@@ -1,6 +1,6 @@
 //! Operator's client ⇄ supervisor, over `run/control.sock`.
 //!
-//! One request and one answer a connection. Rows carry the names that `--json` prints.
+//! An answer for each request, one after the other. Rows carry the names that `--json` prints.
 
 #![allow(missing_docs)] // for what derive(Archive) generates beside the documented types
 
@@ -64,10 +64,10 @@ pub enum Request {
         /// The only directive asked about; empty for all.
         only: String,
     },
-    /// `config diff`: this file against what is in force.
+    /// `config diff`: these files against what is in force.
     Diff {
-        /// Absolute path.
-        file: String,
+        /// What was read with the rights of whoever asks.
+        files: GivenFiles,
         /// Answer as JSON.
         json: bool,
     },
@@ -116,6 +116,33 @@ pub enum Request {
     },
     /// Where a worker takes injected mail.
     InjectSocket,
+}
+
+/// A configuration as an operator's command has read it: the server reads no file for somebody who might not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct GivenFiles {
+    /// The main file, and those that it includes.
+    pub files: Vec<GivenFile>,
+    /// What each `include` stands for.
+    pub includes: Vec<GivenInclude>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct GivenFile {
+    /// Its path as the `include` gave it, of the main file the absolute one.
+    pub path: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// One `include`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct GivenInclude {
+    /// Its path, behind the folder of the file that it stands in.
+    pub pattern: String,
+    /// Paths of the files, in order.
+    pub files: Vec<String>,
 }
 
 /// Live state that is answered in pages: a node may have any number of queues, and no frame does.

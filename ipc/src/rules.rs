@@ -13,7 +13,7 @@ use crate::network::Network;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// A parsed value. Absent limits are 0 and absent durations [`NEVER_MS`].
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub enum Value {
     /// yes, no

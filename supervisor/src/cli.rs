@@ -684,7 +684,10 @@ fn check(file: &Path, hide_pending: bool, json: bool) -> Result<(), Failure> {
     if json {
         let list =
             |all: &[&Diagnostic]| -> Vec<serde_json::Value> { all.iter().map(|d| d.as_json(&checked.files)).collect() };
-        let v = serde_json::json!({ "errors": list(&errors), "warnings": list(&warnings) });
+        let v = serde_json::json!({
+            "errors": list(&errors), "warnings": list(&warnings),
+            "more_errors": checked.left_out.errors, "more_warnings": checked.left_out.warnings,
+        });
         print(format!("{v:#}\n").as_bytes())?;
     } else {
         let mut text = String::new();
@@ -705,8 +708,13 @@ fn check(file: &Path, hide_pending: bool, json: bool) -> Result<(), Failure> {
             }
             text.push_str("\n\n");
         }
-        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let (errors, warnings) = (count(errors.len(), "error"), count(warnings.len(), "warning"));
+        let count = |shown: usize, more: usize, what: &str| {
+            let first = if more > 0 { format!(" (the first {shown} are shown)") } else { String::new() };
+            format!("{} {what}{}{first}", shown + more, if shown + more == 1 { "" } else { "s" })
+        };
+        let left_out = checked.left_out;
+        let errors = count(errors.len(), left_out.errors, "error");
+        let warnings = count(warnings.len(), left_out.warnings, "warning");
         text.push_str(&format!("{}: {errors}, {warnings}\n", file.display()));
         print(text.as_bytes())?;
     }

@@ -23,6 +23,7 @@ use tokio::task::spawn_local;
 
 use crate::accounting::{AccountingFiles, Files};
 use crate::config::compile::Overrides;
+use crate::config::source::Source;
 use crate::config::{self, Compiled};
 use crate::shards::{Slot, State, Totals, control, process};
 use crate::suppression::Suppression;
@@ -35,7 +36,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 const STOP_WAIT: Duration = Duration::from_secs(20);
 /// How long killed workers may take to end.
 const KILLED_WAIT: Duration = Duration::from_secs(5);
-/// How long killed processes may take to let go of a listening socket.
+/// How long killed processes may take to let go of a listening socket, and work beside the loop to end with it.
 const LET_GO_WAIT: Duration = Duration::from_secs(3);
 
 /// The supervisor's state.
@@ -75,8 +76,10 @@ pub struct Supervisor {
     pub stopped: RefCell<Option<Result<String, String>>>,
     /// Operators that wait for it.
     pub stop_waiters: Cell<u32>,
-    /// One configuration is read and put in force at a time.
+    /// One configuration is put in force at a time.
     reloading: tokio::sync::Mutex<()>,
+    /// One is read at a time: each takes memory.
+    reading: tokio::sync::Mutex<()>,
     /// When the supervisor started.
     pub started: SystemTime,
     /// Counted by shards that were scaled away.
@@ -92,7 +95,7 @@ pub struct Supervisor {
 /// # Errors
 /// [`Failure`]
 pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
-    let checked = config::compile(file.as_deref(), &overrides).map_err(|e| {
+    let checked = config::compile_from(Source::Server, file.as_deref(), &overrides).map_err(|e| {
         Failure::Wrong(format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("")).display()))
     })?;
     if let Some(errors) = checked.errors() {
@@ -110,7 +113,10 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::Failed(format!("the runtime cannot be built: {e}")))?;
-    tokio::task::LocalSet::new().block_on(&runtime, serve(file, overrides, compiled)).map_err(Failure::Failed)
+    let served = tokio::task::LocalSet::new().block_on(&runtime, serve(file, overrides, compiled));
+    // What still waits for a disk does so without this process.
+    runtime.shutdown_timeout(LET_GO_WAIT);
+    served.map_err(Failure::Failed)
 }
 
 async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compiled) -> Result<(), String> {
@@ -178,6 +184,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         stopped: RefCell::default(),
         stop_waiters: Cell::default(),
         reloading: tokio::sync::Mutex::default(),
+        reading: tokio::sync::Mutex::default(),
         started: SystemTime::now(),
         gone: Cell::default(),
         automatic: RefCell::default(),
@@ -187,8 +194,9 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     spawn_local(Rc::clone(&sup).watch_load());
     spawn_local(Rc::clone(&sup).watch_keys());
     spawn_local(Rc::clone(&sup).compare_keys());
-    spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock")?));
-    spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock")?));
+    // Workers are given the configuration with its keys: who else may be in the group is no worker.
+    spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock", 0o600)?));
+    spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock", 0o660)?));
     if http_port != 0 {
         http::serve(Rc::clone(&sup), http_port).await?;
     }
@@ -244,7 +252,7 @@ fn any_worker_alive(c: &Compiled) -> bool {
     (0..=255u8).any(|n| std::os::unix::net::UnixStream::connect(run.join(format!("shard-{n:02}.sock"))).is_ok())
 }
 
-fn socket(run_dir: &Path, name: &str) -> Result<UnixListener, String> {
+fn socket(run_dir: &Path, name: &str, mode: u32) -> Result<UnixListener, String> {
     let path = run_dir.join(name);
     let failed = |e: std::io::Error| format!("{}: {e}", path.display());
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
@@ -253,7 +261,7 @@ fn socket(run_dir: &Path, name: &str) -> Result<UnixListener, String> {
     // Left by a predecessor that was killed; where it cannot be removed, binding says so.
     let _ = std::fs::remove_file(&path);
     let l = UnixListener::bind(&path).map_err(failed)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
     Ok(l)
 }
 
@@ -405,17 +413,17 @@ impl Supervisor {
         self.slots.borrow().iter().all(|s| s.state == State::Serving)
     }
 
+    /// CPUs that workers are pinned to.
+    pub fn cpus_of_workers(&self) -> Vec<usize> {
+        self.slots.borrow().iter().map(|s| s.cpu).collect()
+    }
+
     /// The mesh socket of a shard that serves.
     pub fn serving_socket(&self) -> Option<String> {
         let run = self.run_dir();
         let slots = self.slots.borrow();
         let s = slots.iter().find(|s| s.state == State::Serving)?;
         Some(run.join(format!("shard-{:02}.sock", s.number)).display().to_string())
-    }
-
-    /// CPUs that workers are pinned to.
-    pub fn cpus_of_workers(&self) -> Vec<usize> {
-        self.slots.borrow().iter().map(|s| s.cpu).collect()
     }
 
     /// Asks all workers and collects what comes in time.
@@ -737,6 +745,14 @@ impl Supervisor {
         }
     }
 
+    /// A reload that a signal asks for.
+    async fn reload_and_log(self: Rc<Self>) {
+        match self.reload(true, false).await {
+            Ok(t) => tracing::info!("{t}"),
+            Err(e) => tracing::error!("{e}"),
+        }
+    }
+
     async fn until_stopped(self: &Rc<Self>) {
         let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
             (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
@@ -749,10 +765,7 @@ impl Supervisor {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.stop.notified() => break,
-                _ = hup.recv() => match self.reload(true, false).await {
-                    Ok(t) => tracing::info!("{t}"),
-                    Err(e) => tracing::error!("{e}"),
-                },
+                _ = hup.recv() => drop(spawn_local(Rc::clone(self).reload_and_log())),
             }
         }
         tracing::info!("stopping");

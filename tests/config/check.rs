@@ -208,3 +208,40 @@ fn text_on_standard_input_is_checked_and_pending_lines_can_be_hidden() {
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(text.ends_with("-: 1 error, 0 warnings\n"), "{text}");
 }
+
+#[test]
+fn of_many_errors_the_first_are_named_and_the_others_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let checked = |text: &str, args: &[&str]| -> String {
+        std::fs::write(dir.path().join("c.conf"), text).unwrap();
+        let mut c = Command::new("timeout");
+        c.args(["--signal=KILL", "100"]).arg(binary()).args(["config", "check", "c.conf"]).args(args);
+        let out = c.current_dir(dir.path()).output().unwrap();
+        assert_eq!(out.status.code(), Some(2), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    // Those of a block that come late, too, and of a list that is looked at before others.
+    let text = format!("max-smtp-out x\n<domain d.test>\n{}</domain>\n</oops>\n", "max-smpt-out 1\n".repeat(300_000));
+    let v: Value = serde_json::from_str(&checked(&text, &["--json"])).unwrap();
+    let lines: Vec<u64> = v["errors"].as_array().unwrap().iter().map(|e| e["line"].as_u64().unwrap()).collect();
+    assert_eq!(lines, [1].into_iter().chain(3..202).collect::<Vec<u64>>());
+    assert_eq!(v["more_errors"], 299_802);
+    assert!(v["errors"][1]["suggestion"].as_str().unwrap().contains("max-smtp-out"));
+    let said = checked(&text, &[]);
+    assert!(
+        said.ends_with("c.conf: 300002 errors (the first 200 are shown), 0 warnings\n"),
+        "{}",
+        &said[said.len() - 200..]
+    );
+    // A quote that is open over all of them.
+    let said = checked(&format!("host-name \"a\n{}", "host-name b\n".repeat(4_000_000)), &[]);
+    assert!(said.contains("expected a closing quote") && said.contains("more than 3000000 lines"), "{}", said.len());
+    assert!(said.len() < 1 << 20);
+    let said = checked(&"host-name \"a\n".repeat(1_000_000), &[]);
+    assert!(said.contains("errors (the first 200 are shown)") && said.len() < 1 << 20);
+    // One word as long as a file may be, and one that is too long.
+    let said = checked(&"x".repeat(20 << 20), &[]);
+    assert!(said.contains("unknown directive") && said.len() < 1 << 14, "{}", said.len());
+    let said = checked(&" ".repeat(130 << 20), &[]);
+    assert!(said.is_empty(), "{said}");
+}

@@ -3,6 +3,7 @@
 
 mod control;
 mod delete;
+mod local_rights;
 mod queues;
 mod sandbox;
 mod scenarios;

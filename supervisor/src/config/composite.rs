@@ -1,6 +1,7 @@
 //! Types of several parts: addresses, networks, keys, lists of names, rules of pattern lists.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use ipc::message::{is_plain_domain, normalise_domain};
 use ipc::rules::Value;
@@ -34,10 +35,10 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             true => regex(text, text).map(|_| keep()),
             false => one(text).map(|_| keep()),
         },
-        "file" | "list-file" => file(one(text)?).map(|()| keep()),
+        "file" | "list-file" => one(text).map(|_| keep()),
         "certificate" => {
             let (path, _) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-            file(one(path)?).map(|()| keep())
+            one(path).map(|_| keep())
         }
         "source-host" => super::source_hosts::parse(text).map(|_| keep()),
         "domain-key" => domain_key(text).map(|_| keep()),
@@ -296,11 +297,22 @@ pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str
     Ok((compiled, rest))
 }
 
-fn file(path: &str) -> Result<(), Problem> {
-    match std::fs::File::open(path).and_then(|f| f.metadata()) {
-        Ok(m) if m.is_file() => Ok(()),
-        Ok(_) => Err(Problem::missing(path, &std::io::Error::other("not a regular file"))),
-        Err(e) => Err(Problem::missing(path, &e)),
+/// Whether the file that a value of this type names can be read; values were checked before.
+///
+/// # Errors
+/// [`Problem`]
+pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
+    let path = match kind {
+        "file" | "list-file" => text.trim(),
+        "certificate" => text.split_whitespace().next().unwrap_or_default(),
+        "domain-key" => text.rsplit(',').next().unwrap_or_default().trim(),
+        _ => return Ok(()),
+    };
+    match worker::regular_file::open(Path::new(path)) {
+        // "" clears what is inherited.
+        _ if path.is_empty() => Ok(()),
+        Ok(_) => Ok(()),
+        Err(e) => Err(Problem::missing(path, &e).at(path, text)),
     }
 }
 
@@ -319,7 +331,6 @@ pub fn domain_key(text: &str) -> Result<(&str, &str, &str), Problem> {
     if selector.is_empty() || !selector.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
         return Err(Problem::expected("a selector", selector).at(selector, text));
     }
-    file(path).map_err(|p| p.at(path, text))?;
     Ok((selector, key_domain, path))
 }
 

@@ -1,5 +1,8 @@
 //! What is wrong with a configuration, and where.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::files::{Files, Span};
@@ -7,6 +10,12 @@ use super::files::{Files, Span};
 /// Directives whose values reach no message and no excerpt: both end up in logs.
 pub const SECRETS: &[&str] = &["password", "auth-password", "http-api-key", "api-key", "privacy-policy"];
 
+/// Errors, and warnings, that are kept of a configuration; the others are counted.
+pub const KEPT_MAX: usize = 200;
+/// Characters of a message, of advice, and of a line in an excerpt.
+const TEXT_CHARS_MAX: usize = 1000;
+/// Bytes of a word that may be meant to be a name.
+const NAME_BYTES_MAX: usize = 64;
 /// Lines between two places that are still shown in one excerpt.
 const EXCERPT_LINES_MAX: u32 = 6;
 
@@ -30,7 +39,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error at a place.
     pub fn error(at: Span, code: &'static str, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
-        let (message, suggestion) = (message.into(), suggestion.into());
+        let (message, suggestion) = (cut(message.into()), cut(suggestion.into()));
         Diagnostic { at, code, message, suggestion, related: None, is_error: true }
     }
 
@@ -41,8 +50,13 @@ impl Diagnostic {
 
     /// Names another place as well.
     pub fn with(mut self, at: Span, why: impl Into<String>) -> Self {
-        self.related = Some((at, why.into()));
+        self.related = Some((at, cut(why.into())));
         self
+    }
+
+    /// By file and line, and whatever else tells two apart.
+    fn order(&self) -> (Span, &str, &str) {
+        (self.at, self.code, &self.message)
     }
 
     /// The text for people: excerpt, marker, advice.
@@ -78,6 +92,103 @@ impl Diagnostic {
     }
 }
 
+/// A text of bounded length: values are repeated in messages, and a value may be a whole file.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(TEXT_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// What is wrong, as far as somebody will read it: the first errors and the first warnings by file and line, and how many
+/// more there are.
+#[derive(Debug, Default)]
+pub struct Diagnostics {
+    errors: First,
+    warnings: First,
+}
+
+/// How many were not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeftOut {
+    /// Errors.
+    pub errors: usize,
+    /// Warnings.
+    pub warnings: usize,
+}
+
+impl Diagnostics {
+    /// Takes one.
+    pub fn push(&mut self, d: Diagnostic) {
+        if d.is_error { self.errors.push(d) } else { self.warnings.push(d) }
+    }
+
+    /// Counts an error that would not be kept, so that nobody has to say what is wrong there; false when it would be.
+    pub fn counts_only(&mut self, at: Span) -> bool {
+        let full = self.errors.is_full_at(at);
+        self.errors.left_out += usize::from(full);
+        full
+    }
+
+    /// Nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.errors.kept.is_empty() && self.warnings.kept.is_empty()
+    }
+
+    /// Those that were kept, by file and line.
+    pub fn into_sorted(self) -> (Vec<Diagnostic>, LeftOut) {
+        let left_out = LeftOut { errors: self.errors.left_out, warnings: self.warnings.left_out };
+        let mut all: Vec<Diagnostic> = self.errors.kept.into_iter().chain(self.warnings.kept).map(|d| d.0).collect();
+        all.sort_by(|a, b| a.order().cmp(&b.order()));
+        (all, left_out)
+    }
+}
+
+/// The first of a kind, the last of them on top.
+#[derive(Debug, Default)]
+struct First {
+    kept: BinaryHeap<ByPlace>,
+    left_out: usize,
+}
+
+impl First {
+    fn is_full_at(&self, at: Span) -> bool {
+        self.kept.len() >= KEPT_MAX && self.kept.peek().is_some_and(|last| at > last.0.at)
+    }
+
+    fn push(&mut self, d: Diagnostic) {
+        self.kept.push(ByPlace(d));
+        if self.kept.len() > KEPT_MAX {
+            self.kept.pop();
+            self.left_out += 1;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ByPlace(Diagnostic);
+
+impl Ord for ByPlace {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.order().cmp(&other.0.order())
+    }
+}
+
+impl PartialOrd for ByPlace {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByPlace {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for ByPlace {}
+
 /// Lines of a file around places in it, which are marked.
 fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> Snippet<'a, Annotation<'a>> {
     let lines = || places.iter().map(|(at, _, _)| at.line);
@@ -87,6 +198,7 @@ fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> 
     let mut spans = Vec::new();
     for line in first..=last {
         let text = files.line(Span { file, line, ..Span::default() });
+        let text = text.char_indices().nth(TEXT_CHARS_MAX).map_or(text, |(end, _)| &text[..end]);
         let name = text.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
         let text = match SECRETS.contains(&name.as_str()) {
             true => &text[..text.find(|c: char| !c.is_whitespace()).unwrap_or(0) + name.len()],
@@ -106,6 +218,9 @@ fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> 
 
 /// The name among `all` that `word` was probably meant to be.
 pub fn nearest<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > NAME_BYTES_MAX {
+        return None;
+    }
     let limit = 1 + word.len() / 4;
     let near = all.filter(|n| n.len().abs_diff(word.len()) <= limit).map(|n| (distance(word, n), n));
     near.filter(|(d, _)| *d <= limit).min().map(|(_, n)| n)
@@ -124,4 +239,41 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(line: u32) -> Span {
+        Span { line, column: 1, width: 1, ..Span::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_are_kept_in_whatever_order_they_come(lines in proptest::collection::vec(0u32..500, 0..600)) {
+            let mut all = Diagnostics::default();
+            for line in &lines {
+                if !all.counts_only(at(*line)) {
+                    all.push(Diagnostic::error(at(*line), "x", "", ""));
+                }
+            }
+            let (kept, left_out) = all.into_sorted();
+            let mut sorted = lines.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(left_out, LeftOut { errors: lines.len().saturating_sub(KEPT_MAX), warnings: 0 });
+            sorted.truncate(KEPT_MAX);
+            prop_assert_eq!(kept.iter().map(|d| d.at.line).collect::<Vec<_>>(), sorted);
+        }
+    }
+
+    #[test]
+    fn messages_and_excerpts_are_bounded() {
+        let mut files = Files::default();
+        files.add(std::path::Path::new("c"), "\u{e4}".repeat(1 << 20).into());
+        let d = Diagnostic::error(Span { width: u16::MAX, ..at(1) }, "x", "y".repeat(1 << 20), "z".repeat(1 << 20));
+        assert!(d.render(&files).len() < 16 << 10);
+        assert_eq!(nearest(&"a".repeat(1 << 20), ["b".repeat(1 << 20).as_str()].into_iter()), None);
+    }
 }

@@ -185,8 +185,9 @@ fn compare(old: &Lines, new: &Lines, directive: impl Fn(u16) -> Option<&'static 
         let Some(d) = directive(*key) else { continue };
         let (a, b) = (old.get(key).unwrap_or(&none), new.get(key).unwrap_or(&none));
         if d.repeats {
-            let gone: Vec<&Value> = a.iter().filter(|v| !b.contains(v)).collect();
-            let added: Vec<&Value> = b.iter().filter(|v| !a.contains(v)).collect();
+            let (before, after): (HashSet<&Value>, HashSet<&Value>) = (a.iter().collect(), b.iter().collect());
+            let gone: Vec<&Value> = a.iter().filter(|v| !after.contains(v)).collect();
+            let added: Vec<&Value> = b.iter().filter(|v| !before.contains(v)).collect();
             if let ([before], [after]) = (&gone[..], &added[..]) {
                 all.push((d.name, Kind::Changed, Some(shown(d, before)), Some(shown(d, after))));
                 continue;
@@ -194,8 +195,7 @@ fn compare(old: &Lines, new: &Lines, directive: impl Fn(u16) -> Option<&'static 
             all.extend(gone.into_iter().map(|v| (d.name, Kind::Gone, Some(shown(d, v)), None)));
             all.extend(added.into_iter().map(|v| (d.name, Kind::New, None, Some(shown(d, v)))));
             // Where the first match decides, the order of those that stay counts.
-            let stay = |x: &[Value], y: &[Value]| x.iter().filter(|v| y.contains(v)).cloned().collect::<Vec<_>>();
-            if stay(a, b) != stay(b, a) {
+            if !a.iter().filter(|v| after.contains(v)).eq(b.iter().filter(|v| before.contains(v))) {
                 all.push((d.name, Kind::Order, None, None));
             }
         } else if a.last() != b.last() {

@@ -43,10 +43,11 @@ pub struct Files {
 
 impl Files {
     /// Adds a file; `None` when there are too many.
-    pub fn add(&mut self, path: &Path, text: &str) -> Option<u16> {
+    pub fn add(&mut self, path: &Path, text: Rc<str>) -> Option<u16> {
         let number = u16::try_from(self.all.len()).ok()?;
         let lines = std::iter::once(0).chain(memchr::memchr_iter(b'\n', text.as_bytes()).map(|i| i as u32 + 1));
-        self.all.push(File { path: path.to_owned(), text: Rc::from(text), lines: lines.collect() });
+        let lines = lines.collect();
+        self.all.push(File { path: path.to_owned(), text, lines });
         Some(number)
     }
 
@@ -69,8 +70,13 @@ impl Files {
     pub fn line(&self, at: Span) -> &str {
         let Some(f) = self.get(at.file) else { return "" };
         let start = f.lines.get((at.line as usize).saturating_sub(1)).copied().unwrap_or_default() as usize;
-        let rest = f.text.get(start..).unwrap_or_default();
-        rest.split('\n').next().unwrap_or_default().trim_end_matches('\r')
+        let end = f.lines.get(at.line.max(1) as usize).map_or(f.text.len(), |next| *next as usize - 1);
+        f.text.get(start..end).unwrap_or_default().trim_end_matches('\r')
+    }
+
+    /// All of them, in order.
+    pub fn each(&self) -> impl Iterator<Item = &File> {
+        self.all.iter()
     }
 
     /// Their paths, in order.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use ipc::rules::Value;
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Diagnostics};
 use super::syntax::Statement;
 use super::value;
 
@@ -20,7 +20,7 @@ fn each<'s>(statements: &'s [Statement], visit: &mut impl FnMut(&'s Statement)) 
 }
 
 /// Warns of them.
-pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
     let mut names = HashSet::new();
     let mut own = HashSet::new();
     each(statements, &mut |s| {
@@ -50,7 +50,7 @@ pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
             ));
         }
         if name == "suppress-on" {
-            all.extend(value::list(&s.value).iter().filter_map(|c| unknown(s, c, &own)));
+            value::items(&s.value).filter_map(|c| unknown(s, c, &own)).for_each(|d| all.push(d));
         }
     });
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use ipc::rules::Value;
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Diagnostics};
 use super::directives;
 use super::files::Span;
 use super::syntax::Statement;
@@ -19,7 +19,7 @@ const FORGOTTEN_SHARE: usize = 5;
 
 /// What one `<domain>` block says that cannot be meant; `anywhere` are the directives that some
 /// block sets, which this one may inherit.
-pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement, anywhere: &HashSet<&str>) {
+pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
     let get = |name: &str| s.inside.iter().rev().find(|i| *i.name == *name);
     delivery_type(all, s, &get, anywhere);
     for name in ["max-smtp-out", "max-msg-rate", "max-connect-rate", "max-data-volume-rate"] {
@@ -85,7 +85,7 @@ pub fn domain(all: &mut Vec<Diagnostic>, s: &Statement, anywhere: &HashSet<&str>
 
 /// Types of delivery that need another line.
 fn delivery_type<'s>(
-    all: &mut Vec<Diagnostic>,
+    all: &mut Diagnostics,
     s: &Statement,
     get: &impl Fn(&str) -> Option<&'s Statement>,
     anywhere: &HashSet<&str>,
@@ -137,7 +137,7 @@ pub fn descriptors() -> u64 {
 }
 
 /// What only the whole configuration shows.
-pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
     let blocks = |tag: &'static str| statements.iter().filter(move |s| *s.name == *tag);
     let inner = || statements.iter().flat_map(|s| s.inside.iter().filter(|i| &*i.name == "<domain>"));
     let has_hosts: HashSet<String> = blocks("<domain>")
@@ -186,7 +186,7 @@ pub fn statements(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
 }
 
 /// Macros that no block, no directive and no other macro mentions.
-fn unused_macros(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+fn unused_macros(all: &mut Diagnostics, statements: &[Statement]) {
     fn note<'s>(statements: &'s [Statement], used: &mut HashSet<&'s str>) {
         for s in statements {
             used.extend(super::macros::mentioned(&s.value));
@@ -204,7 +204,7 @@ fn unused_macros(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
 }
 
 /// Queues that send their mail to each other.
-fn queue_loops(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+fn queue_loops(all: &mut Diagnostics, statements: &[Statement]) {
     let mut next = BTreeMap::new();
     for d in statements.iter().filter(|s| &*s.name == "<domain>") {
         for s in d.inside.iter().filter(|s| &*s.name == "queue-to" && !s.value.is_empty()) {
@@ -248,7 +248,7 @@ fn loops(next: &BTreeMap<String, (String, Span)>, mut tell: impl FnMut(String, S
 }
 
 /// Virtual MTAs that reroute to each other.
-fn reroutes(all: &mut Vec<Diagnostic>, statements: &[Statement]) {
+fn reroutes(all: &mut Diagnostics, statements: &[Statement]) {
     let mut next: BTreeMap<String, (String, Span)> = BTreeMap::new();
     for v in statements.iter().filter(|s| &*s.name == "<virtual-mta>") {
         let inside =
@@ -295,7 +295,7 @@ impl Similar {
     }
 
     /// Names the lines that differ from what nearly all others say.
-    pub fn report(self, all: &mut Vec<Diagnostic>) {
+    pub fn report(self, all: &mut Diagnostics) {
         for ((domain, name), values) in self.seen {
             let total: usize = values.values().map(|(n, _)| n).sum();
             let Some((usual, (most, at))) = values.iter().max_by_key(|(_, (n, _))| *n) else { continue };
@@ -345,7 +345,7 @@ impl Shadows {
     }
 
     /// Names each directive once.
-    pub fn report(self, all: &mut Vec<Diagnostic>) {
+    pub fn report(self, all: &mut Diagnostics) {
         for (name, (at, count)) in self.everywhere {
             let Some((named_at, domain)) = self.named.get(&name) else { continue };
             let more = if count > 1 { format!(" ({count} virtual MTAs, the first is shown)") } else { String::new() };

@@ -17,13 +17,15 @@ pub mod manual;
 pub mod profiles;
 pub mod records;
 pub mod reply_rule;
+pub mod source;
 pub mod source_hosts;
 pub mod syntax;
 pub mod value;
 
 use std::path::Path;
 
-pub use compile::{Compiled, Overrides, compile};
+pub use compile::{Compiled, Overrides, compile, compile_from};
+use ipc::operator::{GivenFile, GivenFiles, GivenInclude};
 use ipc::snapshot::MappedSnapshot;
 
 use crate::Failure;
@@ -39,6 +41,30 @@ pub fn compiled(file: &Path, overrides: &Overrides) -> Result<Compiled, Failure>
         Some(errors) => Err(Failure::Wrong(format!("{} has errors\n\n{errors}", file.display()))),
         None => Ok(checked.compiled),
     }
+}
+
+/// A file and all that it includes, to be given to a server.
+///
+/// # Errors
+/// [`Failure::Wrong`] when one cannot be read, or is not even a configuration.
+pub fn given_files(file: &Path) -> Result<GivenFiles, Failure> {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let mut reader = syntax::Reader::default();
+    let read = reader.file(&file);
+    read.map_err(|e| Failure::Wrong(format!("cannot read {}: {e}", file.display())))?;
+    let (wrong, _) = std::mem::take(&mut reader.diagnostics).into_sorted();
+    let errors: Vec<String> =
+        reader.gave_up.iter().chain(wrong.iter().filter(|d| d.is_error)).map(|d| d.render(&reader.files)).collect();
+    if !errors.is_empty() {
+        return Err(Failure::Wrong(format!("{} has errors\n\n{}", file.display(), errors.join("\n\n"))));
+    }
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let files = reader.files.each().map(|f| GivenFile { path: text(&f.path), text: f.text.to_string() });
+    let includes = reader.included.iter().map(|(pattern, files)| GivenInclude {
+        pattern: text(pattern),
+        files: files.iter().map(|f| text(f)).collect(),
+    });
+    Ok(GivenFiles { files: files.collect(), includes: includes.collect() })
 }
 
 /// The snapshot of a file that is not to be put in force.

@@ -1,17 +1,18 @@
 //! Text to statements as written: lines, comments, quotes, blocks, includes.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::diagnostic::Diagnostic;
-use super::files::{Files, Span};
+use worker::regular_file;
 
-/// Files deep, statements and bytes in all that a configuration may have.
+use super::diagnostic::{Diagnostic, Diagnostics};
+use super::files::{Files, Span};
+use super::source::{BYTES_MAX, FILES_MAX, NotRead, Source, too_many_files};
+
+/// Files deep, and lines in all, that a configuration may have.
 const INCLUDE_DEPTH_MAX: usize = 20;
-const STATEMENTS_MAX: usize = 5_000_000;
-const BYTES_MAX: usize = 1 << 30;
+const STATEMENTS_MAX: usize = 3_000_000;
 /// Blocks in blocks; the language knows three.
 const NESTING_MAX: usize = 16;
 /// Lines that one quoted value or one list may span.
@@ -67,13 +68,24 @@ pub struct Statement {
 /// Reads a file and everything it includes.
 #[derive(Debug, Default)]
 pub struct Reader {
+    /// Where files come from.
+    pub source: Source,
     /// What was read.
     pub files: Files,
     /// What is wrong.
-    pub diagnostics: Vec<Diagnostic>,
+    pub diagnostics: Diagnostics,
+    /// What each `include` stands for.
+    pub included: Vec<(PathBuf, Vec<PathBuf>)>,
+    /// There is more than a configuration may be: the rest was not read.
+    pub gave_up: Option<Diagnostic>,
     names: HashMap<Box<str>, Rc<str>>,
     statements: usize,
-    bytes: usize,
+    /// Bytes of files.
+    bytes: u64,
+    /// Entries of folders.
+    looked_at: usize,
+    /// Files that were to be included.
+    tried: usize,
     /// Files being read, outermost first.
     stack: Vec<PathBuf>,
 }
@@ -89,44 +101,59 @@ struct Line<'a> {
 }
 
 impl Reader {
+    /// Reads files that come from there.
+    pub fn from(source: Source) -> Reader {
+        Reader { source, ..Reader::default() }
+    }
+
     /// Reads `file`.
     ///
     /// # Errors
     /// When it cannot be read; what is wrong inside is in `diagnostics`.
-    pub fn file(&mut self, file: &Path) -> std::io::Result<Vec<Statement>> {
-        let open = std::fs::File::open(file)?;
-        // The main file may be a pipe; what is included is found by patterns, and only files count.
-        if !self.stack.is_empty() && !open.metadata()?.is_file() {
-            return Err(std::io::Error::other("not a regular file"));
-        }
-        let mut bytes = Vec::new();
-        open.take((BYTES_MAX - self.bytes) as u64 + 1).read_to_end(&mut bytes)?;
-        self.bytes += bytes.len();
-        if self.bytes > BYTES_MAX {
-            self.bytes = BYTES_MAX;
-            return Err(std::io::Error::other(format!("the configuration is larger than {BYTES_MAX} bytes")));
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        let same = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-        self.stack.push(same);
+    pub fn file(&mut self, file: &Path) -> Result<Vec<Statement>, NotRead> {
+        let bytes = self.source.read(file, self.bytes_left())?;
+        self.bytes += bytes.len() as u64;
+        let text: Rc<str> = Rc::from(&*String::from_utf8_lossy(&bytes));
+        let wrong = std::str::from_utf8(&bytes).err();
+        let wrong = wrong.map(|e| 1 + memchr::memchr_iter(b'\n', &bytes[..e.valid_up_to()]).count());
+        drop(bytes);
+        self.stack.push(self.source.identity(file));
         let number = self.files.next_number();
-        let statements = self.text(file, &text);
+        let statements = self.shared_text(file, text);
         self.stack.pop();
-        if let Err(e) = std::str::from_utf8(&bytes) {
-            let line = 1 + memchr::memchr_iter(b'\n', &bytes[..e.valid_up_to()]).count();
+        if let Some(line) = wrong {
             let at = Span { file: number as u16, line: line as u32, column: 1, width: 1 };
             self.error(at, "not-utf8", "expected UTF-8, found other bytes on this line", "save the file as UTF-8");
         }
         Ok(statements)
     }
 
+    /// A file that a directive names, at most `max` bytes.
+    ///
+    /// # Errors
+    /// When it cannot be read as UTF-8.
+    pub fn named_file(&mut self, file: &Path, max: u64) -> std::io::Result<String> {
+        let text = regular_file::read_to_string(file, max.min(self.bytes_left()))?;
+        self.bytes += text.len() as u64;
+        Ok(text)
+    }
+
+    fn bytes_left(&self) -> u64 {
+        BYTES_MAX.saturating_sub(self.bytes)
+    }
+
+    /// Says so, and reads nothing more.
+    fn give_up(&mut self, at: Span, why: impl Into<String>) {
+        self.gave_up.get_or_insert_with(|| Diagnostic::error(at, "too-large", why, "the rest was not read"));
+    }
+
     /// Reads text as if it stood in `file`.
     pub fn text(&mut self, file: &Path, text: &str) -> Vec<Statement> {
-        let Some(number) = self.files.add(file, text) else {
-            self.error(Span::default(), "too-many-files", "a configuration of more than 65535 files", "");
-            return Vec::new();
-        };
-        let Some(text) = self.files.get(number).map(|f| Rc::clone(&f.text)) else { return Vec::new() };
+        self.shared_text(file, Rc::from(text))
+    }
+
+    fn shared_text(&mut self, file: &Path, text: Rc<str>) -> Vec<Statement> {
+        let Some(number) = self.files.add(file, Rc::clone(&text)) else { return Vec::new() };
         FileReader { reader: self, file: number, text: Rc::clone(&text), top: Vec::new(), open: Vec::new() }.read(&text)
     }
 
@@ -154,9 +181,13 @@ impl Reader {
         // What comes on standard input is of the folder that the operator is in.
         let base = file.parent().filter(|_| file != Path::new("/dev/stdin")).unwrap_or(Path::new(".")).to_owned();
         let pattern = base.join(&*s.value);
-        let files = match matching_files(&pattern) {
+        let files = match self.source.included(&pattern, &mut self.looked_at) {
             Ok(f) => f,
-            Err(e) => {
+            Err(NotRead::TooMuch(why)) => {
+                self.give_up(s.value_at, why);
+                return Vec::new();
+            }
+            Err(NotRead::Failed(e)) => {
                 self.error(s.value_at, "missing-file", format!("cannot include {}: {e}", pattern.display()), "");
                 return Vec::new();
             }
@@ -165,9 +196,17 @@ impl Reader {
             let message = format!("no file matches {}", pattern.display());
             self.diagnostics.push(Diagnostic::warning(s.value_at, "no-effect", message, ""));
         }
+        self.included.push((pattern, files.clone()));
         let mut all = Vec::new();
         for f in files {
-            let same = std::fs::canonicalize(&f).unwrap_or_else(|_| f.clone());
+            self.tried += 1;
+            if self.tried >= FILES_MAX {
+                self.give_up(s.value_at, too_many_files().to_string());
+            }
+            if self.gave_up.is_some() {
+                break;
+            }
+            let same = self.source.identity(&f);
             if let Some(i) = self.stack.iter().position(|s| *s == same) {
                 let chain: Vec<String> =
                     self.stack[i..].iter().chain([&same]).map(|p| p.display().to_string()).collect();
@@ -182,7 +221,8 @@ impl Reader {
             }
             match self.file(&f) {
                 Ok(inner) => all.extend(inner),
-                Err(e) => {
+                Err(NotRead::TooMuch(why)) => self.give_up(s.value_at, why),
+                Err(NotRead::Failed(e)) => {
                     self.error(s.value_at, "missing-file", format!("cannot include {}: {e}", f.display()), "");
                 }
             }
@@ -209,10 +249,11 @@ impl FileReader<'_> {
             }
             self.reader.statements += 1;
             if self.reader.statements > STATEMENTS_MAX {
-                let at = self.span(&line, line.content);
-                let message = format!("a configuration of more than {STATEMENTS_MAX} lines");
-                self.reader.error(at, "too-many-lines", message, "");
-                break;
+                let at = self.span(&line, trimmed);
+                self.reader.give_up(at, format!("a configuration of more than {STATEMENTS_MAX} lines"));
+            }
+            if self.reader.gave_up.is_some() {
+                return self.top;
             }
             if trimmed.contains(|c: char| c.is_control() && c != '\t') {
                 let at = self.span(&line, trimmed);
@@ -441,24 +482,6 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Files that a path stands for, in lexical order; wildcards may stand in any part. Without
-/// one the file must be there.
-fn matching_files(pattern: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let text = pattern.to_string_lossy();
-    if !text.contains(['*', '?', '[']) {
-        return std::fs::metadata(pattern).map(|_| vec![pattern.to_owned()]);
-    }
-    let found = glob::glob(&text).map_err(|e| std::io::Error::other(e.to_string()))?;
-    let mut files = Vec::new();
-    for f in found {
-        let f = f.map_err(std::io::Error::from)?;
-        if f.is_file() {
-            files.push(f);
-        }
-    }
-    Ok(files)
-}
-
 /// A line up to its comment; `#` inside double quotes belongs to the value.
 fn strip_comment(line: &str) -> &str {
     if !line.contains('#') {
@@ -531,7 +554,7 @@ mod tests {
     fn read(text: &str) -> (Vec<Statement>, Vec<&'static str>) {
         let mut r = Reader::default();
         let s = r.text(Path::new("c"), text);
-        (s, r.diagnostics.iter().map(|d| d.code).collect())
+        (s, r.diagnostics.into_sorted().0.iter().map(|d| d.code).collect())
     }
 
     #[test]
@@ -584,13 +607,27 @@ mod tests {
         let s = r.file(&dir.path().join("main")).unwrap();
         let names: Vec<&str> = s[0].inside.iter().map(|i| &*i.name).collect();
         assert_eq!(names, ["a", "b", "z"]);
-        let codes: Vec<&str> = r.diagnostics.iter().map(|d| d.code).collect();
+        let codes: Vec<&str> = r.diagnostics.into_sorted().0.iter().map(|d| d.code).collect();
         assert_eq!(codes, ["include-cycle", "missing-file"]);
         write("bytes", "a b\nc \u{e4}\n");
         std::fs::write(dir.path().join("bytes"), b"a b\nc \xe4\n").unwrap();
         let mut r = Reader::default();
         assert_eq!(r.file(&dir.path().join("bytes")).unwrap().len(), 2);
-        assert_eq!((r.diagnostics[0].code, r.diagnostics[0].at.line), ("not-utf8", 2));
+        let (wrong, _) = r.diagnostics.into_sorted();
+        assert_eq!((wrong[0].code, wrong[0].at.line), ("not-utf8", 2));
+    }
+
+    #[test]
+    fn a_configuration_that_is_too_much_is_given_up_once() {
+        let mut r = Reader::default();
+        r.text(Path::new("c"), &"a 1\n".repeat(STATEMENTS_MAX + 1));
+        assert!(r.diagnostics.is_empty() && r.gave_up.unwrap().message.contains("3000000 lines"));
+        let dir = tempfile::tempdir().unwrap();
+        (0..200).for_each(|n| std::fs::write(dir.path().join(format!("{n}.conf")), "a 1\n").unwrap());
+        std::fs::write(dir.path().join("main"), "include *.conf\n".repeat(1000)).unwrap();
+        let mut r = Reader::default();
+        r.file(&dir.path().join("main")).unwrap();
+        assert!(r.diagnostics.is_empty() && r.gave_up.unwrap().message.contains("10000 files"));
     }
 
     /// Name, value, and what is inside a block.

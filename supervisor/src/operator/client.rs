@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use ipc::frame::{Frame, Header, archive, unarchive};
+use ipc::limits::ARCHIVE_BYTES_MAX;
 use ipc::mesh;
 use ipc::message::MessageId;
 use ipc::operator::{
@@ -100,7 +101,12 @@ impl Conversation {
     /// # Errors
     /// [`Failure`]
     pub fn ask(&mut self, request: &Request) -> Result<Answer, Failure> {
-        self.send(REQUEST, &archive(request), &[])?;
+        let request = archive(request);
+        if request.len() > ARCHIVE_BYTES_MAX {
+            let why = "larger than the server takes from an operator";
+            return Err(Failure::Failed(format!("this takes {} bytes, {why} ({ARCHIVE_BYTES_MAX})", request.len())));
+        }
+        self.send(REQUEST, &request, &[])?;
         let f = self.frame()?;
         match unarchive::<Answer>(ANSWER, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {
             Answer::Failed(t) => Err(Failure::Failed(t)),
@@ -598,8 +604,8 @@ fn of_members(e: &Explained) -> String {
 /// [`Failure`]
 pub fn diff(target: &Target, new: &Path, old: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let Some(old) = old else {
-        let file = std::path::absolute(new).unwrap_or_else(|_| new.to_owned()).display().to_string();
-        return act(target, Request::Diff { file, json: as_json });
+        // Read here, with the rights of whoever asks.
+        return act(target, Request::Diff { files: crate::config::given_files(new)?, json: as_json });
     };
     let (old, new) = (crate::config::snapshot_of(old)?, crate::config::snapshot_of(new)?);
     let changes = diff::diff(old.get(), new.get());

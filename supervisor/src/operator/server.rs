@@ -1,70 +1,137 @@
 //! Answers operators.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ipc::control::{Rows, RowsOf};
-use ipc::frame::{archive, unarchive};
-use ipc::limits::SUPPRESSION_ROWS_MAX;
+use ipc::frame::{FrameError, HEADER_BYTES, Header, archive, unarchive};
+use ipc::limits::{ARCHIVE_BYTES_MAX, SUPPRESSION_ROWS_MAX};
 use ipc::operator::{ANSWER, Answer, Listed, Listing, Place, REQUEST, Request, SuppressionRow, WhyCause, WhyRow};
 use ipc::queue_orders::{Deletion, QueueAction, QueueOrder};
 use ipc::rules::{Setting, Value};
 use ipc::snapshot::{Pool, Snapshot};
-use ipc::stream::FrameStream;
-use tokio::net::UnixListener;
+use rkyv::util::AlignedVec;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use worker::suppression::compaction::Staged;
 
 use crate::config::directives;
-use crate::listen;
+use crate::config::source::{Given, Source};
+use crate::listen::{self, Places};
 use crate::run::Supervisor;
 use crate::suppression::Imported;
 
+/// Commands that may be connected at once.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a command may take to say what it wants, and to go on; an import waits for its input meanwhile.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
+const NEXT_WAIT: Duration = Duration::from_secs(600);
+/// How long it may take to send a request that it has begun, and to take an answer.
+const TRANSFER_WAIT: Duration = Duration::from_secs(30);
+/// Bytes of requests that are held at once, and how many a request may have without counting.
+const REQUESTS_BYTES_MAX: usize = ARCHIVE_BYTES_MAX;
+const SMALL_REQUEST_BYTES: usize = 64 << 10;
+
 /// Serves the control socket.
 pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
-    listen::serve_each(listener, |io| serve_one(Rc::clone(&sup), FrameStream::new(io))).await;
+    let accept = async || listener.accept().await.map(|(io, _)| io);
+    let room = Arc::new(Semaphore::new(REQUESTS_BYTES_MAX));
+    let serve =
+        |io, place| serve_one(Rc::clone(&sup), Connection { io, place, room: Arc::clone(&room), waits: FIRST_WAIT });
+    listen::serve_each(accept, Places::new(CONNECTIONS_MAX), serve).await;
 }
 
-async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
+/// A command's connection. Descriptors that it may send along are not taken.
+struct Connection {
+    io: UnixStream,
+    place: Rc<listen::Place>,
+    /// For requests that are not small.
+    room: Arc<Semaphore>,
+    /// For the next request.
+    waits: Duration,
+}
+
+impl Connection {
+    /// The next request, with its part of the room for requests; `None` when the command has gone or says nothing.
+    async fn next(&mut self) -> Result<Option<(Request, Option<OwnedSemaphorePermit>)>, FrameError> {
+        let mut head = [0; HEADER_BYTES];
+        self.place.is_silent();
+        match timeout(self.waits, self.io.read_exact(&mut head)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return Ok(None),
+        }
+        self.waits = NEXT_WAIT;
+        let header = Header::decode(&head)?;
+        if header.kind != REQUEST {
+            return Err(FrameError::Kind(header.kind));
+        }
+        let too_large = |what, found| Err(FrameError::TooLarge { what, found, max: 0 });
+        match (header.raw_len, header.fds) {
+            (0, 0) => {}
+            (0, found) => return too_large("descriptors", found),
+            (found, _) => return too_large("content", found),
+        }
+        let bytes = header.archive_len;
+        // Closed it never is.
+        let room = match bytes <= SMALL_REQUEST_BYTES {
+            true => None,
+            false => Arc::clone(&self.room).acquire_many_owned(bytes as u32).await.ok(),
+        };
+        let mut archive = AlignedVec::<16>::with_capacity(bytes);
+        archive.resize(bytes, 0);
+        match timeout(TRANSFER_WAIT, self.io.read_exact(&mut archive[..])).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return Err(FrameError::Truncated),
+        }
+        self.place.is_answered();
+        Ok(Some((unarchive::<Request>(REQUEST, &archive)?, room)))
+    }
+}
+
+async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
     // An import is its connection's: whoever goes away in the middle has imported nothing.
     let mut import = None;
     loop {
-        let (answer, more) = match stream.next().await {
-            Ok(Some((f, _))) if f.header.kind == REQUEST => match unarchive::<Request>(REQUEST, &f.archive) {
-                Ok(Request::ImportSuppressed { rows, last }) => {
-                    (said(import_rows(&sup, &mut import, rows, last).await), true)
-                }
-                Ok(r @ Request::Stop { wait: true }) => {
-                    sup.stop_waiters.set(sup.stop_waiters.get() + 1);
-                    let answer = answer(&sup, r).await;
-                    let _ = send(&stream, &answer).await;
-                    sup.stop_waiters.set(sup.stop_waiters.get() - 1);
-                    sup.changed.notify_waiters();
-                    // Open until the process ends, which is what was waited for.
-                    std::future::pending().await
-                }
-                Ok(r) => (answer(&sup, r).await, true),
-                Err(e) => (Answer::Wrong(e.to_string()), true),
-            },
-            Ok(Some((f, _))) => (Answer::Wrong(format!("frame of unknown kind {}", f.header.kind)), true),
+        let (answer, more) = match connection.next().await {
+            Ok(Some((Request::ImportSuppressed { rows, last }, _room))) => {
+                (said(import_rows(&sup, &mut import, rows, last).await), true)
+            }
+            Ok(Some((r @ Request::Stop { wait: true }, _))) => {
+                sup.stop_waiters.set(sup.stop_waiters.get() + 1);
+                let answer = answer(&sup, r).await;
+                let _ = send(&mut connection.io, &answer).await;
+                sup.stop_waiters.set(sup.stop_waiters.get() - 1);
+                sup.changed.notify_waiters();
+                // Open until the process ends, which is what was waited for.
+                std::future::pending().await
+            }
+            Ok(Some((r, _room))) => (answer(&sup, r).await, true),
             Ok(None) => return,
             // A client's rubbish is its own matter: it is told and left.
+            Err(e @ FrameError::Archive { .. }) => (Answer::Wrong(e.to_string()), true),
             Err(e) => (Answer::Wrong(e.to_string()), false),
         };
-        if send(&stream, &answer).await.is_err() || !more {
+        if send(&mut connection.io, &answer).await.is_err() || !more {
             return;
         }
     }
 }
 
-async fn send(stream: &FrameStream, answer: &Answer) -> std::io::Result<()> {
-    match stream.send(ANSWER, &archive(answer), &[], &[]).await {
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => {
-            let failed = Answer::Failed(format!("the answer is too large: {e}"));
-            stream.send(ANSWER, &archive(&failed), &[], &[]).await
-        }
-        sent => sent,
+async fn send(io: &mut UnixStream, answer: &Answer) -> std::io::Result<()> {
+    let mut bytes = archive(answer);
+    if bytes.len() > ARCHIVE_BYTES_MAX {
+        bytes = archive(&Answer::Failed(format!("the answer is too large: {} bytes", bytes.len())));
     }
+    let header = Header::new(ANSWER, bytes.len(), 0).encode();
+    let sent = async {
+        io.write_all(&header).await?;
+        io.write_all(&bytes).await
+    };
+    timeout(TRANSFER_WAIT, sent).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
@@ -79,14 +146,14 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },
-        Request::Explain { destination, via, only } => match sup.explain(&destination, &via, &only) {
+        Request::Explain { destination, via, only } => match sup.explain(destination, via, only).await {
             Ok(t) => Answer::Status(t),
             Err(t) => Answer::Wrong(t),
         },
-        Request::Diff { file, json } => match sup.diff(Path::new(&file), json).await {
-            Ok(t) => Answer::Done(t),
-            Err(t) => Answer::Wrong(t),
-        },
+        Request::Diff { files, json } => {
+            let (given, main) = Given::of(files);
+            sup.diff(Source::Given(given), main, json).await.map_or_else(Answer::Wrong, Answer::Done)
+        }
         Request::WhyMessage(id) => {
             let of = |r| if let Rows::Why(w) = r { w } else { Vec::new() };
             let mut rows: Vec<WhyRow> =

@@ -249,6 +249,8 @@ fn import(target: &Target, file: &Path, given: &NewEntries) -> Result<(), Failur
     let mut columns: Option<[Option<usize>; 6]> = None;
     let mut width = 1;
     let mut server = Conversation::with(target)?;
+    // Said before the input is read, which may take its time: the server ends connections that say nothing.
+    server.ask(&Request::ImportSuppressed { rows: Vec::new(), last: false })?;
     let mut rows = Vec::with_capacity(ROWS);
     let mut record = csv::StringRecord::new();
     loop {

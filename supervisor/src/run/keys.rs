@@ -2,13 +2,16 @@
 //! force as well.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use worker::connect::mx::Resolver;
 use worker::dkim::key::Key;
+use worker::regular_file;
 
 use super::Supervisor;
+use crate::config::source::PEM_BYTES_MAX;
 
 /// Time between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -33,7 +36,7 @@ async fn stamps(paths: Vec<String>) -> Vec<(String, Stamp)> {
 /// What key files hold.
 async fn read(paths: Vec<String>) -> Vec<(String, Result<String, String>)> {
     let read = |p: String| {
-        let pem = std::fs::read_to_string(&p).map_err(|e| e.to_string());
+        let pem = regular_file::read_to_string(Path::new(&p), PEM_BYTES_MAX).map_err(|e| e.to_string());
         (p, pem.and_then(|pem| Key::from_pem(&pem).map(|_| pem)))
     };
     let all = move || paths.into_iter().map(read).collect();

@@ -7,12 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::control::ToWorker;
-use ipc::snapshot::MappedSnapshot;
 use tokio::task::spawn_local;
 
 use super::Supervisor;
 use crate::accounting;
 use crate::config::diff::Change;
+use crate::config::source::Source;
 use crate::config::{self, Compiled, map};
 use crate::listen;
 use crate::shards::{Slot, State};
@@ -31,6 +31,49 @@ struct Prepared {
     refused: Vec<String>,
 }
 
+/// What is in force, and was tried when it was put in force.
+struct Known {
+    addresses: HashSet<String>,
+    accounting: HashSet<String>,
+}
+
+impl Known {
+    fn of(compiled: &Compiled) -> Known {
+        let hosts = compiled.snapshot.vmtas.iter().flat_map(|v| &v.source_hosts);
+        let accounting = compiled.snapshot.accounting.iter().map(|a| a.path.clone());
+        Known { addresses: hosts.map(|h| h.ip.clone()).collect(), accounting: accounting.collect() }
+    }
+
+    /// Why accounting files that come with a configuration cannot be made.
+    fn unwritable(&self, new: &Compiled) -> Vec<String> {
+        let added = new.snapshot.accounting.iter().filter(|a| !self.accounting.contains(&a.path));
+        added.filter_map(accounting::unwritable).collect()
+    }
+
+    /// Source addresses that come with a configuration and are not this machine's.
+    fn unusable_addresses(&self, new: &Compiled) -> Vec<String> {
+        let mut tried = HashSet::new();
+        let mut refused = Vec::new();
+        for v in &new.snapshot.vmtas {
+            for h in v.source_hosts.iter().filter(|h| !self.addresses.contains(&h.ip)) {
+                if !tried.insert(h.ip.as_str()) {
+                    continue;
+                }
+                if let Err(e) = config::source_hosts::usable(&h.ip) {
+                    let of = format!("smtp-source-host {} of virtual MTA {}", h.ip, v.name);
+                    refused.push(format!("{of} cannot be used on this machine ({e})"));
+                }
+            }
+        }
+        refused
+    }
+}
+
+/// Does what takes its time beside the loop.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+}
+
 impl Supervisor {
     /// Puts the changed file in force; answers when every worker has taken it, or without
     /// `wait` when they have been told.
@@ -39,8 +82,8 @@ impl Supervisor {
     /// The errors of the file; the old configuration stays.
     pub async fn reload(self: &Rc<Self>, wait: bool, dry_run: bool) -> Result<String, String> {
         if dry_run {
-            return match &self.file {
-                Some(f) => self.diff(f, false).await,
+            return match self.file.clone() {
+                Some(f) => self.diff(Source::Server, f, false).await,
                 None => Ok(NO_FILE.into()),
             };
         }
@@ -59,27 +102,25 @@ impl Supervisor {
     }
 
     /// Reads and compiles a file, none for the built-in configuration, and tries what it needs
-    /// of this machine.
-    async fn prepare(&self, file: Option<PathBuf>) -> Result<Prepared, String> {
+    /// of this machine. All of it is done beside the loop, which must not wait for a disk, nor for a file that is long.
+    async fn prepare(&self, source: Source, file: Option<PathBuf>) -> Result<Prepared, String> {
+        let _one_at_a_time = self.reading.lock().await;
         let overrides = self.overrides.clone();
-        let known: HashSet<String> =
-            self.compiled.borrow().snapshot.accounting.iter().map(|a| a.path.clone()).collect();
-        // Beside the loop, which must not wait for a disk.
-        let read = tokio::task::spawn_blocking(move || {
-            let checked = config::compile(file.as_deref(), &overrides).map_err(|e| {
+        let known = Known::of(&self.compiled.borrow());
+        let read = move || {
+            let checked = config::compile_from(source, file.as_deref(), &overrides).map_err(|e| {
                 format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("(built-in)")).display())
             })?;
             if let Some(errors) = checked.errors() {
                 return Err(format!("the configuration has errors\n\n{errors}"));
             }
-            let new = checked.compiled.snapshot.accounting.iter().filter(|a| !known.contains(&a.path));
-            let unwritable: Vec<String> = new.filter_map(accounting::unwritable).collect();
-            Ok((checked.compiled, unwritable))
-        });
-        let (mut compiled, unwritable) = read.await.map_err(|e| e.to_string())??;
-        compiled.snapshot.generation = self.generation.get() + 1;
-        let mut refused = self.unusable_addresses(&compiled);
-        refused.extend(unwritable);
+            let mut refused = known.unusable_addresses(&checked.compiled);
+            refused.extend(known.unwritable(&checked.compiled));
+            Ok((checked.compiled, refused))
+        };
+        let read = beside(read).await;
+        ipc::descriptors::give_back_heap();
+        let (mut compiled, mut refused) = read?;
         let mut added = Vec::new();
         for l in &compiled.snapshot.listeners {
             if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
@@ -89,40 +130,55 @@ impl Supervisor {
                 }
             }
         }
-        let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
-        let changes = config::diff::diff(self.mapped()?.get(), map(&fd)?.get());
-        ipc::descriptors::give_back_heap();
-        Ok(Prepared { compiled, fd, changes, added, refused })
+        loop {
+            let generation = self.generation.get() + 1;
+            compiled.snapshot.generation = generation;
+            let old = self.snapshot.borrow().try_clone().map_err(|e| e.to_string())?;
+            let sealed = beside(move || {
+                let fd = compiled.snapshot.seal().map_err(|e| e.to_string())?;
+                let changes = config::diff::diff(map(&old)?.get(), map(&fd)?.get());
+                Ok((compiled, fd, changes))
+            });
+            let (sealed, fd, changes) = sealed.await?;
+            // Meanwhile a key may have changed, or a worker come back that was ahead.
+            if self.generation.get() + 1 == generation {
+                return Ok(Prepared { compiled: sealed, fd, changes, added, refused });
+            }
+            compiled = sealed;
+        }
     }
 
-    /// What putting `file` in force would change, a line each or as JSON.
+    /// What putting files in force would change, a line each or as JSON.
     ///
     /// # Errors
-    /// The errors of the file, and what this machine would not let happen.
-    pub async fn diff(&self, file: &Path, json: bool) -> Result<String, String> {
-        let p = self.prepare(Some(file.to_owned())).await?;
-        if json {
-            return serde_json::to_string_pretty(&p.changes).map_err(|e| e.to_string());
-        }
-        let mut said = config::diff::as_text(&p.changes);
-        said.push_str(&restart_note(&p.changes).map(|n| format!("\n{n}")).unwrap_or_default());
-        if p.refused.is_empty() {
-            return Ok(said);
-        }
-        Err(format!("{said}\n\na reload would be refused:\n{}", p.refused.join("\n")))
+    /// The errors of the files, and what this machine would not let happen.
+    pub async fn diff(&self, source: Source, file: PathBuf, json: bool) -> Result<String, String> {
+        let p = self.prepare(source, Some(file)).await?;
+        let said = move || {
+            if json {
+                return serde_json::to_string_pretty(&p.changes).map_err(|e| e.to_string());
+            }
+            let mut said = config::diff::as_text(&p.changes);
+            said.push_str(&restart_note(&p.changes).map(|n| format!("\n{n}")).unwrap_or_default());
+            if p.refused.is_empty() {
+                return Ok(said);
+            }
+            Err(format!("{said}\n\na reload would be refused:\n{}", p.refused.join("\n")))
+        };
+        beside(said).await
     }
 
     /// `config explain` as JSON.
     ///
     /// # Errors
     /// A sentence naming what does not exist.
-    pub fn explain(&self, destination: &str, via: &str, only: &str) -> Result<String, String> {
-        let all = config::explain::explain(self.mapped()?.get(), destination, via, only)?;
-        serde_json::to_string(&all).map_err(|e| e.to_string())
-    }
-
-    fn mapped(&self) -> Result<MappedSnapshot, String> {
-        map(&self.snapshot.borrow())
+    pub async fn explain(&self, destination: String, via: String, only: String) -> Result<String, String> {
+        let snapshot = self.snapshot.borrow().try_clone().map_err(|e| e.to_string())?;
+        let explained = move || {
+            let all = config::explain::explain(map(&snapshot)?.get(), &destination, &via, &only)?;
+            serde_json::to_string(&all).map_err(|e| e.to_string())
+        };
+        beside(explained).await
     }
 
     async fn try_reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
@@ -131,7 +187,7 @@ impl Supervisor {
             None => format!("{e}; the old configuration stays in force"),
         };
         let one_at_a_time = self.reloading.lock().await;
-        let p = self.prepare(self.file.clone()).await.map_err(stays)?;
+        let p = self.prepare(Source::Server, self.file.clone()).await.map_err(stays)?;
         if !p.refused.is_empty() {
             return Err(stays(p.refused.join("\n")));
         }
@@ -139,7 +195,9 @@ impl Supervisor {
         self.listeners.borrow_mut().retain(|(a, _)| p.compiled.snapshot.listeners.iter().any(|l| l.address == *a));
         self.listeners.borrow_mut().extend(p.added);
         *self.snapshot.borrow_mut() = p.fd;
-        *self.compiled.borrow_mut() = p.compiled;
+        let old = self.compiled.replace(p.compiled);
+        // Half a million lines take their time to be forgotten, too.
+        drop(tokio::task::spawn_blocking(move || drop(old)));
         drop(one_at_a_time);
         let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
         for n in numbers {
@@ -165,27 +223,6 @@ impl Supervisor {
         said.push("Configuration reloaded.".into());
         said.extend(restart_note(&p.changes));
         Ok(said.join("\n"))
-    }
-
-    /// Source addresses that come with a configuration and are not this machine's.
-    fn unusable_addresses(&self, new: &Compiled) -> Vec<String> {
-        let old = self.compiled.borrow();
-        let known: HashSet<&str> =
-            old.snapshot.vmtas.iter().flat_map(|v| v.source_hosts.iter().map(|h| h.ip.as_str())).collect();
-        let mut tried = HashSet::new();
-        let mut refused = Vec::new();
-        for v in &new.snapshot.vmtas {
-            for h in v.source_hosts.iter().filter(|h| !known.contains(h.ip.as_str())) {
-                if !tried.insert(h.ip.as_str()) {
-                    continue;
-                }
-                if let Err(e) = config::source_hosts::usable(&h.ip) {
-                    let of = format!("smtp-source-host {} of virtual MTA {}", h.ip, v.name);
-                    refused.push(format!("{of} cannot be used on this machine ({e})"));
-                }
-            }
-        }
-        refused
     }
 
     /// Every listener goes along: a worker takes those it does not have.

@@ -1,26 +1,36 @@
 //! The supervisor's side of the control channel.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipc::control::{TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{FrameError, archive, unarchive};
+use ipc::limits::SHARDS_MAX;
 use ipc::stream::FrameStream;
 use tokio::net::UnixListener;
+use tokio::time::timeout;
 
 use super::State;
 use super::orders::Orders;
 use super::process::Process;
-use crate::listen;
+use crate::listen::{self, Place, Places};
 use crate::run::Supervisor;
+
+/// Connections of workers: one of each, and another of one that comes back before the first was seen to end.
+const CONNECTIONS_MAX: usize = 2 * SHARDS_MAX;
+/// How long a worker may take to say who it is.
+const GREETING_WAIT: Duration = Duration::from_secs(10);
 
 /// Serves workers.
 pub async fn serve(sup: Rc<Supervisor>, listener: UnixListener) {
-    listen::serve_each(listener, |io| serve_one(Rc::clone(&sup), FrameStream::new(io))).await;
+    let accept = async || listener.accept().await.map(|(io, _)| io);
+    let serve = |io, place| serve_one(Rc::clone(&sup), FrameStream::new(io), place);
+    listen::serve_each(accept, Places::new(CONNECTIONS_MAX), serve).await;
 }
 
-async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream) {
-    let Some(number) = greet(&sup, &mut stream).await else { return };
+async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream, place: Rc<Place>) {
+    let Ok(Some(number)) = timeout(GREETING_WAIT, greet(&sup, &mut stream)).await else { return };
+    place.is_answered();
     let orders = Rc::new(Orders::default());
     let (state, process) = sup
         .slot_mut(number, |s| {

@@ -15,8 +15,7 @@ impl<'s> Compiler<'s> {
                 ("domain", Some(Value::Text(t))) => list.domains.push(ascii_domain(&t)),
                 ("address", Some(Value::Text(t))) => self.listed_address(i, &t, &mut list),
                 ("address-file", Some(Value::Text(path))) => {
-                    // Whether it can be read was checked with the value.
-                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    let text = self.list_file(i, &path);
                     for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
                         self.listed_address(i, line, &mut list);
                     }

@@ -8,6 +8,9 @@ use ipc::snapshot::{BouncePattern, Pool, Source, SpoolDirectory, VirtualMta};
 use super::super::{composite, reply_rule};
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
+/// Blocks of one kind, but for those that there is one of for each domain, client or virtual MTA.
+const BLOCKS_MAX: usize = 10_000;
+
 impl<'s> Compiler<'s> {
     pub(super) fn block(&mut self, s: &'s Statement) {
         let Some(d) = directives::find(&s.name, "global") else { return self.unknown("global", s) };
@@ -18,6 +21,9 @@ impl<'s> Compiler<'s> {
         let tag: &'static str = d.name.trim_matches(['<', '>']);
         if tag != "domain" {
             self.repeated(tag, &s.inside);
+        }
+        if !self.are_few(s, tag) {
+            return;
         }
         if s.value.is_empty() && !d.unit.contains("unnamed") {
             return self.error(s.at, "missing-value", format!("{} needs a name: {}", s.name, d.unit), "");
@@ -43,6 +49,17 @@ impl<'s> Compiler<'s> {
                 self.inside(tag, s);
             }
         }
+    }
+
+    /// Of some blocks each is compared with all before it.
+    fn are_few(&mut self, s: &Statement, tag: &'static str) -> bool {
+        let count = self.blocks.entry(tag).or_default();
+        *count += 1;
+        if *count <= BLOCKS_MAX || matches!(tag, "domain" | "source" | "virtual-mta" | "virtual-mta-pool") {
+            return true;
+        }
+        self.error(s.at, "too-many-blocks", format!("more than {BLOCKS_MAX} blocks <{tag}>"), "");
+        false
     }
 
     /// Checks what is inside a block that is not in force yet.
@@ -339,7 +356,7 @@ impl<'s> Compiler<'s> {
 
     fn profile(&mut self, s: &'s Statement) {
         let name = s.value.to_lowercase();
-        let Some(n) = self.names.profiles.iter().position(|p| *p == name) else { return };
+        let Some(n) = self.names.profiles.get(&name).copied() else { return };
         let settings = self.settings("profile", &s.inside);
         while self.layers.profiles.len() <= n {
             self.layers.profiles.push(Profile::default());

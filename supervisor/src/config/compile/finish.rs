@@ -35,8 +35,9 @@ impl<'s> Compiler<'s> {
         self.defaults(&data_dir);
         self.other_machine();
         self.clashing_ports(statements);
-        let mut diagnostics = std::mem::take(&mut self.reader.diagnostics);
-        diagnostics.sort_by(|a, b| (a.at, a.code, &a.message).cmp(&(b.at, b.code, &b.message)));
+        let (mut diagnostics, left_out) = std::mem::take(&mut self.reader.diagnostics).into_sorted();
+        diagnostics.extend(self.reader.gave_up.take());
+        diagnostics.sort_by_key(|d| d.at);
         let spread = self.layers.numbers(DomainKey::Spread as u16).into_iter();
         let spread = spread.map(|(pattern, n)| Spread { pattern, over: n.min(255) as u8 }).collect();
         let mut snapshot = self.snapshot;
@@ -45,8 +46,8 @@ impl<'s> Compiler<'s> {
         snapshot.rollups.sort_by_key(|r| r.built_in);
         snapshot.files = self.reader.files.paths();
         let out = self.out;
-        let compiled = Compiled {
         snapshot.global.worker_cpus = out.worker_cpus.iter().filter_map(|c| u32::try_from(*c).ok()).collect();
+        let compiled = Compiled {
             snapshot,
             spread,
             workers: overrides.workers.or(out.workers),
@@ -56,7 +57,7 @@ impl<'s> Compiler<'s> {
             run_as_user: if out.run_as_user.is_empty() { "sluice".into() } else { out.run_as_user },
             run_as_root: out.run_as_root,
         };
-        Checked { compiled, diagnostics, files: self.reader.files }
+        Checked { compiled, diagnostics, left_out, files: self.reader.files }
     }
 
     /// One word on addresses that this machine does not have: the file may be for another one.

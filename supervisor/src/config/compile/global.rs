@@ -1,11 +1,17 @@
 //! Directives at top level.
 
+use std::path::Path;
+
 use ipc::rules::Value;
 use ipc::snapshot::{DomainKey, Listener, SourceHost, SpoolDirectory};
 use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
+use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
 use super::super::{composite, source_hosts};
 use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
+
+/// Listeners of a server: they travel to a worker in one frame, with the snapshot, the ledger and `dummy-smtp-port`'s.
+const LISTENERS_MAX: usize = ipc::limits::DESCRIPTORS_PER_FRAME_MAX - 3;
 
 impl Compiler<'_> {
     pub(super) fn global(&mut self, s: &Statement, v: Value) {
@@ -130,7 +136,10 @@ impl Compiler<'_> {
     /// The PEM of a certificate and key file.
     pub(super) fn certificate(&mut self, s: &Statement) -> String {
         let path = s.value.split_whitespace().next().unwrap_or_default();
-        let problem = match std::fs::read_to_string(path) {
+        if !self.reader.source.opens_named_files() {
+            return String::new();
+        }
+        let problem = match self.reader.named_file(Path::new(path), PEM_BYTES_MAX) {
             Ok(pem) => match worker::connect::tls::listener(&pem) {
                 Ok(_) => {
                     self.check_readers(path, s.value_at);
@@ -151,7 +160,7 @@ impl Compiler<'_> {
         for i in &s.inside {
             match (&*i.name, self.check("dns", i).and_then(Accepted::in_force)) {
                 ("precached-domains-file", Some(Value::Text(path))) => {
-                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    let text = self.list_file(i, &path);
                     let names = text.lines().map(|l| l.split('#').next().unwrap_or_default().trim());
                     domains = names.filter(|l| !l.is_empty()).map(pattern_key).collect();
                 }
@@ -217,8 +226,21 @@ impl Compiler<'_> {
         }
     }
 
+    /// Whether a file was read, or is not ours to read.
     fn has_pem(&self, path: &str) -> bool {
-        self.snapshot.pem_files.iter().any(|(p, _)| p == path)
+        self.pem_files.contains(path) || !self.reader.source.opens_named_files()
+    }
+
+    /// The text of a file with a list, which can be done without: whether it is there was checked with the value.
+    pub(super) fn list_file(&mut self, s: &Statement, path: &str) -> String {
+        if !self.reader.source.opens_named_files() {
+            return String::new();
+        }
+        let read = self.reader.named_file(Path::new(path), BYTES_MAX);
+        read.unwrap_or_else(|e| {
+            self.warning(s.value_at, "missing-file", format!("{}: cannot read {path}: {e}", s.name), "");
+            String::new()
+        })
     }
 
     /// Reads and checks a PEM file and takes it along; answers what `check` made of it.
@@ -229,15 +251,17 @@ impl Compiler<'_> {
         is_secret: bool,
         check: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let read = std::fs::read_to_string(path)
-            .map_err(|e| Problem::missing(path, &e))
-            .and_then(|pem| check(&pem).map(|made| (made, pem)).map_err(|e| Problem::other(format!("{path}: {e}"))));
+        let read =
+            self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e)).and_then(
+                |pem| check(&pem).map(|made| (made, pem)).map_err(|e| Problem::other(format!("{path}: {e}"))),
+            );
         match read {
             Ok((made, pem)) => {
                 if is_secret {
                     self.check_readers(path, s.value_at);
                 }
                 self.snapshot.pem_files.push((path.to_owned(), pem));
+                self.pem_files.insert(path.to_owned());
                 Some(made)
             }
             Err(p) => {
@@ -258,6 +282,9 @@ impl Compiler<'_> {
     }
 
     pub(super) fn add_listener(&mut self, at: Span, address: String, source: String, tls_pem: String) {
+        if self.snapshot.listeners.len() >= LISTENERS_MAX {
+            return self.error(at, "too-many-listeners", format!("more than {LISTENERS_MAX} listeners"), "");
+        }
         if self.snapshot.listeners.iter().any(|l| l.address == address) {
             return self.error(at, "duplicate", format!("listener {address} is given twice"), "remove one of them");
         }

@@ -11,7 +11,7 @@ mod receivers;
 mod rollup;
 mod shadowed;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use ipc::layers::{LayersBuilder, Scope};
@@ -19,11 +19,13 @@ use ipc::rules::{Setting, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
-use super::diagnostic::{Diagnostic, SECRETS, nearest};
+use super::composite;
+use super::diagnostic::{Diagnostic, LeftOut, SECRETS, nearest};
 use super::directives::{self, Directive, Status};
 use super::files::{Files, Span};
 use super::lint;
 use super::macros::Macros;
+use super::source::{NotRead, Source};
 use super::syntax::{Reader, Statement};
 use super::value::{self, Parsed, Problem};
 pub use finish::pattern_key;
@@ -55,8 +57,10 @@ pub struct Compiled {
 pub struct Checked {
     /// Of no use when there are errors.
     pub compiled: Compiled,
-    /// Errors and warnings, by file and line.
+    /// The first errors and the first warnings, by file and line.
     pub diagnostics: Vec<Diagnostic>,
+    /// How many more there are.
+    pub left_out: LeftOut,
     /// The files that they speak of.
     pub files: Files,
 }
@@ -64,11 +68,15 @@ pub struct Checked {
 impl Checked {
     /// All errors as text; `None` when there are none.
     pub fn errors(&self) -> Option<String> {
-        let all: Vec<String> = self.diagnostics.iter().filter(|d| d.is_error).map(|d| d.render(&self.files)).collect();
+        let of_each = self.diagnostics.iter().filter(|d| d.is_error).map(|d| d.render(&self.files));
+        let more = self.left_out.errors;
+        let all: Vec<String> = of_each.chain((more > 0).then(|| format!("and {more} more errors"))).collect();
         (!all.is_empty()).then(|| all.join("\n\n"))
     }
 }
 
+/// Items of one list.
+const ITEMS_MAX: usize = 100_000;
 /// Sessions that clients may hold by default, however many descriptors there are: each takes
 /// memory for what it sends.
 const SESSIONS_DEFAULT_MAX: u64 = 20_000;
@@ -82,12 +90,20 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
 }
 
-/// Compiles a file, or the built-in configuration.
+/// Compiles a file, or the built-in configuration, for an operator's command.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn compile(file: Option<&Path>, overrides: &Overrides) -> std::io::Result<Checked> {
-    let mut reader = Reader::default();
+pub fn compile(file: Option<&Path>, overrides: &Overrides) -> Result<Checked, NotRead> {
+    compile_from(Source::Command, file, overrides)
+}
+
+/// The same of files that come from there.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn compile_from(source: Source, file: Option<&Path>, overrides: &Overrides) -> Result<Checked, NotRead> {
+    let mut reader = Reader::from(source);
     let statements = match file {
         Some(f) => reader.file(f)?,
         None => reader.text(Path::new("(built-in)"), super::builtin::TEXT),
@@ -103,6 +119,8 @@ pub fn compile_text(name: &Path, text: &str) -> Checked {
 }
 
 fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides) -> Checked {
+    // Of what was not read to its end nothing is said but that.
+    let statements = if reader.gave_up.is_some() { &[] } else { statements };
     let mut c = Compiler {
         reader,
         macros: Macros::default(),
@@ -116,6 +134,8 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         members: Vec::new(),
         out: Global::default(),
         tls_pem: String::new(),
+        pem_files: HashSet::new(),
+        blocks: HashMap::new(),
         order: 0,
         lines: Vec::new(),
         local_addresses: None,
@@ -168,6 +188,10 @@ struct Compiler<'s> {
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
     tls_pem: String,
+    /// Files in PEM that were read, or are left to somebody who may.
+    pem_files: HashSet<String>,
+    /// Blocks at top level, by kind.
+    blocks: HashMap<&'static str, usize>,
     /// Top-level statement being compiled.
     order: usize,
     /// Lines of the block being checked, as written.
@@ -213,10 +237,16 @@ impl<'s> Compiler<'s> {
     }
 
     fn problem(&mut self, s: &Statement, p: Problem) {
+        let d = self.diagnosis(s, p);
+        self.reader.diagnostics.push(d);
+    }
+
+    /// What is wrong with a value, and where in it.
+    fn diagnosis(&self, s: &Statement, p: Problem) -> Diagnostic {
         // What is wrong with a key is said without the key.
         if SECRETS.contains(&&*s.name) && !s.value.is_empty() && p.code != "bad-key" {
             let help = "the value is not repeated here; one that holds blanks stands in quotes";
-            return self.error(s.at, p.code, format!("{}: the value is not valid", s.name), help);
+            return Diagnostic::error(s.at, p.code, format!("{}: the value is not valid", s.name), help);
         }
         let at = match p.part {
             Some((start, len)) => {
@@ -228,11 +258,12 @@ impl<'s> Compiler<'s> {
             }
             None => s.value_at,
         };
-        self.error(at, p.code, format!("{}: {}", s.name, p.message), p.help);
+        Diagnostic::error(at, p.code, format!("{}: {}", s.name, p.message), p.help)
     }
 
     fn define_macros(&mut self, statements: &[Statement]) {
-        let macros: Vec<&Statement> = statements.iter().filter(|s| &*s.name == "domain-macro").collect();
+        let fits = |s: &&Statement| value::items(&s.value).nth(ITEMS_MAX).is_none();
+        let macros: Vec<&Statement> = statements.iter().filter(|s| &*s.name == "domain-macro").filter(fits).collect();
         macros.iter().for_each(|s| self.macros.define(&s.value));
         for s in macros {
             let name = s.value.split_whitespace().next().unwrap_or_default();
@@ -294,6 +325,9 @@ impl<'s> Compiler<'s> {
             Status::Supported => {}
         }
         let parsed = match (s.value.is_empty(), s.quoted) {
+            _ if value::items(&s.value).nth(ITEMS_MAX).is_some() => {
+                Err(Problem::other(format!("a list of more than {ITEMS_MAX} items")))
+            }
             (true, false) => Err(Problem::other("argument missing").help(format!("form: {} {}", d.name, d.unit))),
             // "" clears what is inherited.
             (true, true) => match empty(d.kind) {
@@ -306,6 +340,10 @@ impl<'s> Compiler<'s> {
             (false, true) if matches!(d.kind, "word" | "path") => Ok(Value::Text(s.value.to_string()).into()),
             _ => value::parse(d.kind, &s.value),
         };
+        // What the files of somebody else name is not opened with the rights of this process.
+        let opens = self.reader.source.opens_named_files();
+        let parsed =
+            parsed.and_then(|p| if opens { composite::named_file(d.kind, &s.value).map(|()| p) } else { Ok(p) });
         match parsed {
             Ok(Parsed { value, refs }) => {
                 for (kind, name) in refs {
@@ -318,12 +356,10 @@ impl<'s> Compiler<'s> {
                 Some(accepted)
             }
             Err(p) => {
-                let missing = p.code == "missing-file";
-                self.problem(s, p);
                 // What a list-file names can be done without; what a file names cannot.
-                if missing && d.kind == "list-file" {
-                    self.reader.diagnostics.last_mut().into_iter().for_each(|d| d.is_error = false);
-                }
+                let is_error = p.code != "missing-file" || d.kind != "list-file";
+                let wrong = Diagnostic { is_error, ..self.diagnosis(s, p) };
+                self.reader.diagnostics.push(wrong);
                 None
             }
         }
@@ -337,6 +373,9 @@ impl<'s> Compiler<'s> {
     }
 
     fn unknown(&mut self, block: &'static str, s: &Statement) {
+        if self.reader.diagnostics.counts_only(s.at) {
+            return;
+        }
         let place = if block == "global" { "at top level".to_owned() } else { format!("in <{block}>") };
         let elsewhere: Vec<String> = directives::all()
             .iter()
@@ -394,9 +433,9 @@ impl<'s> Compiler<'s> {
     /// What puts a profile in its place; nothing when it is not defined, which was said.
     fn used_profile(&self, s: &Statement) -> Option<Setting> {
         let wanted = s.value.to_lowercase();
-        let n = self.names.profiles.iter().position(|p| *p == wanted)?;
+        let n = self.names.profiles.get(&wanted)?;
         let (file, line) = (s.at.file, s.at.line);
-        Some(Setting { key: ipc::layers::USE_PROFILE, file, line, value: Value::Number(n as u64) })
+        Some(Setting { key: ipc::layers::USE_PROFILE, file, line, value: Value::Number(*n as u64) })
     }
 }
 

@@ -13,8 +13,8 @@ type Key = (&'static str, String);
 pub struct Names {
     defined: HashMap<Key, (Span, usize)>,
     used: HashSet<Key>,
-    /// `<profile>` names in the order of their numbers.
-    pub profiles: Vec<String>,
+    /// Numbers of `<profile>`s by name.
+    pub profiles: HashMap<String, usize>,
     /// Blocks that are defined again: kind, name as written, first place, this place.
     pub again: Vec<(&'static str, String, Span, Span)>,
     /// Where mail is sent with `queue-to`.
@@ -55,8 +55,9 @@ impl Names {
                 continue;
             }
             let name = s.value.to_lowercase();
-            if *kind == "profile" && !all.profiles.contains(&name) {
-                all.profiles.push(name.clone());
+            if *kind == "profile" {
+                let next = all.profiles.len();
+                all.profiles.entry(name.clone()).or_insert(next);
             }
             match all.defined.entry((kind, name)) {
                 Entry::Vacant(e) => {
@@ -132,6 +133,9 @@ impl Compiler<'_> {
         };
         self.names.used.extend(kinds.iter().map(|k| (*k, lower.clone())));
         let Some((at, order)) = kinds.iter().find_map(|k| self.names.get(k, &lower)) else {
+            if block != "pattern-list" && self.reader.diagnostics.counts_only(s.value_at) {
+                return;
+            }
             let all = self.names.defined.keys().filter(|(k, _)| kinds.contains(k)).map(|(_, n)| n.as_str());
             let near = nearest(&lower, all).map(|n| format!("did you mean {n}?"));
             let message = format!("{}: {kind} {name:?} is not defined", s.name);

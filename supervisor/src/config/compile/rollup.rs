@@ -5,11 +5,19 @@ use ipc::rules::{DomainKey, Setting, Value};
 
 use super::{Accepted, Compiler, Statement, pattern_key};
 
+/// Queues that domains join by their mail hosts: each line is compared with those before it.
+const ROLLUPS_MAX: usize = 10_000;
+
 impl Compiler<'_> {
     /// A list of the operator's.
     pub(super) fn rollup_list(&mut self, s: &Statement) {
         for i in &s.inside {
             if let Some(Value::Text(line)) = self.check("mx-rollup-list", i).and_then(Accepted::in_force) {
+                if self.snapshot.rollups.len() >= ROLLUPS_MAX {
+                    let message = format!("more than {ROLLUPS_MAX} queues that domains join");
+                    self.error(i.at, "too-many-queues", message, "");
+                    continue;
+                }
                 self.roll_up(&line, false);
             }
         }
