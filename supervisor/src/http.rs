@@ -1,59 +1,93 @@
 //! The management port: a status page and `/status`.
 
+use std::convert::Infallible;
 use std::rc::Rc;
+use std::time::Duration;
 
-use axum::Router;
-use axum::http::header;
-use axum::response::{Html, IntoResponse};
-use axum::routing::get;
-use tokio::sync::{mpsc, oneshot};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
 
+use crate::listen::{self, Place, Places};
 use crate::run::Supervisor;
 
-type Ask = mpsc::Sender<oneshot::Sender<serde_json::Value>>;
+/// Connections that may be open at once.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a client may take for a request.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// How long it may stay, whatever it asks; then the answer that is on its way is its last.
+const CONNECTION_WAIT: Duration = Duration::from_secs(60);
+/// How long it may take to take that.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of a request that are held, its header above all.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
 
 /// Serves the management port on 127.0.0.1 until the process ends.
 ///
 /// # Errors
 /// A sentence when the port cannot be bound.
 pub async fn serve(sup: Rc<Supervisor>, port: u16) -> Result<(), String> {
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port))
+    let listener = TcpListener::bind(("127.0.0.1", port))
         .await
         .map_err(|e| format!("cannot listen on 127.0.0.1:{port} (http-mgmt-port): {e}"))?;
-    let (tx, mut rx) = mpsc::channel::<oneshot::Sender<serde_json::Value>>(16);
-    // The supervisor's state stays on its own thread; handlers ask for a copy.
     tokio::task::spawn_local(async move {
-        while let Some(reply) = rx.recv().await {
-            // The browser may have gone.
-            let _ = reply.send(crate::status::as_json(&sup));
-        }
-    });
-    let page = {
-        let tx = tx.clone();
-        move || {
-            let tx = tx.clone();
-            async move { Html(page(&ask(&tx).await)) }
-        }
-    };
-    let status = move || {
-        let tx = tx.clone();
-        async move { ([(header::CONTENT_TYPE, "application/json")], ask(&tx).await.to_string()).into_response() }
-    };
-    let app = Router::new().route("/", get(page)).route("/status", get(status));
-    tokio::task::spawn_local(async move {
-        if let Err(e) = axum::serve(listener, app).await {
-            tracing::error!(error = %e, "management port failed");
-        }
+        let accept = async || listener.accept().await.map(|(io, _)| io);
+        let serve = |io, place| serve_one(Rc::clone(&sup), io, place);
+        listen::serve_each(accept, Places::new(CONNECTIONS_MAX), serve).await;
     });
     Ok(())
 }
 
-async fn ask(tx: &Ask) -> serde_json::Value {
-    let (reply, answer) = oneshot::channel();
-    if tx.send(reply).await.is_err() {
-        return serde_json::Value::Null;
+async fn serve_one(sup: Rc<Supervisor>, io: TcpStream, place: Rc<Place>) {
+    let answers = service_fn(|request: Request<Incoming>| {
+        // Who asks is not who has been silent longest.
+        place.is_silent();
+        let answer = answer(&sup, request.method(), request.uri().path());
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_WAIT)
+        .max_buf_size(REQUEST_BYTES_MAX)
+        .serve_connection(TokioIo::new(io), answers);
+    let mut connection = std::pin::pin!(connection);
+    // What a client breaks is its own matter.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = tokio::time::sleep(CONNECTION_WAIT) => {
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(LAST_WAIT, connection).await;
+        }
     }
-    answer.await.unwrap_or(serde_json::Value::Null)
+}
+
+fn answer(sup: &Supervisor, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    let with = |status: StatusCode, kind: &'static str, text: String| {
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+    };
+    let plain = "text/plain; charset=utf-8";
+    match (method, path) {
+        (&Method::GET | &Method::HEAD, "/") => {
+            with(StatusCode::OK, "text/html; charset=utf-8", page(&crate::status::as_json(sup)))
+        }
+        (&Method::GET | &Method::HEAD, "/status") => {
+            with(StatusCode::OK, "application/json", crate::status::as_json(sup).to_string())
+        }
+        (_, "/" | "/status") => {
+            let mut response = with(StatusCode::METHOD_NOT_ALLOWED, plain, "GET only\n".into());
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+        }
+        _ => with(StatusCode::NOT_FOUND, plain, "there are / and /status\n".into()),
+    }
 }
 
 fn page(v: &serde_json::Value) -> String {

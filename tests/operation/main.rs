@@ -8,6 +8,7 @@ mod queues;
 mod sandbox;
 mod scenarios;
 mod spool;
+mod strangers;
 mod systemd;
 
 use std::time::Duration;
