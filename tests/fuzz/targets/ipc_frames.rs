@@ -23,7 +23,9 @@ use ipc::message::{
     ArchivedEnvelope, BodyType, Envelope, HandoffId, MessageId, Moved, Recipient, Ret, SourceType, destination_of,
 };
 use ipc::network::Network;
-use ipc::operator::{Answer, Listed, Listing, PathRow, Place, QueueRow, Request, ShardRow};
+use ipc::operator::{
+    Answer, GivenFile, GivenFiles, GivenInclude, Listed, Listing, PathRow, Place, QueueRow, Request, ShardRow,
+};
 use ipc::rules::{Setting, Value};
 use ipc::shard_map::{ShardMap, Spread};
 use ipc::snapshot::{Accounting, ArchivedSnapshot, Global, Pool, RecordFields, Snapshot, Source, VirtualMta};
@@ -274,6 +276,24 @@ impl Make for Injected {
     }
 }
 
+impl Make for GivenFiles {
+    fn make(c: &mut Choices<'_>) -> GivenFiles {
+        GivenFiles { files: make(c), includes: make(c) }
+    }
+}
+
+impl Make for GivenFile {
+    fn make(c: &mut Choices<'_>) -> GivenFile {
+        GivenFile { path: make(c), text: make(c) }
+    }
+}
+
+impl Make for GivenInclude {
+    fn make(c: &mut Choices<'_>) -> GivenInclude {
+        GivenInclude { pattern: make(c), files: make(c) }
+    }
+}
+
 impl Make for Request {
     fn make(c: &mut Choices<'_>) -> Request {
         match c.byte() % 12 {
@@ -284,7 +304,7 @@ impl Make for Request {
             5 => Request::Scale { workers: c.short().into(), wait: c.byte() % 2 == 1 },
             6 => Request::Reload { wait: c.byte() % 2 == 1, dry_run: c.byte() % 2 == 1 },
             10 => Request::Explain { destination: make(c), via: make(c), only: make(c) },
-            11 => Request::Diff { file: make(c), json: c.byte() % 2 == 0 },
+            11 => Request::Diff { files: make(c), json: c.byte() % 2 == 0 },
             7 => Request::Stop { wait: c.byte() % 2 == 1 },
             8 => Request::RotateAccounting { file: make(c) },
             9 => Request::Unsuppress { addresses: make(c), list: make(c) },
