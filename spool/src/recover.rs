@@ -215,6 +215,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         let torn = changes_from != u64::MAX;
         let mut records = VecDeque::new();
         let mut damage = Vec::new();
+        if torn && let Err(error) = self.log.sync_segment(id) {
+            // A group that failed may lie there, and was never synced: the index would know what a power loss takes.
+            tracing::warn!(segment = id, %error, "a segment that is read back cannot be synced");
+        }
         let end = self
             .log
             .scan(id, 0, torn, &mut damage, &mut |r| {

@@ -355,6 +355,15 @@ impl<D: Disk> Log<D> {
         }
     }
 
+    /// Makes everything that a segment holds durable, in use or not.
+    ///
+    /// # Errors
+    /// As `fdatasync(2)`.
+    pub fn sync_segment(&mut self, id: u32) -> io::Result<()> {
+        let Some(s) = self.segments.get(&id) else { return Ok(()) };
+        self.disk.sync(&s.file)
+    }
+
     /// Reads the record at `at`, with its body if `body`.
     ///
     /// # Errors

@@ -316,6 +316,19 @@ proptest! {
     }
 }
 
+/// A message that was refused, for it could not be synced, lay in the log where taking it back failed, too. An index that
+/// was restored from there knew it, and went on to know it when a power loss had taken it.
+#[test]
+fn an_index_knows_nothing_that_a_power_loss_takes() {
+    let mut w = World::new(400 << 20);
+    let store = |body| Op::Store { recipients: 1, body, handoff: false };
+    let failed = [store(0), Op::FailIn(1), store(36_725), store(0), store(0), Op::FailIndex { restore: true }];
+    let then = [store(0), Op::Stop, store(0), store(0), store(0), Op::PowerLoss { torn: 0 }];
+    for op in failed.into_iter().chain(then) {
+        w.apply(op);
+    }
+}
+
 /// Compaction took the room that outcomes need, in a process that had none reserved yet.
 #[test]
 fn compaction_leaves_room_for_outcomes() {
