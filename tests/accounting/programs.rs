@@ -151,6 +151,8 @@ fn programs_follow_the_configuration_and_end_with_the_server() {
         read(&out).contains("{\"type\":\"d\",\"rcpt\":\"u@d.test\"}\n")
     });
     send(&engine, &["last@d.test"], "");
+    // A stop waits for a transaction that has its content, and for no other.
+    eventually("the last arrives", Duration::from_secs(10), || r.message_to("last@d.test").is_some());
     assert!(engine.stop());
     let text = read(&out);
     assert!(text.contains("last@d.test") && text.ends_with("ended\n"), "what was accounted last is passed on: {text}");
