@@ -20,6 +20,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_local;
+use worker::rights::{cpu_of, cpus_to_pin};
 
 use crate::accounting::{AccountingFiles, Files};
 use crate::config::compile::Overrides;
@@ -156,7 +157,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     let accounting = AccountingFiles::begin(&compiled.snapshot.accounting, &compiled.data_dir)
         .map_err(|e| format!("accounting: {e}"))?;
     let suppression = Suppression::open(&compiled.data_dir)?;
-    let cpus = cpus(&compiled);
+    let cpus = cpus_to_pin(&compiled.worker_cpus);
     let workers = workers_for(compiled.workers, cpus.len());
     let http_port = compiled.http_port;
     let spread = compiled.spread.clone();
@@ -171,7 +172,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         ledger: RefCell::new(ledger),
         ledger_fd: RefCell::new(ledger_fd),
         listeners: RefCell::new(listeners),
-        slots: RefCell::new(numbers.iter().map(|n| Slot::new(*n, cpus[usize::from(*n) % cpus.len()])).collect()),
+        slots: RefCell::new(numbers.iter().map(|n| Slot::new(*n, cpu_of(*n, &cpus))).collect()),
         map: RefCell::new(ShardMap::first(workers, spread)),
         accounting,
         returning: Cell::new(numbers.len()),
@@ -269,18 +270,6 @@ fn socket(run_dir: &Path, name: &str, mode: u32) -> Result<UnixListener, String>
 fn workers_for(configured: Option<u32>, cpus: usize) -> u8 {
     let wanted = configured.map_or(cpus, |n| n as usize);
     wanted.clamp(1, SHARDS_MAX) as u8
-}
-
-/// CPUs to pin to: those named, else those the process may use.
-fn cpus(c: &Compiled) -> Vec<usize> {
-    if !c.worker_cpus.is_empty() {
-        return c.worker_cpus.clone();
-    }
-    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok();
-    let list: Vec<usize> = allowed
-        .map(|set| (0..nix::sched::CpuSet::count()).filter(|i| set.is_set(*i).unwrap_or(false)).collect())
-        .unwrap_or_default();
-    if list.is_empty() { vec![0] } else { list }
 }
 
 impl Supervisor {
@@ -538,10 +527,10 @@ impl Supervisor {
         if self.map.borrow().shards.len() as u32 == workers {
             return Ok(format!("{workers} workers"));
         }
-        let cpus = cpus(&self.compiled.borrow());
+        let cpus = cpus_to_pin(&self.compiled.borrow().worker_cpus);
         for n in 0..workers as u8 {
             if self.slot(n, |_| ()).is_none() {
-                self.slots.borrow_mut().push(Slot::new(n, cpus[usize::from(n) % cpus.len()]));
+                self.slots.borrow_mut().push(Slot::new(n, cpu_of(n, &cpus)));
                 spawn_local(process::keep(Rc::clone(self), n));
             }
         }

@@ -23,10 +23,32 @@ pub fn pin(cpu: usize) {
     }
 }
 
-/// How many CPUs the process was given.
+fn members(set: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap_or(false))
+}
+
+fn given() -> Option<CpuSet> {
+    GIVEN.get().copied().or_else(|| sched_getaffinity(Pid::from_raw(0)).ok())
+}
+
+/// How many CPUs the process was given before it was pinned; 1 if it was not.
 pub fn cpus() -> usize {
-    let is_in = |set: &CpuSet| (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap_or(false)).count();
-    GIVEN.get().map_or(1, is_in)
+    GIVEN.get().map_or(1, |set| members(set).count())
+}
+
+/// CPUs that workers are pinned to in turn: those that `worker-cpus` names, else those that the process was given; never
+/// none.
+pub fn cpus_to_pin(named: &[usize]) -> Vec<usize> {
+    let mut all = named.to_vec();
+    if all.is_empty() {
+        all.extend(given().iter().flat_map(members));
+    }
+    if all.is_empty() { vec![0] } else { all }
+}
+
+/// Which of them a shard's worker is pinned to.
+pub fn cpu_of(shard: u8, cpus: &[usize]) -> usize {
+    cpus.get(usize::from(shard) % cpus.len().max(1)).copied().unwrap_or_default()
 }
 
 /// Lets this thread run on all CPUs that the process was given; it stays pinned where the system refuses.
@@ -39,25 +61,20 @@ pub fn unpin_thread() {
 /// Lets this thread, and the programs that it starts, run on those of the CPUs that the process was given that no worker
 /// is pinned to; where every one has a worker, on all of them. It stays where it is where the system refuses.
 pub fn leave_cpus_of_workers(pinned: &[usize]) {
-    let this = Pid::from_raw(0);
-    let Some(given) = GIVEN.get().copied().or_else(|| sched_getaffinity(this).ok()) else { return };
+    let Some(given) = given() else { return };
     let mut free = given;
     for cpu in pinned {
         // A CPU that no set can hold is nobody's.
         let _ = free.unset(*cpu);
     }
-    let any = (0..CpuSet::count()).any(|c| free.is_set(c).unwrap_or(false));
-    let _ = sched_setaffinity(this, if any { &free } else { &given });
+    let any = members(&free).next().is_some();
+    let _ = sched_setaffinity(Pid::from_raw(0), if any { &free } else { &given });
 }
 
-/// CPUs that the workers of these shards are pinned to: those that `worker-cpus` names in turn, or that the process was given.
+/// CPUs that the workers of these shards are pinned to.
 pub fn cpus_of_workers(shards: &[u8], named: &[usize]) -> Vec<usize> {
-    let given = || -> Vec<usize> {
-        let set = GIVEN.get().copied().or_else(|| sched_getaffinity(Pid::from_raw(0)).ok());
-        set.map_or_else(Vec::new, |set| (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap_or(false)).collect())
-    };
-    let all = if named.is_empty() { given() } else { named.to_vec() };
-    shards.iter().filter_map(|n| all.get(usize::from(*n) % all.len().max(1)).copied()).collect()
+    let cpus = cpus_to_pin(named);
+    shards.iter().map(|n| cpu_of(*n, &cpus)).collect()
 }
 
 #[cfg(test)]
@@ -67,10 +84,7 @@ mod tests {
 
     #[test]
     fn programs_run_beside_the_workers_or_everywhere() {
-        let here = || -> Vec<usize> {
-            let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
-            (0..CpuSet::count()).filter(|c| set.is_set(*c).unwrap()).collect()
-        };
+        let here = || -> Vec<usize> { members(&sched_getaffinity(Pid::from_raw(0)).unwrap()).collect() };
         // A thread of its own, for its CPUs change.
         std::thread::spawn(move || {
             let all = here();
