@@ -121,14 +121,20 @@ pub struct LeftOut {
 impl Diagnostics {
     /// Takes one.
     pub fn push(&mut self, d: Diagnostic) {
-        if d.is_error { self.errors.push(d) } else { self.warnings.push(d) }
+        self.of(d.is_error).push(d);
     }
 
-    /// Counts an error that would not be kept, so that nobody has to say what is wrong there; false when it would be.
-    pub fn counts_only(&mut self, at: Span) -> bool {
-        let full = self.errors.is_full_at(at);
-        self.errors.left_out += usize::from(full);
+    /// Counts an error, or a warning, that would not be kept, so that nobody has to say what is wrong there; false when
+    /// it would be.
+    pub fn counts_only(&mut self, at: Span, is_error: bool) -> bool {
+        let first = self.of(is_error);
+        let full = first.is_full_at(at);
+        first.left_out += usize::from(full);
         full
+    }
+
+    fn of(&mut self, is_error: bool) -> &mut First {
+        if is_error { &mut self.errors } else { &mut self.warnings }
     }
 
     /// Nothing is wrong.
@@ -255,7 +261,7 @@ mod tests {
         fn the_first_are_kept_in_whatever_order_they_come(lines in proptest::collection::vec(0u32..500, 0..600)) {
             let mut all = Diagnostics::default();
             for line in &lines {
-                if !all.counts_only(at(*line)) {
+                if !all.counts_only(at(*line), true) {
                     all.push(Diagnostic::error(at(*line), "x", "", ""));
                 }
             }
@@ -266,6 +272,19 @@ mod tests {
             sorted.truncate(KEPT_MAX);
             prop_assert_eq!(kept.iter().map(|d| d.at.line).collect::<Vec<_>>(), sorted);
         }
+    }
+
+    #[test]
+    fn warnings_and_errors_are_kept_apart() {
+        let mut all = Diagnostics::default();
+        for line in 0..=KEPT_MAX as u32 {
+            if !all.counts_only(at(line), false) {
+                all.push(Diagnostic::warning(at(line), "x", "", ""));
+            }
+        }
+        assert!(!all.counts_only(at(9999), true), "there is room for errors");
+        let (kept, left_out) = all.into_sorted();
+        assert_eq!((kept.len(), left_out), (KEPT_MAX, LeftOut { errors: 0, warnings: 1 }));
     }
 
     #[test]

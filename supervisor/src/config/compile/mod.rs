@@ -373,7 +373,7 @@ impl<'s> Compiler<'s> {
     }
 
     fn unknown(&mut self, block: &'static str, s: &Statement) {
-        if self.reader.diagnostics.counts_only(s.at) {
+        if self.reader.diagnostics.counts_only(s.at, true) {
             return;
         }
         let place = if block == "global" { "at top level".to_owned() } else { format!("in <{block}>") };

@@ -133,18 +133,16 @@ impl Compiler<'_> {
         };
         self.names.used.extend(kinds.iter().map(|k| (*k, lower.clone())));
         let Some((at, order)) = kinds.iter().find_map(|k| self.names.get(k, &lower)) else {
-            if block != "pattern-list" && self.reader.diagnostics.counts_only(s.value_at) {
+            // A pattern list may name what only some hosts have; its other rules still work.
+            let is_error = block != "pattern-list";
+            if self.reader.diagnostics.counts_only(s.value_at, is_error) {
                 return;
             }
             let all = self.names.defined.keys().filter(|(k, _)| kinds.contains(k)).map(|(_, n)| n.as_str());
             let near = nearest(&lower, all).map(|n| format!("did you mean {n}?"));
             let message = format!("{}: {kind} {name:?} is not defined", s.name);
-            // A pattern list may name what only some hosts have; its other rules still work.
-            let d = match block {
-                "pattern-list" => Diagnostic::warning(s.value_at, "undefined", message, near.unwrap_or_default()),
-                _ => Diagnostic::error(s.value_at, "undefined", message, near.unwrap_or_default()),
-            };
-            return self.reader.diagnostics.push(d);
+            let d = Diagnostic::error(s.value_at, "undefined", message, near.unwrap_or_default());
+            return self.reader.diagnostics.push(Diagnostic { is_error, ..d });
         };
         if kind == "pattern-list" && order > self.order {
             let message = format!("pattern-list {name:?} must be defined before the source that uses it");
