@@ -48,6 +48,14 @@ impl std::fmt::Display for Network {
     }
 }
 
+/// The address, or of IPv6 its network of 64 bits: what one host or customer can have as a whole.
+pub fn of_one_host(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+    }
+}
+
 /// An address as 16 bytes, IPv4 as IPv4-mapped.
 pub fn mapped(ip: IpAddr) -> [u8; 16] {
     match ip {

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
 
+use ipc::network::of_one_host;
+
 use super::command::Refusal;
 use crate::shard::Shard;
 
@@ -79,7 +81,7 @@ impl std::fmt::Debug for Share {
 impl Share {
     /// Of a client, or of a program on this machine.
     pub fn of(shard: &Rc<Shard>, client: Option<IpAddr>) -> Share {
-        let client = client.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), network);
+        let client = client.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), client_of);
         Share { shard: Rc::clone(shard), client, bytes: Cell::new(0) }
     }
 
@@ -163,12 +165,9 @@ fn kib(bytes: u64) -> u64 {
     bytes.div_ceil(1024)
 }
 
-/// Whose an address is: in IPv6 a customer has a network of 64 bits at least.
-fn network(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
-        v4 => v4,
-    }
+/// Whose an address is.
+fn client_of(ip: IpAddr) -> IpAddr {
+    of_one_host(ip.to_canonical())
 }
 
 #[cfg(test)]
@@ -190,8 +189,8 @@ mod tests {
         assert!(budget(32 * MB).has_room(16 * MB, own(1, 0)) && budget(48 * MB).has_room(8 * MB, own(1, 0)));
         assert!(Budget { of_all: 0, others: 1 << 50, shards: 1 }.has_room(1 << 30, own(9, 1 << 40)));
         let ip = |text: &str| text.parse::<IpAddr>().ok();
-        assert_eq!(ip("2001:db8::1:2:3:4").map(network), ip("2001:db8::"));
-        assert_eq!(ip("::ffff:192.0.2.1").map(network), ip("192.0.2.1"));
+        assert_eq!(ip("2001:db8::1:2:3:4").map(client_of), ip("2001:db8::"));
+        assert_eq!(ip("::ffff:192.0.2.1").map(client_of), ip("192.0.2.1"));
     }
 
     proptest! {

@@ -4,10 +4,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::network::of_one_host;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -37,14 +38,6 @@ pub struct Openers {
     /// Those of them that wait for an address.
     slow_at: RefCell<HashMap<IpAddr, u32>>,
     wake: Notify,
-}
-
-/// The address, or its network of IPv6 (/64), which one host can have as a whole.
-fn network(of: IpAddr) -> IpAddr {
-    match of {
-        IpAddr::V4(_) => of,
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
-    }
 }
 
 impl Openers {
@@ -94,13 +87,13 @@ impl Openers {
 
     /// Whether another connection to an address may be begun.
     pub fn may_wait_at(&self, address: IpAddr) -> bool {
-        self.slow_at.borrow().get(&network(address)).is_none_or(|n| *n < SLOW_AT_MAX)
+        self.slow_at.borrow().get(&of_one_host(address)).is_none_or(|n| *n < SLOW_AT_MAX)
     }
 
     /// Opening takes long: as long as the answer lives the task does not count. `None` where too many take long already.
     pub fn slow(&self, shard: &Rc<Shard>, waits: Waits) -> Option<Slow> {
         let at = match waits {
-            Waits::At(address) => Some(network(address)),
+            Waits::At(address) => Some(of_one_host(address)),
             Waits::ForNames | Waits::ForOutcomes => None,
         };
         if self.slow.get() >= SLOW_MAX || at.is_some_and(|a| !self.may_wait_at(a)) {
@@ -142,7 +135,7 @@ mod tests {
 
     #[test]
     fn addresses_that_one_host_can_have_count_together() {
-        let of = |text: &str| text.parse().map(network).map(|n| n.to_string());
+        let of = |text: &str| text.parse().map(of_one_host).map(|n| n.to_string());
         for (address, counts_at) in [
             ("192.0.2.7", "192.0.2.7"),
             ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
