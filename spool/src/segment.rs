@@ -349,10 +349,7 @@ impl<D: Disk> Log<D> {
     /// As `fdatasync(2)`; what is on disk is then unknown.
     pub fn sync(&mut self, stream: Stream) -> io::Result<()> {
         let Some((id, _)) = self.position(stream) else { return Ok(()) };
-        match self.segments.get(&id) {
-            Some(s) => self.disk.sync(&s.file),
-            None => Ok(()),
-        }
+        self.sync_segment(id)
     }
 
     /// Makes everything that a segment holds durable, in use or not.
