@@ -308,12 +308,12 @@ pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
         "domain-key" => text.rsplit(',').next().unwrap_or_default().trim(),
         _ => return Ok(()),
     };
-    match worker::regular_file::open(Path::new(path)) {
-        // "" clears what is inherited.
-        _ if path.is_empty() => Ok(()),
-        Ok(_) => Ok(()),
-        Err(e) => Err(Problem::missing(path, &e).at(path, text)),
+    // "" clears what is inherited.
+    if path.is_empty() {
+        return Ok(());
     }
+    let opened = worker::regular_file::open(Path::new(path));
+    opened.map(drop).map_err(|e| Problem::missing(path, &e).at(path, text))
 }
 
 /// `SELECTOR,DOMAIN,FILE`

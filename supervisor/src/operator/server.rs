@@ -103,6 +103,7 @@ async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
             Ok(Some((r @ Request::Stop { wait: true }, _))) => {
                 sup.stop_waiters.set(sup.stop_waiters.get() + 1);
                 let answer = answer(&sup, r).await;
+                // Whoever waits may have gone; the stop goes on.
                 let _ = send(&mut connection.io, &answer).await;
                 sup.stop_waiters.set(sup.stop_waiters.get() - 1);
                 sup.changed.notify_waiters();

@@ -133,13 +133,8 @@ impl Content {
     }
 
     /// Bytes that are kept.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Nothing is kept.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    pub fn held(&self) -> u64 {
+        self.bytes.len() as u64
     }
 
     /// There is no room for it: nothing is kept any more.

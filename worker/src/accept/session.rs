@@ -321,7 +321,7 @@ impl Session {
     /// Accounts for what the transaction has in memory; content that there is no room for is given up.
     fn hold(&self, t: &mut Transaction) {
         let (Some(share), Some(content)) = (&self.share, &mut t.content) else { return };
-        if !share.hold(t.recipients_bytes + content.len() as u64) {
+        if !share.hold(t.recipients_bytes + content.held()) {
             content.give_up();
             share.hold(t.recipients_bytes);
         }
@@ -539,7 +539,7 @@ impl Session {
             State::Mail(mut t) if !t.recipients.is_empty() => {
                 let max = self.rules.max_message_size;
                 let content = t.content.get_or_insert_with(|| Content::new(max, size));
-                let held = t.recipients_bytes + content.len() as u64;
+                let held = t.recipients_bytes + content.held();
                 let refusal = match &self.share {
                     _ if !content.has_room(size) => Some(too_large(max)),
                     Some(s) if !s.has_room(held + size) => Some(receiving::no_room()),
