@@ -1,10 +1,13 @@
 //! A plain SMTP client that reports what it was told.
 
 use std::io::{Error, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::tls;
+
+/// How long a reply is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 trait Io: Read + Write + Send {}
 impl<T: Read + Write + Send> Io for T {}
@@ -36,6 +39,17 @@ impl Client {
         Self::over(TcpStream::connect(to)?)
     }
 
+    /// The same from one of the addresses of 127.0.0.0/8.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn dial_from(from: IpAddr, to: SocketAddr) -> std::io::Result<Client> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        socket.connect(&to.into())?;
+        Self::over(socket.into())
+    }
+
     /// The same with room for a few replies only, so that the server's writes wait for a client that reads none.
     ///
     /// # Errors
@@ -49,7 +63,7 @@ impl Client {
 
     fn over(tcp: TcpStream) -> std::io::Result<Client> {
         tcp.set_nodelay(true)?;
-        tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+        tcp.set_read_timeout(Some(PATIENCE))?;
         Ok(Client { io: Box::new(tcp.try_clone()?), tcp, input: Vec::new() })
     }
 
@@ -98,6 +112,14 @@ impl Client {
                 return Ok((code, all));
             }
         }
+    }
+
+    /// The next reply, if it comes within a time.
+    pub fn reply_within(&mut self, limit: Duration) -> Option<(u16, String)> {
+        self.tcp.set_read_timeout(Some(limit)).ok()?;
+        let reply = self.reply().ok();
+        self.tcp.set_read_timeout(Some(PATIENCE)).ok()?;
+        reply
     }
 
     fn expect(&mut self, code: u16) -> std::io::Result<()> {

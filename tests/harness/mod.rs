@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, missing_docs)] // a test that cannot set up should stop there
 
 pub mod accounting;
+pub mod beside;
 pub mod client;
 pub mod dns;
 pub mod engine;
 pub mod policy_host;
 pub mod receiver;
+pub mod tarpit;
 pub mod tls;
 
 use std::io::Write;
@@ -19,6 +21,13 @@ pub fn fed(command: &mut Command, input: &str) -> Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
+}
+
+/// Lets this process hold as many descriptors as it may.
+pub fn many_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
 /// Waits until `done`, or panics naming what did not happen.

@@ -28,6 +28,8 @@ pub struct Message {
 pub struct Seen {
     /// Times each recipient was accepted.
     pub delivered: HashMap<String, u32>,
+    /// When each was, the first time.
+    pub delivered_at: HashMap<String, Instant>,
     /// Times each recipient was deferred.
     pub deferred: HashMap<String, u32>,
     /// Messages in order.
@@ -510,6 +512,7 @@ impl<S: Read + Write> Session<'_, S> {
         self.receiver.with(|s| {
             for r in rcpts {
                 *s.delivered.entry(r.clone()).or_default() += 1;
+                s.delivered_at.entry(r.clone()).or_insert_with(Instant::now);
             }
             s.messages.push(message);
             s.messages_per_connection_max = s.messages_per_connection_max.max(self.count);
