@@ -9,6 +9,7 @@ pub mod requests;
 pub mod shared_limits;
 pub mod window;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -112,13 +113,29 @@ impl Ledger {
     /// Takes a slot for `shard` if fewer than `limit` are taken. `hint` spreads the search;
     /// any number will do.
     pub fn take(&self, class: Class, shard: u8, limit: usize, hint: usize) -> Option<Slot> {
-        let limit = limit.min(LEDGER_SLOTS);
-        let slots = &self.slots(class)[..limit];
-        (0..limit).map(|i| (hint + i) % limit).find_map(|i| {
+        self.take_among(class, shard, 0..limit, hint)
+    }
+
+    /// The same of those slots alone: what is set apart for some is a range that others do not take from.
+    pub fn take_among(&self, class: Class, shard: u8, among: Range<usize>, hint: usize) -> Option<Slot> {
+        let (first, slots) = self.among(class, &among);
+        let n = slots.len();
+        (0..n).map(|i| (hint + i) % n).find_map(|i| {
             let free = slots[i].load(Relaxed) == 0
                 && slots[i].compare_exchange(0, u32::from(shard) + 1, Relaxed, Relaxed).is_ok();
-            free.then_some(Slot { class, index: i as u32 })
+            free.then_some(Slot { class, index: (first + i) as u32 })
         })
+    }
+
+    /// How many of those slots are taken, by all shards.
+    pub fn taken_among(&self, class: Class, among: &Range<usize>) -> usize {
+        self.among(class, among).1.iter().filter(|s| s.load(Relaxed) != 0).count()
+    }
+
+    fn among(&self, class: Class, range: &Range<usize>) -> (usize, &[AtomicU32]) {
+        let end = range.end.min(LEDGER_SLOTS);
+        let first = range.start.min(end);
+        (first, &self.slots(class)[first..end])
     }
 
     /// Gives a slot back.
@@ -192,5 +209,8 @@ mod tests {
         assert!(b.take(Class::SmtpIn, 1, 2, 0).is_some());
         a.give(first);
         assert!(b.take(Class::SmtpIn, 1, 2, 0).is_some());
+        assert!(b.take_among(Class::SmtpIn, 1, 2..4, 1).is_some() && a.take_among(Class::SmtpIn, 0, 2..4, 1).is_some());
+        assert!(b.take_among(Class::SmtpIn, 1, 2..4, 0).is_none() && b.take_among(Class::SmtpIn, 1, 4..4, 0).is_none());
+        assert_eq!((a.taken_among(Class::SmtpIn, &(1..3)), a.taken_among(Class::SmtpIn, &(0..usize::MAX))), (2, 4));
     }
 }

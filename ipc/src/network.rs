@@ -30,6 +30,17 @@ impl Network {
 }
 
 impl Network {
+    /// The network of `bits` that an address lies in: of 32 for IPv4, of 128 for IPv6.
+    pub fn around(ip: IpAddr, bits: u8) -> Network {
+        let bits = if ip.is_ipv4() { bits.min(32) + 96 } else { bits.min(128) };
+        Network { base: Network { base: mapped(ip), bits }.first(), bits }
+    }
+
+    /// Every address of a family, or of both.
+    pub fn is_everybody(&self) -> bool {
+        self.bits == 0 || self.bits == 96 && self.base == mapped(IpAddr::from([0, 0, 0, 0]))
+    }
+
     /// The first address, as 16 bytes: what lies behind the prefix is zero.
     pub fn first(&self) -> [u8; 16] {
         let shift = 128u32.saturating_sub(u32::from(self.bits));
@@ -108,6 +119,14 @@ mod tests {
             assert!(!Network { base: one, bits }.contains("::1".parse().unwrap()));
         }
         assert_eq!(parse("[IPv6:::1]"), parse("::1"));
+        for (network, is_everybody) in
+            [("0/0", true), ("::/0", true), ("0.0.0.0/0", true), ("0/1", false), ("::/96", false)]
+        {
+            assert_eq!(parse(network).unwrap().is_everybody(), is_everybody, "{network}");
+        }
+        for (ip, bits, network) in [("10.1.2.3", 24, "10.1.2.0/24"), ("2001:db8:1:2::3", 48, "2001:db8:1::/48")] {
+            assert_eq!(Some(Network::around(ip.parse().unwrap(), bits)), parse(network));
+        }
         assert_eq!(parse("10/8").unwrap().to_string(), "10.0.0.0/8");
         for wrong in ["10.0.0.0/33", "10.0.0.0.0/8", "host", "[::1", "::1/129", "10/-1", ""] {
             assert!(parse(wrong).is_none(), "{wrong}");

@@ -411,5 +411,8 @@ rules! {
         "suppression-lists" SuppressionLists suppression_lists: Vec<String> = Vec::new();
         "accept-invalid-recipients" AcceptInvalidRecipients accept_invalid_recipients: bool = false;
         "max-smtp-commands" MaxSmtpCommands max_smtp_commands: u64 = 0;
+        "source-group" SourceGroup source_group: String = String::new();
+        "max-smtp-in-per-address" MaxSmtpInPerAddress max_smtp_in_per_address: Option<u64> = None;
+        "max-smtp-in-per-network" MaxSmtpInPerNetwork max_smtp_in_per_network: Option<u64> = None;
     }
 }

@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// `<source>` blocks, widest network first, named ones last.
     pub sources: Vec<Source>,
+    /// `<source-group>` blocks.
+    pub source_groups: Vec<SourceGroup>,
     /// Virtual MTAs; the first is `{default}`.
     pub vmtas: Vec<VirtualMta>,
     /// Index of a virtual MTA by lower-case name.
@@ -256,6 +258,17 @@ pub struct Source {
     pub settings: Vec<Setting>,
 }
 
+/// A `<source-group>`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SourceGroup {
+    /// Name, lower case.
+    pub name: String,
+    /// Inbound connections of its sources over all shards; 0 is unlimited.
+    pub max_smtp_in: u64,
+    /// So many of `total-max-smtp-in` serve its sources alone.
+    pub reserved_smtp_in: u64,
+}
+
 /// A `<virtual-mta>`.
 #[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
 pub struct VirtualMta {
@@ -441,6 +454,12 @@ impl ArchivedSnapshot {
     /// The pool whose `<domain>` blocks a virtual MTA inherits.
     pub fn pool_of(&self, vmta: u32) -> Option<u32> {
         self.vmtas.get(vmta as usize).and_then(|v| v.pool.as_ref().map(|p| p.to_native()))
+    }
+
+    /// Whether the configuration names the client at `ip`: it lies in the network of a `<source>` that is not that of everybody.
+    pub fn knows(&self, ip: IpAddr) -> bool {
+        let networks = self.sources.iter().filter_map(|s| s.network.as_ref());
+        networks.map(|n| Network { base: n.base, bits: n.bits }).any(|n| !n.is_everybody() && n.contains(ip))
     }
 
     /// Resolves the directives in force for a client at `ip` on a listener with the named

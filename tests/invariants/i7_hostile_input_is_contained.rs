@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use tests::beside::Innocents;
 use tests::client::Client;
 use tests::engine::Engine;
 use tests::receiver::Receiver;
@@ -92,4 +93,49 @@ fn sessions_of_clients_that_drip_or_read_nothing_end() {
     deaf.join().unwrap();
     let open = || engine.json(&["status", "--json"])["data"]["status"]["conn"]["smtpIn"]["cur"].as_u64();
     eventually("no session is left", Duration::from_secs(10), || open() == Some(0));
+}
+
+/// A client that connects from one of the addresses of a stranger's and says nothing; `None` when it is refused at once.
+fn silent(from: [u8; 4], to: std::net::SocketAddr) -> Option<Client> {
+    let mut c = Client::dial_from(from.into(), to).unwrap();
+    matches!(c.reply(), Ok((220, _))).then_some(c)
+}
+
+#[test]
+fn silent_connections_of_one_stranger_keep_nobody_out() {
+    let innocents = Innocents::new();
+    let engine = Engine::start(2, &format!("total-max-smtp-in 200\n{}", innocents.config()));
+    let impact = innocents.beside(&engine, || {
+        let held: Vec<Client> = (0..520).filter_map(|_| silent([127, 66, 0, 1], engine.smtp)).collect();
+        assert_eq!(held.len(), 25, "an eighth");
+        assert!(silent([127, 66, 1, 1], engine.smtp).is_some(), "another stranger is served");
+        std::thread::sleep(Duration::from_secs(3));
+        held
+    });
+    assert!(impact.above_rest.descriptors <= 200, "{impact:?}");
+}
+
+#[test]
+fn silent_strangers_of_many_networks_make_room() {
+    let innocents = Innocents::new();
+    let engine = Engine::start(2, &format!("total-max-smtp-in 80\n{}", innocents.config()));
+    innocents.beside(&engine, || {
+        // All of the 60 that are not set apart for clients which the configuration names.
+        let says = |c: &mut Client, line: &str| c.command(line).is_ok_and(|(code, _)| code == 250);
+        let begun = (0..20).filter_map(|n| silent([127, 66, n / 4, 1], engine.smtp));
+        let mut busy: Vec<Client> = begun.filter_map(|mut c| says(&mut c, "EHLO slow.test").then_some(c)).collect();
+        assert_eq!(busy.len(), 20);
+        let mut mute: Vec<Client> = (0..40).filter_map(|n| silent([127, 67, n / 4, 1], engine.smtp)).collect();
+        for _ in 0..5 {
+            busy.iter_mut().for_each(|c| assert!(says(c, "NOOP")));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        eventually("a stranger from elsewhere is served", Duration::from_secs(10), || {
+            silent([127, 68, 0, 1], engine.smtp).is_some()
+        });
+        let told = mute.iter_mut().filter_map(|c| c.reply_within(Duration::from_millis(50))).collect::<Vec<_>>();
+        assert!(told.len() >= 5 && told.iter().all(|(_, text)| text.starts_with("421 4.3.2")), "{told:?}");
+        busy.iter_mut().for_each(|c| assert!(says(c, "NOOP"), "who talks keeps its place"));
+        (busy, mute)
+    });
 }

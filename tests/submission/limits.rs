@@ -53,6 +53,68 @@ fn sessions_at_once() {
     eventually("places are free again", Duration::from_secs(10), || Client::connect(engine.smtp).is_ok());
 }
 
+/// Connections from an address that are greeted, of so many, and the reply to the first that is not.
+fn greeted(engine: &Engine, from: [u8; 4], n: usize) -> (Vec<Client>, String) {
+    let (mut held, mut refusal) = (Vec::new(), String::new());
+    for _ in 0..n {
+        let mut c = Client::dial_from(from.into(), engine.smtp).unwrap();
+        match c.reply().unwrap() {
+            (220, _) => held.push(c),
+            (_, text) if refusal.is_empty() => refusal = text,
+            _ => {}
+        }
+    }
+    (held, refusal)
+}
+
+#[test]
+fn sources_have_the_places_that_are_theirs() {
+    let groups = "total-max-smtp-in 40\n<source-group apps>\n max-smtp-in 12\n reserved-smtp-in 8\n</source-group>\n\
+                  <source 127.70/16>\n source-group APPS\n</source>\n<source 0/0>\n max-smtp-in-per-address unlimited\n \
+                  max-smtp-in-per-network unlimited\n</source>";
+    let receiver = Receiver::start();
+    let engine = Engine::start(2, &format!("{groups}\n<domain *>\n {}\n</domain>", receiver.hosts()));
+    // Of the 32 that are not reserved 8 are for clients that the configuration names.
+    let (strangers, refusal) = greeted(&engine, [127, 80, 0, 1], 30);
+    assert_eq!(strangers.len(), 24, "{refusal}");
+    assert!(refusal.starts_with("421 4.3.2") && refusal.contains("total-max-smtp-in"), "{refusal}");
+    let (known, _) = greeted(&engine, [127, 0, 0, 1], 9);
+    assert_eq!(known.len(), 8);
+    let (apps, _) = greeted(&engine, [127, 70, 0, 1], 9);
+    assert_eq!(apps.len(), 8);
+    drop((strangers, known));
+    eventually("the others are free again", Duration::from_secs(10), || {
+        greeted(&engine, [127, 80, 0, 1], 24).0.len() == 24
+    });
+    let (more, refusal) = greeted(&engine, [127, 70, 9, 2], 6);
+    assert_eq!(more.len(), 4, "{refusal}");
+    assert!(refusal.starts_with("421 4.3.2") && refusal.contains("max-smtp-in"), "{refusal}");
+}
+
+#[test]
+fn strangers_have_so_many_places_for_an_address_and_a_network() {
+    let receiver = Receiver::start();
+    let engine = Engine::start(2, &format!("total-max-smtp-in 80\n<domain *>\n {}\n</domain>", receiver.hosts()));
+    let (held, refusal) = greeted(&engine, [127, 80, 0, 1], 20);
+    assert_eq!(held.len(), 10);
+    assert!(refusal.starts_with("421 4.7.0") && refusal.contains("max-smtp-in-per-address"), "{refusal}");
+    let (neighbours, _) = greeted(&engine, [127, 80, 0, 2], 10);
+    let (third, refusal) = greeted(&engine, [127, 80, 0, 3], 1);
+    assert_eq!((neighbours.len(), third.len()), (10, 0));
+    assert!(refusal.starts_with("421 4.7.0") && refusal.contains("max-smtp-in-per-network"), "{refusal}");
+    assert_eq!(greeted(&engine, [127, 80, 1, 1], 1).0.len(), 1, "another network");
+    engine.edit_config(
+        "total-max-smtp-in 80",
+        "total-max-smtp-in 80\n<source 0/0>\n max-smtp-in-per-network unlimited\n</source>",
+    );
+    assert!(engine.sluice(&["reload"]).status.success());
+    assert_eq!(greeted(&engine, [127, 80, 0, 3], 1).0.len(), 1);
+    drop(held);
+    eventually("its places are free again", Duration::from_secs(10), || {
+        greeted(&engine, [127, 80, 0, 1], 1).0.len() == 1
+    });
+}
+
 #[test]
 fn recipients_queued() {
     let (r, engine) = start("spool-max-recipients 20");

@@ -9,6 +9,7 @@ use ipc::layers::NO_VMTA;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{ArchivedDomainKey, Global, MappedSnapshot};
 
+use crate::accept::places::Places;
 use crate::classify::bounce_rules::Rules;
 use crate::classify::reply_patterns::Patterns;
 use crate::connect::loops::OwnServer;
@@ -34,6 +35,8 @@ pub struct Config {
     pub snapshot: MappedSnapshot,
     /// Its server settings.
     pub global: Rc<Global>,
+    /// How `total-max-smtp-in` is shared.
+    pub places: Places,
     /// Listener → named source and TLS.
     listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
     /// By what it is known that mail would come back to this server.
@@ -83,6 +86,7 @@ impl Config {
             };
             listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
         }
+        let places = Places::of(snapshot.get(), global.total_max_smtp_in);
         let own_server = OwnServer::of(snapshot.get());
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
         let address_lists = AddressLists::of(&snapshot.get().address_lists);
@@ -91,6 +95,7 @@ impl Config {
         Ok(Config {
             snapshot,
             global,
+            places,
             listeners,
             own_server,
             pattern_lists,

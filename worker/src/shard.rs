@@ -21,6 +21,7 @@ use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
+use crate::accept::places::Strangers;
 use crate::accept::receiving::Receiving;
 use crate::account::file::Shown;
 use crate::clock;
@@ -135,6 +136,8 @@ pub struct Shard {
     pub receiving: Receiving,
     /// SMTP sessions served.
     pub sessions: Cell<u32>,
+    /// Those of clients that no `<source>` names.
+    pub strangers: Strangers,
     /// Outbound connections, those being opened included.
     pub connections: Cell<u32>,
     /// Who opens them.
@@ -223,6 +226,7 @@ impl Shard {
             counters: Counters::default(),
             receiving: Receiving::default(),
             sessions: Cell::new(0),
+            strangers: Strangers::default(),
             connections: Cell::new(0),
             openers: Openers::default(),
             to_open: RefCell::default(),

@@ -30,8 +30,8 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                 tokio::task::spawn_local(async move {
                     let options = shard.config().global.dummy_smtp.clone();
                     let slot = loop {
-                        let limit = shard.config().global.total_max_smtp_in as usize;
-                        match shard.ledger.take(Class::SmtpIn, shard.number, limit, usize::from(peer.port())) {
+                        let places = shard.config().places.common();
+                        match shard.ledger.take_among(Class::SmtpIn, shard.number, places, usize::from(peer.port())) {
                             None if options.await_slot => tokio::time::sleep(SLOT_EVERY).await,
                             slot => break slot,
                         }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use ipc::ledger::Class;
 use ipc::message::SourceType;
 use spool::SpoolError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::Refusal;
 use super::data::Fault;
+use super::places::{ClientPlace, Stranger, Waits};
 use super::receiving::Share;
 use super::session::{Event, Session, Transaction};
 use crate::holds::{Work, doing};
@@ -76,17 +76,15 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
 async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let config = shard.config();
-    let limit = config.global.total_max_smtp_in as usize;
-    let Some(slot) = shard.ledger.take(Class::SmtpIn, shard.number, limit, usize::from(peer.port())) else {
-        let text = format!(
-            "421 4.3.2 {} has no free connection (total-max-smtp-in), try again later\r\n",
-            config.global.host_name
-        );
-        let _ = stream.write_all(text.as_bytes()).await;
-        return;
+    let ip = canonical(peer.ip());
+    let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &config.overlay_of(address)));
+    let place = match ClientPlace::take(&shard, &rules, ip, peer.port()) {
+        Ok(place) => place,
+        Err(none) => {
+            let _ = stream.write_all(none.reply(&config.global.host_name).as_bytes()).await;
+            return;
+        }
     };
-    shard.session_count(1);
-    let rules = Rc::new(config.snapshot.get().source_rules(Some(canonical(peer.ip())), &config.overlay_of(address)));
     let tls = config.tls_of(address);
     let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
     let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
@@ -95,6 +93,8 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
         shard: &shard,
         peer,
         local: stream.local_addr().ok(),
+        stranger: place.stranger.as_ref(),
+        made_room: false,
         rules,
         buf: BytesMut::new(),
         began: Instant::now(),
@@ -114,8 +114,9 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
         let text = format!("521 5.3.2 {} does not accept mail from you (smtp-service)\r\n", config.global.host_name);
         let _ = stream.write_all(text.as_bytes()).await;
     }
-    shard.session_count(-1);
-    shard.ledger.give(slot);
+    if client.made_room {
+        place.make_room();
+    }
 }
 
 /// A time after `at`, [`TEN_YEARS`] at most.
@@ -139,6 +140,14 @@ async fn part(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     .await;
 }
 
+/// Resolves when a client has to leave its place to others.
+async fn has_to_leave(stranger: Option<&Stranger>) {
+    match stranger {
+        Some(s) => s.has_to_leave().await,
+        None => std::future::pending().await,
+    }
+}
+
 enum After {
     Close,
     StartTls,
@@ -148,6 +157,10 @@ struct Client<'a> {
     shard: &'a Rc<Shard>,
     peer: SocketAddr,
     local: Option<SocketAddr>,
+    /// Where no `<source>` names the client.
+    stranger: Option<&'a Stranger>,
+    /// It had to leave its place to others.
+    made_room: bool,
     rules: Rc<ipc::rules::SourceRules>,
     buf: BytesMut,
     began: Instant,
@@ -159,10 +172,20 @@ struct Client<'a> {
 
 impl Client<'_> {
     async fn run_tls(&mut self, session: &mut Session, stream: TcpStream, tls: Arc<rustls::ServerConfig>) {
-        let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
-        match timeout(self.rules.smtp_command_timeout, handshake).await {
+        let handshake = timeout(self.rules.smtp_command_timeout, tokio_rustls::TlsAcceptor::from(tls).accept(stream));
+        self.note_wait(session);
+        let done = tokio::select! {
+            biased;
+            () = has_to_leave(self.stranger) => {
+                self.made_room = true;
+                return;
+            }
+            done = handshake => done,
+        };
+        match done {
             Ok(Ok(mut stream)) => {
                 session.tls_started();
+                self.waits_since = Instant::now();
                 self.run(session, &mut stream, false).await;
                 part(stream).await;
             }
@@ -171,7 +194,37 @@ impl Client<'_> {
         }
     }
 
+    /// The client has to go on, or waits for us.
+    fn note_wait(&self, session: &Session) {
+        let Some(s) = self.stranger else { return };
+        let what = match session.between_messages() {
+            true if session.hello.is_empty() => Waits::ForGreeting,
+            true => Waits::BetweenMessages,
+            false => Waits::WithinMessage,
+        };
+        s.waits(what, self.waits_since);
+    }
+
     async fn run(
+        &mut self,
+        session: &mut Session,
+        io: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        fresh: bool,
+    ) -> After {
+        self.note_wait(session);
+        tokio::select! {
+            biased;
+            () = has_to_leave(self.stranger) => {}
+            after = self.converse(session, io, fresh) => return after,
+        }
+        self.made_room = true;
+        session.out.clear();
+        session.reply(421, "4.3.2", "Connections are scarce and you are slow (total-max-smtp-in), try again later");
+        let _ = timeout(PARTING_MAX, self.send(session, io)).await;
+        After::Close
+    }
+
+    async fn converse(
         &mut self,
         session: &mut Session,
         io: &mut (impl AsyncRead + AsyncWrite + Unpin),
@@ -196,6 +249,7 @@ impl Client<'_> {
             if self.buf.capacity() - self.buf.len() < 4096 {
                 self.buf.reserve(32 << 10);
             }
+            self.note_wait(session);
             let stopping = self.shard.stop_signal();
             let got = tokio::select! {
                 biased;
@@ -265,7 +319,10 @@ impl Client<'_> {
                     if !session.out.is_empty() && self.send(session, io).await.is_err() {
                         return Some(After::Close);
                     }
+                    self.stranger.iter().for_each(|s| s.is_busy());
                     let result = self.store(session, t).await;
+                    self.waits_since = Instant::now();
+                    self.note_wait(session);
                     session.stored(result);
                 }
                 Event::StartTls => {

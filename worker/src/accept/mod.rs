@@ -1,10 +1,11 @@
 //! The SMTP server (RFC 5321). [`session`] is the protocol without sockets; [`listener`]
-//! gives it bytes and time; [`source`] decides who may do what.
+//! gives it bytes and time; [`places`] shares the connections out; [`source`] decides who may do what.
 
 pub mod blackhole;
 pub mod command;
 pub mod data;
 pub mod listener;
+pub mod places;
 pub mod receiving;
 pub mod session;
 pub mod source;

@@ -3,7 +3,7 @@
 use ipc::layers::{Named, Profile, Scope};
 use ipc::reply_rules::{ReplyList, ReplyRule};
 use ipc::rules::{Setting, SourceKey, Value};
-use ipc::snapshot::{BouncePattern, Pool, Source, SpoolDirectory, VirtualMta};
+use ipc::snapshot::{BouncePattern, Pool, Source, SourceGroup, SpoolDirectory, VirtualMta};
 
 use super::super::{composite, reply_rule};
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
@@ -30,6 +30,7 @@ impl<'s> Compiler<'s> {
         }
         match tag {
             "source" => self.source(s),
+            "source-group" => self.source_group(s),
             "domain" => self.domains.push((Scope::Global, s)),
             "virtual-mta" => self.virtual_mta(s),
             "virtual-mta-pool" => self.pool(s),
@@ -188,6 +189,25 @@ impl<'s> Compiler<'s> {
         }
         let name = if network.is_some() { String::new() } else { s.value.to_lowercase() };
         self.snapshot.sources.push(Source { network, name, settings });
+    }
+
+    /// `<source-group>`
+    fn source_group(&mut self, s: &'s Statement) {
+        self.block_name("source group", s);
+        let mut group = SourceGroup { name: s.value.to_lowercase(), max_smtp_in: 0, reserved_smtp_in: 0 };
+        for i in &s.inside {
+            match (&*i.name, self.check("source-group", i).and_then(Accepted::in_force)) {
+                ("max-smtp-in", Some(Value::Number(n))) => group.max_smtp_in = n,
+                ("reserved-smtp-in", Some(Value::Number(n))) => group.reserved_smtp_in = n,
+                _ => {}
+            }
+        }
+        if group.max_smtp_in > 0 && group.reserved_smtp_in > group.max_smtp_in {
+            let message = format!("reserved-smtp-in of <source-group {}> is above its max-smtp-in", &*s.value);
+            self.warning(s.at, "no-effect", message, "what is reserved beyond max-smtp-in serves nobody");
+        }
+        self.reserved_in.push((group.reserved_smtp_in, s.at));
+        self.snapshot.source_groups.push(group);
     }
 
     /// Names that commands and queue names can carry.

@@ -35,6 +35,7 @@ impl<'s> Compiler<'s> {
         self.defaults(&data_dir);
         self.other_machine();
         self.clashing_ports(statements);
+        self.reserved_places();
         let (mut diagnostics, left_out) = std::mem::take(&mut self.reader.diagnostics).into_sorted();
         diagnostics.extend(self.reader.gave_up.take());
         diagnostics.sort_by_key(|d| d.at);
@@ -86,6 +87,20 @@ impl<'s> Compiler<'s> {
             message,
             "a server refuses to load this on such a machine",
         );
+    }
+
+    /// What groups of sources reserve is more than there is.
+    fn reserved_places(&mut self) {
+        let (total, mut reserved) = (self.snapshot.global.total_max_smtp_in, 0u64);
+        for (n, at) in std::mem::take(&mut self.reserved_in) {
+            reserved = reserved.saturating_add(n);
+            if reserved > total {
+                let message = format!(
+                    "reserved-smtp-in asks for {reserved} connections, with the groups before; total-max-smtp-in is {total}"
+                );
+                return self.error(at, "bad-value", message, "reserve less, or raise total-max-smtp-in");
+            }
+        }
     }
 
     /// The web port is the one of a listener.

@@ -136,6 +136,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         tls_pem: String::new(),
         pem_files: HashSet::new(),
         blocks: HashMap::new(),
+        reserved_in: Vec::new(),
         order: 0,
         lines: Vec::new(),
         local_addresses: None,
@@ -192,6 +193,8 @@ struct Compiler<'s> {
     pem_files: HashSet<String>,
     /// Blocks at top level, by kind.
     blocks: HashMap<&'static str, usize>,
+    /// What `<source-group>`s reserve, and where.
+    reserved_in: Vec<(u64, Span)>,
     /// Top-level statement being compiled.
     order: usize,
     /// Lines of the block being checked, as written.
