@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use tests::beside::Innocents;
 use tests::client::Client;
+use tests::dns::{Dns, Name};
 use tests::engine::Engine;
 use tests::receiver::Receiver;
+use tests::tarpit::Tarpit;
 use tests::{Seed, eventually};
 
 #[test]
@@ -137,5 +139,73 @@ fn silent_strangers_of_many_networks_make_room() {
         assert!(told.len() >= 5 && told.iter().all(|(_, text)| text.starts_with("421 4.3.2")), "{told:?}");
         busy.iter_mut().for_each(|c| assert!(says(c, "NOOP"), "who talks keeps its place"));
         (busy, mute)
+    });
+}
+
+/// A server whose mail, but that of the innocent, goes by DNS to the port of a tarpit.
+fn beside_tarpit(innocents: &Innocents, dns: &Dns, tarpit: &Tarpit, workers: u32, config: &str) -> Engine {
+    let all = format!("<domain *>\n default-smtp-port {}\n max-smtp-out 2\n</domain>", tarpit.port);
+    Engine::start(workers, &format!("{}\n{config}\n{}{all}", dns.directive(), innocents.config()))
+}
+
+/// Mail to so many domains `NAME0.test` and on, 500 in a message.
+fn send_to_each(engine: &Engine, name: &str, domains: usize) {
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let all: Vec<String> = (0..domains).map(|n| format!("u@{name}{n}.test")).collect();
+    for some in all.chunks(500) {
+        let to: Vec<&str> = some.iter().map(String::as_str).collect();
+        assert_eq!(c.send("s@x.test", &to, "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+}
+
+#[test]
+fn silent_receivers_at_thousands_of_addresses_slow_nobody() {
+    tests::many_descriptors();
+    for line in ["", "220-x\r\n"] {
+        let (innocents, dns, tarpit) = (Innocents::new().beside_many_names(), Dns::start(), Tarpit::start(line));
+        for n in 0..4600 {
+            let at = n % 2000;
+            dns.host(&format!("silent{n}.test"), [127, 101, (at / 200) as u8, (at % 200 + 1) as u8]);
+        }
+        let engine = beside_tarpit(&innocents, &dns, &tarpit, 1, "");
+        innocents.beside(&engine, || {
+            send_to_each(&engine, "silent", 4600);
+            eventually("thousands are waited for", Duration::from_secs(60), || tarpit.connections() >= 3000);
+            std::thread::sleep(Duration::from_secs(3));
+            tarpit
+        });
+    }
+}
+
+#[test]
+fn the_hosts_of_an_mx_group_count_as_one() {
+    tests::many_descriptors();
+    let (innocents, dns, tarpit) = (Innocents::new().beside_many_names(), Dns::start(), Tarpit::start(""));
+    let hosts: Vec<(u16, &'static str)> = (0..10).map(|n| (10, format!("mx{n}.evil.test").leak() as &str)).collect();
+    for (n, (_, host)) in hosts.iter().enumerate() {
+        dns.set(host, Name { a: vec![[127, 110, n as u8, 1].into()], ..Name::default() });
+    }
+    (0..1000).for_each(|n| dns.mx(&format!("evil{n}.test"), &hosts));
+    let engine = beside_tarpit(&innocents, &dns, &tarpit, 1, "");
+    innocents.beside(&engine, || {
+        send_to_each(&engine, "evil", 1000);
+        eventually("some are waited for", Duration::from_secs(30), || tarpit.connections() >= 250);
+        std::thread::sleep(Duration::from_secs(6));
+        let connections = tarpit.connections();
+        assert!(connections < 600, "{connections} connections to one group of hosts");
+        tarpit
+    });
+}
+
+#[test]
+fn silent_receivers_leave_a_part_of_few_connections_free() {
+    let (innocents, dns, tarpit) = (Innocents::new(), Dns::start(), Tarpit::start(""));
+    (0..600).for_each(|n| dns.host(&format!("silent{n}.test"), [127, 120, (n / 100) as u8, (n % 100 + 1) as u8]));
+    let engine = beside_tarpit(&innocents, &dns, &tarpit, 2, "total-max-smtp-out 80");
+    innocents.beside(&engine, || {
+        send_to_each(&engine, "silent", 600);
+        eventually("some are waited for", Duration::from_secs(30), || tarpit.connections() >= 60);
+        std::thread::sleep(Duration::from_secs(6));
+        tarpit
     });
 }

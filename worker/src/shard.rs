@@ -3,7 +3,7 @@
 mod upkeep;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -142,8 +142,6 @@ pub struct Shard {
     pub connections: Cell<u32>,
     /// Who opens them.
     pub openers: Openers,
-    /// Paths that want to open more and wait for others.
-    to_open: RefCell<VecDeque<PathId>>,
     /// Those that are open.
     pub open: Connections,
     /// Paths that limits over all shards hold up.
@@ -171,6 +169,8 @@ impl std::fmt::Debug for Shard {
 
 /// Queues of one path that are counted for the connections that it needs.
 const QUEUES_LOOKED_AT: usize = 256;
+/// Paths that have their turn to open connections when one was opened, where some have no use for it any more.
+const TURNS_AT_ONCE: usize = 64;
 /// Members of a pool that are asked, at most, for one that can take a message.
 const TURNS_MAX: usize = 8;
 
@@ -229,7 +229,6 @@ impl Shard {
             strangers: Strangers::default(),
             connections: Cell::new(0),
             openers: Openers::default(),
-            to_open: RefCell::default(),
             open: Connections::default(),
             asks: Asks::default(),
             stop: Rc::default(),
@@ -703,9 +702,13 @@ impl Shard {
                 p.work.notify_one();
             }
             let wanted = p.wanted(backlog, urgent, now);
-            let n = wanted.min(self.openers.room(p.retry_step > 0));
-            if n < wanted && !std::mem::replace(&mut p.waits_to_open, true) {
-                self.to_open.borrow_mut().push_back(id);
+            let mut n = wanted;
+            if wanted > 0 {
+                let standing = self.openers.standing(p);
+                n = wanted.min(self.openers.room(self, standing));
+                if n < wanted && !std::mem::replace(&mut p.waits_to_open, true) {
+                    self.openers.wait(id, standing);
+                }
             }
             (0..n).for_each(|_| p.opening(now_ns));
             let serves = p.may_send(now) && p.connections + p.connecting > 0;
@@ -723,12 +726,14 @@ impl Shard {
 
     /// Whoever opened a connection is free, or takes long: others have their turn.
     pub fn opened(self: &Rc<Self>) {
-        let next = self.to_open.borrow_mut().pop_front();
-        let Some(id) = next else { return };
-        if let Some(p) = self.scheduler.borrow_mut().paths.get_mut(id) {
-            p.waits_to_open = false;
+        // Some have nothing to do any more.
+        for _ in 0..TURNS_AT_ONCE {
+            let Some(id) = self.openers.next_in_line(self) else { return };
+            if let Some(p) = self.scheduler.borrow_mut().paths.get_mut(id) {
+                p.waits_to_open = false;
+            }
+            self.pump(id);
         }
-        self.pump(id);
     }
 
     /// Pumps every path that has pulled from queue `id`.

@@ -1,7 +1,7 @@
 //! The life of one connection of a path.
 
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,17 +18,17 @@ use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic};
 use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
-use super::open::{open, skip_host, wait_for_turn};
+use super::open::{give_way, open, skip_host, wait_for_turn};
 use super::reply::Reply;
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
 use super::signing::signed;
+use super::slow::{EARLY, GRANTED, SLOW, SlowAt};
 use super::transaction::{self, Standing};
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
-use crate::deliver::openers::SLOW;
 use crate::route::{paths, twins};
 use crate::schedule::message::Content;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
@@ -54,7 +54,7 @@ pub enum Waits {
     #[default]
     ForNames,
     /// The host at an address.
-    At(IpAddr),
+    At(SocketAddr),
     /// Mail is being bounced: that must come to its end.
     ForOutcomes,
 }
@@ -86,6 +86,10 @@ pub(super) struct Path {
     pub ear: Rc<Ear>,
     /// What is waited for while a connection is opened.
     pub waits: Cell<Waits>,
+    /// The hosts that it may lead to, see [`super::slow::group_of`].
+    pub group: Cell<u64>,
+    /// Where opening the connection counts, once it takes long.
+    pub slow_at: RefCell<Option<SlowAt>>,
     /// Recipients of the batch in hand that it is not responsible for any more.
     done: RefCell<Vec<u16>>,
 }
@@ -245,6 +249,8 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         source,
         counted,
         waits: Cell::default(),
+        group: Cell::default(),
+        slow_at: RefCell::default(),
         done: RefCell::default(),
     }))
 }
@@ -272,6 +278,8 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         place: None,
         ear: Ear::new(None),
         waits: Cell::default(),
+        group: Cell::default(),
+        slow_at: RefCell::default(),
         done: RefCell::default(),
     })
 }
@@ -286,6 +294,7 @@ pub async fn open_connections(shard: Rc<Shard>) {
         } else {
             open_one(&shard, id).await;
         }
+        shard.openers.done();
         shard.opened();
     }
 }
@@ -305,6 +314,7 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
             if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
                 p.connecting -= 1;
                 p.connections += 1;
+                shard.openers.learn(p, true);
             }
             tokio::task::spawn_local(carry(Rc::clone(shard), path, session, held));
         }
@@ -437,26 +447,48 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     Ok(session.map(|s| (path, s, held)))
 }
 
-/// Opens a session, or gives it up when too many take long already, and when the shard stops: nothing is lost with a
-/// connection that carries no mail yet, and bounces none.
+/// Opens a session, or gives it up when too many take long already, when it has taken long and others want what it holds, and
+/// when the shard stops: nothing is lost with a connection that carries no mail yet, and bounces none.
 async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
+    let keys = held.keys();
     let mut opening = pin!(open(shard, path, held));
-    if let Ok(opened) = tokio::time::timeout(SLOW, opening.as_mut()).await {
+    if let Ok(opened) = tokio::time::timeout(EARLY, opening.as_mut()).await {
+        return opened;
+    }
+    if !shard.openers.has_room_early(shard)
+        && let Ok(opened) = tokio::time::timeout(SLOW - EARLY, opening.as_mut()).await
+    {
         return opened;
     }
     let may_end = || path.waits.get() != Waits::ForOutcomes;
-    let slow = shard.openers.slow(shard, path.waits.get());
-    if slow.is_none() && may_end() {
-        wait_for_turn(shard, path);
-        return None;
-    }
+    let Some(slow) = shard.openers.slow(shard, path) else {
+        if may_end() {
+            wait_for_turn(shard, path);
+            return None;
+        }
+        return opening.await;
+    };
+    let seat = Seat::take(shard, path.id, keys);
+    let is_wanted = async {
+        tokio::time::sleep(GRANTED).await;
+        seat.set_idle(true);
+        seat.end().wait().await;
+    };
     let stop = shard.stop_signal();
-    tokio::select! {
+    let gives_way = tokio::select! {
         biased;
         opened = opening.as_mut() => return opened,
-        () = stop.wait() => {}
+        () = stop.wait() => false,
+        () = slow.has_to_leave() => true,
+        () = is_wanted => true,
+    };
+    if !may_end() {
+        return opening.await;
     }
-    if may_end() { None } else { opening.await }
+    if gives_way {
+        give_way(shard, path);
+    }
+    None
 }
 
 /// A connection is not one of its source address any more.

@@ -22,4 +22,5 @@ pub mod security;
 pub mod session;
 pub mod shared_limits;
 pub mod signing;
+pub mod slow;
 pub mod transaction;

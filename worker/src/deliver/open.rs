@@ -12,6 +12,7 @@ use super::security::Security;
 use super::session::{Session, SessionFault, server_name};
 use super::shared_limits::ASK_AGAIN_MS;
 use super::shared_limits::Held;
+use super::slow::{GRANTED, group_of};
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
@@ -23,8 +24,6 @@ use crate::shard::Shard;
 
 /// After a connection was refused while others of the path are open, milliseconds.
 const CONNECT_AGAIN_MS: i64 = 5_000;
-/// What found too many that take long tries again after so long, milliseconds.
-const TURN_AGAIN_MS: i64 = 10_000;
 /// Hosts of a domain that rolled up by which others' connections may carry its mail.
 const HOSTS_SHARED: usize = 8;
 /// What a Cisco PIX leaves of a greeting.
@@ -77,6 +76,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             return None;
         }
     };
+    path.group.set(group_of(&hosts));
     if path.origin.is_none()
         && let Some(queue) = rollup::decide(&config, &path.rules, &domain, &resolver).await
     {
@@ -134,8 +134,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         if attempts > path.rules.mx_connection_attempts.max(1) {
             break;
         }
-        path.waits.set(Waits::At(address.ip()));
-        if !shard.openers.may_wait_at(address.ip()) {
+        path.waits.set(Waits::At(address));
+        if !shard.openers.may_wait_at(shard, path, address.ip()) {
             crowded = true;
             continue;
         }
@@ -275,17 +275,31 @@ fn is_opened_for(path: &Path, q: &Queue) -> bool {
 /// that do not answer keep nobody from those that do.
 pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
     let to = match path.waits.get() {
-        Waits::At(ip) => format!(" to {ip}"),
+        Waits::At(address) => format!(" to {}", address.ip()),
         Waits::ForNames | Waits::ForOutcomes => String::new(),
     };
     let text = format!("so many connections{to} are waited for that this one has its turn later");
     let s = &mut *shard.scheduler.borrow_mut();
     let failure = s.shared_failure(Failure::own("4.4.1", text));
     let Some(p) = s.paths.get_mut(path.id) else { return };
-    p.connect_again_ms = p.connect_again_ms.max(clock::now_ms() + TURN_AGAIN_MS);
+    shard.openers.learn(p, false);
+    p.connect_again_ms = p.connect_again_ms.max(shard.openers.turn_ms(clock::now_ms()));
     p.last_failure = Some(failure);
     let at = p.connect_again_ms;
     s.wake_at(path.id, at);
+}
+
+/// What has waited for long gives way to others: the attempt has failed.
+pub(super) fn give_way(shard: &Rc<Shard>, path: &Path) {
+    let who = match path.waits.get() {
+        Waits::At(address) => {
+            shard.address_health.took_no_session(address, clock::now_ms());
+            format!("{} has", address.ip())
+        }
+        Waits::ForNames | Waits::ForOutcomes => "the name servers have".to_owned(),
+    };
+    let text = format!("{who} not answered for {} s, and others wait for their turn", GRANTED.as_secs());
+    failed(shard, path, Failure::own("4.4.1", text));
 }
 
 /// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:
@@ -434,6 +448,7 @@ fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) 
     let s = &mut *shard.scheduler.borrow_mut();
     let failure = s.shared_failure(failure);
     let Some(p) = s.paths.get_mut(path.id) else { return };
+    shard.openers.learn(p, false);
     let now = clock::now_ms();
     for q in p.queues.iter() {
         s.queues.get_mut(q).into_iter().for_each(|q| q.last_failure = Some(Rc::clone(&failure)));

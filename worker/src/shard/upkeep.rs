@@ -91,11 +91,11 @@ impl Shard {
         self.give_memory_back(now);
     }
 
-    /// A queue that was deep is not any more: what it held goes back to the system once the spool has
+    /// A queue that was deep is not any more, or many receivers that were silent: what that held goes back to the system once the spool has
     /// written down, and freed, what became of it.
     fn give_memory_back(&self, now: i64) {
         let at = self.give_back_ms.get();
-        if self.scheduler.borrow_mut().shrink() {
+        if self.scheduler.borrow_mut().shrink() || self.openers.openings.fell() {
             self.give_back_ms.set(now + GIVE_BACK_AFTER_MS);
         } else if at != 0 && at <= now {
             self.give_back_ms.set(0);
