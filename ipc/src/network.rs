@@ -36,6 +36,18 @@ impl Network {
         Network { base: Network { base: mapped(ip), bits }.first(), bits }
     }
 
+    /// The address, or of IPv6 its network of 64 bits: what one host can have as a whole. IPv4-mapped is IPv4.
+    pub fn of_one_host(ip: IpAddr) -> Network {
+        let ip = ip.to_canonical();
+        Network::around(ip, if ip.is_ipv4() { 32 } else { 64 })
+    }
+
+    /// The address's network of 24 bits, of IPv6 of 48: what one customer of a provider can have.
+    pub fn of_one_customer(ip: IpAddr) -> Network {
+        let ip = ip.to_canonical();
+        Network::around(ip, if ip.is_ipv4() { 24 } else { 48 })
+    }
+
     /// Every address of a family, or of both.
     pub fn is_everybody(&self) -> bool {
         self.bits == 0 || self.bits == 96 && self.base == mapped(IpAddr::from([0, 0, 0, 0]))
@@ -56,14 +68,6 @@ impl std::fmt::Display for Network {
             None if self.bits == 0 => f.write_str("0/0"),
             None => write!(f, "{v6}/{}", self.bits),
         }
-    }
-}
-
-/// The address, or of IPv6 its network of 64 bits: what one host or customer can have as a whole.
-pub fn of_one_host(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -126,6 +130,16 @@ mod tests {
         }
         for (ip, bits, network) in [("10.1.2.3", 24, "10.1.2.0/24"), ("2001:db8:1:2::3", 48, "2001:db8:1::/48")] {
             assert_eq!(Some(Network::around(ip.parse().unwrap(), bits)), parse(network));
+        }
+        for (ip, host, customer) in [
+            ("192.0.2.7", "192.0.2.7/32", "192.0.2.0/24"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32", "192.0.2.0/24"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", "2001:db8:1::/48"),
+            ("::1", "::/64", "::/48"),
+        ] {
+            let ip = ip.parse().unwrap();
+            assert_eq!(Network::of_one_host(ip).to_string(), host);
+            assert_eq!(Network::of_one_customer(ip).to_string(), customer);
         }
         assert_eq!(parse("10/8").unwrap().to_string(), "10.0.0.0/8");
         for wrong in ["10.0.0.0/33", "10.0.0.0.0/8", "host", "[::1", "::1/129", "10/-1", ""] {

@@ -22,10 +22,6 @@ use tokio::time::Instant;
 
 use crate::shard::{Shard, Signal};
 
-/// Bits of what counts as one address: all that one host can have.
-const ADDRESS_BITS: (u8, u8) = (32, 64);
-/// Bits of a network: what one customer of a provider can have.
-const NETWORK_BITS: (u8, u8) = (24, 48);
 /// Places of a stranger's address where `max-smtp-in-per-address` says nothing: an eighth of all, and at most so many.
 const PER_ADDRESS_MAX: usize = 128;
 /// But so many, where half of all are not fewer.
@@ -169,11 +165,11 @@ impl ClientPlace {
         let usual = if is_known { 0 } else { places.per_address() };
         let per_address = rules.max_smtp_in_per_address.unwrap_or(usual);
         let per_network = rules.max_smtp_in_per_network.unwrap_or(usual * ADDRESSES_PER_NETWORK);
-        for (limit, bits, why) in
-            [(per_address, ADDRESS_BITS, NoPlace::OfAddress), (per_network, NETWORK_BITS, NoPlace::OfNetwork)]
-        {
+        for (limit, network, why) in [
+            (per_address, Network::of_one_host(ip), NoPlace::OfAddress),
+            (per_network, Network::of_one_customer(ip), NoPlace::OfNetwork),
+        ] {
             if limit > 0 {
-                let network = Network::around(ip, if ip.is_ipv4() { bits.0 } else { bits.1 });
                 taken.place(key("smtp-in", &network.to_string()), limit, hint, why)?;
             }
         }
