@@ -67,7 +67,7 @@ pub struct Script {
     pub greeting: &'static str,
     /// Accepts connections and says nothing.
     pub hang: bool,
-    /// Replies that begin so come byte by byte, without end.
+    /// Replies that begin so come byte by byte, without end as long as this is set.
     pub drips: Option<&'static str>,
     /// The same for connections from one address.
     pub hang_from: Option<IpAddr>,
@@ -330,11 +330,12 @@ impl<S: Read + Write> Session<'_, S> {
         if self.receiver.now().drips.is_some_and(|reply| line.starts_with(reply)) {
             self.io.write_all(line.get(..3).unwrap_or_default().as_bytes())?;
             self.io.write_all(b"-")?;
-            loop {
+            while self.receiver.now().drips.is_some() {
                 self.io.write_all(b"x")?;
                 self.io.flush()?;
                 std::thread::sleep(Duration::from_millis(200));
             }
+            self.io.write_all(b"\r\n")?;
         }
         self.io.write_all(format!("{line}\r\n").as_bytes())?;
         self.io.flush()
