@@ -11,17 +11,18 @@ use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::sync::OnceCell;
 
-use super::exchange::{Question, Trouble, data_of};
+use super::cache::Cache;
+use super::exchange::{ALIASES_MAX, Question, Trouble, data_of};
 use super::name_servers::{NameServers, Unanswered};
 
-/// Answers that are kept.
-const CACHE_ENTRIES: usize = 16_384;
+/// Answers that are kept, and bytes of their records.
+pub const CACHE_ENTRIES: usize = 16_384;
+/// See [`CACHE_ENTRIES`].
+pub const CACHE_BYTES: usize = 32 << 20;
 /// Shortest and longest time that records are kept, seconds.
 const TTL: (u32, u32) = (1, 86_400);
 /// The same of what does not exist.
 const NEGATIVE_TTL: (u32, u32) = (10, 86_400);
-/// Aliases that are followed by further questions.
-const ALIASES_MAX: usize = 8;
 
 /// What DNS says.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,66 +59,72 @@ pub enum Unknown {
 /// An answer, or why there is none.
 pub type Known = Result<Rc<Found>, Rc<Unknown>>;
 
-/// An answer and until when it holds; unset while the question is asked.
-type Entry = Rc<OnceCell<(Instant, Known)>>;
+/// What is asked for.
+type Key = (Name, RecordType);
 
 /// Asks and remembers.
 #[derive(Debug)]
 pub struct Dns {
     servers: NameServers,
-    known: RefCell<HashMap<(Name, RecordType), Entry>>,
+    known: RefCell<Cache<Key, Rc<Found>>>,
+    /// Questions that are being asked, and their answers for all who wait for them.
+    asking: RefCell<HashMap<Key, Rc<OnceCell<Known>>>>,
+}
+
+/// One who waits for an answer; the last of them takes the question away.
+struct Waits<'a> {
+    dns: &'a Dns,
+    key: Key,
+    answer: Rc<OnceCell<Known>>,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut asking = self.dns.asking.borrow_mut();
+        let is_that = |a: &Rc<OnceCell<Known>>| Rc::ptr_eq(a, &self.answer);
+        // The map's and this one's.
+        if Rc::strong_count(&self.answer) <= 2 && asking.get(&self.key).is_some_and(is_that) {
+            asking.remove(&self.key);
+        }
+    }
 }
 
 impl Dns {
     /// As the name servers at these addresses say.
     pub fn of(servers: Vec<SocketAddr>) -> Dns {
-        Dns { servers: NameServers::at(servers), known: RefCell::default() }
+        let known = RefCell::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES));
+        Dns { servers: NameServers::at(servers), known, asking: RefCell::default() }
     }
 
     /// What DNS says of a name. Who asks the same meanwhile waits for the same answer.
     ///
     /// # Errors
-    /// It cannot be known now.
+    /// It cannot be known now; only those who wait for it are told.
     pub async fn look_up(&self, name: &Name, kind: RecordType) -> Known {
         if let Some(found) = special(name, kind) {
             return Ok(Rc::new(found));
         }
-        let entry = self.entry(name, kind);
-        let ask = || async {
-            let (ttl, answer) = match self.follow(name, kind).await {
-                Ok((ttl, found)) => (ttl, Ok(Rc::new(found))),
-                // Only those who wait for it are told.
-                Err(e) => (0, Err(Rc::new(e))),
-            };
-            (Instant::now() + Duration::from_secs(ttl.into()), answer)
-        };
-        entry.get_or_init(ask).await.1.clone()
-    }
-
-    /// What is known or being asked; else a new entry.
-    fn entry(&self, name: &Name, kind: RecordType) -> Entry {
-        let holds = |e: &Entry| e.get().is_none_or(|(until, _)| *until > Instant::now());
-        let mut all = self.known.borrow_mut();
         let key = (name.clone(), kind);
-        if let Some(entry) = all.get(&key).filter(|e| holds(e)) {
-            return Rc::clone(entry);
+        if let Some(found) = self.known.borrow().get(&key) {
+            return Ok(Rc::clone(found));
         }
-        if all.len() >= CACHE_ENTRIES {
-            all.retain(|_, e| holds(e));
-            // Else the next ones would have to look through all again.
-            if all.len() >= CACHE_ENTRIES / 4 * 3 {
-                all.clear();
-            }
-        }
-        let entry = Entry::default();
-        all.insert(key, Rc::clone(&entry));
-        entry
+        let answer = Rc::clone(self.asking.borrow_mut().entry(key.clone()).or_default());
+        let waits = Waits { dns: self, key, answer };
+        let ask = || async {
+            let (ttl, found) = self.follow(name, kind).await.map_err(Rc::new)?;
+            let found = Rc::new(found);
+            let until = Instant::now() + Duration::from_secs(ttl.into());
+            let bytes = bytes_of(found.records());
+            self.known.borrow_mut().insert(waits.key.clone(), Rc::clone(&found), bytes, until);
+            Ok(found)
+        };
+        waits.answer.get_or_init(ask).await.clone()
     }
 
     /// Asks, and for what an alias leads to. Answers how long it holds, seconds.
     async fn follow(&self, name: &Name, kind: RecordType) -> Result<(u32, Found), Unknown> {
         let (mut name, mut ttl) = (name.clone(), TTL.1);
-        for _ in 0..ALIASES_MAX {
+        for _ in 0..=ALIASES_MAX {
             let question = Question { name: &name, kind, authentic: false };
             let (lives, said) =
                 self.servers.ask(&question, |m| read(m, &question)).await.map_err(Unknown::Unanswered)?;
@@ -131,16 +138,31 @@ impl Dns {
     }
 }
 
+/// What records take in memory, roughly.
+pub fn bytes_of(records: &[RData]) -> usize {
+    let more = |r: &RData| match r {
+        RData::TXT(t) => t.txt_data.iter().map(|t| t.len() + size_of::<Box<[u8]>>()).sum(),
+        RData::TLSA(t) => t.cert_data.len(),
+        // A name; the others asked for have none.
+        _ => 64,
+    };
+    records.iter().map(|r| size_of::<RData>() + more(r)).sum()
+}
+
 /// What one answer says.
 #[derive(Debug, PartialEq)]
-enum Said {
+pub enum Said {
+    /// What was asked for.
     Found(Found),
     /// The name is another's, of which the answer says nothing.
     Alias(Name),
 }
 
 /// Reads an answer, and how long it holds, seconds.
-fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble> {
+///
+/// # Errors
+/// The server does not know.
+pub fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble> {
     let (canonical, data) = data_of(m, question)?;
     let ttl = m.answers.iter().map(|r| r.ttl).min().unwrap_or(TTL.1).clamp(TTL.0, TTL.1);
     if !data.is_empty() {
@@ -218,6 +240,11 @@ mod tests {
         assert_eq!(said(NoError, vec![("d.test", alias())], vec![]), Ok(Said::Alias(name("e.test"))));
         assert_eq!(said(NoError, vec![("d.test", alias())], vec![soa()]), none());
         assert_eq!(said(NXDomain, vec![("d.test", alias())], vec![]), no_name());
+        // Aliases of one answer are followed so far; what is behind them is asked for.
+        let chain: Vec<String> =
+            (0..5000).map(|n| if n == 0 { "d.test".into() } else { format!("a{n}.test") }).collect();
+        let links = chain.windows(2).map(|w| (w[0].as_str(), RData::CNAME(CNAME(name(&w[1])))));
+        assert_eq!(said(NoError, links.collect(), vec![]), Ok(Said::Alias(name("a8.test"))));
         // RFC 2308 section 2.2: no data of types 1, 2 and 3, and a referral.
         assert_eq!(said(NoError, vec![], vec![ns(), soa()]), none());
         assert_eq!(said(NoError, vec![], vec![soa()]), none());
@@ -240,10 +267,21 @@ mod tests {
         assert_eq!(special(&name("localhost.test"), RecordType::A), None);
     }
 
-    #[test]
-    fn answers_in_memory_are_bounded() {
-        let dns = Dns::of(Vec::new());
-        (0..CACHE_ENTRIES + 10).for_each(|n| drop(dns.entry(&name(&format!("{n}.test")), RecordType::A)));
-        assert!(dns.known.borrow().len() <= CACHE_ENTRIES);
+    #[tokio::test]
+    async fn questions_that_nobody_waits_for_any_more_are_forgotten() {
+        // Nobody answers there.
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| Ok((s.local_addr()?, s)));
+        let (at, _silent) = silent.unwrap_or_else(|e| panic!("a socket: {e}"));
+        let dns = Dns::of(vec![at]);
+        let d = name("d.test");
+        {
+            let both = async { tokio::join!(dns.look_up(&d, RecordType::MX), dns.look_up(&d, RecordType::MX)) };
+            assert!(tokio::time::timeout(Duration::from_millis(50), both).await.is_err());
+        }
+        assert!(dns.asking.borrow().is_empty());
+        let one = dns.look_up(&d, RecordType::MX);
+        tokio::pin!(one);
+        assert!(tokio::time::timeout(Duration::from_millis(50), one.as_mut()).await.is_err());
+        assert_eq!(dns.asking.borrow().len(), 1);
     }
 }

@@ -17,6 +17,9 @@ const DATAGRAM_MAX: usize = 4096;
 /// A question is sent so often within the time for its answer: datagrams get lost.
 const SENDINGS: u32 = 2;
 
+/// Aliases that are followed within one answer, which may hold thousands.
+pub const ALIASES_MAX: usize = 8;
+
 /// What is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
@@ -114,8 +117,7 @@ pub async fn exchange(
         let whole = timeout(wait, by_tcp(server, &query));
         let whole = whole.await.map_err(|_| Trouble::Cut("no answer in time".into()))?;
         let whole = whole.map_err(|e| Trouble::Cut(reason(&e)))?;
-        let answer = Message::from_vec(&whole).map_err(|_| Trouble::Unreadable)?;
-        return if fits(&answer, id, question) { Ok(answer) } else { Err(Trouble::Unreadable) };
+        return answer_of(&whole, id, question)?.ok_or(Trouble::Unreadable);
     }
     Err(Trouble::Silent)
 }
@@ -141,12 +143,19 @@ async fn receive(socket: &UdpSocket, id: u16, question: &Question<'_>) -> Result
         if buf[..n].first_chunk() != Some(&id.to_be_bytes()) {
             continue;
         }
-        match Message::from_vec(&buf[..n]) {
-            Ok(answer) if fits(&answer, id, question) => return Ok(answer),
-            Ok(_) => {}
-            Err(_) => return Err(Trouble::Unreadable),
+        if let Some(answer) = answer_of(&buf[..n], id, question)? {
+            return Ok(answer);
         }
     }
+}
+
+/// Reads the answer to a question; `None` for one to another.
+///
+/// # Errors
+/// It is no message of DNS.
+pub fn answer_of(bytes: &[u8], id: u16, question: &Question<'_>) -> Result<Option<Message>, Trouble> {
+    let answer = Message::from_vec(bytes).map_err(|_| Trouble::Unreadable)?;
+    Ok(fits(&answer, id, question).then_some(answer))
 }
 
 async fn by_tcp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -184,7 +193,7 @@ pub fn data_of(m: &Message, question: &Question<'_>) -> Result<(Name, Vec<RData>
 /// asked for.
 fn aliases(m: &Message, question: &Question<'_>) -> Name {
     let mut canonical = question.name.clone();
-    let most = if question.kind == RecordType::CNAME { 0 } else { m.answers.len() };
+    let most = if question.kind == RecordType::CNAME { 0 } else { ALIASES_MAX };
     for _ in 0..most {
         let alias = m.answers.iter().find(|r| r.name == canonical && r.record_type() == RecordType::CNAME);
         let Some(RData::CNAME(target)) = alias.map(|r| &r.data) else { break };

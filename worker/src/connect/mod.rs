@@ -2,6 +2,7 @@
 //! protected.
 
 pub mod address_health;
+pub mod cache;
 pub mod certificate;
 pub mod cipher_list;
 pub mod dane;

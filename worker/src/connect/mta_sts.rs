@@ -3,7 +3,7 @@
 //! that nobody can take one away by keeping us from reading it again.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::cache::Cache;
 use super::mx::Resolver;
 use crate::clock;
 
@@ -31,8 +32,11 @@ const FETCH_WAIT: Duration = Duration::from_secs(20);
 const FAILURE_TTL: Duration = Duration::from_secs(300);
 /// How long the record in DNS is not asked for again.
 const RECORD_TTL: Duration = Duration::from_secs(300);
-/// Domains that are remembered in memory.
+/// Domains that are remembered in memory, and bytes of their policies.
 const DOMAINS_MAX: usize = 16_384;
+const POLICIES_BYTES_MAX: usize = 32 << 20;
+/// Bytes of a wrong value that the log shows.
+const FOUND_BYTES_MAX: usize = 100;
 /// Longest life of a policy, seconds (RFC 8461 §3.2).
 const MAX_AGE_MAX: u64 = 31_557_600;
 /// A policy is read again when so much of its life is left, so that it does not run out.
@@ -79,13 +83,13 @@ impl Policy {
             }
         }
         if version != Some("STSv1") {
-            return Err(format!("version STSv1 expected, found {version:?}"));
+            return Err(format!("version STSv1 expected, found {}", quoted(version)));
         }
         let mode = match mode {
             Some("enforce") => Mode::Enforce,
             Some("testing") => Mode::Testing,
             Some("none") => Mode::None,
-            other => return Err(format!("mode enforce, testing or none expected, found {other:?}")),
+            other => return Err(format!("mode enforce, testing or none expected, found {}", quoted(other))),
         };
         let max_age = max_age.ok_or("max_age is missing")?.min(MAX_AGE_MAX);
         if mx.is_empty() && mode != Mode::None {
@@ -102,6 +106,11 @@ impl Policy {
             None => *p == host,
         })
     }
+}
+
+/// What somebody wrote, as far as a log has room for it.
+fn quoted(value: Option<&str>) -> String {
+    value.map_or_else(|| "none".to_owned(), |v| format!("{:?}", ipc::text::clean(v, FOUND_BYTES_MAX)))
 }
 
 /// The `id` of a `_mta-sts` record; `None` when it is none (RFC 8461 §3.1).
@@ -151,18 +160,18 @@ impl Kept {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone)]
 struct Domain {
     kept: Option<Kept>,
     /// Not looked at again before.
-    until: Option<Instant>,
+    until: Instant,
 }
 
 /// Policies of domains.
 #[derive(Debug)]
 pub struct Policies {
     folder: PathBuf,
-    domains: RefCell<HashMap<String, Domain>>,
+    domains: RefCell<Cache<String, Domain>>,
     /// Domains whose policies are being looked for, and who waits for one of them.
     reading: RefCell<HashSet<String>>,
     read: Notify,
@@ -171,7 +180,8 @@ pub struct Policies {
 impl Policies {
     /// Policies kept in a folder, which all shards share.
     pub fn in_folder(folder: PathBuf) -> Policies {
-        Policies { folder, domains: RefCell::default(), reading: RefCell::default(), read: Notify::new() }
+        let domains = RefCell::new(Cache::new(DOMAINS_MAX, POLICIES_BYTES_MAX));
+        Policies { folder, domains, reading: RefCell::default(), read: Notify::new() }
     }
 
     /// The policy in force for a domain. What was read before holds until its life ends,
@@ -179,10 +189,11 @@ impl Policies {
     /// most every five minutes.
     pub async fn of(&self, domain: &str, resolver: &Resolver, tls: &Arc<ClientConfig>) -> Option<Rc<Policy>> {
         let now = clock::now_ms();
-        let known = self.domains.borrow().get(domain).map(|d| (d.kept.clone(), d.until));
-        let (kept, until) = match known {
-            Some(k) => k,
-            None => (self.read_kept(domain).await, None),
+        let known = self.domains.borrow().get(domain).cloned();
+        let until = known.as_ref().map(|d| d.until);
+        let kept = match known {
+            Some(d) => d.kept,
+            None => self.read_kept(domain).await,
         };
         let kept = kept.filter(|k| k.ends_ms() > now);
         if until.is_some_and(|u| u > Instant::now()) {
@@ -255,15 +266,12 @@ impl Policies {
     }
 
     fn remember(&self, domain: &str, kept: Option<Kept>, ttl: Duration) {
-        let mut all = self.domains.borrow_mut();
-        if all.len() >= DOMAINS_MAX && !all.contains_key(domain) {
-            let now = Instant::now();
-            all.retain(|_, d| d.until.is_some_and(|u| u > now));
-            if all.len() >= DOMAINS_MAX {
-                all.clear();
-            }
-        }
-        all.insert(domain.to_owned(), Domain { kept, until: Some(Instant::now() + ttl) });
+        let bytes = kept.as_ref().map_or(0, |k| k.text.len() * 2);
+        // It may lie in memory alone: then it holds to its end whatever is found later.
+        let left_ms = kept.as_ref().map_or(0, |k| k.ends_ms().saturating_sub(clock::now_ms()));
+        let life = Duration::from_millis(left_ms.try_into().unwrap_or(0)).max(ttl);
+        let now = Instant::now();
+        self.domains.borrow_mut().insert(domain.to_owned(), Domain { kept, until: now + ttl }, bytes, now + life);
     }
 
     async fn read_kept(&self, domain: &str) -> Option<Kept> {

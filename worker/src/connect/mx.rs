@@ -2,7 +2,6 @@
 //! implicit MX, null MX (RFC 7505), address literals.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
 
+use super::cache::Cache;
 use super::dns::{Dns, Found, Unknown};
 use super::loops::OwnServer;
 
@@ -83,8 +83,9 @@ impl Host {
 
 /// How long a temporary failure is remembered.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
-/// Failures remembered at once.
+/// Failures remembered at once, and bytes of what they say.
 const FAILURES_MAX: usize = 10_000;
+const FAILURES_BYTES: usize = 4 << 20;
 /// Names the system's name servers.
 const SYSTEM_RESOLVER: &str = "/etc/resolv.conf";
 /// Where name servers listen.
@@ -109,7 +110,7 @@ pub struct Search<'a> {
 #[derive(Debug)]
 pub struct Resolver {
     dns: Dns,
-    failures: RefCell<HashMap<String, (Instant, DnsFault)>>,
+    failures: RefCell<Cache<String, DnsFault>>,
 }
 
 impl Resolver {
@@ -124,7 +125,8 @@ impl Resolver {
             })?,
             false => servers.iter().filter_map(|s| s.parse().ok()).collect(),
         };
-        Ok(Resolver { dns: Dns::of(addresses), failures: RefCell::default() })
+        let failures = RefCell::new(Cache::new(FAILURES_MAX, FAILURES_BYTES));
+        Ok(Resolver { dns: Dns::of(addresses), failures })
     }
 
     /// The hosts to try for `destination`, in order; equal preferences in random order. This server itself is none of them,
@@ -138,22 +140,13 @@ impl Resolver {
         rules: &DomainRules,
         search: &Search<'_>,
     ) -> Result<Vec<Host>, DnsFault> {
-        if let Some((until, fault)) = self.failures.borrow().get(destination)
-            && *until > Instant::now()
-        {
+        if let Some(fault) = self.failures.borrow().get(destination) {
             return Err(fault.clone());
         }
         let result = self.look_up(destination, rules, search).await;
-        if let Err(fault @ DnsFault::Temporary { .. }) = &result {
-            let mut failures = self.failures.borrow_mut();
-            if failures.len() >= FAILURES_MAX {
-                let now = Instant::now();
-                failures.retain(|_, (until, _)| *until > now);
-                if failures.len() >= FAILURES_MAX {
-                    failures.clear();
-                }
-            }
-            failures.insert(destination.to_owned(), (Instant::now() + FAILURE_TTL, fault.clone()));
+        if let Err(fault @ DnsFault::Temporary { domain, reason }) = &result {
+            let (bytes, until) = (domain.len() + reason.len(), Instant::now() + FAILURE_TTL);
+            self.failures.borrow_mut().insert(destination.to_owned(), fault.clone(), bytes, until);
         }
         result
     }

@@ -3,7 +3,6 @@
 //! whoever sits between can set that bit; those on this machine are trusted by themselves.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -11,12 +10,12 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::Message;
 use hickory_proto::rr::{RData, RecordType};
 
+use super::cache::Cache;
+use super::dns::{CACHE_BYTES, CACHE_ENTRIES, bytes_of};
 use super::exchange::{Question, Trouble, data_of};
 use super::mx::of_the_system;
 use super::name_servers::NameServers;
 
-/// Answers that are kept.
-const CACHE_ENTRIES: usize = 16_384;
 /// How long a failure is remembered.
 const FAILURE_TTL: Duration = Duration::from_secs(10);
 /// Shortest and longest time that an answer is kept.
@@ -39,7 +38,7 @@ pub struct SecureResolver {
     servers: NameServers,
     /// The operator named them (`dnssec-name-server`).
     named: bool,
-    known: RefCell<HashMap<(String, RecordType), (Instant, Known)>>,
+    known: RefCell<Cache<(String, RecordType), Known>>,
 }
 
 /// An answer, or why there is none.
@@ -55,7 +54,8 @@ impl SecureResolver {
             (true, false) => parsed(servers).into_iter().filter(|s| s.ip().is_loopback()).collect(),
             (true, true) => of_the_system().unwrap_or_default().into_iter().filter(|s| s.ip().is_loopback()).collect(),
         };
-        SecureResolver { servers: NameServers::at(servers), named: !trusted.is_empty(), known: RefCell::default() }
+        let known = RefCell::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES));
+        SecureResolver { servers: NameServers::at(servers), named: !trusted.is_empty(), known }
     }
 
     /// There is a resolver to trust.
@@ -82,21 +82,12 @@ impl SecureResolver {
     /// A sentence when no server could say; also when what it found does not validate.
     pub async fn look_up(&self, name: &str, kind: RecordType) -> Known {
         let key = (name.to_owned(), kind);
-        if let Some((until, answer)) = self.known.borrow().get(&key)
-            && *until > Instant::now()
-        {
+        if let Some(answer) = self.known.borrow().get(&key) {
             return answer.clone();
         }
         let (ttl, answer) = self.ask(name, kind).await;
-        let mut known = self.known.borrow_mut();
-        if known.len() >= CACHE_ENTRIES {
-            let now = Instant::now();
-            known.retain(|_, (until, _)| *until > now);
-            if known.len() >= CACHE_ENTRIES {
-                known.clear();
-            }
-        }
-        known.insert(key, (Instant::now() + ttl, answer.clone()));
+        let bytes = answer.as_ref().map_or_else(String::len, |a| bytes_of(&a.data));
+        self.known.borrow_mut().insert(key, answer.clone(), bytes, Instant::now() + ttl);
         answer
     }
 
@@ -115,7 +106,11 @@ impl SecureResolver {
     }
 }
 
-fn read(m: &Message, question: &Question<'_>) -> Result<(Duration, Answer), Trouble> {
+/// Reads an answer, and how long it holds.
+///
+/// # Errors
+/// The server does not know.
+pub fn read(m: &Message, question: &Question<'_>) -> Result<(Duration, Answer), Trouble> {
     let (canonical, data) = data_of(m, question)?;
     let lives = m.answers.iter().chain(m.authorities.iter().filter(|_| data.is_empty()));
     let ttl = lives.map(|r| r.ttl).min().unwrap_or(TTL.1).clamp(TTL.0, TTL.1);
