@@ -55,8 +55,28 @@ pub enum ToSupervisor {
         /// Number of the switch.
         switch: u64,
     },
+    /// A program is to be given mail (`type pipe`); the content comes along as a sealed descriptor.
+    RunProgram {
+        /// Number for the answer.
+        number: u64,
+        /// The `command` of the configuration.
+        command: String,
+        /// Its words with macros replaced, the program first.
+        words: Vec<String>,
+    },
     /// Stopped taking work and flushed; the process exits next.
     Leaving,
+}
+
+/// How a program ended that was given mail.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum ProgramEnd {
+    /// With an exit code.
+    Code(i32),
+    /// By a signal.
+    Signal,
+    /// It was not started, or nobody knows how it ended: why.
+    Unknown(String),
 }
 
 /// The first frame.
@@ -178,6 +198,13 @@ pub enum ToWorker {
         request: u64,
         /// What to report.
         what: RowsOf,
+    },
+    /// Answer to [`ToSupervisor::RunProgram`].
+    ProgramEnded {
+        /// The request's number.
+        number: u64,
+        /// How it ended.
+        how: ProgramEnd,
     },
     /// Finish transactions within the grace time, flush, exit.
     Stop {

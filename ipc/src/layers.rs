@@ -81,6 +81,17 @@ pub struct Layers {
     pub profiles: Vec<Profile>,
 }
 
+impl Layers {
+    /// Every value of a directive whose values are text, wherever it is written.
+    pub fn texts(&self, key: u16) -> impl Iterator<Item = &str> {
+        let all = self.settings.iter().chain(self.profiles.iter().flat_map(|p| &p.settings));
+        all.filter(move |s| s.key == key).filter_map(|s| match &s.value {
+            Value::Text(t) => Some(t.as_str()),
+            _ => None,
+        })
+    }
+}
+
 /// How a block names the destination that it speaks for, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {

@@ -3,7 +3,7 @@
 
 /// Version of every frame and archive layout on control, mesh and operator channels.
 /// Peers with another version are refused in the first frame.
-pub const PROTOCOL_VERSION: u8 = 4;
+pub const PROTOCOL_VERSION: u8 = 5;
 
 /// Largest archive in one frame, in bytes. The largest legitimate ones are the envelope of
 /// a message with [`RECIPIENTS_PER_MESSAGE_MAX`] recipients and a page of [`PAGE_BYTES`].
@@ -47,6 +47,9 @@ pub const LEDGER_REQUESTS: usize = 256;
 /// Bytes of rows behind which a page of a listing ends (`show queues`, `show paths`); the last row
 /// may go beyond them. Making a page takes a shard some milliseconds.
 pub const PAGE_BYTES: usize = 1 << 20;
+
+/// Programs of a shard that are given mail at once (`type pipe`); others wait for their turn.
+pub const PROGRAMS_PER_SHARD_MAX: usize = 256;
 
 /// Rows of a page of the suppression lists, each of a few hundred bytes.
 pub const SUPPRESSION_ROWS_MAX: usize = 20_000;

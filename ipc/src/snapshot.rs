@@ -209,7 +209,7 @@ impl Default for Global {
             spools: Vec::new(),
             spool_max_recipients: 0,
             spool_sync: true,
-            sandbox: false,
+            sandbox: true,
             host_id: 0,
             invalid_virtual_mta_fallback: String::new(),
             run_dir: String::new(),

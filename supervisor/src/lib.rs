@@ -8,6 +8,7 @@ mod dkim;
 mod http;
 mod listen;
 mod operator;
+mod programs;
 mod queue_time;
 mod rates;
 mod rights;

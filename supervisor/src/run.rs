@@ -5,7 +5,7 @@ mod reload;
 mod spread;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
 use ipc::ledger::Ledger;
 use ipc::limits::SHARDS_MAX;
+use ipc::rules::DomainKey;
 use ipc::shard_map::{ShardMap, Spread};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,6 +50,8 @@ pub struct Supervisor {
     /// Its generation.
     pub generation: Cell<u64>,
     snapshot: RefCell<OwnedFd>,
+    /// Commands by which that of a generation delivers mail.
+    commands: RefCell<(u64, HashSet<String>)>,
     /// Limits over all shards.
     pub ledger: RefCell<Ledger>,
     ledger_fd: RefCell<OwnedFd>,
@@ -109,7 +112,9 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
     let compiled = checked.compiled;
     rights::raise_descriptor_limit();
     // Mail and logs are the service's own business; what others may read is opened explicitly.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
+    let own = nix::sys::stat::Mode::from_bits_truncate(0o027);
+    let stricter = nix::sys::stat::umask(own);
+    nix::sys::stat::umask(own | stricter);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -143,7 +148,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     if !compiled.run_as_root {
         rights::drop_to(&compiled.run_as_user, &folders)?;
     }
-    std::fs::create_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
+    worker::folder::make(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
     if let Err(e) = rights::close_to_others(&run_dir) {
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
@@ -169,6 +174,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         compiled: RefCell::new(compiled),
         generation: Cell::new(1),
         snapshot: RefCell::new(snapshot),
+        commands: RefCell::default(),
         ledger: RefCell::new(ledger),
         ledger_fd: RefCell::new(ledger_fd),
         listeners: RefCell::new(listeners),
@@ -405,6 +411,18 @@ impl Supervisor {
     /// CPUs that workers are pinned to.
     pub fn cpus_of_workers(&self) -> Vec<usize> {
         self.slots.borrow().iter().map(|s| s.cpu).collect()
+    }
+
+    /// Whether the configuration in force delivers mail by this `command`.
+    pub fn runs_command(&self, command: &str) -> bool {
+        let mut commands = self.commands.borrow_mut();
+        let generation = self.generation.get();
+        if commands.0 != generation {
+            let compiled = self.compiled.borrow();
+            let all = compiled.snapshot.layers.texts(DomainKey::Command as u16);
+            *commands = (generation, all.map(str::to_owned).collect());
+        }
+        commands.1.contains(command)
     }
 
     /// The mesh socket of a shard that serves.

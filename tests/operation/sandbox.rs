@@ -1,5 +1,6 @@
-//! Workers that hold themselves to what they need (`sandbox yes`).
+//! Workers that hold themselves to what they need (`sandbox`).
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use tests::engine::Engine;
@@ -26,7 +27,7 @@ fn workers_in_the_sandbox_do_all_that_mail_asks_for() {
     let mut engine = Engine::start(
         2,
         &format!(
-            "sandbox yes\n<domain *>\n {}\n</domain>\n<domain f.test>\n type file\n file-destination {}/$to\n</domain>\n\
+            "<domain *>\n {}\n</domain>\n<domain f.test>\n type file\n file-destination {}/$to\n</domain>\n\
              <domain g.test>\n type file\n file-destination {}\n</domain>\n#more",
             r.hosts(),
             first.display(),
@@ -67,16 +68,25 @@ fn workers_in_the_sandbox_do_all_that_mail_asks_for() {
     send(&engine, 3, "w", "g.test");
     eventually("it is in the new folder", Duration::from_secs(10), || files(&second) == 3);
 
-    // Programs would be in it too.
-    engine.edit_config("#more", "<domain p.test>\n type pipe\n command \"/bin/cat\"\n</domain>");
+    // Programs are outside of it.
+    let (script, taken) = (target.path().join("script"), target.path().join("taken"));
+    let text = format!("#!/bin/sh\n{{ echo $1; cat /proc/self/status -; }} > {}\nexit 67\n", taken.display());
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let before = engine.workers();
+    engine.edit_config(
+        "#more",
+        &format!("<domain p.test>\n type pipe\n command \"{} $to\"\n</domain>", script.display()),
+    );
     engine.run(&["reload"]);
-    eventually("workers are free", Duration::from_secs(10), || {
-        let all = engine.workers();
-        all.len() == 3 && all.iter().all(|w| status(*w, "Seccomp") == Some(0))
-    });
     send(&engine, 1, "p", "p.test");
-    eventually("the program takes it", Duration::from_secs(10), || {
-        accounting::rows(engine.path()).contains_key(&("d".into(), "p0@p.test".into()))
+    eventually("the program has the last word", Duration::from_secs(10), || {
+        accounting::rows(engine.path()).contains_key(&("b".into(), "p0@p.test".into()))
     });
+    let taken = std::fs::read_to_string(&taken).unwrap();
+    let free = status(std::process::id() as i32, "Seccomp").unwrap();
+    assert!(taken.starts_with("p0@p.test\n") && taken.contains(&format!("Seccomp:\t{free}\n")), "{taken}");
+    assert!(taken.contains("Subject: ") && taken.ends_with('\n') && !taken.contains('\r'), "{taken}");
+    assert!(is_confined(&engine) && engine.workers() == before);
     assert!(engine.stop());
 }

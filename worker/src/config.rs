@@ -143,11 +143,6 @@ impl Config {
         known.entry(name.to_owned()).or_insert_with(compile).clone()
     }
 
-    /// Some path may deliver to a program.
-    pub fn has_programs(&self) -> bool {
-        self.snapshot.get().layers.texts(ipc::rules::DomainKey::Command as u16).any(|c| !c.is_empty())
-    }
-
     /// Whether a `<smtp-pattern-list>` is that of another configuration.
     pub fn has_patterns_of(&self, other: &Config, name: &str) -> bool {
         match (self.patterns(name), other.patterns(name)) {

@@ -88,6 +88,7 @@ pub async fn serve(start: Start) -> Result<(), String> {
     let mut worker =
         Worker { start, shard, held, may, accepting: HashMap::new(), leaving: false, connection: 0, outbox, switching };
     worker.begin()?;
+    holds::serves();
     say(&control, &ToSupervisor::Serving).await.map_err(|e| e.to_string())?;
     let control = worker.run(control, outcomes).await;
     worker.leave(&control).await;
@@ -100,14 +101,10 @@ fn confine(config: &Config, start: &Start, folder: &Path, accounting: &[Accounti
     if !config.global.sandbox {
         return None;
     }
-    if config.has_programs() {
-        tracing::info!(shard, "no sandbox: programs that mail is delivered to would be in it as well (type pipe)");
-        return None;
-    }
     let grants = Grants::of(config, start, folder, accounting);
     match sandbox::enter(&grants) {
         Ok(InForce::Whole) => tracing::debug!(shard, "the sandbox is in force"),
-        Ok(in_force) => tracing::warn!(shard, ?in_force, "this kernel enforces a part of the sandbox only"),
+        Ok(in_force) => tracing::info!(shard, ?in_force, "this kernel enforces a part of the sandbox only"),
         Err(e) => tracing::error!(shard, error = %e, "the sandbox is not in force, or in part"),
     }
     Some(grants)
@@ -252,7 +249,7 @@ async fn open_shard(
     loop {
         tokio::select! {
             r = found.recv() => match r {
-                Some(r) => holds::doing(Work::Recover, || shard.enqueue_recovered(r)),
+                Some(r) => shard.enqueue_recovered(r),
                 None => break,
             },
             _ = beat.tick() => {
@@ -415,6 +412,9 @@ impl Worker {
                     }
                     !is_asked || answer(&control, &o.what).await
                 }
+                (order, content) = self.shard.programs.next() => {
+                    control.send(TO_SUPERVISOR, &archive(&order), &[], &[content]).await.is_ok()
+                }
                 _ = beat.tick() => {
                     self.shard.publish_recipients();
                     let (busy_permille, hottest) = heat.measure(&self.shard);
@@ -431,6 +431,7 @@ impl Worker {
             }
             if !alive {
                 tracing::warn!("the supervisor is gone; deliveries go on, waiting for its successor");
+                self.shard.programs.supervisor_gone();
                 control = tokio::select! {
                     c = self.reconnect() => c,
                     _ = term.recv() => {
@@ -499,6 +500,10 @@ impl Worker {
                 Some(rows) => answer(control, &ToSupervisor::Rows { request, rows }).await,
                 None => true,
             },
+            ToWorker::ProgramEnded { number, how } => {
+                self.shard.programs.ended(number, how);
+                true
+            }
             ToWorker::Stop { grace_ms } => {
                 self.stop(Duration::from_millis(grace_ms), control).await;
                 true
@@ -568,12 +573,9 @@ impl Worker {
         let config = shard.config();
         let Some(may) = self.may.as_ref().filter(|_| !self.leaving) else { return };
         let wanted = may.next(&config, accounting);
-        let why = match may.missing(&wanted) {
-            _ if config.has_programs() => "mail is delivered to programs now".to_owned(),
-            Some(folder) => format!("{} is written to now", folder.display()),
-            None => return,
-        };
-        tracing::info!(shard = self.start.shard, why, "starting again, for the sandbox cannot be widened");
+        let Some(folder) = may.missing(&wanted) else { return };
+        let folder = folder.display();
+        tracing::info!(shard = self.start.shard, %folder, "starting again to write there: the sandbox cannot be widened");
         self.stop(Duration::from_millis(config.global.stop_grace_ms), control).await;
     }
 

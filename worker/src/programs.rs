@@ -1,9 +1,18 @@
-//! Programs that a configuration names: mail and accounting rows are given to them.
+//! Programs that a configuration names: mail and accounting rows are given to them. The supervisor starts them, for a
+//! worker cannot (see [`crate::sandbox`]): it asks for those that mail is delivered to, and the supervisor has its own
+//! look at whether the configuration says so.
 
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 
+use ipc::control::{ProgramEnd, ToSupervisor};
+use ipc::descriptors::sealed_memfd;
+use ipc::limits::PROGRAMS_PER_SHARD_MAX;
 use tokio::process::{Child, Command};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::rights;
 
@@ -29,4 +38,217 @@ pub async fn start(mut command: Command, cpus_of_workers: Vec<usize>) -> io::Res
         command.spawn()
     });
     started.await.map_err(io::Error::other)?
+}
+
+/// Words of a command: blanks separate them outside of quotes.
+pub fn words(command: &str) -> Vec<String> {
+    let (mut all, mut word, mut quote, mut any) = (Vec::new(), String::new(), None, false);
+    let mut chars = command.chars();
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('\\', q) if q != Some('\'') => word.extend(chars.next()),
+            (c, Some(q)) if c == q => quote = None,
+            ('"' | '\'', None) => (quote, any) = (Some(c), true),
+            (c, None) if c.is_whitespace() => {
+                if any || !word.is_empty() {
+                    all.push(std::mem::take(&mut word));
+                }
+                any = false;
+            }
+            (c, _) => word.push(c),
+        }
+    }
+    if any || !word.is_empty() {
+        all.push(word);
+    }
+    all
+}
+
+/// What the words of a command become: first words, then macros, so that what an address holds is never more than one of
+/// them. `replaced` puts values in a word, and leads to no other folder where its second argument says so: no value
+/// chooses the program.
+///
+/// # Errors
+/// A value that would become an option; behind `--` programs expect none.
+pub fn with_values(command: &str, replaced: impl Fn(&str, bool) -> String) -> Result<Vec<String>, String> {
+    let written = words(command);
+    let value = |(i, word): (usize, &String)| {
+        let value = replaced(word, i == 0);
+        match becomes_option(&written, i, &value) {
+            true => Err(format!("the command would take {value:?} for an option")),
+            false => Ok(value),
+        }
+    };
+    written.iter().enumerate().map(value).collect()
+}
+
+fn becomes_option(written: &[String], i: usize, value: &str) -> bool {
+    let is_operand = written.iter().take(i + 1).any(|w| w == "--");
+    value.starts_with('-') && !written[i].starts_with('-') && !is_operand
+}
+
+/// Whether [`with_values`] can have made `given` of a command: there are as many words, those without macros are as
+/// written, others begin as written, none has become an option, and the program lies in the folder that is written.
+pub fn are_of(command: &str, given: &[String]) -> bool {
+    let written = words(command);
+    let slashes = |w: &str| w.matches('/').count();
+    let fits = |(i, value): (usize, &String)| {
+        let word = &written[i];
+        let Some((fixed, _)) = word.split_once('$') else { return value == word };
+        let in_folder = i > 0 || slashes(value) == slashes(word);
+        value.starts_with(fixed) && in_folder && !becomes_option(&written, i, value)
+    };
+    given.len() == written.len() && given.iter().enumerate().all(fits)
+}
+
+/// What a program is to be given, for the supervisor.
+pub type Order = (ToSupervisor, OwnedFd);
+
+/// Programs that the supervisor runs for a worker.
+#[derive(Debug)]
+pub struct Programs {
+    places: Semaphore,
+    last: Cell<u64>,
+    /// Not sent yet, by number.
+    waiting: RefCell<VecDeque<(u64, Order)>>,
+    more: Notify,
+    /// Who waits for its end.
+    running: RefCell<HashMap<u64, oneshot::Sender<ProgramEnd>>>,
+}
+
+impl Default for Programs {
+    fn default() -> Programs {
+        Programs {
+            places: Semaphore::new(PROGRAMS_PER_SHARD_MAX),
+            last: Cell::default(),
+            waiting: RefCell::default(),
+            more: Notify::default(),
+            running: RefCell::default(),
+        }
+    }
+}
+
+/// One that is waited for.
+struct Awaited<'a> {
+    programs: &'a Programs,
+    number: u64,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.programs.running.borrow_mut().remove(&self.number);
+        self.programs.waiting.borrow_mut().retain(|(n, _)| *n != self.number);
+    }
+}
+
+impl Programs {
+    /// Has a program run that is given `content`, and waits for its end. At most [`PROGRAMS_PER_SHARD_MAX`] run at once,
+    /// others wait for their turn.
+    pub async fn run(&self, command: &str, words: Vec<String>, content: &[u8]) -> ProgramEnd {
+        // Never closed.
+        let Ok(_place) = self.places.acquire().await else { return ProgramEnd::Unknown(String::new()) };
+        let content = match sealed_memfd("sluice-mail", content) {
+            Ok(fd) => fd,
+            Err(e) => return ProgramEnd::Unknown(format!("its mail cannot be held for it: {e}")),
+        };
+        let number = self.last.get() + 1;
+        self.last.set(number);
+        let (ended, end) = oneshot::channel();
+        self.running.borrow_mut().insert(number, ended);
+        let awaited = Awaited { programs: self, number };
+        let order = ToSupervisor::RunProgram { number, command: command.to_owned(), words };
+        self.waiting.borrow_mut().push_back((number, (order, content)));
+        self.more.notify_one();
+        let end = end.await;
+        drop(awaited);
+        end.unwrap_or_else(|_| ProgramEnd::Unknown("the supervisor ended while it ran".to_owned()))
+    }
+
+    /// The next order for the supervisor, when there is one.
+    pub async fn next(&self) -> Order {
+        loop {
+            if let Some((_, order)) = self.waiting.borrow_mut().pop_front() {
+                return order;
+            }
+            self.more.notified().await;
+        }
+    }
+
+    /// One has ended.
+    pub fn ended(&self, number: u64, how: ProgramEnd) {
+        if let Some(waits) = self.running.borrow_mut().remove(&number) {
+            // Who waited may have stopped.
+            let _ = waits.send(how);
+        }
+    }
+
+    /// The supervisor is gone, and what it was told with it: nobody will say how those ended.
+    pub fn supervisor_gone(&self) {
+        let waiting = self.waiting.borrow();
+        self.running.borrow_mut().retain(|n, _| waiting.iter().any(|(w, _)| w == n));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_split_before_macros_are_replaced() {
+        assert_eq!(words("/bin/a -x \"$to b\" '' c\\ d"), ["/bin/a", "-x", "$to b", "", "c d"]);
+    }
+
+    #[test]
+    fn no_address_becomes_an_option() {
+        let given = |command: &str, from: &str, to: &str| {
+            let made = with_values(command, |word, _| word.replace("$from", from).replace("$to", to));
+            assert!(made.as_ref().is_ok_and(|w| are_of(command, w)) || made.is_err(), "{made:?}");
+            made.map(|a| a.join(" "))
+        };
+        assert_eq!(given("/p -f $from -- $to", "a@b", "-x@d").as_deref(), Ok("/p -f a@b -- -x@d"));
+        assert_eq!(given("/p --to=$to -f$from", "-a@b", "-x@d").as_deref(), Ok("/p --to=-x@d -f-a@b"));
+        assert!(given("/p $to", "a@b", "-x@d").is_err_and(|e| e.contains("\"-x@d\" for an option")));
+        assert!(given("/p -f $from", "-oQ/tmp@b", "x@d").is_err());
+        // Nor do words that are left of a macro without a value.
+        assert!(given("/p $from-v", "", "x@d").is_err());
+    }
+
+    #[test]
+    fn only_what_a_command_says_is_run() {
+        let fits = |command: &str, words: &[&str]| {
+            are_of(command, &words.iter().map(|w| (*w).to_owned()).collect::<Vec<String>>())
+        };
+        assert!(fits("/p -f $from -- $to", &["/p", "-f", "a@b", "--", "-x@d"]));
+        assert!(fits("'/a b/$user' ''", &["/a b/c", ""]));
+        for (command, words) in [
+            ("/p $to", &["/q", "a@b"] as &[&str]),
+            ("/p $to", &["/p", "-x"]),
+            ("/p $to", &["/p", "a@b", "c"]),
+            ("/p -f$to", &["/p", "-ea@b"]),
+            ("/p/$user", &["/p/../bin/sh"]),
+            ("/p", &[]),
+        ] {
+            assert!(!fits(command, words), "{command} {words:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn ends_reach_who_waits_for_them() {
+        let programs = Programs::default();
+        let words = || vec!["/p".to_owned()];
+        let order = async {
+            let numbers: [u64; 2] = [programs.next().await, programs.next().await].map(|(o, _)| match o {
+                ToSupervisor::RunProgram { number, .. } => number,
+                _ => 0,
+            });
+            programs.ended(numbers[1], ProgramEnd::Code(7));
+            programs.supervisor_gone();
+        };
+        let both = async { tokio::join!(programs.run("/p", words(), b"a"), programs.run("/p", words(), b"b")) };
+        let ((a, b), ()) = tokio::join!(both, order);
+        assert!(matches!(a, ProgramEnd::Unknown(_)) && b == ProgramEnd::Code(7));
+        drop(programs.run("/p", words(), b"c"));
+        let gone = tokio::time::timeout(std::time::Duration::ZERO, programs.run("/p", words(), b"d")).await;
+        assert!(gone.is_err() && programs.waiting.borrow().is_empty() && programs.running.borrow().is_empty());
+    }
 }

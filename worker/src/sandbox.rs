@@ -365,7 +365,6 @@ const ALWAYS: &[i64] = &[
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_msync,
-    libc::SYS_mincore,
     libc::SYS_membarrier,
     // Threads.
     libc::SYS_futex,

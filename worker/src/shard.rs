@@ -35,6 +35,7 @@ use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
 use crate::holds::{Pieces, Work, doing};
+use crate::programs::Programs;
 use crate::route::handoff::Handoffs;
 use crate::route::moving::Moves;
 use crate::route::owner::Taken;
@@ -134,6 +135,8 @@ pub struct Shard {
     pub counters: Counters,
     /// Messages that are being received.
     pub receiving: Receiving,
+    /// Programs that are given mail.
+    pub programs: Programs,
     /// SMTP sessions served.
     pub sessions: Cell<u32>,
     /// Those of clients that no `<source>` names.
@@ -225,6 +228,7 @@ impl Shard {
             signers: Signers::default(),
             counters: Counters::default(),
             receiving: Receiving::default(),
+            programs: Programs::default(),
             sessions: Cell::new(0),
             strangers: Strangers::default(),
             connections: Cell::new(0),

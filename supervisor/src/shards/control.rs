@@ -14,6 +14,7 @@ use super::State;
 use super::orders::Orders;
 use super::process::Process;
 use crate::listen::{self, Place, Places};
+use crate::programs::Programs;
 use crate::run::Supervisor;
 
 /// Connections of workers: one of each, and another of one that comes back before the first was seen to end.
@@ -46,7 +47,8 @@ async fn serve_one(sup: Rc<Supervisor>, mut stream: FrameStream, place: Rc<Place
         State::Waiting | State::Starting => {}
     }
     sup.changed.notify_waiters();
-    if let Err(e) = speak(&sup, number, stream, &orders).await {
+    let mut programs = Programs::of(&sup, &orders);
+    if let Err(e) = speak(&sup, number, stream, &orders, &mut programs).await {
         // Rubbish from a worker restarts that worker, and nothing else.
         tracing::error!(shard = number, error = %e, "bad frame from a worker; it is restarted");
         if let Some(p) = process {
@@ -128,7 +130,13 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
 }
 
 /// Reads and writes side by side: neither end waits for the other to read first.
-async fn speak(sup: &Rc<Supervisor>, number: u8, mut stream: FrameStream, orders: &Orders) -> Result<(), FrameError> {
+async fn speak(
+    sup: &Rc<Supervisor>,
+    number: u8,
+    mut stream: FrameStream,
+    orders: &Orders,
+    programs: &mut Programs,
+) -> Result<(), FrameError> {
     let writer = stream.writer();
     let give = async {
         loop {
@@ -141,7 +149,10 @@ async fn speak(sup: &Rc<Supervisor>, number: u8, mut stream: FrameStream, orders
     let listen = async {
         loop {
             match stream.next().await {
-                Ok(Some((f, _))) => hear(sup, number, unarchive::<ToSupervisor>(TO_SUPERVISOR, &f.archive)?),
+                Ok(Some((f, fds))) => match unarchive::<ToSupervisor>(TO_SUPERVISOR, &f.archive)? {
+                    ToSupervisor::RunProgram { number, command, words } => programs.run(number, command, words, fds),
+                    other => hear(sup, number, other),
+                },
                 Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => return Ok(()),
                 Err(e) => return Err(e),
             }
@@ -192,7 +203,8 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
             sup.accounting_switched();
         }
         ToSupervisor::Rows { request, rows } => sup.rows_came(request, rows),
-        ToSupervisor::Hello(_) | ToSupervisor::Return { .. } => {}
+        // Programs are the connection's.
+        ToSupervisor::Hello(_) | ToSupervisor::Return { .. } | ToSupervisor::RunProgram { .. } => {}
     }
     sup.changed.notify_waiters();
 }

@@ -25,6 +25,11 @@ fn is_question(what: &ToWorker) -> bool {
     matches!(what, ToWorker::Rows { .. })
 }
 
+/// There are as many as the worker has asked for.
+fn is_answer(what: &ToWorker) -> bool {
+    matches!(what, ToWorker::ProgramEnded { .. })
+}
+
 impl Orders {
     /// Adds an order, in place of those that it makes void; false for a question too many.
     pub fn give(&self, what: ToWorker, fds: Vec<OwnedFd>) -> bool {
@@ -33,7 +38,7 @@ impl Orders {
             if waiting.iter().filter(|(w, _)| is_question(w)).count() >= QUESTIONS_MAX {
                 return false;
             }
-        } else {
+        } else if !is_answer(&what) {
             waiting.retain(|(w, _)| std::mem::discriminant(w) != std::mem::discriminant(&what));
         }
         waiting.push_back((what, fds));
@@ -54,13 +59,13 @@ impl Orders {
 
 #[cfg(test)]
 mod tests {
-    use ipc::control::RowsOf;
+    use ipc::control::{ProgramEnd, RowsOf};
     use ipc::shard_map::ShardMap;
 
     use super::*;
 
     #[test]
-    fn questions_are_bounded_and_maps_and_stops_are_never_lost() {
+    fn questions_are_bounded_and_maps_answers_and_stops_are_never_lost() {
         let orders = Orders::default();
         let question = |request| ToWorker::Rows { request, what: RowsOf::Switches };
         let map = ShardMap::first(1, Vec::new());
@@ -68,9 +73,12 @@ mod tests {
             assert_eq!(orders.give(question(n), Vec::new()), n < QUESTIONS_MAX as u64);
             assert!(orders.give(ToWorker::Map(ShardMap { epoch: n, ..map.clone() }), Vec::new()));
         }
+        for number in 0..9 {
+            assert!(orders.give(ToWorker::ProgramEnded { number, how: ProgramEnd::Signal }, Vec::new()));
+        }
         assert!(orders.give(ToWorker::Stop { grace_ms: 1 }, Vec::new()));
         let waiting = orders.waiting.borrow();
-        assert_eq!(waiting.len(), QUESTIONS_MAX + 2);
+        assert_eq!(waiting.len(), QUESTIONS_MAX + 9 + 2);
         assert!(matches!(&waiting[QUESTIONS_MAX].0, ToWorker::Map(m) if m.epoch == 999), "the last map");
         assert!(matches!(waiting.back(), Some((ToWorker::Stop { .. }, _))), "in the order given");
     }

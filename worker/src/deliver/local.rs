@@ -4,13 +4,12 @@ use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FilePath, PathBuf};
-use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::control::ProgramEnd;
 use ipc::message::{ArchivedBodyType, ArchivedEnvelope};
-use tokio::io::AsyncWriteExt;
 
 use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::connection::{Path, load};
@@ -37,8 +36,6 @@ pub enum Type {
     Http,
 }
 
-/// How long a program may take for one recipient.
-const PROGRAM_WAIT: Duration = Duration::from_secs(600);
 /// How long somebody else may keep a mailbox locked.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -178,30 +175,6 @@ fn harmless(value: &str) -> String {
     if t.starts_with('.') || t.is_empty() { format!("_{t}") } else { t }
 }
 
-/// Words of a command: blanks separate them outside of quotes.
-fn words(command: &str) -> Vec<String> {
-    let (mut all, mut word, mut quote, mut any) = (Vec::new(), String::new(), None, false);
-    let mut chars = command.chars();
-    while let Some(c) = chars.next() {
-        match (c, quote) {
-            ('\\', q) if q != Some('\'') => word.extend(chars.next()),
-            (c, Some(q)) if c == q => quote = None,
-            ('"' | '\'', None) => (quote, any) = (Some(c), true),
-            (c, None) if c.is_whitespace() => {
-                if any || !word.is_empty() {
-                    all.push(std::mem::take(&mut word));
-                }
-                any = false;
-            }
-            (c, _) => word.push(c),
-        }
-    }
-    if any || !word.is_empty() {
-        all.push(word);
-    }
-    all
-}
-
 /// Content with the line ends that programs of this system expect.
 fn native(body: &[Bytes; 2]) -> Vec<u8> {
     let mut out = Vec::with_capacity(body[0].len() + body[1].len());
@@ -316,70 +289,48 @@ fn mbox(sender: &str, content: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The arguments that words of a command stand for: first words, then macros, so that what an address holds is never more
-/// than one argument. Nor is it an option: behind `--` programs expect none, and elsewhere a value that looks like one is
-/// an error.
-fn arguments(command: &str, replaced: impl Fn(&str) -> String) -> Result<Vec<String>, String> {
-    let words = words(command);
-    let operands = words.iter().position(|w| w == "--").unwrap_or(words.len());
-    let argument = |(i, word): (usize, &String)| {
-        let argument = replaced(word);
-        let is_option = argument.starts_with('-') && !word.starts_with('-') && i < operands;
-        if is_option { Err(format!("the command would take {argument:?} for an option")) } else { Ok(argument) }
-    };
-    words.iter().enumerate().map(argument).collect()
-}
-
 async fn into_program(shard: &Shard, path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
     let to = recipient(e, r);
-    let macros = Macros { e, to, preserve_case: path.rules.macro_variables_preserve_case, for_path: false };
-    let argv = match arguments(&path.rules.command, |word| macros.replaced(word)) {
-        Ok(a) => a,
+    let replaced = |word: &str, for_path: bool| {
+        Macros { e, to, preserve_case: path.rules.macro_variables_preserve_case, for_path }.replaced(word)
+    };
+    let command = &path.rules.command;
+    let words = match programs::with_values(command, replaced) {
+        Ok(words) => words,
         Err(why) => return Verdict::own("5.3.0", why),
     };
-    let Some((program, arguments)) = argv.split_first() else {
+    let Some(program) = words.first().cloned() else {
         return Verdict::own("5.3.5", "type pipe without command");
     };
-    let mut command = tokio::process::Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = match programs::start(command, shard.cpus_of_workers()).await {
-        Ok(c) => c,
-        Err(e) => return Verdict::own("4.3.0", format!("cannot start {program}: {e}")),
-    };
-    let stdin = child.stdin.take();
-    let content = native(body);
-    let fed = async {
-        if let Some(mut stdin) = stdin {
-            // A program may decide before it has read everything.
-            let _ = stdin.write_all(&content).await;
-        }
-        child.wait().await
-    };
-    match tokio::time::timeout(PROGRAM_WAIT, fed).await {
-        Ok(Ok(status)) => by_exit_code(program, status.code()),
-        Ok(Err(e)) => Verdict::own("4.3.0", format!("{program}: {e}")),
-        Err(_) => Verdict::own("4.3.0", format!("{program} took longer than {} s", PROGRAM_WAIT.as_secs())),
+    by_end(&program, shard.programs.run(command, words, &native(body)).await)
+}
+
+/// What the end of a program means for the recipient.
+fn by_end(program: &str, how: ProgramEnd) -> Verdict {
+    match how {
+        ProgramEnd::Code(code) => by_exit_code(program, code),
+        ProgramEnd::Signal => Verdict::own("4.3.0", format!("{program} was ended by a signal")),
+        ProgramEnd::Unknown(why) => Verdict::own("4.3.0", format!("{program}: {why}")),
     }
 }
 
 /// What the codes of sysexits(3) mean for the recipient.
-fn by_exit_code(program: &str, code: Option<i32>) -> Verdict {
+fn by_exit_code(program: &str, code: i32) -> Verdict {
     let status = match code {
-        Some(0) => return delivered(&format!("taken by {program}")),
-        Some(64) => "5.5.4",
-        Some(65) => "5.5.2",
-        Some(67) => "5.1.1",
-        Some(68) => "5.1.2",
-        Some(71 | 74) => "4.3.0",
-        Some(73) => "5.2.0",
-        Some(75) => "4.0.0",
-        Some(76) => "5.5.0",
-        Some(77) => "5.7.1",
-        Some(78) => "5.3.5",
-        Some(_) => "5.3.0",
-        None => return Verdict::own("4.3.0", format!("{program} was ended by a signal")),
+        0 => return delivered(&format!("taken by {program}")),
+        64 => "5.5.4",
+        65 => "5.5.2",
+        67 => "5.1.1",
+        68 => "5.1.2",
+        71 | 74 => "4.3.0",
+        73 => "5.2.0",
+        75 => "4.0.0",
+        76 => "5.5.0",
+        77 => "5.7.1",
+        78 => "5.3.5",
+        _ => "5.3.0",
     };
-    Verdict::own(status, format!("{program} ended with code {}", code.unwrap_or_default()))
+    Verdict::own(status, format!("{program} ended with code {code}"))
 }
 
 #[cfg(test)]
@@ -387,23 +338,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_split_before_macros_are_replaced() {
-        assert_eq!(words("/bin/a -x \"$to b\" '' c\\ d"), ["/bin/a", "-x", "$to b", "", "c d"]);
+    fn values_lead_to_no_other_folder() {
         assert_eq!(harmless("../../etc"), "_.._.._etc");
         assert_eq!(harmless(""), "_");
-    }
-
-    #[test]
-    fn no_address_becomes_an_option() {
-        let given = |command: &str, from: &str, to: &str| {
-            arguments(command, |word| word.replace("$from", from).replace("$to", to)).map(|a| a.join(" "))
-        };
-        assert_eq!(given("/p -f $from -- $to", "a@b", "-x@d").as_deref(), Ok("/p -f a@b -- -x@d"));
-        assert_eq!(given("/p --to=$to -f$from", "-a@b", "-x@d").as_deref(), Ok("/p --to=-x@d -f-a@b"));
-        assert!(given("/p $to", "a@b", "-x@d").is_err_and(|e| e.contains("\"-x@d\" for an option")));
-        assert!(given("/p -f $from", "-oQ/tmp@b", "x@d").is_err());
-        // Nor do words that are left of a macro without a value.
-        assert!(given("/p $from-v", "", "x@d").is_err());
     }
 
     #[test]
@@ -434,10 +371,9 @@ mod tests {
 
     #[test]
     fn exit_codes_decide() {
-        let status = |c| by_exit_code("p", c).status;
-        assert_eq!(
-            [Some(0), Some(67), Some(75), Some(1), None].map(status),
-            ["2.0.0", "5.1.1", "4.0.0", "5.3.0", "4.3.0"]
-        );
+        let status = |how| by_end("p", how).status;
+        let code = |c| status(ProgramEnd::Code(c));
+        assert_eq!([0, 67, 75, 1].map(code), ["2.0.0", "5.1.1", "4.0.0", "5.3.0"]);
+        assert_eq!([ProgramEnd::Signal, ProgramEnd::Unknown(String::new())].map(status), ["4.3.0", "4.3.0"]);
     }
 }
