@@ -268,7 +268,7 @@ fn make_file(path: &Path, a: &Accounting) -> std::io::Result<()> {
 
 /// Today's last file if rows may follow in it, else a new one.
 fn last_or_new(a: &Accounting) -> std::io::Result<AccountingFile> {
-    folders(a).try_for_each(|f| unless_full(std::fs::create_dir_all(f)))?;
+    folders(a).try_for_each(|f| unless_full(worker::folder::make(f)))?;
     let date = named_by(a, today());
     // Under a clock that was ahead there may be files of days to come.
     let all = all_in(folder(a), Path::new(&a.path));

@@ -39,7 +39,7 @@ pub fn drop_to(user: &str, folders: &[&Path]) -> Result<(), String> {
 
 /// Makes a folder that the process needs, and looks whether it may write there.
 fn take_over(folder: &Path, user: &str) -> Result<(), String> {
-    let made = std::fs::create_dir_all(folder);
+    let made = worker::folder::make(folder);
     made.and_then(|()| access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)).map_err(|e| {
         let f = folder.display();
         format!("user {user} cannot write to the folder {f}: {e}; what exists is not given away: chown {user} {f}")

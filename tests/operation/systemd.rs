@@ -57,3 +57,23 @@ fn takes_its_listener_from_systemd() {
     send(&engine, 5, "u", "d.test");
     eventually("all arrive", Duration::from_secs(10), || r.unique() == 5);
 }
+
+/// Values of a setting of the unit, of all its lines.
+fn values(name: &str) -> Vec<String> {
+    let unit = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/sluice.service")).unwrap();
+    let all = unit.lines().filter_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+    all.flat_map(|v| v.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn workers_may_restrict_themselves_and_are_pinned() {
+    // No group of systemd 252 has these, or the unit takes their group away.
+    let calls = values("SystemCallFilter");
+    for needed in
+        ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp", "sched_setaffinity"]
+    {
+        assert!(calls.iter().any(|c| c == needed), "{needed}: {calls:?}");
+    }
+    assert_eq!(values("SystemCallErrorNumber"), ["EPERM"], "what else is called fails and kills nothing");
+    assert_eq!(values("UMask"), ["0077"], "mail is for nobody else");
+}

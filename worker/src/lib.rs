@@ -10,6 +10,7 @@ pub mod connect;
 pub mod control;
 pub mod deliver;
 pub mod dkim;
+pub mod folder;
 pub mod heat;
 pub mod holds;
 pub mod prepare;

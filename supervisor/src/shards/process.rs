@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -163,6 +164,12 @@ async fn run_once(sup: &Rc<Supervisor>, number: u8) {
             });
             match child.wait().await {
                 Ok(status) if status.success() => tracing::info!(shard = number, pid, "worker ended"),
+                Ok(status) if status.signal() == Some(Signal::SYS.as_raw()) => tracing::error!(
+                    shard = number,
+                    pid,
+                    "worker died: a filter of system calls does not allow what it needs; the unit must allow what that of this \
+                     release does (SystemCallFilter), or set `sandbox no`"
+                ),
                 Ok(status) => tracing::error!(shard = number, pid, %status, "worker died"),
                 Err(e) => tracing::error!(shard = number, pid, error = %e, "worker cannot be waited for"),
             }

@@ -122,7 +122,7 @@ impl Target {
             other => return other,
         }
         if let Some(folder) = self.path.parent() {
-            std::fs::create_dir_all(folder)?;
+            crate::folder::make(folder)?;
         }
         let file = open(true)?;
         file.set_permissions(std::fs::Permissions::from_mode(file_name::mode(self.world_readable)))?;
