@@ -222,6 +222,8 @@ pub struct Welcome {
     pub listeners: Vec<String>,
     /// Accounting files.
     pub accounting: Vec<AccountingFile>,
+    /// Folders of files that the shard's processes before may have written rows to.
+    pub accounting_before: Vec<String>,
 }
 
 /// Live state that a worker can report.

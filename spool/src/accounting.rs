@@ -227,9 +227,11 @@ impl Writer {
             Order::Items(items) => items.iter().for_each(|i| i.pass_to(&mut *self.projection)),
             Order::Sync(sequence) => reports.push(self.synced(sequence)?),
             Order::Switch(sequence, next) => {
-                reports.push(self.synced(sequence)?);
+                self.synced(sequence)?;
                 self.projection = next;
                 self.projection.begin();
+                // What was synced is behind; rows may be in the next from now on.
+                reports.push(Report::Synced(sequence, self.projection.sync()?));
                 reports.push(Report::Switched);
             }
         }
@@ -258,6 +260,8 @@ pub(crate) struct Accounting {
     desk: Arc<Desk>,
     wake: Arc<dyn Fn() + Send + Sync>,
     wanted: Wanted,
+    /// The state with the files that rows go to now, for the log: whoever begins behind a kill must know where they may be.
+    named: Option<Vec<u8>>,
     /// Rows of records up to this sequence were given to the thread.
     passed: u64,
     /// The same, where there were any.
@@ -307,6 +311,9 @@ impl Accounting {
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Accounting> {
         let wanted = Wanted::by(&*projection);
+        let known = store.projection_state();
+        let named = projection.handed_on(known.to_vec());
+        let named = (named != known).then_some(named);
         let desk = start(projection, &wake)?;
         desk.give(Order::Resume(store.projection_state().to_vec()));
         let now = Instant::now();
@@ -314,6 +321,7 @@ impl Accounting {
             desk,
             wake,
             wanted,
+            named,
             passed: store.projected,
             rows_passed: store.projected,
             live: false,
@@ -375,7 +383,7 @@ impl Accounting {
 
     /// Does what is due; never waits for accounting. What it answers goes into the log.
     pub fn step<D: Disk, I: Index>(&mut self, store: &mut Store<D, I>) -> Option<PutMeta> {
-        let mut put = None;
+        let mut put = self.named.take().map(|state| store.set_projected(store.projected, &state));
         let reports = std::mem::take(&mut self.desk.lock().reports);
         for r in reports {
             match r {

@@ -81,7 +81,7 @@ pub async fn serve(start: Start) -> Result<(), String> {
         accounting: welcome.accounting.clone(),
         generation,
     };
-    let may = confine(&config, &start, &folder, &held.accounting);
+    let may = confine(&config, &start, &folder, &held.accounting, &welcome.accounting_before);
     let shard = open_shard(&start, config, ledger, welcome.map, &held.accounting, &folder, &control).await?;
     let (outbox, outcomes) = mpsc::channel(AT_WORK_MAX);
     let switching = Rc::new(Switching::default());
@@ -96,12 +96,18 @@ pub async fn serve(start: Start) -> Result<(), String> {
 }
 
 /// Puts the sandbox in force, before anything starts a thread; answers what it lets this worker touch.
-fn confine(config: &Config, start: &Start, folder: &Path, accounting: &[AccountingFile]) -> Option<Grants> {
+fn confine(
+    config: &Config,
+    start: &Start,
+    folder: &Path,
+    accounting: &[AccountingFile],
+    accounting_before: &[String],
+) -> Option<Grants> {
     let shard = start.shard;
     if !config.global.sandbox {
         return None;
     }
-    let grants = Grants::of(config, start, folder, accounting);
+    let grants = Grants::of(config, start, folder, accounting, accounting_before);
     match sandbox::enter(&grants) {
         Ok(InForce::Whole) => tracing::debug!(shard, "the sandbox is in force"),
         Ok(in_force) => tracing::info!(shard, ?in_force, "this kernel enforces a part of the sandbox only"),

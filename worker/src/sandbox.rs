@@ -75,7 +75,14 @@ pub struct Grants {
 
 impl Grants {
     /// What a configuration asks for, by a worker whose spool lies in `shard_folder`.
-    pub fn of(config: &Config, start: &Start, shard_folder: &Path, accounting: &[AccountingFile]) -> Grants {
+    /// What was written into the accounting folders before is read back.
+    pub fn of(
+        config: &Config,
+        start: &Start,
+        shard_folder: &Path,
+        accounting: &[AccountingFile],
+        accounting_before: &[String],
+    ) -> Grants {
         let data = Path::new(&config.global.data_dir);
         let fixed = [shard_folder.to_owned(), start.run_dir.clone(), data.join("mta-sts")];
         let mut g = Grants { data: data.to_owned(), ..Grants::default() };
@@ -85,6 +92,7 @@ impl Grants {
         g.read
             .extend(resolver.iter().filter_map(|p| p.parent()).filter(|p| *p != Path::new("/etc")).map(PathBuf::from));
         g.read.extend(CERTIFICATE_VARIABLES.iter().filter_map(std::env::var_os).map(PathBuf::from));
+        g.read.extend(accounting_before.iter().map(PathBuf::from));
         g.append.insert(data.join(suppression::FOLDER));
         g.write.extend(fixed);
         g.write.extend(named_folders(config, accounting));

@@ -85,12 +85,13 @@ async fn greet(sup: &Rc<Supervisor>, stream: &mut FrameStream) -> Option<u8> {
     let (switch, files) = sup.accounting.in_use();
     let known = sup.slot_mut(number, |s| {
         s.generation = sup.generation.get();
-        s.accounting.clone_from(&files);
+        s.writes_to(&files);
         s.switched = switch;
+        s.accounting_before.clone()
     });
-    known?;
+    let accounting_before = known?;
     let (names, fds) = sup.descriptors();
-    let welcome = Welcome { map: sup.map.borrow().clone(), listeners: names, accounting: files };
+    let welcome = Welcome { map: sup.map.borrow().clone(), listeners: names, accounting: files, accounting_before };
     let sent = stream.send(TO_WORKER, &archive(&ToWorker::Welcome(welcome)), &[], &fds).await;
     sent.is_ok().then_some(number)
 }
@@ -121,7 +122,7 @@ async fn adopt(sup: &Rc<Supervisor>, stream: &mut FrameStream, hello: ipc::contr
         s.state = if s.retired { State::Draining } else { State::Serving };
         s.serving_since = Some(Instant::now());
         s.generation = hello.generation;
-        s.accounting = accounting;
+        s.writes_to(&accounting);
     });
     known?;
     tracing::info!(shard = number, pid = hello.pid, "worker adopted");

@@ -4,6 +4,7 @@ pub mod control;
 pub mod orders;
 pub mod process;
 
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use std::os::fd::OwnedFd;
 
 use orders::Orders;
 use process::Process;
+
+/// Folders of accounting files that are remembered behind a change of the configuration.
+const FOLDERS_BEFORE_MAX: usize = 16;
 
 /// Where a shard is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +100,8 @@ pub struct Slot {
     pub silent_looks: u32,
     /// Accounting files that it writes.
     pub accounting: Vec<AccountingFile>,
+    /// Folders of those before, the last [`FOLDERS_BEFORE_MAX`].
+    pub accounting_before: Vec<String>,
     /// Last switch of accounting that it acknowledged.
     pub switched: u64,
     /// Generation of the snapshot it serves, and why it refused a newer one.
@@ -131,6 +137,7 @@ impl Slot {
             beat_at: now,
             silent_looks: 0,
             accounting: Vec::new(),
+            accounting_before: Vec::new(),
             switched: 0,
             generation: 0,
             reload_error: None,
@@ -175,6 +182,17 @@ impl Slot {
     /// but questions. Questions are refused too while too many wait.
     pub fn order(&self, what: ToWorker, fds: Vec<OwnedFd>) -> bool {
         self.orders.as_ref().is_some_and(|o| o.give(what, fds))
+    }
+
+    /// Rows go to these files from now on.
+    pub fn writes_to(&mut self, files: &[AccountingFile]) {
+        let folder = |f: &AccountingFile| Some(Path::new(&f.path).parent()?.display().to_string());
+        let before: Vec<String> = self.accounting.iter().filter_map(folder).collect();
+        self.accounting_before.retain(|f| !before.contains(f));
+        self.accounting_before.extend(before);
+        let surplus = self.accounting_before.len().saturating_sub(FOLDERS_BEFORE_MAX);
+        self.accounting_before.drain(..surplus);
+        self.accounting = files.to_vec();
     }
 
     /// Process id; 0 for none.

@@ -384,9 +384,9 @@ impl Projection for Files {
             // A kill between two files leaves rows in the one before.
             let mut read: Vec<(PathBuf, u64)> =
                 ends.iter().filter(|(p, _)| t.is_own(p)).map(|(p, end)| (p.clone(), *end)).collect();
-            if read.is_empty() {
+            if read.iter().all(|(_, end)| *end == 0) {
                 // It may stand for a file that a configuration before wrote elsewhere.
-                read.clone_from(&of_none);
+                read.extend(of_none.iter().cloned());
             }
             t.end = ends.get(&t.path).copied().unwrap_or(0);
             if !ends.contains_key(&t.path) {
