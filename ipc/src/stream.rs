@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 
 use crate::descriptors;
 use crate::frame::{Frame, FrameError, Header};
-use crate::limits::ARCHIVE_BYTES_MAX;
+use crate::limits::{ARCHIVE_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
 
 /// Takes whole frames from any byte stream.
 #[derive(Debug, Default)]
@@ -72,6 +72,14 @@ impl FrameStream {
                 }
                 let fds = self.fds.drain(..f.header.fds).collect();
                 return Ok(Some((f, fds)));
+            }
+            // They come with the first bytes of their frame, of which one may be on its way behind this.
+            if self.fds.len() > 2 * DESCRIPTORS_PER_FRAME_MAX {
+                return Err(FrameError::TooLarge {
+                    what: "descriptors",
+                    found: self.fds.len(),
+                    max: 2 * DESCRIPTORS_PER_FRAME_MAX,
+                });
             }
             self.io.readable().await?;
             let (raw, buf, fds) = (self.io.as_raw_fd(), &mut self.buf, &mut self.fds);

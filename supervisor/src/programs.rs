@@ -6,9 +6,10 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipc::control::{ProgramEnd, ToWorker};
+use ipc::frame::FrameError;
 use ipc::limits::PROGRAMS_PER_SHARD_MAX;
 use tokio::process::Command;
 use tokio::task::JoinSet;
@@ -20,36 +21,61 @@ use crate::shards::orders::Orders;
 
 /// How long a program may take for one recipient.
 const PROGRAM_WAIT: Duration = Duration::from_secs(600);
+/// Time between two lines of the log about what a worker must not ask for, and bytes of a command in it.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+const COMMAND_SHOWN: usize = 200;
 
 /// Those of one worker. They are killed with what it has of the supervisor: nobody would hear how they ended.
 pub struct Programs {
     sup: Rc<Supervisor>,
     orders: Rc<Orders>,
     running: JoinSet<()>,
+    /// When the log was told of what cannot be meant.
+    told: Option<Instant>,
 }
 
 impl Programs {
     /// None yet; `orders` go to the worker.
     pub fn of(sup: &Rc<Supervisor>, orders: &Rc<Orders>) -> Programs {
-        Programs { sup: Rc::clone(sup), orders: Rc::clone(orders), running: JoinSet::new() }
+        Programs { sup: Rc::clone(sup), orders: Rc::clone(orders), running: JoinSet::new(), told: None }
     }
 
-    /// Runs a program that is given mail, and answers how it ended. The mail is the first descriptor.
-    pub fn run(&mut self, number: u64, command: String, words: Vec<String>, fds: Vec<OwnedFd>) {
+    /// Runs a program that is given mail, and answers how it ended. The mail is the descriptor.
+    ///
+    /// # Errors
+    /// The worker asks for more than any does that waits for answers.
+    pub fn run(
+        &mut self,
+        number: u64,
+        command: String,
+        words: Vec<String>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), FrameError> {
         while self.running.try_join_next().is_some() {}
+        let (found, max) = (self.running.len() + self.orders.answers(), 2 * PROGRAMS_PER_SHARD_MAX);
+        if found >= max {
+            return Err(FrameError::TooLarge { what: "programs", found, max });
+        }
         let orders = Rc::clone(&self.orders);
         let answer = move |how| {
             orders.give(ToWorker::ProgramEnded { number, how }, Vec::new());
         };
         if self.running.len() >= PROGRAMS_PER_SHARD_MAX {
-            return answer(ProgramEnd::Unknown(format!("{PROGRAMS_PER_SHARD_MAX} programs of the shard run already")));
+            answer(ProgramEnd::Unknown(format!("{PROGRAMS_PER_SHARD_MAX} programs of the shard run already")));
+            return Ok(());
         }
         if !self.sup.runs_command(&command) || !programs::are_of(&command, &words) {
-            tracing::warn!(command, ?words, "a worker asks for a program that the configuration does not name");
-            return answer(ProgramEnd::Unknown("the configuration does not name this command any more".to_owned()));
+            if self.told.is_none_or(|t| t.elapsed() >= TELL_EVERY) {
+                let command = &*ipc::text::clean(&command, COMMAND_SHOWN);
+                tracing::warn!(command, "a worker asks for a program that the configuration does not name");
+                self.told = Some(Instant::now());
+            }
+            answer(ProgramEnd::Unknown("the configuration does not name this command any more".to_owned()));
+            return Ok(());
         }
         let cpus = self.sup.cpus_of_workers();
         self.running.spawn_local(async move { answer(ended(&words, fds, cpus).await) });
+        Ok(())
     }
 }
 

@@ -90,3 +90,24 @@ fn workers_in_the_sandbox_do_all_that_mail_asks_for() {
     assert!(is_confined(&engine) && engine.workers() == before);
     assert!(engine.stop());
 }
+
+#[test]
+fn a_program_that_has_mail_in_hand_is_heard_out_at_a_stop() {
+    let target = tempfile::tempdir().unwrap();
+    let (script, taken) = (target.path().join("script"), target.path().join("taken"));
+    let text = format!("#!/bin/sh\necho $1 >> {}\nsleep 2\ncat > /dev/null\n", taken.display());
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let pipe = format!("<domain *>\n type pipe\n command \"{} $to\"\n max-smtp-out 1\n</domain>", script.display());
+    let engine = Engine::start(1, &format!("stop-grace 2m\n{pipe}"));
+    send(&engine, 2, "u", "d.test");
+    let lines = || std::fs::read_to_string(&taken).map_or(0, |t| t.lines().count());
+    eventually("one is begun", Duration::from_secs(10), || lines() == 1);
+    engine.run(&["shard", "restart", "0"]);
+    let rows = || accounting::rows(engine.path());
+    eventually("both are delivered", Duration::from_secs(20), || {
+        (0..2).all(|n| rows().contains_key(&("d".into(), format!("u{n}@d.test"))))
+    });
+    assert_eq!(lines(), 2, "each is given to the program once");
+    assert!(rows().keys().all(|(kind, _)| kind != "t"), "the one that was not begun had no attempt: {:?}", rows());
+}

@@ -394,12 +394,12 @@ impl Worker {
                 _ = term.recv() => {
                     // Without a supervisor this is how a worker is stopped in order.
                     let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
-                    self.stop(grace, &control).await;
+                    self.stop(grace, &mut control).await;
                     true
                 }
                 frame = control.next() => match frame {
                     Ok(Some((f, fds))) => match unarchive::<ToWorker>(TO_WORKER, &f.archive) {
-                        Ok(m) => self.obey(m, fds, &control).await,
+                        Ok(m) => self.obey(m, fds, &mut control).await,
                         Err(e) => {
                             tracing::error!(error = %e, "bad frame from the supervisor");
                             false
@@ -442,7 +442,7 @@ impl Worker {
                     c = self.reconnect() => c,
                     _ = term.recv() => {
                         let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
-                        self.stop(grace, &control).await;
+                        self.stop(grace, &mut control).await;
                         return control;
                     }
                 };
@@ -476,7 +476,7 @@ impl Worker {
     }
 
     /// Does what the supervisor says; false when the channel is out of step.
-    async fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>, control: &FrameStream) -> bool {
+    async fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>, control: &mut FrameStream) -> bool {
         match message {
             ToWorker::Welcome(_) => false,
             ToWorker::Adopted => {
@@ -574,7 +574,7 @@ impl Worker {
 
     /// A sandbox cannot be widened: where the configuration or accounting files lie outside of it now, the worker ends in
     /// order, and the next one starts with them.
-    async fn leave_sandbox(&mut self, accounting: &[AccountingFile], control: &FrameStream) {
+    async fn leave_sandbox(&mut self, accounting: &[AccountingFile], control: &mut FrameStream) {
         let shard = Rc::clone(&self.shard);
         let config = shard.config();
         let Some(may) = self.may.as_ref().filter(|_| !self.leaving) else { return };
@@ -586,17 +586,35 @@ impl Worker {
     }
 
     /// Stops taking work and lets transactions end, for the grace time at most.
-    async fn stop(&mut self, grace: Duration, control: &FrameStream) {
+    async fn stop(&mut self, grace: Duration, control: &mut FrameStream) {
         tracing::info!(shard = self.start.shard, "stopping");
         for (_, task) in self.accepting.drain() {
             task.abort();
         }
         self.held.listeners.clear();
         self.shard.stop_signal().raise();
+        self.shard.programs.stop();
+        let mut is_heard = true;
         let until = tokio::time::Instant::now() + grace;
         while tokio::time::Instant::now() < until && self.is_busy() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
+            let said = tokio::time::timeout(Duration::from_millis(20), async {
+                if is_heard { control.next().await } else { std::future::pending().await }
+            });
+            match said.await {
+                Ok(Ok(Some((f, _)))) => {
+                    // What else it says has no meaning any more.
+                    if let Ok(ToWorker::ProgramEnded { number, how }) = unarchive::<ToWorker>(TO_WORKER, &f.archive) {
+                        self.shard.programs.ended(number, how);
+                    }
+                }
+                Ok(_) => {
+                    is_heard = false;
+                    self.shard.programs.supervisor_gone();
+                }
+                Err(_) => {
+                    let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
+                }
+            }
         }
         self.leaving = true;
     }

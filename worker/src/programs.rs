@@ -87,18 +87,36 @@ fn becomes_option(written: &[String], i: usize, value: &str) -> bool {
     value.starts_with('-') && !written[i].starts_with('-') && !is_operand
 }
 
-/// Whether [`with_values`] can have made `given` of a command: there are as many words, those without macros are as
-/// written, others begin as written, none has become an option, and the program lies in the folder that is written.
+/// Whether [`with_values`] can have made `given` of a command: there are as many words, none has become an option, those
+/// without macros are as written, the others so before the first and behind the last macro; and of the program that holds
+/// for each part of its path, of which none leads up.
 pub fn are_of(command: &str, given: &[String]) -> bool {
     let written = words(command);
-    let slashes = |w: &str| w.matches('/').count();
-    let fits = |(i, value): (usize, &String)| {
-        let word = &written[i];
-        let Some((fixed, _)) = word.split_once('$') else { return value == word };
-        let in_folder = i > 0 || slashes(value) == slashes(word);
-        value.starts_with(fixed) && in_folder && !becomes_option(&written, i, value)
+    let word = |(i, value): (usize, &String)| {
+        let of = &written[i];
+        let fits = match i {
+            0 => {
+                let (parts, found) = (of.split('/'), value.split('/'));
+                parts.clone().count() == found.clone().count() && parts.zip(found).all(|(of, v)| is_part(of, v))
+            }
+            _ => may_be(of, value),
+        };
+        fits && !becomes_option(&written, i, value)
     };
-    given.len() == written.len() && given.iter().enumerate().all(fits)
+    given.len() == written.len() && given.iter().enumerate().all(word)
+}
+
+/// Whether a word with its macros replaced can be this value.
+fn may_be(word: &str, value: &str) -> bool {
+    let Some((before, _)) = word.split_once('$') else { return value == word };
+    let behind = word.rsplit_once('$').map_or("", |(_, b)| b.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
+    let rest = value.strip_prefix(before).and_then(|v| v.strip_suffix(behind));
+    rest.is_some() && value.len() >= before.len() + behind.len()
+}
+
+fn is_part(word: &str, value: &str) -> bool {
+    let leads_on = !word.contains('$') || !matches!(value, "" | "." | "..");
+    leads_on && may_be(word, value)
 }
 
 /// What a program is to be given, for the supervisor.
@@ -113,7 +131,7 @@ pub struct Programs {
     waiting: RefCell<VecDeque<(u64, Order)>>,
     more: Notify,
     /// Who waits for its end.
-    running: RefCell<HashMap<u64, oneshot::Sender<ProgramEnd>>>,
+    running: RefCell<HashMap<u64, oneshot::Sender<Option<ProgramEnd>>>>,
 }
 
 impl Default for Programs {
@@ -142,14 +160,19 @@ impl Drop for Awaited<'_> {
 }
 
 impl Programs {
-    /// Has a program run that is given `content`, and waits for its end. At most [`PROGRAMS_PER_SHARD_MAX`] run at once,
-    /// others wait for their turn.
-    pub async fn run(&self, command: &str, words: Vec<String>, content: &[u8]) -> ProgramEnd {
-        // Never closed.
-        let Ok(_place) = self.places.acquire().await else { return ProgramEnd::Unknown(String::new()) };
-        let content = match sealed_memfd("sluice-mail", content) {
+    /// Has a program run that is given what `content` answers, and waits for its end. At most [`PROGRAMS_PER_SHARD_MAX`] run
+    /// at once, others wait for their turn. `None`: it was not begun, for the server stops.
+    pub async fn run(
+        &self,
+        command: &str,
+        words: Vec<String>,
+        content: impl FnOnce() -> Vec<u8>,
+    ) -> Option<ProgramEnd> {
+        // Closed at a stop.
+        let _place = self.places.acquire().await.ok()?;
+        let content = match sealed_memfd("sluice-mail", &content()) {
             Ok(fd) => fd,
-            Err(e) => return ProgramEnd::Unknown(format!("its mail cannot be held for it: {e}")),
+            Err(e) => return Some(ProgramEnd::Unknown(format!("its mail cannot be held for it: {e}"))),
         };
         let number = self.last.get() + 1;
         self.last.set(number);
@@ -161,7 +184,15 @@ impl Programs {
         self.more.notify_one();
         let end = end.await;
         drop(awaited);
-        end.unwrap_or_else(|_| ProgramEnd::Unknown("the supervisor ended while it ran".to_owned()))
+        end.unwrap_or_else(|_| Some(ProgramEnd::Unknown("the supervisor ended while it ran".to_owned())))
+    }
+
+    /// None is begun any more.
+    pub fn stop(&self) {
+        self.places.close();
+        for (number, _) in self.waiting.take() {
+            self.tell(number, None);
+        }
     }
 
     /// The next order for the supervisor, when there is one.
@@ -176,9 +207,13 @@ impl Programs {
 
     /// One has ended.
     pub fn ended(&self, number: u64, how: ProgramEnd) {
+        self.tell(number, Some(how));
+    }
+
+    fn tell(&self, number: u64, end: Option<ProgramEnd>) {
         if let Some(waits) = self.running.borrow_mut().remove(&number) {
             // Who waited may have stopped.
-            let _ = waits.send(how);
+            let _ = waits.send(end);
         }
     }
 
@@ -192,6 +227,7 @@ impl Programs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn commands_are_split_before_macros_are_replaced() {
@@ -220,15 +256,37 @@ mod tests {
         };
         assert!(fits("/p -f $from -- $to", &["/p", "-f", "a@b", "--", "-x@d"]));
         assert!(fits("'/a b/$user' ''", &["/a b/c", ""]));
+        assert!(fits("/p/x-$user-$domain.sh a$$b", &["/p/x-a-d.test.sh", "a$b"]));
         for (command, words) in [
             ("/p $to", &["/q", "a@b"] as &[&str]),
             ("/p $to", &["/p", "-x"]),
             ("/p $to", &["/p", "a@b", "c"]),
             ("/p -f$to", &["/p", "-ea@b"]),
             ("/p/$user", &["/p/../bin/sh"]),
+            ("/p/$user", &["/p/.."]),
+            ("/p/$domain/x", &["/p/../sh"]),
+            ("/p/$user-x", &["/p/sh"]),
+            ("/p/x-$user.sh", &["/p/x-.shell"]),
+            ("/p $user@d", &["/p", "a@e"]),
             ("/p", &[]),
         ] {
             assert!(!fits(command, words), "{command} {words:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever an address holds: what a worker makes of a command is what the supervisor expects of it.
+        #[test]
+        fn what_a_command_becomes_is_of_it(value in "[-a-z./$ \"']{0,8}", other in "[-a-z.]{0,4}") {
+            let replaced = |word: &str, for_path: bool| {
+                let value = if for_path { format!("_{}", value.replace('/', "_")) } else { value.clone() };
+                word.replace("$to", &value).replace("$user", &other)
+            };
+            for command in ["/p $to -- x$user", "/p/x$to.sh --a=$user$to", "$to-$user '$to x'", "/a/$to/b$user \\$to"] {
+                if let Ok(words) = with_values(command, replaced) {
+                    prop_assert!(are_of(command, &words), "{} {:?}", command, words);
+                }
+            }
         }
     }
 
@@ -244,11 +302,13 @@ mod tests {
             programs.ended(numbers[1], ProgramEnd::Code(7));
             programs.supervisor_gone();
         };
-        let both = async { tokio::join!(programs.run("/p", words(), b"a"), programs.run("/p", words(), b"b")) };
+        let run = || programs.run("/p", words(), || b"mail".to_vec());
+        let both = async { tokio::join!(run(), run()) };
         let ((a, b), ()) = tokio::join!(both, order);
-        assert!(matches!(a, ProgramEnd::Unknown(_)) && b == ProgramEnd::Code(7));
-        drop(programs.run("/p", words(), b"c"));
-        let gone = tokio::time::timeout(std::time::Duration::ZERO, programs.run("/p", words(), b"d")).await;
+        assert!(matches!(a, Some(ProgramEnd::Unknown(_))) && b == Some(ProgramEnd::Code(7)));
+        let gone = tokio::time::timeout(std::time::Duration::ZERO, run()).await;
         assert!(gone.is_err() && programs.waiting.borrow().is_empty() && programs.running.borrow().is_empty());
+        let (c, ()) = tokio::join!(run(), async { programs.stop() });
+        assert_eq!((c, run().await), (None, None), "a stop begins none");
     }
 }

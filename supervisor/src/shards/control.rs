@@ -151,7 +151,7 @@ async fn speak(
         loop {
             match stream.next().await {
                 Ok(Some((f, fds))) => match unarchive::<ToSupervisor>(TO_SUPERVISOR, &f.archive)? {
-                    ToSupervisor::RunProgram { number, command, words } => programs.run(number, command, words, fds),
+                    ToSupervisor::RunProgram { number, command, words } => programs.run(number, command, words, fds)?,
                     other => hear(sup, number, other),
                 },
                 Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => return Ok(()),

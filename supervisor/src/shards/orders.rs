@@ -46,6 +46,11 @@ impl Orders {
         true
     }
 
+    /// Answers that the worker has not read yet.
+    pub fn answers(&self) -> usize {
+        self.waiting.borrow().iter().filter(|(w, _)| is_answer(w)).count()
+    }
+
     /// The next one, when there is one.
     pub async fn next(&self) -> Order {
         loop {

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use fuzz::{Choices, peak, pieces};
-use ipc::control::{AccountingFile, Heartbeat, Hello, Rows, RowsOf, ToSupervisor, ToWorker, Welcome};
+use ipc::control::{AccountingFile, Heartbeat, Hello, ProgramEnd, Rows, RowsOf, ToSupervisor, ToWorker, Welcome};
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
 use ipc::layers::{LayersBuilder, Named, Profile, Scope};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
@@ -95,7 +95,13 @@ impl Make for Spread {
 impl Make for Accounting {
     fn make(c: &mut Choices<'_>) -> Accounting {
         let fields = RecordFields { record: make(c), fields: make(c), headers: vec![(make(c), make(c))] };
-        Accounting { path: make(c), fields: vec![fields], json: c.byte() % 2 == 0, user_string: make(c), ..Default::default() }
+        Accounting {
+            path: make(c),
+            fields: vec![fields],
+            json: c.byte() % 2 == 0,
+            user_string: make(c),
+            ..Default::default()
+        }
     }
 }
 
@@ -189,7 +195,7 @@ impl Make for ShardRow {
 
 impl Make for ToSupervisor {
     fn make(c: &mut Choices<'_>) -> ToSupervisor {
-        match c.byte() % 8 {
+        match c.byte() % 9 {
             0 => ToSupervisor::Hello(Hello {
                 shard: c.byte(),
                 pid: c.short().into(),
@@ -204,6 +210,7 @@ impl Make for ToSupervisor {
             4 => ToSupervisor::Reloaded { generation: make(c), error: make(c) },
             5 => ToSupervisor::Rows { request: make(c), rows: make(c) },
             6 => ToSupervisor::AccountingSwitched { switch: make(c) },
+            7 => ToSupervisor::RunProgram { number: make(c), command: make(c), words: make(c) },
             _ => ToSupervisor::Leaving,
         }
     }
@@ -211,9 +218,22 @@ impl Make for ToSupervisor {
 
 impl Make for ToWorker {
     fn make(c: &mut Choices<'_>) -> ToWorker {
-        match c.byte() % 7 {
-            0 => ToWorker::Welcome(Welcome { map: make(c), listeners: make(c), accounting: make(c) }),
+        match c.byte() % 8 {
+            0 => ToWorker::Welcome(Welcome {
+                map: make(c),
+                listeners: make(c),
+                accounting: make(c),
+                accounting_before: make(c),
+            }),
             1 => ToWorker::Adopted,
+            7 => ToWorker::ProgramEnded {
+                number: make(c),
+                how: match c.byte() % 3 {
+                    0 => ProgramEnd::Code(c.byte().into()),
+                    1 => ProgramEnd::Signal,
+                    _ => ProgramEnd::Unknown(make(c)),
+                },
+            },
             2 => ToWorker::Reload { listeners: make(c), added: make(c) },
             3 => ToWorker::Map(make(c)),
             4 => ToWorker::SwitchAccounting { switch: make(c), files: make(c) },
@@ -329,7 +349,14 @@ impl Make for Answer {
 
 impl Make for Recipient {
     fn make(c: &mut Choices<'_>) -> Recipient {
-        Recipient { address: make(c), destination: make(c), notify: c.byte(), priority_given: c.byte(), given_again: u16::from(c.byte()), orcpt: make(c) }
+        Recipient {
+            address: make(c),
+            destination: make(c),
+            notify: c.byte(),
+            priority_given: c.byte(),
+            given_again: u16::from(c.byte()),
+            orcpt: make(c),
+        }
     }
 }
 
@@ -351,7 +378,11 @@ impl Make for Envelope {
             source_name: make(c),
             source_ip: make(c),
             local_ip: String::new(),
-            handoff: (c.byte() % 2 == 1).then(|| HandoffId { origin: c.byte(), incarnation: c.short().into(), sequence: make(c) }),
+            handoff: (c.byte() % 2 == 1).then(|| HandoffId {
+                origin: c.byte(),
+                incarnation: c.short().into(),
+                sequence: make(c),
+            }),
             asked: make(c),
             moved: (c.byte() % 2 == 1).then(|| Moved {
                 due_unix_ms: u64::make(c) as i64,

@@ -142,7 +142,9 @@ impl Places {
 pub struct ClientPlace {
     shard: Rc<Shard>,
     slot: Option<Slot>,
-    /// Under the limits of its group, address and network.
+    /// Under the limit of its group.
+    of_group: Option<Place>,
+    /// Under the limits of its address and network.
     under: Vec<Place>,
     /// It may have to make room.
     pub stranger: Option<Stranger>,
@@ -158,19 +160,28 @@ impl ClientPlace {
         let places = &config.places;
         let group = places.group(&rules.source_group);
         let is_known = config.snapshot.get().knows(ip) || group.is_some_and(|g| !g.reserved.is_empty());
-        let mut taken = ClientPlace { shard: Rc::clone(shard), slot: None, under: Vec::new(), stranger: None };
+        let mut taken =
+            ClientPlace { shard: Rc::clone(shard), slot: None, of_group: None, under: Vec::new(), stranger: None };
+        let place = |key, limit, why| match limit {
+            0 => Ok(None),
+            _ => shard.ledger.take_place(key, shard.number, limit, u64::from(hint)).ok_or(why).map(Some),
+        };
         if let Some(g) = group {
-            taken.place(key("source-group", &g.name), g.max, hint, NoPlace::OfGroup)?;
+            taken.of_group = place(key("source-group", &g.name), g.max, NoPlace::OfGroup)?;
         }
         let usual = if is_known { 0 } else { places.per_address() };
         let per_address = rules.max_smtp_in_per_address.unwrap_or(usual);
-        let per_network = rules.max_smtp_in_per_network.unwrap_or(usual * ADDRESSES_PER_NETWORK);
+        let per_network = rules.max_smtp_in_per_network.unwrap_or(match per_address {
+            _ if is_known => 0,
+            0 => 0,
+            n => n.max(usual).saturating_mul(ADDRESSES_PER_NETWORK),
+        });
         for (limit, network, why) in [
             (per_address, Network::of_one_host(ip), NoPlace::OfAddress),
             (per_network, Network::of_one_customer(ip), NoPlace::OfNetwork),
         ] {
             if limit > 0 {
-                taken.place(key("smtp-in", &network.to_string()), limit, hint, why)?;
+                taken.under.extend(place(key("smtp-in", &network.to_string()), limit, why)?);
             }
         }
         let mut ranges = vec![places.common()];
@@ -183,14 +194,6 @@ impl ClientPlace {
         taken.stranger = (!is_known).then(|| Strangers::enter(shard));
         shard.session_count(1);
         Ok(taken)
-    }
-
-    fn place(&mut self, key: u64, limit: u64, hint: u16, why: NoPlace) -> Result<(), NoPlace> {
-        if limit > 0 {
-            let place = self.shard.ledger.take_place(key, self.shard.number, limit, u64::from(hint)).ok_or(why)?;
-            self.under.push(place);
-        }
-        Ok(())
     }
 
     /// Gives the place back to others; under the limits of its address and network the client counts on for a while.
@@ -206,7 +209,8 @@ impl ClientPlace {
 
 impl Drop for ClientPlace {
     fn drop(&mut self) {
-        std::mem::take(&mut self.under).into_iter().for_each(|p| self.shard.ledger.give_place(p));
+        let places = self.of_group.take().into_iter().chain(std::mem::take(&mut self.under));
+        places.for_each(|p| self.shard.ledger.give_place(p));
         if let Some(slot) = self.slot.take() {
             self.shard.ledger.give(slot);
             self.shard.session_count(-1);
@@ -253,9 +257,11 @@ impl Strangers {
         Stranger { shard: Rc::clone(shard), session, at }
     }
 
-    /// Asks up to `n` to leave, those that are due for the longest first; how many that are.
+    /// Asks up to `n` to leave, with those that were asked and have not gone yet; those that are due for the longest first.
+    /// How many that are.
     fn make_room(&self, n: usize, now: Instant) -> usize {
         let all = self.sessions.borrow();
+        let n = n.saturating_sub(all.iter().filter(|(_, s)| s.leave.is_raised()).count());
         let due = |s: &Rc<Session>| s.due.get().filter(|due| *due <= now && !s.leave.is_raised());
         let mut late: Vec<(Instant, &Rc<Session>)> = all.iter().filter_map(|(_, s)| Some((due(s)?, s))).collect();
         if late.len() > n {
@@ -291,7 +297,8 @@ async fn watch(shard: Rc<Shard>) {
         let config = shard.config();
         let taken = shard.ledger.taken_among(Class::SmtpIn, &config.places.common);
         let now = Instant::now();
-        let wanted = config.places.scarce_by(taken);
+        // Other shards do their part.
+        let wanted = config.places.scarce_by(taken).div_ceil(shard.map.borrow().shards.len().max(1));
         let made_room = if wanted > 0 { shard.strangers.make_room(wanted, now) } else { 0 };
         shard.strangers.tell(made_room, now);
     }
@@ -377,6 +384,7 @@ mod tests {
         assert_eq!(all.make_room(5, now), 0, "nobody is late");
         let later = now + Duration::from_secs(5);
         assert_eq!((all.make_room(2, later), left()), (2, vec![false, false, true, true, false]));
+        assert_eq!(all.make_room(2, later), 0, "two are on their way");
         assert_eq!((all.make_room(9, later), left()), (1, vec![true, false, true, true, false]));
     }
 }

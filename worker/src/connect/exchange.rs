@@ -46,6 +46,8 @@ pub enum Trouble {
     Cut(String),
     /// No message of DNS, or the answer to something else.
     Unreadable,
+    /// Aliases lead to aliases, more than are followed.
+    Aliases,
 }
 
 impl Trouble {
@@ -54,7 +56,7 @@ impl Trouble {
         match self {
             Trouble::Silent | Trouble::Refers | Trouble::Unreachable(_) => true,
             Trouble::Says(code) => *code == ResponseCode::Refused,
-            Trouble::Cut(_) | Trouble::Unreadable => false,
+            Trouble::Cut(_) | Trouble::Unreadable | Trouble::Aliases => false,
         }
     }
 }
@@ -70,6 +72,7 @@ impl fmt::Display for Trouble {
             Trouble::Refers => f.write_str("refers to other name servers instead of asking them: it does no recursion"),
             Trouble::Unreachable(e) => write!(f, "cannot be reached: {e}"),
             Trouble::Cut(e) => write!(f, "cuts its answer, and gives none by TCP: {e}"),
+            Trouble::Aliases => f.write_str("answers with aliases (CNAME) that come to no end"),
             Trouble::Unreadable => f.write_str("answers with what cannot be read"),
         }
     }

@@ -177,6 +177,19 @@ pub struct Policies {
     read: Notify,
 }
 
+/// A policy is being looked for. Who waits for it hears when that is over, also when it is given up.
+struct Reading<'a> {
+    policies: &'a Policies,
+    domain: &'a str,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.policies.reading.borrow_mut().remove(self.domain);
+        self.policies.read.notify_waiters();
+    }
+}
+
 impl Policies {
     /// Policies kept in a folder, which all shards share.
     pub fn in_folder(folder: PathBuf) -> Policies {
@@ -214,10 +227,8 @@ impl Policies {
             let known = self.domains.borrow().get(domain).and_then(|d| d.kept.clone());
             return known.or(kept).map(|k| k.policy);
         }
-        let policy = self.look(domain, kept, resolver, tls).await;
-        self.reading.borrow_mut().remove(domain);
-        self.read.notify_waiters();
-        policy
+        let _reading = Reading { policies: self, domain };
+        self.look(domain, kept, resolver, tls).await
     }
 
     /// Looks for the record, and reads a policy that is new.
@@ -361,6 +372,21 @@ mod tests {
         ] {
             assert!(Policy::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_policy_whose_look_is_given_up_is_looked_for_again() {
+        // Nobody answers there.
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let resolver = Resolver::new(&[silent.local_addr().unwrap().to_string()]).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = Arc::new(tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth());
+        let folder = tempfile::tempdir().unwrap();
+        let policies = Policies::in_folder(folder.path().to_owned());
+        let look = timeout(Duration::from_millis(50), policies.of("d.test", &resolver, &tls));
+        assert!(look.await.is_err());
+        assert!(policies.reading.borrow().is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::rr::{RData, Record, RecordType};
 
 use super::cache::Cache;
 use super::dns::{CACHE_BYTES, CACHE_ENTRIES, bytes_of};
@@ -112,6 +112,10 @@ impl SecureResolver {
 /// The server does not know.
 pub fn read(m: &Message, question: &Question<'_>) -> Result<(Duration, Answer), Trouble> {
     let (canonical, data) = data_of(m, question)?;
+    let is_alias = |r: &Record| r.name == canonical && r.record_type() == RecordType::CNAME;
+    if data.is_empty() && m.answers.iter().any(is_alias) {
+        return Err(Trouble::Aliases);
+    }
     let lives = m.answers.iter().chain(m.authorities.iter().filter(|_| data.is_empty()));
     let ttl = lives.map(|r| r.ttl).min().unwrap_or(TTL.1).clamp(TTL.0, TTL.1);
     let canonical = canonical.to_ascii().trim_end_matches('.').to_ascii_lowercase();

@@ -138,7 +138,7 @@ impl Path {
     }
 
     /// Recipients of the batch in hand that were not attempted go back to the front.
-    fn put_back(&self, shard: &Shard, batch: &Batch, recipients: &[u16]) {
+    pub(super) fn put_back(&self, shard: &Shard, batch: &Batch, recipients: &[u16]) {
         shard.scheduler.borrow_mut().put_back(batch, recipients);
         self.is_done_with(recipients);
     }
@@ -455,22 +455,24 @@ async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option
     if let Ok(opened) = tokio::time::timeout(EARLY, opening.as_mut()).await {
         return opened;
     }
-    if !shard.openers.has_room_early(shard)
-        && let Ok(opened) = tokio::time::timeout(SLOW - EARLY, opening.as_mut()).await
-    {
-        return opened;
+    let mut slow = if shard.openers.has_room_early(shard) { shard.openers.slow(shard, path) } else { None };
+    if slow.is_none() {
+        if let Ok(opened) = tokio::time::timeout(SLOW - EARLY, opening.as_mut()).await {
+            return opened;
+        }
+        slow = shard.openers.slow(shard, path);
     }
     let may_end = || path.waits.get() != Waits::ForOutcomes;
-    let Some(slow) = shard.openers.slow(shard, path) else {
+    let Some(slow) = slow else {
         if may_end() {
             wait_for_turn(shard, path);
             return None;
         }
         return opening.await;
     };
-    let seat = Seat::take(shard, path.id, keys);
     let is_wanted = async {
         tokio::time::sleep(GRANTED).await;
+        let seat = Seat::take(shard, path.id, keys);
         seat.set_idle(true);
         seat.end().wait().await;
     };

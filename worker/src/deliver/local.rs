@@ -91,17 +91,26 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
     let began = clock::now_ms();
     let mut verdicts = Vec::with_capacity(batch.recipients.len());
-    for r in &batch.recipients {
+    for (i, r) in batch.recipients.iter().enumerate() {
         let v = match Type::of(path.rules.delivery_type) {
             Type::Discard if path.rules.discard_as_bounce => {
                 Verdict { outcome: Outcome::Bounced, ..delivered("discarded") }
             }
             Type::Discard => delivered("discarded"),
             Type::File => into_file(path, e, *r, &content.body).await,
-            Type::Pipe => into_program(shard, path, e, *r, &content.body).await,
+            Type::Pipe => match into_program(shard, path, e, *r, &content.body).await {
+                Some(v) => v,
+                None => {
+                    path.put_back(shard, &batch, &batch.recipients[i..]);
+                    break;
+                }
+            },
             Type::Http | Type::Smtp => Verdict::own("4.3.5", "type http-delivery is not in force yet"),
         };
         verdicts.push((*r, v));
+    }
+    if verdicts.is_empty() {
+        return;
     }
     conclude(shard, path, &batch, e, &content.body, verdicts, &Attempt::without_session(began)).await;
 }
@@ -289,7 +298,8 @@ fn mbox(sender: &str, content: &[u8]) -> Vec<u8> {
     out
 }
 
-async fn into_program(shard: &Shard, path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
+/// `None`: nothing was begun, for the server stops.
+async fn into_program(shard: &Shard, path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Option<Verdict> {
     let to = recipient(e, r);
     let replaced = |word: &str, for_path: bool| {
         Macros { e, to, preserve_case: path.rules.macro_variables_preserve_case, for_path }.replaced(word)
@@ -297,12 +307,13 @@ async fn into_program(shard: &Shard, path: &Path, e: &ArchivedEnvelope, r: u16, 
     let command = &path.rules.command;
     let words = match programs::with_values(command, replaced) {
         Ok(words) => words,
-        Err(why) => return Verdict::own("5.3.0", why),
+        Err(why) => return Some(Verdict::own("5.3.0", why)),
     };
     let Some(program) = words.first().cloned() else {
-        return Verdict::own("5.3.5", "type pipe without command");
+        return Some(Verdict::own("5.3.5", "type pipe without command"));
     };
-    by_end(&program, shard.programs.run(command, words, &native(body)).await)
+    let end = shard.programs.run(command, words, || native(body)).await?;
+    Some(by_end(&program, end))
 }
 
 /// What the end of a program means for the recipient.

@@ -282,7 +282,6 @@ pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
     let s = &mut *shard.scheduler.borrow_mut();
     let failure = s.shared_failure(Failure::own("4.4.1", text));
     let Some(p) = s.paths.get_mut(path.id) else { return };
-    shard.openers.learn(p, false);
     p.connect_again_ms = p.connect_again_ms.max(shard.openers.turn_ms(clock::now_ms()));
     p.last_failure = Some(failure);
     let at = p.connect_again_ms;
@@ -296,7 +295,7 @@ pub(super) fn give_way(shard: &Rc<Shard>, path: &Path) {
             shard.address_health.took_no_session(address, clock::now_ms());
             format!("{} has", address.ip())
         }
-        Waits::ForNames | Waits::ForOutcomes => "the name servers have".to_owned(),
+        Waits::ForNames | Waits::ForOutcomes => "DNS or its MTA-STS policy have".to_owned(),
     };
     let text = format!("{who} not answered for {} s, and others wait for their turn", GRANTED.as_secs());
     failed(shard, path, Failure::own("4.4.1", text));

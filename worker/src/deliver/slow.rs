@@ -29,6 +29,8 @@ const MANY: u32 = 512;
 /// So many may take long at one address (of IPv6 one /64, which one host can have as a whole), or at the hosts of one MX group; at most a
 /// quarter of all.
 const AT_MAX: u32 = 256;
+/// But so many, as far as that many may take long at all.
+const AT_MIN: u32 = 16;
 /// So many in one network (of IPv6 one /48); at most half of what may take long.
 const NETWORK_MAX: u32 = 1024;
 
@@ -50,8 +52,8 @@ impl Where {
     /// How many there may be, where `all` may take long.
     fn most(self, all: u32) -> u32 {
         match self {
-            Where::Address(_) | Where::Group(_) => AT_MAX.min((all / 4).max(1)),
-            Where::Network(_) => NETWORK_MAX.min((all / 2).max(1)),
+            Where::Address(_) | Where::Group(_) => AT_MAX.min((all / 4).max(AT_MIN).min(all).max(1)),
+            Where::Network(_) => NETWORK_MAX.min((all / 2).max(AT_MIN).min(all).max(1)),
         }
     }
 }
@@ -222,7 +224,7 @@ mod tests {
         let group = |names: &[&str]| group_of(&names.iter().map(|n| host(n)).collect::<Vec<_>>());
         assert_eq!(group(&["a.test", "b.test"]), group(&["b.test", "a.test"]));
         assert_ne!(group(&["a.test", "b.test"]), group(&["a.test"]));
-        assert_eq!([2048, 100, 1].map(|all| Where::Group(1).most(all)), [256, 25, 1]);
+        assert_eq!([2048, 100, 40, 12, 1].map(|all| Where::Group(1).most(all)), [256, 25, 16, 12, 1]);
     }
 
     #[test]
