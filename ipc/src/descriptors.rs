@@ -203,3 +203,15 @@ pub fn give_back_heap() {
 /// Other allocators give memory back on their own.
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back_heap() {}
+
+/// Lets all threads of this process share one heap: what is free at the end of those that others than the first thread
+/// have is never given back, not by [`give_back_heap`] either. To be called before there is a second thread.
+#[cfg(target_env = "gnu")]
+pub fn share_one_heap() {
+    // SAFETY: sets a parameter of the allocator; where it does not know that one nothing changes.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+}
+
+/// Other allocators have one.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_one_heap() {}

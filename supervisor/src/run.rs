@@ -99,6 +99,8 @@ pub struct Supervisor {
 /// # Errors
 /// [`Failure`]
 pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
+    // Configurations are read beside the loop, and take much memory for a moment.
+    ipc::descriptors::share_one_heap();
     let checked = config::compile_from(Source::Server, file.as_deref(), &overrides).map_err(|e| {
         Failure::Wrong(format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("")).display()))
     })?;

@@ -10,6 +10,7 @@ mod i3_limits_hold_at_the_receiver;
 mod i4_shards_are_independent;
 mod i5_reload_is_safe;
 mod i6_memory_follows_work;
+mod i7_beside_innocent_mail;
 mod i7_hostile_input_is_contained;
 mod i7_nothing_holds_the_loop;
 mod i7_what_enters_is_clean;
