@@ -86,7 +86,8 @@ fn name_servers_that_answer_nothing() {
             (0..3000).all(|n| dns.mx_questions(&format!("mute{n}.test")) > 0)
         });
         let being_opened = || engine.json(&["status", "--json"])["data"]["status"]["conn"]["smtpOut"]["cur"].as_u64();
-        eventually("all are given up", Duration::from_secs(60), || being_opened() == Some(0));
+        // Those of the innocent stay.
+        eventually("all are given up", Duration::from_secs(60), || being_opened().is_some_and(|n| n <= 40));
     });
 }
 
