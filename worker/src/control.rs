@@ -88,6 +88,8 @@ pub async fn serve(start: Start) -> Result<(), String> {
     let mut worker =
         Worker { start, shard, held, may, accepting: HashMap::new(), leaving: false, connection: 0, outbox, switching };
     worker.begin()?;
+    // The round that goes on was the start's.
+    tokio::task::yield_now().await;
     holds::serves();
     say(&control, &ToSupervisor::Serving).await.map_err(|e| e.to_string())?;
     let control = worker.run(control, outcomes).await;
