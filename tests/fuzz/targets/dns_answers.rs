@@ -19,8 +19,9 @@ const KINDS: [RecordType; 6] =
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((kind, script)) = input.split_first() else { return Corpus::Reject };
-    let kind = KINDS[usize::from(*kind) % KINDS.len()];
-    let mut bytes = expand(script, ANSWER_MAX);
+    // Zeroes, which stand for long runs in a script, are everywhere in ordinary answers.
+    let mut bytes = if kind & 0x80 == 0 { script.to_vec() } else { expand(script, ANSWER_MAX) };
+    let kind = KINDS[usize::from(kind & 0x7f) % KINDS.len()];
     // Whatever has another number is passed over.
     bytes.splice(..bytes.len().min(2), ID.to_be_bytes());
     let name = name_of("d.test").expect("a name");
