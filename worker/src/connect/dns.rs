@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::sync::OnceCell;
 
 use super::cache::Cache;
@@ -176,8 +176,13 @@ pub fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble
     if m.metadata.response_code == ResponseCode::NXDomain {
         return Ok((negative, Said::Found(Found::NoSuchName)));
     }
-    if soa.is_none() && m.answers.iter().any(|r| r.record_type() == RecordType::CNAME) {
+    if soa.is_none() && canonical != *question.name {
         return Ok((ttl, Said::Alias(canonical)));
+    }
+    let is_alias = |r: &Record| r.name == *question.name && r.record_type() == RecordType::CNAME;
+    if soa.is_none() && m.answers.iter().any(is_alias) {
+        // They lead back to it.
+        return Err(Trouble::Aliases);
     }
     // Others know: that says nothing of whether there is something (RFC 2308 section 2.2). One that is neither asked to
     // find out nor in charge, and names nobody, does not know either.
@@ -207,7 +212,6 @@ fn special(name: &Name, kind: RecordType) -> Option<Found> {
 mod tests {
     use super::*;
     use hickory_proto::op::{MessageType, OpCode};
-    use hickory_proto::rr::Record;
     use hickory_proto::rr::rdata::{CNAME, MX, NS, SOA};
 
     fn name(text: &str) -> Name {
@@ -239,6 +243,9 @@ mod tests {
         assert_eq!(said(NoError, vec![("f.test", mx())], vec![]), none(), "another's");
         assert_eq!(said(NoError, vec![("d.test", alias())], vec![]), Ok(Said::Alias(name("e.test"))));
         assert_eq!(said(NoError, vec![("d.test", alias())], vec![soa()]), none());
+        assert_eq!(said(NoError, vec![("f.test", alias())], vec![]), none(), "another's alias");
+        let back = ("e.test", RData::CNAME(CNAME(name("d.test"))));
+        assert_eq!(said(NoError, vec![("d.test", alias()), back], vec![]), Err(Trouble::Aliases), "a circle");
         assert_eq!(said(NXDomain, vec![("d.test", alias())], vec![]), no_name());
         // Aliases of one answer are followed so far; what is behind them is asked for.
         let chain: Vec<String> =
