@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use ipc::snapshot::ArchivedSnapshot;
 
+use super::own_addresses;
+
 /// The port at which a host's name alone says that it is this server.
 const SMTP_PORT: u16 = 25;
 /// How long the addresses of this machine are taken to be the same.
@@ -46,7 +48,7 @@ impl OwnServer {
     fn is_of_this_machine(&self, ip: IpAddr) -> bool {
         let mut known = self.addresses.borrow_mut();
         if known.as_ref().is_none_or(|(at, _)| at.elapsed() > ADDRESSES_KNOWN_FOR) {
-            *known = Some((Instant::now(), addresses()));
+            *known = Some((Instant::now(), own_addresses::all()));
         }
         known.as_ref().is_some_and(|(_, all)| all.contains(&ip))
     }
@@ -67,16 +69,6 @@ fn accepts(mut listeners: impl Iterator<Item = SocketAddr>, to: SocketAddr, is_o
         let all = || at.is_unspecified() && at.is_ipv4() == ip.is_ipv4() && (ip.is_loopback() || is_own(ip));
         l.port() == to.port() && (same() || all())
     })
-}
-
-fn addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    let ip = |i: nix::ifaddrs::InterfaceAddress| {
-        let address = i.address?;
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-    };
-    interfaces.filter_map(ip).collect()
 }
 
 #[cfg(test)]

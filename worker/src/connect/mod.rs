@@ -12,5 +12,6 @@ pub mod loops;
 pub mod mta_sts;
 pub mod mx;
 pub mod name_servers;
+pub mod own_addresses;
 pub mod secure_dns;
 pub mod tls;

@@ -8,6 +8,7 @@ use ipc::message::normalise_domain;
 use ipc::rules::{DomainKey, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
+use worker::connect::own_addresses;
 
 use super::super::{directives, incomplete, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
@@ -63,7 +64,7 @@ impl<'s> Compiler<'s> {
 
     /// One word on addresses that this machine does not have: the file may be for another one.
     fn other_machine(&mut self) {
-        let local = self.local_addresses.get_or_insert_with(source_hosts::local_addresses);
+        let local = self.local_addresses.get_or_insert_with(own_addresses::all);
         let top = self.snapshot.written.iter().flat_map(|w| &w.settings);
         let lines = top.chain(self.snapshot.vmtas.iter().flat_map(|v| &v.settings));
         let mut missing = Vec::new();

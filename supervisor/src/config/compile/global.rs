@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ipc::rules::Value;
 use ipc::snapshot::{DomainKey, Listener, SourceHost, SpoolDirectory};
+use worker::connect::own_addresses;
 use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
 use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
@@ -124,7 +125,7 @@ impl Compiler<'_> {
 
     /// The addresses that a `smtp-source-host` stands for.
     pub(super) fn source_hosts(&mut self, s: &Statement, text: &str) -> Vec<SourceHost> {
-        let local = self.local_addresses.get_or_insert_with(source_hosts::local_addresses);
+        let local = self.local_addresses.get_or_insert_with(own_addresses::all);
         let hosts = source_hosts::expand(text, local);
         if hosts.is_empty() {
             let message = format!("no address of this machine but 127.0.0.1 lies in {text}");

@@ -1,0 +1,69 @@
+//! Addresses of this machine's interfaces, as the kernel shows them in `/proc/net`. No socket has to be made for it: neither
+//! workers nor the service need those by which routes and interfaces are managed (`AF_NETLINK`).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Routes of IPv4, among them those to this machine itself (`Documentation/networking/fib_trie.rst`).
+const V4: &str = "/proc/self/net/fib_trie";
+/// Addresses of IPv6; missing where there is no IPv6.
+const V6: &str = "/proc/self/net/if_inet6";
+
+/// Each once, in order; none where the kernel does not show them.
+pub fn all() -> Vec<IpAddr> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut all: Vec<IpAddr> = of_v4(&read(V4)).map(IpAddr::V4).chain(of_v6(&read(V6)).map(IpAddr::V6)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// `|-- ADDRESS` lines, each followed by its routes, of which `/32 host LOCAL` is one to this machine.
+fn of_v4(trie: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let mut address = None;
+    trie.lines().filter_map(move |line| {
+        let line = line.trim();
+        if let Some(text) = line.strip_prefix("|-- ") {
+            address = text.parse().ok();
+        }
+        address.filter(|_| line == "/32 host LOCAL")
+    })
+}
+
+/// Lines that begin with the 32 digits of an address.
+fn of_v6(addresses: &str) -> impl Iterator<Item = Ipv6Addr> {
+    let address = |line: &str| u128::from_str_radix(line.get(..32)?, 16).ok().map(Ipv6Addr::from_bits);
+    addresses.lines().filter_map(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_to_this_machine_are_its_addresses() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     +-- 127.0.0.0/8 2 0 2\n        \
+                    |-- 127.0.0.0\n           /8 host LOCAL\n        |-- 127.0.0.1\n           /32 host LOCAL\n     \
+                    |-- 192.0.2.2\n        /32 host LOCAL\n        |-- 192.0.2.255\n           /32 link BROADCAST\n";
+        let v4: Vec<String> = of_v4(trie).map(|ip| ip.to_string()).collect();
+        assert_eq!(v4, ["127.0.0.1", "192.0.2.2"]);
+        let v6 = "fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n00000000000000000000000000000001 01 80 10 80 lo\nx\n";
+        assert_eq!(of_v6(v6).map(|ip| ip.to_string()).collect::<Vec<_>>(), ["fe80::fc:ff:fe00:1", "::1"]);
+    }
+
+    #[test]
+    fn they_are_those_of_the_interfaces() {
+        let mut said: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+            .into_iter()
+            .flatten()
+            .filter_map(|i| {
+                let a = i.address?;
+                let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+            })
+            .collect();
+        said.sort_unstable();
+        said.dedup();
+        assert_eq!(all(), said);
+        assert!(all().contains(&IpAddr::from([127, 0, 0, 1])));
+    }
+}
