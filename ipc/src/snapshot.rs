@@ -169,8 +169,6 @@ pub struct Global {
     pub precached_refresh_ms: u64,
     /// `dummy-smtp-…`
     pub dummy_smtp: DummySmtp,
-    /// `worker-cpus`; empty for those that the server may use.
-    pub worker_cpus: Vec<u32>,
 }
 
 /// A receiver for tests.
@@ -220,7 +218,6 @@ impl Default for Global {
             precached_domains: Vec::new(),
             precached_refresh_ms: 300_000,
             dummy_smtp: DummySmtp { update_stats: true, ..Default::default() },
-            worker_cpus: Vec::new(),
         }
     }
 }
@@ -458,8 +455,13 @@ impl ArchivedSnapshot {
 
     /// Whether the configuration names the client at `ip`: it lies in the network of a `<source>` that is not that of everybody.
     pub fn knows(&self, ip: IpAddr) -> bool {
+        self.known_networks().any(|n| n.contains(ip))
+    }
+
+    /// Networks of the clients that the configuration names, see [`ArchivedSnapshot::knows`].
+    pub fn known_networks(&self) -> impl Iterator<Item = Network> {
         let networks = self.sources.iter().filter_map(|s| s.network.as_ref());
-        networks.map(|n| Network { base: n.base, bits: n.bits }).any(|n| !n.is_everybody() && n.contains(ip))
+        networks.map(|n| Network { base: n.base, bits: n.bits }).filter(|n| !n.is_everybody())
     }
 
     /// Resolves the directives in force for a client at `ip` on a listener with the named

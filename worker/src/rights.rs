@@ -71,12 +71,6 @@ pub fn leave_cpus_of_workers(pinned: &[usize]) {
     let _ = sched_setaffinity(Pid::from_raw(0), if any { &free } else { &given });
 }
 
-/// CPUs that the workers of these shards are pinned to.
-pub fn cpus_of_workers(shards: &[u8], named: &[usize]) -> Vec<usize> {
-    let cpus = cpus_to_pin(named);
-    shards.iter().map(|n| cpu_of(*n, &cpus)).collect()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -88,6 +82,10 @@ mod tests {
         // A thread of its own, for its CPUs change.
         std::thread::spawn(move || {
             let all = here();
+            let cpus_of_workers = |shards: &[u8], named: &[usize]| -> Vec<usize> {
+                let cpus = cpus_to_pin(named);
+                shards.iter().map(|n| cpu_of(*n, &cpus)).collect()
+            };
             assert_eq!(cpus_of_workers(&[0, 1, 2], &[]), [0, 1, 2].map(|n| all[n % all.len()]));
             assert_eq!(cpus_of_workers(&[1, 2, 3], &[4, 6]), [6, 4, 6]);
             leave_cpus_of_workers(&all);

@@ -321,12 +321,6 @@ impl Shard {
         PathBuf::from(&self.config().global.run_dir).join(format!("shard-{shard:02}.sock"))
     }
 
-    /// CPUs that workers are pinned to.
-    pub fn cpus_of_workers(&self) -> Vec<usize> {
-        let named: Vec<usize> = self.config().global.worker_cpus.iter().map(|c| *c as usize).collect();
-        crate::rights::cpus_of_workers(&self.map.borrow().shards, &named)
-    }
-
     /// The shard is stopping.
     pub fn stopping(&self) -> bool {
         self.stop.is_raised()

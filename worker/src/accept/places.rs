@@ -91,12 +91,10 @@ impl Places {
     /// Those of a configuration with `total` places.
     pub fn of(snapshot: &ArchivedSnapshot, total: u64) -> Places {
         let reserved = |g: &ArchivedSourceGroup| {
-            (g.name.to_lowercase(), g.max_smtp_in.to_native(), g.reserved_smtp_in.to_native())
+            (g.name.as_str().to_owned(), g.max_smtp_in.to_native(), g.reserved_smtp_in.to_native())
         };
         let groups: Vec<_> = snapshot.source_groups.iter().map(reserved).collect();
-        let names_any = snapshot.sources.iter().filter_map(|s| s.network.as_ref());
-        let names_any = names_any.map(|n| Network { base: n.base, bits: n.bits }).any(|n| !n.is_everybody());
-        Self::shared(total, names_any, groups)
+        Self::shared(total, snapshot.known_networks().next().is_some(), groups)
     }
 
     fn shared(total: u64, names_any: bool, groups: Vec<(String, u64, u64)>) -> Places {

@@ -48,7 +48,6 @@ impl<'s> Compiler<'s> {
         snapshot.rollups.sort_by_key(|r| r.built_in);
         snapshot.files = self.reader.files.paths();
         let out = self.out;
-        snapshot.global.worker_cpus = out.worker_cpus.iter().filter_map(|c| u32::try_from(*c).ok()).collect();
         let compiled = Compiled {
             snapshot,
             spread,
