@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::sync::OnceCell;
 
 use super::cache::Cache;
-use super::exchange::{ALIASES_MAX, Question, Trouble, data_of};
+use super::exchange::{ALIASES_MAX, Question, Trouble, alias_of, data_of};
 use super::name_servers::{NameServers, Unanswered};
 
 /// Answers that are kept, and bytes of their records.
@@ -179,8 +179,7 @@ pub fn read(m: &Message, question: &Question<'_>) -> Result<(u32, Said), Trouble
     if soa.is_none() && canonical != *question.name {
         return Ok((ttl, Said::Alias(canonical)));
     }
-    let is_alias = |r: &Record| r.name == *question.name && r.record_type() == RecordType::CNAME;
-    if soa.is_none() && m.answers.iter().any(is_alias) {
+    if soa.is_none() && alias_of(m, question.name).is_some() {
         // They lead back to it.
         return Err(Trouble::Aliases);
     }
@@ -212,6 +211,7 @@ fn special(name: &Name, kind: RecordType) -> Option<Found> {
 mod tests {
     use super::*;
     use hickory_proto::op::{MessageType, OpCode};
+    use hickory_proto::rr::Record;
     use hickory_proto::rr::rdata::{CNAME, MX, NS, SOA};
 
     fn name(text: &str) -> Name {

@@ -198,11 +198,18 @@ fn aliases(m: &Message, question: &Question<'_>) -> Name {
     let mut canonical = question.name.clone();
     let most = if question.kind == RecordType::CNAME { 0 } else { ALIASES_MAX };
     for _ in 0..most {
-        let alias = m.answers.iter().find(|r| r.name == canonical && r.record_type() == RecordType::CNAME);
-        let Some(RData::CNAME(target)) = alias.map(|r| &r.data) else { break };
-        canonical = target.0.clone();
+        let Some(target) = alias_of(m, &canonical) else { break };
+        canonical = target.clone();
     }
     canonical
+}
+
+/// What an answer says that a name is an alias of.
+pub fn alias_of<'m>(m: &'m Message, name: &Name) -> Option<&'m Name> {
+    m.answers.iter().filter(|r| r.name == *name).find_map(|r| match &r.data {
+        RData::CNAME(target) => Some(&target.0),
+        _ => None,
+    })
 }
 
 /// What went wrong, without the number that the system gives it.

@@ -8,11 +8,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::rr::{RData, RecordType};
 
 use super::cache::Cache;
 use super::dns::{CACHE_BYTES, CACHE_ENTRIES, bytes_of};
-use super::exchange::{Question, Trouble, data_of};
+use super::exchange::{Question, Trouble, alias_of, data_of};
 use super::mx::of_the_system;
 use super::name_servers::NameServers;
 
@@ -112,8 +112,7 @@ impl SecureResolver {
 /// The server does not know.
 pub fn read(m: &Message, question: &Question<'_>) -> Result<(Duration, Answer), Trouble> {
     let (canonical, data) = data_of(m, question)?;
-    let is_alias = |r: &Record| r.name == canonical && r.record_type() == RecordType::CNAME;
-    if data.is_empty() && m.answers.iter().any(is_alias) {
+    if data.is_empty() && alias_of(m, &canonical).is_some() {
         return Err(Trouble::Aliases);
     }
     let lives = m.answers.iter().chain(m.authorities.iter().filter(|_| data.is_empty()));
