@@ -614,6 +614,7 @@ impl Worker {
                     self.shard.programs.supervisor_gone();
                 }
                 Err(_) => {
+                    // Without a supervisor nobody hears it.
                     let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
                 }
             }

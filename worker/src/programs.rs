@@ -178,13 +178,11 @@ impl Programs {
         self.last.set(number);
         let (ended, end) = oneshot::channel();
         self.running.borrow_mut().insert(number, ended);
-        let awaited = Awaited { programs: self, number };
+        let _awaited = Awaited { programs: self, number };
         let order = ToSupervisor::RunProgram { number, command: command.to_owned(), words };
         self.waiting.borrow_mut().push_back((number, (order, content)));
         self.more.notify_one();
-        let end = end.await;
-        drop(awaited);
-        end.unwrap_or_else(|_| Some(ProgramEnd::Unknown("the supervisor ended while it ran".to_owned())))
+        end.await.unwrap_or_else(|_| Some(ProgramEnd::Unknown("the supervisor ended while it ran".to_owned())))
     }
 
     /// None is begun any more.

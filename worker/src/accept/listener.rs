@@ -81,6 +81,7 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     let place = match ClientPlace::take(&shard, &rules, ip, peer.port()) {
         Ok(place) => place,
         Err(none) => {
+            // Who is refused may be gone.
             let _ = stream.write_all(none.reply(&config.global.host_name).as_bytes()).await;
             return;
         }
@@ -220,6 +221,7 @@ impl Client<'_> {
         self.made_room = true;
         session.out.clear();
         session.reply(421, "4.3.2", "Connections are scarce and you are slow (total-max-smtp-in), try again later");
+        // Whether it hears why is no matter.
         let _ = timeout(PARTING_MAX, self.send(session, io)).await;
         After::Close
     }

@@ -8,9 +8,16 @@ const V4: &str = "/proc/self/net/fib_trie";
 /// Addresses of IPv6; missing where there is no IPv6.
 const V6: &str = "/proc/self/net/if_inet6";
 
-/// Each once, in order; none where the kernel does not show them.
+/// Each once, in order; none where the kernel does not show them, and none where they cannot be read, which the log says.
 pub fn all() -> Vec<IpAddr> {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let read = |path| {
+        std::fs::read_to_string(path).unwrap_or_else(|error| {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(path, %error, "this machine's addresses are not known: mail that would come back is sent out");
+            }
+            String::new()
+        })
+    };
     let mut all: Vec<IpAddr> = of_v4(&read(V4)).map(IpAddr::V4).chain(of_v6(&read(V6)).map(IpAddr::V6)).collect();
     all.sort_unstable();
     all.dedup();
@@ -23,6 +30,7 @@ fn of_v4(trie: &str) -> impl Iterator<Item = Ipv4Addr> {
     trie.lines().filter_map(move |line| {
         let line = line.trim();
         if let Some(text) = line.strip_prefix("|-- ") {
+            // What is no address has no routes.
             address = text.parse().ok();
         }
         address.filter(|_| line == "/32 host LOCAL")
