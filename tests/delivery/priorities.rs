@@ -133,7 +133,7 @@ fn a_queue_of_higher_priority_takes_the_place_of_a_lower_one() {
 #[test]
 fn an_interruption_during_transfer_comes_at_once_and_loses_nothing() {
     let r = Receiver::start();
-    r.script(|s| s.delay = Duration::from_secs(8));
+    r.script(|s| s.data_delay = Duration::from_secs(8));
     let engine = Engine::start(
         1,
         &format!(
@@ -144,7 +144,7 @@ fn an_interruption_during_transfer_comes_at_once_and_loses_nothing() {
     );
     load(&engine, "s@x.test", "low", 1, "low.test", "");
     eventually("the low one is under way", WAIT, || r.with(|s| !s.rcpts.is_empty()));
-    r.script(|s| s.delay = Duration::ZERO);
+    r.script(|s| s.data_delay = Duration::ZERO);
     let begin = Instant::now();
     load(&engine, "s@x.test", "high", 1, "high.test", "");
     eventually("the high one is taken", WAIT, || order(&r).iter().any(|r| r.contains("high")));

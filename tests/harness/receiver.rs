@@ -73,6 +73,8 @@ pub struct Script {
     pub hang_from: Option<IpAddr>,
     /// Pause before the reply to a message's content.
     pub delay: Duration,
+    /// Pause before 354.
+    pub data_delay: Duration,
     /// Reply to DATA instead of 354.
     pub data_reply: Option<&'static str>,
     /// Recipients taken in one transaction.
@@ -112,6 +114,7 @@ impl Default for Script {
             drips: None,
             hang_from: None,
             delay: Duration::ZERO,
+            data_delay: Duration::ZERO,
             data_reply: None,
             rcpt_max: usize::MAX,
             content_reply: None,
@@ -456,6 +459,7 @@ impl<S: Read + Write> Session<'_, S> {
                     self.say(reply)?;
                     continue;
                 }
+                std::thread::sleep(script.data_delay);
                 self.say("354 go")?;
                 let mut content = Vec::new();
                 loop {
