@@ -290,7 +290,8 @@ mod tests {
     #[test]
     fn messages_and_excerpts_are_bounded() {
         let mut files = Files::default();
-        files.add(std::path::Path::new("c"), "\u{e4}".repeat(1 << 20).into());
+        let text = crate::config::files::FileText("\u{e4}".repeat(1 << 20).into());
+        files.add(std::path::Path::new("c"), text.into());
         let d = Diagnostic::error(Span { width: u16::MAX, ..at(1) }, "x", "y".repeat(1 << 20), "z".repeat(1 << 20));
         assert!(d.render(&files).len() < 16 << 10);
         assert_eq!(nearest(&"a".repeat(1 << 20), ["b".repeat(1 << 20).as_str()].into_iter()), None);

@@ -24,13 +24,24 @@ impl Span {
     }
 }
 
+/// The text of a file, or of a part of it that does not stand there as it is meant.
+#[derive(Debug)]
+pub struct FileText(pub Box<str>);
+
+impl std::ops::Deref for FileText {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
 /// A file as it was read.
 #[derive(Debug)]
 pub struct File {
     /// Path as the operator named it.
     pub path: PathBuf,
     /// Its text.
-    pub text: Rc<str>,
+    pub text: Rc<FileText>,
     /// Where each line begins.
     lines: Vec<u32>,
 }
@@ -43,10 +54,11 @@ pub struct Files {
 
 impl Files {
     /// Adds a file; `None` when there are too many.
-    pub fn add(&mut self, path: &Path, text: Rc<str>) -> Option<u16> {
+    pub fn add(&mut self, path: &Path, text: Rc<FileText>) -> Option<u16> {
         let number = u16::try_from(self.all.len()).ok()?;
         let lines = std::iter::once(0).chain(memchr::memchr_iter(b'\n', text.as_bytes()).map(|i| i as u32 + 1));
-        let lines = lines.collect();
+        let mut lines: Vec<u32> = lines.collect();
+        lines.shrink_to_fit();
         self.all.push(File { path: path.to_owned(), text, lines });
         Some(number)
     }

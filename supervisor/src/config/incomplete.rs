@@ -67,5 +67,5 @@ fn unknown(s: &Statement, category: &str, own: &HashSet<String>) -> Option<Diagn
     }
     let message = format!("no rule gives the category {category:?}: it suppresses nobody");
     let help = "sluice bounce rules lists them; add yours to <bounce-category-patterns>";
-    Some(Diagnostic::warning(s.value_at, "unknown-category", message, help))
+    Some(Diagnostic::warning(s.value_at(), "unknown-category", message, help))
 }

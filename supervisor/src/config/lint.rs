@@ -154,7 +154,7 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
             if made_up(&target) && !has_hosts.contains(&target) && !inherited {
                 let message =
                     format!("{target} has no <domain {target}> with smtp-hosts: there is nowhere to deliver to");
-                all.push(Diagnostic::warning(s.value_at, "no-hosts", message, ""));
+                all.push(Diagnostic::warning(s.value_at(), "no-hosts", message, ""));
             }
         }
     }
@@ -169,7 +169,7 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
                     "PowerMTA wants smtp-hosts in <domain {queue}>, or rollup-by-ip, for a wildcard; here the mail of \
                      each domain goes to the domain's own hosts"
                 );
-                all.push(Diagnostic::warning(s.value_at, "no-hosts", message, ""));
+                all.push(Diagnostic::warning(s.value_at(), "no-hosts", message, ""));
             }
         }
     }
@@ -180,7 +180,12 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
         let itself = |s: &&Statement| &*s.name == "cold-virtual-mta" && s.value.eq_ignore_ascii_case(&v.value);
         for s in v.inside.iter().filter(itself) {
             let message = format!("{} is its own cold virtual MTA", &*v.value);
-            all.push(Diagnostic::warning(s.value_at, "no-effect", message, "name the one that takes what is too much"));
+            all.push(Diagnostic::warning(
+                s.value_at(),
+                "no-effect",
+                message,
+                "name the one that takes what is too much",
+            ));
         }
     }
 }
@@ -198,7 +203,12 @@ fn unused_macros(all: &mut Diagnostics, statements: &[Statement]) {
     for s in statements.iter().filter(|s| &*s.name == "domain-macro") {
         let name = s.value.split_whitespace().next().unwrap_or_default();
         if value::parse("macro", &s.value).is_ok() && !used.contains(name) {
-            all.push(Diagnostic::warning(s.value_at, "unused", format!("nothing refers to domain-macro {name:?}"), ""));
+            all.push(Diagnostic::warning(
+                s.value_at(),
+                "unused",
+                format!("nothing refers to domain-macro {name:?}"),
+                "",
+            ));
         }
     }
 }

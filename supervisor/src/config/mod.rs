@@ -20,6 +20,7 @@ pub mod reply_rule;
 pub mod source;
 pub mod source_hosts;
 pub mod syntax;
+mod unknown;
 pub mod value;
 
 use std::path::Path;

@@ -7,28 +7,32 @@ use std::rc::Rc;
 use worker::regular_file;
 
 use super::diagnostic::{Diagnostic, Diagnostics};
-use super::files::{Files, Span};
+use super::files::{FileText, Files, Span};
 use super::source::{BYTES_MAX, FILES_MAX, NotRead, Source, too_many_files};
+use super::{directives, unknown};
 
 /// Files deep, and lines in all, that a configuration may have.
 const INCLUDE_DEPTH_MAX: usize = 20;
 const STATEMENTS_MAX: usize = 3_000_000;
 /// Blocks in blocks; the language knows three.
 const NESTING_MAX: usize = 16;
+/// Names of blocks that are kept in memory once; the language has fewer.
+const TAGS_MAX: usize = 100;
 /// Lines that one quoted value or one list may span.
 const LINES_MAX: usize = 1000;
 
-/// Text of a value: a piece of the file where it stands there as it is.
+/// Text of a name or value: a piece of the file where it stands there as it is.
 #[derive(Clone)]
 pub struct Text {
-    of: Rc<str>,
+    of: Rc<FileText>,
     start: u32,
     end: u32,
 }
 
 impl Text {
-    fn owned(text: &str) -> Text {
-        Text { of: Rc::from(text), start: 0, end: text.len() as u32 }
+    fn owned(text: impl Into<Box<str>>) -> Text {
+        let text = text.into();
+        Text { start: 0, end: text.len() as u32, of: Rc::new(FileText(text)) }
     }
 }
 
@@ -39,30 +43,76 @@ impl std::ops::Deref for Text {
     }
 }
 
+impl std::fmt::Display for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self)
+    }
+}
+
 impl std::fmt::Debug for Text {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", &**self)
     }
 }
 
-/// A directive or a block.
+/// A directive or a block. There may be millions of them.
 #[derive(Debug, Clone)]
 pub struct Statement {
     /// Name in lower case; of a block with its angle brackets. Lines that begin with a
     /// regular expression have it as their name.
-    pub name: Rc<str>,
+    pub name: Text,
     /// What follows, comment and outer quotes removed.
     pub value: Text,
     /// It stood in quotes.
     pub quoted: bool,
     /// Where the name stands.
     pub at: Span,
-    /// Where the value stands.
-    pub value_at: Span,
+    /// Column and width of the value, which begins on the line of the name.
+    value_at: (u16, u16),
     /// What is inside a block, or in the block that ends a directive.
-    pub inside: Vec<Statement>,
+    pub inside: Inside,
     /// It is a block or ends in one.
     pub is_block: bool,
+}
+
+impl Statement {
+    /// Where the value stands; where there is none, the name.
+    pub fn value_at(&self) -> Span {
+        let (column, width) = self.value_at;
+        Span { column, width, ..self.at }
+    }
+}
+
+/// Statements of a block. Most statements are none, and take no more than a pointer here.
+#[expect(clippy::box_collection, reason = "a vector itself is three pointers, and few statements have one")]
+#[derive(Debug, Clone, Default)]
+pub struct Inside(Option<Box<Vec<Statement>>>);
+
+impl std::ops::Deref for Inside {
+    type Target = [Statement];
+    fn deref(&self) -> &[Statement] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Inside {
+    fn push(&mut self, s: Statement) {
+        self.0.get_or_insert_default().push(s);
+    }
+
+    fn shrink_to_fit(&mut self) {
+        if let Some(all) = &mut self.0 {
+            all.shrink_to_fit();
+        }
+    }
+}
+
+impl<'a> IntoIterator for &'a Inside {
+    type Item = &'a Statement;
+    type IntoIter = std::slice::Iter<'a, Statement>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// Reads a file and everything it includes.
@@ -76,9 +126,15 @@ pub struct Reader {
     pub diagnostics: Diagnostics,
     /// What each `include` stands for.
     pub included: Vec<(PathBuf, Vec<PathBuf>)>,
+    /// Lines at top level whose names no directive has are said to be wrong as they are read, and not kept. A file of
+    /// another kind has millions.
+    pub names_unknown: bool,
+    /// A block is open in a file that includes the one being read.
+    is_in_block: bool,
     /// There is more than a configuration may be: the rest was not read.
     pub gave_up: Option<Diagnostic>,
-    names: HashMap<Box<str>, Rc<str>>,
+    /// Names of blocks, in their brackets.
+    tags: HashMap<Box<str>, Text>,
     statements: usize,
     /// Bytes of files.
     bytes: u64,
@@ -113,13 +169,13 @@ impl Reader {
     pub fn file(&mut self, file: &Path) -> Result<Vec<Statement>, NotRead> {
         let bytes = self.source.read(file, self.bytes_left())?;
         self.bytes += bytes.len() as u64;
-        let text: Rc<str> = Rc::from(&*String::from_utf8_lossy(&bytes));
         let wrong = std::str::from_utf8(&bytes).err();
         let wrong = wrong.map(|e| 1 + memchr::memchr_iter(b'\n', &bytes[..e.valid_up_to()]).count());
-        drop(bytes);
+        // What is valid is not copied.
+        let text = String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned());
         self.stack.push(self.source.identity(file));
         let number = self.files.next_number();
-        let statements = self.shared_text(file, text);
+        let statements = self.read(file, text.into());
         self.stack.pop();
         if let Some(line) = wrong {
             let at = Span { file: number as u16, line: line as u32, column: 1, width: 1 };
@@ -149,10 +205,11 @@ impl Reader {
 
     /// Reads text as if it stood in `file`.
     pub fn text(&mut self, file: &Path, text: &str) -> Vec<Statement> {
-        self.shared_text(file, Rc::from(text))
+        self.read(file, text.into())
     }
 
-    fn shared_text(&mut self, file: &Path, text: Rc<str>) -> Vec<Statement> {
+    fn read(&mut self, file: &Path, text: Box<str>) -> Vec<Statement> {
+        let text = Rc::new(FileText(text));
         let Some(number) = self.files.add(file, Rc::clone(&text)) else { return Vec::new() };
         FileReader { reader: self, file: number, text: Rc::clone(&text), top: Vec::new(), open: Vec::new() }.read(&text)
     }
@@ -161,20 +218,23 @@ impl Reader {
         self.diagnostics.push(Diagnostic::error(at, code, message, help));
     }
 
-    fn name(&mut self, word: &str) -> Rc<str> {
-        let lower = if word.starts_with('/') { word.to_owned() } else { word.to_ascii_lowercase() };
-        if let Some(n) = self.names.get(lower.as_str()) {
-            return Rc::clone(n);
+    /// The name of a block, once in memory however many there are.
+    fn tag(&mut self, word: &str) -> Text {
+        let tag = format!("<{}>", word.to_ascii_lowercase());
+        if let Some(known) = self.tags.get(tag.as_str()) {
+            return known.clone();
         }
-        let name: Rc<str> = Rc::from(lower.as_str());
-        self.names.insert(lower.into(), Rc::clone(&name));
+        let name = Text::owned(tag.as_str());
+        if self.tags.len() < TAGS_MAX {
+            self.tags.insert(tag.into(), name.clone());
+        }
         name
     }
 
     fn include(&mut self, s: &Statement) -> Vec<Statement> {
         if s.value.starts_with("http://") || s.value.starts_with("https://") {
             let help = "fetch it into a file and include that";
-            self.error(s.value_at, "include", "a configuration is not fetched from the network", help);
+            self.error(s.value_at(), "include", "a configuration is not fetched from the network", help);
             return Vec::new();
         }
         let file = self.files.path(s.at.file);
@@ -184,24 +244,24 @@ impl Reader {
         let files = match self.source.included(&pattern, &mut self.looked_at) {
             Ok(f) => f,
             Err(NotRead::TooMuch(why)) => {
-                self.give_up(s.value_at, why);
+                self.give_up(s.value_at(), why);
                 return Vec::new();
             }
             Err(NotRead::Failed(e)) => {
-                self.error(s.value_at, "missing-file", format!("cannot include {}: {e}", pattern.display()), "");
+                self.error(s.value_at(), "missing-file", format!("cannot include {}: {e}", pattern.display()), "");
                 return Vec::new();
             }
         };
         if files.is_empty() {
             let message = format!("no file matches {}", pattern.display());
-            self.diagnostics.push(Diagnostic::warning(s.value_at, "no-effect", message, ""));
+            self.diagnostics.push(Diagnostic::warning(s.value_at(), "no-effect", message, ""));
         }
         self.included.push((pattern, files.clone()));
         let mut all = Vec::new();
         for f in files {
             self.tried += 1;
             if self.tried >= FILES_MAX {
-                self.give_up(s.value_at, too_many_files().to_string());
+                self.give_up(s.value_at(), too_many_files().to_string());
             }
             if self.gave_up.is_some() {
                 break;
@@ -211,19 +271,19 @@ impl Reader {
                 let chain: Vec<String> =
                     self.stack[i..].iter().chain([&same]).map(|p| p.display().to_string()).collect();
                 let message = format!("the file includes itself: {}", chain.join(" -> "));
-                self.error(s.value_at, "include-cycle", message, "remove one of the include lines");
+                self.error(s.value_at(), "include-cycle", message, "remove one of the include lines");
                 continue;
             }
             if self.stack.len() >= INCLUDE_DEPTH_MAX {
                 let message = format!("includes are nested more than {INCLUDE_DEPTH_MAX} deep");
-                self.error(s.value_at, "include-cycle", message, "");
+                self.error(s.value_at(), "include-cycle", message, "");
                 continue;
             }
             match self.file(&f) {
                 Ok(inner) => all.extend(inner),
-                Err(NotRead::TooMuch(why)) => self.give_up(s.value_at, why),
+                Err(NotRead::TooMuch(why)) => self.give_up(s.value_at(), why),
                 Err(NotRead::Failed(e)) => {
-                    self.error(s.value_at, "missing-file", format!("cannot include {}: {e}", f.display()), "");
+                    self.error(s.value_at(), "missing-file", format!("cannot include {}: {e}", f.display()), "");
                 }
             }
         }
@@ -234,7 +294,7 @@ impl Reader {
 struct FileReader<'r> {
     reader: &'r mut Reader,
     file: u16,
-    text: Rc<str>,
+    text: Rc<FileText>,
     top: Vec<Statement>,
     open: Vec<Statement>,
 }
@@ -296,6 +356,13 @@ impl FileReader<'_> {
         s.inside.shrink_to_fit();
         match self.open.last_mut() {
             Some(outer) => outer.inside.push(s),
+            None if self.reader.names_unknown
+                && !self.reader.is_in_block
+                && !s.name.starts_with('<')
+                && directives::find(&s.name, "global").is_none() =>
+            {
+                unknown::name(&mut self.reader.diagnostics, "global", &s);
+            }
             None => self.top.push(s),
         }
     }
@@ -313,7 +380,7 @@ impl FileReader<'_> {
         let param = param.trim();
         let inner = param.strip_prefix('"').and_then(|p| p.strip_suffix('"')).filter(|_| param.len() >= 2);
         let value = match inner {
-            Some(i) if i.contains('\\') => Text::owned(&unescaped(i)),
+            Some(i) if i.contains('\\') => Text::owned(unescaped(i)),
             Some(i) => self.verbatim(line, i),
             None => self.verbatim(line, param),
         };
@@ -321,10 +388,11 @@ impl FileReader<'_> {
             self.reader.error(at, "nesting", format!("blocks are nested more than {NESTING_MAX} deep"), "");
             return;
         }
-        let name = self.reader.name(&format!("<{word}>"));
+        let name = self.reader.tag(word);
         let value_at = if param.is_empty() { at } else { self.span(line, param) };
+        let value_at = (value_at.column, value_at.width);
         let quoted = inner.is_some();
-        self.open.push(Statement { name, value, quoted, at, value_at, inside: Vec::new(), is_block: true });
+        self.open.push(Statement { name, value, quoted, at, value_at, inside: Inside::default(), is_block: true });
     }
 
     fn close(&mut self, tag: &str, line: &Line<'_>) {
@@ -366,13 +434,18 @@ impl FileReader<'_> {
         };
         let (word, rest) = trimmed.split_at(split);
         let raw = rest.trim_start();
+        let at = self.span(line, word);
+        let value_at = if raw.is_empty() { at } else { self.span(line, raw) };
         let mut s = Statement {
-            name: self.reader.name(word),
+            name: match word.bytes().any(|b| b.is_ascii_uppercase()) && !word.starts_with('/') {
+                true => Text::owned(word.to_ascii_lowercase()),
+                false => self.verbatim(line, word),
+            },
             value: self.verbatim(line, raw),
             quoted: false,
-            at: self.span(line, word),
-            value_at: if raw.is_empty() { self.span(line, word) } else { self.span(line, raw) },
-            inside: Vec::new(),
+            at,
+            value_at: (value_at.column, value_at.width),
+            inside: Inside::default(),
             is_block: false,
         };
         if raw.starts_with('"') {
@@ -388,7 +461,10 @@ impl FileReader<'_> {
             return;
         }
         if &*s.name == "include" && !s.value.is_empty() {
+            let is_in_block = self.reader.is_in_block;
+            self.reader.is_in_block |= !self.open.is_empty();
             let included = self.reader.include(&s);
+            self.reader.is_in_block = is_in_block;
             included.into_iter().for_each(|i| self.put(i));
             return;
         }
@@ -405,7 +481,7 @@ impl FileReader<'_> {
                 return;
             }
             let inner = &raw[1..=end];
-            s.value = if inner.contains('\\') { Text::owned(&unescaped(inner)) } else { self.verbatim(line, inner) };
+            s.value = if inner.contains('\\') { Text::owned(unescaped(inner)) } else { self.verbatim(line, inner) };
             return;
         }
         let mut all = raw[1..].to_owned();
@@ -422,17 +498,17 @@ impl FileReader<'_> {
             if let Some(end) = closing_quote(piece) {
                 if !strip_comment(&piece[end + 1..]).trim().is_empty() {
                     let help = "is a quote missing further up?";
-                    self.reader.error(s.value_at, "unclosed-quote", "text follows the closing quote", help);
+                    self.reader.error(s.value_at(), "unclosed-quote", "text follows the closing quote", help);
                 }
                 all.push(' ');
                 all.push_str(&piece[..end]);
-                s.value = Text::owned(&unescaped(&all));
+                s.value = Text::owned(unescaped(&all));
                 return;
             }
             all.push(' ');
             all.push_str(piece);
         }
-        self.reader.error(s.value_at, "unclosed-quote", "expected a closing quote", "add \" at the end of the value");
+        self.reader.error(s.value_at(), "unclosed-quote", "expected a closing quote", "add \" at the end of the value");
     }
 
     /// A list goes on behind a comma at the end of a line.
@@ -451,7 +527,7 @@ impl FileReader<'_> {
                 break;
             }
         }
-        s.value = Text::owned(&all);
+        s.value = Text::owned(all);
     }
 }
 
@@ -565,7 +641,7 @@ mod tests {
             (&*s[0].value, &*s[1].value, &*s[1].inside[0].value, &*s[2].value),
             ("x # y", "*", "1, 2", "it's \"odd")
         );
-        assert_eq!((s[1].inside[0].at.line, s[1].inside[0].at.column, s[1].inside[0].value_at.column), (3, 3, 5));
+        assert_eq!((s[1].inside[0].at.line, s[1].inside[0].at.column, s[1].inside[0].value_at().column), (3, 3, 5));
     }
 
     #[test]
@@ -609,6 +685,14 @@ mod tests {
         assert_eq!(names, ["a", "b", "z"]);
         let codes: Vec<&str> = r.diagnostics.into_sorted().0.iter().map(|d| d.code).collect();
         assert_eq!(codes, ["include-cycle", "missing-file"]);
+        // Lines of other names are said and not kept, but in a block they may belong there.
+        write("unknown", "<domain *>\n include d1/a.cf\n</domain>\nnothing-such 1\nmax-smtp-out 2\nhost-name h\n");
+        let mut r = Reader { names_unknown: true, ..Reader::default() };
+        let s = r.file(&dir.path().join("unknown")).unwrap();
+        assert_eq!((s.len(), s[0].inside.len()), (2, 1));
+        let (wrong, _) = r.diagnostics.into_sorted();
+        let wrong: Vec<_> = wrong.iter().map(|d| (d.code, d.at.line)).collect();
+        assert_eq!(wrong, [("unknown-directive", 4), ("wrong-block", 5)]);
         write("bytes", "a b\nc \u{e4}\n");
         std::fs::write(dir.path().join("bytes"), b"a b\nc \xe4\n").unwrap();
         let mut r = Reader::default();

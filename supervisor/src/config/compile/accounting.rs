@@ -52,7 +52,7 @@ impl<'s> Compiler<'s> {
                     a.filter = records::queue_filter(&t).unwrap_or_default();
                     if !a.filter.is_empty() && a.filter.iter().all(|f| f.excludes) {
                         let text = "the filter only excludes: what no entry matches is left out as well";
-                        self.warning(i.value_at, "no-effect", text, "end it with */* to take all others");
+                        self.warning(i.value_at(), "no-effect", text, "end it with */* to take all others");
                     }
                 }
                 ("move-to", Some(Value::Text(t))) => a.move_to = t,
@@ -74,7 +74,7 @@ impl<'s> Compiler<'s> {
         for (i, record, fields) in &asked {
             if !named.contains(record) {
                 let text = format!("the file takes no records of type {}", record.1);
-                self.warning(i.value_at, "no-effect", text, "name it in records");
+                self.warning(i.value_at(), "no-effect", text, "name it in records");
             } else if let Some((later, ..)) = asked.iter().rfind(|(_, r, _)| r == record).filter(|(l, ..)| l.at != i.at)
             {
                 let message = format!("record-fields of type {} are given again below", record.1);
@@ -82,11 +82,11 @@ impl<'s> Compiler<'s> {
                 self.reader.diagnostics.push(d.with(later.at, "counts"));
             } else if fields.iter().any(|f| f == "rcvSmtpUser") {
                 let text = "rcvSmtpUser stays empty: listeners offer no AUTH yet";
-                self.warning(i.value_at, "pending", text, "");
+                self.warning(i.value_at(), "pending", text, "");
             }
         }
         for (i, record, ..) in mapped.iter().filter(|(_, r, ..)| !named.contains(r)) {
-            self.warning(i.value_at, "no-effect", format!("the file takes no records of type {}", record.1), "");
+            self.warning(i.value_at(), "no-effect", format!("the file takes no records of type {}", record.1), "");
         }
         a.fields = types
             .iter()
@@ -116,12 +116,12 @@ impl<'s> Compiler<'s> {
             a.move_to = String::new();
             if a.program.is_empty() {
                 let help = "as in <acct-file \"|/usr/local/bin/feed --all\">";
-                return self.error(s.value_at, "bad-value", "a command expected behind |", help);
+                return self.error(s.value_at(), "bad-value", "a command expected behind |", help);
             }
             a.path = format!("acct/pipes/{}/rows.csv", folder_name(&a.program));
         }
         if self.snapshot.accounting.iter().any(|o| o.path == a.path) {
-            return self.error(s.value_at, "duplicate", format!("<acct-file {}> is given twice", &*s.value), "");
+            return self.error(s.value_at(), "duplicate", format!("<acct-file {}> is given twice", &*s.value), "");
         }
         self.snapshot.accounting.push(a);
     }
@@ -131,7 +131,7 @@ impl<'s> Compiler<'s> {
         let mut all: Vec<RecordType> = Vec::new();
         for t in named {
             if !WRITTEN.contains(&t.0) {
-                self.warning(s.value_at, "pending", format!("records of type {} are not written yet", t.1), "");
+                self.warning(s.value_at(), "pending", format!("records of type {} are not written yet", t.1), "");
             } else if !all.contains(t) {
                 all.push(*t);
             }

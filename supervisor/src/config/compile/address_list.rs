@@ -39,7 +39,7 @@ impl<'s> Compiler<'s> {
             let between = inner.rsplit_once('/').map_or(inner, |(e, _)| e);
             match worker::classify::expression::compile(between) {
                 Ok(_) => list.expressions.push(between.to_owned()),
-                Err(e) => self.error(s.value_at, "bad-value", format!("{text}: {e}"), ""),
+                Err(e) => self.error(s.value_at(), "bad-value", format!("{text}: {e}"), ""),
             }
         } else if let Some(domain) = text.strip_prefix('@') {
             list.domains.push(ascii_domain(domain));

@@ -163,7 +163,7 @@ impl<'s> Compiler<'s> {
             }
         }
         match composite::listener(&s.value) {
-            Ok((address, None)) => self.add_listener(s.value_at, address.to_string(), source, pem),
+            Ok((address, None)) => self.add_listener(s.value_at(), address.to_string(), source, pem),
             Ok(_) => self.problem(s, Problem::expected("IP:PORT alone; source is a line inside", &s.value)),
             Err(p) => self.problem(s, p),
         }
@@ -229,7 +229,7 @@ impl<'s> Compiler<'s> {
         let Some((one, net)) = ipc::network::parse(ip).zip(ipc::network::parse(&s.value)) else { return };
         if net.base != one.base {
             let message = format!("{} is all of {net}: {ip} has more than {bits} bits", &*s.value);
-            self.warning(s.value_at, "host-bits", message, format!("write {net}, or {ip}, whichever is meant"));
+            self.warning(s.value_at(), "host-bits", message, format!("write {net}, or {ip}, whichever is meant"));
         }
     }
 
@@ -285,7 +285,8 @@ impl<'s> Compiler<'s> {
         let key = s.value.to_lowercase();
         if let Some(at) = self.names.place("virtual-mta", &key) {
             let message = format!("{:?} names a pool and a virtual MTA", &*s.value);
-            let d = super::Diagnostic::error(s.value_at, "duplicate", message, "both share one name space: rename one");
+            let d =
+                super::Diagnostic::error(s.value_at(), "duplicate", message, "both share one name space: rename one");
             self.reader.diagnostics.push(d.with(at, "the virtual MTA"));
         }
         self.block_name("pool", s);
@@ -351,7 +352,7 @@ impl<'s> Compiler<'s> {
             Err(p) => return self.problem(s, p),
         };
         self.reference("virtual-mta", &name, s, "virtual-mta-pool");
-        self.members.push((pool, name, weight, s.value_at));
+        self.members.push((pool, name, weight, s.value_at()));
     }
 
     fn spool(&mut self, s: &'s Statement) {
@@ -365,7 +366,7 @@ impl<'s> Compiler<'s> {
         }
         if self.snapshot.global.spools.iter().any(|o| o.path == d.path) {
             return self.error(
-                s.value_at,
+                s.value_at(),
                 "duplicate",
                 format!("spool {} is given twice", d.path),
                 "remove one of them",

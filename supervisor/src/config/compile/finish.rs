@@ -116,7 +116,7 @@ impl<'s> Compiler<'s> {
         };
         if let Some(s) = statements.iter().rfind(|s| &*s.name == "http-mgmt-port") {
             let message = format!("port {port} is that of the listener {address}, too");
-            self.error(s.value_at, "duplicate", message, "choose another port for one of them");
+            self.error(s.value_at(), "duplicate", message, "choose another port for one of them");
         }
     }
 
@@ -251,7 +251,7 @@ impl<'s> Compiler<'s> {
                 all
             }
             Err(e) => {
-                self.error(s.value_at, "macro", e, "");
+                self.error(s.value_at(), "macro", e, "");
                 Vec::new()
             }
         }

@@ -63,7 +63,7 @@ impl Compiler<'_> {
         let missing = self.out.worker_cpus.iter().find(|c| i64::try_from(**c).is_ok_and(|c| c >= cpus));
         if let Some(c) = missing {
             let message = format!("this machine has CPUs 0 to {}, not {c}", cpus - 1);
-            self.warning(s.value_at, "no-effect", message, "");
+            self.warning(s.value_at(), "no-effect", message, "");
         }
     }
 
@@ -87,13 +87,13 @@ impl Compiler<'_> {
             "host-name" => self.out.host_names.push(t.to_ascii_lowercase()),
             "relay-domain" if t.contains('$') => match self.macros.expand(&t) {
                 Ok(names) => self.snapshot.global.relay_domains.extend(names.iter().map(|n| pattern_key(n))),
-                Err(e) => self.error(s.value_at, "macro", e, ""),
+                Err(e) => self.error(s.value_at(), "macro", e, ""),
             },
             "relay-domain" => g.relay_domains.push(pattern_key(&t)),
             "relay-address" if !t.starts_with('/') => g.relay_addresses.push(t),
             "relay-address" => {
                 let message = "relay-address with an expression is not in force yet";
-                self.warning(s.value_at, "pending", message, "");
+                self.warning(s.value_at(), "pending", message, "");
             }
             "data-dir" => self.out.data_dir = Some(t.into()),
             "run-as-user" => self.out.run_as_user = t,
@@ -116,7 +116,7 @@ impl Compiler<'_> {
                     if !source.is_empty() {
                         self.reference("source", &source, s, "global");
                     }
-                    self.add_listener(s.value_at, address.to_string(), source, String::new());
+                    self.add_listener(s.value_at(), address.to_string(), source, String::new());
                 }
             }
             _ => {}
@@ -129,7 +129,7 @@ impl Compiler<'_> {
         let hosts = source_hosts::expand(text, local);
         if hosts.is_empty() {
             let message = format!("no address of this machine but 127.0.0.1 lies in {text}");
-            self.warning(s.value_at, "no-address", message, "");
+            self.warning(s.value_at(), "no-address", message, "");
         }
         hosts
     }
@@ -143,7 +143,7 @@ impl Compiler<'_> {
         let problem = match self.reader.named_file(Path::new(path), PEM_BYTES_MAX) {
             Ok(pem) => match worker::connect::tls::listener(&pem) {
                 Ok(_) => {
-                    self.check_readers(path, s.value_at);
+                    self.check_readers(path, s.value_at());
                     return pem;
                 }
                 Err(e) => Problem::other(format!("{path}: {e}"))
@@ -199,12 +199,12 @@ impl Compiler<'_> {
             if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
                 let message = format!("the key in {path} has {} bits", key.bits());
                 let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
-                self.warning(s.value_at, "short-key", message, help);
+                self.warning(s.value_at(), "short-key", message, help);
             }
             if key.algorithm().starts_with("rsa") && key.bits() > BITS_VERIFIED_MAX {
                 let message = format!("the key in {path} has {} bits", key.bits());
                 let help = format!("verifiers need not take more than {BITS_VERIFIED_MAX} (RFC 8301), and some do not");
-                self.warning(s.value_at, "long-key", message, help);
+                self.warning(s.value_at(), "long-key", message, help);
             }
         }
         let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase());
@@ -239,7 +239,7 @@ impl Compiler<'_> {
         }
         let read = self.reader.named_file(Path::new(path), BYTES_MAX);
         read.unwrap_or_else(|e| {
-            self.warning(s.value_at, "missing-file", format!("{}: cannot read {path}: {e}", s.name), "");
+            self.warning(s.value_at(), "missing-file", format!("{}: cannot read {path}: {e}", s.name), "");
             String::new()
         })
     }
@@ -259,7 +259,7 @@ impl Compiler<'_> {
         match read {
             Ok((made, pem)) => {
                 if is_secret {
-                    self.check_readers(path, s.value_at);
+                    self.check_readers(path, s.value_at());
                 }
                 self.snapshot.pem_files.push((path.to_owned(), pem));
                 self.pem_files.insert(path.to_owned());

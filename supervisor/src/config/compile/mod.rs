@@ -27,6 +27,7 @@ use super::lint;
 use super::macros::Macros;
 use super::source::{NotRead, Source};
 use super::syntax::{Reader, Statement};
+use super::unknown;
 use super::value::{self, Parsed, Problem};
 pub use finish::pattern_key;
 use names::Names;
@@ -104,6 +105,7 @@ pub fn compile(file: Option<&Path>, overrides: &Overrides) -> Result<Checked, No
 /// When the file cannot be read.
 pub fn compile_from(source: Source, file: Option<&Path>, overrides: &Overrides) -> Result<Checked, NotRead> {
     let mut reader = Reader::from(source);
+    reader.names_unknown = true;
     let statements = match file {
         Some(f) => reader.file(f)?,
         None => reader.text(Path::new("(built-in)"), super::builtin::TEXT),
@@ -114,6 +116,7 @@ pub fn compile_from(source: Source, file: Option<&Path>, overrides: &Overrides) 
 /// Compiles text as if it stood in a file of this name.
 pub fn compile_text(name: &Path, text: &str) -> Checked {
     let mut reader = Reader::default();
+    reader.names_unknown = true;
     let statements = reader.text(name, text);
     compile_read(reader, &statements, &Overrides::default())
 }
@@ -254,12 +257,12 @@ impl<'s> Compiler<'s> {
         let at = match p.part {
             Some((start, len)) => {
                 let chars = |range: std::ops::Range<usize>| s.value.get(range).map_or(0, |t| t.chars().count());
-                let part = s.value_at.part(chars(0..start) + usize::from(s.quoted), chars(start..start + len).max(1));
+                let part = s.value_at().part(chars(0..start) + usize::from(s.quoted), chars(start..start + len).max(1));
                 // A part on a later line of the value cannot be marked on its first.
                 let columns = self.reader.files.line(part).chars().count();
-                if usize::from(part.column) + usize::from(part.width) <= columns + 1 { part } else { s.value_at }
+                if usize::from(part.column) + usize::from(part.width) <= columns + 1 { part } else { s.value_at() }
             }
-            None => s.value_at,
+            None => s.value_at(),
         };
         Diagnostic::error(at, p.code, format!("{}: {}", s.name, p.message), p.help)
     }
@@ -273,7 +276,7 @@ impl<'s> Compiler<'s> {
             if let Some(path) = self.macros.find_loop(name) {
                 // Each loop is named once, by its first member in the alphabet.
                 if path.split(" -> ").min() == Some(name) {
-                    self.error(s.value_at, "macro-loop", format!("the macros form a loop: {path}"), "");
+                    self.error(s.value_at(), "macro-loop", format!("the macros form a loop: {path}"), "");
                 }
             }
         }
@@ -376,31 +379,7 @@ impl<'s> Compiler<'s> {
     }
 
     fn unknown(&mut self, block: &'static str, s: &Statement) {
-        if self.reader.diagnostics.counts_only(s.at, true) {
-            return;
-        }
-        let place = if block == "global" { "at top level".to_owned() } else { format!("in <{block}>") };
-        let elsewhere: Vec<String> = directives::all()
-            .iter()
-            .filter(|d| *d.name == *s.name)
-            .flat_map(|d| d.blocks.iter())
-            .map(|b| if *b == "global" { "top level".into() } else { format!("<{b}>") })
-            .collect();
-        if !elsewhere.is_empty() {
-            let message = format!("{} is not valid {place}", s.name);
-            return self.error(s.at, "wrong-block", message, format!("valid in: {}", elsewhere.join(", ")));
-        }
-        let is_block = s.name.starts_with('<');
-        let what = if is_block { "unknown block" } else { "unknown directive" };
-        let here = directives::all().iter().filter(|d| d.blocks.contains(&block)).map(|d| d.name);
-        let anywhere = directives::all().iter().map(|d| d.name).filter(|n| n.starts_with('<') == is_block);
-        let near = nearest(&s.name, here).or_else(|| nearest(&s.name, anywhere));
-        let help = match (near, invented(&s.name)) {
-            (_, Some(real)) => format!("there is no such directive in PowerMTA either; {real}"),
-            (Some(n), None) => format!("did you mean {n}?"),
-            (None, None) => "`sluice config directives` lists them all".to_owned(),
-        };
-        self.error(s.at, "unknown-directive", format!("{what} {} {place}", s.name), help);
+        unknown::name(&mut self.reader.diagnostics, block, s);
     }
 
     /// Settings of the statements inside a block, in their order.
@@ -429,7 +408,7 @@ impl<'s> Compiler<'s> {
         let value = s.value.to_ascii_lowercase();
         if matches!(&*s.name, "dkim-algorithm" | "second-dkim-algorithm") && value == "rsa-sha1" {
             let message = "rsa-sha1 is not allowed any more (RFC 8301): mail is signed by rsa-sha256";
-            self.warning(s.value_at, "obsolete", message, "write rsa-sha256");
+            self.warning(s.value_at(), "obsolete", message, "write rsa-sha256");
         }
     }
 
@@ -449,23 +428,4 @@ fn empty(kind: &str) -> Option<Value> {
         "flag" | "number" | "size" | "duration" | "durations" | "grace" | "rate" | "data-rate" | "enum" => None,
         _ => Some(Value::Text(String::new())),
     }
-}
-
-/// Names that articles invent, and what does what they promise.
-fn invented(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "rotate-period" | "rotate-interval" => "move-interval says how often files are finished",
-        "bounce-log" | "<bounce-log>" => {
-            "<acct-file> with records b writes bounces, <bounce-processor> reads those that arrive as mail"
-        }
-        "smtp-pipeline-depth" => "commands are pipelined wherever a receiver offers it",
-        "resolve-to" => "smtp-hosts names the hosts to deliver to",
-        "require-rdns" => "check-iprev-inbound looks up clients' names",
-        "job-class" => "recipient-priority in <pattern-list> sets priorities",
-        "<smtp-source>" => "<source> holds the rules for clients",
-        "<fbl>" => "<feedback-loop-processor> takes complaints",
-        "dkim-sign-policy" => "dkim-sign, dkim-identity and domain-key say what is signed",
-        "header" => "the header line is always written",
-        _ => return None,
-    })
 }

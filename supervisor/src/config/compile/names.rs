@@ -115,7 +115,7 @@ impl Compiler<'_> {
     /// Notes that `s` refers to a name, which must be defined.
     pub(super) fn reference(&mut self, kind: &'static str, name: &str, s: &Statement, block: &'static str) {
         if kind == "queue" {
-            return self.names.queues.push((name.to_lowercase(), s.value_at));
+            return self.names.queues.push((name.to_lowercase(), s.value_at()));
         }
         let lower = name.to_lowercase();
         let kinds: &[&'static str] = match kind {
@@ -135,18 +135,18 @@ impl Compiler<'_> {
         let Some((at, order)) = kinds.iter().find_map(|k| self.names.get(k, &lower)) else {
             // A pattern list may name what only some hosts have; its other rules still work.
             let is_error = block != "pattern-list";
-            if self.reader.diagnostics.counts_only(s.value_at, is_error) {
+            if self.reader.diagnostics.counts_only(s.value_at(), is_error) {
                 return;
             }
             let all = self.names.defined.keys().filter(|(k, _)| kinds.contains(k)).map(|(_, n)| n.as_str());
             let near = nearest(&lower, all).map(|n| format!("did you mean {n}?"));
             let message = format!("{}: {kind} {name:?} is not defined", s.name);
-            let d = Diagnostic::error(s.value_at, "undefined", message, near.unwrap_or_default());
+            let d = Diagnostic::error(s.value_at(), "undefined", message, near.unwrap_or_default());
             return self.reader.diagnostics.push(Diagnostic { is_error, ..d });
         };
         if kind == "pattern-list" && order > self.order {
             let message = format!("pattern-list {name:?} must be defined before the source that uses it");
-            let d = Diagnostic::error(s.value_at, "defined-later", message, "move the <pattern-list> up");
+            let d = Diagnostic::error(s.value_at(), "defined-later", message, "move the <pattern-list> up");
             self.reader.diagnostics.push(d.with(at, "defined here"));
         }
     }

@@ -17,7 +17,7 @@ impl Compiler<'_> {
             return;
         }
         let settings = matches!(block, "domain" | "virtual-mta" | "virtual-mta-pool");
-        let mut first: HashMap<(&str, &str), &Statement> = HashMap::with_capacity(inside.len());
+        let mut first: HashMap<(&str, &str), &Statement> = HashMap::new();
         // Members of a pool are told of where their weights are added up.
         let looked_at =
             |s: &&Statement| !s.name.starts_with(['<', '/', '*']) && !s.is_block && &*s.name != "virtual-mta";
