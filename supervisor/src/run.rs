@@ -150,6 +150,11 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     if !compiled.run_as_root {
         rights::drop_to(&compiled.run_as_user, &folders)?;
     }
+    if compiled.snapshot.global.sandbox
+        && let Err(e) = worker::sandbox::enter_supervisor()
+    {
+        tracing::error!(error = %e, "the supervisor's sandbox is not in force");
+    }
     worker::folder::make(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
     if let Err(e) = rights::close_to_others(&run_dir) {
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");

@@ -1,5 +1,6 @@
-//! What a worker may do once it has its configuration, held to by the kernel whatever mail makes of the worker: the
-//! files that it may touch (Landlock, `landlock(7)`) and the system calls that it may make (`seccomp(2)`).
+//! What each process may do, held to by the kernel whatever becomes of the process: of a worker, once it has its
+//! configuration, the files that it may touch (Landlock, `landlock(7)`) and the system calls that it may make
+//! (`seccomp(2)`); of the supervisor the system calls that neither it nor a program that it starts may make.
 //!
 //! A worker reads what strangers send, so it is where a fault would be used. It keeps its own shard's spool and the
 //! folders that its configuration names; other shards' spools, the configuration and the keys in it are out of its
@@ -162,6 +163,23 @@ pub fn enter(grants: &Grants) -> Result<InForce, SandboxError> {
     })
 }
 
+/// Restricts the supervisor, and with it all processes that it starts, to what mail can have to do with: no look into other
+/// processes, no change of the system, no kinds of sockets but those of the internet, of this machine and of its network
+/// settings. Files are not restricted: a configuration may name any, and programs that mail is delivered to are of
+/// somebody else. None of them gets further rights by a set-user-ID file (`PR_SET_NO_NEW_PRIVS`), nor
+/// runs one for another instruction set.
+///
+/// # Errors
+/// [`SandboxError`]; what was put in force before stays so.
+pub fn enter_supervisor() -> Result<(), SandboxError> {
+    let arch = std::env::consts::ARCH.try_into()?;
+    for filter in [without_clone3()?, denied_calls()?] {
+        let program: seccompiler::BpfProgram = filter_for(filter, arch)?;
+        seccompiler::apply_filter_all_threads(&program)?;
+    }
+    Ok(())
+}
+
 fn restrict_files(grants: &Grants) -> Result<RulesetStatus, SandboxError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let append = read | AccessFs::WriteFile;
@@ -278,6 +296,97 @@ fn allowed_calls() -> Result<List, BackendError> {
     ]);
     Ok(List { calls, listed: SeccompAction::Allow, others: SeccompAction::Errno(libc::EPERM as u32) })
 }
+
+/// What the supervisor and programs must not; systemd's unit has a longer list beside it.
+fn denied_calls() -> Result<List, BackendError> {
+    let mut calls: Calls = NEVER.iter().chain(NEVER_OLD).map(|n| (*n, Vec::new())).collect();
+    let when = |op: SeccompCmpOp, value: i64| SeccompCondition::new(0, SeccompCmpArgLen::Dword, op, value as u64);
+    let (inet, inet6, netlink) = (libc::AF_INET.into(), libc::AF_INET6.into(), libc::AF_NETLINK.into());
+    let other_families = vec![
+        SeccompRule::new(vec![when(SeccompCmpOp::Gt, inet)?, when(SeccompCmpOp::Lt, inet6)?])?,
+        SeccompRule::new(vec![when(SeccompCmpOp::Gt, inet6)?, when(SeccompCmpOp::Ne, netlink)?])?,
+    ];
+    let namespaces = [
+        libc::CLONE_NEWNS,
+        libc::CLONE_NEWCGROUP,
+        libc::CLONE_NEWUTS,
+        libc::CLONE_NEWIPC,
+        libc::CLONE_NEWUSER,
+        libc::CLONE_NEWPID,
+        libc::CLONE_NEWNET,
+    ];
+    let of_its_own = |flag: libc::c_int| {
+        let flag = i64::from(flag);
+        SeccompRule::new(vec![when(SeccompCmpOp::MaskedEq(flag as u64), flag)?])
+    };
+    let namespaces = namespaces.into_iter().map(of_its_own).collect::<Result<Vec<_>, _>>()?;
+    calls.extend([(libc::SYS_socket, other_families), (libc::SYS_clone, namespaces)]);
+    Ok(List { calls, listed: SeccompAction::Errno(libc::EPERM as u32), others: SeccompAction::Allow })
+}
+
+/// Denied with any arguments.
+const NEVER: &[i64] = &[
+    // Other processes.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_perf_event_open,
+    // The kernel, and what large parts of it are reached by.
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_syslog,
+    libc::SYS_bpf,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_personality,
+    // Files: what is mounted where, quotas, files by number.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    // Namespaces.
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    // The machine's clock and name.
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_vhangup,
+];
+
+/// The same of calls that only older machines have.
+#[cfg(target_arch = "x86_64")]
+const NEVER_OLD: &[i64] = &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_uselib];
+#[cfg(not(target_arch = "x86_64"))]
+const NEVER_OLD: &[i64] = &[];
 
 /// Allowed with any arguments.
 const ALWAYS: &[i64] = &[
@@ -462,7 +571,7 @@ mod tests {
     #[test]
     fn the_filter_can_be_made() {
         let arch = std::env::consts::ARCH.try_into().unwrap();
-        for list in [without_clone3().unwrap(), allowed_calls().unwrap()] {
+        for list in [without_clone3().unwrap(), allowed_calls().unwrap(), denied_calls().unwrap()] {
             assert!(!filter_for(list, arch).unwrap().is_empty());
         }
     }
@@ -524,6 +633,46 @@ mod tests {
         }
     }
 
+    /// Run by the test below in a process of its own.
+    #[test]
+    #[ignore = "puts the process that it runs in into the sandbox"]
+    fn inside_supervisor() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+        enter_supervisor().unwrap();
+        // What the supervisor and programs do.
+        assert!(std::process::Command::new("/bin/true").status().unwrap().success());
+        std::thread::spawn(|| ()).join().unwrap();
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket_of = |family, kind| socket(family, kind, SockFlag::empty(), None);
+        socket_of(AddressFamily::Netlink, SockType::Raw).unwrap();
+        socket_of(AddressFamily::Unix, SockType::Datagram).unwrap();
+
+        // What they do not, also as root.
+        use nix::errno::Errno;
+        use nix::sched::{CloneFlags, unshare};
+        assert_eq!(unshare(CloneFlags::CLONE_NEWUSER), Err(Errno::EPERM));
+        assert_eq!(nix::unistd::chroot("/"), Err(Errno::EPERM));
+        assert_eq!(socket_of(AddressFamily::Packet, SockType::Raw).map(drop), Err(Errno::EPERM));
+        assert_eq!(socket_of(AddressFamily::Vsock, SockType::Stream).map(drop), Err(Errno::EPERM));
+    }
+
+    /// Runs one of the tests above in a process of its own.
+    fn alone(test: &str, folder: &Path) {
+        let run = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("sandbox::tests::{test}"), "--ignored", "--nocapture"])
+            .env("SANDBOX_FOLDER", folder)
+            .output()
+            .unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+        assert!(run.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    fn the_supervisor_starts_programs_and_changes_no_system() {
+        alone("inside_supervisor", Path::new("/"));
+    }
+
     #[test]
     fn a_worker_does_what_it_must_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
@@ -531,12 +680,6 @@ mod tests {
             std::fs::create_dir(folder.path().join(name)).unwrap();
             std::fs::write(folder.path().join(name).join(file), "x").unwrap();
         }
-        let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "sandbox::tests::inside", "--ignored", "--nocapture"])
-            .env("SANDBOX_FOLDER", folder.path())
-            .output()
-            .unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-        assert!(run.status.success() && said.contains("1 passed"), "{said}");
+        alone("inside", folder.path());
     }
 }
