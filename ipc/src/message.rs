@@ -112,6 +112,8 @@ pub mod kept {
     pub const DKIM_OPTIONS: u8 = 1;
     /// `X-DKIM-Key`
     pub const DKIM_KEY: u8 = 2;
+    /// The names of fields that do not go out: `remove-header` of the source.
+    pub const REMOVED: u8 = 4;
 }
 
 /// Identity of a share that one shard hands to another, see architecture "The life of a message" 4.

@@ -197,7 +197,7 @@ impl FromValue for String {
 }
 
 impl FromValue for Vec<String> {
-    const KINDS: &[&str] = &["list", "headers", "emails", "refs", "categories"];
+    const KINDS: &[&str] = &["list", "headers", "field-names", "emails", "refs", "categories"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::TextList(l) = v { Some(l.iter().map(|t| t.as_str().to_owned()).collect()) } else { None }
     }
@@ -370,6 +370,10 @@ rules! {
         "suppress-for" SuppressFor suppress_for: Duration = Duration::from_millis(NEVER_MS);
         "suppress-in" SuppressIn suppress_in: u64 = 0;
         "smtp-421-means-mx-unavailable" Smtp421MeansMxUnavailable smtp_421_means_mx_unavailable: bool = false;
+        "remove-header" RemoveHeader remove_header: Vec<String> = Vec::new();
+        "check-spf-outbound" CheckSpfOutbound check_spf_outbound: bool = false;
+        "auth-username" AuthUsername auth_username: String = String::new();
+        "auth-password" AuthPassword auth_password: String = String::new();
     }
 }
 
@@ -414,5 +418,47 @@ rules! {
         "source-group" SourceGroup source_group: String = String::new();
         "max-smtp-in-per-address" MaxSmtpInPerAddress max_smtp_in_per_address: Option<u64> = None;
         "max-smtp-in-per-network" MaxSmtpInPerNetwork max_smtp_in_per_network: Option<u64> = None;
+        "require-auth" RequireAuth require_auth: bool = false;
+        "remove-header" RemoveHeader remove_header: Vec<String> = Vec::new();
+        "remove-received-headers" RemoveReceivedHeaders remove_received_headers: bool = false;
+        "retain-x-schedule" RetainXSchedule retain_x_schedule: bool = false;
+        "process-x-schedule" ProcessXSchedule process_x_schedule: bool = false;
+        "check-spf-inbound" CheckSpfInbound check_spf_inbound: bool = false;
+        "reject-spf-check-temperror" RejectSpfCheckTemperror reject_spf_check_temperror: bool = true;
+        "reject-spf-check-permerror" RejectSpfCheckPermerror reject_spf_check_permerror: bool = true;
+        "reject-spf-check-fail" RejectSpfCheckFail reject_spf_check_fail: bool = true;
+        "check-iprev-inbound" CheckIprevInbound check_iprev_inbound: bool = false;
+        "reject-iprev-check-temperror" RejectIprevCheckTemperror reject_iprev_check_temperror: bool = false;
+        "reject-iprev-check-permerror" RejectIprevCheckPermerror reject_iprev_check_permerror: bool = false;
+        "reject-iprev-check-fail" RejectIprevCheckFail reject_iprev_check_fail: bool = false;
+        "rewrite-list" RewriteList rewrite_list: String = String::new();
+    }
+}
+
+impl SourceRules {
+    /// A directive for these clients that is not in force, and without which mail would come in that it is there to keep
+    /// out, or go out as it must not: their mail is refused.
+    pub fn withheld(&self) -> Option<&'static str> {
+        let spf = self.reject_spf_check_temperror || self.reject_spf_check_permerror || self.reject_spf_check_fail;
+        let iprev =
+            self.reject_iprev_check_temperror || self.reject_iprev_check_permerror || self.reject_iprev_check_fail;
+        match () {
+            () if self.check_spf_inbound && spf => Some("check-spf-inbound"),
+            () if self.check_iprev_inbound && iprev => Some("check-iprev-inbound"),
+            () if !self.rewrite_list.is_empty() => Some("rewrite-list"),
+            () => None,
+        }
+    }
+}
+
+impl DomainRules {
+    /// The same for connections to receivers: mail waits.
+    pub fn withheld(&self) -> Option<&'static str> {
+        match () {
+            () if self.check_spf_outbound => Some("check-spf-outbound"),
+            () if !self.auth_username.is_empty() => Some("auth-username"),
+            () if !self.auth_password.is_empty() => Some("auth-password"),
+            () => None,
+        }
     }
 }

@@ -169,6 +169,9 @@ pub struct Global {
     pub precached_refresh_ms: u64,
     /// `dummy-smtp-…`
     pub dummy_smtp: DummySmtp,
+    /// Address lists, each named for a directive in braces that is not in force and that mail to these addresses is for:
+    /// it is refused.
+    pub withheld_lists: Vec<String>,
 }
 
 /// A receiver for tests.
@@ -218,6 +221,7 @@ impl Default for Global {
             precached_domains: Vec::new(),
             precached_refresh_ms: 300_000,
             dummy_smtp: DummySmtp { update_stats: true, ..Default::default() },
+            withheld_lists: Vec::new(),
         }
     }
 }
@@ -289,6 +293,9 @@ pub struct VirtualMta {
     /// What stands in its block beside `<domain>`, as written: keys are rows of the table of
     /// directives, for those who ask where a value comes from.
     pub settings: Vec<Setting>,
+    /// A directive of it, its pools or the top level that is not in force, and without which its mail would go otherwise
+    /// than meant: the mail waits. Empty for none.
+    pub withheld: String,
 }
 
 /// A `smtp-source-host`.

@@ -111,6 +111,9 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
     if pending > 0 {
         tracing::warn!(directives = pending, "some directives are not in force yet; `sluice config check` names them");
     }
+    for d in checked.diagnostics.iter().filter(|d| d.code == "withheld") {
+        tracing::warn!(file = %checked.files.path(d.at.file).display(), line = d.at.line, "{}", d.message);
+    }
     let compiled = checked.compiled;
     rights::raise_descriptor_limit();
     // Mail and logs are the service's own business; what others may read is opened explicitly.

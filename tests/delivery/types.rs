@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tests::client::Client;
 use tests::engine::Engine;
+use tests::receiver::Receiver;
 use tests::{accounting, eventually};
 
 use super::{row, send};
@@ -129,4 +131,47 @@ fn a_program_has_its_own_environment_and_cpus_and_no_address_for_an_option() {
     let worker = of_worker.lines().find(|l| l.starts_with("Cpus_allowed_list")).unwrap();
     let there_are_others = std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
     assert_eq!(read("cpus").trim() != worker, there_are_others, "{worker}");
+}
+
+#[test]
+fn fields_that_are_removed_do_not_go_out_and_are_accounted_for() {
+    let (r, folder) = (Receiver::start(), tempfile::tempdir().unwrap());
+    let hosts = r.hosts();
+    // The old name of smtp-hosts, without brackets.
+    let route = hosts.replace("smtp-hosts", "route").replace(['[', ']'], "");
+    assert_ne!(hosts, route);
+    let config = format!(
+        "<source 127.0.0.1>\n remove-header X-Campaign, x-trace\n</source>\n<domain *>\n {route}\n remove-header X-Mailer\n retry-after 1s\n retry-recipients-after 1s\n</domain>\n\
+         <domain keeps.test>\n remove-header \"\"\n</domain>\n<domain f.test>\n type file\n file-destination {}/\n</domain>\n\
+         <acct-file acct/campaigns.csv>\n records d\n record-fields d rcpt,header_X-Campaign\n</acct-file>",
+        folder.path().display()
+    );
+    let mut engine = Engine::start(1, &config);
+    let content = "X-Campaign: spring\r\nSubject: x\r\nX-TRACE: 1\r\n\t2\r\nX-Mailer: m\r\n\r\nX-Trace: in the text";
+    let to = ["u@d.test", "u@keeps.test", "u@f.test"];
+    for t in to {
+        let mut c = Client::connect(engine.smtp).unwrap();
+        assert_eq!(c.send("s@sender.test", &[t], content).unwrap().0, 250);
+    }
+    eventually("all arrive", Duration::from_secs(10), || engine.queued() == 0 && r.unique() == 2);
+    let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap();
+    let in_file = std::fs::read_to_string(file.path()).unwrap().replace('\n', "\r\n");
+    let of = |t: &str| r.message_to(t).map(|m| m.content);
+    for (got, mailer) in [(of(to[0]).unwrap(), false), (of(to[1]).unwrap(), true), (in_file, false)] {
+        assert!(!got.contains("spring") && !got.contains("X-TRACE"), "{got}");
+        assert!(got.contains("Subject: x\r\n") && got.contains("\r\n\r\nX-Trace: in the text"), "{got}");
+        assert_eq!(got.contains("X-Mailer"), mailer, "{got}");
+    }
+    let rows = || accounting::lines(engine.path()).join("\n");
+    eventually("rows have what came", Duration::from_secs(10), || rows().matches("spring").count() == 3);
+    // Also when it is read back from the spool.
+    r.script(|s| s.content_reply = Some("451 4.3.0 later"));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    c.send("s@sender.test", &["v@d.test"], content).unwrap();
+    row(&engine, "t", "v@d.test");
+    engine.kill_all();
+    r.script(|s| s.content_reply = None);
+    engine.start_again();
+    eventually("it arrives", Duration::from_secs(20), || of("v@d.test").is_some());
+    assert!(!of("v@d.test").unwrap().contains("spring"), "{:?}", of("v@d.test"));
 }

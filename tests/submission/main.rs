@@ -4,6 +4,7 @@
 mod limits;
 mod memory;
 mod protocol;
+mod withheld;
 
 use tests::engine::Engine;
 use tests::receiver::Receiver;

@@ -50,11 +50,15 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             Ok(Parsed { value: Value::TextList(super::value::list(text)), refs })
         }
         "args" => args(argument, text),
-        "hosts" => hosts(text).map(|()| keep()),
+        "hosts" => Ok(Value::Text(hosts(text)?).into()),
         "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
         "identity" => identity(one(text)?).map(|()| keep()),
         "headers" => {
             items(text).try_for_each(|h| header_name(h, text))?;
+            Ok(Value::TextList(super::value::list(text)).into())
+        }
+        "field-names" => {
+            items(text).try_for_each(|h| field_name(h, text))?;
             Ok(Value::TextList(super::value::list(text)).into())
         }
         "url" => url(one(text)?).map(|()| keep()),
@@ -399,38 +403,51 @@ fn args(kinds: &str, text: &str) -> Result<Parsed, Problem> {
     .into())
 }
 
-fn hosts(text: &str) -> Result<(), Problem> {
+/// Hosts in levels, each host as workers read it: addresses in brackets, names without.
+fn hosts(text: &str) -> Result<String, Problem> {
     if text.split([';', ',']).all(|h| h.trim().is_empty()) {
         return Err(Problem::expected("HOST, [IP], or lookup-mx:DOMAIN, each with :PORT if wanted", text));
     }
-    for level in text.split(';') {
-        for host in level.split(',').map(str::trim).filter(|h| !h.is_empty()) {
-            let bad = |why: &str| Problem::expected(why, host).at(host, text);
-            if let Some(d) = host.strip_prefix("lookup-mx:") {
-                domain(d).map_err(|_| bad("lookup-mx:DOMAIN"))?;
-                continue;
-            }
-            let (name, port) = match host.rsplit_once(':').filter(|(n, _)| !n.contains('[') || n.ends_with(']')) {
-                Some((n, p)) => (n, Some(p)),
-                None => (host, None),
-            };
-            if port.is_some_and(|p| !p.parse::<u16>().is_ok_and(|p| p > 0)) {
-                return Err(bad("a port from 1 to 65535"));
-            }
-            if name.parse::<IpAddr>().is_ok() {
-                return Err(bad("an address in brackets").help(format!("write [{name}]")));
-            }
-            let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
-            let fine = match literal {
-                Some(l) => ipc::message::parse_literal(l).is_some(),
-                None => normalise_domain(name).is_ok_and(|d| is_plain_domain(&d)),
-            };
-            if !fine {
-                return Err(bad("HOST, [IP], [IPv6:IP], each with :PORT if wanted, or lookup-mx:DOMAIN"));
-            }
-        }
+    let level = |level: &str| -> Result<Vec<String>, Problem> { items(level).map(|h| host(h, text)).collect() };
+    let levels: Vec<String> =
+        text.split(';').map(|l| level(l).map(|hosts| hosts.join(","))).collect::<Result<_, _>>()?;
+    Ok(levels.join(";"))
+}
+
+fn host(host: &str, of: &str) -> Result<String, Problem> {
+    let bad = |why: &str| Problem::expected(why, host).at(host, of);
+    if let Some(d) = host.strip_prefix("lookup-mx:") {
+        domain(d).map_err(|_| bad("lookup-mx:DOMAIN"))?;
+        return Ok(host.to_owned());
     }
-    Ok(())
+    // An IPv6 address without brackets has no port.
+    let is_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+    let (name, port) = match host.rsplit_once(':').filter(|(n, _)| !is_ipv6 && (!n.contains('[') || n.ends_with(']'))) {
+        Some((n, p)) => (n, Some(p)),
+        None => (host, None),
+    };
+    if port.is_some_and(|p| !p.parse::<u16>().is_ok_and(|p| p > 0)) {
+        return Err(bad("a port from 1 to 65535"));
+    }
+    let inner = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+    let literal = |l: &str| ipc::message::parse_literal(l).or_else(|| l.parse().ok());
+    let address = inner.map_or_else(|| name.parse().ok(), literal);
+    let is_name = |n: &str| normalise_domain(n).is_ok_and(|d| is_plain_domain(&d));
+    let name = match (address, inner.unwrap_or(name)) {
+        (Some(IpAddr::V4(ip)), _) => format!("[{ip}]"),
+        (Some(IpAddr::V6(ip)), _) => format!("[IPv6:{ip}]"),
+        (None, n) if is_name(n) => n.to_owned(),
+        _ => return Err(bad("HOST, [IP], [IPv6:IP], each with :PORT if wanted, or lookup-mx:DOMAIN")),
+    };
+    Ok(port.map_or(name.clone(), |p| format!("{name}:{p}")))
+}
+
+/// RFC 5322 section 2.2: printable ASCII without a colon.
+fn field_name(name: &str, of: &str) -> Result<(), Problem> {
+    match name.bytes().all(|b| b.is_ascii_graphic() && b != b':') {
+        true => Ok(()),
+        false => Err(Problem::expected("the name of a header field without its colon", name).at(name, of)),
+    }
 }
 
 fn queue(t: &str) -> Result<&str, Problem> {
@@ -552,6 +569,15 @@ mod tests {
     use super::super::value::parse;
 
     #[test]
+    fn hosts_with_and_without_brackets_are_the_same() {
+        let same = |text: &str| super::hosts(text).unwrap_or_else(|p| p.message);
+        assert_eq!(same("127.0.0.1:2526"), "[127.0.0.1]:2526");
+        assert_eq!(same("[smtp.relay.test]:587, mx.d.test ;[b.test]"), "smtp.relay.test:587,mx.d.test;b.test");
+        assert_eq!(same("::1, [::1]:25, [IPv6:2001:db8::1]"), "[IPv6:::1],[IPv6:::1]:25,[IPv6:2001:db8::1]");
+        assert_eq!(same("lookup-mx:d.test"), "lookup-mx:d.test");
+    }
+
+    #[test]
     fn forms_of_several_parts() {
         for (kind, good) in [
             ("ip-port", "127.0.0.1"),
@@ -567,6 +593,7 @@ mod tests {
             ("http-access", "10/8 monitor,deny-logs"),
             ("args:cidr,rate", "0/0 5/s"),
             ("hosts", "[127.0.0.1]:2525, [IPv6:::1]; mx.d.test:25; lookup-mx:d.test"),
+            ("field-names", "X-A, Received"),
             ("daily", "10/day,20/d"),
             ("identity", "@d.test"),
             ("url", "https://h.test:8443/a"),
@@ -597,8 +624,11 @@ mod tests {
             ("http-access", "10/40 admin"),
             ("http-access", "10/8 root"),
             ("args:cidr,rate", "0/0"),
-            ("hosts", "127.0.0.1"),
             ("hosts", "a..b"),
+            ("hosts", "[a_b@]"),
+            ("hosts", "[a.test"),
+            ("field-names", "X-A:"),
+            ("field-names", "X A"),
             ("hosts", "h:99999"),
             ("daily", "10/h"),
             ("identity", "me"),

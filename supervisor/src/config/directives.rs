@@ -4,20 +4,30 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use ipc::rules::{DomainKey, PENDING};
+use ipc::rules::{DomainKey, PENDING, Value};
 
 /// Whether a directive is in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// In force today.
     Supported,
-    /// Parsed and validated, not in force yet.
+    /// Parsed and validated, not in force yet: mail goes as if the line were not there.
     Pending,
+    /// The same, and mail that it is about is kept back: without the line in force that mail would come in, go elsewhere, or
+    /// show what it must not.
+    Withheld,
     /// Harmless here, ignored on purpose.
     Accepted,
     /// Refused, with a reason.
     Refused,
+}
+
+impl Status {
+    /// Its values are more than checked and shown.
+    pub fn reaches_workers(self) -> bool {
+        matches!(self, Status::Supported | Status::Withheld)
+    }
 }
 
 /// One row: a directive in some blocks.
@@ -38,7 +48,8 @@ pub struct Directive {
     pub scope: &'static str,
     /// Whether it is in force.
     pub status: Status,
-    /// Why it is accepted or refused.
+    /// Why it is accepted or refused; what becomes of mail where it is withheld; of one that is pending what happens, where
+    /// that is not its default.
     pub reason: &'static str,
     /// Several lines add up; else the last one wins.
     pub repeats: bool,
@@ -65,6 +76,7 @@ fn row(line: &'static str) -> Option<Directive> {
             "supported" => Status::Supported,
             "accepted" => Status::Accepted,
             "refused" => Status::Refused,
+            "withheld" => Status::Withheld,
             _ => Status::Pending,
         },
         reason: c.next()?,
@@ -91,12 +103,27 @@ pub fn find(name: &str, block: &str) -> Option<&'static Directive> {
     row_of(name, block).map(|i| &all()[i])
 }
 
+impl Directive {
+    /// A line of this directive, which is not in force, says what happens anyway, or nothing.
+    pub fn says_what_happens(&self, value: &Value) -> bool {
+        let is_none = match value {
+            Value::Text(t) => t.is_empty(),
+            Value::TextList(l) => l.is_empty(),
+            Value::Flag(on) => self.status == Status::Withheld && !on,
+            _ => false,
+        };
+        let happens = self.reason.strip_prefix("what happens is ").unwrap_or(self.default);
+        is_none || super::value::parse(self.kind, happens).is_ok_and(|p| p.value == *value)
+    }
+}
+
 /// The name that a directive is in force under: of an alias the one it stands for.
 pub fn canonical(name: &str) -> &str {
     match name {
         "max-msg-per-conn" => "max-msg-per-connection",
         "max-conn-rate" => "max-connect-rate",
         "delivery-priority" => "queue-priority",
+        "route" => "smtp-hosts",
         n => n,
     }
 }
@@ -129,10 +156,10 @@ mod tests {
         for d in all() {
             let in_force = DomainKey::named(canonical(d.name)).is_some();
             if d.blocks.contains(&"domain") && !matches!(d.name, "include" | "use-profile") {
-                assert_eq!(d.status == Status::Supported, in_force, "{} in <domain>", d.name);
+                assert_eq!(d.status.reaches_workers(), in_force, "{} in <domain>", d.name);
             }
             if d.blocks == ["source"] && d.name != "include" {
-                assert_eq!(d.status == Status::Supported, SourceKey::named(d.name).is_some(), "{} in <source>", d.name);
+                assert_eq!(d.status.reaches_workers(), SourceKey::named(d.name).is_some(), "{} in <source>", d.name);
             }
         }
         assert!(all().len() > 400);
@@ -160,7 +187,7 @@ mod tests {
 
     #[test]
     fn values_of_the_table_are_what_the_rules_take() {
-        for d in all().iter().filter(|d| d.status == Status::Supported) {
+        for d in all().iter().filter(|d| d.status.reaches_workers()) {
             let kind = d.kind.split(':').next().unwrap_or_default();
             for block in &d.blocks {
                 let kinds = match *block {

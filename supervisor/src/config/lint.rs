@@ -70,10 +70,6 @@ pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
         let d = Diagnostic::warning(bounce.at, "one-attempt", message, "raise bounce-after above retry-after");
         all.push(d.with(retry.at, "the first wait"));
     }
-    if let (Some(hosts), Some(route)) = (get("smtp-hosts"), get("route")) {
-        let d = Diagnostic::warning(route.at, "shadowed", "route has no effect beside smtp-hosts", "remove it");
-        all.push(d.with(hosts.at, "is in force"));
-    }
     if let (Some(no), Some(require)) = (get("use-starttls"), get("require-starttls"))
         && value::parse("flag", &no.value).is_ok_and(|p| p.value == Value::Flag(false))
         && value::parse("flag", &require.value).is_ok_and(|p| p.value == Value::Flag(true))
@@ -145,7 +141,8 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
         .filter(|d| d.inside.iter().any(|i| matches!(&*i.name, "smtp-hosts" | "route" | "queue-to" | "type")))
         .map(|d| d.value.to_lowercase())
         .collect();
-    let hosts = |i: &Statement| &*i.name == "smtp-hosts" && value::parse("hosts", &i.value).is_ok();
+    let hosts =
+        |i: &Statement| directives::canonical(&i.name) == "smtp-hosts" && value::parse("hosts", &i.value).is_ok();
     let inherited = blocks("<domain>").any(|d| &*d.value == "*" && d.inside.iter().any(hosts));
     let made_up = |q: &str| q.ends_with(".queue") || q.ends_with(".rollup");
     for d in blocks("<domain>").chain(inner()) {

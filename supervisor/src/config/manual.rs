@@ -72,7 +72,7 @@ pub fn example(d: &Directive) -> String {
             "queue-filter" => "example.com/vmta1".into(),
             _ => "X-Mailer, X-Originating-IP".into(),
         },
-        "headers" => "X-Mailer, X-Originating-IP".into(),
+        "headers" | "field-names" => "X-Mailer, X-Originating-IP".into(),
         "ip" => "192.0.2.10".into(),
         "ip-port" => "127.0.0.1:53".into(),
         "listener" => "192.0.2.10:25".into(),
@@ -185,7 +185,8 @@ pub fn see_also(d: &Directive) -> Vec<&'static str> {
 pub fn markdown() -> String {
     let mut t = String::from(
         "# Directives\n\nMade from the program's table: `sluice config directives --markdown`.\n\n\
-         *Supported* directives are in force. *Pending* ones are checked and stored, and not in force yet. *Accepted* ones\n\
+         *Supported* directives are in force. *Pending* ones are checked and stored, and not in force yet. So are *withheld*\n\
+         ones, and mail that they are about is kept back: without them it would come in, or go out otherwise than meant. *Accepted* ones\n\
          are harmless here and have no effect. *Refused* ones are errors. Lines of a directive marked + add up; of others the\n\
          last line of a block is in force.\n",
     );

@@ -28,6 +28,14 @@ pub struct Mail {
     pub envid: String,
 }
 
+/// Mail that a directive is about which is known and not in force: without it the mail would come in or go out otherwise
+/// than its author meant.
+pub fn withheld(directive: &str) -> Refusal {
+    let text =
+        format!("{directive} is not in force here yet: mail that it is for is refused as long as the line stands");
+    Refusal(451, "4.3.5", text)
+}
+
 /// Parameters of RCPT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rcpt {

@@ -392,6 +392,13 @@ impl Session {
             State::Fresh => return Err(Refusal(503, "5.5.1", "EHLO first".into())),
             _ => return Err(Refusal(503, "5.5.1", "A transaction is in progress; RSET first".into())),
         }
+        if self.rules.require_auth {
+            // RFC 4954 section 6. No session is authenticated: AUTH is not offered.
+            return Err(Refusal(530, "5.7.0", "Authentication required (require-auth)".into()));
+        }
+        if let Some(directive) = self.rules.withheld() {
+            return Err(command::withheld(directive));
+        }
         let arg = keyword(arg, "FROM:").ok_or_else(|| Refusal(501, "5.5.4", "Expected MAIL FROM:<address>".into()))?;
         let mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
         let max = self.rules.max_message_size;
@@ -460,6 +467,12 @@ impl Session {
                 "5.7.1",
                 format!("<{}> relaying is not allowed for you (always-allow-relaying)", rcpt.address),
             ));
+        }
+        let lists = &self.global.withheld_lists;
+        if !lists.is_empty()
+            && let Some(list) = self.suppresses.list_of(lists, &rcpt.address).filter(|l| lists.contains(l))
+        {
+            return Err(command::withheld(list.trim_matches(['{', '}'])));
         }
         if let Some(list) = self.suppresses.list_of(&self.rules.suppression_lists, &rcpt.address) {
             if !self.rules.accept_invalid_recipients {

@@ -47,6 +47,8 @@ pub(super) struct Attempt {
     began_ms: Option<i64>,
     /// What opening the connection took, for its first message.
     connect_ms: Option<u64>,
+    /// The message's header as it came, where that is not what went out.
+    header: Option<Bytes>,
 }
 
 impl Attempt {
@@ -60,7 +62,7 @@ impl Attempt {
     }
 
     /// A transaction that began then.
-    pub(super) fn of_session(s: &mut Session, began_ms: i64) -> Attempt {
+    pub(super) fn of_session(s: &mut Session, began_ms: i64, content: &Content) -> Attempt {
         Attempt {
             host: s.host.clone(),
             ip: s.peer.ip().to_string(),
@@ -70,6 +72,7 @@ impl Attempt {
             tls: s.tls.clone(),
             began_ms: Some(began_ms),
             connect_ms: s.connect_ms.take(),
+            header: Some(content.body[0].clone()),
         }
     }
 }
@@ -210,7 +213,7 @@ pub(super) fn accounted<'v>(
     if shown.own {
         set_own(&mut row, shard.number, e, batch, at, now);
     }
-    row.headers = common.headers(&shown, kind, &body[0]);
+    row.headers = common.headers(&shown, kind, at.header.as_ref().unwrap_or(&body[0]));
     Some(row.encode())
 }
 

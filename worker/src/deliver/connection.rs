@@ -771,7 +771,7 @@ async fn attempt(
     }
     *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
     if !verdicts.is_empty() {
-        let at = Attempt::of_session(s, began);
+        let at = Attempt::of_session(s, began, &content);
         conclude(shard, path, &batch, e, &body, verdicts, &at).await;
     }
     goes_on

@@ -14,6 +14,7 @@ use ipc::message::{ArchivedBodyType, ArchivedEnvelope};
 use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::connection::{Path, load};
 use super::contained::{contained, hold_after_panic};
+use super::removed_fields;
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::regular_file::{self, Links};
@@ -89,6 +90,7 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
+    let body = removed_fields::without(&content, &path.rules);
     let began = clock::now_ms();
     let mut verdicts = Vec::with_capacity(batch.recipients.len());
     for (i, r) in batch.recipients.iter().enumerate() {
@@ -97,8 +99,8 @@ async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
                 Verdict { outcome: Outcome::Bounced, ..delivered("discarded") }
             }
             Type::Discard => delivered("discarded"),
-            Type::File => into_file(path, e, *r, &content.body).await,
-            Type::Pipe => match into_program(shard, path, e, *r, &content.body).await {
+            Type::File => into_file(path, e, *r, &body).await,
+            Type::Pipe => match into_program(shard, path, e, *r, &body).await {
                 Some(v) => v,
                 None => {
                     path.put_back(shard, &batch, &batch.recipients[i..]);

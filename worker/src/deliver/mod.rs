@@ -17,6 +17,7 @@ pub mod local;
 pub mod mode;
 pub mod open;
 pub mod openers;
+mod removed_fields;
 pub mod reply;
 pub mod security;
 pub mod session;

@@ -16,6 +16,7 @@ use super::slow::{GRANTED, group_of};
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
+use crate::config::Config;
 use crate::connect::mx::{Family, Search};
 use crate::connect::tls::Parameters;
 use crate::route::rollup;
@@ -47,6 +48,12 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             bounce_queues(shard, path, &failure).await;
             rest_for_others(shard, path, failure);
         }
+        return None;
+    }
+    if let Some(directive) = withheld(&config, path, shard) {
+        let text =
+            format!("{directive} is not in force here yet, and mail that it is for waits as long as the line stands");
+        failed(shard, path, Failure::own("4.3.5", text));
         return None;
     }
     let resolver = Rc::clone(&shard.resolver.borrow());
@@ -228,6 +235,17 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     }
     failed(shard, path, last.unwrap_or_else(none_left));
     None
+}
+
+/// A directive of the path or its virtual MTA that is not in force, and without which its mail would go otherwise than
+/// meant.
+fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<String> {
+    let of_path = path.rules.withheld().map(str::to_owned);
+    of_path.or_else(|| {
+        let vmta = shard.scheduler.borrow().paths.get(path.id)?.vmta;
+        let vmta = config.snapshot.get().vmtas.get(vmta as usize)?;
+        Some(vmta.withheld.as_str().to_owned()).filter(|d| !d.is_empty())
+    })
 }
 
 /// Notes the hosts of a domain that rolled up; false when they are new here and a connection that

@@ -1,4 +1,4 @@
-//! DKIM-signs a message for a path, once for all who ask for the same.
+//! A message as it goes by a path, without fields that do not go out and DKIM-signed: made once for all who ask for the same.
 
 use std::rc::Rc;
 
@@ -7,6 +7,7 @@ use ipc::rules::DomainRules;
 use tokio::sync::OnceCell;
 
 use super::connection::Path;
+use super::removed_fields;
 use crate::clock;
 use crate::config::Config;
 use crate::dkim::options::Options;
@@ -21,7 +22,7 @@ const SIGNED_S: i64 = 300;
 /// Longest content whose hash is worked out between other work, bytes: a millisecond or so.
 const HASHED_HERE_MAX: usize = 256 << 10;
 
-/// Content behind its signatures.
+/// Content as it goes by some paths.
 pub struct Signed {
     /// Generation of the configuration.
     generation: u64,
@@ -29,7 +30,7 @@ pub struct Signed {
     rules: Rc<DomainRules>,
     vmta: Rc<str>,
     pool: Option<Rc<str>>,
-    /// Others who ask while it is being signed wait for it.
+    /// Others who ask while it is being made wait for it.
     body: Rc<OnceCell<[Bytes; 2]>>,
 }
 
@@ -39,11 +40,12 @@ impl std::fmt::Debug for Signed {
     }
 }
 
-/// The content as it goes by a path: behind as many signatures as its rules ask for and keys fit.
+/// The content as it goes by a path: without what its source and rules remove, behind as many signatures as the rules ask
+/// for and keys fit.
 pub(super) async fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2] {
     let config = shard.config();
     let options = config.signing(&path.rules);
-    if options.is_empty() {
+    if options.is_empty() && !removed_fields::any(content, &path.rules) {
         return content.body.clone();
     }
     let generation = config.snapshot.get().generation.to_native();
@@ -74,7 +76,8 @@ async fn sign(
 ) -> [Bytes; 2] {
     let vmta = shard.scheduler.borrow().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta, path.pool.as_deref());
-    let mut message = Message::of(&content.body);
+    let body = removed_fields::without(content, &path.rules);
+    let mut message = Message::of(&body);
     let mut fields = String::new();
     for o in options {
         let asked = content.dkim.as_ref().filter(|_| o.follows_message);
@@ -87,8 +90,8 @@ async fn sign(
             None => [&keys[0][..], &keys[1][..]],
         };
         let has_key = asked.is_some_and(|r| r.key.is_some()) || lists.iter().any(|l| !l.is_empty());
-        if has_key && content.body[0].len() + content.body[1].len() > HASHED_HERE_MAX {
-            let (body, form) = (content.body.clone(), o.body_canon);
+        if has_key && body[0].len() + body[1].len() > HASHED_HERE_MAX {
+            let (body, form) = (body.clone(), o.body_canon);
             let hash = shard.signers.aside(move || Message::of(&body).body_hash(form)).await;
             hash.into_iter().for_each(|h| message.has_body_hash(form, h));
         }
@@ -104,8 +107,8 @@ async fn sign(
         }
     }
     match fields.is_empty() {
-        true => content.body.clone(),
-        false => behind(&fields, &content.body, message.header_len()),
+        true => body,
+        false => behind(&fields, &body, message.header_len()),
     }
 }
 

@@ -1,18 +1,8 @@
 //! What a message asks of its signature: `X-DKIM-Options` and `X-DKIM-Key`.
-//!
-//! Receivers do not see these fields, but whoever signs has to, maybe after a restart: they are kept
-//! in front of the stored content, and the envelope says how many they are.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use ipc::message::kept;
-
 use super::key::Key;
-use crate::prepare::headers;
-
-/// Longest of the fields that is kept, bytes.
-const FIELD_MAX: usize = 16 << 10;
 
 /// What a message asks for; what is empty is as the configuration says.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +24,18 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads the value of `X-DKIM-Options`. Tags that are not known mean nothing.
+    /// Reads the values of `X-DKIM-Options` and `X-DKIM-Key`.
+    pub fn of(options: Option<&str>, key: Option<&str>) -> Request {
+        let mut r = options.map_or_else(Request::default, Request::parse);
+        if let Some(key) = key {
+            // One that cannot be used signs nothing: it is told where the message is signed.
+            r.key = Key::from_pem(&pem(key)).ok().map(Arc::new);
+            r.unusable_key = r.key.is_none();
+        }
+        r
+    }
+
+    /// Reads the options. Tags that are not known mean nothing.
     fn parse(value: &str) -> Request {
         let mut r = Request::default();
         for (name, value) in value.split(';').filter_map(|t| t.split_once('=')) {
@@ -50,44 +51,6 @@ impl Request {
         }
         r
     }
-}
-
-/// The fields to keep in front of content: the options, and a key for them; and the envelope's word
-/// for what they are.
-pub fn keep(options: Option<&[u8]>, key: Option<&[u8]>) -> (Vec<u8>, u8) {
-    let (mut head, mut marks) = (Vec::new(), 0);
-    let given = [("X-DKIM-Options", options, kept::DKIM_OPTIONS), ("X-DKIM-Key", key, kept::DKIM_KEY)];
-    for (name, value, mark) in given {
-        let Some(value) = value.filter(|v| v.len() <= FIELD_MAX) else { continue };
-        head.extend_from_slice(name.as_bytes());
-        head.push(b':');
-        head.extend_from_slice(value);
-        head.extend_from_slice(b"\r\n");
-        marks |= mark;
-    }
-    (head, marks)
-}
-
-/// Parts stored content into what goes out and what its fields in front ask for.
-pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Option<Request>) {
-    let count = (marks & (kept::DKIM_OPTIONS | kept::DKIM_KEY)).count_ones() as usize;
-    if count == 0 {
-        return (body, None);
-    }
-    let (fields, _) = headers::parse(&body[0]);
-    let own = &fields[..count.min(fields.len())];
-    let mut r = Request::default();
-    if let Some(f) = own.iter().find(|f| f.name == "X-DKIM-Options") {
-        r = Request::parse(&headers::unfolded(f.value));
-    }
-    if let Some(f) = own.iter().find(|f| f.name == "X-DKIM-Key") {
-        // One that cannot be used signs nothing: it is told where the message is signed.
-        r.key = Key::from_pem(&pem(&String::from_utf8_lossy(f.value))).ok().map(Arc::new);
-        r.unusable_key = r.key.is_none();
-    }
-    let end = own.last().map_or(0, |f| f.range.end);
-    let [head, rest] = body;
-    ([head.slice(end..), rest], Some(r))
 }
 
 /// A folded PEM text with its lines as they were.
@@ -114,22 +77,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_in_front_does_not_go_out() {
+    fn options_and_a_folded_key_are_read() {
         let key = super::super::key::generate_ed25519().unwrap();
         let folded = format!(" {}", key.trim().replace('\n', "\r\n\t"));
-        let (head, marks) =
-            keep(Some(b" s=Sel ; d=D.test; i=@a.d.test;\r\n key-list=Mine; x=y"), Some(folded.as_bytes()));
-        let stored = Bytes::from([&head[..], b"From: a@b\r\n\r\nx"].concat());
-        let (out, r) = part([stored.clone(), Bytes::new()], marks);
-        assert_eq!(out[0], b"From: a@b\r\n\r\nx"[..]);
-        let r = r.unwrap();
+        let r = Request::of(Some(" s=Sel ; d=D.test; i=@a.d.test; key-list=Mine; x=y"), Some(&folded));
         assert_eq!(
             (r.selector.as_str(), r.domain.as_str(), r.identity.as_str(), r.key_list.as_str()),
             ("Sel", "d.test", "@a.d.test", "mine")
         );
-        assert!(r.key.is_some());
-        let (out, r) = part([stored.clone(), Bytes::new()], 0);
-        assert!(out[0] == stored && r.is_none());
+        assert!(r.key.is_some() && !r.unusable_key);
     }
 
     #[test]

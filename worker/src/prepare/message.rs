@@ -11,10 +11,10 @@ use ipc::text;
 use tokio::task::coop::consume_budget;
 
 use super::headers::{self, TooMuch};
+use super::kept;
 use super::pattern_list::Subject;
-use crate::accept::command::{Mail, Rcpt, Refusal};
+use crate::accept::command::{Mail, Rcpt, Refusal, withheld};
 use crate::config::Config;
-use crate::dkim::request;
 use crate::holds::{Pieces, Work, doing};
 
 /// Where a message comes from.
@@ -154,7 +154,12 @@ fn read_header<'a>(
     let (mut dkim_options, mut dkim_key) = (None, None);
     for f in fields {
         match f.name.to_ascii_lowercase().as_str() {
-            "received" => hops += 1,
+            "received" => {
+                hops += 1;
+                if rules.remove_received_headers {
+                    removed.push(f.range.clone());
+                }
+            }
             "date" => {
                 has_date = true;
                 if rules.add_date_header == 2 {
@@ -185,6 +190,14 @@ fn read_header<'a>(
             "x-dkim-options" if rules.process_x_dkim_options => {
                 dkim_options = dkim_options.or(Some(f.value));
                 if !rules.retain_x_dkim_options {
+                    removed.push(f.range.clone());
+                }
+            }
+            "x-schedule" => {
+                if rules.process_x_schedule {
+                    return Err(withheld("process-x-schedule"));
+                }
+                if !rules.retain_x_schedule {
                     removed.push(f.range.clone());
                 }
             }
@@ -229,8 +242,9 @@ fn finish(
     }
     // A key signs by the options that name its selector.
     let dkim_key = header.dkim_key.filter(|_| header.dkim_options.is_some());
-    let (mut head, kept) = request::keep(header.dkim_options, dkim_key);
-    e.kept = kept;
+    let dkim_options = header.dkim_options;
+    let (mut head, marks) = kept::Fields { dkim_options, dkim_key, removed: &rules.remove_header }.keep();
+    e.kept = marks;
     let end = header.end;
     head.reserve(end + 512);
     if rules.add_received_header {

@@ -3,6 +3,7 @@
 //! stays where it was received.
 
 pub mod headers;
+pub mod kept;
 pub mod message;
 pub mod pattern_list;
 pub mod recipients;

@@ -9,7 +9,8 @@ use rkyv::util::AlignedVec;
 
 use super::job::JobId;
 use crate::deliver::signing::Signed;
-use crate::dkim::request::{self, Request};
+use crate::dkim::request::Request;
+use crate::prepare::kept;
 
 /// What the allocations of one [`Content`] cost beside what lies in them: its own, the envelope, two
 /// pieces of content, each with a header, a count of its owners, and what rounding up takes.
@@ -24,9 +25,11 @@ pub struct Content {
     pub body: [Bytes; 2],
     /// What it asks of its signature.
     pub dkim: Option<Request>,
+    /// Names of its fields that do not go out, whatever the path.
+    pub removed: Vec<String>,
     /// The content with the fields that are kept in front.
     stored: [Bytes; 2],
-    /// The same behind its DKIM signatures, by what asked for them: signed once for all recipients
+    /// The same without fields that do not go out and behind its DKIM signatures, by what asked for that: made once for all recipients
     /// and attempts as long as it is held.
     pub signed: RefCell<Vec<Signed>>,
 }
@@ -34,10 +37,10 @@ pub struct Content {
 impl Content {
     /// What was stored.
     pub fn new(envelope: AlignedVec<16>, body: [Bytes; 2]) -> Content {
-        let kept = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope).map_or(0, |e| e.kept);
+        let marks = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope).map_or(0, |e| e.kept);
         let stored = body.clone();
-        let (body, dkim) = request::part(body, kept);
-        Content { envelope, body, dkim, stored, signed: RefCell::default() }
+        let (body, dkim, removed) = kept::part(body, marks);
+        Content { envelope, body, dkim, removed, stored, signed: RefCell::default() }
     }
 
     /// Bytes of memory that it holds, about.

@@ -9,9 +9,15 @@ use super::{Accepted, Compiler, Statement};
 impl<'s> Compiler<'s> {
     /// A list at top level; one that is defined again goes on.
     pub(super) fn address_list(&mut self, s: &'s Statement) {
-        let mut list = AddressList { name: s.value.to_lowercase(), ..Default::default() };
+        let list = self.listed("address-list", s, &s.value.to_lowercase());
+        self.add_addresses(list);
+    }
+
+    /// What a list holds, whose lines are those of a block `tag`.
+    fn listed(&mut self, tag: &'static str, s: &'s Statement, name: &str) -> AddressList {
+        let mut list = AddressList { name: name.to_owned(), ..Default::default() };
         for i in &s.inside {
-            match (&*i.name, self.check("address-list", i).and_then(Accepted::in_force)) {
+            match (&*i.name, self.check(tag, i).and_then(Accepted::in_force)) {
                 ("domain", Some(Value::Text(t))) => list.domains.push(ascii_domain(&t)),
                 ("address", Some(Value::Text(t))) => self.listed_address(i, &t, &mut list),
                 ("address-file", Some(Value::Text(path))) => {
@@ -23,6 +29,10 @@ impl<'s> Compiler<'s> {
                 _ => {}
             }
         }
+        list
+    }
+
+    fn add_addresses(&mut self, mut list: AddressList) {
         match self.snapshot.address_lists.iter_mut().find(|l| l.name == list.name) {
             Some(l) => {
                 l.domains.append(&mut list.domains);
@@ -31,6 +41,51 @@ impl<'s> Compiler<'s> {
             }
             None => self.snapshot.address_lists.push(list),
         }
+    }
+
+    /// `<bounce-processor>`, `<feedback-loop-processor>`: mail to what they list is no mail to deliver.
+    pub(super) fn processor(&mut self, tag: &'static str, s: &'s Statement) {
+        for i in &s.inside {
+            if &*i.name == "<address-list>" {
+                let list = self.listed("address-list", i, "");
+                self.withhold(tag, list);
+            } else {
+                self.inside_one(tag, i);
+            }
+        }
+    }
+
+    /// `alias`: mail to the address is for somebody else.
+    pub(super) fn alias(&mut self, s: &Statement, text: &str) {
+        let address = text.split_whitespace().next().unwrap_or_default();
+        if !address.contains('@') {
+            self.out.local_aliases.push(address.to_lowercase());
+            return;
+        }
+        let mut list = AddressList::default();
+        self.listed_address(s, address.strip_prefix('*').unwrap_or(address), &mut list);
+        self.withhold("alias", list);
+    }
+
+    /// Aliases of local parts, once it is known where they are.
+    pub(super) fn local_aliases(&mut self) {
+        let parts = std::mem::take(&mut self.out.local_aliases);
+        let domains = self.snapshot.global.local_domains.clone();
+        let at_each = |p: &String| domains.iter().map(|d| format!("{p}@{d}")).collect::<Vec<_>>();
+        let addresses: Vec<String> = parts.iter().flat_map(at_each).collect();
+        if !addresses.is_empty() {
+            self.withhold("alias", AddressList { addresses, ..Default::default() });
+        }
+    }
+
+    /// Mail to these addresses is not taken as long as the directive is not in force.
+    fn withhold(&mut self, directive: &str, mut list: AddressList) {
+        list.name = format!("{{{directive}}}");
+        let names = &mut self.snapshot.global.withheld_lists;
+        if !names.contains(&list.name) {
+            names.push(list.name.clone());
+        }
+        self.add_addresses(list);
     }
 
     /// An address, a local part, `@domain`, or an expression between slashes.

@@ -45,6 +45,17 @@ impl<'s> Compiler<'s> {
             "bounce-category-patterns" => self.bounce_patterns(s),
             "mx-rollup-list" => self.rollup_list(s),
             "dns" => self.dns(s),
+            "bounce-processor" | "feedback-loop-processor" => {
+                self.pend(d, s);
+                self.processor(tag, s);
+            }
+            "aliases" => {
+                for i in &s.inside {
+                    if let Some(Value::Text(t)) = self.check(tag, i).and_then(Accepted::in_force) {
+                        self.alias(i, &t);
+                    }
+                }
+            }
             _ => {
                 self.pend(d, s);
                 self.inside(tag, s);
@@ -65,16 +76,7 @@ impl<'s> Compiler<'s> {
 
     /// Checks what is inside a block that is not in force yet.
     fn inside(&mut self, tag: &'static str, s: &'s Statement) {
-        for i in &s.inside {
-            if !i.name.starts_with('<') {
-                drop(self.check(tag, i));
-                continue;
-            }
-            match directives::find(&i.name, tag) {
-                Some(d) => self.inside(d.name.trim_matches(['<', '>']), i),
-                None => self.unknown(tag, i),
-            }
-        }
+        s.inside.iter().for_each(|i| self.inside_one(tag, i));
         if tag == "proxy" {
             for part in ["server", "client"] {
                 if !s.inside.iter().any(|i| *i.name == *part) {
@@ -86,6 +88,17 @@ impl<'s> Compiler<'s> {
                     );
                 }
             }
+        }
+    }
+
+    pub(super) fn inside_one(&mut self, tag: &'static str, s: &'s Statement) {
+        if !s.name.starts_with('<') {
+            drop(self.check(tag, s));
+            return;
+        }
+        match directives::find(&s.name, tag) {
+            Some(d) => self.inside(d.name.trim_matches(['<', '>']), s),
+            None => self.unknown(tag, s),
         }
     }
 
@@ -184,6 +197,15 @@ impl<'s> Compiler<'s> {
             let (file, line) = (i.at.file, i.at.line);
             let accepted = self.check("source", i).and_then(Accepted::in_force);
             if let (Some(value), Some(key)) = (accepted, SourceKey::named(&i.name)) {
+                if (key, &value) == (SourceKey::RequireAuth, &Value::Flag(true)) {
+                    let message = "no client can authenticate yet: mail of these clients is refused with 530";
+                    self.warning(
+                        i.at,
+                        "withheld",
+                        message,
+                        "list the addresses that may send without in a <source> of their own",
+                    );
+                }
                 settings.push(Setting { key: key as u16, file, line, value });
             }
         }
@@ -258,6 +280,11 @@ impl<'s> Compiler<'s> {
                     self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
                 }
                 ("host-name", Some(Value::Text(t))) => self.snapshot.vmtas[index as usize].host_name = t,
+                ("use-proxy" | "smtp-proxy-source-host" | "rewrite-list", Some(v)) => {
+                    if let Some(d) = directives::find(&i.name, "virtual-mta").filter(|d| !d.says_what_happens(&v)) {
+                        self.snapshot.vmtas[index as usize].withheld = d.name.into();
+                    }
+                }
                 ("domain-key", Some(Value::Text(t))) => {
                     let key = self.domain_key(i, &t);
                     self.snapshot.vmtas[index as usize].domain_keys.extend(key);
@@ -319,6 +346,9 @@ impl<'s> Compiler<'s> {
                             self.pool_domains.entry(index).or_insert(s.at);
                         }
                         self.snapshot.pools[index as usize].settings.push(a.as_written(i));
+                        if &*i.name == "rewrite-list" && !i.value.is_empty() {
+                            self.withheld_pools.insert(index, "rewrite-list");
+                        }
                         if let ("domain-key", Some(Value::Text(t))) = (&*i.name, a.in_force()) {
                             let key = self.domain_key(i, &t);
                             self.snapshot.pools[index as usize].domain_keys.extend(key);

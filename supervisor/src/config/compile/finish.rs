@@ -10,7 +10,8 @@ use ipc::shard_map::Spread;
 use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 use worker::connect::own_addresses;
 
-use super::super::{directives, incomplete, source_hosts};
+use super::super::directives::{self, Status};
+use super::super::{incomplete, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
 
 impl<'s> Compiler<'s> {
@@ -25,8 +26,13 @@ impl<'s> Compiler<'s> {
             let message = format!("nothing refers to {kind} {name:?}");
             self.reader.diagnostics.push(Diagnostic::warning(at, "unused", message, ""));
         }
-        for (name, (at, count)) in std::mem::take(&mut self.pending) {
+        for ((name, status), (d, at, count)) in std::mem::take(&mut self.pending) {
             let places = if count == 1 { String::new() } else { format!(" ({count} lines, the first is shown)") };
+            if status == Status::Withheld {
+                let message = format!("{name} is not in force yet: {}{places}", d.reason);
+                self.warning(at, "withheld", message, "without the line mail goes as if there were no such directive");
+                continue;
+            }
             let message = format!("{name} is not in force yet: it is checked and stored{places}");
             self.warning(at, "pending", message, "");
         }
@@ -34,6 +40,7 @@ impl<'s> Compiler<'s> {
             overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
         self.defaults(&data_dir);
+        self.local_aliases();
         self.other_machine();
         self.clashing_ports(statements);
         self.reserved_places();
@@ -133,6 +140,9 @@ impl<'s> Compiler<'s> {
                 self.reader.diagnostics.push(d.with(before, "the other line"));
             }
             self.snapshot.pools[pool as usize].members.push(PoolMember { vmta, weight });
+            if let Some(directive) = self.withheld_pools.get(&pool) {
+                self.snapshot.vmtas[vmta as usize].withheld = (*directive).into();
+            }
             if !self.pool_domains.contains_key(&pool) {
                 if !self.snapshot.pools[pool as usize].domain_keys.is_empty() {
                     keyed.push((vmta, pool));
@@ -272,6 +282,10 @@ impl<'s> Compiler<'s> {
         for v in &mut s.vmtas {
             if v.host_name.is_empty() {
                 v.host_name.clone_from(&host);
+            }
+            // Its own addresses, and its own word on proxies, stand in place of the global ones.
+            if v.withheld.is_empty() && (v.source_hosts.is_empty() || self.out.withheld != "smtp-proxy-source-host") {
+                self.out.withheld.clone_into(&mut v.withheld);
             }
             if v.source_hosts.is_empty() {
                 v.source_hosts.clone_from(&defaults);

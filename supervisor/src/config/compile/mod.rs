@@ -134,6 +134,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         pending: BTreeMap::new(),
         profiles: None,
         pool_domains: HashMap::new(),
+        withheld_pools: HashMap::new(),
         members: Vec::new(),
         out: Global::default(),
         tls_pem: String::new(),
@@ -172,6 +173,10 @@ struct Global {
     dummy_ip: Option<std::net::IpAddr>,
     /// `dummy-smtp-port`; 0 for none.
     dummy_port: u16,
+    /// Local parts that are an `alias` at each local domain.
+    local_aliases: Vec<String>,
+    /// What keeps back mail of virtual MTAs that say nothing themselves; empty for nothing.
+    withheld: &'static str,
 }
 
 struct Compiler<'s> {
@@ -183,11 +188,13 @@ struct Compiler<'s> {
     /// `<domain>` blocks in the order of the file.
     domains: Vec<(Scope, &'s Statement)>,
     /// Directives that are not in force yet: where first, and how often.
-    pending: BTreeMap<&'static str, (Span, usize)>,
+    pending: BTreeMap<(&'static str, Status), (&'static Directive, Span, usize)>,
     /// Receiver profiles in force; `None` for all.
     profiles: Option<Vec<String>>,
     /// Pools that speak for domains: they have `<domain>` blocks or use a profile.
     pool_domains: HashMap<u32, Span>,
+    /// What keeps back mail of a pool's members.
+    withheld_pools: HashMap<u32, &'static str>,
     /// Members of pools: pool, name, weight, place.
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
@@ -227,9 +234,9 @@ impl Accepted {
         Setting { key: self.row as u16, file: s.at.file, line: s.at.line, value }
     }
 
-    /// The value, if its directive is in force.
+    /// The value, if it means something beside what is shown.
     fn in_force(self) -> Option<Value> {
-        (self.directive().status == Status::Supported).then_some(self.value)
+        self.directive().status.reaches_workers().then_some(self.value)
     }
 }
 
@@ -327,8 +334,7 @@ impl<'s> Compiler<'s> {
                 }
                 return None;
             }
-            Status::Pending => self.pend(d, s),
-            Status::Supported => {}
+            Status::Pending | Status::Withheld | Status::Supported => {}
         }
         let parsed = match (s.value.is_empty(), s.quoted) {
             _ if value::items(&s.value).nth(ITEMS_MAX).is_some() => {
@@ -352,6 +358,9 @@ impl<'s> Compiler<'s> {
             parsed.and_then(|p| if opens { composite::named_file(d.kind, &s.value).map(|()| p) } else { Ok(p) });
         match parsed {
             Ok(Parsed { value, refs }) => {
+                if d.status != Status::Supported && !d.says_what_happens(&value) {
+                    self.pend(d, s);
+                }
                 for (kind, name) in refs {
                     self.reference(kind, &name, s, block);
                 }
@@ -373,7 +382,7 @@ impl<'s> Compiler<'s> {
 
     /// Counts a line that is not in force yet, and notes the first.
     fn pend(&mut self, d: &'static Directive, s: &Statement) {
-        let (first, count) = self.pending.entry(d.name).or_insert((s.at, 0));
+        let (_, first, count) = self.pending.entry((d.name, d.status)).or_insert((d, s.at, 0));
         *first = (*first).min(s.at);
         *count += 1;
     }
@@ -424,7 +433,7 @@ impl<'s> Compiler<'s> {
 /// What an empty value in quotes means for a type; `None` where it means nothing.
 fn empty(kind: &str) -> Option<Value> {
     match kind.split(':').next().unwrap_or_default() {
-        "list" | "emails" | "refs" | "cpus" => Some(Value::TextList(Vec::new())),
+        "list" | "field-names" | "emails" | "refs" | "cpus" => Some(Value::TextList(Vec::new())),
         "flag" | "number" | "size" | "duration" | "durations" | "grace" | "rate" | "data-rate" | "enum" => None,
         _ => Some(Value::Text(String::new())),
     }
