@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::rules::{DomainRules, Rate};
+use crate::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 
 /// Whether a path goes at its normal pace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,10 +22,10 @@ pub enum Mode {
     },
 }
 
-/// What a path may do; counts of 0 are unlimited.
+/// What a path may do; rates of 0 are unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections.
+    /// Connections; [`ANY_CONNECTIONS`] for no limit, 0 for none.
     pub smtp_out: u64,
     /// Recipients attempted.
     pub msg_rate: Rate,
@@ -109,7 +109,7 @@ impl DomainRules {
         let p = self.policy();
         let smtp_out = self.backoff_max_smtp_out.or(p.map(|p| p.max_smtp_out)).unwrap_or(BACKOFF_SMTP_OUT);
         Limits {
-            smtp_out: least(smtp_out, n.smtp_out),
+            smtp_out: smtp_out.min(n.smtp_out),
             // What a line says is meant; a policy is never faster than normal mode.
             msg_rate: self.backoff_max_msg_rate.or(p.map(|p| slower(p.max_msg_rate, n.msg_rate))).unwrap_or(n.msg_rate),
             msg_per_hour: self.backoff_max_msg_per_hour.map_or(n.msg_per_hour, Rate::per_hour),
@@ -157,14 +157,6 @@ fn slower(a: Rate, b: Rate) -> Rate {
     if b.count == 0 || (a.count > 0 && over(a, b) <= over(b, a)) { a } else { b }
 }
 
-/// The smaller of two counts of which 0 is unlimited.
-fn least(a: u64, b: u64) -> u64 {
-    match (a, b) {
-        (0, n) | (n, 0) => n,
-        (a, b) => a.min(b),
-    }
-}
-
 impl Limits {
     /// A part of the way from these limits to wider ones. What has no limit at the end is let go
     /// with the last step.
@@ -189,8 +181,14 @@ impl Limits {
                 if now >= hourly(b) { b } else { in_window(now, b.per) }
             }
         };
+        let smtp_out = match (self.smtp_out, wide.smtp_out) {
+            (_, ANY_CONNECTIONS) if step == of => ANY_CONNECTIONS,
+            (a, ANY_CONNECTIONS) => a.saturating_mul(1 << step.min(16)),
+            (a, b) if b > a => a + (b - a) * step / of,
+            (_, b) => b,
+        };
         Limits {
-            smtp_out: count(self.smtp_out, wide.smtp_out),
+            smtp_out,
             msg_rate: rate(self.msg_rate, wide.msg_rate),
             msg_per_hour: rate(self.msg_per_hour, wide.msg_per_hour),
             data_volume_rate: rate(self.data_volume_rate, wide.data_volume_rate),
@@ -221,13 +219,16 @@ mod tests {
         let r = DomainRules { max_smtp_out: 5, max_msg_rate: per_minute(100), ..Default::default() };
         assert_eq!(r.backoff().smtp_out, 5);
         assert_eq!(r.backoff().msg_rate, per_minute(100));
-        let r = DomainRules { backoff_policy: Some(1), max_smtp_out: 0, ..r };
+        let r = DomainRules { backoff_policy: Some(1), max_smtp_out: ANY_CONNECTIONS, ..r };
         assert_eq!((r.backoff().smtp_out, r.backoff().msg_rate), (2, per_minute(20)));
         let slow = DomainRules { max_msg_rate: Rate::per_hour(10), ..r.clone() };
         assert_eq!(slow.backoff().msg_rate, Rate::per_hour(10));
         let r = DomainRules { backoff_max_smtp_out: Some(3), backoff_max_msg_rate: Some(per_minute(7)), ..r };
         assert_eq!((r.backoff().smtp_out, r.backoff().msg_rate), (3, per_minute(7)));
         assert_eq!(r.retry_waits(Mode::Backoff), [minutes(30)]);
+        let none = DomainRules { max_smtp_out: 0, ..r };
+        assert_eq!((none.normal().smtp_out, none.backoff().smtp_out), (0, 0), "0 sends nothing, in any mode");
+        assert_eq!(none.limits(Mode::Returning { step: 1, of: 2 }).smtp_out, 0);
     }
 
     #[test]
@@ -242,9 +243,9 @@ mod tests {
         let at = |step| r.limits(Mode::Returning { step, of: 4 });
         assert_eq!([0, 1, 2, 3, 4].map(|s| at(s).smtp_out), [4, 8, 12, 16, 20]);
         assert_eq!([0, 1, 2, 3, 4].map(|s| at(s).msg_rate.count), [1, 25, 50, 75, 100]);
-        let open = DomainRules { max_smtp_out: 0, max_msg_rate: Rate::UNLIMITED, ..r };
+        let open = DomainRules { max_smtp_out: ANY_CONNECTIONS, max_msg_rate: Rate::UNLIMITED, ..r };
         let at = |step| open.limits(Mode::Returning { step, of: 2 });
-        assert_eq!([0, 1, 2].map(|s| at(s).smtp_out), [4, 8, 0]);
+        assert_eq!([0, 1, 2].map(|s| at(s).smtp_out), [4, 8, ANY_CONNECTIONS]);
         assert_eq!([0, 1, 2].map(|s| at(s).msg_rate.count), [60, 120, 0]);
     }
 }

@@ -50,6 +50,9 @@ pub enum Value {
 /// The first key of directives that no structure here takes.
 pub const PENDING: u16 = 0x4000;
 
+/// As many connections as there may be: what `unlimited` stands for where 0 is none at all.
+pub const ANY_CONNECTIONS: u64 = u64::MAX;
+
 /// The duration that `never` stands for.
 pub const NEVER_MS: u64 = u64::MAX / 4;
 
@@ -153,7 +156,7 @@ impl FromValue for bool {
 }
 
 impl FromValue for u64 {
-    const KINDS: &[&str] = &["number", "size", "enum"];
+    const KINDS: &[&str] = &["number", "connections", "size", "enum"];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Number(n) = v { Some(n.to_native()) } else { None }
     }

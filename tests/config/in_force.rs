@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use tests::client::Client;
-use tests::engine::Engine;
+use tests::engine::{Engine, checked};
 use tests::receiver::Receiver;
 use tests::{accounting, eventually};
 
@@ -502,4 +502,40 @@ fn files_end_and_go_as_configured() {
         assert!(engine.sluice(&["rotate", "acct"]).status.success());
         !old.exists()
     });
+}
+
+#[test]
+fn zero_connections_send_nothing_and_zero_rates_are_no_limit() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n max-msg-rate 0\n</domain>\n<domain trap.test>\n max-smtp-out 0\n backoff-max-smtp-out 5\n</domain>\n\
+             <domain open.test>\n max-smtp-out unlimited\n</domain>",
+            r.hosts()
+        ),
+    );
+    for to in ["u@trap.test", "u@open.test", "u@d.test"] {
+        let mut c = Client::connect(engine.smtp).unwrap();
+        assert_eq!(c.send("s@x.test", &[to], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    eventually("the others arrive", Duration::from_secs(10), || r.unique() == 2 && engine.queued() == 1);
+    let why = engine.run(&["why", "trap.test"]);
+    assert!(why.contains("max-smtp-out 0"), "{why}");
+    engine.edit_config("max-smtp-out 0", "max-smtp-out 1");
+    engine.run(&["reload"]);
+    eventually("it arrives, too", Duration::from_secs(10), || r.unique() == 3);
+    // Back to none: what is open ends.
+    engine.edit_config("max-smtp-out 1", "max-smtp-out 0");
+    engine.run(&["reload"]);
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["v@trap.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((r.unique(), engine.queued()), (3, 1));
+
+    let (code, said) = checked(
+        "<domain a.test>\n max-msg-rate 0\n max-smtp-out 0\n</domain>\n<virtual-mta v>\n max-smtp-out 0\n</virtual-mta>",
+    );
+    assert!(code == Some(0) && said.matches("warning[zero]").count() == 2, "{said}");
+    assert!(said.contains("max-msg-rate 0 is no limit") && said.contains("sluice pause"), "{said}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipc::message::{ArchivedEnvelope, MessageId};
 use ipc::operator::{WhyCause, WhyRow};
 use ipc::queue_orders::QueuePattern;
-use ipc::rules::{DomainKey, Rate};
+use ipc::rules::{ANY_CONNECTIONS, DomainKey, Rate};
 
 use crate::clock;
 use crate::deliver::connection::load;
@@ -195,11 +195,15 @@ fn shown_rate(r: Rate) -> String {
     format!("{}/{window}", r.count)
 }
 
+fn shown_connections(n: u64) -> String {
+    if n == ANY_CONNECTIONS { "unlimited".into() } else { n.to_string() }
+}
+
 fn value_of(c: Cause, p: &Path) -> String {
     let l = p.limits();
     match c {
         Cause::MaxSmtpOut if !p.is_full() => p.rules.reserved_smtp_out.to_string(),
-        Cause::MaxSmtpOut => l.smtp_out.to_string(),
+        Cause::MaxSmtpOut => shown_connections(l.smtp_out),
         Cause::MaxMsgRate => shown_rate(l.msg_rate),
         Cause::MaxMsgPerHour => l.msg_per_hour.count.to_string(),
         Cause::MaxDataVolumeRate => shown_rate(l.data_volume_rate),
@@ -222,7 +226,7 @@ fn shared_value(shard: &Shard, p: &Path) -> String {
         ("total-max-smtp-out", _) => config.global.total_max_smtp_out.to_string(),
         ("destination-max-smtp-out", _) => p.rules.destination_max_smtp_out.to_string(),
         ("destination-max-msg-rate", _) => shown_rate(p.rules.destination_max_msg_rate),
-        ("max-smtp-out", _) => p.limits().smtp_out.to_string(),
+        ("max-smtp-out", _) => shown_connections(p.limits().smtp_out),
         ("virtual-mta max-smtp-out", Some(v)) => v.max_smtp_out.to_string(),
         ("virtual-mta max-smtp-msg-rate", Some(v)) => rate((v.msg_rate.0.to_native(), v.msg_rate.1.to_native())),
         ("virtual-mta max-smtp-data-volume-rate", Some(v)) => {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use ipc::rules::Value;
+use ipc::rules::{ANY_CONNECTIONS, Value};
 
 use super::diagnostic::{Diagnostic, Diagnostics};
 use super::directives;
@@ -37,6 +37,7 @@ pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
     if let (Some(out), Some(rate)) = (get("max-smtp-out"), get("max-msg-rate"))
         && let (Some(n), Some(r)) = (amount(out), amount(rate))
         && r.is_finite()
+        && n > 0.0
         && r > n * PER_CONNECTION_PER_S
     {
         let message =
@@ -108,6 +109,9 @@ fn delivery_type<'s>(
 fn amount(s: &Statement) -> Option<f64> {
     let d = directives::find(&s.name, "domain")?;
     match value::parse(d.kind, &s.value) {
+        Ok(Parsed { value: Value::Number(n), .. }) if d.kind == "connections" => {
+            Some(if n == ANY_CONNECTIONS { f64::INFINITY } else { n as f64 })
+        }
         // 0 and unlimited are no limit.
         Ok(Parsed { value: Value::Number(0) | Value::Rate { count: 0, .. }, .. }) => Some(f64::INFINITY),
         Ok(Parsed { value: Value::Number(n), .. }) => Some(n as f64),

@@ -60,6 +60,7 @@ pub fn example(d: &Directive) -> String {
             Some((lo, _)) if lo != "0" => lo.into(),
             _ => "20".into(),
         },
+        "connections" => "20".into(),
         "size" => "250M".into(),
         "duration" | "grace" => "5m".into(),
         "durations" => "10m,30m,1h".into(),

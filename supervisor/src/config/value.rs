@@ -3,7 +3,7 @@
 //! A type is a word, for some with an argument behind a colon (`number:0..100`,
 //! `enum:a,b`, `ref:virtual-mta`). [`super::composite`] has those of several parts.
 
-use ipc::rules::{NEVER_MS, Value};
+use ipc::rules::{ANY_CONNECTIONS, NEVER_MS, Value};
 
 use super::composite;
 
@@ -75,6 +75,10 @@ pub fn parse(kind: &str, text: &str) -> Result<Parsed, Problem> {
     Ok(match word {
         "flag" => Value::Flag(flag(one(text)?)?),
         "number" => Value::Number(number(one(text)?, argument)?),
+        "connections" => match one(text)?.to_ascii_lowercase().as_str() {
+            "unlimited" => Value::Number(ANY_CONNECTIONS),
+            n => Value::Number(number(n, "0..")?),
+        },
         "size" => {
             let n = size(one(text)?)?;
             let least = if argument.is_empty() { 0 } else { size(argument)? };
@@ -322,6 +326,7 @@ pub fn show(kind: &str, value: &Value) -> String {
         Value::Number(n) => match kind.split_once(':') {
             Some(("enum", names)) => names.split(',').nth(*n as usize).unwrap_or_default().to_owned(),
             _ if kind.starts_with("size") => show_size(*n),
+            _ if kind == "connections" && *n == ANY_CONNECTIONS => "unlimited".to_owned(),
             _ if *n == 0 && kind.ends_with(",auto") => "auto".to_owned(),
             _ => n.to_string(),
         },
@@ -420,6 +425,8 @@ mod tests {
         for (kind, text) in [
             ("flag", "yes"),
             ("number", "20"),
+            ("connections", "0"),
+            ("connections", "unlimited"),
             ("size", "25M"),
             ("duration", "4d12h"),
             ("duration", "never"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipc::backoff::Mode;
 use ipc::message::ArchivedEnvelope;
-use ipc::rules::DomainRules;
+use ipc::rules::{ANY_CONNECTIONS, DomainRules};
 use ipc::snapshot::ArchivedVirtualMta;
 use rkyv::util::AlignedVec;
 
@@ -118,7 +118,7 @@ impl Path {
         let most = p.limits().smtp_out;
         // What needs no host takes no place.
         let counted = p.twins.is_some() && p.rules.delivery_type == 0;
-        counted && most != 0 && self.place.is_none_or(|n| u64::from(n) >= most)
+        counted && most != ANY_CONNECTIONS && self.place.is_none_or(|n| u64::from(n) >= most)
     }
 
     /// Another batch is in hand.

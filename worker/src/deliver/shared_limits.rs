@@ -13,7 +13,7 @@ use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Class, Ledger, Place, Slot};
 use ipc::message::normalise_domain;
 use ipc::pace::Pacing;
-use ipc::rules::{DomainRules, Rate};
+use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
 use crate::config::Config;
@@ -268,7 +268,7 @@ impl Wants {
         let l = p.limits();
         let of_twins = p.twins.as_ref().map(|t| TwinsWants {
             connections: t.connections,
-            max_smtp_out: l.smtp_out,
+            max_smtp_out: if l.smtp_out == ANY_CONNECTIONS { 0 } else { l.smtp_out },
             connects: [
                 (t.windows[3], l.connect_rate, "max-connect-rate"),
                 (t.ramp_up, ramp_up(p.rules.smtp_out_rampup_interval), "smtp-out-rampup-interval"),

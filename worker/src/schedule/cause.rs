@@ -180,8 +180,8 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         return if of_source && p.twins.is_none() { Cause::Source } else { Cause::SharedLimit };
     }
     let open = u64::from(p.connections + p.connecting);
-    if l.smtp_out > 0 && open >= l.smtp_out {
-        return if p.connections == 0 { Cause::Connecting } else { Cause::MaxSmtpOut };
+    if open >= l.smtp_out {
+        return if p.connections == 0 && l.smtp_out > 0 { Cause::Connecting } else { Cause::MaxSmtpOut };
     }
     let best = q.ready.next(|_| true).map_or(0, |(_, e)| e.priority);
     if best < p.least_priority() {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::backoff::{Limits, Mode};
-use ipc::rules::{DomainRules, Rate};
+use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 
 use super::activity::Activity;
 use super::queue::{Queue, QueueId};
@@ -239,13 +239,13 @@ impl Path {
     /// It has as many connections as it may.
     pub fn is_full(&self) -> bool {
         let most = self.limits().smtp_out;
-        most != 0 && u64::from(self.connections + self.connecting) >= most
+        u64::from(self.connections + self.connecting) >= most
     }
 
     /// A connection beyond `max-smtp-out`, after a reload or backoff lowered it.
     pub fn has_surplus(&self) -> bool {
         let most = self.limits().smtp_out;
-        most != 0 && u64::from(self.connections) > most
+        u64::from(self.connections) > most
     }
 
     /// It took something of late: what it is opening will stand soon.
@@ -354,7 +354,7 @@ impl Path {
     /// are reserved.
     pub fn unreserved(&self) -> u64 {
         let max = self.limits().smtp_out;
-        let none_kept = max == 0 || self.rules.reserved_smtp_out == 0;
+        let none_kept = max == ANY_CONNECTIONS || self.rules.reserved_smtp_out == 0;
         if none_kept { u64::MAX } else { max.saturating_sub(self.rules.reserved_smtp_out).max(1) }
     }
 
@@ -376,10 +376,7 @@ impl Path {
             return 0;
         }
         let l = self.limits();
-        let max = match l.smtp_out {
-            0 => u32::MAX,
-            n => n.min(u64::from(u32::MAX)) as u32,
-        };
+        let max = l.smtp_out.min(u64::from(u32::MAX)) as u32;
         let have = self.connections + self.connecting;
         // Connections that have taken nothing for long will not soon.
         let moving = now_ms - self.pulled_ms < STUCK_MS;

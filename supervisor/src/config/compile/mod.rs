@@ -361,6 +361,7 @@ impl<'s> Compiler<'s> {
                 if d.status != Status::Supported && !d.says_what_happens(&value) {
                     self.pend(d, s);
                 }
+                self.zero(block, s);
                 for (kind, name) in refs {
                     self.reference(kind, &name, s, block);
                 }
@@ -377,6 +378,16 @@ impl<'s> Compiler<'s> {
                 self.reader.diagnostics.push(wrong);
                 None
             }
+        }
+    }
+
+    /// 0 is no limit where a rate is meant, as with PowerMTA, and some who write it want to send nothing.
+    fn zero(&mut self, block: &'static str, s: &Statement) {
+        let of_mail = matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool");
+        let has_none = s.name.ends_with("-rate") || (s.name.ends_with("max-smtp-out") && block.starts_with("virtual"));
+        if of_mail && has_none && s.value.split_whitespace().next_back() == Some("0") {
+            let help = "write unlimited if that is meant; max-smtp-out 0 in a <domain> sends nothing, and `sluice pause` holds mail back";
+            self.warning(s.value_at(), "zero", format!("{} 0 is no limit", s.name), help);
         }
     }
 
@@ -434,7 +445,8 @@ impl<'s> Compiler<'s> {
 fn empty(kind: &str) -> Option<Value> {
     match kind.split(':').next().unwrap_or_default() {
         "list" | "field-names" | "emails" | "refs" | "cpus" => Some(Value::TextList(Vec::new())),
-        "flag" | "number" | "size" | "duration" | "durations" | "grace" | "rate" | "data-rate" | "enum" => None,
+        "flag" | "number" | "connections" | "size" | "duration" | "durations" | "grace" | "rate" | "data-rate"
+        | "enum" => None,
         _ => Some(Value::Text(String::new())),
     }
 }
