@@ -3,26 +3,15 @@
 /// Steps that one match may take, so that no reply and no header can stall a worker.
 const BACKTRACK_LIMIT: usize = 100_000;
 
-/// Compiles what stands between the slashes of `/…/`, to match without regard to case.
+/// Compiles what stands between the slashes of `/…/`, to match without regard to case; `(?-i)` in it makes what follows
+/// exact.
 ///
 /// # Errors
 /// Why it is no expression.
 pub fn compile(between_slashes: &str) -> Result<fancy_regex::Regex, String> {
-    built(between_slashes, true)
-}
-
-/// As [`compile`], with regard to case.
-///
-/// # Errors
-/// Why it is no expression.
-pub fn compile_exact(between_slashes: &str) -> Result<fancy_regex::Regex, String> {
-    built(between_slashes, false)
-}
-
-fn built(between_slashes: &str, any_case: bool) -> Result<fancy_regex::Regex, String> {
     let source = without_quoting(&between_slashes.replace("\\/", "/"));
     fancy_regex::RegexBuilder::new(&source)
-        .case_insensitive(any_case)
+        .case_insensitive(true)
         .backtrack_limit(BACKTRACK_LIMIT)
         .build()
         .map_err(|e| e.to_string().lines().last().unwrap_or_default().trim().to_owned())

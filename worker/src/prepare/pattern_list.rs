@@ -82,7 +82,7 @@ impl PatternLists {
                 ArchivedPatternResult::Inside(at) => Then::List(at.to_native() as usize),
             };
             let any = matches!(on, On::Any);
-            let expression = if any { None } else { Some(expression::compile_exact(r.expression.as_str()).ok()?) };
+            let expression = if any { None } else { Some(expression::compile(r.expression.as_str()).ok()?) };
             Some(Rule { on, expression, then })
         };
         let lists = lists.iter().map(|l| l.rules.iter().filter_map(rule).collect()).collect();
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     fn rule(on: On, expression: &str, then: Then) -> Rule {
-        Rule { on, expression: expression::compile_exact(expression).ok(), then }
+        Rule { on, expression: expression::compile(expression).ok(), then }
     }
 
     fn choose(vmta: &str, priority: Option<u8>) -> Then {
@@ -207,8 +207,8 @@ mod tests {
         assert_eq!(ask("news@s", "a@d.test", &with), ("v2".into(), None));
         assert_eq!(ask("news@s", "c@d.test", &with), (String::new(), Some(100)));
         assert_eq!(ask("b@s", "c@d.test", &[]), ("v3".into(), None));
-        // Expressions look at case, and lists that call themselves end.
-        assert_eq!(ask("NEWS@s", "a@d.test", &[]), (String::new(), None));
+        // Expressions pay no regard to case, and lists that call themselves end.
+        assert_eq!(ask("NEWS@s", "x@VIP.test", &[]), ("v1".into(), Some(90)));
         assert!(lists.looks_at_recipients("l") && !lists.looks_at_recipients(""));
     }
     #[test]
