@@ -333,8 +333,8 @@ pub struct PathRow {
     pub mode: String,
     /// Share of recent attempts that succeeded, 0 to 1.
     pub health: f32,
-    /// `max-smtp-out` in force.
-    pub max_smtp_out: u32,
+    /// `max-smtp-out` in force; `None` when unlimited.
+    pub max_smtp_out: Option<u32>,
     /// `max-msg-rate` in force; empty when unlimited.
     pub max_msg_rate: String,
     /// `max-msg-per-connection` in force; 0 when unlimited.

@@ -111,6 +111,23 @@ fn mail_is_rerouted_while_its_path_is_in_backoff() {
     eventually("both arrive by the other", WAIT, || r.unique() == 2);
     assert!(["first@d.test", "second@d.test"].iter().all(|to| r.message_to(to).unwrap().hello == "b.test"));
     assert!(row(&engine, "d", "second@d.test").contains("d.test/b"));
+    // Mail that comes when the queue was empty for so long that it is forgotten goes the same way, also to a pool.
+    let queue = |name: &str| engine.run(&["show", "queues"]).contains(name);
+    eventually("the empty queue is forgotten", WAIT, || !queue("d.test/a"));
+    send(&engine, &["third@d.test"]);
+    eventually("it arrives by the other", WAIT, || r.unique() == 3);
+    assert_eq!(r.message_to("third@d.test").unwrap().hello, "b.test");
+    assert!(!r.with(|s| s.deferred.contains_key("third@d.test")), "and was not attempted before");
+    engine.edit_config("backoff-reroute-to-virtual-mta b", "backoff-reroute-to-virtual-mta p");
+    engine.edit_config(
+        "<source 127.0.0.1>\n default",
+        "<virtual-mta-pool p>\n virtual-mta b\n</virtual-mta-pool>\n<source 127.0.0.1>\n default",
+    );
+    engine.run(&["reload"]);
+    assert_eq!(mode(&engine, "d.test/a"), "backoff");
+    send(&engine, &["fourth@d.test"]);
+    eventually("it arrives by the pool", WAIT, || r.unique() == 4);
+    assert!(row(&engine, "d", "fourth@d.test").ends_with("d.test/b,p"), "{}", row(&engine, "d", "fourth@d.test"));
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<Pa
             connections: p.connections,
             mode: shown_mode(p.mode),
             health: p.health,
-            max_smtp_out: limits.smtp_out as u32,
+            max_smtp_out: u32::try_from(limits.smtp_out).ok(),
             max_msg_rate: match limits.msg_rate {
                 Rate { count: 0, .. } => String::new(),
                 r => format!("{}/{}s", r.count, r.per.as_secs_f64()),

@@ -610,9 +610,13 @@ impl Shard {
         if !own(always) {
             return Some(always.clone());
         }
-        let path = q.pullers.first().and_then(|p| s.paths.get(p.path));
-        let path = path.filter(|p| p.mode == Mode::Backoff && !own(backoff));
-        path.map(|_| backoff.clone())
+        if own(backoff) {
+            return None;
+        }
+        // By name: a queue that is made anew has no path yet, and the path is in backoff all the same.
+        let (destination, vmta, target) =
+            (Rc::clone(q.destination()), Rc::clone(&q.members.first()?.name), backoff.clone());
+        s.find_path(&destination, &vmta).filter(|(_, p)| p.mode == Mode::Backoff).map(|_| target)
     }
 
     /// The path of a member of queue `id`.

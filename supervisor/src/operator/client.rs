@@ -350,7 +350,7 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
             r.connections.to_string(),
             r.mode.clone(),
             format!("{:.2}", r.health),
-            r.max_smtp_out.to_string(),
+            r.max_smtp_out.map_or_else(|| "unlimited".into(), |n| n.to_string()),
             r.max_msg_rate.clone(),
         ]
     });
