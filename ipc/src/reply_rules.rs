@@ -34,8 +34,8 @@ pub struct ReplyRule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug, Clone, Copy))]
 pub enum ReplyAction {
-    /// `mode=backoff`
-    Backoff,
+    /// `mode=backoff`, with `backoff-to-normal-after` in milliseconds where the rule says it.
+    Backoff(Option<u64>),
     /// `mode=normal`
     Normal,
     /// `skip-mx`

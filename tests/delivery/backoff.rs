@@ -99,6 +99,16 @@ fn a_trigger_in_time_waits_for_its_count() {
 }
 
 #[test]
+fn a_rule_says_how_long_its_backoff_lasts() {
+    let (r, engine) = with(1, "/slow/ mode=backoff,backoff-to-normal-after=2s", "", "backoff-to-normal-after 1h");
+    r.script(|s| s.rcpt_reply = Some(("451 slow", None)));
+    send(&engine, &["u@d.test"]);
+    eventually("it is in backoff", WAIT, || mode(&engine, "d.test/{default}") == "backoff");
+    r.script(|s| s.rcpt_reply = None);
+    eventually("it is on its way back", WAIT, || mode(&engine, "d.test/{default}").starts_with("normal"));
+}
+
+#[test]
 fn mail_is_rerouted_while_its_path_is_in_backoff() {
     let vmtas = "<virtual-mta a>\n smtp-source-host 127.0.4.1 a.test\n <domain *>\n backoff-reroute-to-virtual-mta b\n </domain>\n\
                  </virtual-mta>\n<virtual-mta b>\n smtp-source-host 127.0.4.2 b.test\n</virtual-mta>\n<source 127.0.0.1>\n \

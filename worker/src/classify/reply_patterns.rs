@@ -18,11 +18,20 @@ pub enum Route {
     DeferQueue,
 }
 
+/// Into a mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch {
+    /// For so many milliseconds, where the rule says so.
+    ToBackoff(Option<u64>),
+    /// Out of backoff.
+    ToNormal,
+}
+
 /// What the rules that matched do: of those that exclude each other the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Into backoff, or out of it.
-    pub backoff: Option<bool>,
+    /// Another mode of the path.
+    pub mode: Option<Switch>,
     /// What becomes of the mail.
     pub route: Option<Route>,
     /// The source address is not used any more, for so many milliseconds where the rule says so.
@@ -92,8 +101,8 @@ impl Patterns {
             place = place.or(Some(rule.place.as_str()));
             for a in &rule.actions {
                 match a {
-                    A::Backoff => e.backoff = e.backoff.or(Some(true)),
-                    A::Normal => e.backoff = e.backoff.or(Some(false)),
+                    A::Backoff(after) => e.mode = e.mode.or(Some(Switch::ToBackoff(*after))),
+                    A::Normal => e.mode = e.mode.or(Some(Switch::ToNormal)),
                     A::SkipMx => e.route = e.route.or(Some(Route::SkipMx)),
                     A::BounceQueue => e.route = e.route.or(Some(Route::BounceQueue)),
                     A::BounceRcpt => e.route = e.route.or(Some(Route::BounceRcpt)),
@@ -148,7 +157,7 @@ impl Matches {
 fn action(a: &ArchivedReplyAction) -> ipc::reply_rules::ReplyAction {
     use ipc::reply_rules::ReplyAction as A;
     match a {
-        ArchivedReplyAction::Backoff => A::Backoff,
+        ArchivedReplyAction::Backoff(after) => A::Backoff(after.as_ref().map(|n| n.to_native())),
         ArchivedReplyAction::Normal => A::Normal,
         ArchivedReplyAction::SkipMx => A::SkipMx,
         ArchivedReplyAction::BounceQueue => A::BounceQueue,
@@ -180,24 +189,24 @@ mod tests {
     #[test]
     fn all_rules_count_and_of_those_that_conflict_the_first() {
         let p = patterns(&[
-            ("busy", &[A::Backoff, A::DeferQueue], 0),
+            ("busy", &[A::Backoff(Some(7)), A::DeferQueue], 0),
             ("^421", &[A::Normal, A::SkipMx, A::DisableSourceIp(Some(5))], 0),
             ("421 .* blocked", &[A::DisableSourceIp(None)], 0),
         ]);
         let judge = |reply: &str| p.effects(&p.matching(reply), &mut Matches::default(), 0).0;
         assert_eq!(judge("250 ok"), Effects::default());
         let both = judge("421 too BUSY, blocked");
-        assert_eq!((both.backoff, both.route), (Some(true), Some(Route::DeferQueue)));
+        assert_eq!((both.mode, both.route), (Some(Switch::ToBackoff(Some(7))), Some(Route::DeferQueue)));
         assert_eq!(both.disable_source, Some(Some(5)));
     }
 
     #[test]
     fn a_trigger_in_time_waits_for_its_count() {
-        let p = patterns(&[("slow", &[A::Backoff], 3)]);
+        let p = patterns(&[("slow", &[A::Backoff(None)], 3)]);
         let mut seen = Matches::default();
-        let mut at = |now| p.effects(&p.matching("421 slow"), &mut seen, now).0.backoff;
-        assert_eq!([at(0), at(50_000), at(70_000), at(100_000)], [None, None, None, Some(true)]);
+        let mut at = |now| p.effects(&p.matching("421 slow"), &mut seen, now).0.mode.is_some();
+        assert_eq!([at(0), at(50_000), at(70_000), at(100_000)], [false, false, false, true]);
         // It counts anew.
-        assert_eq!([at(100_001), at(100_002), at(100_003)], [None, None, Some(true)]);
+        assert_eq!([at(100_001), at(100_002), at(100_003)], [false, false, true]);
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::conclusion::bounce_queue;
 use super::connection::{Path, path_of_queue, source_addresses};
 use crate::classify::outcome::Failure;
-use crate::classify::reply_patterns::{Effects, Patterns, Route};
+use crate::classify::reply_patterns::{Effects, Patterns, Route, Switch};
 use crate::clock;
 use crate::report::notice;
 use crate::schedule::path::Turn;
@@ -32,9 +32,16 @@ pub(super) fn apply(
         let mut s = shard.scheduler.borrow_mut();
         let p = s.paths.get_mut(path.id)?;
         let (effects, place) = patterns.effects(matching, &mut p.matches, now);
-        let turn = match effects.backoff {
-            Some(true) => p.enter_backoff(now),
-            Some(false) => p.leave_backoff(now),
+        let turn = match effects.mode {
+            Some(Switch::ToBackoff(after)) => {
+                let turn = p.enter_backoff(now);
+                if let Some(ms) = after {
+                    // In place of what the queue's rules say.
+                    p.mode_until_ms = now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX / 4));
+                }
+                turn
+            }
+            Some(Switch::ToNormal) => p.leave_backoff(now),
             None => None,
         };
         (effects, place.unwrap_or_default().to_owned(), turn)
