@@ -1,5 +1,6 @@
 //! Text to statements as written: lines, comments, quotes, blocks, includes.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -320,12 +321,13 @@ impl FileReader<'_> {
                 self.reader.error(at, "control-character", "a control character in the line", "remove it");
                 continue;
             }
-            if let Some(tag) = trimmed.strip_prefix("</") {
-                self.close(tag, &line);
-            } else if trimmed.starts_with('<') {
-                self.open_block(trimmed, &line);
-            } else {
-                self.directive(trimmed, &line, &mut lines);
+            // Blanks in a tag mean nothing: < / domain >.
+            match trimmed.strip_prefix('<').map(str::trim_start) {
+                Some(tag) => match tag.strip_prefix('/') {
+                    Some(tag) => self.close(tag.trim_start(), &line),
+                    None => self.open_block(tag, &line),
+                },
+                None => self.directive(trimmed, &line, &mut lines),
             }
         }
         while let Some(s) = self.open.pop() {
@@ -351,6 +353,11 @@ impl FileReader<'_> {
         Text { of: Rc::clone(&self.text), start: start as u32, end: (start + piece.len()) as u32 }
     }
 
+    /// The text of `inner`, which stands in quotes on the line.
+    fn unquoted(&self, line: &Line<'_>, inner: &str) -> Text {
+        if inner.contains(['\\', '"']) { Text::owned(unescaped(inner)) } else { self.verbatim(line, inner) }
+    }
+
     fn put(&mut self, mut s: Statement) {
         // Most blocks hold a line or two, and there may be half a million of them.
         s.inside.shrink_to_fit();
@@ -367,12 +374,12 @@ impl FileReader<'_> {
         }
     }
 
-    fn open_block(&mut self, trimmed: &str, line: &Line<'_>) {
-        let at = self.span(line, trimmed);
-        let inside = trimmed.strip_prefix('<').unwrap_or(trimmed);
+    /// `inside` is what stands behind the opening bracket.
+    fn open_block(&mut self, inside: &str, line: &Line<'_>) {
+        let at = self.span(line, line.content.trim());
         let tag = inside.strip_suffix('>').unwrap_or_else(|| {
             // The block is read all the same, so that its lines and its end are not wrong as well.
-            self.reader.error(at, "malformed-tag", "expected '>' at the end of the tag", format!("write {trimmed}>"));
+            self.reader.error(at, "malformed-tag", "expected '>' at the end of the tag", format!("write <{inside}>"));
             inside
         });
         let tag = tag.trim();
@@ -380,8 +387,7 @@ impl FileReader<'_> {
         let param = param.trim();
         let inner = param.strip_prefix('"').and_then(|p| p.strip_suffix('"')).filter(|_| param.len() >= 2);
         let value = match inner {
-            Some(i) if i.contains('\\') => Text::owned(unescaped(i)),
-            Some(i) => self.verbatim(line, i),
+            Some(i) => self.unquoted(line, i),
             None => self.verbatim(line, param),
         };
         if self.open.len() >= NESTING_MAX {
@@ -427,19 +433,19 @@ impl FileReader<'_> {
     }
 
     fn directive(&mut self, trimmed: &str, line: &Line<'_>, lines: &mut Lines<'_>) {
+        if let Some(expression) = expression_of(trimmed)
+            && closing_slash(&expression[1..]).is_none()
+        {
+            return self.over_lines(trimmed, line, lines);
+        }
         // A line of a pattern block may begin with its expression, blanks included.
-        let split = match trimmed.strip_prefix('/') {
-            Some(rest) => closing_slash(rest).map_or(trimmed.len(), |i| i + 2),
-            None => trimmed.find(char::is_whitespace).unwrap_or(trimmed.len()),
-        };
-        let (word, rest) = trimmed.split_at(split);
-        let raw = rest.trim_start();
+        let (word, raw) = name_and_value(trimmed);
         let at = self.span(line, word);
         let value_at = if raw.is_empty() { at } else { self.span(line, raw) };
         let mut s = Statement {
-            name: match word.bytes().any(|b| b.is_ascii_uppercase()) && !word.starts_with('/') {
-                true => Text::owned(word.to_ascii_lowercase()),
-                false => self.verbatim(line, word),
+            name: match lower(word) {
+                Cow::Owned(name) => Text::owned(name),
+                Cow::Borrowed(name) => self.verbatim(line, name),
             },
             value: self.verbatim(line, raw),
             quoted: false,
@@ -480,16 +486,12 @@ impl FileReader<'_> {
                 s.quoted = false;
                 return;
             }
-            let inner = &raw[1..=end];
-            s.value = if inner.contains('\\') { Text::owned(unescaped(inner)) } else { self.verbatim(line, inner) };
+            s.value = self.unquoted(line, &raw[1..=end]);
             return;
         }
         let mut all = raw[1..].to_owned();
         for _ in 0..LINES_MAX {
             // Comments are not looked for inside of quotes; a tag there is a quote that was forgotten.
-            let is_tag = |t: &str| {
-                t.strip_prefix('<').is_some_and(|t| t.starts_with(|c: char| c == '/' || c.is_ascii_alphabetic()))
-            };
             if lines.peek().is_none_or(|l| is_tag(l.whole.trim()) && l.whole.trim().ends_with('>')) {
                 break;
             }
@@ -509,6 +511,48 @@ impl FileReader<'_> {
             all.push_str(piece);
         }
         self.reader.error(s.value_at(), "unclosed-quote", "expected a closing quote", "add \" at the end of the value");
+    }
+
+    /// A line whose expression is not closed on it. It goes on up to the line with the closing slash, as long as no line
+    /// between begins something else.
+    fn over_lines(&mut self, trimmed: &str, line: &Line<'_>, lines: &mut Lines<'_>) {
+        let at = self.span(line, trimmed);
+        let mut ahead = Lines { ..*lines };
+        let mut all = trimmed.to_owned();
+        for _ in 0..LINES_MAX {
+            let Some(next) = ahead.next().filter(|l| !begins_another(l.content.trim())) else { break };
+            let piece = next.content.trim();
+            if piece.is_empty() {
+                continue;
+            }
+            all.push(' ');
+            all.push_str(piece);
+            if expression_of(&all).is_some_and(|e| closing_slash(&e[1..]).is_some()) {
+                *lines = ahead;
+                let (name, value) = name_and_value(&all);
+                let message = "the expression goes on over a line end: its lines are joined by one blank";
+                let d = Diagnostic::warning(
+                    at,
+                    "continued",
+                    message,
+                    "write it on one line, with the blanks that are meant",
+                );
+                self.reader.diagnostics.push(d.with(self.span(&next, piece), "ends here"));
+                let list = before_nested_list(value);
+                let s = Statement {
+                    name: Text::owned(lower(name)),
+                    value: Text::owned(list.unwrap_or(value)),
+                    quoted: false,
+                    at,
+                    value_at: (at.column, at.width),
+                    inside: Inside::default(),
+                    is_block: list.is_some(),
+                };
+                return if s.is_block { self.open.push(s) } else { self.put(s) };
+            }
+        }
+        let help = "add / behind the expression; a slash inside of it is written \\/";
+        self.reader.error(at, "unclosed-expression", "expected a slash that closes the expression", help);
     }
 
     /// A list goes on behind a comma at the end of a line.
@@ -577,15 +621,75 @@ fn strip_comment(line: &str) -> &str {
     if quoted { line.split('#').next().unwrap_or(line) } else { line }
 }
 
+/// Directives whose values are, or begin with, an expression.
+const OF_EXPRESSIONS: &[&str] = &["reply", "mail-from", "rcpt-to", "address", "relay-address"];
+
+/// The expression of a line that has one, from its first slash to the end of the line.
+fn expression_of(line: &str) -> Option<&str> {
+    if line.starts_with('/') {
+        return Some(line);
+    }
+    let (word, mut rest) = line.split_once(char::is_whitespace)?;
+    let is = |name: &str| word.eq_ignore_ascii_case(name);
+    if is("header") {
+        // header NAME /…/
+        rest = rest.trim_start().split_once(char::is_whitespace)?.1;
+    } else if !OF_EXPRESSIONS.iter().any(|n| is(n)) {
+        return None;
+    }
+    Some(rest.trim_start()).filter(|r| r.starts_with('/'))
+}
+
+/// Whether a line can be no part of an expression that was opened above.
+fn begins_another(line: &str) -> bool {
+    if let Some(rest) = line.strip_prefix('/') {
+        // A slash alone, before a result, closes; one before an expression opens the next.
+        return closing_slash(rest).is_some();
+    }
+    let word = line.split(char::is_whitespace).next().unwrap_or_default();
+    let is = |name: &&str| word.eq_ignore_ascii_case(name);
+    is_tag(line) || ["header", "include"].iter().any(is) || OF_EXPRESSIONS.iter().any(is)
+}
+
+/// Name and value of a line; the name of one that begins with an expression is that.
+fn name_and_value(line: &str) -> (&str, &str) {
+    let split = match line.strip_prefix('/') {
+        Some(rest) => closing_slash(rest).map_or(line.len(), |i| i + 2),
+        None => line.find(char::is_whitespace).unwrap_or(line.len()),
+    };
+    let (name, rest) = line.split_at(split);
+    (name, rest.trim_start())
+}
+
+/// Names count in any case, but for expressions.
+fn lower(name: &str) -> Cow<'_, str> {
+    match name.bytes().any(|b| b.is_ascii_uppercase()) && !name.starts_with('/') {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
+    }
+}
+
 /// What stands before the `<pattern-list>` that ends a line.
 fn before_nested_list(raw: &str) -> Option<&str> {
     let (pattern, tag) = raw.strip_suffix('>')?.rsplit_once(" <")?;
     (tag.trim() == "pattern-list").then(|| pattern.trim_end())
 }
 
-/// Where the quote that `text` begins behind is closed.
+/// Whether a line looks like the beginning of a tag.
+fn is_tag(line: &str) -> bool {
+    line.strip_prefix('<').is_some_and(|t| t.trim_start().starts_with(|c: char| c == '/' || c.is_ascii_alphabetic()))
+}
+
+/// Where the quote that `text` begins behind is closed; two quotes in a row are one of the text.
 fn closing_quote(text: &str) -> Option<usize> {
-    unescaped_at(text, '"')
+    let mut from = 0;
+    loop {
+        let at = from + unescaped_at(&text[from..], '"')?;
+        if !text[at + 1..].starts_with('"') {
+            return Some(at);
+        }
+        from = at + 2;
+    }
 }
 
 /// Where the expression that `text` begins behind the slash of is closed.
@@ -606,16 +710,18 @@ fn unescaped_at(text: &str, wanted: char) -> Option<usize> {
     None
 }
 
-/// Text of a quoted value with its escapes resolved.
+/// Text of a quoted value: `\x` is `x`, and `""` is one quote.
 fn unescaped(inner: &str) -> String {
     let mut out = String::with_capacity(inner.len());
-    let mut escaped = false;
-    for c in inner.chars() {
-        if c == '\\' && !escaped {
-            escaped = true;
-        } else {
-            escaped = false;
-            out.push(c);
+    let mut chars = inner.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => out.extend(chars.next()),
+            '"' => {
+                chars.next_if_eq(&'"');
+                out.push(c);
+            }
+            c => out.push(c),
         }
     }
     out
@@ -651,6 +757,65 @@ mod tests {
         assert_eq!(&*s[0].value, "a \"b\" \\d --c # no comment");
         assert_eq!((&*s[1].value, &*s[2].name), ("g a.com,b.com", "x"));
         assert_eq!(read("a \"b\nc").1, ["unclosed-quote"]);
+    }
+
+    #[test]
+    fn two_quotes_inside_of_quotes_are_one() {
+        let value = |text: &str| read(text).0[0].value.to_string();
+        assert_eq!(value(r#"command "/bin/x --to=""$to"" --end""#), r#"/bin/x --to="$to" --end"#);
+        assert_eq!(value(r#"command "/bin/x ""$to""""#), r#"/bin/x "$to""#);
+        assert_eq!(value("command \"/bin/x \"\"a\n   b\"\" c\" # comment"), r#"/bin/x "a b" c"#);
+        assert_eq!(value(r##"a """#""" # comment"##), "\"#\"");
+        assert_eq!(value(r#"a """#), "");
+        let (s, wrong) = read(r#"a "" # nothing"#);
+        assert!(wrong.is_empty() && s[0].quoted && s[0].value.is_empty());
+        // Two values in quotes are text, as one that is followed by more.
+        assert_eq!(value(r#"a "b" "c""#), r#""b" "c""#);
+        assert_eq!(read("<acct-file \"|x \"\"a b\"\"\">\n</acct-file>").0[0].value.to_string(), r#"|x "a b""#);
+        assert_eq!(read("a \"b\"\"\n<domain *>\n</domain>").1, ["unclosed-quote"]);
+    }
+
+    #[test]
+    fn expressions_go_on_over_line_ends() {
+        let (s, wrong) = read(
+            "<bounce-category-patterns>\n  /(now|for\n\n   +)?(a|b)/ x # one\n  /c\n  / y\n /d\\/ # e\n f/ z\n</bounce-category-patterns>",
+        );
+        assert_eq!(wrong, ["continued"; 3]);
+        let lines: Vec<_> = s[0].inside.iter().map(|i| (&*i.name, &*i.value, i.at.line)).collect();
+        assert_eq!(lines, [("/(now|for +)?(a|b)/", "x", 2), ("/c /", "y", 5), ("/d\\/ f/", "z", 7)]);
+        let (s, wrong) = read(
+            "<pattern-list p>\n header x-A /a\n b/ <pattern-list>\n  * virtual-mta=x\n </pattern-list>\n Rcpt-To /c\n d/ virtual-mta=y\n</pattern-list>",
+        );
+        assert_eq!(wrong, ["continued"; 2]);
+        let inside = &s[0].inside;
+        assert_eq!((&*inside[0].value, inside[0].inside.len()), ("x-A /a b/", 1));
+        assert_eq!((&*inside[1].name, &*inside[1].value), ("rcpt-to", "/c d/ virtual-mta=y"));
+    }
+
+    #[test]
+    fn an_expression_that_is_not_closed_swallows_no_line() {
+        let names = |text: &str| {
+            let (s, wrong) = read(text);
+            let inside: Vec<String> = s[0].inside.iter().map(|i| i.name.to_string()).collect();
+            (wrong, inside)
+        };
+        for next in ["/c/ d", "reply /c/ skip-mx", "include x-not-there*"] {
+            let (wrong, inside) = names(&format!("<x>\n /a b\n {next}\n</x>"));
+            assert_eq!(wrong[0], "unclosed-expression", "{next}");
+            assert_eq!(inside.len(), usize::from(!next.starts_with("include")));
+        }
+        assert_eq!(names("<x>\n /a b\n</x>").0, ["unclosed-expression"]);
+        let long = format!("<x>\n /a{}\n c/ d\n</x>", "\n b".repeat(LINES_MAX + 1));
+        assert_eq!(names(&long).0, ["unclosed-expression"]);
+    }
+
+    #[test]
+    fn blanks_in_tags_mean_nothing() {
+        let (s, wrong) = read("< domain *>\n a 1\n< / domain >\n<domain * >\n</ domain>\n<domain *>\n</domain >");
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert!(s.len() == 3 && s.iter().all(|s| &*s.name == "<domain>" && &*s.value == "*"));
+        let at = s[0].value_at();
+        assert_eq!((at.line, at.column, at.width, s[0].inside.len()), (1, 10, 1, 1));
     }
 
     #[test]
@@ -719,8 +884,10 @@ mod tests {
 
     fn print(all: &[Tree]) -> String {
         let mut t = String::new();
-        for (name, value, inside) in all {
-            let quoted = format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""));
+        for (i, (name, value, inside)) in all.iter().enumerate() {
+            // A quote inside of quotes is written in either of two ways.
+            let quote = if i % 2 == 0 { "\\\"" } else { "\"\"" };
+            let quoted = format!("\"{}\"", value.replace('\\', "\\\\").replace('"', quote));
             match inside {
                 None => t.push_str(&format!("{name} {quoted}  # comment\n")),
                 Some(inner) => {
