@@ -102,7 +102,7 @@ fn headers_of_accepted_mail() {
     let plain = l.sent("X-Job: j\r\nX-Virtual-MTA: v\r\nX-Envid: e1\r\n");
     assert!(plain.contains("from client.test") && !plain.contains("X-Job") && !plain.contains("X-Virtual-MTA"));
     assert!(plain.contains("X-Envid: e1") && !plain.contains("Date: ") && !plain.contains("Message-ID: "));
-    l.source("retain-x-job yes\nretain-x-virtual-mta yes\nprocess-x-envid yes\nhide-message-source yes\nadd-date-header yes\nadd-message-id-header yes");
+    l.source("retain-x-job yes\nretain-x-virtual-mta yes\nprocess-x-envid yes\nhide-message-source yes\nadd-date-header true\nadd-message-id-header yes");
     let kept = l.sent("X-Job: j\r\nX-Virtual-MTA: v\r\nX-Envid: e1\r\n");
     assert!(kept.contains("X-Job: j") && kept.contains("X-Virtual-MTA: v") && !kept.contains("X-Envid"), "{kept}");
     assert!(kept.contains("Received: by") && !kept.contains("client.test") && kept.contains("Date: "), "{kept}");

@@ -107,7 +107,10 @@ pub fn parse(kind: &str, text: &str) -> Result<Parsed, Problem> {
         "enum" => {
             let names: Vec<&str> = argument.split(',').collect();
             let found = one(text)?;
-            let at = names.iter().position(|n| n.eq_ignore_ascii_case(found)).ok_or_else(|| {
+            let is = |word: &str| names.iter().position(|n| n.eq_ignore_ascii_case(word));
+            // Where yes and no are among the words, true and false say the same.
+            let as_flag = || flag(found).ok().and_then(|yes| is(if yes { "yes" } else { "no" }));
+            let at = is(found).or_else(as_flag).ok_or_else(|| {
                 let near = super::diagnostic::nearest(&found.to_ascii_lowercase(), names.iter().copied());
                 let help = near.map(|n| format!("did you mean {n}?")).unwrap_or_default();
                 Problem::expected(format_args!("one of {}", names.join(", ")), found).help(help)
@@ -418,6 +421,20 @@ mod tests {
         ] {
             assert!(parse(kind, bad).is_err(), "{kind} {bad}");
         }
+    }
+
+    #[test]
+    fn yes_and_no_among_other_words_are_true_and_false() {
+        for d in crate::config::directives::all().iter().filter(|d| d.kind.starts_with("enum:")) {
+            let words: Vec<&str> = d.kind[5..].split(',').collect();
+            if words.contains(&"yes") {
+                assert!(words.contains(&"no"), "{}", d.name);
+                assert!(parse(d.kind, "TRUE").is_ok() && parse(d.kind, "false").is_ok(), "{}", d.name);
+            }
+        }
+        assert_eq!(value("enum:no,yes,override", "true"), value("enum:no,yes,override", "yes"));
+        assert_eq!(value("enum:no,yes,override", "False"), value("enum:no,yes,override", "no"));
+        assert!(parse("enum:a,b", "true").is_err());
     }
 
     #[test]
