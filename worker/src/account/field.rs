@@ -78,6 +78,10 @@ const NUMBERS: &[&str] =
 /// Our own fields that cost something to know: they are put into rows only when a file shows one.
 pub const OWN: &[&str] = &["messageId", "shard", "attempt", "msQueued", "msConnect", "msTransaction"];
 
+/// Fields of outcomes in other versions of PowerMTA: 3.5 to 4.0, and late 5.0. Who asks for one gets its column with
+/// nothing in it, for there are readers that go by the place of columns.
+const EMPTY: [&str; 2] = ["timeImprinted", "timeFirstAttempt"];
+
 /// What outcomes have by default: their times, and what is stored from the first to `vmtaPool`.
 const OF_OUTCOMES: [&str; 22] = {
     let mut all = ["timeLogged"; 22];
@@ -189,6 +193,8 @@ fn on_request(kind: u8) -> &'static [&'static str] {
         ],
         b'q' => &["userString", "shard"],
         b'r' => &["vmtaPool", "rcvSmtpUser", "userString", "messageId", "shard"],
+        b'R' => &["dsnAction", "userString"],
+        b'S' | b'f' => &["userString"],
         _ => &[],
     }
 }
@@ -215,8 +221,15 @@ pub fn of_kind(kind: u8, name: &str) -> Option<String> {
     if header.or(arf).is_some_and(|h| !h.is_empty()) {
         return Some(name.to_owned());
     }
-    let known = native(kind).iter().chain(on_request(kind)).find(|f| f.eq_ignore_ascii_case(name));
+    let empty: &[&str] = if matches!(kind, b'd' | b'b' | b't') { &EMPTY } else { &[] };
+    let known = native(kind).iter().chain(on_request(kind)).chain(empty).find(|f| f.eq_ignore_ascii_case(name));
     known.map(|f| (*f).to_owned())
+}
+
+/// Whether a field is, or was, one of any records: leaving it out is never wrong.
+fn is_known(name: &str) -> bool {
+    let is = |f: &str| f.eq_ignore_ascii_case(name);
+    !is("type") && all().chain(EMPTY.iter().copied()).any(is)
 }
 
 /// Whether its values are numbers.
@@ -252,8 +265,11 @@ pub fn asked<'a>(kind: u8, list: impl Iterator<Item = &'a str> + Clone) -> Resul
         }
     }
     for item in list.filter(left_out) {
-        let field = of_kind(kind, &item[1..]).ok_or(item)?;
-        all.retain(|f| !f.eq_ignore_ascii_case(&field));
+        let name = &item[1..];
+        if of_kind(kind, name).is_none() && !is_known(name) {
+            return Err(item);
+        }
+        all.retain(|f| !f.eq_ignore_ascii_case(name));
     }
     Ok(all)
 }
@@ -281,6 +297,13 @@ mod tests {
         assert_eq!(list(b'r', "dsnDiag"), Err("dsnDiag".into()));
         assert_eq!(list(b'q', "header_X"), Err("header_X".into()));
         assert_eq!(list(b'd', "header_"), Err("header_".into()));
+        assert_eq!(list(b'R', "rcpt,dsnAction,userString").unwrap(), "rcpt,dsnAction,userString");
+        // What records never had, or have no more, can be left out and, of outcomes, asked for.
+        assert_eq!(list(b'b', "*,!timeimprinted,!rcvSourceIp"), list(b'b', "*"));
+        assert_eq!(list(b'b', "rcpt,timeImprinted").unwrap(), "rcpt,timeImprinted");
+        assert_eq!(list(b'r', "timeImprinted"), Err("timeImprinted".into()));
+        assert_eq!(list(b'r', "!type"), Err("!type".into()));
+        assert_eq!(list(b'r', "!orcp"), Err("!orcp".into()));
     }
 
     #[test]

@@ -10,6 +10,12 @@ use super::{Accepted, Compiler, Diagnostic};
 
 /// Record types that something writes.
 const WRITTEN: &[u8] = b"dbtqr";
+/// Fields that have a column where they are asked for, and nothing in it: code of the warning, and why.
+const EMPTY: &[(&str, &str, &str)] = &[
+    ("rcvSmtpUser", "pending", "listeners offer no AUTH yet"),
+    ("timeFirstAttempt", "pending", "the time of the first attempt is not kept yet"),
+    ("timeImprinted", "obsolete", "nothing has imprinted mail since PowerMTA 4"),
+];
 /// Characters of a command that its buffer's folder is named by.
 const FOLDER_NAME_MAX: usize = 80;
 
@@ -80,9 +86,9 @@ impl<'s> Compiler<'s> {
                 let message = format!("record-fields of type {} are given again below", record.1);
                 let d = Diagnostic::warning(i.at, "defined-again", message, "one line lists all columns of a type");
                 self.reader.diagnostics.push(d.with(later.at, "counts"));
-            } else if fields.iter().any(|f| f == "rcvSmtpUser") {
-                let text = "rcvSmtpUser stays empty: listeners offer no AUTH yet";
-                self.warning(i.value_at(), "pending", text, "");
+            }
+            for &(name, code, text) in EMPTY.iter().filter(|(name, ..)| fields.iter().any(|f| f == name)) {
+                self.warning(i.value_at(), code, format!("{name} stays empty: {text}"), "");
             }
         }
         for (i, record, ..) in mapped.iter().filter(|(_, r, ..)| !named.contains(r)) {
