@@ -19,8 +19,8 @@ pub enum Status {
     Withheld,
     /// Harmless here, ignored on purpose.
     Accepted,
-    /// Refused, with a reason.
-    Refused,
+    /// Without effect here, which whoever writes it is told of, with what to do instead.
+    Ignored,
 }
 
 impl Status {
@@ -48,7 +48,7 @@ pub struct Directive {
     pub scope: &'static str,
     /// Whether it is in force.
     pub status: Status,
-    /// Why it is accepted or refused; what becomes of mail where it is withheld; of one that is pending what happens, where
+    /// Why it is accepted or ignored; what becomes of mail where it is withheld; of one that is pending what happens, where
     /// that is not its default.
     pub reason: &'static str,
     /// Several lines add up; else the last one wins.
@@ -75,8 +75,8 @@ fn row(line: &'static str) -> Option<Directive> {
         status: match c.next()? {
             "supported" => Status::Supported,
             "accepted" => Status::Accepted,
-            "refused" => Status::Refused,
             "withheld" => Status::Withheld,
+            "ignored" => Status::Ignored,
             _ => Status::Pending,
         },
         reason: c.next()?,
@@ -86,7 +86,7 @@ fn row(line: &'static str) -> Option<Directive> {
 }
 
 /// Number of the row of `name` in `block`. What stands in a `<profile>` is what stands in a
-/// `<domain>`, and a line that begins with an expression goes by `/regex/`.
+/// `<domain>`, a line that begins with an expression goes by `/regex/`, and what was about DomainKeys (`dk-…`) by `dk-sign`.
 pub fn row_of(name: &str, block: &str) -> Option<usize> {
     static INDEX: OnceLock<HashMap<(&'static str, &'static str), usize>> = OnceLock::new();
     let index = INDEX.get_or_init(|| {
@@ -94,7 +94,11 @@ pub fn row_of(name: &str, block: &str) -> Option<usize> {
         rows.flat_map(|(i, d)| d.blocks.iter().map(move |b| ((*b, d.name), i))).collect()
     });
     let block = if block == "profile" { "domain" } else { block };
-    let name = if name.starts_with('/') { "/regex/" } else { name };
+    let name = match name {
+        n if n.starts_with('/') => "/regex/",
+        n if n.starts_with("dk-") => "dk-sign",
+        n => n,
+    };
     index.get(&(block, name)).copied()
 }
 
@@ -163,6 +167,11 @@ mod tests {
             }
         }
         assert!(all().len() > 400);
+        let known = ["supported", "pending", "accepted", "ignored"];
+        for line in include_str!("directives.tsv").lines().skip(1) {
+            let status = line.split('\t').nth(6).unwrap_or_default();
+            assert!(known.contains(&status), "{line}");
+        }
     }
 
     #[test]

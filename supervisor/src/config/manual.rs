@@ -188,7 +188,7 @@ pub fn markdown() -> String {
         "# Directives\n\nMade from the program's table: `sluice config directives --markdown`.\n\n\
          *Supported* directives are in force. *Pending* ones are checked and stored, and not in force yet. So are *withheld*\n\
          ones, and mail that they are about is kept back: without them it would come in, or go out otherwise than meant. *Accepted* ones\n\
-         are harmless here and have no effect. *Refused* ones are errors. Lines of a directive marked + add up; of others the\n\
+         are harmless here and have no effect. *Ignored* ones have none either, and `config check` says so. Lines of a directive marked + add up; of others the\n\
          last line of a block is in force.\n",
     );
     for block in BLOCKS {
@@ -205,7 +205,7 @@ pub fn markdown() -> String {
             let see = see_also(d);
             let see = if see.is_empty() { String::new() } else { format!(" See {}.", see.join(", ")) };
             let plus = if d.repeats { " +" } else { "" };
-            let example = if d.status == Status::Refused {
+            let example = if d.status == Status::Ignored {
                 String::new()
             } else {
                 format!("`{}`", example(d).replace('|', "\\|"))

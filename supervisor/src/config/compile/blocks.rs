@@ -11,12 +11,16 @@ use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 /// Blocks of one kind, but for those that there is one of for each domain, client or virtual MTA.
 const BLOCKS_MAX: usize = 10_000;
 
+/// Whether the value of a `cold-virtual-mta` is an address and a name.
+fn is_old_cold_virtual_mta(value: &str) -> bool {
+    value.split_whitespace().nth(1).is_some() && super::super::source_hosts::parse(value).is_ok()
+}
+
 impl<'s> Compiler<'s> {
     pub(super) fn block(&mut self, s: &'s Statement) {
         let Some(d) = directives::find(&s.name, "global") else { return self.unknown("global", s) };
-        if d.status == Status::Refused {
-            drop(self.check("global", s));
-            return;
+        if d.status == Status::Ignored {
+            return self.ignored(d, s);
         }
         let tag: &'static str = d.name.trim_matches(['<', '>']);
         if tag != "domain" {
@@ -267,6 +271,10 @@ impl<'s> Compiler<'s> {
                 self.domains.push((Scope::Vmta(index), i));
                 continue;
             }
+            if &*i.name == "cold-virtual-mta" && is_old_cold_virtual_mta(&i.value) {
+                self.old_cold_virtual_mta(i);
+                continue;
+            }
             let Some(a) = self.check("virtual-mta", i) else { continue };
             if &*i.name == "use-profile" {
                 self.use_profile_everywhere(Scope::Vmta(index), i);
@@ -299,6 +307,12 @@ impl<'s> Compiler<'s> {
                 _ => {}
             }
         }
+    }
+
+    /// `cold-virtual-mta ADDRESS HOST` made a virtual MTA that nobody saw, until PowerMTA 4.5.
+    fn old_cold_virtual_mta(&mut self, s: &Statement) {
+        let message = "cold-virtual-mta with an address and a name has no effect: PowerMTA 4.5 did away with this form";
+        self.warning(s.value_at(), "ignored", message, "define a <virtual-mta> of them and name it here");
     }
 
     /// `use-profile` beside `<domain>` blocks holds for every destination.

@@ -26,15 +26,20 @@ impl<'s> Compiler<'s> {
             let message = format!("nothing refers to {kind} {name:?}");
             self.reader.diagnostics.push(Diagnostic::warning(at, "unused", message, ""));
         }
+        let places = |n: usize| if n == 1 { String::new() } else { format!(" ({n} lines, the first is shown)") };
         for ((name, status), (d, at, count)) in std::mem::take(&mut self.pending) {
-            let places = if count == 1 { String::new() } else { format!(" ({count} lines, the first is shown)") };
             if status == Status::Withheld {
-                let message = format!("{name} is not in force yet: {}{places}", d.reason);
+                let message = format!("{name} is not in force yet: {}{}", d.reason, places(count));
                 self.warning(at, "withheld", message, "without the line mail goes as if there were no such directive");
                 continue;
             }
-            let message = format!("{name} is not in force yet: it is checked and stored{places}");
+            let message = format!("{name} is not in force yet: it is checked and stored{}", places(count));
             self.warning(at, "pending", message, "");
+        }
+        for ((name, why), (at, count)) in std::mem::take(&mut self.without_effect) {
+            let (code, is) =
+                if why.starts_with("obsolete") { ("obsolete", "is") } else { ("ignored", "has no effect:") };
+            self.warning(at, code, format!("{name} {is} {why}{}", places(count)), "remove the line");
         }
         let data_dir =
             overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());

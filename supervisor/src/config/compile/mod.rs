@@ -132,6 +132,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         layers: LayersBuilder::default(),
         domains: Vec::new(),
         pending: BTreeMap::new(),
+        without_effect: BTreeMap::new(),
         profiles: None,
         pool_domains: HashMap::new(),
         withheld_pools: HashMap::new(),
@@ -189,6 +190,8 @@ struct Compiler<'s> {
     domains: Vec<(Scope, &'s Statement)>,
     /// Directives that are not in force yet: where first, and how often.
     pending: BTreeMap<(&'static str, Status), (&'static Directive, Span, usize)>,
+    /// Directives that have no effect here, and why: where first, and how often.
+    without_effect: BTreeMap<(String, &'static str), (Span, usize)>,
     /// Receiver profiles in force; `None` for all.
     profiles: Option<Vec<String>>,
     /// Pools that speak for domains: they have `<domain>` blocks or use a profile.
@@ -324,16 +327,11 @@ impl<'s> Compiler<'s> {
         };
         let d = &directives::all()[row];
         match d.status {
-            Status::Refused => {
-                self.error(s.at, "refused", format!("{} is refused: {}", s.name, d.reason), "remove the line");
+            Status::Ignored => {
+                self.ignored(d, s);
                 return None;
             }
-            Status::Accepted => {
-                if d.reason.starts_with("obsolete") {
-                    self.warning(s.at, "obsolete", format!("{} is {}", s.name, d.reason), "remove the line");
-                }
-                return None;
-            }
+            Status::Accepted => return None,
             Status::Pending | Status::Withheld | Status::Supported => {}
         }
         let parsed = match (s.value.is_empty(), s.quoted) {
@@ -389,6 +387,17 @@ impl<'s> Compiler<'s> {
             let help = "write unlimited if that is meant; max-smtp-out 0 in a <domain> sends nothing, and `sluice pause` holds mail back";
             self.warning(s.value_at(), "zero", format!("{} 0 is no limit", s.name), help);
         }
+    }
+
+    /// Counts a line that has no effect here, and notes the first. One that says no to what is not done anyway is right.
+    fn ignored(&mut self, d: &'static Directive, s: &Statement) {
+        let says_no = ["no", "false"].iter().any(|no| s.value.eq_ignore_ascii_case(no));
+        if says_no && !s.is_block {
+            return;
+        }
+        let (first, count) = self.without_effect.entry((s.name.to_string(), d.reason)).or_insert((s.at, 0));
+        *first = (*first).min(s.at);
+        *count += 1;
     }
 
     /// Counts a line that is not in force yet, and notes the first.
