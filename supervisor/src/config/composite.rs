@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipc::message::{is_plain_domain, normalise_domain};
+use ipc::network::Network;
 use ipc::rules::Value;
 
 use super::records;
@@ -380,7 +381,9 @@ fn args(kinds: &str, text: &str) -> Result<Parsed, Problem> {
         return Err(Problem::other(format!("{} arguments expected, got {}", kinds.len(), words.len()))
             .help(format!("form: {}", kinds.join(" ").to_uppercase())));
     }
-    let (mut of, mut limit) = (None, None);
+    // A limit alone holds for every address.
+    let everybody = Network { base: [0; 16], bits: 0 };
+    let (mut of, mut limit) = ((kinds.len() == 1).then_some(everybody), None);
     for (kind, word) in kinds.into_iter().zip(words) {
         let at = |p: Problem| p.at(word, text);
         match kind {
@@ -584,6 +587,12 @@ mod tests {
             ("ip-port", "[::1]:5353"),
             ("listener", "0/0:2525"),
             ("listener", "[::1]:25 source={x}"),
+            ("listener", "127.0.4.0/30:2525"),
+            ("listener", "10.1/16:25 source=x"),
+            ("listener", "[2001:db8::/64]:25"),
+            ("macro-domain", "a.$tld"),
+            ("domain-key", "s,$brand.$tld,/k.pem"),
+            ("args:number", "5"),
             ("emails", "a@b.test, c@d.test"),
             ("pattern", "[*.]b\u{fc}cher.de"),
             ("pattern", "[10/8]"),

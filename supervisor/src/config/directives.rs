@@ -128,6 +128,10 @@ pub fn canonical(name: &str) -> &str {
         "max-conn-rate" => "max-connect-rate",
         "delivery-priority" => "queue-priority",
         "route" => "smtp-hosts",
+        "421-means-mx-unavailable" => "smtp-421-means-mx-unavailable",
+        "max-rcpt-per-message" => "max-rcpt-per-transaction",
+        "max-smtp-out-per-source-ip" => "source-ip-max-smtp-out",
+        "smtp-source-ip" => "smtp-source-host",
         n => n,
     }
 }

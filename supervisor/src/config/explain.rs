@@ -241,10 +241,11 @@ fn beside_domains(s: &ArchivedSnapshot, via: Via, only: &str) -> Vec<Explained> 
         let mut here: BTreeMap<&str, (&Directive, Vec<Said>)> = BTreeMap::new();
         for x in settings.iter() {
             let Some(d) = directives::all().get(usize::from(x.key.to_native())) else { continue };
-            let wanted = if only.is_empty() { layer != "global" || inherited(d) } else { d.name == only };
+            let wanted =
+                if only.is_empty() { layer != "global" || inherited(d) } else { directives::canonical(d.name) == only };
             let Some(value) = shown_setting(d, x).filter(|_| wanted) else { continue };
             let said = Said { value, origin: Origin { layer: layer.clone(), ..written_at(s, x) } };
-            here.entry(d.name).or_insert((d, Vec::new())).1.push(said);
+            here.entry(directives::canonical(d.name)).or_insert((d, Vec::new())).1.push(said);
         }
         for (name, (d, lines)) in here {
             let all = found.entry(name).or_insert((d, Vec::new()));

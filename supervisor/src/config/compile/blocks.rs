@@ -283,7 +283,7 @@ impl<'s> Compiler<'s> {
             let written = a.as_written(i);
             self.snapshot.vmtas[index as usize].settings.push(written);
             match (&*i.name, a.in_force()) {
-                ("smtp-source-host", Some(Value::Text(t))) => {
+                ("smtp-source-host" | "smtp-source-ip", Some(Value::Text(t))) => {
                     let hosts = self.source_hosts(i, &t);
                     self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
                 }

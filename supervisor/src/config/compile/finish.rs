@@ -79,7 +79,9 @@ impl<'s> Compiler<'s> {
         let top = self.snapshot.written.iter().flat_map(|w| &w.settings);
         let lines = top.chain(self.snapshot.vmtas.iter().flat_map(|v| &v.settings));
         let mut missing = Vec::new();
-        for s in lines.filter(|s| directives::all()[usize::from(s.key)].name == "smtp-source-host") {
+        for s in
+            lines.filter(|s| directives::canonical(directives::all()[usize::from(s.key)].name) == "smtp-source-host")
+        {
             let Value::Text(t) = &s.value else { continue };
             if let Ok((source_hosts::From::Ip(ip), _)) = source_hosts::parse(t)
                 // The whole of 127/8 is this machine's.

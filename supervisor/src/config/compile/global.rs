@@ -104,7 +104,7 @@ impl Compiler<'_> {
             "dummy-smtp-ip" => self.out.dummy_ip = t.parse().ok(),
             "name-server" => g.name_servers.push(t),
             "dnssec-name-server" => g.dnssec_name_servers.push(t),
-            "smtp-source-host" => {
+            "smtp-source-host" | "smtp-source-ip" => {
                 let hosts = self.source_hosts(s, &t);
                 self.out.source_hosts.extend(hosts);
             }
