@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
+use crate::config::Compiled;
+
 /// Connections the kernel holds until a worker takes them.
 const BACKLOG: i32 = 1024;
 
@@ -114,6 +116,12 @@ impl Places {
     fn give_back(&self, place: &Rc<Place>) {
         self.all.borrow_mut().retain(|p| !Rc::ptr_eq(p, place));
     }
+}
+
+/// Why listeners of a configuration stand for no address of this machine; `None` when all do.
+pub fn nowhere(compiled: &Compiled) -> Option<String> {
+    let networks = compiled.listens_nowhere.join(", ");
+    (!networks.is_empty()).then(|| format!("cannot listen on {networks}: no interface has an address there"))
 }
 
 /// Binds and listens.

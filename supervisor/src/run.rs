@@ -131,6 +131,9 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
 }
 
 async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compiled) -> Result<(), String> {
+    if let Some(e) = listen::nowhere(&compiled) {
+        return Err(e);
+    }
     let mut listeners = listen::inherited();
     for l in &compiled.snapshot.listeners {
         if listeners.iter().any(|(a, _)| *a == l.address) {

@@ -1,6 +1,6 @@
 //! Types of several parts: addresses, networks, keys, lists of names, rules of pattern lists.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use ipc::message::{is_plain_domain, normalise_domain};
@@ -186,24 +186,37 @@ pub fn name_server(t: &str) -> Result<SocketAddr, Problem> {
     t.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)).map_err(|_| Problem::expected("IP or IP:PORT", t))
 }
 
-/// Address and named source of `IP:PORT [source=NAME]`; `0/0:25` is every IPv4 address.
+/// File, and password of its key, of `FILE [PASSWORD]`; each is empty where none is given.
+pub fn certificate(text: &str) -> (&str, &str) {
+    let (path, password) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
+    let password = password.trim_start();
+    (path, password.strip_prefix('"').and_then(|p| p.strip_suffix('"')).unwrap_or(password))
+}
+
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// One address, or all of a family.
+    On(SocketAddr),
+    /// The addresses of this machine that lie in a network, each with this port.
+    Within(Network, u16),
+}
+
+/// Addresses and named source of `IP:PORT [source=NAME]`; `0/0:25` is every IPv4 address.
 ///
 /// # Errors
 /// [`Problem`]
-pub fn listener(text: &str) -> Result<(SocketAddr, Option<&str>), Problem> {
+pub fn listener(text: &str) -> Result<(Listen, Option<&str>), Problem> {
     let mut words = text.split_whitespace();
     let address = words.next().ok_or_else(|| Problem::other("argument missing"))?;
     let (ip, port) = address.rsplit_once(':').ok_or_else(|| Problem::expected("IP:PORT", address))?;
     let port = port.parse::<u16>().ok().filter(|p| *p > 0);
     let port = port.ok_or_else(|| Problem::expected("a port from 1 to 65535", address).at(address, text))?;
-    let ip = match ip {
-        "0/0" | "*" => IpAddr::from([0, 0, 0, 0]),
-        ip => ip_in_brackets(ip).ok_or_else(|| {
-            Problem::expected("IP:PORT", address)
-                .at(address, text)
-                .help("an IPv6 address stands in brackets; a network other than 0/0 is one line for each address")
-        })?,
-    };
+    let listen = listen(ip, port).ok_or_else(|| {
+        Problem::expected("IP:PORT or NETWORK:PORT", address)
+            .at(address, text)
+            .help("an IPv6 address or network stands in brackets")
+    })?;
     let mut source = None;
     for w in words {
         match w.split_once('=') {
@@ -211,16 +224,33 @@ pub fn listener(text: &str) -> Result<(SocketAddr, Option<&str>), Problem> {
             _ => return Err(Problem::expected("source=NAME", w).at(w, text)),
         }
     }
-    Ok((SocketAddr::new(ip, port), source))
+    Ok((listen, source))
+}
+
+fn listen(place: &str, port: u16) -> Option<Listen> {
+    let everybody = |ip: IpAddr| Some(Listen::On(SocketAddr::new(ip, port)));
+    if matches!(place, "0/0" | "*") {
+        return everybody(Ipv4Addr::UNSPECIFIED.into());
+    }
+    let is_bracketed = place.starts_with('[') && place.ends_with(']');
+    match place.contains('/') && is_bracketed == place.contains(':') {
+        false => ip_in_brackets(place).and_then(everybody),
+        true => match ipc::network::parse(place)? {
+            n if n.bits == 128 => everybody(IpAddr::from(n.base).to_canonical()),
+            n if n.is_everybody() && n.bits == 0 => everybody(Ipv6Addr::UNSPECIFIED.into()),
+            n if n.is_everybody() => everybody(Ipv4Addr::UNSPECIFIED.into()),
+            n => Some(Listen::Within(n, port)),
+        },
+    }
 }
 
 fn ip_in_brackets(t: &str) -> Option<IpAddr> {
     match t.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
         Some(v6) => {
             let v6 = v6.get(..5).filter(|p| p.eq_ignore_ascii_case("ipv6:")).map_or(v6, |_| &v6[5..]);
-            v6.parse::<std::net::Ipv6Addr>().ok().map(IpAddr::from)
+            v6.parse::<Ipv6Addr>().ok().map(IpAddr::from)
         }
-        None => t.parse::<std::net::Ipv4Addr>().ok().map(IpAddr::from),
+        None => t.parse::<Ipv4Addr>().ok().map(IpAddr::from),
     }
 }
 
@@ -581,6 +611,29 @@ mod tests {
     }
 
     #[test]
+    fn listeners_are_addresses_networks_or_everything() {
+        use super::{Listen, listener};
+        let on = |text: &str| listener(text).ok().map(|(l, _)| l);
+        let address = |text: &str| text.parse().ok().map(Listen::On);
+        assert_eq!(on("0/0:25"), address("0.0.0.0:25"));
+        assert_eq!(on("0.0.0.0/0:25"), address("0.0.0.0:25"));
+        assert_eq!(on("[::/0]:25"), address("[::]:25"));
+        assert_eq!(on("192.0.2.1/32:25"), address("192.0.2.1:25"));
+        assert_eq!(on("[::1/128]:25"), address("[::1]:25"));
+        assert_eq!(on("10/8:25"), ipc::network::parse("10/8").map(|n| Listen::Within(n, 25)));
+    }
+
+    #[test]
+    fn the_password_of_a_certificate_is_no_part_of_its_value() {
+        use ipc::rules::Value;
+        let value = parse("certificate", "/etc/cert.pem  a secret").map(|p| p.value);
+        assert_eq!(value, Ok(Value::Text("/etc/cert.pem".into())));
+        assert_eq!(super::certificate(" f.pem \t a b "), ("f.pem", "a b"));
+        assert_eq!(super::certificate("f.pem"), ("f.pem", ""));
+        assert_eq!(super::certificate("f.pem \"a b\""), ("f.pem", "a b"));
+    }
+
+    #[test]
     fn forms_of_several_parts() {
         for (kind, good) in [
             ("ip-port", "127.0.0.1"),
@@ -621,6 +674,10 @@ mod tests {
             ("listener", "0.0.0.0:99999"),
             ("listener", "1.2.3.4:25 x"),
             ("listener", "::1:25"),
+            ("listener", "2001:db8::/64:25"),
+            ("listener", "127.0.4.0/33:25"),
+            ("listener", "[127.0.4.0/30]:25"),
+            ("macro-domain", "a..b"),
             ("emails", "a@b.test, c"),
             ("pattern", "a b"),
             ("pattern", "[::1]x"),

@@ -1,6 +1,6 @@
 //! `smtp-source-host`: addresses of this machine to send from.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipc::network::Network;
 use ipc::snapshot::SourceHost;
@@ -50,11 +50,26 @@ pub fn expand(text: &str, local: &[IpAddr]) -> Vec<SourceHost> {
     let host = |ip: IpAddr| SourceHost { ip: ip.to_string(), name: name.to_owned() };
     match from {
         From::Ip(ip) => vec![host(ip)],
-        From::Network(n) => local
-            .iter()
-            .filter(|ip| n.contains(**ip) && **ip != IpAddr::from([127, 0, 0, 1]))
-            .map(|ip| host(*ip))
-            .collect(),
+        From::Network(n) => {
+            within(n, local).into_iter().filter(|ip| *ip != IpAddr::V4(Ipv4Addr::LOCALHOST)).map(host).collect()
+        }
+    }
+}
+
+/// Addresses of a network of 127/8 that are all taken for addresses of this machine.
+const LOOPBACK_MAX: u32 = 256;
+
+/// The addresses of this machine in a network, where `local` are those of its interfaces. Every address of 127/8 is this
+/// machine's without an interface that says so; a wide network there means those of the interfaces.
+pub fn within(network: Network, local: &[IpAddr]) -> Vec<IpAddr> {
+    let hosts = 1u32.checked_shl(128u32.saturating_sub(u32::from(network.bits))).filter(|n| *n <= LOOPBACK_MAX);
+    match (IpAddr::from(network.first()).to_canonical(), hosts) {
+        (IpAddr::V4(first), Some(hosts)) if first.is_loopback() => {
+            // That one is for all.
+            let all = (first.to_bits()..=first.to_bits() + (hosts - 1)).map(Ipv4Addr::from_bits);
+            all.filter(|ip| *ip != Ipv4Addr::new(127, 255, 255, 255)).map(IpAddr::V4).collect()
+        }
+        _ => local.iter().copied().filter(|ip| network.contains(*ip)).collect(),
     }
 }
 
@@ -81,5 +96,17 @@ mod tests {
         assert_eq!(ips("127.0.0.1 m.test"), ["127.0.0.1 m.test"]);
         assert_eq!(ips("[IPv6:::1] m.test"), ["::1 m.test"]);
         assert!(ips("172.16/12 m.test").is_empty());
+    }
+
+    #[test]
+    fn every_address_of_the_loopback_network_is_this_machines() {
+        let local = ["127.0.0.1", "10.1.0.1"].map(|t| t.parse().expect("an address"));
+        let of = |t: &str| within(ipc::network::parse(t).expect("a network"), &local);
+        let texts = |t: &str| of(t).iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts("127.0.4.0/30"), ["127.0.4.0", "127.0.4.1", "127.0.4.2", "127.0.4.3"]);
+        assert_eq!((of("127.0.4.0/24").len(), of("127.255.255.0/24").len()), (256, 255));
+        assert_eq!(texts("127.0.0.0/23"), ["127.0.0.1"]);
+        assert_eq!(texts("127/8"), ["127.0.0.1"]);
+        assert_eq!((of("0/0").len(), of("10.1.0.0/30").len(), of("::/120").len()), (2, 1, 0));
     }
 }

@@ -116,6 +116,7 @@ impl Supervisor {
             }
             let mut refused = known.unusable_addresses(&checked.compiled);
             refused.extend(known.unwritable(&checked.compiled));
+            refused.extend(listen::nowhere(&checked.compiled));
             Ok((checked.compiled, refused))
         };
         let read = beside(read).await;

@@ -180,7 +180,7 @@ impl<'s> Compiler<'s> {
             }
         }
         match composite::listener(&s.value) {
-            Ok((address, None)) => self.add_listener(s.value_at(), address.to_string(), source, pem),
+            Ok((listen, None)) => self.listeners.add(s.value_at(), listen, source, pem),
             Ok(_) => self.problem(s, Problem::expected("IP:PORT alone; source is a line inside", &s.value)),
             Err(p) => self.problem(s, p),
         }

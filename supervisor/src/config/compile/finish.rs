@@ -44,6 +44,7 @@ impl<'s> Compiler<'s> {
         let data_dir =
             overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+        self.listeners();
         self.defaults(&data_dir);
         self.local_aliases();
         self.other_machine();
@@ -69,6 +70,7 @@ impl<'s> Compiler<'s> {
             http_port: out.http_port.unwrap_or(8080),
             run_as_user: if out.run_as_user.is_empty() { "sluice".into() } else { out.run_as_user },
             run_as_root: out.run_as_root,
+            listens_nowhere: out.no_address,
         };
         Checked { compiled, diagnostics, left_out, files: self.reader.files }
     }
@@ -325,13 +327,6 @@ impl<'s> Compiler<'s> {
         let shows_pool = |r: &RecordFields| r.record == "r" && r.fields.iter().any(|f| f == "vmtaPool");
         for a in s.accounting.iter_mut().filter(|a| a.fields.iter().any(shows_pool)) {
             a.pools.clone_from(&pools);
-        }
-        for l in s.listeners.iter_mut().filter(|l| l.tls_pem.is_empty()) {
-            l.tls_pem.clone_from(&self.tls_pem);
-        }
-        if s.listeners.is_empty() {
-            let (source, tls_pem) = (String::new(), self.tls_pem.clone());
-            s.listeners.push(Listener { address: "0.0.0.0:25".into(), source, tls_pem });
         }
         if self.out.dummy_port > 0 {
             let ip = self.out.dummy_ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());

@@ -3,16 +3,13 @@
 use std::path::Path;
 
 use ipc::rules::Value;
-use ipc::snapshot::{DomainKey, Listener, SourceHost, SpoolDirectory};
+use ipc::snapshot::{DomainKey, SourceHost, SpoolDirectory};
 use worker::connect::own_addresses;
 use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
 use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
 use super::super::{composite, source_hosts};
 use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
-
-/// Listeners of a server: they travel to a worker in one frame, with the snapshot, the ledger and `dummy-smtp-port`'s.
-const LISTENERS_MAX: usize = ipc::limits::DESCRIPTORS_PER_FRAME_MAX - 3;
 
 impl Compiler<'_> {
     pub(super) fn global(&mut self, s: &Statement, v: Value) {
@@ -35,6 +32,10 @@ impl Compiler<'_> {
                 self.check_cpus(s);
             }
             ("workers", Value::Number(n)) => self.workers(s, n),
+            ("smtp-port", Value::Number(n)) => {
+                self.out.smtp_port = u16::try_from(n).ok();
+                self.out.old_listener.push(("smtp-port", s.at));
+            }
             ("dummy-smtp-port", Value::Number(n)) => self.out.dummy_port = u16::try_from(n).unwrap_or(0),
             ("dummy-smtp-await-slot", Value::Flag(b)) => g.dummy_smtp.await_slot = b,
             ("dummy-smtp-has-chunking", Value::Flag(b)) => g.dummy_smtp.has_chunking = b,
@@ -101,6 +102,10 @@ impl Compiler<'_> {
             "smtp-proxy-source-host" => self.out.withheld = "smtp-proxy-source-host",
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
+            "smtp-ip" => {
+                self.out.smtp_ip = composite::ip(&t).ok();
+                self.out.old_listener.push(("smtp-ip", s.at));
+            }
             "dummy-smtp-ip" => self.out.dummy_ip = t.parse().ok(),
             "name-server" => g.name_servers.push(t),
             "dnssec-name-server" => g.dnssec_name_servers.push(t),
@@ -114,12 +119,12 @@ impl Compiler<'_> {
             }
             "smtp-server-tls-certificate" => self.tls_pem = self.certificate(s),
             "smtp-listener" => {
-                if let Ok((address, source)) = composite::listener(&t) {
+                if let Ok((listen, source)) = composite::listener(&t) {
                     let source = source.unwrap_or_default().to_owned();
                     if !source.is_empty() {
                         self.reference("source", &source, s, "global");
                     }
-                    self.add_listener(s.value_at(), address.to_string(), source, String::new());
+                    self.listeners.add(s.value_at(), listen, source, String::new());
                 }
             }
             _ => {}
@@ -283,15 +288,5 @@ impl Compiler<'_> {
             let help = format!("chmod o-r {path}");
             self.warning(at, "readable-key", format!("every user of this machine may read the key in {path}"), help);
         }
-    }
-
-    pub(super) fn add_listener(&mut self, at: Span, address: String, source: String, tls_pem: String) {
-        if self.snapshot.listeners.len() >= LISTENERS_MAX {
-            return self.error(at, "too-many-listeners", format!("more than {LISTENERS_MAX} listeners"), "");
-        }
-        if self.snapshot.listeners.iter().any(|l| l.address == address) {
-            return self.error(at, "duplicate", format!("listener {address} is given twice"), "remove one of them");
-        }
-        self.snapshot.listeners.push(Listener { address, source: source.to_lowercase(), tls_pem });
     }
 }

@@ -5,6 +5,7 @@ mod address_list;
 mod blocks;
 mod finish;
 mod global;
+mod listeners;
 mod names;
 mod pattern_list;
 mod receivers;
@@ -51,6 +52,8 @@ pub struct Compiled {
     pub run_as_user: String,
     /// `run-as-root`
     pub run_as_root: bool,
+    /// `NETWORK:PORT` of listeners that stand for no address of this machine.
+    pub listens_nowhere: Vec<String>,
 }
 
 /// A configuration and all that is wrong with it.
@@ -138,6 +141,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         withheld_pools: HashMap::new(),
         members: Vec::new(),
         out: Global::default(),
+        listeners: listeners::Listeners::default(),
         tls_pem: String::new(),
         pem_files: HashSet::new(),
         blocks: HashMap::new(),
@@ -170,6 +174,14 @@ struct Global {
     /// Of spools that say nothing themselves, bytes.
     min_free_space: u64,
     host_names: Vec<String>,
+    /// `smtp-ip`
+    smtp_ip: Option<std::net::IpAddr>,
+    /// `smtp-port`
+    smtp_port: Option<u16>,
+    /// Where those two stand.
+    old_listener: Vec<(&'static str, Span)>,
+    /// Listeners that stand for no address of this machine.
+    no_address: Vec<String>,
     /// `dummy-smtp-ip`; `None` for 127.0.0.1.
     dummy_ip: Option<std::net::IpAddr>,
     /// `dummy-smtp-port`; 0 for none.
@@ -201,6 +213,7 @@ struct Compiler<'s> {
     /// Members of pools: pool, name, weight, place.
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
+    listeners: listeners::Listeners,
     tls_pem: String,
     /// Files in PEM that were read, or are left to somebody who may.
     pem_files: HashSet<String>,
