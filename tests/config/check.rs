@@ -170,7 +170,7 @@ fn windows_line_ends_and_unicode_are_read() {
 #[test]
 fn a_quote_that_is_not_closed_swallows_no_block() {
     let text = text_of(
-        "<domain y.test>\n command \"/bin/true\n max-smtp-out 6\n</domain>\n<domain z.test>\n command \"foo\"\n</domain>\n",
+        "<domain y.test>\n command \"/bin/true\n max-smtp-out 6\n</domain>\n<domain z.test>\n command \"/bin/true\"\n</domain>\n",
     );
     assert!(text.contains("expected a closing quote") && text.ends_with("1 error, 0 warnings\n"), "{text}");
     // What a block inherits it need not say.

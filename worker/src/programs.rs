@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use ipc::control::{ProgramEnd, ToSupervisor};
 use ipc::descriptors::sealed_memfd;
@@ -18,6 +19,11 @@ use crate::rights;
 
 /// Where programs are found, and their other programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The folders where a program is looked for whose name has no slash.
+pub fn folders() -> impl Iterator<Item = &'static Path> {
+    PATH.split(':').map(Path::new)
+}
 
 /// What a program finds in its environment: nothing of what the server was started with, such as the socket by which
 /// it speaks to systemd, but the time zone.

@@ -125,6 +125,7 @@ impl<'s> Compiler<'s> {
                 return self.error(s.value_at(), "bad-value", "a command expected behind |", help);
             }
             a.path = format!("acct/pipes/{}/rows.csv", folder_name(&a.program));
+            self.program(s, &a.program);
         }
         if self.snapshot.accounting.iter().any(|o| o.path == a.path) {
             return self.error(s.value_at(), "duplicate", format!("<acct-file {}> is given twice", &*s.value), "");

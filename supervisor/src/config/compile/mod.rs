@@ -8,6 +8,7 @@ mod global;
 mod listeners;
 mod names;
 mod pattern_list;
+mod programs;
 mod receivers;
 mod rollup;
 mod shadowed;
@@ -144,6 +145,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         listeners: listeners::Listeners::default(),
         tls_pem: String::new(),
         pem_files: HashSet::new(),
+        programs: HashSet::new(),
         blocks: HashMap::new(),
         reserved_in: Vec::new(),
         order: 0,
@@ -217,6 +219,8 @@ struct Compiler<'s> {
     tls_pem: String,
     /// Files in PEM that were read, or are left to somebody who may.
     pem_files: HashSet<String>,
+    /// Programs that were looked for.
+    programs: HashSet<String>,
     /// Blocks at top level, by kind.
     blocks: HashMap<&'static str, usize>,
     /// What `<source-group>`s reserve, and where.
@@ -434,8 +438,10 @@ impl<'s> Compiler<'s> {
                 "use-profile" => all.extend(self.used_profile(s)),
                 name => {
                     self.snapshot.has_queue_to |= name == "queue-to";
-                    if let ("smtp-tls-ca-file" | "smtp-client-certificate", Value::Text(path)) = (name, &a.value) {
-                        self.pem_file(s, path);
+                    match (name, &a.value) {
+                        ("smtp-tls-ca-file" | "smtp-client-certificate", Value::Text(path)) => self.pem_file(s, path),
+                        ("command", Value::Text(command)) => self.program(s, command),
+                        _ => {}
                     }
                     self.dkim_values(s);
                     all.push(Setting { key: directives::domain_key(a.row), file, line, value: a.value });
