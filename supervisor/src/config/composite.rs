@@ -29,7 +29,8 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
         }
         "domain" => domain(one(text)?).map(|_| keep()),
         // What a macro stands for is checked where it is expanded.
-        "pattern" if text.contains('$') => one(text).map(|_| keep()),
+        "pattern" | "macro-domain" if text.contains('$') => one(text).map(|_| keep()),
+        "domain" | "macro-domain" => domain(one(text)?).map(|_| keep()),
         "pattern" => pattern(one(text)?).map(|()| keep()),
         "regex" => regex(text, text).map(|_| keep()),
         "address-pattern" => match text.starts_with('/') {
@@ -351,7 +352,7 @@ pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
     opened.map(drop).map_err(|e| Problem::missing(path, &e).at(path, text))
 }
 
-/// `SELECTOR,DOMAIN,FILE`
+/// `SELECTOR,DOMAIN,FILE`; of a domain with macros what they stand for is checked where it is expanded.
 ///
 /// # Errors
 /// [`Problem`]
@@ -360,7 +361,7 @@ pub fn domain_key(text: &str) -> Result<(&str, &str, &str), Problem> {
     let [selector, key_domain, path] = parts[..] else {
         return Err(Problem::other(format!("SELECTOR,DOMAIN,FILE expected, got {} parts", parts.len())));
     };
-    if key_domain != "*" {
+    if key_domain != "*" && !key_domain.contains('$') {
         domain(key_domain).map_err(|p| p.at(key_domain, text))?;
     }
     if selector.is_empty() || !selector.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {

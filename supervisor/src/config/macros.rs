@@ -1,17 +1,21 @@
 //! `domain-macro` lists and what they stand for.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use super::value;
 
-/// Macros may refer to each other this deep, and stand for this many names.
+/// Macros may refer to each other this deep, and stand for this many names in one place, and in all.
 const DEPTH_MAX: usize = 20;
 const NAMES_MAX: usize = 100_000;
+const NAMES_IN_ALL_MAX: usize = 3_000_000;
 
 /// All macros of a configuration.
 #[derive(Debug, Default)]
 pub struct Macros {
     all: HashMap<String, Vec<String>>,
+    /// Names that they were expanded to.
+    names: Cell<usize>,
 }
 
 impl Macros {
@@ -21,14 +25,18 @@ impl Macros {
         self.all.insert(name.to_owned(), value::list(list));
     }
 
-    /// The names that a `<domain>` parameter stands for.
+    /// The names that a domain with macros in it stands for.
     ///
     /// # Errors
     /// A sentence when a macro is not defined or loops.
     pub fn expand(&self, pattern: &str) -> Result<Vec<String>, String> {
         let mut names = Vec::new();
         self.expand_within(pattern, &mut Vec::new(), &mut names)?;
-        Ok(names)
+        self.names.set(self.names.get() + names.len());
+        match self.names.get() > NAMES_IN_ALL_MAX {
+            true => Err(format!("the macros of the configuration stand for more than {NAMES_IN_ALL_MAX} names")),
+            false => Ok(names),
+        }
     }
 
     /// The loop that macro `name` is in, as `a -> b -> a`.
@@ -101,6 +109,9 @@ mod tests {
         assert_eq!(m.expand("$all").unwrap().len(), 5);
         assert_eq!(m.find_loop("a").unwrap(), "a -> c -> a");
         assert_eq!(m.find_loop("all"), None);
+        m.define(&format!("many {}", vec!["x"; NAMES_MAX].join(",")));
+        let fit = NAMES_IN_ALL_MAX / NAMES_MAX;
+        assert_eq!((0..=fit).take_while(|_| m.expand("$many").is_ok()).count(), fit - 1);
         assert!(m.expand("$a").is_err() && m.expand("$none").unwrap_err().contains("not defined"));
     }
 }

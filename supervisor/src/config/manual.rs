@@ -79,7 +79,7 @@ pub fn example(d: &Directive) -> String {
         "listener" => "192.0.2.10:25".into(),
         "cidr" => "10.0.0.0/8".into(),
         "email" | "emails" => "postmaster@example.com".into(),
-        "domain" => "example.com".into(),
+        "domain" | "macro-domain" => "example.com".into(),
         "pattern" => "[*.]example.com".into(),
         "address-pattern" => "/@example\\.com$/".into(),
         "source-host" => "192.0.2.10 mail.example.com".into(),

@@ -18,7 +18,9 @@ impl<'s> Compiler<'s> {
         let mut list = AddressList { name: name.to_owned(), ..Default::default() };
         for i in &s.inside {
             match (&*i.name, self.check(tag, i).and_then(Accepted::in_force)) {
-                ("domain", Some(Value::Text(t))) => list.domains.push(ascii_domain(&t)),
+                ("domain", Some(Value::Text(t))) => {
+                    list.domains.extend(self.expanded(i, &t).iter().map(|d| ascii_domain(d)));
+                }
                 ("address", Some(Value::Text(t))) => self.listed_address(i, &t, &mut list),
                 ("address-file", Some(Value::Text(path))) => {
                     let text = self.list_file(i, &path);

@@ -294,8 +294,8 @@ impl<'s> Compiler<'s> {
                     }
                 }
                 ("domain-key", Some(Value::Text(t))) => {
-                    let key = self.domain_key(i, &t);
-                    self.snapshot.vmtas[index as usize].domain_keys.extend(key);
+                    let keys = self.domain_keys(i, &t);
+                    self.snapshot.vmtas[index as usize].domain_keys.extend(keys);
                 }
                 ("max-smtp-out", Some(Value::Number(n))) => self.snapshot.vmtas[index as usize].max_smtp_out = n,
                 ("max-smtp-msg-rate", Some(Value::Rate { count, per_ms })) => {
@@ -364,8 +364,8 @@ impl<'s> Compiler<'s> {
                             self.withheld_pools.insert(index, "rewrite-list");
                         }
                         if let ("domain-key", Some(Value::Text(t))) = (&*i.name, a.in_force()) {
-                            let key = self.domain_key(i, &t);
-                            self.snapshot.pools[index as usize].domain_keys.extend(key);
+                            let keys = self.domain_keys(i, &t);
+                            self.snapshot.pools[index as usize].domain_keys.extend(keys);
                         }
                     }
                 }

@@ -114,8 +114,8 @@ impl Compiler<'_> {
                 self.out.source_hosts.extend(hosts);
             }
             "domain-key" => {
-                let key = self.domain_key(s, &t);
-                self.snapshot.domain_keys.extend(key);
+                let keys = self.domain_keys(s, &t);
+                self.snapshot.domain_keys.extend(keys);
             }
             "smtp-server-tls-certificate" => self.tls_pem = self.certificate(s),
             "smtp-listener" => {
@@ -184,13 +184,12 @@ impl Compiler<'_> {
         self.snapshot.global.precached_domains = domains;
     }
 
-    /// A `domain-key` whose file holds a key that can be used.
     /// `<domain-key-list>`; one that is defined again goes on.
     pub(super) fn domain_key_list(&mut self, s: &Statement) {
         let mut keys = Vec::new();
         for i in &s.inside {
             if let Some(Value::Text(t)) = self.check("domain-key-list", i).and_then(Accepted::in_force) {
-                keys.extend(self.domain_key(i, &t));
+                keys.extend(self.domain_keys(i, &t));
             }
         }
         let name = s.value.to_lowercase();
@@ -200,10 +199,39 @@ impl Compiler<'_> {
         }
     }
 
-    pub(super) fn domain_key(&mut self, s: &Statement, text: &str) -> Option<DomainKey> {
-        let (selector, domain, path) = composite::domain_key(text).ok()?;
+    /// A `domain-key` whose file holds a key that can be used: of a domain with macros one for each name, in their order.
+    pub(super) fn domain_keys(&mut self, s: &Statement, text: &str) -> Vec<DomainKey> {
+        let Ok((selector, domain, path)) = composite::domain_key(text) else { return Vec::new() };
+        let names = self.expanded(s, domain);
+        if names.is_empty() || !self.is_usable_key(s, path) {
+            return Vec::new();
+        }
+        let key = |domain: &String| {
+            let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase());
+            DomainKey { selector: selector.to_owned(), domain, path: path.to_owned() }
+        };
+        names.iter().map(key).collect()
+    }
+
+    /// What a domain with macros stands for; none where that is wrong, which is said.
+    pub(super) fn expanded(&mut self, s: &Statement, domain: &str) -> Vec<String> {
+        if !domain.contains('$') {
+            return vec![domain.to_owned()];
+        }
+        let names = self.macros.expand(domain).unwrap_or_else(|e| {
+            self.error(s.value_at(), "macro", e, "");
+            Vec::new()
+        });
+        if let Some(p) = names.iter().find_map(|n| composite::domain(n).err()) {
+            self.problem(s, Problem { message: format!("{domain} stands for other than domains: {}", p.message), ..p });
+            return Vec::new();
+        }
+        names
+    }
+
+    fn is_usable_key(&mut self, s: &Statement, path: &str) -> bool {
         if !self.has_pem(path) {
-            let key = self.take_pem(s, path, true, Key::from_pem)?;
+            let Some(key) = self.take_pem(s, path, true, Key::from_pem) else { return false };
             if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
                 let message = format!("the key in {path} has {} bits", key.bits());
                 let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
@@ -215,8 +243,7 @@ impl Compiler<'_> {
                 self.warning(s.value_at(), "long-key", message, help);
             }
         }
-        let domain = ipc::message::normalise_domain(domain).unwrap_or_else(|_| domain.to_lowercase());
-        Some(DomainKey { selector: selector.to_owned(), domain, path: path.to_owned() })
+        true
     }
 
     /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.
