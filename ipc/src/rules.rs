@@ -192,8 +192,19 @@ impl FromValue for Rate {
 }
 
 impl FromValue for String {
-    const KINDS: &[&str] =
-        &["text", "word", "ref", "hosts", "queue", "domain", "file", "ciphers", "tls13-ciphers", "identity"];
+    const KINDS: &[&str] = &[
+        "text",
+        "word",
+        "ref",
+        "hosts",
+        "queue",
+        "domain",
+        "file",
+        "certificate",
+        "ciphers",
+        "tls13-ciphers",
+        "identity",
+    ];
     fn from_value(v: &ArchivedValue) -> Option<Self> {
         if let ArchivedValue::Text(t) = v { Some(t.as_str().to_owned()) } else { None }
     }

@@ -27,7 +27,6 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             items(text).try_for_each(|a| email(a, text))?;
             Ok(Value::TextList(super::value::list(text)).into())
         }
-        "domain" => domain(one(text)?).map(|_| keep()),
         // What a macro stands for is checked where it is expanded.
         "pattern" | "macro-domain" if text.contains('$') => one(text).map(|_| keep()),
         "domain" | "macro-domain" => domain(one(text)?).map(|_| keep()),
@@ -38,10 +37,8 @@ pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> 
             false => one(text).map(|_| keep()),
         },
         "file" | "list-file" => one(text).map(|_| keep()),
-        "certificate" => {
-            let (path, _) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-            one(path).map(|_| keep())
-        }
+        // Without the password, which is nobody's business but of who reads the key.
+        "certificate" => one(certificate(text).0).map(|path| Value::Text(path.to_owned()).into()),
         "source-host" => super::source_hosts::parse(text).map(|_| keep()),
         "domain-key" => domain_key(text).map(|_| keep()),
         "http-access" => http_access(text).map(|()| keep()),
@@ -340,7 +337,7 @@ pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str
 pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
     let path = match kind {
         "file" | "list-file" => text.trim(),
-        "certificate" => text.split_whitespace().next().unwrap_or_default(),
+        "certificate" => certificate(text).0,
         "domain-key" => text.rsplit(',').next().unwrap_or_default().trim(),
         _ => return Ok(()),
     };

@@ -10,6 +10,9 @@ use super::files::{Files, Span};
 /// Directives whose values reach no message and no excerpt: both end up in logs.
 pub const SECRETS: &[&str] = &["password", "auth-password", "http-api-key", "api-key", "privacy-policy"];
 
+/// Directives whose first word is a file and whose second is its password, which is a secret likewise.
+pub const WITH_PASSWORD: &[&str] = &["smtp-client-certificate", "smtp-server-tls-certificate", "tls-certificate"];
+
 /// Errors, and warnings, that are kept of a configuration; the others are counted.
 pub const KEPT_MAX: usize = 200;
 /// Characters of a message, of advice, and of a line in an excerpt.
@@ -195,6 +198,22 @@ impl PartialEq for ByPlace {
 
 impl Eq for ByPlace {}
 
+/// A line without the secret that it may hold.
+fn public_part(line: &str) -> &str {
+    let end_of_word = |from: usize| {
+        let rest = &line[from..];
+        let start = rest.find(|c: char| !c.is_whitespace()).unwrap_or(rest.len());
+        from + rest[start..].find(char::is_whitespace).map_or(rest.len(), |i| start + i)
+    };
+    let name_end = end_of_word(0);
+    let name = line[..name_end].trim().to_ascii_lowercase();
+    match () {
+        () if SECRETS.contains(&name.as_str()) => &line[..name_end],
+        () if WITH_PASSWORD.contains(&name.as_str()) => &line[..end_of_word(name_end)],
+        () => line,
+    }
+}
+
 /// Lines of a file around places in it, which are marked.
 fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> Snippet<'a, Annotation<'a>> {
     let lines = || places.iter().map(|(at, _, _)| at.line);
@@ -205,11 +224,7 @@ fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> 
     for line in first..=last {
         let text = files.line(Span { file, line, ..Span::default() });
         let text = text.char_indices().nth(TEXT_CHARS_MAX).map_or(text, |(end, _)| &text[..end]);
-        let name = text.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
-        let text = match SECRETS.contains(&name.as_str()) {
-            true => &text[..text.find(|c: char| !c.is_whitespace()).unwrap_or(0) + name.len()],
-            false => text,
-        };
+        let text = public_part(text);
         for (at, kind, label) in places.iter().filter(|(at, _, _)| at.line == line) {
             let byte = |column: usize| text.char_indices().nth(column).map_or(text.len(), |(i, _)| i);
             let start = byte(usize::from(at.column).saturating_sub(1));
@@ -285,6 +300,20 @@ mod tests {
         assert!(!all.counts_only(at(9999), true), "there is room for errors");
         let (kept, left_out) = all.into_sorted();
         assert_eq!((kept.len(), left_out), (KEPT_MAX, LeftOut { errors: 0, warnings: 1 }));
+    }
+
+    #[test]
+    fn secrets_are_cut_from_lines() {
+        for (line, shown) in [
+            ("  password a b", "  password"),
+            ("auth-password", "auth-password"),
+            ("\tTLS-Certificate  /c.pem  a secret", "\tTLS-Certificate  /c.pem"),
+            ("smtp-client-certificate", "smtp-client-certificate"),
+            ("  max-smtp-out 5 6", "  max-smtp-out 5 6"),
+            ("", ""),
+        ] {
+            assert_eq!(public_part(line), shown);
+        }
     }
 
     #[test]

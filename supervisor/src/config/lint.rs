@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use ipc::rules::{ANY_CONNECTIONS, Value};
 
-use super::diagnostic::{Diagnostic, Diagnostics};
+use super::diagnostic::{Diagnostic, Diagnostics, SECRETS, WITH_PASSWORD};
 use super::directives;
 use super::files::Span;
 use super::syntax::Statement;
@@ -293,7 +293,9 @@ impl Similar {
     /// Takes a `<domain>` block of a virtual MTA.
     pub fn note(&mut self, s: &Statement) {
         for i in &s.inside {
-            if directives::find(&i.name, "domain").is_some_and(|d| d.repeats) {
+            // What is said of a line that differs repeats its value.
+            let is_secret = SECRETS.contains(&&*i.name) || WITH_PASSWORD.contains(&&*i.name);
+            if is_secret || directives::find(&i.name, "domain").is_some_and(|d| d.repeats) {
                 continue;
             }
             let values = self.seen.entry((s.value.to_lowercase(), i.name.to_string())).or_default();

@@ -8,6 +8,7 @@ pub mod composite;
 pub mod diagnostic;
 pub mod diff;
 pub mod directives;
+mod encrypted_key;
 pub mod explain;
 pub mod files;
 mod incomplete;

@@ -8,7 +8,7 @@ use worker::connect::own_addresses;
 use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
 use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
-use super::super::{composite, source_hosts};
+use super::super::{composite, encrypted_key, source_hosts};
 use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
 
 impl Compiler<'_> {
@@ -144,23 +144,27 @@ impl Compiler<'_> {
 
     /// The PEM of a certificate and key file.
     pub(super) fn certificate(&mut self, s: &Statement) -> String {
-        let path = s.value.split_whitespace().next().unwrap_or_default();
+        let (path, password) = composite::certificate(&s.value);
         if !self.reader.source.opens_named_files() {
             return String::new();
         }
-        let problem = match self.reader.named_file(Path::new(path), PEM_BYTES_MAX) {
-            Ok(pem) => match worker::connect::tls::listener(&pem) {
-                Ok(_) => {
-                    self.check_readers(path, s.value_at());
-                    return pem;
-                }
-                Err(e) => Problem::other(format!("{path}: {e}"))
-                    .help("the file holds the certificate chain and its private key in PEM"),
-            },
-            Err(e) => Problem::missing(path, &e),
-        };
-        self.problem(s, problem);
-        String::new()
+        let read = self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
+        let usable = read.and_then(|pem| encrypted_key::in_plain(path, pem, password)).and_then(|pem| {
+            let help = "the file holds the certificate chain and its private key in PEM";
+            let used =
+                worker::connect::tls::listener(&pem).map_err(|e| Problem::other(format!("{path}: {e}")).help(help));
+            used.map(|_| pem)
+        });
+        match usable {
+            Ok(pem) => {
+                self.check_readers(path, s.value_at());
+                pem
+            }
+            Err(p) => {
+                self.problem(s, p);
+                String::new()
+            }
+        }
     }
 
     /// `<dns>`
@@ -287,10 +291,15 @@ impl Compiler<'_> {
         is_secret: bool,
         check: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let read =
-            self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e)).and_then(
-                |pem| check(&pem).map(|made| (made, pem)).map_err(|e| Problem::other(format!("{path}: {e}"))),
-            );
+        let password = match &*s.name {
+            "smtp-client-certificate" => composite::certificate(&s.value).1,
+            _ => "",
+        };
+        let read = self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
+        let read = read.and_then(|pem| encrypted_key::in_plain(path, pem, password)).and_then(|pem| {
+            let made = check(&pem).map_err(|e| Problem::other(format!("{path}: {e}")))?;
+            Ok((made, pem))
+        });
         match read {
             Ok((made, pem)) => {
                 if is_secret {
