@@ -383,7 +383,8 @@ impl FileReader<'_> {
             inside
         });
         let tag = tag.trim();
-        let (word, param) = tag.split_once(char::is_whitespace).unwrap_or((tag, &tag[tag.len()..]));
+        // A program needs no blank before it: <acct-file|/bin/feed>.
+        let (word, param) = tag.split_at(tag.find(|c: char| c.is_whitespace() || c == '|').unwrap_or(tag.len()));
         let param = param.trim();
         let inner = param.strip_prefix('"').and_then(|p| p.strip_suffix('"')).filter(|_| param.len() >= 2);
         let value = match inner {
@@ -816,6 +817,7 @@ mod tests {
         assert!(s.len() == 3 && s.iter().all(|s| &*s.name == "<domain>" && &*s.value == "*"));
         let at = s[0].value_at();
         assert_eq!((at.line, at.column, at.width, s[0].inside.len()), (1, 10, 1, 1));
+        assert_eq!(read("<acct-file|/bin/x -a>\n</acct-file>").0[0].value.to_string(), "|/bin/x -a");
     }
 
     #[test]

@@ -190,6 +190,8 @@ impl<'s> Compiler<'s> {
         let network = ipc::network::parse(&s.value);
         let looks_like_one = s.value.contains(['/', ':']) || s.value.starts_with(|c: char| c.is_ascii_digit());
         match composite::network(&s.value) {
+            // What stands in braces is a name, whatever it is: {auth}, {/var/spool/pickup}.
+            Err(_) if s.value.starts_with('{') && s.value.ends_with('}') => {}
             Err(p) if looks_like_one => {
                 self.problem(s, p.help("each range or address is a block of its own; names begin with a letter"));
             }

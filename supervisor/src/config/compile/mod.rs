@@ -148,7 +148,6 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         programs: HashSet::new(),
         blocks: HashMap::new(),
         reserved_in: Vec::new(),
-        order: 0,
         lines: Vec::new(),
         local_addresses: None,
     };
@@ -225,8 +224,6 @@ struct Compiler<'s> {
     blocks: HashMap<&'static str, usize>,
     /// What `<source-group>`s reserve, and where.
     reserved_in: Vec<(u64, Span)>,
-    /// Top-level statement being compiled.
-    order: usize,
     /// Lines of the block being checked, as written.
     lines: Vec<Setting>,
     /// Addresses of this machine, once they were asked for.
@@ -312,8 +309,7 @@ impl<'s> Compiler<'s> {
     fn statements(&mut self, statements: &'s [Statement]) {
         self.repeated("global", statements);
         let mut top = Vec::new();
-        for (i, s) in statements.iter().enumerate() {
-            self.order = i;
+        for s in statements {
             if s.name.starts_with('<') {
                 self.block(s);
                 self.write(s.name.trim_matches(['<', '>']), &s.value);

@@ -11,7 +11,7 @@ type Key = (&'static str, String);
 /// All names of a configuration.
 #[derive(Debug, Default)]
 pub struct Names {
-    defined: HashMap<Key, (Span, usize)>,
+    defined: HashMap<Key, Span>,
     used: HashSet<Key>,
     /// Numbers of `<profile>`s by name.
     pub profiles: HashMap<String, usize>,
@@ -41,7 +41,7 @@ impl Names {
     pub fn of(statements: &[Statement]) -> Names {
         let mut all = Names::default();
         let mut networks: HashMap<ipc::network::Network, Span> = HashMap::new();
-        for (i, s) in statements.iter().enumerate().filter(|(_, s)| s.name.starts_with('<')) {
+        for s in statements.iter().filter(|s| s.name.starts_with('<')) {
             let Some((_, kind, _)) = KINDS.iter().find(|(block, _, _)| *block == &*s.name) else { continue };
             let network = ipc::network::parse(&s.value);
             if let Some(n) = network.filter(|_| *kind == "source")
@@ -61,9 +61,9 @@ impl Names {
             }
             match all.defined.entry((kind, name)) {
                 Entry::Vacant(e) => {
-                    e.insert((s.at, i));
+                    e.insert(s.at);
                 }
-                Entry::Occupied(e) => all.again.push((kind, s.value.to_string(), e.get().0, s.at)),
+                Entry::Occupied(e) => all.again.push((kind, s.value.to_string(), *e.get(), s.at)),
             }
         }
         // Sources in braces are there without a reference, too: {auth}, {pickup}.
@@ -72,15 +72,15 @@ impl Names {
             all.used.insert(key.clone());
             match all.defined.entry(key) {
                 Entry::Vacant(e) => {
-                    e.insert((s.at, 0));
+                    e.insert(s.at);
                 }
-                Entry::Occupied(e) => all.again.push(("source", s.value.to_string(), e.get().0, s.at)),
+                Entry::Occupied(e) => all.again.push(("source", s.value.to_string(), *e.get(), s.at)),
             }
         }
         all
     }
 
-    fn get(&self, kind: &'static str, name: &str) -> Option<(Span, usize)> {
+    fn get(&self, kind: &'static str, name: &str) -> Option<Span> {
         let reserved = match kind {
             // Each receiver profile has a list of its name.
             "smtp-pattern-list" => super::super::profiles::text(name).is_some(),
@@ -93,7 +93,7 @@ impl Names {
 
     /// Where a block of this kind and name begins.
     pub fn place(&self, kind: &'static str, name: &str) -> Option<Span> {
-        self.get(kind, &name.to_lowercase()).map(|(at, _)| at)
+        self.get(kind, &name.to_lowercase())
     }
 
     /// Blocks that nothing refers to.
@@ -104,7 +104,7 @@ impl Names {
             .filter(|(key, _)| {
                 KINDS.iter().any(|(_, kind, matters)| *kind == key.0 && *matters) && !self.used.contains(*key)
             })
-            .map(|((kind, name), (at, _))| (*kind, name.as_str(), *at))
+            .map(|((kind, name), at)| (*kind, name.as_str(), *at))
             .collect();
         all.sort_by_key(|(_, _, at)| *at);
         all
@@ -132,7 +132,7 @@ impl Compiler<'_> {
             _ => return,
         };
         self.names.used.extend(kinds.iter().map(|k| (*k, lower.clone())));
-        let Some((at, order)) = kinds.iter().find_map(|k| self.names.get(k, &lower)) else {
+        if !kinds.iter().any(|k| self.names.get(k, &lower).is_some()) {
             // A pattern list may name what only some hosts have; its other rules still work.
             let is_error = block != "pattern-list";
             if self.reader.diagnostics.counts_only(s.value_at(), is_error) {
@@ -142,12 +142,7 @@ impl Compiler<'_> {
             let near = nearest(&lower, all).map(|n| format!("did you mean {n}?"));
             let message = format!("{}: {kind} {name:?} is not defined", s.name);
             let d = Diagnostic::error(s.value_at(), "undefined", message, near.unwrap_or_default());
-            return self.reader.diagnostics.push(Diagnostic { is_error, ..d });
-        };
-        if kind == "pattern-list" && order > self.order {
-            let message = format!("pattern-list {name:?} must be defined before the source that uses it");
-            let d = Diagnostic::error(s.value_at(), "defined-later", message, "move the <pattern-list> up");
-            self.reader.diagnostics.push(d.with(at, "defined here"));
+            self.reader.diagnostics.push(Diagnostic { is_error, ..d });
         }
     }
 }
