@@ -4,4 +4,5 @@
 mod check;
 mod explain;
 mod in_force;
+mod published;
 mod reload;
