@@ -452,7 +452,7 @@ fn host(host: &str, of: &str) -> Result<String, Problem> {
         return Ok(host.to_owned());
     }
     // An IPv6 address without brackets has no port.
-    let is_ipv6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+    let is_ipv6 = host.parse::<Ipv6Addr>().is_ok();
     let (name, port) = match host.rsplit_once(':').filter(|(n, _)| !is_ipv6 && (!n.contains('[') || n.ends_with(']'))) {
         Some((n, p)) => (n, Some(p)),
         None => (host, None),

@@ -165,7 +165,7 @@ impl Make for PathRow {
             connections: 1,
             mode: make(c),
             health: f32::from_bits(u32::from(c.short()) << 16),
-            max_smtp_out: 2,
+            max_smtp_out: Some(2),
             max_msg_rate: make(c),
             max_msg_per_connection: 3,
         }
