@@ -183,8 +183,9 @@ impl Limits {
         };
         let smtp_out = match (self.smtp_out, wide.smtp_out) {
             (_, ANY_CONNECTIONS) if step == of => ANY_CONNECTIONS,
-            (a, ANY_CONNECTIONS) => a.saturating_mul(1 << step.min(16)),
-            (a, b) if b > a => a + (b - a) * step / of,
+            // Deliveries take the steps: one connection is there for them where backoff has none.
+            (a, ANY_CONNECTIONS) => a.max(1).saturating_mul(1 << step.min(16)),
+            (a, b) if b > a => (a + (b - a) * step / of).max(1),
             (_, b) => b,
         };
         Limits {
@@ -226,6 +227,11 @@ mod tests {
         let r = DomainRules { backoff_max_smtp_out: Some(3), backoff_max_msg_rate: Some(per_minute(7)), ..r };
         assert_eq!((r.backoff().smtp_out, r.backoff().msg_rate), (3, per_minute(7)));
         assert_eq!(r.retry_waits(Mode::Backoff), [minutes(30)]);
+        for max_smtp_out in [8, ANY_CONNECTIONS] {
+            let stops = DomainRules { max_smtp_out, backoff_max_smtp_out: Some(0), ..r.clone() };
+            let at = |step| stops.limits(Mode::Returning { step, of: 4 }).smtp_out;
+            assert_eq!((stops.backoff().smtp_out, at(0), at(4)), (0, 1, max_smtp_out), "it comes back by deliveries");
+        }
         let none = DomainRules { max_smtp_out: 0, ..r };
         assert_eq!((none.normal().smtp_out, none.backoff().smtp_out), (0, 0), "0 sends nothing, in any mode");
         assert_eq!(none.limits(Mode::Returning { step: 1, of: 2 }).smtp_out, 0);

@@ -12,7 +12,7 @@ use crate::network::Network;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-/// A parsed value. Absent limits are 0 and absent durations [`NEVER_MS`].
+/// A parsed value. Absent limits are 0, of connections of a queue [`ANY_CONNECTIONS`], and absent durations [`NEVER_MS`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug))]
 pub enum Value {
@@ -269,7 +269,7 @@ const fn minutes(n: u64) -> Duration {
 
 rules! {
     /// Directives in force for one path (destination and virtual MTA). Names are those of
-    /// the directives; counts of 0 mean unlimited.
+    /// the directives; counts of 0 mean unlimited, but for the connections of `max-smtp-out`.
     DomainRules, DomainKey {
         "max-smtp-out" MaxSmtpOut max_smtp_out: u64 = 20;
         "max-msg-per-connection" MaxMsgPerConnection max_msg_per_connection: u64 = 0;

@@ -510,7 +510,7 @@ fn zero_connections_send_nothing_and_zero_rates_are_no_limit() {
     let engine = Engine::start(
         1,
         &format!(
-            "<domain *>\n {}\n max-msg-rate 0\n</domain>\n<domain trap.test>\n max-smtp-out 0\n backoff-max-smtp-out 5\n</domain>\n\
+            "<domain *>\n {}\n max-msg-rate 0\n</domain>\n<domain trap.test>\n max-smtp-out 0\n backoff-max-smtp-out 5\n retry-after 1s\n</domain>\n\
              <domain open.test>\n max-smtp-out unlimited\n</domain>",
             r.hosts()
         ),
@@ -534,8 +534,8 @@ fn zero_connections_send_nothing_and_zero_rates_are_no_limit() {
     assert_eq!((r.unique(), engine.queued()), (3, 1));
 
     let (code, said) = checked(
-        "<domain a.test>\n max-msg-rate 0\n max-smtp-out 0\n</domain>\n<virtual-mta v>\n max-smtp-out 0\n</virtual-mta>",
+        "<domain a.test>\n max-msg-rate 0\n max-msg-per-hour 0\n max-smtp-out 0\n</domain>\n<virtual-mta v>\n max-smtp-out 0\n</virtual-mta>",
     );
-    assert!(code == Some(0) && said.matches("warning[zero]").count() == 2, "{said}");
+    assert!(code == Some(0) && said.matches("warning[zero]").count() == 3, "{said}");
     assert!(said.contains("max-msg-rate 0 is no limit") && said.contains("sluice pause"), "{said}");
 }

@@ -324,3 +324,39 @@ fn lists_may_stand_behind_the_lines_that_name_them() {
     eventually("it is accounted", WAIT, || row().is_some());
     assert_eq!(tests::accounting::cells(&row().unwrap())[18], "v");
 }
+
+#[test]
+fn a_limit_of_every_domain_that_receivers_domains_share_is_told_of() {
+    let rate = "<domain *>\n max-msg-rate 100/h\n max-smtp-out 2\n</domain>\n";
+    accepted(rate, &["2 shared-limit"]);
+    accepted(
+        "<domain *>\n max-smtp-out 20\n max-msg-rate unlimited\n</domain>\n<domain d.test>\n max-msg-rate 5/h\n</domain>\n",
+        &[],
+    );
+    accepted(&format!("receiver-profiles no\n{rate}"), &[]);
+    for value in ["0", "unlimited"] {
+        let config = format!("<domain d.test>\n max-smtp-out {value}\n</domain>\n");
+        assert_eq!(explained(&config, "max-smtp-out"), (value.to_owned(), 2));
+    }
+}
+
+#[test]
+fn the_values_of_a_pool_are_those_of_its_members() {
+    let pool = |other: &str| {
+        let config = format!(
+            "<virtual-mta v1>\n <domain *>\n  max-msg-rate 1000/h\n </domain>\n</virtual-mta>\n<virtual-mta v2>\n <domain *>\n  \
+             max-msg-rate {other}\n </domain>\n</virtual-mta>\n<virtual-mta-pool p>\n virtual-mta v1\n virtual-mta v2\n\
+             </virtual-mta-pool>\n<domain gmail.test>\n max-msg-rate 250/h\n</domain>\n"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let args = ["config", "explain", "gmail.test/p", "--config", "c.conf", "--why", "max-msg-rate", "--json"];
+        let out = sluice(dir.path(), &config, &args);
+        let v: Value = serde_json::from_slice(&out.stdout).unwrap();
+        v[0].clone()
+    };
+    let one = pool("1000/h");
+    assert_eq!((one["value"].as_str(), &one["members"]), (Some("1000/h"), &Value::Null), "{one}");
+    let two = pool("500/h");
+    let members = two["members"].as_array().unwrap().iter();
+    assert_eq!(members.map(|m| m["value"].as_str().unwrap()).collect::<Vec<_>>(), ["1000/h", "500/h"], "{two}");
+}

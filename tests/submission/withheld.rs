@@ -88,6 +88,13 @@ fn mail_for_aliases_and_processors_is_not_sent_elsewhere() {
     assert_eq!(c.command("DATA").unwrap().0, 354);
     assert_eq!(c.command("Subject: x\r\n\r\nx\r\n.").unwrap().0, 250);
     eventually("the others get it", Duration::from_secs(10), || r.unique() == 2);
+    // Nor is what operators hand over.
+    let file = engine.path().join("message");
+    std::fs::write(&file, "Subject: x\r\n\r\nx\r\n").unwrap();
+    let inject = |to: &str| engine.sluice(&["inject", "--from", "s@x.test", "--to", to, file.to_str().unwrap()]);
+    let refused = inject("any@old.test");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("alias"), "{refused:?}");
+    assert!(inject("v@d.test").status.success());
 }
 
 #[test]
@@ -132,6 +139,7 @@ fn what_is_withheld_is_said() {
         ("<domain *>\n check-spf-outbound yes\n</domain>", "check-spf-outbound"),
         ("<domain *>\n auth-username u\n auth-password p\n</domain>", "auth-username"),
         ("alias a@b.test c@d.test", "alias"),
+        ("<proxy p>\n server 127.0.0.1:9\n client 192.0.2.1 p.test\n</proxy>\nuse-proxy p", "use-proxy"),
         (
             "<bounce-processor>\n <address-list>\n  domain b.test\n </address-list>\n</bounce-processor>",
             "<bounce-processor>",
@@ -147,6 +155,7 @@ fn what_is_withheld_is_said() {
     for config in [
         "<source 0/0>\n check-spf-inbound no\n log-data no\n allow-auth no\n reject-spf-check-fail yes\n</source>",
         "<domain *>\n log-data no\n auth-username \"\"\n check-spf-outbound no\n deliver-local-dsn yes\n</domain>",
+        "<virtual-mta v>\n use-proxy none\n</virtual-mta>",
     ] {
         let text = said(config);
         assert!(text.ends_with("0 errors, 0 warnings\n"), "{text}");
@@ -157,30 +166,50 @@ fn what_is_withheld_is_said() {
 
 #[test]
 fn mail_that_would_leave_otherwise_than_meant_waits() {
-    let r = Receiver::start();
+    let (r, folder) = (Receiver::start(), tempfile::tempdir().unwrap());
     let engine = Engine::start(
         1,
         &format!(
             "<domain *>\n {}\n</domain>\n<domain spf.test>\n check-spf-outbound yes\n</domain>\n\
              <domain auth.test>\n auth-username u\n auth-password secret-word\n</domain>\n\
-             <proxy p>\n server 127.0.0.1:9\n client 192.0.2.1 p.test\n</proxy>\n\
-             <virtual-mta v>\n use-proxy p\n</virtual-mta>",
-            r.hosts()
+             <proxy p>\n server 127.0.0.1:9\n client 192.0.2.1 p.test\n</proxy>\nuse-proxy p\n\
+             <virtual-mta v>\n smtp-source-host 127.0.4.1 v.test\n</virtual-mta>\n\
+             <virtual-mta free>\n use-proxy p\n use-proxy none\n</virtual-mta>\n<virtual-mta w>\n use-proxy none\n</virtual-mta>\n\
+             <rewrite-list inside>\n mail-from *@in.test *@out.test\n</rewrite-list>\n\
+             <virtual-mta-pool pool>\n virtual-mta w\n rewrite-list inside\n</virtual-mta-pool>\n\
+             <domain f.test>\n type file\n file-destination {}/\n</domain>\n<source 127.0.0.1>\n default-virtual-mta free\n</source>",
+            r.hosts(),
+            folder.path().display()
         ),
     );
     let mut c = from(1, &engine);
     for to in ["u@spf.test", "u@auth.test", "u@d.test"] {
         assert_eq!(c.send("s@x.test", &[to], "Subject: x\r\n\r\nx").unwrap().0, 250);
     }
-    assert_eq!(c.send("s@x.test", &["v@d.test"], "X-Virtual-MTA: v\r\nSubject: x\r\n\r\nx").unwrap().0, 250);
-    eventually("the free one arrives", Duration::from_secs(10), || r.unique() == 1 && engine.queued() == 3);
+    for (vmta, to) in [("v", "v@d.test"), ("pool", "w@d.test"), ("pool", "w@f.test")] {
+        let content = format!("X-Virtual-MTA: {vmta}\r\nSubject: x\r\n\r\nx");
+        assert_eq!(c.send("s@x.test", &[to], &content).unwrap().0, 250);
+    }
+    eventually("the free one arrives", Duration::from_secs(10), || r.unique() == 1 && engine.queued() == 5);
     let why = |queue: &str| engine.run(&["why", queue]);
-    for (queue, directive) in
-        [("spf.test", "check-spf-outbound"), ("auth.test", "auth-username"), ("d.test/v", "use-proxy")]
-    {
+    for (queue, directive) in [
+        ("spf.test", "check-spf-outbound"),
+        ("auth.test", "auth-username"),
+        ("d.test/v", "use-proxy"),
+        ("d.test/pool", "rewrite-list"),
+        ("f.test/pool", "rewrite-list"),
+    ] {
         eventually("the queue says why", Duration::from_secs(10), || why(queue).contains(directive));
         assert!(!why(queue).contains("secret-word"), "{}", why(queue));
     }
     assert!(engine.log().contains("use-proxy is not in force yet"), "{}", engine.log());
-    assert!(r.message_to("u@d.test").is_some());
+    assert!(r.message_to("u@d.test").is_some() && std::fs::read_dir(folder.path()).unwrap().next().is_none());
+    // A connection that is open ends when a line comes that mail must not go without.
+    assert_eq!(c.send("s@x.test", &["x@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("it arrives", Duration::from_secs(10), || r.unique() == 2);
+    engine.edit_config("</domain>\n<domain spf", " check-spf-outbound yes\n</domain>\n<domain spf");
+    engine.run(&["reload"]);
+    assert_eq!(c.send("s@x.test", &["y@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("the queue says why", Duration::from_secs(10), || why("d.test/free").contains("check-spf-outbound"));
+    assert_eq!(r.unique(), 2);
 }

@@ -613,10 +613,15 @@ impl Shard {
         if own(backoff) {
             return None;
         }
-        // By name: a queue that is made anew has no path yet, and the path is in backoff all the same.
-        let (destination, vmta, target) =
-            (Rc::clone(q.destination()), Rc::clone(&q.members.first()?.name), backoff.clone());
-        s.find_path(&destination, &vmta).filter(|(_, p)| p.mode == Mode::Backoff).map(|_| target)
+        // By name: a queue that is made anew has no path yet, and a path that was made before, or was in backoff when this
+        // shard got it, is so all the same.
+        let (destination, vmta) = (Rc::clone(q.destination()), Rc::clone(&q.members.first()?.name));
+        let target = backoff.clone();
+        let in_backoff = match s.find_path(&destination, &vmta) {
+            Some((_, p)) => p.mode == Mode::Backoff,
+            None => self.paths.inherits_backoff(&destination, &vmta, clock::now_ms()),
+        };
+        in_backoff.then_some(target)
     }
 
     /// The path of a member of queue `id`.

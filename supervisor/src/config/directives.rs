@@ -112,7 +112,7 @@ impl Directive {
     pub fn says_what_happens(&self, value: &Value) -> bool {
         let is_none = match value {
             Value::Text(t) => t.is_empty(),
-            Value::TextList(l) => l.is_empty(),
+            Value::TextList(l) => l.is_empty() || *l == ["none"],
             Value::Flag(on) => self.status == Status::Withheld && !on,
             _ => false,
         };

@@ -160,19 +160,36 @@ pub fn explain(s: &ArchivedSnapshot, destination: &str, via: &str, only: &str) -
     let via = Via::named(s, &via)?;
     let mut all = in_force(s, &destination, via, &only);
     if let Via::Pool(i) = via {
-        for m in s.pools.get(i as usize).iter().flat_map(|p| p.members.iter()) {
-            let name = s.vmtas.get(m.vmta.to_native() as usize).map_or("", |v| v.name.as_str());
-            for of_member in in_force(s, &destination, Via::Vmta(m.vmta.to_native()), &only) {
-                let same = |e: &&mut Explained| e.name == of_member.name && e.scope == of_member.scope;
-                let Some(of_pool) = all.iter_mut().find(same) else { continue };
-                if of_pool.value != of_member.value {
-                    let said = Said { value: of_member.value, origin: of_member.origin };
-                    of_pool.members.push(Member { virtual_mta: name.to_owned(), said });
-                }
-            }
-        }
+        let members = s.pools.get(i as usize).into_iter().flat_map(|p| p.members.iter());
+        let members: Vec<(&str, Vec<Explained>)> = members
+            .map(|m| m.vmta.to_native())
+            .map(|v| (s.vmtas.get(v as usize).map_or("", |v| v.name.as_str()), v))
+            .map(|(name, v)| (name, in_force(s, &destination, Via::Vmta(v), &only)))
+            .collect();
+        all.iter_mut().for_each(|e| by_members(e, &members));
     }
     Ok(all)
+}
+
+/// What is in force where mail goes by a pool is what its members have: the value that they share, or the pool's and those
+/// of the members that have another.
+fn by_members(of_pool: &mut Explained, members: &[(&str, Vec<Explained>)]) {
+    let same = |e: &&Explained| e.name == of_pool.name && e.scope == of_pool.scope;
+    let each: Vec<(&str, &Explained)> =
+        members.iter().filter_map(|(name, all)| Some((*name, all.iter().find(same)?))).collect();
+    let others: Vec<(&str, &Explained)> = each.iter().filter(|(_, e)| e.value != of_pool.value).copied().collect();
+    match others.first() {
+        Some((_, first)) if others.len() == members.len() && others.iter().all(|(_, e)| e.value == first.value) => {
+            *of_pool = (*first).clone();
+        }
+        _ => {
+            let member = |(name, e): &(&str, &Explained)| Member {
+                virtual_mta: (*name).to_owned(),
+                said: Said { value: e.value.clone(), origin: e.origin.clone() },
+            };
+            of_pool.members = others.iter().map(member).collect();
+        }
+    }
 }
 
 fn in_force(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> Vec<Explained> {
@@ -298,7 +315,9 @@ pub fn shown(d: &Directive, v: &Value) -> String {
     }
     match value::show(d.kind, v) {
         // Where no limit is written so, 0 says the same.
-        _ if *v == Value::Number(0) && d.unit.contains("unlimited") => "unlimited".to_owned(),
+        _ if *v == Value::Number(0) && d.unit.contains("unlimited") && d.kind != "connections" => {
+            "unlimited".to_owned()
+        }
         t if t.is_empty() => "\"\"".to_owned(),
         t => t,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use ipc::rules::{ANY_CONNECTIONS, Value};
+use ipc::rules::{ANY_CONNECTIONS, DomainRules, Value};
 
 use super::diagnostic::{Diagnostic, Diagnostics, SECRETS, WITH_PASSWORD};
 use super::directives;
@@ -103,6 +103,27 @@ fn delivery_type<'s>(
         let d = Diagnostic::error(s.at, "missing-directive", message, format!("add {needs} to <domain {}>", &*s.value));
         all.push(d.with(kind.at, "the type"));
     }
+}
+
+/// Limits of `<domain *>` that are meant for one domain, and hold for all domains of a receiver together where its profile rolls
+/// them up.
+pub fn shared_by_roll_up(inside: &[Statement]) -> Option<Diagnostic> {
+    let is_low = |s: &&Statement| match &*s.name {
+        "max-msg-rate" | "max-msg-per-hour" | "max-data-volume-rate" | "max-connect-rate" => {
+            amount(s).is_some_and(f64::is_finite)
+        }
+        "max-smtp-out" => amount(s).is_some_and(|n| n < DomainRules::default().max_smtp_out as f64),
+        _ => false,
+    };
+    let line = inside.iter().find(is_low)?;
+    let message = format!(
+        "{} of <domain *> holds for each queue, and receivers' profiles make one queue of all domains whose mail a receiver \
+         takes: thousands share it",
+        line.name
+    );
+    let help = "give those queues limits of their own, as in <domain google.rollup> (`sluice config profiles` names them), or \
+                write receiver-profiles no";
+    Some(Diagnostic::warning(line.at, "shared-limit", message, help))
 }
 
 /// A number or a rate as a figure that others compare with: rates by the second.

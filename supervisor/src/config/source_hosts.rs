@@ -56,6 +56,10 @@ pub fn expand(text: &str, local: &[IpAddr]) -> Vec<SourceHost> {
     }
 }
 
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
 /// Addresses of a network of 127/8 that are all taken for addresses of this machine.
 const LOOPBACK_MAX: u32 = 256;
 
@@ -69,7 +73,8 @@ pub fn within(network: Network, local: &[IpAddr]) -> Vec<IpAddr> {
             let all = (first.to_bits()..=first.to_bits() + (hosts - 1)).map(Ipv4Addr::from_bits);
             all.filter(|ip| *ip != Ipv4Addr::new(127, 255, 255, 255)).map(IpAddr::V4).collect()
         }
-        _ => local.iter().copied().filter(|ip| network.contains(*ip)).collect(),
+        // Addresses of a link are none without the link.
+        _ => local.iter().copied().filter(|ip| network.contains(*ip) && !is_link_local(*ip)).collect(),
     }
 }
 

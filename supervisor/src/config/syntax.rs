@@ -459,7 +459,7 @@ impl FileReader<'_> {
             self.quoted(&mut s, line, raw, lines);
         } else if raw.ends_with(',') || (&*s.name == "domain-macro" && !raw.contains([' ', '\t', ','])) {
             self.continued(&mut s, raw, lines);
-        } else if word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+        } else if s.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
             && let Some(pattern) = before_nested_list(raw)
         {
             s.value = self.verbatim(line, pattern);
@@ -673,7 +673,7 @@ fn lower(name: &str) -> Cow<'_, str> {
 /// What stands before the `<pattern-list>` that ends a line.
 fn before_nested_list(raw: &str) -> Option<&str> {
     let (pattern, tag) = raw.strip_suffix('>')?.rsplit_once(" <")?;
-    (tag.trim() == "pattern-list").then(|| pattern.trim_end())
+    tag.trim().eq_ignore_ascii_case("pattern-list").then(|| pattern.trim_end())
 }
 
 /// Whether a line looks like the beginning of a tag.
@@ -829,6 +829,10 @@ mod tests {
         let inside = &s[0].inside;
         assert_eq!((&*inside[0].value, inside[0].inside.len()), ("/a b/", 1));
         assert_eq!((&*inside[1].name, &*inside[1].value), ("/s p\\/am/", "c"));
+        let (s, wrong) = read(
+            "<Pattern-List p>\n Mail-From /a/ <Pattern-List>\n  * Virtual-MTA=x\n </pattern-list>\n</pattern-list>",
+        );
+        assert!(wrong.is_empty() && s[0].inside[0].inside.len() == 1, "in any case: {wrong:?}");
     }
 
     #[test]

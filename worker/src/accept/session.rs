@@ -11,7 +11,7 @@ use ipc::text;
 use super::command::{self, Mail, Rcpt, Refusal};
 use super::data::{Content, Fault};
 use super::receiving::{self, Share};
-use super::source::may_relay;
+use super::source::{kept_back, may_relay};
 use crate::suppression::Suppresses;
 
 /// Longest command line (RFC 5321 §4.5.3.1.4 says 512; long VERP senders and DSN parameters
@@ -468,11 +468,8 @@ impl Session {
                 format!("<{}> relaying is not allowed for you (always-allow-relaying)", rcpt.address),
             ));
         }
-        let lists = &self.global.withheld_lists;
-        if !lists.is_empty()
-            && let Some(list) = self.suppresses.list_of(lists, &rcpt.address).filter(|l| lists.contains(l))
-        {
-            return Err(command::withheld(list.trim_matches(['{', '}'])));
+        if let Some(refusal) = kept_back(&self.global, &*self.suppresses, &rcpt.address) {
+            return Err(refusal);
         }
         if let Some(list) = self.suppresses.list_of(&self.rules.suppression_lists, &rcpt.address) {
             if !self.rules.accept_invalid_recipients {

@@ -164,7 +164,7 @@ fn leads_elsewhere(before: &Rc<DomainRules>, now: &Rc<DomainRules>) -> bool {
         let tls = (r.use_starttls, r.require_starttls, r.use_dane, r.use_mta_sts);
         let versions = (r.smtp_tls_allow_tlsv12, r.smtp_tls_allow_tlsv13, &r.smtp_tls_ca_file);
         let ciphers = (&r.smtp_tls_ciphers, &r.smtp_tls_tlsv13_ciphersuites);
-        (hosts, tls, versions, ciphers, &r.smtp_client_certificate)
+        (hosts, tls, versions, ciphers, &r.smtp_client_certificate, r.withheld())
     }
     !Rc::ptr_eq(before, now) && of(before) != of(now)
 }

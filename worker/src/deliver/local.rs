@@ -14,6 +14,7 @@ use ipc::message::{ArchivedBodyType, ArchivedEnvelope};
 use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::connection::{Path, load};
 use super::contained::{contained, hold_after_panic};
+use super::open::{keep_back, withheld};
 use super::removed_fields;
 use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{Outcome, Verdict};
@@ -61,6 +62,10 @@ impl Type {
 
 /// Delivers what the scheduler gives until there is nothing left; counted as a connection.
 pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
+    // Of what keeps mail from receivers this alone would change what is written here.
+    if let Some(directive) = withheld(&shard.config(), path, shard).filter(|d| d == "rewrite-list") {
+        return keep_back(shard, path, &directive);
+    }
     loop {
         if shard.stopping() || shard.spool.holds_deliveries() || !path.refresh(shard) {
             return;

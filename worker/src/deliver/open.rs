@@ -51,9 +51,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         return None;
     }
     if let Some(directive) = withheld(&config, path, shard) {
-        let text =
-            format!("{directive} is not in force here yet, and mail that it is for waits as long as the line stands");
-        failed(shard, path, Failure::own("4.3.5", text));
+        keep_back(shard, path, &directive);
         return None;
     }
     let resolver = Rc::clone(&shard.resolver.borrow());
@@ -239,13 +237,21 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
 
 /// A directive of the path or its virtual MTA that is not in force, and without which its mail would go otherwise than
 /// meant.
-fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<String> {
+pub(super) fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<String> {
     let of_path = path.rules.withheld().map(str::to_owned);
     of_path.or_else(|| {
         let vmta = shard.scheduler.borrow().paths.get(path.id)?.vmta;
         let vmta = config.snapshot.get().vmtas.get(vmta as usize)?;
         Some(vmta.withheld.as_str().to_owned()).filter(|d| !d.is_empty())
     })
+}
+
+/// The path's mail waits for a line to go, and comes back when it is too old.
+pub(super) fn keep_back(shard: &Rc<Shard>, path: &Path, directive: &str) {
+    let text = format!(
+        "{directive} is not in force here yet: mail that it is for waits, until bounce-after, for the line to go"
+    );
+    failed(shard, path, Failure::own("4.3.5", text));
 }
 
 /// Notes the hosts of a domain that rolled up; false when they are new here and a connection that

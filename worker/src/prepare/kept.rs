@@ -9,7 +9,7 @@ use crate::dkim::request::Request;
 
 /// Longest field of a message that is kept, bytes.
 const FIELD_MAX: usize = 16 << 10;
-/// In the order that they lie in.
+/// Names and marks of the fields, in the order that they are written in.
 const NAMES: [(&str, u8); 3] =
     [("X-DKIM-Options", kept::DKIM_OPTIONS), ("X-DKIM-Key", kept::DKIM_KEY), ("Removed", kept::REMOVED)];
 

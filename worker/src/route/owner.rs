@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::accept::command::{Mail, Rcpt};
 use crate::accept::receiving::{Share, no_room};
+use crate::accept::source::kept_back;
 use crate::prepare::message::{Submitter, canonical_name, prepare};
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
@@ -201,9 +202,15 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
             "expected at most {RECIPIENTS_PER_MESSAGE_MAX} recipients of one message, found {n}"
         )));
     }
+    if let Some(directive) = rules.withheld() {
+        return Ok(Injected::Refused(crate::accept::command::withheld(directive).2));
+    }
     let mut recipients = Vec::new();
     for address in &request.recipients {
         match crate::accept::command::rcpt(&format!("<{}>", bare(address)), true) {
+            Ok(r) if let Some(refusal) = kept_back(&config.global, &**shard, &r.address) => {
+                return Ok(Injected::Refused(refusal.2));
+            }
             Ok(r) => match ipc::message::destination_of(&r.address) {
                 Ok(d) => recipients.push((Rcpt { ..r }, d)),
                 Err(e) => return Ok(Injected::Refused(e)),

@@ -60,6 +60,12 @@ impl Paths {
         self.outstanding.borrow().is_empty()
     }
 
+    /// A path that this shard has no queue for yet is in backoff.
+    pub fn inherits_backoff(&self, destination: &str, vmta: &str, now_ms: i64) -> bool {
+        let inherited = self.inherited.borrow();
+        inherited.get(&name(destination, vmta)).is_some_and(|i| i.state.backoff_until_unix_ms > now_ms)
+    }
+
     fn released(&self, owners_before: &Owners, destination: &str) -> bool {
         let outstanding = self.outstanding.borrow();
         owners_before.iter().all(|o| match outstanding.get(&o) {

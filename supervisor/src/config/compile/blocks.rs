@@ -290,11 +290,6 @@ impl<'s> Compiler<'s> {
                     self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
                 }
                 ("host-name", Some(Value::Text(t))) => self.snapshot.vmtas[index as usize].host_name = t,
-                ("use-proxy" | "smtp-proxy-source-host" | "rewrite-list", Some(v)) => {
-                    if let Some(d) = directives::find(&i.name, "virtual-mta").filter(|d| !d.says_what_happens(&v)) {
-                        self.snapshot.vmtas[index as usize].withheld = d.name.into();
-                    }
-                }
                 ("domain-key", Some(Value::Text(t))) => {
                     let keys = self.domain_keys(i, &t);
                     self.snapshot.vmtas[index as usize].domain_keys.extend(keys);
@@ -362,9 +357,6 @@ impl<'s> Compiler<'s> {
                             self.pool_domains.entry(index).or_insert(s.at);
                         }
                         self.snapshot.pools[index as usize].settings.push(a.as_written(i));
-                        if &*i.name == "rewrite-list" && !i.value.is_empty() {
-                            self.withheld_pools.insert(index, "rewrite-list");
-                        }
                         if let ("domain-key", Some(Value::Text(t))) = (&*i.name, a.in_force()) {
                             let keys = self.domain_keys(i, &t);
                             self.snapshot.pools[index as usize].domain_keys.extend(keys);

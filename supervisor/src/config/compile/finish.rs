@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ipc::layers::{Named, Scope};
 use ipc::message::normalise_domain;
-use ipc::rules::{DomainKey, Value};
+use ipc::rules::{DomainKey, Setting, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 use worker::connect::own_addresses;
@@ -44,6 +44,7 @@ impl<'s> Compiler<'s> {
         let data_dir =
             overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+        self.withheld_of_virtual_mtas();
         self.listeners();
         self.defaults(&data_dir);
         self.local_aliases();
@@ -149,9 +150,6 @@ impl<'s> Compiler<'s> {
                 self.reader.diagnostics.push(d.with(before, "the other line"));
             }
             self.snapshot.pools[pool as usize].members.push(PoolMember { vmta, weight });
-            if let Some(directive) = self.withheld_pools.get(&pool) {
-                self.snapshot.vmtas[vmta as usize].withheld = (*directive).into();
-            }
             if !self.pool_domains.contains_key(&pool) {
                 if !self.snapshot.pools[pool as usize].domain_keys.is_empty() {
                     keyed.push((vmta, pool));
@@ -228,6 +226,13 @@ impl<'s> Compiler<'s> {
                 let message = "spread speaks for a destination over all its virtual MTAs";
                 self.error(line.at, "misplaced", message, "write it in a <domain> outside of virtual MTAs and pools");
             }
+            if scope == Scope::Global
+                && &*s.value == "*"
+                && self.snapshot.rollups.iter().any(|r| r.built_in)
+                && let Some(d) = lint::shared_by_roll_up(&s.inside)
+            {
+                self.reader.diagnostics.push(d);
+            }
             let settings = self.settings("domain", &s.inside);
             let named = if is_local(s) || s.value.contains('$') { Named::Collectively } else { Named::Itself };
             if named == Named::Collectively {
@@ -282,6 +287,34 @@ impl<'s> Compiler<'s> {
         self.out.host_names.iter().filter(|n| **n != own).cloned().chain([own.clone()]).collect()
     }
 
+    /// What is not in force and keeps mail of a virtual MTA back: its own lines go before those of its pools, and these before
+    /// those of the top level.
+    fn withheld_of_virtual_mtas(&mut self) {
+        let top: Vec<Setting> =
+            self.snapshot.written.iter().filter(|w| w.block.is_empty()).flat_map(|w| w.settings.clone()).collect();
+        let rewriting = self.snapshot.pools.iter().filter(|p| asks_for(&p.settings, "rewrite-list") == Some(true));
+        let rewritten: HashSet<u32> = rewriting.flat_map(|p| p.members.iter().map(|m| m.vmta)).collect();
+        for (n, v) in self.snapshot.vmtas.iter_mut().enumerate() {
+            let own = &v.settings;
+            // Addresses of its own stand in place of all of the top level.
+            let has_sources = own
+                .iter()
+                .any(|s| directives::canonical(directives::all()[usize::from(s.key)].name) == "smtp-source-host");
+            let of_top = |name| asks_for(&top, name).unwrap_or_default();
+            let all = [
+                ("use-proxy", asks_for(own, "use-proxy").unwrap_or_else(|| of_top("use-proxy"))),
+                (
+                    "smtp-proxy-source-host",
+                    asks_for(own, "smtp-proxy-source-host")
+                        .unwrap_or_else(|| !has_sources && of_top("smtp-proxy-source-host")),
+                ),
+                ("rewrite-list", asks_for(own, "rewrite-list").unwrap_or_else(|| rewritten.contains(&(n as u32)))),
+            ];
+            let withheld = all.iter().find(|(_, asks)| *asks).map_or("", |(name, _)| name);
+            withheld.clone_into(&mut v.withheld);
+        }
+    }
+
     fn defaults(&mut self, data_dir: &std::path::Path) {
         let local_domains = self.local_domains();
         let s = &mut self.snapshot;
@@ -291,10 +324,6 @@ impl<'s> Compiler<'s> {
         for v in &mut s.vmtas {
             if v.host_name.is_empty() {
                 v.host_name.clone_from(&host);
-            }
-            // Its own addresses, and its own word on proxies, stand in place of the global ones.
-            if v.withheld.is_empty() && (v.source_hosts.is_empty() || self.out.withheld != "smtp-proxy-source-host") {
-                self.out.withheld.clone_into(&mut v.withheld);
             }
             if v.source_hosts.is_empty() {
                 v.source_hosts.clone_from(&defaults);
@@ -364,4 +393,14 @@ fn system_host_name() -> String {
         .and_then(|n| n.into_string().ok())
         .unwrap_or_else(|| "localhost".into())
         .to_lowercase()
+}
+
+/// Whether the last line of a directive, if there is one, asks for something.
+fn asks_for(settings: &[Setting], name: &str) -> Option<bool> {
+    let last = settings.iter().rev().find(|s| directives::all()[usize::from(s.key)].name == name)?;
+    Some(match &last.value {
+        Value::Text(t) => !t.is_empty(),
+        Value::TextList(l) => !l.is_empty() && *l != ["none"],
+        _ => true,
+    })
 }

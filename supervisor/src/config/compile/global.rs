@@ -44,7 +44,6 @@ impl Compiler<'_> {
             ("dummy-smtp-latency", Value::Number(n)) => g.dummy_smtp.latency_ms = n,
             ("dummy-smtp-update-stats", Value::Flag(b)) => g.dummy_smtp.update_stats = b,
             ("receiver-profiles", Value::TextList(l)) => self.choose_profiles(s, &l),
-            ("use-proxy", Value::TextList(l)) if !l.is_empty() && *l != ["none"] => self.out.withheld = "use-proxy",
             ("postmaster", Value::TextList(l)) => g.postmaster.extend(l),
             ("ip-connection-limit", Value::PerNetwork { network, count, .. }) => {
                 g.ip_connection_limits.push((network, count));
@@ -99,7 +98,6 @@ impl Compiler<'_> {
             }
             "data-dir" => self.out.data_dir = Some(t.into()),
             "alias" => self.alias(s, &t),
-            "smtp-proxy-source-host" => self.out.withheld = "smtp-proxy-source-host",
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
             "smtp-ip" => {

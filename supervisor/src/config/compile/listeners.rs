@@ -33,8 +33,8 @@ struct Asked {
 #[derive(Default)]
 struct Taken {
     all: Vec<(Span, Listener)>,
-    /// The line that was last said to name an address again.
-    told: Option<Span>,
+    /// The lines that were last said to name an address again, with another meaning and with the same.
+    told: [Option<Span>; 2],
 }
 
 impl Listeners {
@@ -90,10 +90,10 @@ impl Compiler<'_> {
         let tls_pem = if a.tls_pem.is_empty() { self.tls_pem.clone() } else { a.tls_pem.clone() };
         if let Some((before, l)) = taken.all.iter().find(|(_, l)| l.address == address) {
             // Of a network that is said once.
-            if taken.told.replace(a.at) == Some(a.at) {
+            let is_same = l.source == a.source && l.tls_pem == tls_pem;
+            if taken.told[usize::from(is_same)].replace(a.at) == Some(a.at) {
                 return ControlFlow::Continue(());
             }
-            let is_same = l.source == a.source && l.tls_pem == tls_pem;
             let message = format!("listener {address} is given twice");
             let d = match is_same {
                 true => Diagnostic::warning(a.at, "duplicate", message, "remove one of them"),

@@ -139,7 +139,6 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         without_effect: BTreeMap::new(),
         profiles: None,
         pool_domains: HashMap::new(),
-        withheld_pools: HashMap::new(),
         members: Vec::new(),
         out: Global::default(),
         listeners: listeners::Listeners::default(),
@@ -189,8 +188,6 @@ struct Global {
     dummy_port: u16,
     /// Local parts that are an `alias` at each local domain.
     local_aliases: Vec<String>,
-    /// What keeps back mail of virtual MTAs that say nothing themselves; empty for nothing.
-    withheld: &'static str,
 }
 
 struct Compiler<'s> {
@@ -209,8 +206,6 @@ struct Compiler<'s> {
     profiles: Option<Vec<String>>,
     /// Pools that speak for domains: they have `<domain>` blocks or use a profile.
     pool_domains: HashMap<u32, Span>,
-    /// What keeps back mail of a pool's members.
-    withheld_pools: HashMap<u32, &'static str>,
     /// Members of pools: pool, name, weight, place.
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
@@ -392,10 +387,15 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// 0 is no limit where a rate is meant, as with PowerMTA, and some who write it want to send nothing.
+    /// 0 is no limit but where max-smtp-out of a queue is meant, as with PowerMTA, and some who write it want to send nothing.
     fn zero(&mut self, block: &'static str, s: &Statement) {
         let of_mail = matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool");
-        let has_none = s.name.ends_with("-rate") || (s.name.ends_with("max-smtp-out") && block.starts_with("virtual"));
+        let sends_none = matches!(&*s.name, "max-smtp-out" | "backoff-max-smtp-out") && !block.starts_with("virtual");
+        let is_limit = s.name.ends_with("-rate")
+            || s.name.ends_with("max-smtp-out")
+            || s.name.ends_with("max-msg-per-hour")
+            || &*s.name == "max-smtp-out-per-source-ip";
+        let has_none = is_limit && !sends_none;
         if of_mail && has_none && s.value.split_whitespace().next_back() == Some("0") {
             let help = "write unlimited if that is meant; max-smtp-out 0 in a <domain> sends nothing, and `sluice pause` holds mail back";
             self.warning(s.value_at(), "zero", format!("{} 0 is no limit", s.name), help);

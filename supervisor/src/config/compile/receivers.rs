@@ -79,7 +79,8 @@ impl Compiler<'_> {
             else {
                 continue;
             };
-            if n > *most || n == 0 {
+            // 0 connections send nothing, and 0 messages per connection are any number.
+            if n > *most || (n == 0 && *key != DomainKey::MaxSmtpOut as u16) {
                 let at = self.line_at((s.file, s.line));
                 let name = if *key == DomainKey::MaxSmtpOut as u16 { "max-smtp-out" } else { "max-msg-per-connection" };
                 let message = format!("{name} is above the {most} that the receiver itself names for {pattern}");
