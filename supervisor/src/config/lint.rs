@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use ipc::rules::{ANY_CONNECTIONS, DomainRules, Value};
+use ipc::rules::{ANY_CONNECTIONS, Value};
 
 use super::diagnostic::{Diagnostic, Diagnostics, SECRETS, WITH_PASSWORD};
 use super::directives;
@@ -105,16 +105,11 @@ fn delivery_type<'s>(
     }
 }
 
-/// Limits of `<domain *>` that are meant for one domain, and hold for all domains of a receiver together where its profile rolls
+/// Rates of `<domain *>` that are meant for one domain, and hold for all domains of a receiver together where its profile rolls
 /// them up.
 pub fn shared_by_roll_up(inside: &[Statement]) -> Option<Diagnostic> {
-    let is_low = |s: &&Statement| match &*s.name {
-        "max-msg-rate" | "max-msg-per-hour" | "max-data-volume-rate" | "max-connect-rate" => {
-            amount(s).is_some_and(f64::is_finite)
-        }
-        "max-smtp-out" => amount(s).is_some_and(|n| n < DomainRules::default().max_smtp_out as f64),
-        _ => false,
-    };
+    let rates = ["max-msg-rate", "max-msg-per-hour", "max-data-volume-rate", "max-connect-rate"];
+    let is_low = |s: &&Statement| rates.contains(&&*s.name) && amount(s).is_some_and(f64::is_finite);
     let line = inside.iter().find(is_low)?;
     let message = format!(
         "{} of <domain *> holds for each queue, and receivers' profiles make one queue of all domains whose mail a receiver \
