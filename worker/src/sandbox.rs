@@ -151,11 +151,7 @@ pub enum InForce {
 /// [`SandboxError`]; what was put in force before stays so.
 pub fn enter(grants: &Grants) -> Result<InForce, SandboxError> {
     let files = restrict_files(grants)?;
-    let arch = std::env::consts::ARCH.try_into()?;
-    for filter in [without_clone3()?, allowed_calls()?] {
-        let program: seccompiler::BpfProgram = filter_for(filter, arch)?;
-        seccompiler::apply_filter_all_threads(&program)?;
-    }
+    restrict_calls(allowed_calls()?)?;
     Ok(match files {
         RulesetStatus::FullyEnforced => InForce::Whole,
         RulesetStatus::PartiallyEnforced => InForce::FilesInPart,
@@ -172,10 +168,14 @@ pub fn enter(grants: &Grants) -> Result<InForce, SandboxError> {
 /// # Errors
 /// [`SandboxError`]; what was put in force before stays so.
 pub fn enter_supervisor() -> Result<(), SandboxError> {
+    restrict_calls(denied_calls()?)
+}
+
+/// Puts a list of system calls in force, whose rules of `clone` hold for `clone3` as well.
+fn restrict_calls(list: List) -> Result<(), SandboxError> {
     let arch = std::env::consts::ARCH.try_into()?;
-    for filter in [without_clone3()?, denied_calls()?] {
-        let program: seccompiler::BpfProgram = filter_for(filter, arch)?;
-        seccompiler::apply_filter_all_threads(&program)?;
+    for list in [without_clone3()?, list] {
+        seccompiler::apply_filter_all_threads(&filter_for(list, arch)?)?;
     }
     Ok(())
 }

@@ -107,15 +107,19 @@ pub fn find(name: &str, block: &str) -> Option<&'static Directive> {
     row_of(name, block).map(|i| &all()[i])
 }
 
+/// Whether a value names nothing: `""`, `none`.
+pub fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Text(t) => t.is_empty(),
+        Value::TextList(l) => l.is_empty() || *l == ["none"],
+        _ => false,
+    }
+}
+
 impl Directive {
     /// A line of this directive, which is not in force, says what happens anyway, or nothing.
     pub fn says_what_happens(&self, value: &Value) -> bool {
-        let is_none = match value {
-            Value::Text(t) => t.is_empty(),
-            Value::TextList(l) => l.is_empty() || *l == ["none"],
-            Value::Flag(on) => self.status == Status::Withheld && !on,
-            _ => false,
-        };
+        let is_none = is_nothing(value) || (self.status == Status::Withheld && *value == Value::Flag(false));
         let happens = self.reason.strip_prefix("what happens is ").unwrap_or(self.default);
         is_none || super::value::parse(self.kind, happens).is_ok_and(|p| p.value == *value)
     }

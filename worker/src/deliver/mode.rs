@@ -33,13 +33,9 @@ pub(super) fn apply(
         let p = s.paths.get_mut(path.id)?;
         let (effects, place) = patterns.effects(matching, &mut p.matches, now);
         let turn = match effects.mode {
-            Some(Switch::ToBackoff(after)) => {
-                let turn = p.enter_backoff(now);
-                if let Some(ms) = after {
-                    // In place of what the queue's rules say.
-                    p.mode_until_ms = now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX / 4));
-                }
-                turn
+            Some(Switch::ToBackoff(None)) => p.enter_backoff(now),
+            Some(Switch::ToBackoff(Some(ms))) => {
+                p.enter_backoff_until(now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX / 4)), now)
             }
             Some(Switch::ToNormal) => p.leave_backoff(now),
             None => None,

@@ -109,8 +109,7 @@ fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
 fn apply(p: &mut Path, state: &PathState) {
     let now_ns = clock::now_ns() as i64;
     if state.backoff_until_unix_ms > now_ns / 1_000_000 && p.mode != Mode::Backoff {
-        p.enter_backoff(now_ns / 1_000_000);
-        p.mode_until_ms = state.backoff_until_unix_ms;
+        p.enter_backoff_until(state.backoff_until_unix_ms, now_ns / 1_000_000);
     }
     let l = p.limits();
     for (i, (pace, rate)) in p.paces.under(&l).into_iter().enumerate() {

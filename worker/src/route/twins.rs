@@ -126,11 +126,7 @@ pub fn publish(ledger: &Ledger, p: &mut Path) {
 
 /// Backoff until a time, Unix milliseconds; none when it is past.
 fn set_mode(p: &mut Path, until_ms: i64, now_ms: i64) -> Option<Turn> {
-    let turn = if until_ms > now_ms { p.enter_backoff(now_ms) } else { p.leave_backoff(now_ms) };
-    if p.mode == Mode::Backoff {
-        p.mode_until_ms = until_ms;
-    }
-    turn
+    if until_ms > now_ms { p.enter_backoff_until(until_ms, now_ms) } else { p.leave_backoff(now_ms) }
 }
 
 /// Takes over what the twins did since, and tells them what happened here.

@@ -296,8 +296,13 @@ impl Path {
     /// Goes into backoff; `None` when it is there already.
     pub fn enter_backoff(&mut self, now_ms: i64) -> Option<Turn> {
         let lasts = self.rules.backoff_lasts().as_millis().min(1 << 50) as i64;
-        // Each reason for it starts the time anew.
-        self.mode_until_ms = now_ms.saturating_add(lasts);
+        self.enter_backoff_until(now_ms.saturating_add(lasts), now_ms)
+    }
+
+    /// Goes into backoff until a time, Unix milliseconds, whatever the rules say; `None` when it is there already. Each
+    /// reason for it sets the time anew.
+    pub fn enter_backoff_until(&mut self, until_ms: i64, now_ms: i64) -> Option<Turn> {
+        self.mode_until_ms = until_ms;
         if self.mode == Mode::Backoff {
             return None;
         }

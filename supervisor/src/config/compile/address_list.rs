@@ -9,15 +9,16 @@ use super::{Accepted, Compiler, Statement};
 impl<'s> Compiler<'s> {
     /// A list at top level; one that is defined again goes on.
     pub(super) fn address_list(&mut self, s: &'s Statement) {
-        let list = self.listed("address-list", s, &s.value.to_lowercase());
+        let name = s.value.to_lowercase();
+        let list = AddressList { name, ..self.listed(s) };
         self.add_addresses(list);
     }
 
-    /// What a list holds, whose lines are those of a block `tag`.
-    fn listed(&mut self, tag: &'static str, s: &'s Statement, name: &str) -> AddressList {
-        let mut list = AddressList { name: name.to_owned(), ..Default::default() };
+    /// What a list holds.
+    fn listed(&mut self, s: &'s Statement) -> AddressList {
+        let mut list = AddressList::default();
         for i in &s.inside {
-            match (&*i.name, self.check(tag, i).and_then(Accepted::in_force)) {
+            match (&*i.name, self.check("address-list", i).and_then(Accepted::in_force)) {
                 ("domain", Some(Value::Text(t))) => {
                     list.domains.extend(self.expanded(i, &t).iter().map(|d| ascii_domain(d)));
                 }
@@ -49,7 +50,7 @@ impl<'s> Compiler<'s> {
     pub(super) fn processor(&mut self, tag: &'static str, s: &'s Statement) {
         for i in &s.inside {
             if &*i.name == "<address-list>" {
-                let list = self.listed("address-list", i, "");
+                let list = self.listed(i);
                 self.withhold(tag, list);
             } else {
                 self.inside_one(tag, i);

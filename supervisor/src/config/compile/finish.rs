@@ -82,9 +82,7 @@ impl<'s> Compiler<'s> {
         let top = self.snapshot.written.iter().flat_map(|w| &w.settings);
         let lines = top.chain(self.snapshot.vmtas.iter().flat_map(|v| &v.settings));
         let mut missing = Vec::new();
-        for s in
-            lines.filter(|s| directives::canonical(directives::all()[usize::from(s.key)].name) == "smtp-source-host")
-        {
+        for s in lines.filter(|s| is_source_host(s)) {
             let Value::Text(t) = &s.value else { continue };
             if let Ok((source_hosts::From::Ip(ip), _)) = source_hosts::parse(t)
                 // The whole of 127/8 is this machine's.
@@ -297,9 +295,7 @@ impl<'s> Compiler<'s> {
         for (n, v) in self.snapshot.vmtas.iter_mut().enumerate() {
             let own = &v.settings;
             // Addresses of its own stand in place of all of the top level.
-            let has_sources = own
-                .iter()
-                .any(|s| directives::canonical(directives::all()[usize::from(s.key)].name) == "smtp-source-host");
+            let has_sources = own.iter().any(is_source_host);
             let of_top = |name| asks_for(&top, name).unwrap_or_default();
             let all = [
                 ("use-proxy", asks_for(own, "use-proxy").unwrap_or_else(|| of_top("use-proxy"))),
@@ -398,9 +394,10 @@ fn system_host_name() -> String {
 /// Whether the last line of a directive, if there is one, asks for something.
 fn asks_for(settings: &[Setting], name: &str) -> Option<bool> {
     let last = settings.iter().rev().find(|s| directives::all()[usize::from(s.key)].name == name)?;
-    Some(match &last.value {
-        Value::Text(t) => !t.is_empty(),
-        Value::TextList(l) => !l.is_empty() && *l != ["none"],
-        _ => true,
-    })
+    Some(!directives::is_nothing(&last.value))
+}
+
+/// Whether a line as written is a `smtp-source-host`, by that or its old name.
+fn is_source_host(s: &Setting) -> bool {
+    directives::canonical(directives::all()[usize::from(s.key)].name) == "smtp-source-host"
 }

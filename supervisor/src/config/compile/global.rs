@@ -101,6 +101,7 @@ impl Compiler<'_> {
             "run-as-user" => self.out.run_as_user = t,
             "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
             "smtp-ip" => {
+                // The table's type has looked at it.
                 self.out.smtp_ip = composite::ip(&t).ok();
                 self.out.old_listener.push(("smtp-ip", s.at));
             }
@@ -140,14 +141,19 @@ impl Compiler<'_> {
         hosts
     }
 
+    /// The text of a file in PEM, its key in plain.
+    fn pem(&mut self, path: &str, password: &str) -> Result<String, Problem> {
+        let read = self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
+        read.and_then(|pem| encrypted_key::in_plain(path, pem, password))
+    }
+
     /// The PEM of a certificate and key file.
     pub(super) fn certificate(&mut self, s: &Statement) -> String {
         let (path, password) = composite::certificate(&s.value);
         if !self.reader.source.opens_named_files() {
             return String::new();
         }
-        let read = self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
-        let usable = read.and_then(|pem| encrypted_key::in_plain(path, pem, password)).and_then(|pem| {
+        let usable = self.pem(path, password).and_then(|pem| {
             let help = "the file holds the certificate chain and its private key in PEM";
             let used =
                 worker::connect::tls::listener(&pem).map_err(|e| Problem::other(format!("{path}: {e}")).help(help));
@@ -293,8 +299,7 @@ impl Compiler<'_> {
             "smtp-client-certificate" => composite::certificate(&s.value).1,
             _ => "",
         };
-        let read = self.reader.named_file(Path::new(path), PEM_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
-        let read = read.and_then(|pem| encrypted_key::in_plain(path, pem, password)).and_then(|pem| {
+        let read = self.pem(path, password).and_then(|pem| {
             let made = check(&pem).map_err(|e| Problem::other(format!("{path}: {e}")))?;
             Ok((made, pem))
         });

@@ -58,10 +58,9 @@ impl Compiler<'_> {
             }
         }
         let named = taken.all.len();
-        let mut local = None;
         for a in &asked {
             let Listen::Within(network, port) = a.listen else { continue };
-            let local = local.get_or_insert_with(own_addresses::all);
+            let local = self.local_addresses.get_or_insert_with(own_addresses::all);
             let all = within(network, local);
             if all.is_empty() {
                 let message = format!("no address of this machine lies in {network}: nothing is listened on");
@@ -89,8 +88,8 @@ impl Compiler<'_> {
         let address = address.to_string();
         let tls_pem = if a.tls_pem.is_empty() { self.tls_pem.clone() } else { a.tls_pem.clone() };
         if let Some((before, l)) = taken.all.iter().find(|(_, l)| l.address == address) {
-            // Of a network that is said once.
             let is_same = l.source == a.source && l.tls_pem == tls_pem;
+            // Of a network that is said once.
             if taken.told[usize::from(is_same)].replace(a.at) == Some(a.at) {
                 return ControlFlow::Continue(());
             }

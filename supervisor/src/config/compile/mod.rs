@@ -322,7 +322,7 @@ impl<'s> Compiler<'s> {
     /// Keeps the lines that were just checked.
     fn write(&mut self, block: &str, name: &str) {
         let settings = std::mem::take(&mut self.lines);
-        if !matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool") {
+        if !is_of_paths(block) {
             self.snapshot.written.push(Written { block: block.into(), name: name.into(), settings });
         }
     }
@@ -372,7 +372,7 @@ impl<'s> Compiler<'s> {
                     self.reference(kind, &name, s, block);
                 }
                 let accepted = Accepted { row, value };
-                if !matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool") {
+                if !is_of_paths(block) {
                     self.lines.push(accepted.as_written(s));
                 }
                 Some(accepted)
@@ -389,14 +389,13 @@ impl<'s> Compiler<'s> {
 
     /// 0 is no limit but where max-smtp-out of a queue is meant, as with PowerMTA, and some who write it want to send nothing.
     fn zero(&mut self, block: &'static str, s: &Statement) {
-        let of_mail = matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool");
         let sends_none = matches!(&*s.name, "max-smtp-out" | "backoff-max-smtp-out") && !block.starts_with("virtual");
         let is_limit = s.name.ends_with("-rate")
             || s.name.ends_with("max-smtp-out")
             || s.name.ends_with("max-msg-per-hour")
             || &*s.name == "max-smtp-out-per-source-ip";
         let has_none = is_limit && !sends_none;
-        if of_mail && has_none && s.value.split_whitespace().next_back() == Some("0") {
+        if is_of_paths(block) && has_none && s.value.split_whitespace().next_back() == Some("0") {
             let help = "write unlimited if that is meant; max-smtp-out 0 in a <domain> sends nothing, and `sluice pause` holds mail back";
             self.warning(s.value_at(), "zero", format!("{} 0 is no limit", s.name), help);
         }
@@ -463,6 +462,11 @@ impl<'s> Compiler<'s> {
         let (file, line) = (s.at.file, s.at.line);
         Some(Setting { key: ipc::layers::USE_PROFILE, file, line, value: Value::Number(*n as u64) })
     }
+}
+
+/// Whether the lines of a block are those of paths, virtual MTAs or pools.
+fn is_of_paths(block: &str) -> bool {
+    matches!(block, "domain" | "profile" | "virtual-mta" | "virtual-mta-pool")
 }
 
 /// What an empty value in quotes means for a type; `None` where it means nothing.
