@@ -31,7 +31,8 @@ const CLASSES: usize = 2;
 const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
 const RECEIVING_AT: usize = RECIPIENTS_AT + (SHARDS_MAX + 1) * 4;
-const CELLS_AT: usize = (RECEIVING_AT + (SHARDS_MAX + 1) * 4).next_multiple_of(8);
+const MEMORY_AT: usize = RECEIVING_AT + (SHARDS_MAX + 1) * 4;
+const CELLS_AT: usize = (MEMORY_AT + 4).next_multiple_of(8);
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
 const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
 const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
@@ -182,6 +183,16 @@ impl Ledger {
     /// The same of all shards, as they last published.
     pub fn receiving(&self) -> u64 {
         self.map.atomics(RECEIVING_AT, SHARDS_MAX + 1).iter().map(|n| u64::from(n.load(Relaxed))).sum()
+    }
+
+    /// Publishes the share of the machine's memory that all processes of the server have, in a thousand.
+    pub fn set_memory(&self, permille: u32) {
+        self.map.atomics(MEMORY_AT, 1)[0].store(permille, Relaxed);
+    }
+
+    /// The same as last published.
+    pub fn memory(&self) -> u32 {
+        self.map.atomics(MEMORY_AT, 1)[0].load(Relaxed)
     }
 
     /// The mean of sessions over the first `shards` shards.

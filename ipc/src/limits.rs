@@ -48,6 +48,9 @@ pub const LEDGER_REQUESTS: usize = 256;
 /// may go beyond them. Making a page takes a shard some milliseconds.
 pub const PAGE_BYTES: usize = 1 << 20;
 
+/// Bytes of an answer from DNS by UDP that arrive unfragmented (RFC 6891 §6.2.5, flag day 2020).
+pub const EDNS_UDP_BYTES: u16 = 1232;
+
 /// Programs of a shard that are given mail at once (`type pipe`); others wait for their turn.
 pub const PROGRAMS_PER_SHARD_MAX: usize = 256;
 

@@ -388,6 +388,10 @@ rules! {
         "check-spf-outbound" CheckSpfOutbound check_spf_outbound: bool = false;
         "auth-username" AuthUsername auth_username: String = String::new();
         "auth-password" AuthPassword auth_password: String = String::new();
+        "virtual-mta-pool" VirtualMtaPool virtual_mta_pool: String = String::new();
+        "deliver-local-dsn" DeliverLocalDsn deliver_local_dsn: bool = true;
+        "replace-smtp-421-service-response" ReplaceSmtp421ServiceResponse replace_smtp_421_service_response: bool = false;
+        "retry-after-dns-error" RetryAfterDnsError retry_after_dns_error: Option<Duration> = None;
     }
 }
 

@@ -134,6 +134,10 @@ pub struct Global {
     pub name_servers: Vec<String>,
     /// Resolvers whose word on DNSSEC is trusted, as `IP:PORT`; empty for those on this machine.
     pub dnssec_name_servers: Vec<String>,
+    /// `edns-udp-length`: bytes that DNS may answer in by UDP.
+    pub edns_udp_length: u16,
+    /// `max-memory-usage-percent`: above this share of the machine's memory clients are sent away; 100 for never.
+    pub max_memory_usage_percent: u32,
     /// Inbound connections over all shards.
     pub total_max_smtp_in: u64,
     /// Bytes of memory over all shards for messages that are being received; 0 is unlimited.
@@ -204,6 +208,8 @@ impl Default for Global {
             custom_dsn_from_header: String::new(),
             name_servers: Vec::new(),
             dnssec_name_servers: Vec::new(),
+            edns_udp_length: crate::limits::EDNS_UDP_BYTES,
+            max_memory_usage_percent: 90,
             total_max_smtp_in: 1000,
             total_max_smtp_in_size: 64 << 20,
             total_max_smtp_out: 1000,
@@ -244,8 +250,25 @@ pub struct Listener {
     pub address: String,
     /// Named source that overlays the client's; empty for none.
     pub source: String,
-    /// Certificate chain and key in PEM; empty for no STARTTLS.
-    pub tls_pem: String,
+    /// TLS that its clients are offered.
+    pub tls: ListenerTls,
+}
+
+/// TLS of a listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ListenerTls {
+    /// Certificate chain and key in PEM; empty for no TLS.
+    pub pem: String,
+    /// `immediate-tls`: from the first byte (RFC 8314 §3.3), in place of STARTTLS.
+    pub immediate: bool,
+    /// `tls-allow-tlsv1.2 no`
+    pub bars_tls12: bool,
+    /// `tls-allow-tlsv1.3 no`
+    pub bars_tls13: bool,
+    /// `tls-ciphers`: OpenSSL's list for TLS 1.2; empty for all suites.
+    pub ciphers: String,
+    /// `tls-tlsv1.3-ciphersuites`; empty for all suites.
+    pub suites: String,
 }
 
 /// A `<source>` block.

@@ -162,7 +162,7 @@ pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     let s = config::compiled(file, &Overrides::default())?.snapshot;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Failed(e.to_string()))?;
-    let resolver = Resolver::new(&s.global.name_servers).map_err(Failure::Failed)?;
+    let resolver = Resolver::new(&s.global.name_servers, s.global.edns_udp_length).map_err(Failure::Failed)?;
     let all = runtime.block_on(compare(keys_of(&s), &resolver)).map_err(Failure::Failed)?;
     let well = all.iter().all(|c| c.publish.is_empty());
     if json {

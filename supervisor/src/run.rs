@@ -1,6 +1,7 @@
 //! `sluice run`: start order, reload, scaling, stop.
 
 mod keys;
+mod memory;
 mod reload;
 mod spread;
 
@@ -213,6 +214,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     });
     spawn_local(Rc::clone(&sup).watch_load());
     spawn_local(Rc::clone(&sup).watch_keys());
+    spawn_local(Rc::clone(&sup).watch_memory());
     spawn_local(Rc::clone(&sup).compare_keys());
     // Workers are given the configuration with its keys: who else may be in the group is no worker.
     spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock", 0o600)?));

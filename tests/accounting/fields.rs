@@ -206,3 +206,24 @@ fn filters_and_privacy_are_each_files_own() {
     assert!(kinds.contains(&("d", "u@other.test")) && kinds.contains(&("r", "bad-Ann@keep.test")), "{kinds:?}");
     assert!(!kinds.iter().any(|(k, _)| *k == "b"));
 }
+
+#[test]
+fn a_file_that_ends_in_json_is_json() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n {}\n</domain>\n<acct-file x/x.JSON>\n records d\n record-fields d rcpt,queue\n</acct-file>\n\
+             <acct-file y/y.json>\n records d\n record-fields d rcpt\n format csv\n</acct-file>",
+            r.hosts()
+        ),
+    );
+    send(&engine, &["u@d.test"], "");
+    let rows = |folder: &str| texts(&engine.path().join(folder)).concat();
+    eventually("rows are there", std::time::Duration::from_secs(10), || {
+        rows("x").ends_with('\n') && rows("y").lines().count() == 2
+    });
+    let row: serde_json::Value = serde_json::from_str(rows("x").trim()).unwrap();
+    assert_eq!(row, serde_json::json!({"type": "d", "rcpt": "u@d.test", "queue": "d.test/{default}"}));
+    assert_eq!(rows("y"), "type,rcpt\r\nd,u@d.test\r\n");
+}

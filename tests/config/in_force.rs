@@ -174,7 +174,7 @@ fn choice_of_the_virtual_mta() {
     let (code, _, to) = l.send("X-Virtual-MTA: \r\n");
     assert_eq!((code, l.row("d", &to)[18].as_str()), (250, "{default}"));
     let (code, _, to) = l.send("X-Virtual-MTA: nobody\r\n");
-    assert_eq!((code, l.row("b", &to)[7].as_str()), (250, "5.3.5 (specified VirtualMTA does not exist)"));
+    assert_eq!((code, l.row("b", &to)[7].as_str()), (250, "5.3.5 (no such virtual MTA)"));
     l.engine.edit_config("<virtual-mta v>", "invalid-virtual-mta-fallback v\n<virtual-mta v>");
     l.reload();
     let (_, _, to) = l.send("X-Virtual-MTA: nobody\r\n");

@@ -360,3 +360,34 @@ fn the_values_of_a_pool_are_those_of_its_members() {
     let members = two["members"].as_array().unwrap().iter();
     assert_eq!(members.map(|m| m["value"].as_str().unwrap()).collect::<Vec<_>>(), ["1000/h", "500/h"], "{two}");
 }
+
+#[test]
+fn directives_of_the_later_guide_are_known() {
+    let later = "edns-udp-length 2048\nmax-memory-usage-percent 80\nsmtp-server-tls-allow-tlsv1.3 yes\nsmtp-server-tls-dh-key-length 2048\n\
+         http-tls-allow-tlsv1.3 yes\nvolume-audit-api-key abc\n<domain *>\n retry-after-dns-error 2m\n use-mta-sts yes\n</domain>\n\
+         <acct-file x.json>\n records d\n</acct-file>\n";
+    accepted(later, &[]);
+    // What is not in force loads.
+    accepted(
+        "track-time-first-attempt yes\ndsn-failed-from-template \"${hostname} <>\"\n<acct-file w.csv>\n \
+         http-webhook-url https://hooks.example/a\n http-webhook-max-interval 1m\n http-webhook-transfer-encoding gzip\n</acct-file>\n",
+        &[],
+    );
+    accepted("<signals>\n engagement-tracking sparkpost\n customer-id 7\n use-https yes\n</signals>\n", &["1 ignored"]);
+    let vault = "<vault>\n server-url https://vault.example:8200\n access-token s.secret\n</vault>\n\
+         <virtual-mta v>\n domain-key {selector}, {domain}, {vault}:/v1/keys/data/${selector}/${domain}:dk\n</virtual-mta>\n";
+    accepted(vault, &["6 withheld"]);
+    assert!(!tests::engine::checked(vault).1.contains("s.secret"));
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<domain *>\n type discard\n smtp-hosts [127.0.0.1]:9\n</domain>\n<domain d.test>\n type smtp\n</domain>\n{vault}"
+        ),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["u@d.test"], "X-Virtual-MTA: v\r\nSubject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("it waits", WAIT, || {
+        let why = engine.sluice(&["why", "d.test"]);
+        String::from_utf8_lossy(&why.stdout).contains("domain-key (of Vault) is not in force")
+    });
+}

@@ -84,7 +84,7 @@ fn who_was_never_tried_does_not_expire_with_the_reply_to_another() {
     let engine = Engine::start(
         1,
         &format!(
-            "<domain *>\n {}\n max-msg-rate 1/m\n bounce-after 3s\n retry-recipients-after 10m\n</domain>",
+            "<domain *>\n {}\n max-msg-rate 1/m\n bounce-after 5s\n retry-recipients-after 10m\n</domain>",
             r.hosts()
         ),
     );
@@ -94,4 +94,57 @@ fn who_was_never_tried_does_not_expire_with_the_reply_to_another() {
     assert!(row(&engine, "b", "first@d.test").contains("not you"));
     let second = row(&engine, "b", "second@d.test");
     assert!(second.contains("no attempt was made within bounce-after"), "{second}");
+}
+
+#[test]
+fn what_a_receiver_says_behind_421_is_recorded_where_that_is_wanted() {
+    for (flag, shown) in
+        [("no", "smtp;421 4.7.0 only we and 192.0.2.7 may know"), ("yes", "smtp;421 service unavailable")]
+    {
+        for greets in [true, false] {
+            let r = Receiver::start();
+            let reply = "421 4.7.0 only we and 192.0.2.7 may know";
+            r.script(|s| match greets {
+                true => s.greeting = reply,
+                false => s.rcpt_reply = Some((reply, None)),
+            });
+            // Patterns see the original.
+            let engine = Engine::start(
+                1,
+                &format!(
+                    "<smtp-pattern-list all>\n reply /only we/ mode=backoff\n</smtp-pattern-list>\n<domain *>\n {}\n \
+                     replace-smtp-421-service-response {flag}\n bounce-after 3s\n retry-after 1s\n backoff-retry-after 1s\n \
+                     retry-recipients-after 1s\n smtp-pattern-list all\n</domain>",
+                    r.hosts()
+                ),
+            );
+            send(&engine, &["u@d.test"]);
+            eventually("the pattern matches", Duration::from_secs(4), || {
+                engine.run(&["show", "paths"]).contains("backoff")
+            });
+            let hides = flag == "yes";
+            assert_eq!(hides, !engine.run(&["why", "d.test"]).contains("192.0.2.7"), "{flag} {greets}");
+            let ended = row(&engine, "b", "u@d.test");
+            assert!(ended.contains(shown), "{flag} {greets}: {ended}");
+        }
+    }
+}
+
+#[test]
+fn a_senders_domain_may_want_no_reports() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("550 5.1.1 no such user", None)));
+    let engine = Engine::start(
+        1,
+        &format!("<domain *>\n {}\n</domain>\n<domain quiet.test>\n deliver-local-dsn no\n</domain>", r.hosts()),
+    );
+    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    for from in ["s@quiet.test", "s@loud.test"] {
+        assert_eq!(c.send(from, &["u@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    row(&engine, "b", "s@loud.test");
+    eventually("both ended", Duration::from_secs(10), || engine.queued() == 0);
+    let rows = tests::accounting::lines(engine.path());
+    assert_eq!(rows.iter().filter(|l| l.contains("s@loud.test")).count(), 2, "{rows:?}");
+    assert_eq!(rows.iter().filter(|l| l.contains("s@quiet.test")).count(), 1, "{rows:?}");
 }

@@ -140,3 +140,45 @@ fn troubles_of_name_servers_are_said_in_their_names_and_never_final() {
     let row = row(&engine, "tq", "other.test");
     assert!(row.contains("name server 127.0.0.53:9 cannot be reached: "), "{row}");
 }
+
+#[test]
+fn after_an_error_of_dns_mail_waits_by_its_own_clock() {
+    let (dns, r) = (Dns::start(), Receiver::start());
+    dns.set("d.test", Name { servfail: true, ..Name::default() });
+    dns.set("e.test", Name { servfail: true, ..Name::default() });
+    let engine = Engine::start(
+        1,
+        &format!(
+            "{}\n<domain *>\n default-smtp-port {}\n retry-after 1h\n backoff-retry-after 1h\n</domain>\n\
+             <domain d.test>\n retry-after-dns-error 2s\n</domain>",
+            dns.directive(),
+            r.address.port()
+        ),
+    );
+    send(&engine, &["u@d.test"]);
+    send(&engine, &["u@e.test"]);
+    eventually("DNS was asked", Duration::from_secs(20), || {
+        dns.mx_questions("e.test") > 0 && dns.mx_questions("d.test") > 0
+    });
+    tell(&dns, &["d.test", "e.test"]);
+    eventually("it arrives after the wait for DNS", Duration::from_secs(20), || r.unique() == 1);
+    // By default it is a minute, where retry-after is not shorter.
+    let why = engine.run(&["why", "e.test"]);
+    assert!(why.contains("DNS: retry-after-dns-error 60s") && why.contains("SERVFAIL"), "{why}");
+}
+
+#[test]
+fn answers_by_udp_may_be_as_long_as_configured() {
+    for (line, expected) in
+        [("", 1232), ("edns-udp-length 2000", 2000), ("edns-udp-length 9000", 2048), ("edns-udp-length 1", 512)]
+    {
+        let (dns, r) = (Dns::start(), Receiver::start());
+        tell(&dns, &["d.test"]);
+        let engine = start(&[&dns], &r);
+        engine.edit_config("<domain *>", &format!("{line}\n<domain *>"));
+        engine.run(&["reload"]);
+        send(&engine, &["u@d.test"]);
+        eventually("it arrives", Duration::from_secs(10), || r.unique() == 1);
+        assert_eq!(dns.udp_bytes(), expected, "{line}");
+    }
+}

@@ -150,3 +150,35 @@ fn without_adaptation_weights_alone_count() {
         deferred + r.unique() == 100 && (30..=70).contains(&deferred)
     });
 }
+
+#[test]
+fn mail_that_chose_no_virtual_mta_goes_by_the_pool_of_its_destination() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        2,
+        &format!(
+            "<virtual-mta a>\n smtp-source-host 127.0.5.1 a.mta.test\n</virtual-mta>\n\
+             <virtual-mta b>\n smtp-source-host 127.0.5.2 b.mta.test\n</virtual-mta>\n\
+             <virtual-mta-pool p>\n virtual-mta a\n</virtual-mta-pool>\n\
+             <domain *>\n {}\n</domain>\n<domain d.test>\n virtual-mta-pool P\n</domain>\n\
+             <domain e.test>\n virtual-mta-pool b\n</domain>\n\
+             <source 127.0.0.2>\n always-allow-relaying yes\n default-virtual-mta b\n</source>",
+            r.hosts()
+        ),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    c.send("s@x.test", &["u@d.test", "u@e.test", "u@f.test"], "Subject: x\r\n\r\nx").unwrap();
+    c.send("s@x.test", &["v@d.test"], "X-Virtual-MTA: b\r\nSubject: x\r\n\r\nx").unwrap();
+    let mut c = Client::dial_from([127, 0, 0, 2].into(), engine.smtp).unwrap();
+    c.reply().unwrap();
+    c.command("EHLO c").unwrap();
+    c.send("s@x.test", &["w@d.test"], "Subject: x\r\n\r\nx").unwrap();
+    eventually("all arrive", Duration::from_secs(10), || r.unique() == 5);
+    let by = |to: &str| r.message_to(to).unwrap().hello;
+    for (to, name) in
+        [("u@d.test", "a.mta.test"), ("u@e.test", "b.mta.test"), ("v@d.test", "b.mta.test"), ("w@d.test", "b.mta.test")]
+    {
+        assert!(by(to).contains(name), "{to}: {}", by(to));
+    }
+    assert_eq!(by("u@f.test"), "mta.test");
+}

@@ -2,6 +2,7 @@
 
 use std::io::{Error, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::tls;
@@ -74,10 +75,19 @@ impl Client {
     pub fn start_tls(&mut self) -> std::io::Result<(u16, String)> {
         self.raw(b"STARTTLS\r\n")?;
         self.expect(220)?;
-        let name = tls::NAME.try_into().map_err(Error::other)?;
-        let connection = rustls::ClientConnection::new(tls::client(), name).map_err(Error::other)?;
-        self.io = Box::new(rustls::StreamOwned::new(connection, self.tcp.try_clone()?));
+        self.under_tls(tls::client())?;
         self.command("EHLO client.test")
+    }
+
+    /// Begins TLS at once, on a connection that nothing was read from; the greeting is still to come.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn under_tls(&mut self, config: Arc<rustls::ClientConfig>) -> std::io::Result<()> {
+        let name = tls::NAME.try_into().map_err(Error::other)?;
+        let connection = rustls::ClientConnection::new(config, name).map_err(Error::other)?;
+        self.io = Box::new(rustls::StreamOwned::new(connection, self.tcp.try_clone()?));
+        Ok(())
     }
 
     /// Sends bytes as they are.

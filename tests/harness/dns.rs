@@ -73,6 +73,8 @@ pub struct Dns {
     edns: Arc<Mutex<Edns>>,
     /// Questions that carried an OPT record.
     asked_with_edns: Arc<AtomicU32>,
+    /// Bytes of an answer by UDP that the last of them had room for.
+    udp_bytes: Arc<AtomicU32>,
 }
 
 impl Dns {
@@ -89,6 +91,7 @@ impl Dns {
             asked: Arc::default(),
             edns: Arc::new(Mutex::new(Edns::Ignored)),
             asked_with_edns: Arc::default(),
+            udp_bytes: Arc::default(),
         };
         let me = dns.clone();
         std::thread::spawn(move || {
@@ -143,6 +146,11 @@ impl Dns {
         self.asked_with_edns.load(Relaxed)
     }
 
+    /// Bytes of an answer by UDP that the last question with EDNS had room for.
+    pub fn udp_bytes(&self) -> u32 {
+        self.udp_bytes.load(Relaxed)
+    }
+
     /// `name-server` that leads here.
     pub fn directive(&self) -> String {
         format!("name-server {}", self.address)
@@ -172,6 +180,10 @@ impl Dns {
         let has_opt = query.get(10..12)? != [0, 0];
         if has_opt {
             self.asked_with_edns.fetch_add(1, Relaxed);
+            // Behind the root's name and the type the class says how many bytes there is room for.
+            let at = at + 1 + KIND_AND_CLASS;
+            let room = query.get(at + 3..at + 5)?;
+            self.udp_bytes.store(u16::from_be_bytes([room[0], room[1]]).into(), Relaxed);
             let header =
                 |rcode, counts: [u8; 8]| [&query[..2], &[0x80 | (query[2] & 1), 0x80 | rcode], &counts[..]].concat();
             let does = *self.edns.lock().unwrap();

@@ -41,6 +41,14 @@ pub fn client() -> Arc<ClientConfig> {
     Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
 
+/// A client's side that speaks one version alone.
+pub fn client_of(version: &'static rustls::SupportedProtocolVersion) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate()).unwrap();
+    let builder = ClientConfig::builder_with_protocol_versions(&[version]);
+    Arc::new(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
 /// An authority that issues certificates.
 #[derive(Debug)]
 pub struct Authority {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod limits;
+mod listeners;
 mod memory;
 mod protocol;
 mod withheld;

@@ -66,3 +66,32 @@ fn recipients_and_chunks_count_as_well() {
     drop(c);
     eventually("a session that is gone holds nothing", Duration::from_secs(10), || receiving_kb(&engine) == 0);
 }
+
+#[test]
+fn a_server_that_has_too_much_of_the_machines_memory_sends_mail_away() {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total_kb: usize = meminfo.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let percent = total_kb * 10;
+    if percent > 1 << 30 {
+        println!("skipped: a hundredth of this machine's memory is more than a test should take");
+        return;
+    }
+    let (r, engine) = start("total-max-smtp-in-size 8G\nmax-memory-usage-percent 1");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["u@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    let large = begun(&engine, percent + (32 << 20));
+    let mut said = String::new();
+    eventually("clients are sent away", Duration::from_secs(20), || {
+        let (code, text) = Client::connect(engine.smtp).unwrap().command("MAIL FROM:<s@x.test>").unwrap();
+        said = text;
+        code == 452
+    });
+    assert!(said.starts_with("452 4.3.2 ") && said.contains("max-memory-usage-percent"), "{said}");
+    assert!(engine.log().contains("max-memory-usage-percent 1 "));
+    // With the end of what needs it all goes on.
+    drop(large);
+    eventually("mail is taken again", Duration::from_secs(20), || {
+        Client::connect(engine.smtp).unwrap().command("MAIL FROM:<s@x.test>").unwrap().0 == 250
+    });
+    eventually("all arrives", Duration::from_secs(60), || r.unique() == 1);
+}

@@ -29,6 +29,15 @@ type Keys = Rc<[Vec<DomainKey>; 2]>;
 /// Rules, and the signatures that they ask for.
 type Signing = (Rc<DomainRules>, Rc<[Options]>);
 
+/// TLS that a listener's clients are offered.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    /// Certificate, versions and suites.
+    pub config: Arc<rustls::ServerConfig>,
+    /// From the first byte, in place of STARTTLS.
+    pub immediate: bool,
+}
+
 /// The configuration in force.
 pub struct Config {
     /// The mapped snapshot.
@@ -38,7 +47,7 @@ pub struct Config {
     /// How `total-max-smtp-in` is shared.
     pub places: Places,
     /// Listener → named source and TLS.
-    listeners: Vec<(String, String, Option<Arc<rustls::ServerConfig>>)>,
+    listeners: Vec<(String, String, Option<ClientTls>)>,
     /// By what it is known that mail would come back to this server.
     pub own_server: OwnServer,
     /// `<pattern-list>`s.
@@ -80,11 +89,13 @@ impl Config {
         let global = Rc::new(snapshot.get().global().map_err(|e| e.to_string())?);
         let mut listeners = Vec::new();
         for l in snapshot.get().listeners.iter() {
-            let tls = match l.tls_pem.as_str() {
+            let l: ipc::snapshot::Listener =
+                rkyv::deserialize::<_, rkyv::rancor::Error>(l).map_err(|e| e.to_string())?;
+            let tls = match l.tls.pem.as_str() {
                 "" => None,
-                pem => Some(crate::connect::tls::listener(pem)?),
+                _ => Some(ClientTls { config: crate::connect::tls::listener(&l.tls)?, immediate: l.tls.immediate }),
             };
-            listeners.push((l.address.as_str().to_owned(), l.source.as_str().to_owned(), tls));
+            listeners.push((l.address, l.source, tls));
         }
         let places = Places::of(snapshot.get(), global.total_max_smtp_in);
         let own_server = OwnServer::of(snapshot.get());
@@ -280,7 +291,7 @@ impl Config {
     }
 
     /// TLS of a listener.
-    pub fn tls_of(&self, address: &str) -> Option<Arc<rustls::ServerConfig>> {
+    pub fn tls_of(&self, address: &str) -> Option<ClientTls> {
         self.listeners.iter().find(|l| l.0 == address).and_then(|l| l.2.clone())
     }
 

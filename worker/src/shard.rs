@@ -203,7 +203,7 @@ impl Shard {
     /// # Errors
     /// A sentence when DNS or TLS cannot be set up.
     pub fn new(number: u8, config: Config, spool: Spool, ledger: Ledger, map: ShardMap) -> Result<Rc<Shard>, String> {
-        let resolver = Resolver::new(&config.global.name_servers)?;
+        let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?;
         let protection = Protection::of(&config.global);
         let shard = Rc::new(Shard {
             number,
@@ -259,8 +259,10 @@ impl Shard {
     /// A sentence when it cannot be used; the old one stays.
     pub fn reload(self: &Rc<Self>, config: Config) -> Result<(), String> {
         let old = self.config();
-        if old.global.name_servers != config.global.name_servers {
-            *self.resolver.borrow_mut() = Rc::new(Resolver::new(&config.global.name_servers)?);
+        let asks = |g: &ipc::snapshot::Global| (g.name_servers.clone(), g.edns_udp_length);
+        if asks(&old.global) != asks(&config.global) {
+            *self.resolver.borrow_mut() =
+                Rc::new(Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?);
         }
         // Files that certificates were read from may hold others now.
         self.rollups.forget();
@@ -565,11 +567,17 @@ impl Shard {
         }
     }
 
-    /// The queue for mail to `destination` that chose `via`, followed along
+    /// The queue for mail to `destination` that chose `via`, by `virtual-mta-pool` where it chose none, followed along
     /// `reroute-to-virtual-mta` and, while its path is in backoff, `backoff-reroute-to-virtual-mta`.
     pub fn queue_for(&self, s: &mut Scheduler, destination: &str, via: &str) -> QueueId {
         let config = self.config.borrow();
         let mut id = self.queue_named(s, &config, destination, via);
+        if via.is_empty()
+            && let Some(given) = s.queues.get(id).map(|q| &q.rules.virtual_mta_pool).filter(|p| !p.is_empty())
+        {
+            let given = given.clone();
+            id = self.queue_named(s, &config, destination, &given);
+        }
         let mut seen = vec![id];
         while let Some(target) = self.rerouted(s, id) {
             id = self.queue_named(s, &config, destination, &target);

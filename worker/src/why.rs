@@ -11,6 +11,7 @@ use ipc::rules::{ANY_CONNECTIONS, DomainKey, Rate};
 use crate::clock;
 use crate::deliver::connection::load;
 use crate::schedule::cause::{self, Cause};
+use crate::schedule::path::dns_wait;
 use crate::schedule::{Path, Queue, QueueId, Scheduler};
 use crate::shard::Shard;
 
@@ -175,6 +176,7 @@ fn word(c: Cause) -> &'static str {
         Cause::SharedLimit => "shared limit",
         Cause::Source => "source addresses",
         Cause::Retry => "retry",
+        Cause::RetryDns => "DNS",
         Cause::Recipients => "recipients wait",
         Cause::Pool => "other members first",
         Cause::Paused => "paused",
@@ -213,6 +215,7 @@ fn value_of(c: Cause, p: &Path) -> String {
         Cause::Retry => {
             p.rules.retry_waits(p.mode).iter().map(|d| format!("{}s", d.as_secs())).collect::<Vec<_>>().join(",")
         }
+        Cause::RetryDns => format!("{}s", dns_wait(&p.rules, &p.rules.retry_waits(p.mode), p.retry_step).as_secs()),
         _ => String::new(),
     }
 }
@@ -252,7 +255,7 @@ fn detail(c: Cause, q: &Queue, p: Option<&Path>, now_ms: i64) -> String {
     let text = match c {
         Cause::Receiver => format!("{} connections, {} of them idle", p.connections, p.idle),
         Cause::Connecting => format!("{} connections are being opened{}", p.connecting, failure()),
-        Cause::Retry => format!("until {}{}", time(p.retry_at_ms), failure()),
+        Cause::Retry | Cause::RetryDns => format!("until {}{}", time(p.retry_at_ms), failure()),
         Cause::Recipients => {
             let due = q.waiting.peek().map(|std::cmp::Reverse((due, _))| i64::from(*due) * 1000);
             let last = q.last_failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();

@@ -338,7 +338,7 @@ pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
     let path = match kind {
         "file" | "list-file" => text.trim(),
         "certificate" => certificate(text).0,
-        "domain-key" => text.rsplit(',').next().unwrap_or_default().trim(),
+        "domain-key" if !is_in_vault(text) => text.rsplit(',').next().unwrap_or_default().trim(),
         _ => return Ok(()),
     };
     // "" clears what is inherited.
@@ -349,7 +349,13 @@ pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
     opened.map(drop).map_err(|e| Problem::missing(path, &e).at(path, text))
 }
 
-/// `SELECTOR,DOMAIN,FILE`; of a domain with macros what they stand for is checked where it is expanded.
+/// A `domain-key` whose key lies in HashiCorp Vault: `SELECTOR,DOMAIN,{vault}:PATH:KEY`.
+pub fn is_in_vault(domain_key: &str) -> bool {
+    domain_key.rsplit(',').next().is_some_and(|place| place.trim_start().starts_with("{vault}:"))
+}
+
+/// `SELECTOR,DOMAIN,FILE`; of a domain with macros what they stand for is checked where it is expanded. Of a key that lies in
+/// Vault the selector and the domain may be those of each message: `{selector}`, `{domain}`.
 ///
 /// # Errors
 /// [`Problem`]
@@ -358,8 +364,12 @@ pub fn domain_key(text: &str) -> Result<(&str, &str, &str), Problem> {
     let [selector, key_domain, path] = parts[..] else {
         return Err(Problem::other(format!("SELECTOR,DOMAIN,FILE expected, got {} parts", parts.len())));
     };
-    if key_domain != "*" && !key_domain.contains('$') {
+    let is_in_vault = is_in_vault(text);
+    if key_domain != "*" && !key_domain.contains('$') && !(is_in_vault && key_domain == "{domain}") {
         domain(key_domain).map_err(|p| p.at(key_domain, text))?;
+    }
+    if is_in_vault && selector == "{selector}" {
+        return Ok((selector, key_domain, path));
     }
     if selector.is_empty() || !selector.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
         return Err(Problem::expected("a selector", selector).at(selector, text));
@@ -643,6 +653,7 @@ mod tests {
             ("listener", "[2001:db8::/64]:25"),
             ("macro-domain", "a.$tld"),
             ("domain-key", "s,$brand.$tld,/k.pem"),
+            ("domain-key", "{selector}, {domain}, {vault}:/v1/keys/data/${selector}/${domain}:dk"),
             ("args:number", "5"),
             ("emails", "a@b.test, c@d.test"),
             ("pattern", "[*.]b\u{fc}cher.de"),
@@ -708,6 +719,7 @@ mod tests {
             ("mx-rollup", "a.test queue"),
             ("api-key", "short"),
             ("domain-key", "s,d.test,*,/k.pem"),
+            ("domain-key", "{selector},{domain},/k.pem"),
             ("words:2", "a"),
         ] {
             assert!(parse(kind, bad).is_err(), "{kind} {bad}");

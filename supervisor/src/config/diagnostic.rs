@@ -8,7 +8,8 @@ use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snip
 use super::files::{Files, Span};
 
 /// Directives whose values reach no message and no excerpt: both end up in logs.
-pub const SECRETS: &[&str] = &["password", "auth-password", "http-api-key", "api-key", "privacy-policy"];
+pub const SECRETS: &[&str] =
+    &["password", "auth-password", "http-api-key", "api-key", "access-token", "volume-audit-api-key", "privacy-policy"];
 
 /// Directives whose first word is a file and whose second is its password, which is a secret likewise.
 pub const WITH_PASSWORD: &[&str] = &["smtp-client-certificate", "smtp-server-tls-certificate", "tls-certificate"];

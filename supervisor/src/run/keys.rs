@@ -66,12 +66,13 @@ impl Supervisor {
 
     /// Tells of keys whose record is not theirs: receivers do not verify what they sign.
     pub(super) async fn compare_keys(self: Rc<Self>) {
-        let (keys, name_servers) = {
+        let (keys, name_servers, udp_bytes) = {
             let compiled = self.compiled.borrow();
-            (crate::dkim::keys_of(&compiled.snapshot), compiled.snapshot.global.name_servers.clone())
+            let global = &compiled.snapshot.global;
+            (crate::dkim::keys_of(&compiled.snapshot), global.name_servers.clone(), global.edns_udp_length)
         };
         let generation = self.generation.get();
-        let compared = match Resolver::new(&name_servers) {
+        let compared = match Resolver::new(&name_servers, udp_bytes) {
             Ok(r) => crate::dkim::compare(keys, &r).await,
             Err(e) => return tracing::warn!(error = e, "DKIM keys cannot be compared with their records"),
         };

@@ -63,7 +63,7 @@ struct Client {
 impl Client {
     fn new(rules: &Rc<SourceRules>, global: &Rc<Global>, stored: u8) -> Client {
         let mut c = Client {
-            session: Session::new(Rc::clone(rules), Rc::clone(global), Rc::new(()), true),
+            session: Session::new("mta.test".into(), Rc::clone(rules), Rc::clone(global), Rc::new(()), true),
             buf: Vec::new(),
             seen: Seen::default(),
             stored,
@@ -186,7 +186,7 @@ impl Client {
 
 /// Runs a session as a sink of bytes, for what it holds.
 fn sink(rules: &Rc<SourceRules>, global: &Rc<Global>, all: &[u8], stored: u8) {
-    let mut session = Session::new(Rc::clone(rules), Rc::clone(global), Rc::new(()), true);
+    let mut session = Session::new("mta.test".into(), Rc::clone(rules), Rc::clone(global), Rc::new(()), true);
     let mut messages = 0;
     let mut at = 0;
     for end in (0..all.len()).step_by(COMMAND_MAX).map(|i| (i + COMMAND_MAX).min(all.len())) {

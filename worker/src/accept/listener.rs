@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::Refusal;
 use super::data::Fault;
+use super::own_name;
 use super::places::{ClientPlace, Stranger, Waits};
 use super::receiving::Share;
 use super::session::{Event, Session, Transaction};
@@ -78,22 +79,28 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     let config = shard.config();
     let ip = canonical(peer.ip());
     let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &config.overlay_of(address)));
+    let tls = config.tls_of(address);
+    // To a client that begins with TLS words in clear mean nothing.
+    let in_clear = !tls.as_ref().is_some_and(|t| t.immediate);
     let place = match ClientPlace::take(&shard, &rules, ip, peer.port()) {
         Ok(place) => place,
         Err(none) => {
-            // Who is refused may be gone.
-            let _ = stream.write_all(none.reply(&config.global.host_name).as_bytes()).await;
+            if in_clear {
+                // Who is refused may be gone.
+                let _ = stream.write_all(none.reply(&config.global.host_name).as_bytes()).await;
+            }
             return;
         }
     };
-    let tls = config.tls_of(address);
     let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
-    let mut session = Session::new(Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
+    let local = stream.local_addr().ok();
+    let name = own_name::to_client(&config, &rules, local.map(|a| canonical(a.ip())));
+    let mut session = Session::new(name, Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
     session.share = Some(Share::of(&shard, Some(peer.ip())));
     let mut client = Client {
         shard: &shard,
         peer,
-        local: stream.local_addr().ok(),
+        local,
         stranger: place.stranger.as_ref(),
         made_room: false,
         rules,
@@ -103,15 +110,13 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
         content: 0,
     };
     if session.may_serve() {
-        match client.run(&mut session, &mut stream, true).await {
-            After::StartTls => {
-                if let Some(tls) = tls {
-                    client.run_tls(&mut session, stream, tls).await;
-                }
-            }
-            After::Close => part(stream).await,
+        let after = if in_clear { client.run(&mut session, &mut stream, true).await } else { After::StartTls };
+        match (after, tls) {
+            (After::StartTls, Some(tls)) => client.run_tls(&mut session, stream, tls.config).await,
+            (After::StartTls, None) => {}
+            (After::Close, _) => part(stream).await,
         }
-    } else {
+    } else if in_clear {
         let text = format!("521 5.3.2 {} does not accept mail from you (smtp-service)\r\n", config.global.host_name);
         let _ = stream.write_all(text.as_bytes()).await;
     }

@@ -5,6 +5,7 @@ pub mod blackhole;
 pub mod command;
 pub mod data;
 pub mod listener;
+pub mod own_name;
 pub mod places;
 pub mod receiving;
 pub mod session;

@@ -114,6 +114,12 @@ impl Share {
         Budget { of_all, others, shards }.has_room(bytes, own)
     }
 
+    /// The server's processes have more of the machine's memory than they may.
+    pub fn is_out_of_memory(&self) -> bool {
+        let most = self.shard.config().global.max_memory_usage_percent;
+        most < 100 && self.shard.ledger.memory() > most * 10
+    }
+
     /// The largest message that there is ever room for, bytes.
     pub fn largest(&self) -> u64 {
         Budget::largest(self.shard.config().global.total_max_smtp_in_size)

@@ -90,6 +90,8 @@ pub struct Session {
     /// Who gets no mail.
     suppresses: Rc<dyn Suppresses>,
     state: State,
+    /// What the server calls itself to the client.
+    name: String,
     /// EHLO name; empty before.
     pub hello: String,
     /// It began with EHLO rather than HELO.
@@ -115,14 +117,16 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session with its greeting, or its refusal, ready to send.
+    /// A session with its greeting by `name`, or its refusal, ready to send.
     pub fn new(
+        name: String,
         rules: Rc<SourceRules>,
         global: Rc<Global>,
         suppresses: Rc<dyn Suppresses>,
         tls_available: bool,
     ) -> Session {
         let mut s = Session {
+            name,
             rules,
             global,
             suppresses,
@@ -138,7 +142,7 @@ impl Session {
             out: Vec::with_capacity(256),
             share: None,
         };
-        let greeting = format!("220 {} ESMTP Sluice service ready\r\n", s.global.host_name);
+        let greeting = format!("220 {} ESMTP Sluice service ready\r\n", s.name);
         s.out.extend_from_slice(greeting.as_bytes());
         s
     }
@@ -297,7 +301,7 @@ impl Session {
                 Ok(())
             }
             "QUIT" => {
-                let name = self.global.host_name.clone();
+                let name = self.name.clone();
                 self.reply(221, "2.0.0", &format!("{name} says goodbye"));
                 return Event::Close;
             }
@@ -354,13 +358,12 @@ impl Session {
         self.esmtp = esmtp;
         self.state = State::Ready;
         if !esmtp {
-            let host = self.global.host_name.clone();
+            let host = self.name.clone();
             self.reply(250, "", &format!("{host} says hello"));
             return Ok(());
         }
         let r = Rc::clone(&self.rules);
-        let mut lines =
-            vec![format!("{} says hello", self.global.host_name), "ENHANCEDSTATUSCODES".into(), "PIPELINING".into()];
+        let mut lines = vec![format!("{} says hello", self.name), "ENHANCEDSTATUSCODES".into(), "PIPELINING".into()];
         if r.allow_chunking {
             lines.push("CHUNKING".into());
         }
@@ -406,6 +409,10 @@ impl Session {
             return Err(too_large(max));
         }
         if let Some(s) = &self.share {
+            if s.is_out_of_memory() {
+                let text = "Server resources temporarily exhausted (max-memory-usage-percent), try again later";
+                return Err(Refusal(452, "4.3.2", text.into()));
+            }
             if mail.size > s.largest() {
                 return Err(receiving::too_large(s.largest()));
             }
@@ -656,7 +663,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn session(rules: SourceRules) -> Session {
-        Session::new(Rc::new(rules), Rc::new(Global::default()), Rc::new(()), false)
+        Session::new("mta.test".into(), Rc::new(rules), Rc::new(Global::default()), Rc::new(()), false)
     }
 
     fn run(s: &mut Session, mut input: &[u8]) -> Vec<Event> {
@@ -700,7 +707,7 @@ mod tests {
             postmaster: vec!["ops@a.test".into(), "boss@b.test".into()],
             ..Default::default()
         };
-        let mut s = Session::new(Rc::new(open()), Rc::new(global), Rc::new(()), false);
+        let mut s = Session::new("mta.test".into(), Rc::new(open()), Rc::new(global), Rc::new(()), false);
         let events = run(
             &mut s,
             b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<Abuse@mta.test>\r\nRCPT TO:<abuse@x.test>\r\nDATA\r\n.\r\n",

@@ -52,7 +52,7 @@ pub fn words(status: &str, remote: bool) -> &'static str {
         (_, "3.0") => "mail system-related failure",
         (_, "3.4") => "message too big for system",
         // Of our own there is one reason.
-        (_, "3.5") if !remote => "specified VirtualMTA does not exist",
+        (_, "3.5") if !remote => "no such virtual MTA",
         (_, "3.5") => "system incorrectly configured",
         (_, "4.1") => "no answer from host",
         (_, "4.2") => "bad connection",

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use ipc::rules::DomainRules;
 use ipc::text;
 
 use super::bounce_rules::Stage;
@@ -47,12 +48,25 @@ pub struct Failure {
     pub host: String,
     /// Its address; empty for none.
     pub ip: String,
+    /// DNS could not answer.
+    pub is_of_dns: bool,
 }
 
 impl Failure {
     /// By our own decision, before any host was asked.
     pub fn own(status: &str, diagnostic: impl Into<String>) -> Failure {
-        Failure { verdict: Verdict::own(status, diagnostic), host: String::new(), ip: String::new() }
+        Failure::at(Verdict::own(status, diagnostic), "", "")
+    }
+
+    /// At a host with this address.
+    pub fn at(verdict: Verdict, host: &str, ip: &str) -> Failure {
+        Failure { verdict, host: host.to_owned(), ip: ip.to_owned(), is_of_dns: false }
+    }
+
+    /// As it is recorded: `replace-smtp-421-service-response` leaves out what a receiver said behind 421.
+    #[must_use]
+    pub fn recorded(self, rules: &DomainRules) -> Failure {
+        Failure { verdict: self.verdict.recorded(rules), ..self }
     }
 }
 
@@ -66,6 +80,15 @@ impl std::fmt::Display for Failure {
 }
 
 impl Verdict {
+    /// As it is recorded, see [`Failure::recorded`].
+    #[must_use]
+    pub fn recorded(self, rules: &DomainRules) -> Verdict {
+        match rules.replace_smtp_421_service_response && self.remote && self.code == 421 {
+            true => Verdict { diagnostic: "421 service unavailable".into(), ..self },
+            false => self,
+        }
+    }
+
     /// By the receiver's reply to RCPT, or to the content.
     pub fn of_reply(reply: &Reply) -> Verdict {
         let outcome = match reply.code / 100 {

@@ -90,10 +90,10 @@ impl Drop for Waits<'_> {
 }
 
 impl Dns {
-    /// As the name servers at these addresses say.
-    pub fn of(servers: Vec<SocketAddr>) -> Dns {
+    /// As the name servers at these addresses say, by UDP in so many bytes.
+    pub fn of(servers: Vec<SocketAddr>, udp_bytes: u16) -> Dns {
         let known = RefCell::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES));
-        Dns { servers: NameServers::at(servers), known, asking: RefCell::default() }
+        Dns { servers: NameServers::at(servers, udp_bytes), known, asking: RefCell::default() }
     }
 
     /// What DNS says of a name. Who asks the same meanwhile waits for the same answer.
@@ -279,7 +279,7 @@ mod tests {
         // Nobody answers there.
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| Ok((s.local_addr()?, s)));
         let (at, _silent) = silent.unwrap_or_else(|e| panic!("a socket: {e}"));
-        let dns = Dns::of(vec![at]);
+        let dns = Dns::of(vec![at], ipc::limits::EDNS_UDP_BYTES);
         let d = name("d.test");
         {
             let both = async { tokio::join!(dns.look_up(&d, RecordType::MX), dns.look_up(&d, RecordType::MX)) };

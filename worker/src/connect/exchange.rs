@@ -10,8 +10,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-/// Bytes of an answer by UDP that arrive unfragmented (RFC 6891 §6.2.5, flag day 2020).
-const UDP_BYTES: u16 = 1232;
 /// Bytes that are read of a datagram: some servers send more than they are asked for.
 const DATAGRAM_MAX: usize = 4096;
 /// A question is sent so often within the time for its answer: datagrams get lost.
@@ -94,19 +92,19 @@ fn mnemonic(code: ResponseCode) -> Option<&'static str> {
     })
 }
 
-/// Asks, with EDNS (RFC 6891) or without, and waits at most so long for the answer; as long again for one by TCP.
+/// Asks, with EDNS (RFC 6891) for answers of so many bytes by UDP or without, and waits at most so long for the answer; as long again for one by TCP.
 ///
 /// # Errors
 /// [`Trouble`], but no error that the answer itself says.
 pub async fn exchange(
     server: SocketAddr,
     question: &Question<'_>,
-    with_edns: bool,
+    edns: Option<u16>,
     wait: Duration,
 ) -> Result<Message, Trouble> {
     let unreachable = |e: std::io::Error| Trouble::Unreachable(reason(&e));
     let id = random().map_err(unreachable)?;
-    let query = query(id, question, with_edns).ok_or(Trouble::Unreadable)?;
+    let query = query(id, question, edns).ok_or(Trouble::Unreadable)?;
     let local: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(local).await.map_err(unreachable)?;
     socket.connect(server).await.map_err(unreachable)?;
@@ -125,14 +123,14 @@ pub async fn exchange(
     Err(Trouble::Silent)
 }
 
-fn query(id: u16, question: &Question<'_>, with_edns: bool) -> Option<Vec<u8>> {
+fn query(id: u16, question: &Question<'_>, edns: Option<u16>) -> Option<Vec<u8>> {
     let mut m = Message::new(id, MessageType::Query, OpCode::Query);
     m.metadata.recursion_desired = true;
     m.metadata.authentic_data = question.authentic;
     m.add_query(Query::query(question.name.clone(), question.kind));
-    if with_edns {
+    if let Some(udp_bytes) = edns {
         let mut edns = Edns::new();
-        edns.set_dnssec_ok(question.authentic).set_max_payload(UDP_BYTES).set_version(0);
+        edns.set_dnssec_ok(question.authentic).set_max_payload(udp_bytes).set_version(0);
         m.set_edns(edns);
     }
     m.to_vec().ok()

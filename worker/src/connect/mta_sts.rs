@@ -378,7 +378,7 @@ mod tests {
     async fn a_policy_whose_look_is_given_up_is_looked_for_again() {
         // Nobody answers there.
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let resolver = Resolver::new(&[silent.local_addr().unwrap().to_string()]).unwrap();
+        let resolver = Resolver::new(&[silent.local_addr().unwrap().to_string()], ipc::limits::EDNS_UDP_BYTES).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let tls = Arc::new(tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth());

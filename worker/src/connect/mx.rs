@@ -114,11 +114,11 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver that asks `servers` (`IP:PORT`), or the system's when there are none.
+    /// A resolver that asks `servers` (`IP:PORT`), or the system's when there are none, for answers of so many bytes by UDP.
     ///
     /// # Errors
     /// A sentence when the system has none either.
-    pub fn new(servers: &[String]) -> Result<Resolver, String> {
+    pub fn new(servers: &[String], udp_bytes: u16) -> Result<Resolver, String> {
         let addresses = match servers.is_empty() {
             true => of_the_system().map_err(|e| {
                 format!("the system's resolver configuration cannot be used: {e}; name one with name-server")
@@ -126,7 +126,7 @@ impl Resolver {
             false => servers.iter().filter_map(|s| s.parse().ok()).collect(),
         };
         let failures = RefCell::new(Cache::new(FAILURES_MAX, FAILURES_BYTES));
-        Ok(Resolver { dns: Dns::of(addresses), failures })
+        Ok(Resolver { dns: Dns::of(addresses, udp_bytes), failures })
     }
 
     /// The hosts to try for `destination`, in order; equal preferences in random order. This server itself is none of them,

@@ -41,6 +41,8 @@ impl fmt::Display for Unanswered {
 #[derive(Debug)]
 pub struct NameServers {
     all: Vec<NameServer>,
+    /// `edns-udp-length`
+    udp_bytes: u16,
     /// Where the next question begins.
     next: Cell<usize>,
 }
@@ -62,15 +64,15 @@ fn is_ahead(until: &Cell<Option<Instant>>) -> bool {
 }
 
 impl NameServers {
-    /// Those at these addresses.
-    pub fn at(addresses: Vec<SocketAddr>) -> NameServers {
+    /// Those at these addresses, which may answer by UDP with so many bytes.
+    pub fn at(addresses: Vec<SocketAddr>, udp_bytes: u16) -> NameServers {
         let server = |address| NameServer {
             address,
             plain_until: Cell::default(),
             knew_edns: Cell::default(),
             last_until: Cell::default(),
         };
-        NameServers { all: addresses.into_iter().map(server).collect(), next: Cell::default() }
+        NameServers { all: addresses.into_iter().map(server).collect(), udp_bytes, next: Cell::default() }
     }
 
     /// There is none.
@@ -100,7 +102,11 @@ impl NameServers {
                 break;
             }
             let with_edns = !is_ahead(&server.plain_until);
-            let said = if with_edns { server.ask(question, left).await } else { server.plainly(question, left).await };
+            let said = if with_edns {
+                server.ask(question, self.udp_bytes, left).await
+            } else {
+                server.plainly(question, left).await
+            };
             match said.and_then(|m| read(&m)) {
                 Ok(said) => return Ok(said),
                 Err(trouble) => {
@@ -130,8 +136,8 @@ impl NameServers {
 
 impl NameServer {
     /// Asks with EDNS, and at once without where the answer says that the server does not know it.
-    async fn ask(&self, question: &Question<'_>, left: Duration) -> Result<Message, Trouble> {
-        match exchange(self.address, question, true, left.min(EDNS_WAIT)).await {
+    async fn ask(&self, question: &Question<'_>, udp_bytes: u16, left: Duration) -> Result<Message, Trouble> {
+        match exchange(self.address, question, Some(udp_bytes), left.min(EDNS_WAIT)).await {
             Ok(answer) if !wants_no_edns(&answer) => {
                 if answer.edns.is_some() || is_word(&answer) {
                     self.knew_edns.set(Some(Instant::now()));
@@ -146,7 +152,7 @@ impl NameServer {
 
     /// Asks without EDNS. That what was not answered with it is answered so is remembered.
     async fn plainly(&self, question: &Question<'_>, left: Duration) -> Result<Message, Trouble> {
-        let answer = exchange(self.address, question, false, left.min(PLAIN_WAIT)).await.inspect_err(|e| {
+        let answer = exchange(self.address, question, None, left.min(PLAIN_WAIT)).await.inspect_err(|e| {
             if matches!(e, Trouble::Cut(_)) {
                 // With EDNS more fits.
                 self.plain_until.set(None);

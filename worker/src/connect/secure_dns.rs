@@ -47,7 +47,7 @@ pub type Known = Result<Rc<Answer>, String>;
 impl SecureResolver {
     /// One that asks `trusted`, else those of `servers` (or of the system, when there are none)
     /// that are on this machine.
-    pub fn new(trusted: &[String], servers: &[String]) -> SecureResolver {
+    pub fn new(trusted: &[String], servers: &[String], udp_bytes: u16) -> SecureResolver {
         let parsed = |all: &[String]| all.iter().filter_map(|s| s.parse().ok()).collect::<Vec<SocketAddr>>();
         let servers = match (trusted.is_empty(), servers.is_empty()) {
             (false, _) => parsed(trusted),
@@ -55,7 +55,7 @@ impl SecureResolver {
             (true, true) => of_the_system().unwrap_or_default().into_iter().filter(|s| s.ip().is_loopback()).collect(),
         };
         let known = RefCell::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES));
-        SecureResolver { servers: NameServers::at(servers), named: !trusted.is_empty(), known }
+        SecureResolver { servers: NameServers::at(servers, udp_bytes), named: !trusted.is_empty(), known }
     }
 
     /// There is a resolver to trust.

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use ipc::snapshot::ListenerTls;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -12,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, ProtocolVersion,
-    RootCertStore, ServerConfig, SignatureScheme,
+    RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
 };
 
 use super::certificate::Certificate;
@@ -149,15 +150,20 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::clone(DEFAULT.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }
 
+fn with_suites(cipher_suites: Vec<SupportedCipherSuite>) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { cipher_suites, ..(*provider()).clone() })
+}
+
+fn versions(tls12: bool, tls13: bool) -> Vec<&'static SupportedProtocolVersion> {
+    let all = [(tls13, &rustls::version::TLS13), (tls12, &rustls::version::TLS12)];
+    all.into_iter().filter_map(|(on, v)| on.then_some(v)).collect()
+}
+
 fn client(p: &Parameters) -> Result<Client, String> {
     let suites = cipher_list::select(&p.ciphers, &p.suites)?;
-    let provider = Arc::new(CryptoProvider { cipher_suites: suites, ..(*provider()).clone() });
-    let versions: Vec<_> = [(p.tls13, &rustls::version::TLS13), (p.tls12, &rustls::version::TLS12)]
-        .into_iter()
-        .filter_map(|(on, v)| on.then_some(v))
-        .collect();
+    let provider = with_suites(suites);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = builder.with_protocol_versions(&versions).map_err(|e| e.to_string())?;
+    let builder = builder.with_protocol_versions(&versions(p.tls12, p.tls13)).map_err(|e| e.to_string())?;
     let dane = |records: &[Association], names: &[String]| Verifier {
         provider: Arc::clone(&provider),
         records: records.to_vec(),
@@ -314,11 +320,12 @@ pub fn identity(pem: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDe
 /// The configuration of a listener from its certificate chain and key in PEM.
 ///
 /// # Errors
-/// A sentence saying what the PEM lacks or why the key does not fit.
-pub fn listener(pem: &str) -> Result<Arc<ServerConfig>, String> {
-    let (chain, key) = identity(pem)?;
-    ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+/// A sentence saying what the PEM lacks, why the key does not fit, or that no suite is left.
+pub fn listener(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
+    let (chain, key) = identity(&tls.pem)?;
+    let suites = cipher_list::select(&tls.ciphers, &tls.suites)?;
+    ServerConfig::builder_with_provider(with_suites(suites))
+        .with_protocol_versions(&versions(!tls.bars_tls12, !tls.bars_tls13))
         .map_err(|e| e.to_string())?
         .with_no_client_auth()
         .with_single_cert(chain, key)
@@ -331,5 +338,5 @@ pub fn listener(pem: &str) -> Result<Arc<ServerConfig>, String> {
 /// # Errors
 /// A sentence saying what the PEM lacks or why the key does not fit.
 pub fn check_identity(pem: &str) -> Result<(), String> {
-    listener(pem).map(drop)
+    listener(&ListenerTls { pem: pem.to_owned(), ..ListenerTls::default() }).map(drop)
 }

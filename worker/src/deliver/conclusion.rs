@@ -89,6 +89,10 @@ pub(super) async fn conclude(
     at: &Attempt,
 ) {
     may_panic("conclude");
+    let verdicts = match path.rules.replace_smtp_421_service_response {
+        true => verdicts.into_iter().map(|(r, v)| (r, v.recorded(&path.rules))).collect(),
+        false => verdicts,
+    };
     let (now, key) = (clock::now_ms(), batch.key);
     let before = delay_reports(shard, path, key, e, &verdicts).await;
     let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
@@ -254,7 +258,7 @@ fn judge(
         .iter()
         .rev()
         .find(|(_, v)| v.outcome != Outcome::Delivered)
-        .map(|(_, v)| Rc::new(Failure { verdict: v.clone(), host: at.host.clone(), ip: at.ip.clone() }));
+        .map(|(_, v)| Rc::new(Failure::at(v.clone(), &at.host, &at.ip)));
     if let (Some(q), Some(f)) = (s.queues.get_mut(path.queue), &failure) {
         q.last_failure = Some(Rc::clone(f));
     }

@@ -747,14 +747,14 @@ async fn attempt(
                 v.outcome = Outcome::Bounced;
             }
             if let Some((_, v)) = verdicts.iter().find(|(_, v)| v.outcome == Outcome::Bounced) {
-                let failure = Failure { verdict: v.clone(), host: s.host.clone(), ip: s.peer.ip().to_string() };
+                let failure = Failure::at(v.clone(), &s.host, &s.peer.ip().to_string());
                 bounce_queues(shard, path, &failure).await;
             }
         }
         Some(Route::DeferQueue) => {
             let last = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered);
             let verdict = last.map_or_else(|| Verdict::own("4.4.0", "deferred by a rule"), |(_, v)| v.clone());
-            let failure = Failure { verdict, host: s.host.clone(), ip: s.peer.ip().to_string() };
+            let failure = Failure::at(verdict, &s.host, &s.peer.ip().to_string()).recorded(&path.rules);
             let mut sch = shard.scheduler.borrow_mut();
             let now = clock::now_ms();
             if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {

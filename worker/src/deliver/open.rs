@@ -77,7 +77,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             return None;
         }
         Err(fault) => {
-            failed(shard, path, Failure::own(fault.status(), fault.to_string()));
+            failed(shard, path, Failure { is_of_dns: true, ..Failure::own(fault.status(), fault.to_string()) });
             return None;
         }
     };
@@ -162,7 +162,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                         let outcome = if ends { Outcome::Bounced } else { Outcome::Deferred };
                         let verdict = Verdict::by_rule(&reply, outcome);
                         s.quit().await;
-                        let failure = Failure { verdict, host: host.name.clone(), ip: address.ip().to_string() };
+                        let failure = Failure::at(verdict, &host.name, &address.ip().to_string());
                         (failure, Some(route))
                     }
                 }
@@ -277,6 +277,7 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
 /// others in the path; what the receiver itself says is, and so is a failure beside connections
 /// that go on, or of one member of a pool.
 fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+    let failure = failure.recorded(&path.rules);
     let alone = {
         let s = shard.scheduler.borrow();
         let of_domain = s.queues.get(path.queue).is_some_and(|q| is_opened_for(path, q) && q.members.len() == 1);
@@ -466,6 +467,7 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 
 /// The path as a whole failed, or is to wait by a rule (`defer-queue`), whatever connections are open.
 fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) {
+    let failure = failure.recorded(&path.rules);
     tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     account_for_queue(shard, path, &failure);
     let s = &mut *shard.scheduler.borrow_mut();

@@ -66,7 +66,7 @@ impl Protection {
     pub fn of(global: &Global) -> Protection {
         Protection {
             configs: ClientConfigs::default(),
-            secure_dns: SecureResolver::new(&global.dnssec_name_servers, &global.name_servers),
+            secure_dns: SecureResolver::new(&global.dnssec_name_servers, &global.name_servers, global.edns_udp_length),
             policies: Policies::in_folder(Path::new(&global.data_dir).join("mta-sts")),
             seen: RefCell::default(),
         }

@@ -140,7 +140,7 @@ impl SessionFault {
                 (Verdict::own(status, self.to_string()), host, ip)
             }
         };
-        Failure { verdict, host: host.clone(), ip: ip.to_string() }
+        Failure::at(verdict, host, &ip.to_string())
     }
 }
 

@@ -295,6 +295,9 @@ fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, value: &[u8]) -
     ))
 }
 
+/// In place of a virtual MTA's name: the one that owns the local address that a client connected to.
+pub const BY_SOURCE_IP: &str = "by-smtp-source-ip";
+
 /// The virtual MTA of mail that chose none.
 pub const DEFAULT_VMTA: &str = "{default}";
 
@@ -309,7 +312,7 @@ pub fn canonical_name<'a>(snapshot: &'a ArchivedSnapshot, name: &str) -> Option<
 }
 
 fn default_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, from: &Submitter) -> String {
-    if rules.default_virtual_mta != "by-smtp-source-ip" {
+    if rules.default_virtual_mta != BY_SOURCE_IP {
         let name = &rules.default_virtual_mta;
         return canonical_name(snapshot, name).unwrap_or(name).to_owned();
     }

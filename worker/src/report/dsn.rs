@@ -44,12 +44,16 @@ pub fn wanted(e: &ArchivedEnvelope, recipient: u16, outcome: &Outcome) -> bool {
     }
 }
 
-/// A report about recipients of one message; `None` where no mail can go to its sender.
+/// A report about recipients of one message; `None` where no mail can go to its sender, or by `deliver-local-dsn no` of the
+/// sender's domain none is to.
 pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &[Bytes; 2]) -> Option<Report> {
     let config = shard.config();
     let id = shard.next_message_id();
     let now = clock::now_ms();
     let Ok(destination) = ipc::message::destination_of(&e.sender) else { return None };
+    if !config.way(&destination, "").rules.deliver_local_dsn {
+        return None;
+    }
     let body = compose(&config.global, &id.to_string(), now, e, parts, content);
     // By what is there: the virtual MTA of the message may be why it failed.
     let vmta = canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned();

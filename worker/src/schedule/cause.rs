@@ -44,10 +44,12 @@ pub enum Cause {
     NoVirtualMta,
     /// The destination moves to another shard.
     Moving,
+    /// DNS could not answer, and the path waits for `retry-after-dns-error`.
+    RetryDns,
 }
 
 /// Causes that there are.
-pub const CAUSES: [Cause; 16] = [
+pub const CAUSES: [Cause; 17] = [
     Cause::Receiver,
     Cause::Connecting,
     Cause::MaxSmtpOut,
@@ -64,6 +66,7 @@ pub const CAUSES: [Cause; 16] = [
     Cause::Paused,
     Cause::NoVirtualMta,
     Cause::Moving,
+    Cause::RetryDns,
 ];
 
 /// What limits of source addresses begin with.
@@ -159,7 +162,8 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         return if busy || q.waiting.is_empty() { Cause::Receiver } else { Cause::Recipients };
     }
     if p.retry_at_ms > now_ms || q.retry_at_ms() > now_ms {
-        return Cause::Retry;
+        let failure = if p.retry_at_ms > now_ms { &p.last_failure } else { &q.last_failure };
+        return if failure.as_ref().is_some_and(|f| f.is_of_dns) { Cause::RetryDns } else { Cause::Retry };
     }
     let l = p.limits();
     let w = &p.paces;
@@ -217,6 +221,7 @@ pub fn directive(cause: Cause, mode: Mode) -> &'static str {
         Cause::ConnectPause => "smtp-out-rampup-interval",
         Cause::Retry if backoff => "backoff-retry-after",
         Cause::Retry => "retry-after",
+        Cause::RetryDns => "retry-after-dns-error",
         Cause::Recipients => "retry-recipients-after",
         Cause::Pool => "pool-adaptive",
         _ => "",

@@ -157,6 +157,26 @@ pub(super) fn next_wait_ms(list: &[Duration], step: &mut u32) -> i64 {
     wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64)
 }
 
+/// `retry-after-dns-error` where it is not given and the retry list is not shorter.
+const DNS_WAIT: Duration = Duration::from_secs(60);
+
+/// How long mail waits after a failure, milliseconds: by `retry-after-dns-error`, which stays on its step of the retry list,
+/// or by that list.
+pub(super) fn failure_wait_ms(failure: &Failure, rules: &DomainRules, list: &[Duration], step: &mut u32) -> i64 {
+    match failure.is_of_dns {
+        true => dns_wait(rules, list, *step).as_millis().min(1 << 50) as i64,
+        false => next_wait_ms(list, step),
+    }
+}
+
+/// `retry-after-dns-error`, at a step of the retry list.
+pub fn dns_wait(rules: &DomainRules, list: &[Duration], mut step: u32) -> Duration {
+    rules.retry_after_dns_error.unwrap_or_else(|| {
+        let normal_ms = next_wait_ms(list, &mut step);
+        DNS_WAIT.min(Duration::from_millis(normal_ms.unsigned_abs()))
+    })
+}
+
 impl Path {
     /// A path without history.
     pub fn new(destination: Rc<str>, vmta: u32, vmta_name: Rc<str>, rules: Rc<DomainRules>) -> Path {
@@ -260,7 +280,7 @@ impl Path {
 
     /// The path as a whole failed: starts the retry clock and walks one step on.
     pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>) {
-        let wait_ms = next_wait_ms(&self.rules.retry_waits(self.mode), &mut self.retry_step);
+        let wait_ms = failure_wait_ms(&failure, &self.rules, &self.rules.retry_waits(self.mode), &mut self.retry_step);
         self.retry_at_ms = now_ms.saturating_add(wait_ms);
         self.last_failure = Some(failure);
         self.judged(false);

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::cause::History;
 use super::message::Message;
-use super::path::{PathId, next_wait_ms};
+use super::path::{PathId, failure_wait_ms};
 use super::ready::Ready;
 use super::scheduler::Slot;
 use crate::classify::outcome::Failure;
@@ -201,7 +201,8 @@ impl Queue {
     /// The hosts of the domain that it came from failed: its neighbours in the same path go on.
     pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>) {
         if let Some(r) = &mut self.rolled_up {
-            r.retry_at_ms = now_ms.saturating_add(next_wait_ms(&self.rules.retry_after, &mut r.retry_step));
+            let wait_ms = failure_wait_ms(&failure, &self.rules, &self.rules.retry_after, &mut r.retry_step);
+            r.retry_at_ms = now_ms.saturating_add(wait_ms);
         }
         self.last_failure = Some(failure);
     }

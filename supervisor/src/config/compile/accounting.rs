@@ -25,6 +25,8 @@ impl<'s> Compiler<'s> {
         let path: std::path::PathBuf =
             std::path::Path::new(&*s.value).components().filter(|c| *c != std::path::Component::CurDir).collect();
         let mut a = Accounting {
+            // Later releases of PowerMTA go by the name.
+            json: path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")),
             path: path.display().to_string(),
             max_size: 250 << 20,
             delete_after_ms: 8 * 86_400_000,

@@ -6,6 +6,7 @@ use ipc::rules::{Setting, SourceKey, Value};
 use ipc::snapshot::{BouncePattern, Pool, Source, SourceGroup, SpoolDirectory, VirtualMta};
 
 use super::super::{composite, reply_rule};
+use super::listeners::TlsLines;
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
 /// Blocks of one kind, but for those that there is one of for each domain, client or virtual MTA.
@@ -169,18 +170,18 @@ impl<'s> Compiler<'s> {
     }
 
     fn listener(&mut self, s: &'s Statement) {
-        let (mut source, mut pem) = (String::new(), String::new());
+        let (mut source, mut tls) = (String::new(), TlsLines::default());
         for i in &s.inside {
-            if self.check("smtp-listener", i).and_then(Accepted::in_force).is_some() {
+            if let Some(value) = self.check("smtp-listener", i).and_then(Accepted::in_force) {
                 match &*i.name {
                     "source" => source = i.value.to_string(),
-                    "tls-certificate" => pem = self.certificate(i),
-                    _ => {}
+                    "tls-certificate" => tls.pem = Some(self.certificate(i)),
+                    name => tls.take(name, value),
                 }
             }
         }
         match composite::listener(&s.value) {
-            Ok((listen, None)) => self.listeners.add(s.value_at(), listen, source, pem),
+            Ok((listen, None)) => self.listeners.add(s.value_at(), listen, source, tls),
             Ok(_) => self.problem(s, Problem::expected("IP:PORT alone; source is a line inside", &s.value)),
             Err(p) => self.problem(s, p),
         }

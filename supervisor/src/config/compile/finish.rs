@@ -11,7 +11,7 @@ use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 use worker::connect::own_addresses;
 
 use super::super::directives::{self, Status};
-use super::super::{incomplete, source_hosts};
+use super::super::{composite, incomplete, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
 
 impl<'s> Compiler<'s> {
@@ -265,7 +265,7 @@ impl<'s> Compiler<'s> {
             Ok(names) => {
                 let mut all = Vec::with_capacity(names.len());
                 for n in names {
-                    match super::super::composite::pattern(&n) {
+                    match composite::pattern(&n) {
                         Ok(()) => all.push(pattern_key(&n)),
                         Err(p) => self.problem(s, p),
                     }
@@ -292,8 +292,14 @@ impl<'s> Compiler<'s> {
             self.snapshot.written.iter().filter(|w| w.block.is_empty()).flat_map(|w| w.settings.clone()).collect();
         let rewriting = self.snapshot.pools.iter().filter(|p| asks_for(&p.settings, "rewrite-list") == Some(true));
         let rewritten: HashSet<u32> = rewriting.flat_map(|p| p.members.iter().map(|m| m.vmta)).collect();
+        let of_pools = self.snapshot.pools.iter().filter(|p| p.settings.iter().any(is_key_in_vault));
+        let signed_by_pool: HashSet<u32> = of_pools.flat_map(|p| p.members.iter().map(|m| m.vmta)).collect();
+        // A list may be asked for by any message.
+        let lists = self.snapshot.written.iter().filter(|w| w.block == "domain-key-list");
+        let signed_by_all = top.iter().chain(lists.flat_map(|w| &w.settings)).any(is_key_in_vault);
         for (n, v) in self.snapshot.vmtas.iter_mut().enumerate() {
             let own = &v.settings;
+            let in_vault = signed_by_all || signed_by_pool.contains(&(n as u32)) || own.iter().any(is_key_in_vault);
             // Addresses of its own stand in place of all of the top level.
             let has_sources = own.iter().any(is_source_host);
             let of_top = |name| asks_for(&top, name).unwrap_or_default();
@@ -305,6 +311,7 @@ impl<'s> Compiler<'s> {
                         .unwrap_or_else(|| !has_sources && of_top("smtp-proxy-source-host")),
                 ),
                 ("rewrite-list", asks_for(own, "rewrite-list").unwrap_or_else(|| rewritten.contains(&(n as u32)))),
+                ("domain-key (of Vault)", in_vault),
             ];
             let withheld = all.iter().find(|(_, asks)| *asks).map_or("", |(name, _)| name);
             withheld.clone_into(&mut v.withheld);
@@ -358,8 +365,8 @@ impl<'s> Compiler<'s> {
             let address = std::net::SocketAddr::new(ip, self.out.dummy_port).to_string();
             s.global.dummy_smtp.address.clone_from(&address);
             if !s.listeners.iter().any(|l| l.address == address) {
-                let (source, tls_pem) = Default::default();
-                s.listeners.push(Listener { address, source, tls_pem });
+                let (source, tls) = Default::default();
+                s.listeners.push(Listener { address, source, tls });
             }
         }
         // Wider networks first: what is narrower is applied over them. Named ones come last.
@@ -395,6 +402,12 @@ fn system_host_name() -> String {
 fn asks_for(settings: &[Setting], name: &str) -> Option<bool> {
     let last = settings.iter().rev().find(|s| directives::all()[usize::from(s.key)].name == name)?;
     Some(!directives::is_nothing(&last.value))
+}
+
+/// Whether a line as written is a `domain-key` whose key lies in Vault.
+fn is_key_in_vault(s: &Setting) -> bool {
+    let Value::Text(text) = &s.value else { return false };
+    directives::all()[usize::from(s.key)].name == "domain-key" && composite::is_in_vault(text)
 }
 
 /// Whether a line as written is a `smtp-source-host`, by that or its old name.

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
 
-use ipc::snapshot::Listener;
+use ipc::rules::Value;
+use ipc::snapshot::{Listener, ListenerTls};
 use worker::connect::own_addresses;
 
 use super::super::composite::Listen;
@@ -25,8 +26,52 @@ struct Asked {
     listen: Listen,
     /// In lower case; empty for none.
     source: String,
-    /// Empty for that of the top level.
-    tls_pem: String,
+    tls: TlsLines,
+}
+
+/// What a block, or the top level for all of them, says of TLS.
+#[derive(Debug, Clone, Default)]
+pub struct TlsLines {
+    /// `tls-certificate`, as the PEM of its file.
+    pub pem: Option<String>,
+    /// `immediate-tls`
+    pub immediate: bool,
+    /// `tls-allow-tlsv1.2`
+    pub tls12: Option<bool>,
+    /// `tls-allow-tlsv1.3`
+    pub tls13: Option<bool>,
+    /// `tls-ciphers`
+    pub ciphers: Option<String>,
+    /// `tls-tlsv1.3-ciphersuites`
+    pub suites: Option<String>,
+}
+
+impl TlsLines {
+    /// Takes a line in force, but for the certificate: `tls-…` of a block, `smtp-server-tls-…` of the top level.
+    pub fn take(&mut self, name: &str, value: Value) {
+        match (name.strip_prefix("smtp-server-").unwrap_or(name), value) {
+            ("immediate-tls", Value::Flag(yes)) => self.immediate = yes,
+            ("tls-allow-tlsv1.2", Value::Flag(yes)) => self.tls12 = Some(yes),
+            ("tls-allow-tlsv1.3", Value::Flag(yes)) => self.tls13 = Some(yes),
+            ("tls-ciphers", Value::Text(list)) => self.ciphers = Some(list),
+            ("tls-tlsv1.3-ciphersuites" | "tls-v1.3-ciphersuites", Value::Text(list)) => self.suites = Some(list),
+            _ => {}
+        }
+    }
+
+    /// These lines, with those of the top level where there are none.
+    fn over(&self, top: &TlsLines) -> ListenerTls {
+        let flag = |f: fn(&TlsLines) -> Option<bool>| f(self).or(f(top)).unwrap_or(true);
+        let text = |f: fn(&TlsLines) -> &Option<String>| f(self).clone().or_else(|| f(top).clone()).unwrap_or_default();
+        ListenerTls {
+            pem: text(|l| &l.pem),
+            immediate: self.immediate,
+            bars_tls12: !flag(|l| l.tls12),
+            bars_tls13: !flag(|l| l.tls13),
+            ciphers: text(|l| &l.ciphers),
+            suites: text(|l| &l.suites),
+        }
+    }
 }
 
 /// Addresses that are listened on, and the lines that say so.
@@ -39,8 +84,8 @@ struct Taken {
 
 impl Listeners {
     /// Takes a line or a block.
-    pub fn add(&mut self, at: Span, listen: Listen, source: String, tls_pem: String) {
-        self.asked.push(Asked { at, listen, source: source.to_lowercase(), tls_pem });
+    pub fn add(&mut self, at: Span, listen: Listen, source: String, tls: TlsLines) {
+        self.asked.push(Asked { at, listen, source: source.to_lowercase(), tls });
     }
 }
 
@@ -51,6 +96,7 @@ impl Compiler<'_> {
         self.old_listener(&asked);
         let mut taken = Taken::default();
         for a in &asked {
+            self.check_tls(a);
             if let Listen::On(address) = a.listen
                 && self.listen(a, address, &mut taken).is_break()
             {
@@ -78,17 +124,36 @@ impl Compiler<'_> {
         if asked.is_empty() {
             let ip = self.out.smtp_ip.unwrap_or(IpAddr::from(Ipv4Addr::UNSPECIFIED));
             let address = SocketAddr::new(ip, self.out.smtp_port.unwrap_or(25)).to_string();
-            let tls_pem = self.tls_pem.clone();
-            self.snapshot.listeners.push(Listener { address, source: String::new(), tls_pem });
+            let tls = TlsLines::default().over(&self.tls);
+            self.snapshot.listeners.push(Listener { address, source: String::new(), tls });
+        }
+    }
+
+    /// Says what of a listener's TLS cannot be.
+    fn check_tls(&mut self, a: &Asked) {
+        let tls = a.tls.over(&self.tls);
+        let has_certificate = a.tls.pem.is_some() || self.tls.pem.is_some();
+        if tls.immediate && !has_certificate {
+            let help = "name the file with tls-certificate here, or with smtp-server-tls-certificate for all listeners";
+            self.error(a.at, "missing-directive", "immediate-tls needs a certificate", help);
+        }
+        if has_certificate && tls.bars_tls12 && tls.bars_tls13 {
+            let help = "allow TLS 1.2 or 1.3, or remove the certificate";
+            self.error(
+                a.at,
+                "no-tls-version",
+                "this listener has a certificate, and no version of TLS is allowed",
+                help,
+            );
         }
     }
 
     /// Takes an address; breaks off where nothing more can be taken.
     fn listen(&mut self, a: &Asked, address: SocketAddr, taken: &mut Taken) -> ControlFlow<()> {
         let address = address.to_string();
-        let tls_pem = if a.tls_pem.is_empty() { self.tls_pem.clone() } else { a.tls_pem.clone() };
+        let tls = a.tls.over(&self.tls);
         if let Some((before, l)) = taken.all.iter().find(|(_, l)| l.address == address) {
-            let is_same = l.source == a.source && l.tls_pem == tls_pem;
+            let is_same = l.source == a.source && l.tls == tls;
             // Of a network that is said once.
             if taken.told[usize::from(is_same)].replace(a.at) == Some(a.at) {
                 return ControlFlow::Continue(());
@@ -96,9 +161,7 @@ impl Compiler<'_> {
             let message = format!("listener {address} is given twice");
             let d = match is_same {
                 true => Diagnostic::warning(a.at, "duplicate", message, "remove one of them"),
-                false => {
-                    Diagnostic::error(a.at, "duplicate", message, "they differ in source or certificate: keep one")
-                }
+                false => Diagnostic::error(a.at, "duplicate", message, "they differ in source or TLS: keep one"),
             };
             self.reader.diagnostics.push(d.with(*before, "the other one"));
             return ControlFlow::Continue(());
@@ -107,7 +170,7 @@ impl Compiler<'_> {
             self.error(a.at, "too-many-listeners", format!("more than {LISTENERS_MAX} listeners"), "");
             return ControlFlow::Break(());
         }
-        taken.all.push((a.at, Listener { address, source: a.source.clone(), tls_pem }));
+        taken.all.push((a.at, Listener { address, source: a.source.clone(), tls }));
         ControlFlow::Continue(())
     }
 

@@ -142,7 +142,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         members: Vec::new(),
         out: Global::default(),
         listeners: listeners::Listeners::default(),
-        tls_pem: String::new(),
+        tls: listeners::TlsLines::default(),
         pem_files: HashSet::new(),
         programs: HashSet::new(),
         blocks: HashMap::new(),
@@ -210,7 +210,8 @@ struct Compiler<'s> {
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
     listeners: listeners::Listeners,
-    tls_pem: String,
+    /// TLS of listeners that do not say otherwise.
+    tls: listeners::TlsLines,
     /// Files in PEM that were read, or are left to somebody who may.
     pem_files: HashSet<String>,
     /// Programs that were looked for.
