@@ -203,8 +203,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         d.done_in.iter().for_each(|s| self.log.refer(*s, new.location.segment));
         let before = old.as_ref().map(|o| (o.recipients.as_slice(), o.encode()));
         if let Some((recipients, _)) = &before {
-            for (o, n) in recipients.iter().zip(&new.recipients) {
-                if o.state_segment != 0 && o.state_segment != n.state_segment {
+            for (i, o) in recipients.iter().enumerate().filter(|(_, o)| o.state_segment != 0) {
+                // A later record says otherwise, and holds its own segment, be it the same.
+                let i = i as u16;
+                if d.states.contains_key(&i) || d.done.contains(&i) {
                     self.log.pin(o.state_segment, -1, 0);
                 }
             }

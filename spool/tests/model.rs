@@ -617,3 +617,28 @@ fn every_record_can_be_read_back() {
     w.apply(Op::LoseIndex);
     assert_eq!(w.store.values("value-").len(), 4);
 }
+
+/// A recipient whose state was written again into the same segment, after the index knew of it, kept that segment until the
+/// next start, and where a start read the second state, for good.
+#[test]
+fn a_state_that_is_written_again_does_not_keep_its_segment() {
+    for starts in [false, true] {
+        let mut w = World::new(4 << 30);
+        w.apply(Op::Store { recipients: 2, body: 1000, handoff: false });
+        w.apply(Op::Update { pick: 0, recipient: 1, due: 1 });
+        w.apply(Op::Checkpoint { steps: 3 });
+        w.apply(Op::Update { pick: 0, recipient: 1, due: 2 });
+        if starts {
+            w.apply(Op::Kill);
+        }
+        w.apply(Op::Checkpoint { steps: 3 });
+        w.apply(Op::SettleAll { pick: 0 });
+        for _ in 0..30 {
+            w.apply(Op::Store { recipients: 1, body: 5_000_000, handoff: false });
+            w.apply(Op::SettleAll { pick: 0 });
+        }
+        w.apply(Op::Checkpoint { steps: 3 });
+        w.apply(Op::Checkpoint { steps: 3 });
+        assert!(w.disk.used() < 90_000_000, "{} bytes for nothing, starts: {starts}", w.disk.used());
+    }
+}
