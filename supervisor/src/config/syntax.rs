@@ -1,5 +1,8 @@
 //! Text to statements as written: lines, comments, quotes, blocks, includes.
 
+mod expressions;
+mod tags;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +14,8 @@ use super::diagnostic::{Diagnostic, Diagnostics};
 use super::files::{FileText, Files, Span};
 use super::source::{BYTES_MAX, FILES_MAX, NotRead, Source, too_many_files};
 use super::{directives, unknown};
+pub use expressions::closing_slash;
+use expressions::expression_of;
 
 /// Files deep, and lines in all, that a configuration may have.
 const INCLUDE_DEPTH_MAX: usize = 20;
@@ -143,6 +148,8 @@ pub struct Reader {
     looked_at: usize,
     /// Files that were to be included.
     tried: usize,
+    /// Lines below tags that do not match.
+    looked_ahead: usize,
     /// Files being read, outermost first.
     stack: Vec<PathBuf>,
 }
@@ -324,8 +331,8 @@ impl FileReader<'_> {
             // Blanks in a tag mean nothing: < / domain >.
             match trimmed.strip_prefix('<').map(str::trim_start) {
                 Some(tag) => match tag.strip_prefix('/') {
-                    Some(tag) => self.close(tag.trim_start(), &line),
-                    None => self.open_block(tag, &line),
+                    Some(tag) => self.close(tag.trim_start(), &line, &lines),
+                    None => self.open_block(tag, &line, &lines),
                 },
                 None => self.directive(trimmed, &line, &mut lines),
             }
@@ -371,65 +378,6 @@ impl FileReader<'_> {
                 unknown::name(&mut self.reader.diagnostics, "global", &s);
             }
             None => self.top.push(s),
-        }
-    }
-
-    /// `inside` is what stands behind the opening bracket.
-    fn open_block(&mut self, inside: &str, line: &Line<'_>) {
-        let at = self.span(line, line.content.trim());
-        let tag = inside.strip_suffix('>').unwrap_or_else(|| {
-            // The block is read all the same, so that its lines and its end are not wrong as well.
-            self.reader.error(at, "malformed-tag", "expected '>' at the end of the tag", format!("write <{inside}>"));
-            inside
-        });
-        let tag = tag.trim();
-        // A program needs no blank before it: <acct-file|/bin/feed>.
-        let (word, param) = tag.split_at(tag.find(|c: char| c.is_whitespace() || c == '|').unwrap_or(tag.len()));
-        let param = param.trim();
-        let inner = param.strip_prefix('"').and_then(|p| p.strip_suffix('"')).filter(|_| param.len() >= 2);
-        let value = match inner {
-            Some(i) => self.unquoted(line, i),
-            None => self.verbatim(line, param),
-        };
-        if self.open.len() >= NESTING_MAX {
-            self.reader.error(at, "nesting", format!("blocks are nested more than {NESTING_MAX} deep"), "");
-            return;
-        }
-        let name = self.reader.tag(word);
-        let value_at = if param.is_empty() { at } else { self.span(line, param) };
-        let value_at = (value_at.column, value_at.width);
-        let quoted = inner.is_some();
-        self.open.push(Statement { name, value, quoted, at, value_at, inside: Inside::default(), is_block: true });
-    }
-
-    fn close(&mut self, tag: &str, line: &Line<'_>) {
-        let at = self.span(line, line.content.trim());
-        let inside = tag.trim_end().trim_end_matches('>').trim();
-        let (word, named) = inside.split_once(char::is_whitespace).unwrap_or((inside, ""));
-        let (word, named) = (word.to_ascii_lowercase(), named.trim().trim_matches('"'));
-        let ends = |s: &Statement| match s.name.strip_prefix('<').and_then(|n| n.strip_suffix('>')) {
-            Some(name) => name == word,
-            // A directive that a block ends: mail-from /…/ <pattern-list>
-            None => word == "pattern-list",
-        };
-        let Some(i) = self.open.iter().rposition(ends) else {
-            let message = format!("closing tag </{word}> without an opening tag");
-            return self.reader.error(at, "mismatched-tag", message, "remove it, or add the opening tag");
-        };
-        while self.open.len() > i + 1 {
-            let Some(inner) = self.open.pop() else { break };
-            let message = format!("expected {}, found </{word}>", inner.name.replace('<', "</"));
-            let help = format!("line {} opens {}", inner.at.line, inner.name);
-            self.reader.error(at, "mismatched-tag", message, help);
-            self.put(inner);
-        }
-        if let Some(s) = self.open.pop() {
-            if !named.is_empty() && !named.eq_ignore_ascii_case(&s.value) {
-                let message = format!("the tag closes <{word} {}> and names {named}", &*s.value);
-                let d = Diagnostic::warning(at, "mismatched-tag", message, "is a closing tag missing above?");
-                self.reader.diagnostics.push(d.with(s.at, "the block begins here"));
-            }
-            self.put(s);
         }
     }
 
@@ -514,48 +462,6 @@ impl FileReader<'_> {
         self.reader.error(s.value_at(), "unclosed-quote", "expected a closing quote", "add \" at the end of the value");
     }
 
-    /// A line whose expression is not closed on it. It goes on up to the line with the closing slash, as long as no line
-    /// between begins something else.
-    fn over_lines(&mut self, trimmed: &str, line: &Line<'_>, lines: &mut Lines<'_>) {
-        let at = self.span(line, trimmed);
-        let mut ahead = Lines { ..*lines };
-        let mut all = trimmed.to_owned();
-        for _ in 0..LINES_MAX {
-            let Some(next) = ahead.next().filter(|l| !begins_another(l.content.trim())) else { break };
-            let piece = next.content.trim();
-            if piece.is_empty() {
-                continue;
-            }
-            all.push(' ');
-            all.push_str(piece);
-            if expression_of(&all).is_some_and(|e| closing_slash(&e[1..]).is_some()) {
-                *lines = ahead;
-                let (name, value) = name_and_value(&all);
-                let message = "the expression goes on over a line end: its lines are joined by one blank";
-                let d = Diagnostic::warning(
-                    at,
-                    "continued",
-                    message,
-                    "write it on one line, with the blanks that are meant",
-                );
-                self.reader.diagnostics.push(d.with(self.span(&next, piece), "ends here"));
-                let list = before_nested_list(value);
-                let s = Statement {
-                    name: Text::owned(lower(name)),
-                    value: Text::owned(list.unwrap_or(value)),
-                    quoted: false,
-                    at,
-                    value_at: (at.column, at.width),
-                    inside: Inside::default(),
-                    is_block: list.is_some(),
-                };
-                return if s.is_block { self.open.push(s) } else { self.put(s) };
-            }
-        }
-        let help = "add / behind the expression; a slash inside of it is written \\/";
-        self.reader.error(at, "unclosed-expression", "expected a slash that closes the expression", help);
-    }
-
     /// A list goes on behind a comma at the end of a line.
     fn continued(&mut self, s: &mut Statement, raw: &str, lines: &mut Lines<'_>) {
         let mut all = raw.to_owned();
@@ -622,36 +528,6 @@ fn strip_comment(line: &str) -> &str {
     if quoted { line.split('#').next().unwrap_or(line) } else { line }
 }
 
-/// Directives whose values are, or begin with, an expression.
-const OF_EXPRESSIONS: &[&str] = &["reply", "mail-from", "rcpt-to", "address", "relay-address"];
-
-/// The expression of a line that has one, from its first slash to the end of the line.
-fn expression_of(line: &str) -> Option<&str> {
-    if line.starts_with('/') {
-        return Some(line);
-    }
-    let (word, mut rest) = line.split_once(char::is_whitespace)?;
-    let is = |name: &str| word.eq_ignore_ascii_case(name);
-    if is("header") {
-        // header NAME /…/
-        rest = rest.trim_start().split_once(char::is_whitespace)?.1;
-    } else if !OF_EXPRESSIONS.iter().any(|n| is(n)) {
-        return None;
-    }
-    Some(rest.trim_start()).filter(|r| r.starts_with('/'))
-}
-
-/// Whether a line can be no part of an expression that was opened above.
-fn begins_another(line: &str) -> bool {
-    if let Some(rest) = line.strip_prefix('/') {
-        // A slash alone, before a result, closes; one before an expression opens the next.
-        return closing_slash(rest).is_some();
-    }
-    let word = line.split(char::is_whitespace).next().unwrap_or_default();
-    let is = |name: &&str| word.eq_ignore_ascii_case(name);
-    is_tag(line) || ["header", "include"].iter().any(is) || OF_EXPRESSIONS.iter().any(is)
-}
-
 /// Name and value of a line; the name of one that begins with an expression is that.
 fn name_and_value(line: &str) -> (&str, &str) {
     let split = match line.strip_prefix('/') {
@@ -693,11 +569,6 @@ fn closing_quote(text: &str) -> Option<usize> {
     }
 }
 
-/// Where the expression that `text` begins behind the slash of is closed.
-pub fn closing_slash(text: &str) -> Option<usize> {
-    unescaped_at(text, '/')
-}
-
 fn unescaped_at(text: &str, wanted: char) -> Option<usize> {
     let mut escaped = false;
     for (i, c) in text.char_indices() {
@@ -734,7 +605,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(text: &str) -> (Vec<Statement>, Vec<&'static str>) {
+    pub(super) fn read(text: &str) -> (Vec<Statement>, Vec<&'static str>) {
         let mut r = Reader::default();
         let s = r.text(Path::new("c"), text);
         (s, r.diagnostics.into_sorted().0.iter().map(|d| d.code).collect())
@@ -777,50 +648,6 @@ mod tests {
     }
 
     #[test]
-    fn expressions_go_on_over_line_ends() {
-        let (s, wrong) = read(
-            "<bounce-category-patterns>\n  /(now|for\n\n   +)?(a|b)/ x # one\n  /c\n  / y\n /d\\/ # e\n f/ z\n</bounce-category-patterns>",
-        );
-        assert_eq!(wrong, ["continued"; 3]);
-        let lines: Vec<_> = s[0].inside.iter().map(|i| (&*i.name, &*i.value, i.at.line)).collect();
-        assert_eq!(lines, [("/(now|for +)?(a|b)/", "x", 2), ("/c /", "y", 5), ("/d\\/ f/", "z", 7)]);
-        let (s, wrong) = read(
-            "<pattern-list p>\n header x-A /a\n b/ <pattern-list>\n  * virtual-mta=x\n </pattern-list>\n Rcpt-To /c\n d/ virtual-mta=y\n</pattern-list>",
-        );
-        assert_eq!(wrong, ["continued"; 2]);
-        let inside = &s[0].inside;
-        assert_eq!((&*inside[0].value, inside[0].inside.len()), ("x-A /a b/", 1));
-        assert_eq!((&*inside[1].name, &*inside[1].value), ("rcpt-to", "/c d/ virtual-mta=y"));
-    }
-
-    #[test]
-    fn an_expression_that_is_not_closed_swallows_no_line() {
-        let names = |text: &str| {
-            let (s, wrong) = read(text);
-            let inside: Vec<String> = s[0].inside.iter().map(|i| i.name.to_string()).collect();
-            (wrong, inside)
-        };
-        for next in ["/c/ d", "reply /c/ skip-mx", "include x-not-there*"] {
-            let (wrong, inside) = names(&format!("<x>\n /a b\n {next}\n</x>"));
-            assert_eq!(wrong[0], "unclosed-expression", "{next}");
-            assert_eq!(inside.len(), usize::from(!next.starts_with("include")));
-        }
-        assert_eq!(names("<x>\n /a b\n</x>").0, ["unclosed-expression"]);
-        let long = format!("<x>\n /a{}\n c/ d\n</x>", "\n b".repeat(LINES_MAX + 1));
-        assert_eq!(names(&long).0, ["unclosed-expression"]);
-    }
-
-    #[test]
-    fn blanks_in_tags_mean_nothing() {
-        let (s, wrong) = read("< domain *>\n a 1\n< / domain >\n<domain * >\n</ domain>\n<domain *>\n</domain >");
-        assert!(wrong.is_empty(), "{wrong:?}");
-        assert!(s.len() == 3 && s.iter().all(|s| &*s.name == "<domain>" && &*s.value == "*"));
-        let at = s[0].value_at();
-        assert_eq!((at.line, at.column, at.width, s[0].inside.len()), (1, 10, 1, 1));
-        assert_eq!(read("<acct-file|/bin/x -a>\n</acct-file>").0[0].value.to_string(), "|/bin/x -a");
-    }
-
-    #[test]
     fn nested_lists_and_lines_that_begin_with_an_expression() {
         let (s, wrong) = read(
             "<pattern-list p>\n mail-from /a b/ <pattern-list>\n  * virtual-mta=x\n </pattern-list>\n /s p\\/am/ c\n</pattern-list>",
@@ -833,13 +660,6 @@ mod tests {
             "<Pattern-List p>\n Mail-From /a/ <Pattern-List>\n  * Virtual-MTA=x\n </pattern-list>\n</pattern-list>",
         );
         assert!(wrong.is_empty() && s[0].inside[0].inside.len() == 1, "in any case: {wrong:?}");
-    }
-
-    #[test]
-    fn blocks_that_do_not_match_are_all_named() {
-        assert_eq!(read("<a>\n<b>\n</a>\n</c>\n<d>").1, ["mismatched-tag", "mismatched-tag", "unclosed-block"]);
-        assert_eq!(read("<a\nb \u{1}\n</a>").1, ["malformed-tag", "control-character"]);
-        assert_eq!(read("<a x>\n</a y>").1, ["mismatched-tag"]);
     }
 
     #[test]
