@@ -450,6 +450,9 @@ enum ConfigCommand {
         /// Leave out what is only stored so far
         #[arg(long)]
         hide_pending: bool,
+        /// Folder for spool, accounting and sockets that `run` is given, instead of the configuration's
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
     },
@@ -591,8 +594,8 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             client::act(&control, ipc::operator::Request::RotateAccounting { file })
         }
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
-        Command::Config { what: ConfigCommand::Check { file, hide_pending, output } } => {
-            check(&file, hide_pending, output.json)
+        Command::Config { what: ConfigCommand::Check { file, data_dir, hide_pending, output } } => {
+            check(&file, data_dir, hide_pending, output.json)
         }
         Command::Config { what: ConfigCommand::Explain { destination, via, config, why, output } } => client::explain(
             &control,
@@ -666,10 +669,14 @@ fn log_to_stderr() {
         .try_init();
 }
 
-fn check(file: &Path, hide_pending: bool, json: bool) -> Result<(), Failure> {
+fn check(file: &Path, data_dir: Option<PathBuf>, hide_pending: bool, json: bool) -> Result<(), Failure> {
     let from = if file == Path::new("-") { Path::new("/dev/stdin") } else { file };
-    let checked = match config::compile(Some(from), &Overrides::default()) {
-        Ok(c) => c,
+    let overrides = Overrides { data_dir, ..Overrides::default() };
+    let checked = match config::compile(Some(from), &overrides) {
+        Ok(mut c) => {
+            c.look_at_folders();
+            c
+        }
         Err(e) if json => {
             let error = serde_json::json!({ "file": file, "line": 0, "column": 0, "code": "unreadable",
                 "message": e.to_string(), "suggestion": "" });

@@ -8,7 +8,8 @@ use std::path::{Component, Path};
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{AccessFlags, Gid, Uid, User, access, fchown, geteuid, setgid, setgroups, setuid};
+use nix::unistd::{AccessFlags, Gid, Uid, User, access, fchown, getegid, geteuid, getgroups};
+use nix::unistd::{setegid, seteuid, setgid, setgroups, setuid};
 
 /// Links that a path may lead through.
 const LINKS_MAX: usize = 40;
@@ -49,6 +50,31 @@ fn take_over(folder: &Path, user: &str) -> Result<(), String> {
 /// Makes a folder that is missing and gives it to a user. Root does so only where nobody else could have had a hand in
 /// what the path leads to; behind a folder that is somebody else's, the user makes the rest itself.
 fn make_for(folder: &Path, uid: Uid, gid: Gid) -> io::Result<()> {
+    along(folder, |at, name, is_last| {
+        // Its user passes through those above, and nobody else is in the last.
+        let made = make(at, name, if is_last { 0o750 } else { 0o755 })?;
+        if is_last {
+            fchown(&made, Some(uid), Some(gid))?;
+        }
+        Ok(Some(made))
+    })
+    .map(drop)
+}
+
+/// Whether root would make a folder at a start, and give it to the user.
+///
+/// # Errors
+/// As of the calls that go along the path.
+pub fn root_would_make(folder: &Path) -> io::Result<bool> {
+    along(folder, |_, _, _| Ok(None))
+}
+
+/// Goes along a path as far as nobody but root could have had a hand in it. What is missing there `missing` makes, from the
+/// folder, the name, and whether it is the last; or ends the way by making nothing, which is answered by true.
+fn along(
+    folder: &Path,
+    mut missing: impl FnMut(&OwnedFd, &OsStr, bool) -> io::Result<Option<OwnedFd>>,
+) -> io::Result<bool> {
     let look = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let root = || openat(AT_FDCWD, "/", look, Mode::empty());
     let mut at: OwnedFd = root()?;
@@ -56,16 +82,14 @@ fn make_for(folder: &Path, uid: Uid, gid: Gid) -> io::Result<()> {
     let mut links = 0;
     while let Some(name) = left.pop_front() {
         if !is_roots_alone(&fstat(&at)?) {
-            return Ok(());
+            return Ok(false);
         }
         let found = match fstatat(&at, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(found) => found,
             Err(nix::Error::ENOENT) => {
-                let is_last = left.is_empty();
-                // Its user passes through those above, and nobody else is in the last.
-                at = make(&at, &name, if is_last { 0o750 } else { 0o755 })?;
-                if is_last {
-                    fchown(&at, Some(uid), Some(gid))?;
+                match missing(&at, &name, left.is_empty())? {
+                    Some(made) => at = made,
+                    None => return Ok(true),
                 }
                 continue;
             }
@@ -75,7 +99,7 @@ fn make_for(folder: &Path, uid: Uid, gid: Gid) -> io::Result<()> {
             links += 1;
             if found.st_uid != 0 {
                 // Somebody else laid it, in a folder such as /tmp.
-                return Ok(());
+                return Ok(false);
             }
             if links > LINKS_MAX {
                 return Err(nix::Error::ELOOP.into());
@@ -89,7 +113,19 @@ fn make_for(folder: &Path, uid: Uid, gid: Gid) -> io::Result<()> {
         }
         at = openat(&at, name.as_os_str(), look, Mode::empty())?;
     }
-    Ok(())
+    Ok(false)
+}
+
+/// Does something with a user's rights, and takes those of root back. For a command: all threads of the process change.
+///
+/// # Errors
+/// When the user cannot be become.
+pub fn as_user<T>(uid: Uid, gid: Gid, work: impl FnOnce() -> T) -> nix::Result<T> {
+    let (groups, own) = (getgroups()?, getegid());
+    setgroups(&[gid])?;
+    let done = setegid(gid).and_then(|()| seteuid(uid)).map(|()| work());
+    let back = seteuid(Uid::from_raw(0)).and_then(|()| setegid(own)).and_then(|()| setgroups(&groups));
+    back.and(done)
 }
 
 /// A new folder, by a descriptor that is the folder's and not its name's.

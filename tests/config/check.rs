@@ -162,6 +162,31 @@ fn files_that_cannot_be_read_are_errors_too() {
 }
 
 #[test]
+fn folders_that_cannot_be_written_to_are_named_before_a_start_finds_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let file = file.display();
+    let config = format!(
+        "data-dir {}\n<spool {file}/spool>\n</spool>\n<acct-file acct.csv>\n move-to {file}\n</acct-file>\n",
+        dir.path().display()
+    );
+    let text = text_of(&config);
+    assert!(
+        text.contains("error[unwritable]: spool") && text.contains(&format!("to the folder {file}/spool")),
+        "{text}"
+    );
+    assert!(text.contains("c.conf:5:10") && text.ends_with("2 errors, 0 warnings\n"), "{text}");
+    // Where the server is started is not known, unless it is said.
+    assert!(text_of("spool spool\n").ends_with("0 errors, 0 warnings\n"));
+    std::fs::write(dir.path().join("c.conf"), "spool spool\n").unwrap();
+    let args = ["config", "check", "c.conf", "--data-dir"];
+    let out = Command::new(binary()).current_dir(dir.path()).args(args).arg(dir.path().join("file")).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("--data-dir: user") && text.ends_with("2 errors, 0 warnings\n"), "{text}");
+}
+
+#[test]
 fn windows_line_ends_and_unicode_are_read() {
     let text = text_of("\u{feff}<domain b\u{fc}cher.example>\r\n  max-smtp-out 5 # \u{e4}\r\n</domain>");
     assert_eq!(text, "c.conf: 0 errors, 0 warnings\n");

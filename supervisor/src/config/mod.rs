@@ -23,6 +23,7 @@ pub mod source_hosts;
 pub mod syntax;
 mod unknown;
 pub mod value;
+pub mod writable;
 
 use std::path::Path;
 

@@ -63,7 +63,10 @@ impl<'s> Compiler<'s> {
                         self.warning(i.value_at(), "no-effect", text, "end it with */* to take all others");
                     }
                 }
-                ("move-to", Some(Value::Text(t))) => a.move_to = t,
+                ("move-to", Some(Value::Text(t))) => {
+                    self.writes_to(i, &t);
+                    a.move_to = t;
+                }
                 ("move-interval", Some(Value::Millis(n))) => a.move_interval_ms = n,
                 ("min-free-space", Some(Value::Number(n))) => a.min_free_space = n,
                 ("max-size", Some(Value::Number(n))) => a.max_size = n,
@@ -131,6 +134,9 @@ impl<'s> Compiler<'s> {
         }
         if self.snapshot.accounting.iter().any(|o| o.path == a.path) {
             return self.error(s.value_at(), "duplicate", format!("<acct-file {}> is given twice", &*s.value), "");
+        }
+        if let Some(folder) = path.parent().filter(|_| a.program.is_empty()) {
+            self.writes_to(s, folder);
         }
         self.snapshot.accounting.push(a);
     }

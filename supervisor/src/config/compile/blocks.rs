@@ -411,6 +411,7 @@ impl<'s> Compiler<'s> {
                 "remove one of them",
             );
         }
+        self.writes_to(s, &d.path);
         self.snapshot.global.spools.push(d);
     }
 

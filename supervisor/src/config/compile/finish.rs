@@ -11,6 +11,7 @@ use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 use worker::connect::own_addresses;
 
 use super::super::directives::{self, Status};
+use super::super::writable::Folder;
 use super::super::{composite, incomplete, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
 
@@ -43,6 +44,14 @@ impl<'s> Compiler<'s> {
         }
         let data_dir =
             overrides.data_dir.clone().or(self.out.data_dir.take()).unwrap_or_else(|| "./sluice-data".into());
+        if let Some(dir) = &overrides.data_dir {
+            self.out.writes.retain(|f| !f.named.starts_with("data-dir "));
+            let (at, named) = (Span::default(), "--data-dir".to_owned());
+            self.out.writes.push(Folder { at, named, path: dir.clone(), at_start: true });
+        }
+        // Below a folder that depends on where the server is started nothing is known.
+        self.out.writes.iter_mut().for_each(|f| f.path = data_dir.join(&f.path));
+        self.out.writes.retain(|f| f.path.is_absolute());
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
         self.withheld_of_virtual_mtas();
         self.listeners();
@@ -61,7 +70,8 @@ impl<'s> Compiler<'s> {
         // What operators say goes before what comes with the program.
         snapshot.rollups.sort_by_key(|r| r.built_in);
         snapshot.files = self.reader.files.paths();
-        let out = self.out;
+        let mut out = self.out;
+        let writes = std::mem::take(&mut out.writes);
         let compiled = Compiled {
             snapshot,
             spread,
@@ -73,7 +83,7 @@ impl<'s> Compiler<'s> {
             run_as_root: out.run_as_root,
             listens_nowhere: out.no_address,
         };
-        Checked { compiled, diagnostics, left_out, files: self.reader.files }
+        Checked { compiled, diagnostics, left_out, writes, files: self.reader.files }
     }
 
     /// One word on addresses that this machine does not have: the file may be for another one.

@@ -101,10 +101,16 @@ impl Compiler<'_> {
                 let message = "relay-address with an expression is not in force yet";
                 self.warning(s.value_at(), "pending", message, "");
             }
-            "data-dir" => self.out.data_dir = Some(t.into()),
+            "data-dir" => {
+                self.writes_to(s, &t);
+                self.out.data_dir = Some(t.into());
+            }
             "alias" => self.alias(s, &t),
             "run-as-user" => self.out.run_as_user = t,
-            "spool" => g.spools.push(SpoolDirectory { path: t, priority: 1, min_free_space: 0 }),
+            "spool" => {
+                g.spools.push(SpoolDirectory { path: t.clone(), priority: 1, min_free_space: 0 });
+                self.writes_to(s, t);
+            }
             "smtp-ip" => {
                 // The table's type has looked at it.
                 self.out.smtp_ip = composite::ip(&t).ok();

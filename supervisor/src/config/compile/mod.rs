@@ -31,6 +31,7 @@ use super::source::{NotRead, Source};
 use super::syntax::{Reader, Statement};
 use super::unknown;
 use super::value::{self, Parsed, Problem};
+use super::writable::{self, Folder};
 pub use finish::pattern_key;
 use names::Names;
 
@@ -66,11 +67,19 @@ pub struct Checked {
     pub diagnostics: Vec<Diagnostic>,
     /// How many more there are.
     pub left_out: LeftOut,
+    /// Folders that it has the server write to, as far as the file says where they are.
+    pub writes: Vec<Folder>,
     /// The files that they speak of.
     pub files: Files,
 }
 
 impl Checked {
+    /// Adds what the server could not write to here.
+    pub fn look_at_folders(&mut self) {
+        self.diagnostics.extend(writable::unwritable(&self.compiled, &self.writes));
+        self.diagnostics.sort_by_key(|d| d.at);
+    }
+
     /// All errors as text; `None` when there are none.
     pub fn errors(&self) -> Option<String> {
         let of_each = self.diagnostics.iter().filter(|d| d.is_error).map(|d| d.render(&self.files));
@@ -186,6 +195,8 @@ struct Global {
     dummy_ip: Option<std::net::IpAddr>,
     /// `dummy-smtp-port`; 0 for none.
     dummy_port: u16,
+    /// Folders that are written to, relative to that of `data-dir` or not.
+    writes: Vec<Folder>,
     /// Local parts that are an `alias` at each local domain.
     local_aliases: Vec<String>,
 }
@@ -260,6 +271,12 @@ impl<'s> Compiler<'s> {
 
     fn warning(&mut self, at: Span, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
         self.reader.diagnostics.push(Diagnostic::warning(at, code, message, help));
+    }
+
+    /// Notes a folder that is written to from the start.
+    fn writes_to(&mut self, s: &Statement, path: impl Into<PathBuf>) {
+        let named = format!("{} {}", s.name.trim_matches(['<', '>']), &*s.value);
+        self.out.writes.push(Folder { at: s.value_at(), named, path: path.into(), at_start: true });
     }
 
     fn problem(&mut self, s: &Statement, p: Problem) {
@@ -437,6 +454,12 @@ impl<'s> Compiler<'s> {
                     match (name, &a.value) {
                         ("smtp-tls-ca-file" | "smtp-client-certificate", Value::Text(path)) => self.pem_file(s, path),
                         ("command", Value::Text(command)) => self.program(s, command),
+                        ("file-destination", Value::Text(path)) => {
+                            let folder = writable::fixed_folder(path);
+                            let named = s.name.to_string();
+                            let at = s.value_at();
+                            self.out.writes.extend(folder.map(|path| Folder { at, named, path, at_start: false }));
+                        }
                         _ => {}
                     }
                     self.dkim_values(s);
