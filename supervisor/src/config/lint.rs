@@ -17,16 +17,20 @@ const PER_CONNECTION_PER_S: f64 = 50.0;
 const SIMILAR_MIN: usize = 5;
 const FORGOTTEN_SHARE: usize = 5;
 
+/// Limits that have a counterpart for backoff.
+const WITH_BACKOFF: &[&str] =
+    &["max-smtp-out", "max-msg-rate", "max-msg-per-hour", "max-connect-rate", "max-data-volume-rate"];
+
 /// What one `<domain>` block says that cannot be meant; `anywhere` are the directives that some
 /// block sets, which this one may inherit.
 pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
     let get = |name: &str| s.inside.iter().rev().find(|i| *i.name == *name);
     delivery_type(all, s, &get, anywhere);
-    for name in ["max-smtp-out", "max-msg-rate", "max-connect-rate", "max-data-volume-rate"] {
+    for name in WITH_BACKOFF {
         let (Some(normal), Some(backoff)) = (get(name), get(&format!("backoff-{name}"))) else { continue };
         let (Some(n), Some(b)) = (amount(normal), amount(backoff)) else { continue };
         if b > n {
-            let message = match name {
+            let message = match *name {
                 "max-smtp-out" => format!("{} has no effect above {name}", backoff.name),
                 _ => format!("{} is above {name}: a queue would go faster in backoff", backoff.name),
             };
@@ -77,6 +81,39 @@ pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
     {
         let message = "require-starttls demands what use-starttls no forbids: nothing would be delivered";
         all.push(Diagnostic::warning(require.at, "contradiction", message, "").with(no.at, "forbids TLS"));
+    }
+}
+
+/// A limit of a `<domain>` and its counterpart for backoff of the `<domain *>` beside it, `of_all`, or the reverse: the queue
+/// would go faster in backoff.
+pub fn backoff_beside(all: &mut Diagnostics, s: &Statement, of_all: &[&Statement]) {
+    let here = |name: &str| s.inside.iter().rev().find(|i| *i.name == *name);
+    let there = |name: &str| of_all.iter().flat_map(|b| b.inside.iter()).rfind(|i| *i.name == *name);
+    // More connections than normally have no effect, and need no word where they are meant for other queues.
+    for name in WITH_BACKOFF.iter().filter(|n| **n != "max-smtp-out") {
+        let in_backoff = format!("backoff-{name}");
+        let (line, other, normal, backoff) = match (here(name), here(&in_backoff)) {
+            (Some(n), None) => match there(&in_backoff) {
+                Some(b) => (n, b, n, b),
+                None => continue,
+            },
+            (None, Some(b)) => match there(name) {
+                Some(n) => (b, n, n, b),
+                None => continue,
+            },
+            _ => continue,
+        };
+        let (Some(n), Some(b)) = (amount(normal), amount(backoff)) else { continue };
+        if b > n {
+            let message = format!(
+                "{in_backoff} is above {name} for {}, with what <domain *> says: a queue would go faster in backoff",
+                &*s.value
+            );
+            let help = format!("write both in <domain {}>", &*s.value);
+            all.push(
+                Diagnostic::warning(line.at, "backoff-above-normal", message, help).with(other.at, "the other value"),
+            );
+        }
     }
 }
 

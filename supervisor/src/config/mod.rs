@@ -15,6 +15,7 @@ mod incomplete;
 pub mod lint;
 pub mod macros;
 pub mod manual;
+mod never;
 pub mod profiles;
 pub mod records;
 pub mod reply_rule;

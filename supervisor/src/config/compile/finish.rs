@@ -12,7 +12,7 @@ use worker::connect::own_addresses;
 
 use super::super::directives::{self, Status};
 use super::super::writable::Folder;
-use super::super::{composite, incomplete, source_hosts};
+use super::super::{composite, incomplete, never, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
 
 impl<'s> Compiler<'s> {
@@ -23,7 +23,15 @@ impl<'s> Compiler<'s> {
         self.shadowed_lines();
         lint::statements(&mut self.reader.diagnostics, statements);
         incomplete::statements(&mut self.reader.diagnostics, statements);
+        let diagnostics = &mut self.reader.diagnostics;
+        never::expressions(statements, &mut |d| diagnostics.push(d));
+        never::roll_ups(statements, &mut |d| diagnostics.push(d));
         for (kind, name, at) in self.names.unused() {
+            if let Some(help) = never::source(name).filter(|_| kind == "source") {
+                let message = format!("no client is in <source {name}>: clients go by their addresses");
+                self.reader.diagnostics.push(Diagnostic::warning(at, "never-matches", message, help));
+                continue;
+            }
             let message = format!("nothing refers to {kind} {name:?}");
             self.reader.diagnostics.push(Diagnostic::warning(at, "unused", message, ""));
         }
@@ -217,9 +225,16 @@ impl<'s> Compiler<'s> {
         let mut similar = lint::Similar::default();
         let anywhere: HashSet<&str> = domains.iter().flat_map(|(_, s)| s.inside.iter().map(|i| &*i.name)).collect();
         let mut shadows = lint::Shadows::default();
+        let mut everywhere: HashMap<Scope, Vec<&Statement>> = HashMap::new();
+        for (scope, s) in domains.iter().filter(|(_, s)| &*s.value == "*") {
+            everywhere.entry(*scope).or_default().push(s);
+        }
         for (scope, s) in domains {
             self.repeated("domain", &s.inside);
             lint::domain(&mut self.reader.diagnostics, s, &anywhere);
+            if let Some(of_all) = everywhere.get(&scope).filter(|_| &*s.value != "*") {
+                lint::backoff_beside(&mut self.reader.diagnostics, s, of_all);
+            }
             match scope {
                 Scope::Vmta(_) => {
                     similar.note(s);
