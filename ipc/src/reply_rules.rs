@@ -4,6 +4,44 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::layers::Scope;
+use crate::rules::{ArchivedSetting, ArchivedValue, DomainKey};
+
+/// What stands between the names of two lists in `smtp-pattern-list` of rules that are in force: what no rule of the first hits is
+/// held against the second.
+pub const THEN: &str = ", then ";
+
+/// Which list of a receiver's profile goes on being asked behind the operator's: one that `<domain *>` names is for all receivers,
+/// and takes none of the rules away that one receiver needs. A list in a block that names the domain takes the place of both.
+#[derive(Debug, Default)]
+pub struct ReplyListsInForce<'s> {
+    of_profile: &'s str,
+}
+
+impl<'s> ReplyListsInForce<'s> {
+    /// Takes the settings of a destination, weakest first.
+    pub fn take(&mut self, scope: Scope, pattern: &str, setting: &'s ArchivedSetting) {
+        let ArchivedValue::Text(list) = &setting.value else { return };
+        if setting.key.to_native() != DomainKey::SmtpPatternList as u16 {
+            return;
+        }
+        match scope {
+            Scope::BuiltIn => self.of_profile = list.as_str(),
+            _ if pattern == "*" && !list.is_empty() => {}
+            _ => self.of_profile = "",
+        }
+    }
+
+    /// The value in force, where the strongest line names `list`.
+    pub fn joined(&self, list: String) -> String {
+        match self.of_profile {
+            "" => list,
+            of_profile if list.eq_ignore_ascii_case(of_profile) => list,
+            of_profile => format!("{list}{THEN}{of_profile}"),
+        }
+    }
+}
+
 /// A list, tried from its first rule on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct ReplyList {

@@ -13,7 +13,7 @@ use crate::frame::FrameError;
 use crate::layers::{Layers, NO_VMTA};
 use crate::network::Network;
 use crate::pattern_lists::PatternList;
-use crate::reply_rules::ReplyList;
+use crate::reply_rules::{ReplyList, ReplyListsInForce};
 use crate::rollup::Rollup;
 use crate::rules::{DomainRules, Setting, SourceRules};
 
@@ -466,15 +466,22 @@ impl ArchivedSnapshot {
 
     /// Resolves the directives in force for mail to `destination` through virtual MTA `vmta`.
     pub fn domain_rules(&self, destination: &str, vmta: u32) -> DomainRules {
-        let mut rules = DomainRules::default();
-        self.layers.each(destination, self.pool_of(vmta), vmta, |_, _, _, s| rules.apply(s));
-        rules
+        self.rules(destination, self.pool_of(vmta), vmta)
     }
 
     /// Resolves the directives in force for what waits for any member of a pool.
     pub fn pool_rules(&self, destination: &str, pool: u32) -> DomainRules {
+        self.rules(destination, Some(pool), NO_VMTA)
+    }
+
+    fn rules(&self, destination: &str, pool: Option<u32>, vmta: u32) -> DomainRules {
         let mut rules = DomainRules::default();
-        self.layers.each(destination, Some(pool), NO_VMTA, |_, _, _, s| rules.apply(s));
+        let mut lists = ReplyListsInForce::default();
+        self.layers.each(destination, pool, vmta, |scope, pattern, _, s| {
+            rules.apply(s);
+            lists.take(scope, pattern, s);
+        });
+        rules.smtp_pattern_list = lists.joined(rules.smtp_pattern_list);
         rules
     }
 
@@ -539,6 +546,35 @@ mod tests {
         let m = MappedSnapshot::map(&s.seal().unwrap()).unwrap();
         let out = |d: &str, v| m.get().domain_rules(d, v).max_smtp_out;
         assert_eq!([out("d.test", 0), out("d.test", 1), out("d.test", 2), out("x.test", 2)], [1, 5, 6, 20]);
+    }
+
+    #[test]
+    fn a_list_for_every_domain_leaves_a_receivers_own_in_force() {
+        let list = |scope, pattern: &str, name: &str| (scope, pattern.to_owned(), name.to_owned());
+        let in_force = |operators: &[(Scope, String, String)]| {
+            let mut b = LayersBuilder::default();
+            let profile = [list(Scope::BuiltIn, "d.test", "edge")];
+            for (scope, pattern, name) in profile.iter().chain(operators) {
+                let value = Value::Text(name.clone());
+                let key = DomainKey::SmtpPatternList as u16;
+                b.add(*scope, Named::Itself, pattern, &[Setting { key, file: 0, line: 1, value }]);
+            }
+            let s = Snapshot { vmtas: vec![VirtualMta::default()], layers: b.build(), ..Default::default() };
+            let m = MappedSnapshot::map(&s.seal().unwrap()).unwrap();
+            m.get().domain_rules("d.test", 0).smtp_pattern_list
+        };
+        let (global, own) = (Scope::Global, Scope::Vmta(0));
+        for (operators, expected) in [
+            (vec![], "edge"),
+            (vec![list(global, "*", "mine")], "mine, then edge"),
+            (vec![list(global, "*", "mine"), list(own, "*", "its")], "its, then edge"),
+            (vec![list(global, "*", "mine"), list(global, "d.test", "named")], "named"),
+            (vec![list(global, "[*.]d.test", "named"), list(own, "*", "its")], "its"),
+            (vec![list(global, "*", "")], ""),
+            (vec![list(global, "*", "Edge")], "Edge"),
+        ] {
+            assert_eq!(in_force(&operators), expected);
+        }
     }
 
     #[test]

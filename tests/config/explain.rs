@@ -97,6 +97,41 @@ fn every_value_is_traced_to_its_line() {
     }
 }
 
+/// What the file to begin with says of every domain is nothing that receivers' profiles have figures for.
+#[test]
+fn the_shipped_file_leaves_receivers_profiles_in_force() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../etc/sluice.conf");
+    let explain = |args: &[&str]| -> Vec<Value> {
+        let out = run(Path::new("/"), &[&["config", "explain", "gmail.com", "--json"], args].concat());
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let of_profile = |all: &[Value]| -> Vec<(Value, Value)> {
+        let from = all.iter().filter(|e| e["origin"]["layer"].as_str().unwrap().starts_with("receiver profile"));
+        from.map(|e| (e["name"].clone(), e["value"].clone())).collect()
+    };
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let without = of_profile(&explain(&["--config", empty.path().to_str().unwrap()]));
+    assert!(without.len() >= 4, "{without:?}");
+    assert_eq!(of_profile(&explain(&["--config", file.to_str().unwrap()])), without);
+}
+
+#[test]
+fn a_list_of_every_domain_leaves_those_of_receivers_profiles_in_force() {
+    let config = "<smtp-pattern-list mine>\n reply /busy/ mode=backoff\n</smtp-pattern-list>\n<domain *>\n smtp-pattern-list mine\n</domain>\n\
+                  <domain yahoo.com>\n smtp-pattern-list mine\n</domain>\n";
+    let list = |domain: &str| layers_of(config, &[domain], "smtp-pattern-list").0;
+    assert_eq!([list("gmail.com"), list("yahoo.com"), list("d.test")], ["mine, then google", "mine", "mine"]);
+    let dir = tempfile::tempdir().unwrap();
+    file(dir.path(), "c.conf", config);
+    let said = String::from_utf8(run(dir.path(), &["config", "check", "c.conf"]).stdout).unwrap();
+    // Where one names the receiver itself the profile's is not asked, and that is said.
+    assert!(said.contains("c.conf:8:2") && said.contains("`sluice config profiles yahoo` shows"), "{said}");
+    assert!(said.contains("warning[profile-rules]") && said.ends_with("0 errors, 1 warning\n"), "{said}");
+    file(dir.path(), "c.conf", &format!("{config}receiver-profiles no\n"));
+    let said = String::from_utf8(run(dir.path(), &["config", "check", "c.conf"]).stdout).unwrap();
+    assert!(said.ends_with("0 errors, 0 warnings\n"), "{said}");
+}
+
 /// What each of the given lines of `<domain d.test>` through a virtual MTA is, and its layer.
 fn layers_of(config: &str, path: &[&str], directive: &str) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ipc::layers::NO_VMTA;
+use ipc::reply_rules::THEN;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{ArchivedDomainKey, Global, MappedSnapshot};
 
@@ -140,7 +141,7 @@ impl Config {
         new
     }
 
-    /// A `<smtp-pattern-list>`, compiled when it is first asked for.
+    /// A `<smtp-pattern-list>`, or two of which the second is asked behind the first, compiled when it is first asked for.
     pub fn patterns(&self, name: &str) -> Option<Rc<Patterns>> {
         if name.is_empty() {
             return None;
@@ -148,8 +149,9 @@ impl Config {
         let mut known = self.patterns.borrow_mut();
         let snapshot = self.snapshot.get();
         let compile = || {
-            let list = snapshot.reply_lists.iter().find(|l| l.name.as_str().eq_ignore_ascii_case(name))?;
-            Some(Rc::new(Patterns::of(list, &snapshot.files)))
+            let named = |n: &str| snapshot.reply_lists.iter().find(|l| l.name.as_str().eq_ignore_ascii_case(n));
+            let lists: Vec<_> = name.split(THEN).filter_map(named).collect();
+            (!lists.is_empty()).then(|| Rc::new(Patterns::of(&lists, &snapshot.files)))
         };
         known.entry(name.to_owned()).or_insert_with(compile).clone()
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use ipc::layers::{ArchivedProfile, NO_VMTA, Scope};
+use ipc::reply_rules::ReplyListsInForce;
 use ipc::rules::{ArchivedSetting, Value};
 use ipc::snapshot::ArchivedSnapshot;
 
@@ -203,7 +204,9 @@ fn in_force(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> Ve
 fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> Vec<Explained> {
     let mut chains: BTreeMap<u16, Vec<Said>> = BTreeMap::new();
     let (vmta, pool) = via.indices(s);
+    let mut lists = ReplyListsInForce::default();
     s.layers.each(destination, pool, vmta, |scope, pattern, profile, setting| {
+        lists.take(scope, pattern, setting);
         let Some(d) = directives::of_domain_key(setting.key.to_native()) else { return };
         let Some(value) = shown_setting(d, setting) else { return };
         let said = Said { value, origin: origin(s, scope, pattern, profile, setting) };
@@ -230,8 +233,11 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
             all.extend(chain.into_iter().skip(1).map(|said| Explained::of(d, said, Vec::new())));
             continue;
         }
-        let Some(last) = chain.pop() else { continue };
+        let Some(mut last) = chain.pop() else { continue };
         chain.reverse();
+        if d.name == "smtp-pattern-list" {
+            last.value = lists.joined(last.value);
+        }
         all.push(Explained::of(d, last, chain));
     }
     all

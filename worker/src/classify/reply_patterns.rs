@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use fancy_regex::Regex;
-use ipc::reply_rules::{ArchivedReplyAction, ArchivedReplyList};
+use ipc::reply_rules::{ArchivedReplyAction, ArchivedReplyList, ArchivedReplyRule};
 
 /// What becomes of the mail that met a reply. One of these at most is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,8 @@ struct Rule {
 #[derive(Debug)]
 pub struct Patterns {
     rules: Vec<Rule>,
+    /// Where the rules of each list end.
+    ends: Vec<usize>,
 }
 
 /// When the rules with a trigger in time matched, of one path, and until when that counts.
@@ -59,9 +61,9 @@ pub struct Patterns {
 pub struct Matches(Vec<(usize, VecDeque<i64>, i64)>);
 
 impl Patterns {
-    /// Compiles a list. An expression that does not compile was refused with the configuration.
-    pub fn of(list: &ArchivedReplyList, files: &[rkyv::string::ArchivedString]) -> Patterns {
-        let rules = list.rules.iter().filter_map(|r| {
+    /// Compiles lists, each asked where no rule of those before hits. An expression that does not compile was refused with the configuration.
+    pub fn of(lists: &[&ArchivedReplyList], files: &[rkyv::string::ArchivedString]) -> Patterns {
+        let rule = |r: &ArchivedReplyRule| {
             let file = files.get(usize::from(r.file.to_native())).map_or("", |f| f.as_str());
             Some(Rule {
                 expression: super::expression::compile(r.expression.as_str()).ok()?,
@@ -70,8 +72,13 @@ impl Patterns {
                 window_ms: i64::try_from(r.window_ms.to_native()).unwrap_or(i64::MAX),
                 place: format!("{file}:{}", r.line.to_native()),
             })
-        });
-        Patterns { rules: rules.collect() }
+        };
+        let (mut rules, mut ends) = (Vec::new(), Vec::new());
+        for list in lists {
+            rules.extend(list.rules.iter().filter_map(rule));
+            ends.push(rules.len());
+        }
+        Patterns { rules, ends }
     }
 
     /// The same rules in the same order, wherever they stand.
@@ -80,14 +87,22 @@ impl Patterns {
             (a.expression.as_str(), &a.actions, a.count, a.window_ms)
                 == (b.expression.as_str(), &b.actions, b.count, b.window_ms)
         };
-        self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(same)
+        self.ends == other.ends && self.rules.iter().zip(&other.rules).all(same)
     }
 
     /// Rules that match a reply, in order.
     pub fn matching(&self, reply: &str) -> Vec<usize> {
         // An expression that gives up within its bounds does not match.
         let hits = |r: &Rule| r.expression.is_match(reply).unwrap_or(false);
-        self.rules.iter().enumerate().filter(|(_, r)| hits(r)).map(|(i, _)| i).collect()
+        let mut from = 0;
+        for end in &self.ends {
+            let found: Vec<usize> = (from..*end).filter(|i| self.rules.get(*i).is_some_and(hits)).collect();
+            if !found.is_empty() {
+                return found;
+            }
+            from = *end;
+        }
+        Vec::new()
     }
 
     /// What rules do together. One with a trigger in time does nothing before its count is
@@ -174,6 +189,16 @@ mod tests {
     use ipc::reply_rules::{ReplyAction as A, ReplyList, ReplyRule};
 
     fn patterns(rules: &[(&str, &[A], u32)]) -> Patterns {
+        lists(&[rules])
+    }
+
+    fn lists(all: &[&[(&str, &[A], u32)]]) -> Patterns {
+        let bytes: Vec<_> = all.iter().map(|rules| archived(rules)).collect();
+        let lists = bytes.iter().map(|b| rkyv::access::<ArchivedReplyList, rkyv::rancor::Error>(b).unwrap());
+        Patterns::of(&lists.collect::<Vec<_>>(), &[])
+    }
+
+    fn archived(rules: &[(&str, &[A], u32)]) -> rkyv::util::AlignedVec {
         let rules = rules.iter().map(|(expression, actions, count)| ReplyRule {
             expression: (*expression).to_owned(),
             actions: actions.to_vec(),
@@ -181,9 +206,14 @@ mod tests {
             window_ms: 60_000,
             ..Default::default()
         });
-        let bytes = ipc::frame::archive(&ReplyList { name: "l".into(), rules: rules.collect() });
-        let list = rkyv::access::<ArchivedReplyList, rkyv::rancor::Error>(&bytes).unwrap();
-        Patterns::of(list, &[])
+        ipc::frame::archive(&ReplyList { name: "l".into(), rules: rules.collect() })
+    }
+
+    #[test]
+    fn a_second_list_is_asked_where_no_rule_of_the_first_hits() {
+        let p = lists(&[&[("busy", &[A::Backoff(None)], 0)], &[("^421", &[A::SkipMx], 0), ("busy", &[A::SkipMx], 0)]]);
+        assert_eq!([p.matching("421 busy"), p.matching("421 no"), p.matching("450 no")], [vec![0], vec![1], vec![]]);
+        assert!(!p.are_those_of(&patterns(&[("busy", &[A::Backoff(None)], 0)])));
     }
 
     #[test]

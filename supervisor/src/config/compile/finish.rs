@@ -263,10 +263,12 @@ impl<'s> Compiler<'s> {
             }
             for pattern in self.patterns(s) {
                 self.compare_with(&published, &pattern, &settings);
+                self.list_in_place_of_profile(&pattern, &settings);
                 self.roll_up_like(&pattern, &settings);
                 self.layers.add(scope, named, &pattern, &settings);
             }
         }
+        self.lists_in_place_of_profiles();
         similar.report(&mut self.reader.diagnostics);
         shadows.report(&mut self.reader.diagnostics);
     }

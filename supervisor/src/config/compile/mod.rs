@@ -158,6 +158,8 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         reserved_in: Vec::new(),
         lines: Vec::new(),
         local_addresses: None,
+        profile_lists: HashMap::new(),
+        in_place_of_profiles: Vec::new(),
     };
     let descriptors = lint::descriptors();
     c.snapshot.global.total_max_smtp_out = (descriptors / 2).min(ipc::limits::LEDGER_SLOTS as u64);
@@ -233,6 +235,10 @@ struct Compiler<'s> {
     reserved_in: Vec<(u64, Span)>,
     /// Lines of the block being checked, as written.
     lines: Vec<Setting>,
+    /// `smtp-pattern-list`s of receivers' profiles, by domain.
+    profile_lists: HashMap<String, String>,
+    /// Lines that name another list for such a domain: place, domain and the profile's list.
+    in_place_of_profiles: Vec<((u16, u32), String, String)>,
     /// Addresses of this machine, once they were asked for.
     local_addresses: Option<Vec<std::net::IpAddr>>,
 }

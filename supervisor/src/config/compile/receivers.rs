@@ -55,7 +55,10 @@ impl Compiler<'_> {
                     }
                     "<domain>" => {
                         let settings = self.settings("domain", &s.inside);
+                        let list = settings.iter().rev().find(|s| s.key == DomainKey::SmtpPatternList as u16);
+                        let list = list.and_then(|s| if let Value::Text(t) = &s.value { Some(t) } else { None });
                         for pattern in macros.expand(&s.value).unwrap_or_default() {
+                            self.profile_lists.extend(list.map(|l| (pattern.clone(), l.clone())));
                             if profiles::is_published(text) {
                                 published.insert(pattern.clone(), limits(&settings));
                             }
@@ -68,6 +71,28 @@ impl Compiler<'_> {
         }
         self.pending = pending;
         published
+    }
+
+    /// Notes a list of a block that names a receiver's domain: it takes the place of the profile's.
+    pub(super) fn list_in_place_of_profile(&mut self, pattern: &str, settings: &[Setting]) {
+        let Some(of_profile) = self.profile_lists.get(pattern) else { return };
+        let line = settings.iter().rev().find(|s| s.key == DomainKey::SmtpPatternList as u16);
+        let Some((s, Value::Text(list))) = line.map(|s| (s, &s.value)) else { return };
+        if !list.is_empty() && !list.eq_ignore_ascii_case(of_profile) {
+            self.in_place_of_profiles.push(((s.file, s.line), pattern.to_owned(), of_profile.clone()));
+        }
+    }
+
+    /// Says once that lists take the place of those of profiles.
+    pub(super) fn lists_in_place_of_profiles(&mut self) {
+        let all = std::mem::take(&mut self.in_place_of_profiles);
+        let Some((place, pattern, profile)) = all.first() else { return };
+        let more = if all.len() > 1 { format!(" ({} domains, the first is shown)", all.len()) } else { String::new() };
+        let message = format!("this list takes the place of the receiver profile's for {pattern}{more}");
+        let help = format!(
+            "`sluice config profiles {profile}` shows the rules that are not asked; those of a list in <domain *> are asked before them"
+        );
+        self.warning(self.line_at(*place), "profile-rules", message, help);
     }
 
     /// Warns of a limit above what the receiver says it refuses.
