@@ -63,6 +63,15 @@ pub enum Request {
         via: String,
         /// The only directive asked about; empty for all.
         only: String,
+        /// Look up the domain's mail hosts, to say whether its mail rolls up.
+        lookup: bool,
+    },
+    /// `config explain --source`
+    ExplainSource {
+        /// Address of a client, name of a `<source>`, or both.
+        who: String,
+        /// The only directive asked about; empty for all.
+        only: String,
     },
     /// `config diff`: these files against what is in force.
     Diff {

@@ -459,13 +459,20 @@ enum ConfigCommand {
     /// Show every directive in force for a destination, and which line says so
     Explain {
         /// Domain that mail is addressed to
-        destination: String,
+        #[arg(required_unless_present = "source")]
+        destination: Option<String>,
         /// Virtual MTA or pool that it goes through
         #[arg(value_name = "VMTA|POOL")]
         via: Option<String>,
         /// Configuration file; without one the running server is asked
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Look up the domain's mail hosts, to say which queue its mail rolls up to
+        #[arg(long, conflicts_with = "source")]
+        lookup: bool,
+        /// Show what is in force for a client instead: its address, the name of a <source>, or both as in 192.0.2.1,NAME
+        #[arg(long, value_name = "IP|NAME", conflicts_with_all = ["destination", "via"])]
+        source: Option<String>,
         /// Show only this directive, with everything that it overrode
         #[arg(long, value_name = "DIRECTIVE")]
         why: Option<String>,
@@ -597,14 +604,17 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Config { what: ConfigCommand::Check { file, data_dir, hide_pending, output } } => {
             check(&file, data_dir, hide_pending, output.json)
         }
-        Command::Config { what: ConfigCommand::Explain { destination, via, config, why, output } } => client::explain(
-            &control,
-            config.as_deref(),
-            destination,
-            via.unwrap_or_default(),
-            why.unwrap_or_default(),
-            output.json,
-        ),
+        Command::Config { what: ConfigCommand::Explain { destination, via, config, lookup, source, why, output } } => {
+            let (via, only) = (via.unwrap_or_default(), why.unwrap_or_default());
+            let asked = match source {
+                Some(who) => ipc::operator::Request::ExplainSource { who, only },
+                None => {
+                    let destination = destination.unwrap_or_default();
+                    ipc::operator::Request::Explain { destination, via, only, lookup }
+                }
+            };
+            client::explain(&control, config.as_deref(), asked, output.json)
+        }
         Command::Config { what: ConfigCommand::Diff { new, config, output } } => {
             client::diff(&control, &new, config.as_deref(), output.json)
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use tests::dns::Dns;
 use tests::engine::binary;
 
 const OLD: &str = "\
@@ -94,6 +95,108 @@ fn every_value_is_traced_to_its_line() {
     for args in [["bigmail.test", "nobody"], ["bigmail.test", "--why=max-smt-out"]] {
         let out = run(d, &["config", "explain", "--config", "old.conf", args[0], args[1]]);
         assert_eq!(out.status.code(), Some(2));
+    }
+}
+
+/// Name, value, line and layer of each row, and what the first overrides.
+type Rows = Vec<(String, String, u64, String)>;
+
+fn rows_of(dir: &Path, args: &[&str]) -> (Rows, Vec<String>) {
+    let out = run(dir, &[&["config", "explain", "--config", "c.conf", "--json"], args].concat());
+    let all: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap();
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let row = |e: &Value| {
+        let from = &e["origin"];
+        (text(&e["name"]), text(&e["value"]), from["line"].as_u64().unwrap(), text(&from["layer"]))
+    };
+    let over = all
+        .first()
+        .map_or(Vec::new(), |e| e["overrides"].as_array().unwrap().iter().map(|o| text(&o["value"])).collect());
+    (all.iter().map(row).collect(), over)
+}
+
+#[test]
+fn the_queue_that_mail_lands_in_is_shown_with_the_line_that_says_so() {
+    let dns = Dns::start();
+    dns.mx("rolled.test", &[(10, "mx1.edge.test"), (20, "other.test")]);
+    dns.mx("alone.test", &[(10, "other.test")]);
+    dns.mx("google.test", &[(10, "aspmx.l.google.com")]);
+    let dir = tempfile::tempdir().unwrap();
+    let lines = "<domain sent.test>\n max-smtp-out 9\n queue-to one.queue\n</domain>\n<domain one.queue>\n queue-to two.queue\n</domain>\n\
+                 <domain two.queue>\n smtp-hosts [127.0.0.1]\n max-smtp-out 3\n</domain>\n<mx-rollup-list>\n mx *.edge.test edge.rollup\n\
+                 </mx-rollup-list>\n<domain edge.rollup>\n max-smtp-out 2\n</domain>\n";
+    file(dir.path(), "c.conf", &format!("{lines}{}\n", dns.directive()));
+    let of = |args: &[&str]| rows_of(dir.path(), args);
+    let (rows, over) = of(&["sent.test"]);
+    assert_eq!(
+        (rows[0].0.as_str(), rows[0].1.as_str(), rows[0].2, over),
+        ("queue", "two.queue", 6, vec!["one.queue".to_owned()])
+    );
+    // All else goes by the queue's own lines, but the line that sends mail there.
+    let (out, _) = of(&["sent.test", "--why", "max-smtp-out"]);
+    assert_eq!((out[0].1.as_str(), out[0].2), ("3", 10));
+    assert_eq!(of(&["sent.test", "--why", "queue-to"]).0[0].1, "one.queue");
+    // Hosts are looked up where that is asked for.
+    let queue = |domain: &str| of(&[domain, "--why", "queue", "--lookup"]).0.remove(0);
+    assert!(of(&["rolled.test"]).0[0].3.contains("--lookup"));
+    let found = queue("rolled.test");
+    assert_eq!((found.1.as_str(), found.2, found.3.as_str()), ("edge.rollup", 13, "<mx-rollup-list> mx *.edge.test"));
+    assert_eq!(of(&["rolled.test", "--why", "max-smtp-out", "--lookup"]).0[0].1, "2");
+    let found = queue("alone.test");
+    assert_eq!((found.1.as_str(), found.2), ("alone.test", 0));
+    let found = queue("google.test");
+    assert_eq!((found.1.as_str(), found.3.contains("receiver profile google")), ("google.rollup", true));
+    let none = run(dir.path(), &["config", "explain", "--config", "c.conf", "none.test", "--lookup"]);
+    assert_eq!(none.status.code(), Some(2));
+}
+
+#[test]
+fn what_a_policy_stands_for_is_shown_and_lines_that_beat_it() {
+    let dir = tempfile::tempdir().unwrap();
+    file(
+        dir.path(),
+        "c.conf",
+        "<domain a.test>\n backoff-policy aggressive\n max-smtp-out 4\n</domain>\n<domain *>\n backoff-max-msg-rate 5/h\n</domain>\n",
+    );
+    let of = |name: &str| {
+        let (mut rows, over) = rows_of(dir.path(), &["a.test", "--why", name]);
+        let (_, value, line, layer) = rows.remove(0);
+        (value, line, layer.starts_with("backoff-policy aggressive, global <domain a.test>"), over)
+    };
+    let owned = |all: &[&str]| all.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+    assert_eq!(of("backoff-max-smtp-out"), ("1".into(), 2, true, owned(&["20"])));
+    assert_eq!(of("backoff-retry-after"), ("1h".into(), 2, true, owned(&["1h"])));
+    // A line beats it, wherever it stands.
+    assert_eq!(of("backoff-max-msg-rate"), ("5/h".into(), 6, false, owned(&["60/h", "as max-msg-rate"])));
+}
+
+#[test]
+fn what_is_in_force_for_a_client_is_shown_by_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    file(
+        dir.path(),
+        "c.conf",
+        "<source 10.1.0.0/16>\n always-allow-relaying yes\n process-x-job yes\n</source>\n<source 0/0>\n always-allow-relaying no\n\
+         max-message-size 5M\n</source>\n<source app>\n max-message-size 9M\n</source>\nsmtp-listener 127.0.0.1:25 source=app\n",
+    );
+    let of = |who: &str, name: &str| {
+        let (mut rows, over) = rows_of(dir.path(), &["--source", who, "--why", name]);
+        let (_, value, line, layer) = rows.remove(0);
+        (value, line, layer, over)
+    };
+    let owned = |all: &[&str]| all.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+    let relaying = of("10.1.2.3", "always-allow-relaying");
+    assert_eq!(relaying, ("yes".into(), 2, "<source 10.1.0.0/16>".into(), owned(&["no", "no"])));
+    assert_eq!(of("10.2.0.1", "always-allow-relaying").1, 6);
+    assert_eq!(of("10.1.2.3,app", "max-message-size").1, 10);
+    assert_eq!(of("App", "max-message-size").3, owned(&["unlimited"]));
+    let (all, _) = rows_of(dir.path(), &["--source", "10.1.2.3"]);
+    assert!(all.len() > 20 && all.iter().any(|r| r.0 == "allow-starttls" && r.3 == "default"));
+    for wrong in
+        [&["--source", "ap"][..], &["--source", "app", "--why", "max-smtp-out"], &["--source", "app", "d.test"], &[]]
+    {
+        let out = run(dir.path(), &[&["config", "explain", "--config", "c.conf"], wrong].concat());
+        assert_eq!(out.status.code(), Some(2), "{wrong:?}");
     }
 }
 

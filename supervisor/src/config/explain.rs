@@ -2,15 +2,19 @@
 //! first, read from the same snapshot and in the same order as workers read it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
+use ipc::backoff::Mode;
 use ipc::layers::{ArchivedProfile, NO_VMTA, Scope};
 use ipc::reply_rules::ReplyListsInForce;
-use ipc::rules::{ArchivedSetting, Value};
-use ipc::snapshot::ArchivedSnapshot;
+use ipc::rules::{ArchivedSetting, DomainKey, DomainRules, Value};
+use ipc::snapshot::{ArchivedSnapshot, ArchivedWritten};
 
 use super::compile::pattern_key;
 use super::diagnostic::SECRETS;
 use super::directives::{self, Directive, Status};
+use super::landing::{self, RolledUp};
 use super::value;
 
 /// Where a value comes from.
@@ -109,7 +113,10 @@ impl Via {
 }
 
 /// Destination, and virtual MTA or pool, of `DOMAIN` or `DOMAIN/VMTA`.
-fn path(text: &str, via: &str) -> Result<(String, String), String> {
+///
+/// # Errors
+/// A sentence when it is neither.
+pub fn path(text: &str, via: &str) -> Result<(String, String), String> {
     let (domain, chosen) = match text.split_once('/') {
         Some((d, v)) if !text.starts_with('[') => (d, v),
         _ => (text, via),
@@ -137,6 +144,7 @@ fn asked(only: &str) -> Result<String, String> {
             && d.blocks.iter().any(|b| matches!(*b, "domain" | "virtual-mta" | "virtual-mta-pool" | "global"))
     };
     match directives::all().iter().find(|d| d.name == wanted) {
+        None if wanted == QUEUE => Ok(wanted),
         _ if matches!(wanted.as_str(), "use-profile" | "include") => {
             Err(format!("{wanted} has no value of its own: what it brings is shown with the directives concerned"))
         }
@@ -151,14 +159,27 @@ fn asked(only: &str) -> Result<String, String> {
 }
 
 /// Every directive in force for mail to `destination` through a virtual MTA or pool (none:
-/// `{default}`), by name. `only` names one directive.
+/// `{default}`), by name. `only` names one directive. What `queue-to` and roll-up put under another queue goes by that one's
+/// lines; `rolled_up` is what DNS said of its mail hosts, where that was looked up.
 ///
 /// # Errors
 /// A sentence when destination, virtual MTA or directive are none.
-pub fn explain(s: &ArchivedSnapshot, destination: &str, via: &str, only: &str) -> Result<Vec<Explained>, String> {
-    let (destination, via) = path(destination, via)?;
+pub fn explain(
+    s: &ArchivedSnapshot,
+    destination: &str,
+    via: &str,
+    only: &str,
+    rolled_up: Option<&RolledUp>,
+) -> Result<Vec<Explained>, String> {
+    let (domain, via) = path(destination, via)?;
     let only = if only.is_empty() { String::new() } else { asked(only)? };
     let via = Via::named(s, &via)?;
+    let queue = queue_of(s, &domain, via, rolled_up);
+    // What sends mail elsewhere stands in the domain's own block.
+    let destination = if matches!(only.as_str(), "queue-to" | "mx-rollup") { domain } else { queue.value.clone() };
+    if only == QUEUE {
+        return Ok(vec![queue]);
+    }
     let mut all = in_force(s, &destination, via, &only);
     if let Via::Pool(i) = via {
         let members = s.pools.get(i as usize).into_iter().flat_map(|p| p.members.iter());
@@ -169,6 +190,110 @@ pub fn explain(s: &ArchivedSnapshot, destination: &str, via: &str, only: &str) -
             .collect();
         all.iter_mut().for_each(|e| by_members(e, &members));
     }
+    if only.is_empty() {
+        all.insert(0, queue);
+    }
+    Ok(all)
+}
+
+/// What the queue that mail waits in is called among the directives.
+const QUEUE: &str = "queue";
+/// Times that `queue-to` is followed, as by workers.
+const QUEUE_TO_HOPS_MAX: usize = 8;
+
+/// The queue that mail for a domain waits in, and the line that says so; the lines on the way there are those it overrides.
+fn queue_of(s: &ArchivedSnapshot, domain: &str, via: Via, rolled_up: Option<&RolledUp>) -> Explained {
+    let mut steps: Vec<Said> = Vec::new();
+    let mut at = domain.to_owned();
+    while steps.len() < QUEUE_TO_HOPS_MAX {
+        let line = of_domains(s, &at, via, "queue-to").into_iter().next().filter(|e| e.origin.line > 0);
+        let Some(next) = line.map(|e| Said { value: pattern_key(&e.value), origin: e.origin }) else { break };
+        let is_circle = next.value == domain || steps.iter().any(|s| s.value == next.value);
+        if is_circle || next.value == "\"\"" {
+            break;
+        }
+        at.clone_from(&next.value);
+        steps.push(next);
+    }
+    let said = match rolled_up {
+        Some(found) => landing::by_hosts(s, &at, found),
+        None => steps.pop().unwrap_or_else(|| {
+            let keeps_out = |name| of_domains(s, &at, via, name).iter().any(|e| landing::keeps_out(name, &e.value));
+            landing::own(s, &at, ["type", "smtp-hosts", "disable-mx-rollup"].into_iter().any(keeps_out))
+        }),
+    };
+    steps.reverse();
+    Explained {
+        name: QUEUE.into(),
+        value: said.value,
+        origin: said.origin,
+        overrides: steps,
+        scope: String::new(),
+        pending: false,
+        members: Vec::new(),
+    }
+}
+
+/// Every directive that is in force for a client, by name, with the `<source>` and the line that says so. `who` is an address, the
+/// name of a `<source>`, or both with a comma between, as for a client of a listener that has one. `only` names one directive.
+///
+/// # Errors
+/// A sentence when a name is none.
+pub fn explain_source(s: &ArchivedSnapshot, who: &str, only: &str) -> Result<Vec<Explained>, String> {
+    let (mut ip, mut name) = (None, String::new());
+    for part in who.split(',').map(str::trim) {
+        match part.parse::<IpAddr>() {
+            Ok(found) => ip = Some(found),
+            Err(_) => name = part.to_lowercase(),
+        }
+    }
+    let blocks = || s.written.iter().filter(|w| w.block.as_str() == "source");
+    let network_of = |w: &ArchivedWritten| ipc::network::parse(w.name.as_str());
+    let is_named = |w: &ArchivedWritten| network_of(w).is_none() && w.name.as_str().to_lowercase() == name;
+    if !name.is_empty() && !blocks().any(is_named) {
+        let known: Vec<&str> = blocks().filter(|w| network_of(w).is_none()).map(|w| w.name.as_str()).collect();
+        let near = super::diagnostic::nearest(&name, known.into_iter()).map(|n| format!("; did you mean {n}?"));
+        return Err(format!("{who}: expected an address, or the name of a <source>{}", near.unwrap_or_default()));
+    }
+    let wanted = directives::canonical(&only.to_ascii_lowercase()).to_owned();
+    let has_value = |d: &&Directive| d.blocks.contains(&"source") && d.kind != "block" && d.name != "include";
+    if !only.is_empty() && !directives::all().iter().filter(has_value).any(|d| d.name == wanted) {
+        let known = directives::all().iter().filter(has_value).map(|d| d.name);
+        let near = super::diagnostic::nearest(&wanted, known).map(|n| format!("; did you mean {n}?"));
+        return Err(format!("{only} is no directive of <source>{}", near.unwrap_or_default()));
+    }
+    // Wider networks first, as for clients; named ones come last.
+    let mut apply: Vec<(u8, &ArchivedWritten)> = blocks()
+        .filter_map(|w| match network_of(w) {
+            Some(n) => ip.is_some_and(|ip| n.contains(ip)).then_some((n.bits, w)),
+            None => (!name.is_empty() && is_named(w)).then_some((u8::MAX, w)),
+        })
+        .collect();
+    apply.sort_by_key(|(bits, _)| *bits);
+    let mut all = Vec::new();
+    for (row, d) in directives::all().iter().enumerate().filter(|(_, d)| has_value(d)) {
+        let mut chain = vec![default(d)];
+        for (_, w) in &apply {
+            for x in w.settings.iter().filter(|x| usize::from(x.key.to_native()) == row) {
+                let Some(value) = shown_setting(d, x) else { continue };
+                let layer = format!("<source {}>", w.name.as_str());
+                chain.push(Said { value, origin: Origin { layer, ..written_at(s, x) } });
+            }
+        }
+        let is_asked =
+            if only.is_empty() { chain.len() > 1 || d.status == Status::Supported } else { d.name == wanted };
+        if !is_asked {
+            continue;
+        }
+        if d.repeats && chain.len() > 1 {
+            all.extend(chain.into_iter().skip(1).map(|said| Explained::of(d, said, Vec::new())));
+            continue;
+        }
+        let Some(last) = chain.pop() else { continue };
+        chain.reverse();
+        all.push(Explained::of(d, last, chain));
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
 }
 
@@ -216,6 +341,8 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
             chain.push(said);
         }
     });
+    let policy = chains.get(&(DomainKey::BackoffPolicy as u16)).and_then(|c| c.last()).cloned();
+    let policy = policy.map(|said| (said, rules_of_policy(s, destination, via)));
     let mut all: Vec<Explained> = Vec::new();
     for (i, d) in directives::all().iter().enumerate().filter(|(_, d)| d.blocks.contains(&"domain")) {
         let is_asked = only.is_empty() || d.name == only;
@@ -227,7 +354,9 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
         if chain.is_empty() && d.status != Status::Supported && only.is_empty() {
             continue;
         }
-        chain.insert(0, default(d));
+        // Lines of any block beat what a policy stands for.
+        let of_policy = policy.as_ref().and_then(|(said, rules)| of_policy(d, said, rules));
+        chain.splice(0..0, [default(d)].into_iter().chain(of_policy));
         if d.repeats && chain.len() > 1 {
             // Lines that add up all count, and each is told.
             all.extend(chain.into_iter().skip(1).map(|said| Explained::of(d, said, Vec::new())));
@@ -241,6 +370,40 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
         all.push(Explained::of(d, last, chain));
     }
     all
+}
+
+/// The rules of a path without its own lines for backoff: what its `backoff-policy` stands for.
+fn rules_of_policy(s: &ArchivedSnapshot, destination: &str, via: Via) -> DomainRules {
+    let rules = match via {
+        Via::Vmta(i) => s.domain_rules(destination, i),
+        Via::Pool(i) => s.pool_rules(destination, i),
+    };
+    DomainRules {
+        backoff_max_smtp_out: None,
+        backoff_max_msg_rate: None,
+        backoff_retry_after: None,
+        backoff_to_normal_after: None,
+        backoff_to_normal_after_delivery: None,
+        ..rules
+    }
+}
+
+/// What a `backoff-policy` says in place of a directive.
+fn of_policy(d: &Directive, policy: &Said, rules: &DomainRules) -> Option<Said> {
+    let millis = |t: Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);
+    let value = match d.name {
+        "backoff-max-smtp-out" => Value::Number(rules.backoff().smtp_out),
+        "backoff-max-msg-rate" => {
+            let rate = rules.backoff().msg_rate;
+            Value::Rate { count: rate.count, per_ms: millis(rate.per) }
+        }
+        "backoff-retry-after" => Value::MillisList(rules.retry_waits(Mode::Backoff).into_iter().map(millis).collect()),
+        "backoff-to-normal-after" => Value::Millis(millis(rules.backoff_lasts())),
+        "backoff-to-normal-after-delivery" => Value::Flag(rules.backoff_ends_upon_delivery()),
+        _ => return None,
+    };
+    let layer = format!("backoff-policy {}, {}", policy.value, policy.origin.layer);
+    Some(Said { value: shown(d, &value), origin: Origin { layer, ..policy.origin.clone() } })
 }
 
 fn default(d: &Directive) -> Said {
@@ -309,7 +472,8 @@ fn shown_setting(d: &Directive, x: &ArchivedSetting) -> Option<String> {
     rkyv::deserialize::<Value, rkyv::rancor::Error>(&x.value).ok().map(|v| shown(d, &v))
 }
 
-fn written_at(s: &ArchivedSnapshot, setting: &ArchivedSetting) -> Origin {
+/// File and line of a setting.
+pub fn written_at(s: &ArchivedSnapshot, setting: &ArchivedSetting) -> Origin {
     let file = s.files.get(usize::from(setting.file.to_native())).map_or("", |f| f.as_str());
     Origin { layer: String::new(), file: file.to_owned(), line: setting.line.to_native() }
 }

@@ -12,6 +12,7 @@ mod encrypted_key;
 pub mod explain;
 pub mod files;
 mod incomplete;
+pub mod landing;
 pub mod lint;
 pub mod macros;
 pub mod manual;
@@ -76,8 +77,30 @@ pub fn given_files(file: &Path) -> Result<GivenFiles, Failure> {
 /// # Errors
 /// [`Failure::Wrong`] with the errors of the file.
 pub fn snapshot_of(file: &Path) -> Result<MappedSnapshot, Failure> {
-    let compiled = compiled(file, &Overrides::default())?;
-    map(&compiled.snapshot.seal().map_err(|e| Failure::Failed(e.to_string()))?).map_err(Failure::Failed)
+    map(&sealed(file)?).map_err(Failure::Failed)
+}
+
+/// The same, not yet mapped.
+///
+/// # Errors
+/// [`Failure::Wrong`] with the errors of the file.
+pub fn sealed(file: &Path) -> Result<std::os::fd::OwnedFd, Failure> {
+    compiled(file, &Overrides::default())?.snapshot.seal().map_err(|e| Failure::Failed(e.to_string()))
+}
+
+/// What is in force for mail to a destination by a snapshot, see [`explain::explain`]; with `lookup` its mail hosts are looked up.
+///
+/// # Errors
+/// A sentence naming what does not exist, or is not found out.
+pub fn explained(
+    snapshot: impl Fn() -> Result<MappedSnapshot, String>,
+    destination: &str,
+    via: &str,
+    only: &str,
+    lookup: bool,
+) -> Result<Vec<explain::Explained>, String> {
+    let found = if lookup { Some(landing::look_up(snapshot()?, destination, via)?) } else { None };
+    explain::explain(snapshot()?.get(), destination, via, only, found.as_ref())
 }
 
 /// Maps a sealed snapshot.

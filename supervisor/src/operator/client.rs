@@ -532,21 +532,18 @@ fn reason(c: &WhyCause) -> String {
 ///
 /// # Errors
 /// [`Failure`]
-pub fn explain(
-    target: &Target,
-    config: Option<&Path>,
-    destination: String,
-    via: String,
-    only: String,
-    as_json: bool,
-) -> Result<(), Failure> {
-    let all: Vec<Explained> = match config {
-        Some(file) => {
-            let snapshot = crate::config::snapshot_of(file)?;
-            explain::explain(snapshot.get(), &destination, &via, &only).map_err(Failure::Wrong)?
+pub fn explain(target: &Target, config: Option<&Path>, request: Request, as_json: bool) -> Result<(), Failure> {
+    let all: Vec<Explained> = match (config, &request) {
+        (Some(file), Request::Explain { destination, via, only, lookup }) => {
+            let sealed = crate::config::sealed(file)?;
+            let mapped = || crate::config::map(&sealed);
+            crate::config::explained(mapped, destination, via, only, *lookup).map_err(Failure::Wrong)?
         }
-        None => {
-            let request = Request::Explain { destination, via, only: only.clone() };
+        (Some(file), Request::ExplainSource { who, only }) => {
+            let snapshot = crate::config::snapshot_of(file)?;
+            explain::explain_source(snapshot.get(), who, only).map_err(Failure::Wrong)?
+        }
+        _ => {
             let Answer::Status(text) = ask(target, &request)? else { return Err(unexpected()) };
             serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string()))?
         }
@@ -554,7 +551,11 @@ pub fn explain(
     if as_json {
         return json(&all);
     }
-    if !only.is_empty() {
+    let is_of_one = match &request {
+        Request::Explain { only, .. } | Request::ExplainSource { only, .. } => !only.is_empty(),
+        _ => false,
+    };
+    if is_of_one {
         return print(all.iter().map(chain).collect::<String>().as_bytes());
     }
     let cells = all.iter().map(|e| {

@@ -147,10 +147,12 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },
-        Request::Explain { destination, via, only } => match sup.explain(destination, via, only).await {
-            Ok(t) => Answer::Status(t),
-            Err(t) => Answer::Wrong(t),
-        },
+        Request::Explain { destination, via, only, lookup } => {
+            sup.explain(destination, via, only, lookup).await.map_or_else(Answer::Wrong, Answer::Status)
+        }
+        Request::ExplainSource { who, only } => {
+            sup.explain_source(who, only).await.map_or_else(Answer::Wrong, Answer::Status)
+        }
         Request::Diff { files, json } => {
             let (given, main) = Given::of(files);
             sup.diff(Source::Given(given), main, json).await.map_or_else(Answer::Wrong, Answer::Done)

@@ -173,10 +173,29 @@ impl Supervisor {
     ///
     /// # Errors
     /// A sentence naming what does not exist.
-    pub async fn explain(&self, destination: String, via: String, only: String) -> Result<String, String> {
+    pub async fn explain(
+        &self,
+        destination: String,
+        via: String,
+        only: String,
+        lookup: bool,
+    ) -> Result<String, String> {
         let snapshot = self.snapshot.borrow().try_clone().map_err(|e| e.to_string())?;
         let explained = move || {
-            let all = config::explain::explain(map(&snapshot)?.get(), &destination, &via, &only)?;
+            let all = config::explained(|| map(&snapshot), &destination, &via, &only, lookup)?;
+            serde_json::to_string(&all).map_err(|e| e.to_string())
+        };
+        beside(explained).await
+    }
+
+    /// `config explain --source` as JSON.
+    ///
+    /// # Errors
+    /// A sentence naming what does not exist.
+    pub async fn explain_source(&self, who: String, only: String) -> Result<String, String> {
+        let snapshot = self.snapshot.borrow().try_clone().map_err(|e| e.to_string())?;
+        let explained = move || {
+            let all = config::explain::explain_source(map(&snapshot)?.get(), &who, &only)?;
             serde_json::to_string(&all).map_err(|e| e.to_string())
         };
         beside(explained).await
