@@ -42,6 +42,9 @@ const KILLED_WAIT: Duration = Duration::from_secs(5);
 /// How long killed processes may take to let go of a listening socket, and work beside the loop to end with it.
 const LET_GO_WAIT: Duration = Duration::from_secs(3);
 
+/// Warnings of the configuration that the log has at a start: what keeps mail back, and what this machine is not ready for.
+const SAID_AT_START: [&str; 4] = ["withheld", "foreign-address", "no-address", "descriptors"];
+
 /// The supervisor's state.
 pub struct Supervisor {
     file: Option<PathBuf>,
@@ -112,11 +115,11 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
     if pending > 0 {
         tracing::warn!(directives = pending, "some directives are not in force yet; `sluice config check` names them");
     }
-    for d in checked.diagnostics.iter().filter(|d| d.code == "withheld") {
+    rights::raise_descriptor_limit();
+    for d in checked.diagnostics.iter().filter(|d| SAID_AT_START.contains(&d.code)) {
         tracing::warn!(file = %checked.files.path(d.at.file).display(), line = d.at.line, "{}", d.message);
     }
     let compiled = checked.compiled;
-    rights::raise_descriptor_limit();
     // Mail and logs are the service's own business; what others may read is opened explicitly.
     let own = nix::sys::stat::Mode::from_bits_truncate(0o027);
     let stricter = nix::sys::stat::umask(own);

@@ -96,6 +96,26 @@ impl Live {
     }
 }
 
+/// What a check warns of on this machine the log of a start has, too; mail from an address that is not there waits.
+#[test]
+fn a_start_says_what_the_machine_is_not_ready_for() {
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<virtual-mta v>\n smtp-source-host 203.0.113.9 v.test\n</virtual-mta>\n<domain *>\n {}\n max-smtp-out 999999999\n</domain>",
+            r.hosts()
+        ),
+    );
+    let log = engine.log();
+    assert!(log.contains("this machine does not have the address 203.0.113.9"), "{log}");
+    assert!(log.contains("max-smtp-out is above the") && log.contains("line="), "{log}");
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["u@d.test"], "X-Virtual-MTA: v\r\n\r\nx").unwrap().0, 250);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((r.unique(), engine.queued()), (0, 1));
+}
+
 #[test]
 fn headers_of_accepted_mail() {
     let mut l = Live::start("host-id 77");

@@ -118,7 +118,7 @@ impl<'s> Compiler<'s> {
             self.line_at(place),
             "foreign-address",
             message,
-            "a server refuses to load this on such a machine",
+            "on such a machine a reload with it is refused, and a start says so: mail from there waits",
         );
     }
 
