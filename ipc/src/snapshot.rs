@@ -549,6 +549,30 @@ mod tests {
     }
 
     #[test]
+    fn of_limits_for_every_source_address_the_last_line_counts() {
+        let of = |lines: &[(&str, u64)], ip: &str| {
+            let mut b = LayersBuilder::default();
+            let all = lines.iter().map(|(network, count)| {
+                let network = match *network {
+                    "" => Network { base: [0; 16], bits: 0 },
+                    n => crate::network::parse(n).unwrap(),
+                };
+                let value = Value::PerNetwork { network, count: *count, per_ms: 0 };
+                Setting { key: DomainKey::SourceIpMaxSmtpOut as u16, file: 0, line: 1, value }
+            });
+            b.add(Scope::Global, Named::Itself, "*", &all.collect::<Vec<_>>());
+            let s = Snapshot { vmtas: vec![VirtualMta::default()], layers: b.build(), ..Default::default() };
+            let m = MappedSnapshot::map(&s.seal().unwrap()).unwrap();
+            m.get().domain_rules("d.test", 0).source_ip_max_smtp_out.of(ip.parse().unwrap()).count
+        };
+        // The old form has no network and is for both families.
+        assert_eq!(of(&[("0/0", 9), ("", 2)], "10.0.0.1"), 2);
+        assert_eq!(of(&[("", 2), ("0/0", 9)], "10.0.0.1"), 9);
+        assert_eq!(of(&[("10/8", 5), ("", 2)], "10.0.0.1"), 5, "a narrower network counts wherever it stands");
+        assert_eq!(of(&[("", 2), ("::/0", 9)], "2001:db8::1"), 9);
+    }
+
+    #[test]
     fn a_list_for_every_domain_leaves_a_receivers_own_in_force() {
         let list = |scope, pattern: &str, name: &str| (scope, pattern.to_owned(), name.to_owned());
         let in_force = |operators: &[(Scope, String, String)]| {

@@ -151,6 +151,21 @@ fn the_queue_that_mail_lands_in_is_shown_with_the_line_that_says_so() {
 }
 
 #[test]
+fn of_two_limits_for_every_source_address_the_last_one_counts() {
+    let shown = |lines: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        file(dir.path(), "c.conf", &format!("<domain a.test>\n{lines}</domain>\n"));
+        let (rows, over) = rows_of(dir.path(), &["a.test", "--why", "source-ip-max-smtp-out"]);
+        let said = String::from_utf8(run(dir.path(), &["config", "check", "c.conf"]).stdout).unwrap();
+        assert!(said.contains("warning[shadowed]") && said.contains("c.conf:3:1"), "{said}");
+        (rows.iter().map(|r| format!("{} {}", r.1, r.2)).collect::<Vec<_>>(), over)
+    };
+    let (new, old) = ("source-ip-max-smtp-out 0/0 9\n", "max-smtp-out-per-source-ip 2\n");
+    assert_eq!(shown(&format!("{new}{old}")), (vec!["0/0 2 3".to_owned()], vec!["0/0 9".to_owned()]));
+    assert_eq!(shown(&format!("{old}{new}")), (vec!["0/0 9 3".to_owned()], vec!["0/0 2".to_owned()]));
+}
+
+#[test]
 fn what_a_policy_stands_for_is_shown_and_lines_that_beat_it() {
     let dir = tempfile::tempdir().unwrap();
     file(

@@ -358,8 +358,9 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
         let of_policy = policy.as_ref().and_then(|(said, rules)| of_policy(d, said, rules));
         chain.splice(0..0, [default(d)].into_iter().chain(of_policy));
         if d.repeats && chain.len() > 1 {
-            // Lines that add up all count, and each is told.
-            all.extend(chain.into_iter().skip(1).map(|said| Explained::of(d, said, Vec::new())));
+            // Lines that add up all count, and each is told; of those for one network the last.
+            chain.remove(0);
+            all.extend(by_network(d, chain).into_iter().map(|(said, over)| Explained::of(d, said, over)));
             continue;
         }
         let Some(mut last) = chain.pop() else { continue };
@@ -368,6 +369,21 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
             last.value = lists.joined(last.value);
         }
         all.push(Explained::of(d, last, chain));
+    }
+    all
+}
+
+/// Lines that count, each with those of the same network before it, strongest first; of other directives than limits for
+/// networks every line counts.
+fn by_network(d: &Directive, lines: Vec<Said>) -> Vec<(Said, Vec<Said>)> {
+    let mut all: Vec<(Said, Vec<Said>)> = Vec::new();
+    for said in lines {
+        let network = |s: &Said| s.value.split_whitespace().next().map(str::to_owned);
+        let same = |(s, _): &&mut (Said, Vec<Said>)| d.kind.starts_with("args:cidr") && network(s) == network(&said);
+        match all.iter_mut().find(same) {
+            Some((before, over)) => over.insert(0, std::mem::replace(before, said)),
+            None => all.push((said, Vec::new())),
+        }
     }
     all
 }

@@ -81,6 +81,8 @@ impl Compiler<'_> {
 fn distinguished_by<'s>(d: &Directive, value: &'s str) -> &'s str {
     match d.kind {
         _ if !d.repeats => "",
+        // max-smtp-out-per-source-ip N says what source-ip-max-smtp-out 0/0 N says.
+        "args:number" => "0/0",
         "source-host" => value.split_whitespace().next().unwrap_or_default(),
         kind if kind.starts_with("args:cidr") => value.split_whitespace().next().unwrap_or_default(),
         _ => value,
