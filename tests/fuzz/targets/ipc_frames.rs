@@ -316,15 +316,21 @@ impl Make for GivenInclude {
 
 impl Make for Request {
     fn make(c: &mut Choices<'_>) -> Request {
-        match c.byte() % 12 {
+        match c.byte() % 13 {
             0 => Request::Status,
             1 => Request::Shards,
             2 | 3 => Request::Page { of: make(c), at: make(c) },
             4 => Request::ShardRestart { shard: c.byte(), wait: c.byte() % 2 == 1 },
             5 => Request::Scale { workers: c.short().into(), wait: c.byte() % 2 == 1 },
             6 => Request::Reload { wait: c.byte() % 2 == 1, dry_run: c.byte() % 2 == 1 },
-            10 => Request::Explain { destination: make(c), via: make(c), only: make(c) },
-            11 => Request::Diff { files: make(c), json: c.byte() % 2 == 0 },
+            10 => Request::Explain {
+                destination: make(c),
+                via: make(c),
+                only: make(c),
+                lookup: c.byte() % 2 == 1,
+            },
+            11 => Request::ExplainSource { who: make(c), only: make(c) },
+            12 => Request::Diff { files: make(c), json: c.byte() % 2 == 0 },
             7 => Request::Stop { wait: c.byte() % 2 == 1 },
             8 => Request::RotateAccounting { file: make(c) },
             9 => Request::Unsuppress { addresses: make(c), list: make(c) },

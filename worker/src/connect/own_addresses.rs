@@ -8,20 +8,31 @@ const V4: &str = "/proc/self/net/fib_trie";
 /// Addresses of IPv6; missing where there is no IPv6.
 const V6: &str = "/proc/self/net/if_inet6";
 
+/// The flag of an address that is made anew every day so that its machine is not recognised (RFC 8981), `IFA_F_TEMPORARY`.
+const TEMPORARY: u32 = 0x01;
+
+/// Those of [`all`] that stay: temporary addresses of IPv6 are given up after a day or a week.
+pub fn lasting() -> Vec<IpAddr> {
+    let temporary: Vec<Ipv6Addr> = read(V6).lines().filter(|l| is_temporary(l)).filter_map(of_line).collect();
+    let is_meant = |ip: &IpAddr| !matches!(ip, IpAddr::V6(ip) if temporary.contains(ip));
+    all().into_iter().filter(is_meant).collect()
+}
+
 /// Each once, in order; none where the kernel does not show them, and none where they cannot be read, which the log says.
 pub fn all() -> Vec<IpAddr> {
-    let read = |path| {
-        std::fs::read_to_string(path).unwrap_or_else(|error| {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::warn!(path, %error, "this machine's addresses are not known: mail that would come back is sent out");
-            }
-            String::new()
-        })
-    };
     let mut all: Vec<IpAddr> = of_v4(&read(V4)).map(IpAddr::V4).chain(of_v6(&read(V6)).map(IpAddr::V6)).collect();
     all.sort_unstable();
     all.dedup();
     all
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            tracing::warn!(path, %error, "this machine's addresses are not known: mail that would come back is sent out");
+        }
+        String::new()
+    })
 }
 
 /// `|-- ADDRESS` lines, each followed by its routes, of which `/32 host LOCAL` is one to this machine.
@@ -39,8 +50,17 @@ fn of_v4(trie: &str) -> impl Iterator<Item = Ipv4Addr> {
 
 /// Lines that begin with the 32 digits of an address.
 fn of_v6(addresses: &str) -> impl Iterator<Item = Ipv6Addr> {
-    let address = |line: &str| u128::from_str_radix(line.get(..32)?, 16).ok().map(Ipv6Addr::from_bits);
-    addresses.lines().filter_map(address)
+    addresses.lines().filter_map(of_line)
+}
+
+fn of_line(line: &str) -> Option<Ipv6Addr> {
+    u128::from_str_radix(line.get(..32)?, 16).ok().map(Ipv6Addr::from_bits)
+}
+
+/// Address, interface, bits of the prefix, scope, flags, name; numbers in hexadecimal digits.
+fn is_temporary(line: &str) -> bool {
+    let flags = line.split_whitespace().nth(4).and_then(|f| u32::from_str_radix(f, 16).ok());
+    flags.is_some_and(|f| f & TEMPORARY != 0)
 }
 
 #[cfg(test)]
@@ -56,6 +76,13 @@ mod tests {
         assert_eq!(v4, ["127.0.0.1", "192.0.2.2"]);
         let v6 = "fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n00000000000000000000000000000001 01 80 10 80 lo\nx\n";
         assert_eq!(of_v6(v6).map(|ip| ip.to_string()).collect::<Vec<_>>(), ["fe80::fc:ff:fe00:1", "::1"]);
+    }
+
+    #[test]
+    fn addresses_that_are_given_up_are_known_by_their_flag() {
+        let lines = "20010db8000000000000000000000001 02 40 00 80     eth0\n\
+                     20010db800000000b4d1c3f2a1e00f11 02 40 00 01     eth0\n20010db800000000b4d1c3f2a1e00f12 02 40 00 21     eth0\nx 1\n";
+        assert_eq!(lines.lines().map(is_temporary).collect::<Vec<_>>(), [false, true, true, false]);
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Compiler<'_> {
 
     /// The addresses that a `smtp-source-host` stands for.
     pub(super) fn source_hosts(&mut self, s: &Statement, text: &str) -> Vec<SourceHost> {
-        let local = self.local_addresses.get_or_insert_with(own_addresses::all);
+        let local = self.lasting_addresses.get_or_insert_with(own_addresses::lasting);
         let hosts = source_hosts::expand(text, local);
         if hosts.is_empty() {
             let message = format!("no address of this machine but 127.0.0.1 lies in {text}");

@@ -106,7 +106,7 @@ impl Compiler<'_> {
         let named = taken.all.len();
         for a in &asked {
             let Listen::Within(network, port) = a.listen else { continue };
-            let local = self.local_addresses.get_or_insert_with(own_addresses::all);
+            let local = self.lasting_addresses.get_or_insert_with(own_addresses::lasting);
             let all = within(network, local);
             if all.is_empty() {
                 let message = format!("no address of this machine lies in {network}: nothing is listened on");

@@ -158,6 +158,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         reserved_in: Vec::new(),
         lines: Vec::new(),
         local_addresses: None,
+        lasting_addresses: None,
         profile_lists: HashMap::new(),
         in_place_of_profiles: Vec::new(),
     };
@@ -241,6 +242,8 @@ struct Compiler<'s> {
     in_place_of_profiles: Vec<((u16, u32), String, String)>,
     /// Addresses of this machine, once they were asked for.
     local_addresses: Option<Vec<std::net::IpAddr>>,
+    /// Those of them that a network stands for.
+    lasting_addresses: Option<Vec<std::net::IpAddr>>,
 }
 
 /// A value that was accepted, with the row of its directive.
