@@ -1,6 +1,5 @@
 //! The command line, and which function serves each command.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -450,6 +449,9 @@ enum ConfigCommand {
         /// Leave out what is only stored so far
         #[arg(long)]
         hide_pending: bool,
+        /// Show each finding in full, also those that are like others
+        #[arg(long, conflicts_with = "json")]
+        all: bool,
         /// Folder for spool, accounting and sockets that `run` is given, instead of the configuration's
         #[arg(long, value_name = "DIR")]
         data_dir: Option<PathBuf>,
@@ -601,8 +603,8 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             client::act(&control, ipc::operator::Request::RotateAccounting { file })
         }
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
-        Command::Config { what: ConfigCommand::Check { file, data_dir, hide_pending, output } } => {
-            check(&file, data_dir, hide_pending, output.json)
+        Command::Config { what: ConfigCommand::Check { file, data_dir, hide_pending, all, output } } => {
+            check(&file, data_dir, hide_pending, all, output.json)
         }
         Command::Config { what: ConfigCommand::Explain { destination, via, config, lookup, source, why, output } } => {
             let (via, only) = (via.unwrap_or_default(), why.unwrap_or_default());
@@ -679,7 +681,7 @@ fn log_to_stderr() {
         .try_init();
 }
 
-fn check(file: &Path, data_dir: Option<PathBuf>, hide_pending: bool, json: bool) -> Result<(), Failure> {
+fn check(file: &Path, data_dir: Option<PathBuf>, hide_pending: bool, all: bool, json: bool) -> Result<(), Failure> {
     let from = if file == Path::new("-") { Path::new("/dev/stdin") } else { file };
     let overrides = Overrides { data_dir, ..Overrides::default() };
     let checked = match config::compile(Some(from), &overrides) {
@@ -707,24 +709,8 @@ fn check(file: &Path, data_dir: Option<PathBuf>, hide_pending: bool, json: bool)
         });
         print(format!("{v:#}\n").as_bytes())?;
     } else {
-        let mut text = String::new();
-        // The same file that is missing for a hundred lines is one matter.
-        let mut missing: HashMap<&str, usize> = HashMap::new();
-        for d in shown.clone().filter(|d| d.code == "missing-file") {
-            *missing.entry(&d.message).or_default() += 1;
-        }
-        for d in shown {
-            match missing.get_mut(d.message.as_str()).filter(|_| d.code == "missing-file") {
-                Some(0) => continue,
-                Some(1) | None => text.push_str(&d.render(&checked.files)),
-                Some(n) => {
-                    let message = format!("{} ({n} lines, the first is shown)", d.message);
-                    text.push_str(&Diagnostic { message, ..d.clone() }.render(&checked.files));
-                    *n = 0;
-                }
-            }
-            text.push_str("\n\n");
-        }
+        let shown: Vec<&Diagnostic> = shown.collect();
+        let mut text = config::summary::as_text(&shown, &checked.files, all);
         let count = |shown: usize, more: usize, what: &str| {
             let first = if more > 0 { format!(" (the first {shown} are shown)") } else { String::new() };
             format!("{} {what}{}{first}", shown + more, if shown + more == 1 { "" } else { "s" })

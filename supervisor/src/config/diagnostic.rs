@@ -14,8 +14,10 @@ pub const SECRETS: &[&str] =
 /// Directives whose first word is a file and whose second is its password, which is a secret likewise.
 pub const WITH_PASSWORD: &[&str] = &["smtp-client-certificate", "smtp-server-tls-certificate", "tls-certificate"];
 
-/// Errors, and warnings, that are kept of a configuration; the others are counted.
+/// Errors that are kept of a configuration; the others are counted.
 pub const KEPT_MAX: usize = 200;
+/// Warnings that are kept: those that are alike are printed as one, and a kind that comes late is not lost among them.
+pub const WARNINGS_KEPT_MAX: usize = 4000;
 /// Characters of a message, of advice, and of a line in an excerpt.
 const TEXT_CHARS_MAX: usize = 1000;
 /// Bytes of a word that may be meant to be a name.
@@ -107,10 +109,17 @@ fn cut(mut text: String) -> String {
 
 /// What is wrong, as far as somebody will read it: the first errors and the first warnings by file and line, and how many
 /// more there are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Diagnostics {
     errors: First,
     warnings: First,
+}
+
+impl Default for Diagnostics {
+    fn default() -> Self {
+        let first = |most| First { kept: BinaryHeap::new(), left_out: 0, most };
+        Diagnostics { errors: first(KEPT_MAX), warnings: first(WARNINGS_KEPT_MAX) }
+    }
 }
 
 /// How many were not kept.
@@ -156,20 +165,22 @@ impl Diagnostics {
 }
 
 /// The first of a kind, the last of them on top.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct First {
     kept: BinaryHeap<ByPlace>,
     left_out: usize,
+    /// How many are kept.
+    most: usize,
 }
 
 impl First {
     fn is_full_at(&self, at: Span) -> bool {
-        self.kept.len() >= KEPT_MAX && self.kept.peek().is_some_and(|last| at > last.0.at)
+        self.kept.len() >= self.most && self.kept.peek().is_some_and(|last| at > last.0.at)
     }
 
     fn push(&mut self, d: Diagnostic) {
         self.kept.push(ByPlace(d));
-        if self.kept.len() > KEPT_MAX {
+        if self.kept.len() > self.most {
             self.kept.pop();
             self.left_out += 1;
         }
@@ -293,14 +304,14 @@ mod tests {
     #[test]
     fn warnings_and_errors_are_kept_apart() {
         let mut all = Diagnostics::default();
-        for line in 0..=KEPT_MAX as u32 {
+        for line in 0..=WARNINGS_KEPT_MAX as u32 {
             if !all.counts_only(at(line), false) {
                 all.push(Diagnostic::warning(at(line), "x", "", ""));
             }
         }
         assert!(!all.counts_only(at(9999), true), "there is room for errors");
         let (kept, left_out) = all.into_sorted();
-        assert_eq!((kept.len(), left_out), (KEPT_MAX, LeftOut { errors: 0, warnings: 1 }));
+        assert_eq!((kept.len(), left_out), (WARNINGS_KEPT_MAX, LeftOut { errors: 0, warnings: 1 }));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod records;
 pub mod reply_rule;
 pub mod source;
 pub mod source_hosts;
+pub mod summary;
 pub mod syntax;
 mod unknown;
 pub mod value;

@@ -32,7 +32,7 @@ fn fuzz(text: &str) -> Corpus {
         for (i, vmta) in mapped.get().vmtas.iter().enumerate().take(4) {
             for destination in ["d.test", "a.b.test", "[127.0.0.1]", "gmail.com"] {
                 let _ = mapped.get().domain_rules(destination, i as u32);
-                assert!(explain(mapped.get(), destination, vmta.name.as_str(), "").is_ok(), None);
+                assert!(explain(mapped.get(), destination, vmta.name.as_str(), "", None).is_ok());
             }
         }
     }
