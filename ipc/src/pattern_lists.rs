@@ -23,6 +23,10 @@ pub struct PatternRule {
     pub expression: String,
     /// What it decides.
     pub result: PatternResult,
+    /// File it comes from, by its place in the snapshot's list.
+    pub file: u16,
+    /// Line of the file, from 1.
+    pub line: u32,
 }
 
 /// What an expression is held against.

@@ -491,6 +491,31 @@ enum ConfigCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Say what would become of one message: source, virtual MTA, queue, limits, signature, and the lines that say so
+    Trace {
+        /// Configuration file
+        file: PathBuf,
+        /// Envelope sender; "" for none
+        #[arg(long, value_name = "ADDRESS")]
+        from: String,
+        /// Recipient; may be given again
+        #[arg(long, value_name = "ADDRESS", required = true)]
+        to: Vec<String>,
+        /// Header field as in a message; may be given again
+        #[arg(long, value_name = "NAME: VALUE")]
+        header: Vec<String>,
+        /// Address of the client that sends it
+        #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+        client: IpAddr,
+        /// Named <source> of the listener that the client comes to
+        #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+        source: String,
+        /// Look up mail hosts, to say which queue mail rolls up to
+        #[arg(long)]
+        lookup: bool,
+        #[command(flatten)]
+        output: Output,
+    },
     /// List the receiver profiles that come with the program, or print one
     Profiles {
         /// Name of a profile
@@ -619,6 +644,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Config { what: ConfigCommand::Diff { new, config, output } } => {
             client::diff(&control, &new, config.as_deref(), output.json)
+        }
+        Command::Config { what: ConfigCommand::Trace { file, from, to, header, client, source, lookup, output } } => {
+            let asked = config::trace::Asked { from, to, headers: header, client, source, lookup };
+            client::trace(&file, &asked, output.json)
         }
         Command::Config { what: ConfigCommand::Profiles { name } } => profiles(name.as_deref()),
         Command::Config { what: ConfigCommand::Directives { markdown: true, .. } } => {

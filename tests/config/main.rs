@@ -6,3 +6,4 @@ mod explain;
 mod in_force;
 mod published;
 mod reload;
+mod trace;

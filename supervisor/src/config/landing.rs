@@ -38,7 +38,7 @@ pub fn look_up(snapshot: MappedSnapshot, destination: &str, via: &str) -> Result
     let queue = config.queued_under(destination, &via);
     let rules = config.way(&queue, &via).rules;
     let found = runtime.block_on(async {
-        let resolver = Resolver::new(&config.global.name_servers)?;
+        let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?;
         let all = async {
             let hosts = resolver.preferred(&queue).await;
             let joins = rollup::decide(&config, &rules, &queue, &resolver).await;

@@ -24,6 +24,7 @@ pub mod source;
 pub mod source_hosts;
 pub mod summary;
 pub mod syntax;
+pub mod trace;
 mod unknown;
 pub mod value;
 pub mod writable;

@@ -568,6 +568,18 @@ pub fn explain(target: &Target, config: Option<&Path>, request: Request, as_json
     print(members.map(|e| format!("\n{}{}", e.name, of_members(e))).collect::<String>().as_bytes())
 }
 
+/// Says what would become of a message by a configuration file.
+///
+/// # Errors
+/// [`Failure::Wrong`] when the file has errors, or what was asked is no message.
+pub fn trace(file: &Path, asked: &crate::config::trace::Asked, as_json: bool) -> Result<(), Failure> {
+    let trace = crate::config::trace::trace(&crate::config::sealed(file)?, asked).map_err(Failure::Wrong)?;
+    if as_json {
+        return json(&trace);
+    }
+    print(crate::config::trace::text(&trace).as_bytes())
+}
+
 /// A value with all that it overrode.
 fn chain(e: &Explained) -> String {
     let mut text = format!("{} {}\n  {}\n", e.name, e.value, e.origin);

@@ -11,7 +11,8 @@ use super::removed_fields;
 use crate::clock;
 use crate::config::Config;
 use crate::dkim::options::Options;
-use crate::dkim::signature::{Message, unsigned};
+use crate::dkim::request::Request;
+use crate::dkim::signature::{DomainKey, Message, unsigned};
 use crate::holds::{Work, doing};
 use crate::schedule::message::Content;
 use crate::shard::Shard;
@@ -80,15 +81,8 @@ async fn sign(
     let mut message = Message::of(&body);
     let mut fields = String::new();
     for o in options {
-        let asked = content.dkim.as_ref().filter(|_| o.follows_message);
-        if o.only_if_asked && asked.is_none() {
-            continue;
-        }
-        let named = asked.filter(|r| !r.key_list.is_empty()).map(|r| config.domain_key_list(&r.key_list));
-        let lists = match &named {
-            Some(keys) => [&keys[..], &[]],
-            None => [&keys[0][..], &keys[1][..]],
-        };
+        let Some(Means { asked, named }) = Means::of(config, o, content) else { continue };
+        let lists = lists(named.as_ref(), &keys);
         let has_key = asked.is_some_and(|r| r.key.is_some()) || lists.iter().any(|l| !l.is_empty());
         if has_key && body[0].len() + body[1].len() > HASHED_HERE_MAX {
             let (body, form) = (body.clone(), o.body_canon);
@@ -110,6 +104,52 @@ async fn sign(
         true => body,
         false => behind(&fields, &body, message.header_len()),
     }
+}
+
+/// What one signature of a message may be made by.
+struct Means<'c> {
+    /// What the message asks for.
+    asked: Option<&'c Request>,
+    /// Keys of the list that it names.
+    named: Option<Rc<[DomainKey]>>,
+}
+
+impl<'c> Means<'c> {
+    /// `None` where the message gets no such signature.
+    fn of(config: &Config, o: &Options, content: &'c Content) -> Option<Means<'c>> {
+        let asked = content.dkim.as_ref().filter(|_| o.follows_message);
+        if o.only_if_asked && asked.is_none() {
+            return None;
+        }
+        let named = asked.filter(|r| !r.key_list.is_empty()).map(|r| config.domain_key_list(&r.key_list));
+        Some(Means { asked, named })
+    }
+}
+
+/// Keys in the order that they are looked through: those of the list that a message names, or of its virtual MTA and of all.
+fn lists<'a>(named: Option<&'a Rc<[DomainKey]>>, keys: &'a [Vec<DomainKey>; 2]) -> [&'a [DomainKey]; 2] {
+    match named {
+        Some(named) => [named, &[]],
+        None => [&keys[0], &keys[1]],
+    }
+}
+
+/// Signatures that content would get through a virtual MTA, each with its field up to `b=`, or why one cannot be made.
+pub fn planned(
+    config: &Config,
+    rules: &Rc<DomainRules>,
+    (vmta, pool): (u32, Option<&str>),
+    content: &Content,
+    now_s: i64,
+) -> Vec<Result<String, String>> {
+    let keys = config.domain_keys(vmta, pool);
+    let body = removed_fields::without(content, rules);
+    let mut message = Message::of(&body);
+    let mut one = |o: &Options| {
+        let Means { asked, named } = Means::of(config, o, content)?;
+        unsigned(&mut message, o, asked, &lists(named.as_ref(), &keys), now_s).transpose()
+    };
+    config.signing(rules).iter().filter_map(|o| Some(one(o)?.map(|u| u.with(&[])))).collect()
 }
 
 /// Puts fields in front of a header of so many bytes, which alone is copied where the rest allows it.

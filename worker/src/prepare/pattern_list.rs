@@ -54,6 +54,8 @@ struct Rule {
     on: On,
     expression: Option<Regex>,
     then: Then,
+    /// File, by its place in the snapshot's list, and line.
+    at: (u16, u32),
 }
 
 /// All lists of a configuration, compiled.
@@ -83,7 +85,7 @@ impl PatternLists {
             };
             let any = matches!(on, On::Any);
             let expression = if any { None } else { Some(expression::compile(r.expression.as_str()).ok()?) };
-            Some(Rule { on, expression, then })
+            Some(Rule { on, expression, then, at: (r.file.to_native(), r.line.to_native()) })
         };
         let lists = lists.iter().map(|l| l.rules.iter().filter_map(rule).collect()).collect();
         PatternLists { names, lists }
@@ -92,7 +94,7 @@ impl PatternLists {
     /// The list of this name, to be asked for the recipients of one message.
     pub fn of_message<'a>(&'a self, name: &str, subject: Subject<'a>) -> Decider<'a> {
         let first = self.names.iter().position(|n| !n.is_empty() && n.eq_ignore_ascii_case(name));
-        Decider { lists: &self.lists, first, subject, known: HashMap::new(), rules: 0 }
+        Decider { lists: &self.lists, first, subject, known: HashMap::new(), rules: 0, decided_at: None }
     }
 
     /// Whether what it decides may differ from recipient to recipient.
@@ -112,12 +114,15 @@ pub struct Decider<'a> {
     known: HashMap<(usize, usize), bool>,
     /// Rules that were looked at for this recipient.
     rules: usize,
+    /// The rule that decided: its file, by the place in the snapshot's list, and its line.
+    pub decided_at: Option<(u16, u32)>,
 }
 
 impl Decider<'_> {
     /// What it decides for one; nothing when no rule matches.
     pub fn decide(&mut self, recipient: &str) -> Choice {
         self.rules = 0;
+        self.decided_at = None;
         self.first.and_then(|at| self.ask(at, recipient, 0)).unwrap_or_default()
     }
 
@@ -132,7 +137,10 @@ impl Decider<'_> {
                 continue;
             }
             match &r.then {
-                Then::Choose(c) => return Some(c.clone()),
+                Then::Choose(c) => {
+                    self.decided_at = Some(r.at);
+                    return Some(c.clone());
+                }
                 // Of a list inside nothing may match: the search goes on behind it.
                 Then::List(next) => {
                     if let Some(c) = self.ask(*next, recipient, calls + 1) {
@@ -172,7 +180,7 @@ mod tests {
     use super::*;
 
     fn rule(on: On, expression: &str, then: Then) -> Rule {
-        Rule { on, expression: expression::compile(expression).ok(), then }
+        Rule { on, expression: expression::compile(expression).ok(), then, at: (0, 0) }
     }
 
     fn choose(vmta: &str, priority: Option<u8>) -> Then {
@@ -188,12 +196,12 @@ mod tests {
                     rule(On::Recipient, "@vip\\.", choose("v1", Some(90))),
                     rule(On::Sender, "^news@", Then::List(1)),
                     rule(On::Header("x-kind".into()), "^\\s*reset$", choose("", Some(100))),
-                    Rule { on: On::Any, expression: None, then: Then::List(2) },
+                    Rule { on: On::Any, expression: None, then: Then::List(2), at: (0, 0) },
                 ],
                 vec![rule(On::Recipient, "a@", choose("v2", None))],
                 vec![
                     rule(On::Sender, "b@", choose("v3", None)),
-                    Rule { on: On::Any, expression: None, then: Then::List(2) },
+                    Rule { on: On::Any, expression: None, then: Then::List(2), at: (0, 0) },
                 ],
             ],
         };
@@ -234,7 +242,7 @@ mod tests {
 
     #[test]
     fn lists_that_call_each_other_many_times_end() {
-        let call = || Rule { on: On::Any, expression: None, then: Then::List(0) };
+        let call = || Rule { on: On::Any, expression: None, then: Then::List(0), at: (0, 0) };
         let lists = PatternLists { names: vec!["l".into()], lists: vec![(0..8).map(|_| call()).collect()] };
         let mut decider = lists.of_message("l", Subject { sender: "", fields: &[] });
         assert_eq!(decider.decide("a@d.test"), Choice::default());

@@ -32,7 +32,7 @@ impl Compiler<'_> {
                 list as u32
             });
             let Some(Value::Text(text)) = accepted else { continue };
-            if let Some(rule) = rule(&s.name, &text, inside) {
+            if let Some(rule) = rule(s, &text, inside) {
                 self.snapshot.pattern_lists[at].rules.push(rule);
             } else if inside.is_none() {
                 self.warning(s.at, "no-effect", "a pattern without a result decides nothing", "");
@@ -42,8 +42,8 @@ impl Compiler<'_> {
 }
 
 /// A line that was checked; `None` when it decides nothing.
-fn rule(name: &str, text: &str, inside: Option<u32>) -> Option<PatternRule> {
-    let (on, text) = match name {
+fn rule(s: &Statement, text: &str, inside: Option<u32>) -> Option<PatternRule> {
+    let (on, text) = match &*s.name {
         "mail-from" => (On::Sender, text),
         "rcpt-to" => (On::Recipient, text),
         "header" => {
@@ -60,7 +60,7 @@ fn rule(name: &str, text: &str, inside: Option<u32>) -> Option<PatternRule> {
         Some(list) => PatternResult::Inside(list),
         None => result(results)?,
     };
-    Some(PatternRule { on, expression: source.to_owned(), result })
+    Some(PatternRule { on, expression: source.to_owned(), result, file: s.at.file, line: s.at.line })
 }
 
 fn result(text: &str) -> Option<PatternResult> {
