@@ -241,6 +241,8 @@ pub struct SpoolDirectory {
     pub priority: u32,
     /// Bytes to leave free on its file system.
     pub min_free_space: u64,
+    /// `deliver-only`: what is there is delivered, and shards whose folder lies there take no new mail.
+    pub deliver_only: bool,
 }
 
 /// An SMTP listener.

@@ -220,7 +220,7 @@ fn a_file_that_ends_in_json_is_json() {
     );
     send(&engine, &["u@d.test"], "");
     let rows = |folder: &str| texts(&engine.path().join(folder)).concat();
-    eventually("rows are there", std::time::Duration::from_secs(10), || {
+    eventually("rows are there", Duration::from_secs(10), || {
         rows("x").ends_with('\n') && rows("y").lines().count() == 2
     });
     let row: serde_json::Value = serde_json::from_str(rows("x").trim()).unwrap();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tests::client::Client;
 use tests::engine::{Engine, binary};
 use tests::eventually;
 use tests::receiver::Receiver;
@@ -106,4 +107,36 @@ fn a_log_that_takes_no_line_stops_nobody() {
     send(&engine, 10, "u", "d.test");
     eventually("all arrive", Duration::from_secs(20), || receiver.unique() == 10);
     assert!(engine.stop());
+}
+
+#[test]
+fn a_spool_that_only_delivers_takes_no_new_mail() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("450 4.2.0 later", None)));
+    let mut engine = Engine::start(
+        1,
+        &format!(
+            "<spool old>\n priority 1\n</spool>\n#new\n<domain *>\n {}\n retry-recipients-after 1s\n</domain>",
+            r.hosts()
+        ),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["u@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    engine.edit_config(" priority 1\n", " priority 1\n deliver-only yes\n");
+    engine.edit_config("#new", "<spool new>\n</spool>");
+    assert!(engine.stop());
+    engine.start_again();
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let (code, text) = c.send("s@x.test", &["v@d.test"], "Subject: x\r\n\r\nx").unwrap();
+    assert!(code == 452 && text.contains("deliver-only"), "{code} {text}");
+    r.script(|s| s.rcpt_reply = None);
+    eventually("what is there is delivered", Duration::from_secs(20), || r.unique() == 1 && engine.queued() == 0);
+    // Emptied, it may go, and what is new lies in the other.
+    assert!(engine.stop());
+    std::fs::remove_dir_all(engine.path().join("old")).unwrap();
+    engine.start_again();
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["v@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("it arrives", Duration::from_secs(20), || r.unique() == 2);
+    assert!(engine.path().join("new/shard-00/log").exists() && !engine.path().join("old/shard-00/log").exists());
 }

@@ -196,7 +196,7 @@ async fn welcome(control: &mut FrameStream) -> Result<(Welcome, Vec<OwnedFd>), S
 }
 
 /// The shard's folder: where it exists already, else in the spool of highest priority that
-/// has more than its `min-free-space`.
+/// takes new mail and has more than its `min-free-space`.
 fn shard_folder(config: &Config, shard: u8) -> Result<PathBuf, String> {
     let name = format!("shard-{shard:02}");
     let spools = &config.global.spools;
@@ -209,8 +209,8 @@ fn shard_folder(config: &Config, shard: u8) -> Result<PathBuf, String> {
             at.and_then(|p| nix::sys::statvfs::statvfs(p).ok()).map(|v| v.blocks_available() * v.fragment_size());
         free.is_none_or(|free| free > least)
     };
-    let roomy = || spools.iter().find(|s| has_room(&s.path, s.min_free_space));
-    let chosen = existing.or_else(roomy).or(spools.first());
+    let roomy = || spools.iter().find(|s| !s.deliver_only && has_room(&s.path, s.min_free_space));
+    let chosen = existing.or_else(roomy).or_else(|| spools.iter().find(|s| !s.deliver_only)).or(spools.first());
     chosen.map(|s| folder(&s.path)).ok_or_else(|| "no spool is configured".to_owned())
 }
 
@@ -236,8 +236,8 @@ async fn open_shard(
     control: &FrameStream,
 ) -> Result<Rc<Shard>, String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let min_free_bytes =
-        config.global.spools.iter().find(|s| folder.starts_with(&s.path)).map_or(0, |s| s.min_free_space);
+    let of_spool = config.global.spools.iter().find(|s| folder.starts_with(&s.path));
+    let (min_free_bytes, deliver_only) = of_spool.map_or((0, false), |s| (s.min_free_space, s.deliver_only));
     let options = spool::Options {
         path: folder.to_owned(),
         shard: start.shard,
@@ -252,6 +252,7 @@ async fn open_shard(
     let (spool, opened) = spool::Spool::open(options, Box::new(files), each).map_err(|e| format!("spool: {e}"))?;
     let shard = Shard::new(start.shard, config, spool, ledger, map)?;
     *shard.accounting.borrow_mut() = shown;
+    shard.delivers_only.set(deliver_only);
     shard.suppression.open(&Path::new(&shard.config().global.data_dir).join(suppression::FOLDER))?;
     let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
     loop {

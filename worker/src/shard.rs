@@ -137,6 +137,8 @@ pub struct Shard {
     pub receiving: Receiving,
     /// Programs that are given mail.
     pub programs: Programs,
+    /// Its folder lies in a `<spool>` that takes no new mail.
+    pub delivers_only: Cell<bool>,
     /// SMTP sessions served.
     pub sessions: Cell<u32>,
     /// Those of clients that no `<source>` names.
@@ -229,6 +231,7 @@ impl Shard {
             counters: Counters::default(),
             receiving: Receiving::default(),
             programs: Programs::default(),
+            delivers_only: Cell::default(),
             sessions: Cell::new(0),
             strangers: Strangers::default(),
             connections: Cell::new(0),
@@ -370,6 +373,9 @@ impl Shard {
     /// # Errors
     /// [`SpoolError::Full`] naming the directive.
     pub fn check_room(&self, recipients: usize) -> Result<(), SpoolError> {
+        if self.delivers_only.get() {
+            return Err(SpoolError::Full("it only delivers what is there (deliver-only of its <spool>)".into()));
+        }
         let limit = self.config.borrow().global.spool_max_recipients;
         if limit == 0 {
             return Ok(());

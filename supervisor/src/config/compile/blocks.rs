@@ -395,11 +395,12 @@ impl<'s> Compiler<'s> {
     }
 
     fn spool(&mut self, s: &'s Statement) {
-        let mut d = SpoolDirectory { path: s.value.to_string(), priority: 1, min_free_space: 0 };
+        let mut d = SpoolDirectory { path: s.value.to_string(), priority: 1, min_free_space: 0, deliver_only: false };
         for i in &s.inside {
             match (&*i.name, self.check("spool", i).and_then(Accepted::in_force)) {
                 ("priority", Some(Value::Number(n))) => d.priority = n as u32,
                 ("min-free-space", Some(Value::Number(n))) => d.min_free_space = n,
+                ("deliver-only", Some(Value::Flag(b))) => d.deliver_only = b,
                 _ => {}
             }
         }

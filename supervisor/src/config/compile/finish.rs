@@ -365,7 +365,7 @@ impl<'s> Compiler<'s> {
         g.run_dir = data_dir.join("run").display().to_string();
         g.data_dir = data_dir.display().to_string();
         if g.spools.is_empty() {
-            g.spools.push(SpoolDirectory { path: "spool".into(), priority: 1, min_free_space: 0 });
+            g.spools.push(SpoolDirectory { path: "spool".into(), priority: 1, min_free_space: 0, deliver_only: false });
         }
         let below = |path: &str| -> String { PathBuf::from(data_dir).join(path).display().to_string() };
         for d in &mut g.spools {

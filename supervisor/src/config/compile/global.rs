@@ -108,7 +108,7 @@ impl Compiler<'_> {
             "alias" => self.alias(s, &t),
             "run-as-user" => self.out.run_as_user = t,
             "spool" => {
-                g.spools.push(SpoolDirectory { path: t.clone(), priority: 1, min_free_space: 0 });
+                g.spools.push(SpoolDirectory { path: t.clone(), priority: 1, min_free_space: 0, deliver_only: false });
                 self.writes_to(s, t);
             }
             "smtp-ip" => {
