@@ -13,7 +13,7 @@ use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
 use crate::operator::client;
 use crate::operator::suppress;
-use crate::{Failure, run};
+use crate::{Failure, acct, run};
 
 /// Outbound mail transfer agent for senders of millions of messages a day.
 #[derive(Debug, Parser)]
@@ -175,6 +175,11 @@ enum Command {
     Rotate {
         #[command(subcommand)]
         what: Rotate,
+    },
+    /// Search accounting files, or make statistics from them
+    Acct {
+        #[command(subcommand)]
+        what: acct::Command,
     },
     /// Submit a message from a file or standard input
     Inject {
@@ -627,6 +632,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             let file = file.unwrap_or_default();
             client::act(&control, ipc::operator::Request::RotateAccounting { file })
         }
+        Command::Acct { what } => acct::run(what),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
         Command::Config { what: ConfigCommand::Check { file, data_dir, hide_pending, all, output } } => {
             check(&file, data_dir, hide_pending, all, output.json)

@@ -1,6 +1,7 @@
 //! `sluice`: the supervisor, its workers, and the operator's commands.
 
 mod accounting;
+mod acct;
 mod bounce;
 mod cli;
 pub mod config;
@@ -17,7 +18,9 @@ mod shards;
 mod status;
 mod suppression;
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -49,15 +52,31 @@ impl From<Failure> for ExitCode {
 
 /// What the program does: a command of the operator, the server, or one of its workers.
 pub fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1).peekable();
-    let done = match args.next_if(|a| a == "worker") {
-        Some(name) => cli::work(cli::WorkerCli::parse_from(std::iter::once(name).chain(args))),
-        // The name alone is the server: `cargo run` starts one.
-        None if args.peek().is_none() => cli::execute(cli::Cli::parse_from(["sluice", "run"])),
-        None => cli::execute(cli::Cli::parse()),
-    };
-    match done {
+    match done_by(std::env::args_os().collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(f) => f.into(),
+    }
+}
+
+fn done_by(words: Vec<OsString>) -> Result<(), Failure> {
+    let mut args = words.into_iter();
+    let name = PathBuf::from(args.next().unwrap_or_default());
+    let args: Vec<OsString> = args.collect();
+    // PowerMTA's tools are links to the program.
+    if let Some(done) = acct::by_name(&name, args.iter().cloned()) {
+        return done;
+    }
+    let word = |n: usize| args.get(n).and_then(|a| a.to_str());
+    match (word(0), word(1)) {
+        (Some("worker"), _) => cli::work(cli::WorkerCli::parse_from(&args)),
+        // The name alone is the server: `cargo run` starts one. By PowerMTA's name it is a client.
+        (None, _) if args.is_empty() && name.file_name() != Some(OsStr::new("pmta")) => {
+            cli::execute(cli::Cli::parse_from(["sluice", "run"]))
+        }
+        (Some("acct"), Some("find")) => {
+            let words = acct::with_fields_as_matches(args.into_iter());
+            cli::execute(cli::Cli::parse_from(std::iter::once("sluice".into()).chain(words)))
+        }
+        _ => cli::execute(cli::Cli::parse_from(std::iter::once("sluice".into()).chain(args))),
     }
 }

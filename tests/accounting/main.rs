@@ -6,6 +6,7 @@ mod fields;
 mod files;
 mod programs;
 mod readers;
+mod tools;
 
 use std::path::Path;
 use std::time::Duration;
