@@ -13,7 +13,7 @@ use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
 use crate::operator::client;
 use crate::operator::suppress;
-use crate::{Failure, acct, run};
+use crate::{Failure, acct, run, sink, title};
 
 /// Outbound mail transfer agent for senders of millions of messages a day.
 #[derive(Debug, Parser)]
@@ -195,6 +195,8 @@ enum Command {
         /// File, or - for standard input
         file: PathBuf,
     },
+    /// Run a test receiver: an SMTP server that takes mail, delivers none, and misbehaves by rules
+    Sink(sink::Options),
     /// Check and explain configurations
     Config {
         #[command(subcommand)]
@@ -543,6 +545,7 @@ enum ConfigCommand {
 pub fn work(cli: WorkerCli) -> Result<(), Failure> {
     log_to_stderr();
     let WorkerCli { shard, cpu, run_dir } = cli;
+    title::name_worker(shard);
     worker::run(worker::Start { shard, cpu, run_dir }).map_err(|e| {
         tracing::error!(shard, error = e, "worker ends");
         Failure::Failed(String::new())
@@ -558,6 +561,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run { config, workers, data_dir } => {
             log_to_stderr();
+            title::become_supervisor();
             run::run(config, Overrides { workers, data_dir })
         }
         Command::Status(o) => client::status(&control, o.json),
@@ -632,6 +636,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             let file = file.unwrap_or_default();
             client::act(&control, ipc::operator::Request::RotateAccounting { file })
         }
+        Command::Sink(options) => sink::run(options),
         Command::Acct { what } => acct::run(what),
         Command::Inject { from, to, vmta, file } => client::inject(&control, from, to, vmta, &file),
         Command::Config { what: ConfigCommand::Check { file, data_dir, hide_pending, all, output } } => {

@@ -15,8 +15,10 @@ mod rates;
 mod rights;
 mod run;
 mod shards;
+mod sink;
 mod status;
 mod suppression;
+mod title;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

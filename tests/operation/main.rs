@@ -7,6 +7,7 @@ mod local_rights;
 mod queues;
 mod sandbox;
 mod scenarios;
+mod sink;
 mod spool;
 mod strangers;
 mod systemd;

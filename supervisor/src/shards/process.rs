@@ -134,6 +134,7 @@ async fn run_once(sup: &Rc<Supervisor>, number: u8) {
     let cpu = sup.slot(number, |s| s.cpu).unwrap_or(0);
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command
+        .arg0(crate::title::of_worker(number))
         .arg("worker")
         .args(["--shard", &number.to_string(), "--cpu", &cpu.to_string(), "--run-dir"])
         .arg(sup.run_dir())

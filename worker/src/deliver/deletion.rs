@@ -116,7 +116,7 @@ fn recipients(e: &ArchivedEnvelope, d: &Deletion) -> Vec<u16> {
 
 /// Whether a text is an address as a pattern says it, in which `*` stands for any characters. Case does
 /// not count.
-fn matches(pattern: &str, text: &str) -> bool {
+pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.to_lowercase(), text.to_lowercase());
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
