@@ -102,6 +102,11 @@ impl Span {
     }
 }
 
+const HOURS: [&str; 24] = [
+    "00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16", "17", "18",
+    "19", "20", "21", "22", "23",
+];
+
 /// What one report counts.
 #[derive(Debug)]
 struct Scope {
@@ -122,6 +127,8 @@ struct Scope {
     vmta_hours: Tally<Outcomes>,
     vmta_domains: Tally<Outcomes>,
     vmta_domain_dates: Tally<Outcomes>,
+    /// The day that was named last, and its name.
+    day: (i64, String),
 }
 
 impl Scope {
@@ -144,6 +151,7 @@ impl Scope {
             vmta_hours: Tally::new(names_max),
             vmta_domains: Tally::new(names_max),
             vmta_domain_dates: Tally::new(names_max),
+            day: (0, day(0)),
         }
     }
 }
@@ -408,16 +416,20 @@ impl Scope {
             return;
         }
         let wall = e.logged.map_or(0, |m| m.wall);
-        let date = day(wall.div_euclid(86_400));
+        let days = wall.div_euclid(86_400);
+        if self.day.0 != days {
+            self.day = (days, day(days));
+        }
+        let date = &self.day.1;
         if needs.vmta_dates {
-            self.vmta_dates.add(&name(&[e.vmta, e.source, &date]), e.outcome);
+            self.vmta_dates.add(&name(&[e.vmta, e.source, date]), e.outcome);
         }
         if needs.vmta_hours {
-            let hour = format!("{:02}", wall.rem_euclid(86_400) / 3600);
-            self.vmta_hours.add(&name(&[e.vmta, e.source, &date, &hour]), e.outcome);
+            let hour = HOURS[(wall.rem_euclid(86_400) / 3600) as usize];
+            self.vmta_hours.add(&name(&[e.vmta, e.source, date, hour]), e.outcome);
         }
         if needs.vmta_domain_dates {
-            self.vmta_domain_dates.add(&name(&[e.vmta, e.source, &date, e.domain]), e.outcome);
+            self.vmta_domain_dates.add(&name(&[e.vmta, e.source, date, e.domain]), e.outcome);
         }
     }
 
