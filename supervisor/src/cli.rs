@@ -671,6 +671,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             print(&out)
         }
         Command::Man { dir: Some(dir), .. } => clap_mangen::generate_to(Cli::command(), &dir)
+            .and_then(|()| acct::manual_pages_by_name(&dir))
             .map_err(|e| Failure::Failed(format!("cannot write manual pages to {}: {e}", dir.display()))),
         Command::Man { command, dir: None } => man(&command),
     }

@@ -883,15 +883,21 @@ fn announce(sup: &Supervisor) {
     let c = sup.compiled.borrow();
     let listeners: Vec<&str> = c.snapshot.listeners.iter().map(|l| l.address.as_str()).collect();
     tracing::info!(listeners = listeners.join(" "), shards = sup.slots.borrow().len(), data = %c.data_dir.display(), "ready");
+    let waiting: u64 = sup.slots.borrow().iter().map(|s| s.heartbeat.recipients).sum();
+    if waiting > 0 {
+        tracing::info!(
+            recipients = waiting,
+            "mail waits from before: retries are due when they were; `sluice show queues` says when, `sluice schedule '*/*'` lets all go now"
+        );
+    }
     if sup.file.is_none() {
         use std::io::Write;
         let _ = writeln!(
             std::io::stderr(),
-            "\nSluice runs with its built-in configuration.\n  SMTP       {}  (open to 127.0.0.1)\n  status     http://127.0.0.1:{}/\n  data       {}\n  delivery   by MX on port 25\n\nA first message:\n  swaks --server {} --from you@example.com --to someone@example.net\n",
+            "\nSluice runs with its built-in configuration.\n  SMTP       {}  (open to 127.0.0.1)\n  status     http://127.0.0.1:{}/\n  data       {}\n  delivery   by MX on port 25; for tries: sluice run --config etc/try.conf, and sluice sink\n\nA first message:\n  printf 'Subject: hello\\r\\n\\r\\nIt works.\\r\\n' | sluice inject --from you@example.com --to someone@example.net -\n",
             listeners.join(" "),
             c.http_port,
             c.data_dir.display(),
-            listeners.first().copied().unwrap_or_default(),
         );
     }
 }

@@ -115,6 +115,11 @@ fn files_that_are_none_are_named_and_the_others_are_read() {
     assert_eq!(tool(dir, "pmtastats", &["one.csv"], "").status.code(), Some(2), "no statistic");
     assert!(texts(&tool(dir, "pmtastats", &["--help"], "")).0.contains("vmta-time-breakdown"));
     assert!(texts(&tool(dir, "acctfind", &["--help"], "")).0.contains("--sortBy"));
+    // Their manual pages are those of the commands.
+    assert!(tool(dir, "pmta", &["man", "--dir", "."], "").status.success());
+    let page = std::fs::read_to_string(dir.join("acctfind.1")).unwrap();
+    let of = page.trim().strip_prefix(".so man1/").unwrap();
+    assert!(std::fs::read_to_string(dir.join(of)).unwrap().contains("sortBy"));
     assert_eq!(tool(dir, "pmta", &[], "").status.code(), Some(2), "no server is started by that name");
 }
 

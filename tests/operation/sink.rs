@@ -99,6 +99,11 @@ fn a_wrong_rule_is_named_and_nothing_listens() {
     assert!(refused("x.test bounce").contains("--rule 1: expected accept, defer"));
     let out = Command::new(binary()).args(["sink", "--rules", "/nowhere"]).output().unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("cannot read /nowhere"));
+    // The configuration for tries leads to it.
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../etc/try.conf");
+    let out = Command::new(binary()).args(["config", "check", file]).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).ends_with("0 errors, 0 warnings\n"));
+    assert!(std::fs::read_to_string(file).unwrap().contains("smtp-hosts [127.0.0.1]:2600"));
 }
 
 #[test]
@@ -120,6 +125,23 @@ fn mail_is_delivered_to_a_sink_that_misbehaves() {
         let lines = accounting::lines(engine.path());
         let n = |kind: &str| lines.iter().filter(|l| l.starts_with(kind)).count();
         (n("d,"), n("b,")) == (4, 1)
+    });
+}
+
+#[test]
+fn a_server_that_starts_with_mail_says_that_it_waits_and_how_to_let_it_go() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut engine = Engine::start(2, &format!("<domain *>\n smtp-hosts [127.0.0.1]:{closed}\n</domain>"));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["u@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    drop(c);
+    assert!(!engine.log().contains("mail waits from before"), "nothing waited");
+    assert!(engine.stop());
+    engine.start_again();
+    eventually("it is told of", Duration::from_secs(10), || {
+        let log = engine.log();
+        let line = log.lines().find(|l| l.contains("mail waits from before"));
+        line.is_some_and(|l| l.contains("sluice schedule") && l.contains("recipients=1"))
     });
 }
 

@@ -75,5 +75,11 @@ fn workers_may_restrict_themselves_and_are_pinned() {
         assert!(calls.iter().any(|c| c == needed), "{needed}: {calls:?}");
     }
     assert_eq!(values("SystemCallErrorNumber"), ["EPERM"], "what else is called fails and kills nothing");
+    // What a configuration names beside the data folder; PowerMTA's folders where they exist.
+    assert_eq!(
+        (values("StateDirectory"), values("LogsDirectory")),
+        (vec!["sluice".to_owned()], vec!["sluice".to_owned()])
+    );
+    assert_eq!(values("ReadWritePaths"), ["-/var/log/pmta", "-/var/spool/pmta"]);
     assert_eq!(values("UMask"), ["0077"], "mail is for nobody else");
 }

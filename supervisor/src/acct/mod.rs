@@ -32,16 +32,18 @@ pub enum Command {
 }
 
 const FIND_HELP: &str = "\
---FIELD PATTERN is the same as --match [FIELD]PATTERN; FIELD is a column of the files in any case, or to (rcpt), from
-(orig), dstIp (dlvDestinationIp), timeDelivered (timeLogged), header:NAME (header_NAME). All of several patterns must match.
-Without --delivered, --bounced, --status, --mta and --type, records of deliveries and bounces are searched.
+--FIELD PATTERN is the same as --match [FIELD]PATTERN; FIELD is a column of the files in any
+case, or to (rcpt), from (orig), dstIp (dlvDestinationIp), timeDelivered (timeLogged),
+header:NAME (header_NAME). All of several patterns must match. Without --delivered, --bounced,
+--status, --mta and --type, records of deliveries and bounces are searched.
 
-FORMAT is standard, csv, tsv, html, xml, prettyxml, or custom[TEXT], where {FIELD} in TEXT stands for a value and \\t and
-\\n for a tab and a line end. Without [FIELDS] all columns are shown.
+FORMAT is standard, csv, tsv, html, xml, prettyxml, or custom[TEXT], where {FIELD} in TEXT
+stands for a value and \\t and \\n for a tab and a line end. Without [FIELDS] all columns are
+shown.
 
 Examples:
-  acctfind --bounced --dsnStatus m/^5\\./ --to yahoo.com --output csv[to,from,dsnStatus,dsnDiag] acct*.csv
-  acctfind --delivered --to hotmail.com --sortBy dstIp --output tsv[to,vmta,dstIp,timeDelivered] acct.csv
+  acctfind --bounced --dsnStatus m/^5\\./ --to yahoo.com --output csv[to,dsnDiag] acct*.csv
+  acctfind --delivered --to hotmail.com --sortBy dstIp --output tsv[to,vmta,dstIp] acct.csv
   zcat old.csv.gz | acctfind --match someone@example.com -";
 
 /// `sluice acct find`
@@ -88,7 +90,7 @@ pub struct Stats {
     words: Vec<String>,
 }
 
-/// The tool by its own name.
+/// Search accounting files
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct FindByName {
@@ -96,7 +98,7 @@ struct FindByName {
     find: Find,
 }
 
-/// The tool by its own name.
+/// Statistics from accounting files
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct StatsByName {
@@ -143,6 +145,17 @@ pub fn by_name(name: &Path, words: impl Iterator<Item = OsString>) -> Option<Res
         }
         _ => None,
     }
+}
+
+/// Manual pages of the tools by their own names, which are those of the commands.
+///
+/// # Errors
+/// Those of the files.
+pub fn manual_pages_by_name(dir: &Path) -> std::io::Result<()> {
+    for (name, command) in [("acctfind", "find"), ("pmtaacctfind", "find"), ("pmtastats", "stats")] {
+        std::fs::write(dir.join(format!("{name}.1")), format!(".so man1/sluice-acct-{command}.1\n"))?;
+    }
+    Ok(())
 }
 
 /// Options of `find` that are none of its own name fields: `--to X` becomes `--match=[to]X`.

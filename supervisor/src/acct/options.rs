@@ -10,8 +10,9 @@ pub const HELP: &str = "\
 Global options:
   --output text|html        Form of the report [default: text]
   --envId, --from, --toDomain, --jobId, --vmta, --rcvSmtpUser TEXT
-  --header NAME TEXT        Only records whose envelope ID, originator, recipient's domain … begins so, in any case
-  --last DdHhMmSs           Only records of the last so many days, hours, minutes, seconds, such as 3h15m
+  --header NAME TEXT        Only records whose envelope ID, originator, recipient's domain …
+                            begins so, in any case
+  --last DdHhMmSs           Only records of the last so many days, hours, minutes, seconds
   --byEnvId, --byJobId, --byFrom, --byVmta, --byHeader NAME
                             A report for each value; only one of them
   --splitLimit N            No more than so many reports [default: 5000]; the rest is in one report
@@ -20,8 +21,8 @@ Global options:
   --help, --version
 
 Statistics and their options:
-  bounce-categories         --topCategories N (10), --bounceCat N|NAME|all (spam-related), --byDsn N (10),
-                            --byDomain N (10), --byDsnAndDomain N (10)
+  bounce-categories         --topCategories N (10), --bounceCat N|NAME|all (spam-related),
+                            --byDsn N (10), --byDomain N (10), --byDsnAndDomain N (10)
   delivery-times
   message-counts
   top-bounce                --topDomains N (10), --topStatusCodes N (10)
@@ -33,8 +34,9 @@ Statistics and their options:
   --all                     All of them
   --acctstats               message-counts, delivery-times, top-domains, bounce-categories, top-bounce
 
-A file is CSV or JSON, - is standard input. Files are read one after the other and may be of any size. Replies are made alike before they are
-counted: <RCPT_USER>, <OTHER_USER>, <ORIG>, <RCPT_SERVER>, <SENDER_IPADDRESS>, <HEXDUMP> and <ID> stand for what differs from message to message.
+A file is CSV or JSON, - is standard input. Files are read one after the other and may be of any
+size. Replies are made alike before they are counted: <RCPT_USER>, <OTHER_USER>, <ORIG>,
+<RCPT_SERVER>, <SENDER_IPADDRESS>, <HEXDUMP> and <ID> stand for what differs between messages.
 
 Examples:
   pmtastats vmta-summary vmta-time-breakdown acct*.csv

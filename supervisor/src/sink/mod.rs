@@ -60,8 +60,9 @@ pub struct Options {
 }
 
 const HELP: &str = "\
-Rules are RECIPIENT ACTION [REPLY|TIME] [CONDITION]. The first whose recipient and condition hold decides; without one mail
-is taken. RECIPIENT is an address in which * stands for any characters, or a domain.
+Rules are RECIPIENT ACTION [REPLY|TIME] [CONDITION]. The first whose recipient and condition hold
+decides; without one mail is taken. RECIPIENT is an address in which * stands for any
+characters, or a domain.
   accept                    take it, whatever the rules behind say
   defer [REPLY]             450 4.2.1, or a reply in quotes that begins with 4
   refuse [REPLY]            550 5.1.1, or a reply in quotes that begins with 5
@@ -76,8 +77,8 @@ Counts are printed at the end (Ctrl-C), on SIGUSR1, and as often as --every says
 
 Examples:
   sluice sink
-  sluice sink --rule 'later-* defer first=1' --rule 'full.example refuse \"552 5.2.2 mailbox full\" at=content' --print
-  sluice sink 127.0.0.1:2601 --rule '* drop share=2%' --rule '* slow 200ms at=content' --until 1000";
+  sluice sink --print --rule 'later-* defer first=1' --rule 'full.example refuse \"552 5.2.2 full\"'
+  sluice sink 127.0.0.1:2601 --rule '* drop share=2%' --rule '* slow 200ms at=content'";
 
 /// What has come so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
