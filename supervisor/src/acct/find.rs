@@ -49,6 +49,10 @@ pub fn run(find: &Find) -> Result<(), Failure> {
     let names = fields.clone().unwrap_or_else(|| known.unwrap_or_default());
     let mut out = Output::new(format, names, !find.no_header);
     let mut to = BufWriter::with_capacity(256 << 10, io::stdout().lock());
+    if sort_by.is_some() {
+        // Each sorted run is an open file.
+        crate::rights::raise_descriptor_limit();
+    }
     let mut sorter = sort_by.as_ref().map(|(_, name)| Sorter::new(worker::account::field::is_number(name)));
     let mut clock = find.iso_times.then(|| Clock::new(TimeZone::system()));
     let mut told = Told::default();

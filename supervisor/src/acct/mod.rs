@@ -235,6 +235,13 @@ mod tests {
     }
 
     #[test]
+    fn own_options_name_no_fields() {
+        for option in FindByName::command().get_arguments().filter_map(|a| a.get_long()) {
+            assert_eq!(rewritten(&format!("find --{option} x")), format!("find --{option} x"));
+        }
+    }
+
+    #[test]
     fn options_that_name_fields_are_patterns_for_them() {
         assert_eq!(
             rewritten("find --bounced --to yahoo.com --dsnStatus=m/^5/ --output csv[to] a"),

@@ -59,8 +59,8 @@ impl Sorter {
     pub fn write(mut self, to: &mut dyn Write) -> io::Result<()> {
         self.lines.sort_by(|a, b| a.0.cmp(&b.0));
         let mut last = self.lines.into_iter();
-        let mut runs: Vec<BufReader<File>> =
-            self.runs.into_iter().map(|f| BufReader::with_capacity(256 << 10, f)).collect();
+        let room = (RUN_BYTES / self.runs.len().max(1)).clamp(4 << 10, 256 << 10);
+        let mut runs: Vec<BufReader<File>> = self.runs.into_iter().map(|f| BufReader::with_capacity(room, f)).collect();
         let in_memory = runs.len();
         let mut next = |n: usize| -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
             match runs.get_mut(n) {

@@ -3,7 +3,7 @@
 mod rules;
 mod session;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -125,6 +125,8 @@ pub struct Sink {
     keep_max: u64,
     until: u64,
     counts: RefCell<Counts>,
+    /// Bytes of content that sessions hold.
+    held: Cell<usize>,
     done: Notify,
 }
 
@@ -168,6 +170,7 @@ async fn serve(options: Options, rules: Rules) -> Result<(), Failure> {
         keep_max: options.keep_max,
         until: options.until.unwrap_or(u64::MAX),
         counts: RefCell::default(),
+        held: Cell::new(0),
         done: Notify::new(),
     });
     say(&format!("listening on {address}; what comes is counted and thrown away"));

@@ -14,11 +14,14 @@ use super::rules::{Stage, Verdict};
 /// Bytes of a command line, as RFC 5321 §4.5.3.1.4 with room for extensions.
 const LINE_MAX: usize = 8192;
 /// Recipients of a message.
-const RECIPIENTS_MAX: usize = 10_000;
+const RECIPIENTS_MAX: usize = 1000;
 /// Commands in a session that say nothing of use, one after the other.
 const USELESS_MAX: u32 = 100;
 /// How long a client may be silent.
 const IDLE: Duration = Duration::from_secs(300);
+
+/// Bytes of content that all sessions hold together.
+const HELD_MAX: usize = 256 << 20;
 
 /// A session in progress.
 pub struct Session {
@@ -40,6 +43,8 @@ struct Mail {
     recipients: Vec<String>,
     /// Content so far, of which not more is held than the sink shows or keeps.
     content: Vec<u8>,
+    /// There was no room to hold it.
+    lacks_room: bool,
     size: u64,
     chunks: bool,
 }
@@ -123,7 +128,8 @@ impl Session {
         }
         match verb.as_str() {
             "EHLO" => {
-                (self.greeted, self.mail) = (true, None);
+                self.end_mail();
+                self.greeted = true;
                 self.say("250-sluice-sink");
                 for extension in ["PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING", "DSN"] {
                     self.say(&format!("250-{extension}"));
@@ -131,7 +137,8 @@ impl Session {
                 self.say(&format!("250 SIZE {}", self.sink.size_max));
             }
             "HELO" => {
-                (self.greeted, self.mail) = (true, None);
+                self.end_mail();
+                self.greeted = true;
                 self.say("250 sluice-sink");
             }
             "MAIL" => self.mail(argument),
@@ -139,7 +146,7 @@ impl Session {
             "DATA" => return self.data().await,
             "BDAT" => return self.chunk(argument).await,
             "RSET" => {
-                self.mail = None;
+                self.end_mail();
                 self.say("250 2.0.0 Ok");
             }
             "NOOP" => self.say("250 2.0.0 Ok"),
@@ -293,13 +300,29 @@ impl Session {
     fn take(&mut self, piece: std::ops::Range<usize>) {
         let Some(mail) = &mut self.mail else { return };
         mail.size += piece.len() as u64;
-        let room = self.sink.held_max().saturating_sub(mail.content.len());
-        let held = &self.buf[piece.start..piece.start + piece.len().min(room)];
-        mail.content.extend_from_slice(held);
+        let wanted = self.sink.held_max().saturating_sub(mail.content.len()).min(piece.len());
+        if self.sink.held.get() + wanted > HELD_MAX {
+            mail.lacks_room = true;
+        }
+        if !mail.lacks_room {
+            mail.content.extend_from_slice(&self.buf[piece.start..piece.start + wanted]);
+            self.sink.held.set(self.sink.held.get() + wanted);
+        }
+    }
+
+    /// The message in progress, which is over; its content counts no longer.
+    fn end_mail(&mut self) -> Option<Mail> {
+        let mail = self.mail.take()?;
+        self.sink.held.set(self.sink.held.get() - mail.content.len());
+        Some(mail)
     }
 
     async fn conclude(&mut self) -> Goes {
-        let Some(mail) = self.mail.take() else { return Ok(true) };
+        let Some(mail) = self.end_mail() else { return Ok(true) };
+        if mail.lacks_room {
+            self.say("452 4.3.1 No room to hold more messages at a time");
+            return Ok(true);
+        }
         if mail.size > self.sink.size_max {
             self.say("552 5.3.4 The message is too large");
             return Ok(true);
@@ -310,6 +333,12 @@ impl Session {
             self.sink.took(&mail.from, &mail.recipients, mail.size, &mail.content);
         }
         self.answer(verdict)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end_mail();
     }
 }
 
