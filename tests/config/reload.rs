@@ -103,3 +103,26 @@ fn five_hundred_reloads_under_load() {
     assert_eq!(r.duplicates(), 0);
     assert!(r.with(|s| s.open_max) <= 3 * 7);
 }
+
+#[test]
+fn mail_that_is_led_elsewhere_does_not_wait_for_where_it_went_before() {
+    let r = Receiver::start();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = format!("smtp-hosts [127.0.0.1]:{closed}");
+    let engine = Engine::start(2, &format!("<domain *>\n {dead}\n retry-after 1h\n</domain>"));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    for to in ["u@d.test", "u@e.test"] {
+        assert_eq!(c.send("s@x.test", &[to], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    }
+    let waits = || {
+        let rows = engine.json(&["show", "queues", "--json"]);
+        rows.as_array().is_some_and(|r| r.len() == 2 && r.iter().all(|q| !q["next_retry"].is_null()))
+    };
+    eventually("both queues wait", Duration::from_secs(10), waits);
+    engine.edit_config("retry-after 1h", "retry-after 2h");
+    assert!(engine.sluice(&["reload"]).status.success());
+    assert!(waits(), "what leads nowhere else goes on waiting");
+    engine.edit_config(&dead, &r.hosts());
+    assert!(engine.sluice(&["reload"]).status.success());
+    eventually("both arrive", Duration::from_secs(10), || r.unique() == 2);
+}

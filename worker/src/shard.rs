@@ -288,6 +288,9 @@ impl Shard {
                 if !p.matches.is_empty() && (before != list || !config.has_patterns_of(&old, list)) {
                     p.forget_matches();
                 }
+                if p.rules.smtp_hosts != way.rules.smtp_hosts {
+                    p.leads_elsewhere();
+                }
                 p.rules = way.rules;
                 p.limits_changed(clock::now_ms());
             }
@@ -303,6 +306,9 @@ impl Shard {
             if way.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
                 // Its path stays as it was, and is looked at there.
                 continue;
+            }
+            if q.rules.smtp_hosts != way.rules.smtp_hosts {
+                q.retry_now();
             }
             if way.members == q.members && way.of_pool == q.of_pool {
                 s.queues[*id].rules = way.rules;

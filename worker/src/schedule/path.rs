@@ -286,6 +286,14 @@ impl Path {
         self.judged(false);
     }
 
+    /// Its mail goes to other hosts from now on: what failed at those before is no reason to wait.
+    pub fn leads_elsewhere(&mut self) {
+        (self.retry_at_ms, self.retry_step) = (0, 0);
+        if self.connect_again_ms.max(self.ask_again_ms) > 0 {
+            (self.connect_again_ms, self.ask_again_ms) = (0, 0);
+        }
+    }
+
     /// Something was delivered: the retry list begins anew, and limits may rise.
     pub fn delivered(&mut self, now_ms: i64) -> Option<Turn> {
         self.retry_step = 0;
