@@ -83,7 +83,7 @@ fn the_disk_is_given_back() {
         files.map(|f| std::os::unix::fs::MetadataExt::blocks(&f.metadata().unwrap()) * 512).sum::<u64>()
     };
     let body = format!("Subject: x\r\n\r\n{}", "0123456789abcdef0123456789abcdef\r\n".repeat(3000));
-    let mut c = tests::client::Client::connect(engine.smtp).unwrap();
+    let mut c = Client::connect(engine.smtp).unwrap();
     for n in 0..1500 {
         assert_eq!(c.send("", &[&format!("u{n}@d.test")], &body).unwrap().0, 250);
     }
