@@ -80,6 +80,20 @@ pub enum Request {
         /// Answer as JSON.
         json: bool,
     },
+    /// `config log`
+    Configurations,
+    /// `config log --diff`: what a configuration changed.
+    ConfigurationChanges {
+        /// Its number.
+        number: u64,
+        /// Answer as JSON.
+        json: bool,
+    },
+    /// `config rollback`: the files are those of an earlier configuration again.
+    Rollback {
+        /// Its number.
+        number: u64,
+    },
     /// `why`: the id of a message.
     WhyMessage([u8; 16]),
     /// `pause queue`, `set queue`, `schedule`, `disable source` and their like.

@@ -12,6 +12,7 @@ use worker::account::privacy::{self, Privacy};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
 use crate::operator::client;
+use crate::operator::configurations;
 use crate::operator::suppress;
 use crate::{Failure, acct, run, sink, title};
 
@@ -523,6 +524,20 @@ enum ConfigCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// List the last configurations that were in force: who put them there, and when
+    Log {
+        /// Show what this one changed against the one before, path by path
+        #[arg(long, value_name = "N")]
+        diff: Option<u64>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Put an earlier configuration in force again: its files are written in their places and loaded
+    Rollback {
+        /// Its number, as `config log` lists it; without one the configuration before the one in force
+        #[arg(value_name = "N")]
+        number: Option<u64>,
+    },
     /// List the receiver profiles that come with the program, or print one
     Profiles {
         /// Name of a profile
@@ -660,6 +675,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             let asked = config::trace::Asked { from, to, headers: header, client, source, lookup };
             client::trace(&file, &asked, output.json)
         }
+        Command::Config { what: ConfigCommand::Log { diff, output } } => {
+            configurations::log(&control, diff, output.json)
+        }
+        Command::Config { what: ConfigCommand::Rollback { number } } => configurations::rollback(&control, number),
         Command::Config { what: ConfigCommand::Profiles { name } } => profiles(name.as_deref()),
         Command::Config { what: ConfigCommand::Directives { markdown: true, .. } } => {
             print(config::manual::markdown().as_bytes())

@@ -5,6 +5,7 @@ mod acct;
 mod bounce;
 mod cli;
 pub mod config;
+mod configurations;
 mod dkim;
 mod http;
 mod listen;

@@ -1,5 +1,6 @@
 //! `sluice run`: start order, reload, scaling, stop.
 
+mod in_force;
 mod keys;
 mod memory;
 mod reload;
@@ -28,6 +29,7 @@ use crate::accounting::{AccountingFiles, Files};
 use crate::config::compile::Overrides;
 use crate::config::source::Source;
 use crate::config::{self, Compiled};
+use crate::configurations::{self, By};
 use crate::shards::{Slot, State, Totals, control, process};
 use crate::suppression::Suppression;
 use crate::{Failure, http, listen, operator, rights};
@@ -86,6 +88,10 @@ pub struct Supervisor {
     pub stop_waiters: Cell<u32>,
     /// One configuration is put in force at a time.
     reloading: tokio::sync::Mutex<()>,
+    /// Where configurations are kept: the data folder of the start.
+    configurations: PathBuf,
+    /// One is kept at a time.
+    keeping: tokio::sync::Mutex<()>,
     /// One is read at a time: each takes memory.
     reading: tokio::sync::Mutex<()>,
     /// When the supervisor started.
@@ -119,6 +125,7 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
     for d in checked.diagnostics.iter().filter(|d| SAID_AT_START.contains(&d.code)) {
         tracing::warn!(file = %checked.files.path(d.at.file).display(), line = d.at.line, "{}", d.message);
     }
+    let given = configurations::Text::of(&checked);
     let compiled = checked.compiled;
     // Mail and logs are the service's own business; what others may read is opened explicitly.
     let own = nix::sys::stat::Mode::from_bits_truncate(0o027);
@@ -128,13 +135,18 @@ pub fn run(file: Option<PathBuf>, overrides: Overrides) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::Failed(format!("the runtime cannot be built: {e}")))?;
-    let served = tokio::task::LocalSet::new().block_on(&runtime, serve(file, overrides, compiled));
+    let served = tokio::task::LocalSet::new().block_on(&runtime, serve(file, overrides, compiled, given));
     // What still waits for a disk does so without this process.
     runtime.shutdown_timeout(LET_GO_WAIT);
     served.map_err(Failure::Failed)
 }
 
-async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compiled) -> Result<(), String> {
+async fn serve(
+    file: Option<PathBuf>,
+    overrides: Overrides,
+    mut compiled: Compiled,
+    given: configurations::Text,
+) -> Result<(), String> {
     if let Some(e) = listen::nowhere(&compiled) {
         return Err(e);
     }
@@ -188,6 +200,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
     let sup = Rc::new(Supervisor {
         file,
         overrides,
+        configurations: configurations::folder(&compiled.data_dir),
         compiled: RefCell::new(compiled),
         generation: Cell::new(1),
         snapshot: RefCell::new(snapshot),
@@ -208,6 +221,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         stopped: RefCell::default(),
         stop_waiters: Cell::default(),
         reloading: tokio::sync::Mutex::default(),
+        keeping: tokio::sync::Mutex::default(),
         reading: tokio::sync::Mutex::default(),
         started: SystemTime::now(),
         gone: Cell::default(),
@@ -215,6 +229,7 @@ async fn serve(file: Option<PathBuf>, overrides: Overrides, mut compiled: Compil
         questions: RefCell::default(),
         next_question: Cell::new(0),
     });
+    spawn_local(Rc::clone(&sup).keep_configuration(given, By::Start, None));
     spawn_local(Rc::clone(&sup).watch_load());
     spawn_local(Rc::clone(&sup).watch_keys());
     spawn_local(Rc::clone(&sup).watch_memory());
@@ -772,7 +787,7 @@ impl Supervisor {
 
     /// A reload that a signal asks for.
     async fn reload_and_log(self: Rc<Self>) {
-        match self.reload(true, false).await {
+        match self.reload(true, false, By::Signal).await {
             Ok(t) => tracing::info!("{t}"),
             Err(e) => tracing::error!("{e}"),
         }

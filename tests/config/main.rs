@@ -4,6 +4,7 @@
 mod check;
 mod explain;
 mod in_force;
+mod log;
 mod published;
 mod reload;
 mod trace;

@@ -133,7 +133,11 @@ pub fn stop(target: &Target, wait: bool) -> Result<(), Failure> {
     }
 }
 
-fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
+/// The server's answer to one request.
+///
+/// # Errors
+/// [`Failure`]
+pub fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
     Conversation::with(target)?.ask(request)
 }
 

@@ -1,5 +1,6 @@
 //! The operator's socket: [`server`] in the supervisor, [`client`] in every other command.
 
 pub mod client;
+pub mod configurations;
 pub mod server;
 pub mod suppress;

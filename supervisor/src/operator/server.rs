@@ -21,6 +21,7 @@ use worker::suppression::compaction::Staged;
 
 use crate::config::directives;
 use crate::config::source::{Given, Source};
+use crate::configurations::By;
 use crate::listen::{self, Places};
 use crate::run::Supervisor;
 use crate::suppression::Imported;
@@ -93,6 +94,7 @@ impl Connection {
 }
 
 async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
+    let user = connection.io.peer_cred().ok().map(|c| c.uid());
     // An import is its connection's: whoever goes away in the middle has imported nothing.
     let mut import = None;
     loop {
@@ -102,7 +104,7 @@ async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
             }
             Ok(Some((r @ Request::Stop { wait: true }, _))) => {
                 sup.stop_waiters.set(sup.stop_waiters.get() + 1);
-                let answer = answer(&sup, r).await;
+                let answer = answer(&sup, user, r).await;
                 // Whoever waits may have gone; the stop goes on.
                 let _ = send(&mut connection.io, &answer).await;
                 sup.stop_waiters.set(sup.stop_waiters.get() - 1);
@@ -110,7 +112,7 @@ async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
                 // Open until the process ends, which is what was waited for.
                 std::future::pending().await
             }
-            Ok(Some((r, _room))) => (answer(&sup, r).await, true),
+            Ok(Some((r, _room))) => (answer(&sup, user, r).await, true),
             Ok(None) => return,
             // A client's rubbish is its own matter: it is told and left.
             Err(e @ FrameError::Archive { .. }) => (Answer::Wrong(e.to_string()), true),
@@ -135,7 +137,7 @@ async fn send(io: &mut UnixStream, answer: &Answer) -> std::io::Result<()> {
     timeout(TRANSFER_WAIT, sent).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
-async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
+async fn answer(sup: &Rc<Supervisor>, user: Option<u32>, request: Request) -> Answer {
     match request {
         Request::Status => Answer::Status(crate::status::as_json(sup).to_string()),
         Request::Shards => Answer::Shards(crate::status::shard_rows(sup)),
@@ -143,12 +145,19 @@ async fn answer(sup: &Rc<Supervisor>, request: Request) -> Answer {
         Request::PauseJob { job, paused } => said(pause_job(sup, job, paused).await),
         Request::ShardRestart { shard, wait } => said(sup.restart_shard(shard, wait).await),
         Request::Scale { workers, wait } => said(sup.scale(workers, wait).await),
-        Request::Reload { wait, dry_run } => match sup.reload(wait, dry_run).await {
+        Request::Reload { wait, dry_run } => match sup.reload(wait, dry_run, By::User(user)).await {
             Ok(t) => Answer::Done(t),
             Err(t) => Answer::Wrong(t),
         },
         Request::Explain { destination, via, only, lookup } => {
             sup.explain(destination, via, only, lookup).await.map_or_else(Answer::Wrong, Answer::Status)
+        }
+        Request::Configurations => sup.configurations().await.map_or_else(Answer::Failed, Answer::Status),
+        Request::ConfigurationChanges { number, json } => {
+            sup.configuration_changes(number, json).await.map_or_else(Answer::Wrong, Answer::Done)
+        }
+        Request::Rollback { number } => {
+            sup.reload(true, false, By::Rollback(user, number)).await.map_or_else(Answer::Wrong, Answer::Done)
         }
         Request::ExplainSource { who, only } => {
             sup.explain_source(who, only).await.map_or_else(Answer::Wrong, Answer::Status)

@@ -14,6 +14,7 @@ use crate::accounting;
 use crate::config::diff::Change;
 use crate::config::source::Source;
 use crate::config::{self, Compiled, map};
+use crate::configurations::{By, Text};
 use crate::listen;
 use crate::shards::{Slot, State};
 
@@ -23,6 +24,8 @@ const NO_FILE: &str = "The server runs on its built-in configuration: there is n
 /// Another configuration, checked and not in force.
 struct Prepared {
     compiled: Compiled,
+    /// What it was read from.
+    text: Text,
     fd: OwnedFd,
     changes: Vec<Change>,
     /// Listeners that it adds.
@@ -80,7 +83,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The errors of the file; the old configuration stays.
-    pub async fn reload(self: &Rc<Self>, wait: bool, dry_run: bool) -> Result<String, String> {
+    pub async fn reload(self: &Rc<Self>, wait: bool, dry_run: bool, by: By) -> Result<String, String> {
         if dry_run {
             return match self.file.clone() {
                 Some(f) => self.diff(Source::Server, f, false).await,
@@ -92,7 +95,7 @@ impl Supervisor {
             sd_notify::NotifyState::Reloading,
             sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),
         ]);
-        let result = self.try_reload(wait).await;
+        let result = self.try_reload(wait, by).await;
         let status = match &result {
             Ok(t) => t.clone(),
             Err(_) => "reload refused: the configuration has errors; the old one stays in force".to_owned(),
@@ -117,11 +120,11 @@ impl Supervisor {
             let mut refused = known.unusable_addresses(&checked.compiled);
             refused.extend(known.unwritable(&checked.compiled));
             refused.extend(listen::nowhere(&checked.compiled));
-            Ok((checked.compiled, refused))
+            Ok((Text::of(&checked), checked.compiled, refused))
         };
         let read = beside(read).await;
         ipc::descriptors::give_back_heap();
-        let (mut compiled, mut refused) = read?;
+        let (text, mut compiled, mut refused) = read?;
         let mut added = Vec::new();
         for l in &compiled.snapshot.listeners {
             if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
@@ -143,7 +146,7 @@ impl Supervisor {
             let (sealed, fd, changes) = sealed.await?;
             // Meanwhile a key may have changed, or a worker come back that was ahead.
             if self.generation.get() + 1 == generation {
-                return Ok(Prepared { compiled: sealed, fd, changes, added, refused });
+                return Ok(Prepared { compiled: sealed, text, fd, changes, added, refused });
             }
             compiled = sealed;
         }
@@ -201,7 +204,7 @@ impl Supervisor {
         beside(explained).await
     }
 
-    async fn try_reload(self: &Rc<Self>, wait: bool) -> Result<String, String> {
+    async fn try_reload(self: &Rc<Self>, wait: bool, by: By) -> Result<String, String> {
         let stays = |e: String| match e.split_once('\n') {
             Some((first, rest)) => format!("{first}; the old configuration stays in force\n{rest}"),
             None => format!("{e}; the old configuration stays in force"),
@@ -215,6 +218,7 @@ impl Supervisor {
         self.listeners.borrow_mut().retain(|(a, _)| p.compiled.snapshot.listeners.iter().any(|l| l.address == *a));
         self.listeners.borrow_mut().extend(p.added);
         *self.snapshot.borrow_mut() = p.fd;
+        spawn_local(Rc::clone(self).keep_configuration(p.text, by, Some(p.changes.len())));
         let old = self.compiled.replace(p.compiled);
         // Half a million lines take their time to be forgotten, too.
         drop(tokio::task::spawn_blocking(move || drop(old)));

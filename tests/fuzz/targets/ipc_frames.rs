@@ -316,7 +316,7 @@ impl Make for GivenInclude {
 
 impl Make for Request {
     fn make(c: &mut Choices<'_>) -> Request {
-        match c.byte() % 13 {
+        match c.byte() % 16 {
             0 => Request::Status,
             1 => Request::Shards,
             2 | 3 => Request::Page { of: make(c), at: make(c) },
@@ -331,6 +331,9 @@ impl Make for Request {
             },
             11 => Request::ExplainSource { who: make(c), only: make(c) },
             12 => Request::Diff { files: make(c), json: c.byte() % 2 == 0 },
+            13 => Request::Configurations,
+            14 => Request::ConfigurationChanges { number: c.short().into(), json: c.byte() % 2 == 1 },
+            15 => Request::Rollback { number: c.short().into() },
             7 => Request::Stop { wait: c.byte() % 2 == 1 },
             8 => Request::RotateAccounting { file: make(c) },
             9 => Request::Unsuppress { addresses: make(c), list: make(c) },

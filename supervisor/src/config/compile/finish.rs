@@ -91,7 +91,7 @@ impl<'s> Compiler<'s> {
             run_as_root: out.run_as_root,
             listens_nowhere: out.no_address,
         };
-        Checked { compiled, diagnostics, left_out, writes, files: self.reader.files }
+        Checked { compiled, diagnostics, left_out, included: self.reader.included, writes, files: self.reader.files }
     }
 
     /// One word on addresses that this machine does not have: the file may be for another one.

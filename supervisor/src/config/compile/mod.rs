@@ -67,6 +67,8 @@ pub struct Checked {
     pub diagnostics: Vec<Diagnostic>,
     /// How many more there are.
     pub left_out: LeftOut,
+    /// What each `include` stands for.
+    pub included: Vec<(PathBuf, Vec<PathBuf>)>,
     /// Folders that it has the server write to, as far as the file says where they are.
     pub writes: Vec<Folder>,
     /// The files that they speak of.

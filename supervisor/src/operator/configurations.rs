@@ -1,0 +1,169 @@
+//! `config log` and `config rollback`.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use ipc::operator::{Answer, Request};
+
+use super::client::{Target, act, ask, table};
+use crate::Failure;
+use crate::cli::print;
+use crate::config::source::Source;
+use crate::configurations::{self, Entry, Text};
+
+/// What a server tells of the configurations that were in force.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct Log {
+    /// Where they are kept.
+    pub folder: PathBuf,
+    /// The last is in force.
+    pub configurations: Vec<Entry>,
+}
+
+fn known(target: &Target) -> Result<Log, Failure> {
+    match ask(target, &Request::Configurations)? {
+        Answer::Status(text) => serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string())),
+        Answer::Failed(e) | Answer::Wrong(e) => Err(Failure::Failed(e)),
+        _ => Err(Failure::Failed("the server gave another answer than was asked for".into())),
+    }
+}
+
+/// `config log`
+///
+/// # Errors
+/// [`Failure`]
+pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Failure> {
+    if let Some(number) = diff {
+        return act(target, Request::ConfigurationChanges { number, json: as_json });
+    }
+    let log = known(target)?;
+    if as_json {
+        let text = serde_json::to_string_pretty(&log).map_err(|e| Failure::Failed(e.to_string()))?;
+        return print(format!("{text}\n").as_bytes());
+    }
+    let last = log.configurations.last().map(|e| e.number);
+    let row = |e: &Entry| {
+        let number = if Some(e.number) == last { format!("{} *", e.number) } else { e.number.to_string() };
+        let changes = e.changes.map_or("-".to_owned(), |n| n.to_string());
+        vec![number, worker::local_time(e.unix_ms / 1000, "%F %T"), e.by.clone(), changes, e.file.clone()]
+    };
+    table(&["number", "since", "by", "changes", "file"], log.configurations.iter().rev().map(row).collect())
+}
+
+/// `config rollback`: puts the files of an earlier configuration in their places, and has the server load them. The server is
+/// asked to read nothing on behalf of somebody else: both is done with the rights of whoever runs the command.
+///
+/// # Errors
+/// [`Failure`]; files are as they were before.
+pub fn rollback(target: &Target, number: Option<u64>) -> Result<(), Failure> {
+    let log = known(target)?;
+    let wrong = |text: String| Err(Failure::Wrong(text));
+    let Some(current) = log.configurations.last() else {
+        return wrong("no configuration is kept: the server runs on its built-in one".into());
+    };
+    let before = log.configurations.iter().rev().nth(1).map(|e| e.number);
+    let Some(number) = number.or(before) else { return wrong("no earlier configuration is kept".into()) };
+    if number == current.number {
+        return wrong(format!("configuration {number} is in force"));
+    }
+    let Some(wanted) = log.configurations.iter().find(|e| e.number == number) else {
+        return wrong(format!("configuration {number} is not kept; `sluice config log` lists those that are"));
+    };
+    if wanted.file != current.file {
+        return wrong(format!(
+            "configuration {number} is that of {}, and the server loads {}",
+            wanted.file, current.file
+        ));
+    }
+    let text = |n: u64| {
+        configurations::text(&log.folder, n).map_err(|e| {
+            let help = "; only root and the server's user may read them, for they hold passwords";
+            let help = if e.kind() == io::ErrorKind::PermissionDenied { help } else { "" };
+            Failure::Failed(format!("configuration {n} in {}: {e}{help}", log.folder.display()))
+        })
+    };
+    let (current, wanted) = (text(current.number)?, text(number)?);
+    let changed = to_be_written(&current, &wanted).map_err(Failure::Wrong)?;
+    let before: HashMap<&str, &str> = current.files.iter().map(|(p, t)| (p.as_str(), t.as_str())).collect();
+    let main = Path::new(wanted.files.first().map_or("", |(path, _)| path));
+    let written = changed.iter().try_for_each(|(path, text)| {
+        replace(Path::new(path), text, main).map_err(|e| Failure::Failed(format!("{path} cannot be written: {e}")))
+    });
+    written.and_then(|()| act(target, Request::Rollback { number })).inspect_err(|_| {
+        for (path, _) in &changed {
+            let file = Path::new(path);
+            let undone = match before.get(path) {
+                Some(text) => replace(file, text, main),
+                None => std::fs::remove_file(file),
+            };
+            if let Err(e) = undone.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }) {
+                let _ = writeln!(io::stderr(), "sluice: {path} is not as it was before: {e}");
+            }
+        }
+    })?;
+    let files: Vec<&str> = changed.iter().map(|(p, _)| *p).collect();
+    print(format!("Configuration {number} is in force again. Written: {}.\n", files.join(", ")).as_bytes())
+}
+
+/// Files of `wanted` that are not on disk as it has them. What is on disk must be in force, or it would be lost; and what
+/// wildcards take in must be what they took in then.
+fn to_be_written<'t>(current: &Text, wanted: &'t Text) -> Result<Vec<(&'t str, &'t str)>, String> {
+    let on_disk = |path: &str| match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(format!("cannot read {path}: {e}")),
+    };
+    for (path, text) in &current.files {
+        if on_disk(path)?.is_some_and(|t| t != *text) {
+            return Err(format!(
+                "{path} was changed and is not in force as it is: `sluice reload` puts it in force, and then it is kept; \
+                 or undo the change"
+            ));
+        }
+    }
+    let loaded: HashSet<&str> = current.files.iter().map(|(p, _)| p.as_str()).collect();
+    let mut changed = Vec::new();
+    for (path, text) in &wanted.files {
+        match on_disk(path)? {
+            Some(t) if t == *text => {}
+            Some(_) if !loaded.contains(path.as_str()) => {
+                return Err(format!("{path} is there with another text, and is not in force: move it away"));
+            }
+            _ => changed.push((path.as_str(), text.as_str())),
+        }
+    }
+    for (pattern, files) in &wanted.includes {
+        // A file that is missing is written.
+        let now = Source::Command.included(Path::new(pattern), &mut 0).unwrap_or_default();
+        if let Some(other) = now.iter().find(|p| !files.iter().any(|f| Path::new(f) == p.as_path())) {
+            return Err(format!("include {pattern} takes in {} now, and did not then: move it away", other.display()));
+        }
+    }
+    Ok(changed)
+}
+
+/// Writes a file as a whole or not at all, with the owner and the rights that it has; one that is missing gets those of `like`.
+/// A link stays one.
+fn replace(path: &Path, text: &str, like: &Path) -> io::Result<()> {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let meta = std::fs::metadata(&path).or_else(|_| std::fs::metadata(like))?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = folder.join(format!(".{name}.rollback-{}", std::process::id()));
+    let mut f = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = (|| {
+        f.write_all(text.as_bytes())?;
+        let own = f.metadata()?;
+        if (own.uid(), own.gid()) != (meta.uid(), meta.gid()) {
+            fchown(&f, Some(meta.uid()), Some(meta.gid()))?;
+        }
+        f.set_permissions(std::fs::Permissions::from_mode(meta.permissions().mode() & 0o777))?;
+        f.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        File::open(folder)?.sync_all()
+    })();
+    written.inspect_err(|_| drop(std::fs::remove_file(&new)))
+}

@@ -1,0 +1,61 @@
+//! What was put in force is kept, see [`crate::configurations`].
+
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Supervisor;
+use crate::config::diff;
+use crate::configurations::{self, By, Text};
+use crate::operator::configurations::Log;
+
+/// Reads the folder beside the loop, which must not wait for a disk.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+}
+
+impl Supervisor {
+    /// Keeps a configuration that is in force now. Where that fails the log says so: what is in force stays.
+    pub(super) async fn keep_configuration(self: Rc<Self>, text: Text, by: By, changes: Option<usize>) {
+        let folder = self.configurations.clone();
+        let _one_at_a_time = self.keeping.lock().await;
+        let kept = beside(move || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+            let kept = configurations::keep(&folder, &text, by, changes, now);
+            kept.map_err(|e| format!("{}: {e}", folder.display()))
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!(error, "the configuration in force is not kept for config log and config rollback");
+        }
+    }
+
+    /// `config log` as JSON.
+    ///
+    /// # Errors
+    /// A sentence when the folder cannot be read.
+    pub async fn configurations(&self) -> Result<String, String> {
+        let folder = self.configurations.clone();
+        let _one_at_a_time = self.keeping.lock().await;
+        beside(move || {
+            let all = configurations::list(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+            serde_json::to_string(&Log { folder, configurations: all }).map_err(|e| e.to_string())
+        })
+        .await
+    }
+
+    /// What a configuration changed, a line each or as JSON.
+    ///
+    /// # Errors
+    /// A sentence when it or the one before is not kept.
+    pub async fn configuration_changes(&self, number: u64, json: bool) -> Result<String, String> {
+        let folder = self.configurations.clone();
+        let _one_at_a_time = self.reading.lock().await;
+        beside(move || {
+            let all = configurations::changes(&folder, number)?;
+            match json {
+                true => serde_json::to_string_pretty(&all).map_err(|e| e.to_string()),
+                false => Ok(diff::as_text(&all)),
+            }
+        })
+        .await
+    }
+}
