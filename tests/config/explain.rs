@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use tests::dns::Dns;
-use tests::engine::binary;
+use tests::engine::{Engine, binary};
 
 const OLD: &str = "\
 domain-macro family smallmail.test, bigmail.test
@@ -146,6 +146,12 @@ fn the_queue_that_mail_lands_in_is_shown_with_the_line_that_says_so() {
     assert_eq!((found.1.as_str(), found.2), ("alone.test", 0));
     let found = queue("google.test");
     assert_eq!((found.1.as_str(), found.3.contains("receiver profile google")), ("google.rollup", true));
+    // A running server looks them up itself.
+    let engine = Engine::start(1, &format!("{lines}{}", dns.directive()));
+    let asked = engine.json(&["config", "explain", "rolled.test", "--lookup", "--why", "queue", "--json"]);
+    assert_eq!(asked[0]["value"], "edge.rollup");
+    let asked = engine.json(&["config", "explain", "--source", "127.0.0.1", "--why", "process-x-job", "--json"]);
+    assert_eq!(asked[0]["origin"]["layer"], "<source 127.0.0.1>");
     let none = run(dir.path(), &["config", "explain", "--config", "c.conf", "none.test", "--lookup"]);
     assert_eq!(none.status.code(), Some(2));
 }
