@@ -410,38 +410,61 @@ pub struct JobRow {
     pub paused: bool,
 }
 
-/// What holds one queue back.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+/// What holds one queue back, or the part of it that one domain's mail is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
 pub struct WhyRow {
     /// `destination/vmta` or `destination/pool`
     pub queue: String,
+    /// The domain that rolled up into it; empty where none did.
+    pub domain: String,
     /// Shard.
     pub shard: u8,
     /// Recipients waiting.
     pub recipients: u64,
     /// Age of the oldest, seconds.
     pub oldest_s: u64,
+    /// What was said last to something that waits here; empty for nothing.
+    pub last_reply: String,
     /// Causes of the last five minutes, the longest first.
     pub last_5_min: Vec<WhyCause>,
     /// What holds each of its paths back now.
     pub now: Vec<WhyCause>,
 }
 
-/// A cause.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+/// A cause. What differs between paths that are held up alike (times, counts, what receivers said) stands by itself, so that
+/// equal causes can be told of together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
 pub struct WhyCause {
     /// In a word or two.
     pub cause: String,
     /// Share of the time; 0 for what is now.
     pub percent: u32,
-    /// Path.
+    /// Path; empty where there is none yet.
     pub path: String,
     /// Directive behind it; empty for none.
     pub directive: String,
     /// Its value in force.
     pub value: String,
-    /// `FILE:LINE`; empty where it is the default.
+    /// `FILE:LINE`; empty where it is the default, or not known.
     pub origin: String,
-    /// Since when, until when, what the receiver said.
-    pub detail: String,
+    /// No line gives the value.
+    pub is_default: bool,
+    /// What else is to be said of it.
+    pub note: String,
+    /// Until when it holds, `YYYY-MM-DD HH:MM:SS` local; empty where no time ends it.
+    pub until: String,
+    /// The last failure, with what the receiver said.
+    pub said: String,
+    /// `backoff`, or the step on the way back from it; empty in normal mode.
+    pub mode: String,
+    /// Since when, as `until`.
+    pub mode_since: String,
+    /// When it ends, as `until`.
+    pub mode_until: String,
+    /// Open connections.
+    pub connections: u32,
+    /// Of these idle.
+    pub idle: u32,
+    /// Connections that are being opened.
+    pub connecting: u32,
 }

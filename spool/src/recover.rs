@@ -486,6 +486,7 @@ fn carries_all<D: Disk>(log: &Log<D>, id: u32) -> bool {
 }
 
 fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
+    let mut before = "";
     let recipients: Vec<RecoveredRecipient> = s
         .recipients
         .iter()
@@ -498,6 +499,10 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
             delay_reports: r.state.delay_reports,
             attempts: r.state.attempts,
             priority: r.priority,
+            last_reply: match std::mem::replace(&mut before, &r.destination) == r.destination {
+                true => String::new(),
+                false => r.state.last_reply.clone(),
+            },
         })
         .collect();
     // A message whose last recipient was settled by a record that did not say so stays an

@@ -116,6 +116,8 @@ pub struct RecoveredRecipient {
     pub attempts: u8,
     /// 0 to 100.
     pub priority: u8,
+    /// The last reply, of the first of those in a row that go to one destination; empty for the others.
+    pub last_reply: String,
 }
 
 /// A message found at opening, with the recipients that are left.

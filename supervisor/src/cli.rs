@@ -14,6 +14,7 @@ use crate::config::{self, Overrides};
 use crate::operator::client;
 use crate::operator::configurations;
 use crate::operator::suppress;
+use crate::operator::why;
 use crate::{Failure, acct, run, sink, title};
 
 /// Outbound mail transfer agent for senders of millions of messages a day.
@@ -601,7 +602,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Reload { no_wait, dry_run } => {
             client::act(&control, ipc::operator::Request::Reload { wait: !no_wait, dry_run })
         }
-        Command::Why { what, output } => client::why(&control, what, output.json),
+        Command::Why { what, output } => why::why(&control, what, output.json),
         Command::Pause { what: Paused::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(true)),
         Command::Resume { what: Paused::Queue(Of { queue }) } => order(&control, queue, QueueAction::Pause(false)),
         Command::Pause { what: Paused::Job { job } } => {

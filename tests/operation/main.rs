@@ -11,6 +11,7 @@ mod sink;
 mod spool;
 mod strangers;
 mod systemd;
+mod why;
 
 use std::time::Duration;
 

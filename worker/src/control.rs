@@ -28,7 +28,7 @@ use crate::account::file::Files;
 use crate::config::Config;
 use crate::heat::Heat;
 use crate::holds::Work;
-use crate::route::paths;
+use crate::route::{last_failures, paths};
 use crate::sandbox::{self, Grants, InForce};
 use crate::shard::Shard;
 use crate::suppression;
@@ -271,7 +271,9 @@ async fn open_shard(
     let values = values.map_err(|e| e.to_string())?;
     crate::switches::restore(&shard, &values);
     crate::route::moving::restore(&shard, &values);
+    last_failures::restore(&shard, &values);
     paths::restore(&shard, values);
+    shard.scheduler.borrow_mut().has_recalled();
     crate::deliver::shared_limits::cut_rates(&shard);
     Ok(shard)
 }
@@ -632,6 +634,7 @@ impl Worker {
     /// Makes everything durable. However long the disk takes, the supervisor hears that this goes on.
     async fn leave(self, control: &FrameStream) {
         paths::keep_all(&self.shard);
+        last_failures::keep_all(&self.shard);
         let durable = async {
             if let Err(e) = self.shard.spool.barrier().await {
                 tracing::error!(error = %e, "what happened last is not on disk yet");

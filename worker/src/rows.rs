@@ -70,8 +70,14 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
             .answer(Listing::Pools),
         Listed::Jobs => jobs(shard, from, |r| text(&[&r.job])).answer(Listing::Jobs),
         Listed::Why(of) => {
-            let cause = |c: &WhyCause| text(&[&c.cause, &c.path, &c.directive, &c.value, &c.origin, &c.detail]);
-            let bytes = |r: &WhyRow| r.last_5_min.iter().chain(&r.now).map(cause).sum::<usize>() + text(&[&r.queue]);
+            let cause = |c: &WhyCause| {
+                let named = text(&[&c.cause, &c.path, &c.directive, &c.value, &c.origin, &c.note]);
+                named + text(&[&c.until, &c.said, &c.mode, &c.mode_since, &c.mode_until])
+            };
+            let bytes = |r: &WhyRow| {
+                r.last_5_min.iter().chain(&r.now).map(cause).sum::<usize>()
+                    + text(&[&r.queue, &r.domain, &r.last_reply])
+            };
             let s = shard.scheduler.borrow();
             let meant = s.queues.iter().filter(|(_, q)| crate::why::is_meant(&s, q, of));
             let row = |id, q: &Queue, rows: &mut Vec<WhyRow>| rows.push(crate::why::row(shard, &s, id, q));

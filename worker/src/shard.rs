@@ -37,6 +37,7 @@ use crate::dkim::signers::Signers;
 use crate::holds::{Pieces, Work, doing};
 use crate::programs::Programs;
 use crate::route::handoff::Handoffs;
+use crate::route::last_failures::LastFailures;
 use crate::route::moving::Moves;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
@@ -113,6 +114,8 @@ pub struct Shard {
     pub taken: Taken,
     /// What paths carry over restarts and moves.
     pub paths: Paths,
+    /// Why paths waited when the process before stopped.
+    pub last_failures: LastFailures,
     /// What operators paused and disabled.
     pub switches: RefCell<Switches>,
     /// There may be mail here that another shard owns.
@@ -219,6 +222,7 @@ impl Shard {
             moves: Moves::default(),
             taken: Taken::default(),
             paths: Paths::default(),
+            last_failures: LastFailures::default(),
             switches: RefCell::default(),
             foreign: Notify::new(),
             rollups: Rollups::default(),
@@ -496,6 +500,9 @@ impl Shard {
                 let entry = Entry { slot: new.slot, start: from, end, priority, attempts };
                 if sent(first) {
                     s.enqueue(id, entry, new.due_ms, now);
+                    if let Some(m) = e.moved.as_ref().filter(|m| !m.last_reply.is_empty()) {
+                        s.recall(id, m.last_reply.as_str(), new.due_ms);
+                    }
                     new.touched.push(id);
                 } else {
                     // Whom it was accepted for only to bounce waits for no receiver.
@@ -575,6 +582,7 @@ impl Shard {
             let entry = Entry { slot, start, end, priority: first.priority, attempts: first.attempts };
             self.was_accepted_before(s, id);
             s.enqueue(id, entry, first.due_unix_ms, now);
+            s.recall(id, &first.last_reply, first.due_unix_ms);
             at += same;
         }
     }

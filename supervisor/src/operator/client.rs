@@ -11,10 +11,7 @@ use bytes::BytesMut;
 use ipc::frame::{Frame, Header, archive, unarchive};
 use ipc::limits::ARCHIVE_BYTES_MAX;
 use ipc::mesh;
-use ipc::message::MessageId;
-use ipc::operator::{
-    ANSWER, Answer, JobRow, Listed, Listing, PathRow, Place, PoolRow, QueueRow, REQUEST, Request, WhyCause, WhyRow,
-};
+use ipc::operator::{ANSWER, Answer, JobRow, Listed, Listing, PathRow, Place, PoolRow, QueueRow, REQUEST, Request};
 use ipc::queue_orders::QueuePattern;
 
 use crate::Failure;
@@ -153,7 +150,11 @@ pub fn act(target: &Target, request: Request) -> Result<(), Failure> {
 }
 
 /// All pages of a listing. Whose rows they are is for `take` to say.
-fn pages<R>(target: &Target, of: &Listed, take: impl Fn(Listing) -> Option<Vec<R>>) -> Result<Vec<R>, Failure> {
+pub(super) fn pages<R>(
+    target: &Target,
+    of: &Listed,
+    take: impl Fn(Listing) -> Option<Vec<R>>,
+) -> Result<Vec<R>, Failure> {
     let mut server = Conversation::with(target)?;
     let (mut all, mut at) = (Vec::new(), Place::default());
     loop {
@@ -228,11 +229,11 @@ impl ShownQueues {
     }
 }
 
-fn unexpected() -> Failure {
+pub(super) fn unexpected() -> Failure {
     Failure::Failed("the server gave an answer of another kind; is it another version?".into())
 }
 
-fn json<T: serde::Serialize>(rows: &T) -> Result<(), Failure> {
+pub(super) fn json<T: serde::Serialize>(rows: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(rows).map_err(|e| Failure::Failed(e.to_string()))?;
     print(format!("{text}\n").as_bytes())
 }
@@ -482,54 +483,6 @@ pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
         ]
     };
     table(&["vmta", "domains", "#rcpt", "kbytes", "conn", "% total"], all.iter().map(cells).collect())
-}
-
-/// `why`
-///
-/// # Errors
-/// [`Failure`]; also when nothing waits there.
-pub fn why(target: &Target, what: String, as_json: bool) -> Result<(), Failure> {
-    let mut rows: Vec<WhyRow> = match what.parse::<MessageId>() {
-        Ok(id) => {
-            let Answer::Why(rows) = ask(target, &Request::WhyMessage(id.0))? else { return Err(unexpected()) };
-            rows
-        }
-        Err(_) => {
-            let of = QueuePattern::parse(&what);
-            let of = of.map_err(|e| Failure::Wrong(format!("{e}, or the id of a message")))?;
-            pages(target, &Listed::Why(of), |l| if let Listing::Why(r) = l { Some(r) } else { None })?
-        }
-    };
-    rows.sort_by(|a, b| b.recipients.cmp(&a.recipients).then_with(|| a.queue.cmp(&b.queue)));
-    if as_json {
-        return json(&rows);
-    }
-    if rows.is_empty() {
-        return Err(Failure::Failed(format!("nothing waits in {what}")));
-    }
-    let mut text = String::new();
-    for r in &rows {
-        text.push_str(&format!("{}: {} recipients, the oldest for {} s\n", r.queue, r.recipients, r.oldest_s));
-        for c in &r.last_5_min {
-            text.push_str(&format!("  {} % of the last 5 min: {}\n", c.percent, reason(c)));
-        }
-        for c in &r.now {
-            let detail = if c.detail.is_empty() { String::new() } else { format!(", {}", c.detail) };
-            text.push_str(&format!("  now {}: {}{detail}\n", c.path, reason(c)));
-        }
-    }
-    print(text.as_bytes())
-}
-
-/// `message rate: max-msg-rate 120/m (etc/x.conf:41)`
-fn reason(c: &WhyCause) -> String {
-    let origin = match (c.directive.as_str(), c.origin.as_str()) {
-        ("", _) => String::new(),
-        (_, "") => " (default)".to_owned(),
-        (_, origin) => format!(" ({origin})"),
-    };
-    let by = [c.directive.as_str(), &c.value].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(" ");
-    if by.is_empty() { c.cause.clone() } else { format!("{}: {by}{origin}", c.cause) }
 }
 
 /// `config explain`: by the running server, or of a file.

@@ -4,3 +4,4 @@ pub mod client;
 pub mod configurations;
 pub mod server;
 pub mod suppress;
+pub mod why;

@@ -314,8 +314,10 @@ async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool) -> Result<St
 /// Says where shared limits are written, which shards do not know.
 fn name_origins(sup: &Supervisor, rows: &mut [WhyRow]) {
     for cause in rows.iter_mut().flat_map(|r| r.last_5_min.iter_mut().chain(&mut r.now)) {
-        if cause.cause == "shared limit" && cause.origin.is_empty() {
+        if cause.cause == "shared limit" && cause.origin.is_empty() && !cause.directive.is_empty() {
             cause.origin = written_at(&sup.compiled.borrow().snapshot, cause);
+            // The others have no default that limits anything.
+            cause.is_default = cause.origin.is_empty() && cause.directive == "total-max-smtp-out";
         }
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use ipc::rules::DomainRules;
 use ipc::text;
 
-use super::bounce_rules::Stage;
+use super::bounce_rules::{Stage, status_of};
 use crate::deliver::reply::Reply;
 
 /// Longest diagnostic of our own, bytes.
@@ -70,9 +70,32 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// By what the spool kept of the last attempt on a recipient: the beginning of the reply, or of our own diagnosis.
+    pub fn recalled(text: &str) -> Failure {
+        let code = text.get(..3).and_then(|c| c.parse().ok()).filter(|c| (200..600).contains(c));
+        let given = status_of(text);
+        let status = match text.as_bytes().first() {
+            Some(b'5') if code.is_some() && given.is_empty() => "5.0.0",
+            _ if given.is_empty() => "4.0.0",
+            _ => given,
+        };
+        let verdict = Verdict {
+            outcome: Outcome::Deferred,
+            status: status.to_owned(),
+            diagnostic: text.to_owned(),
+            remote: code.is_some(),
+            code: code.unwrap_or(0),
+            stage: Stage::Recipient,
+        };
+        Failure::at(verdict, "", "")
+    }
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.verdict.remote {
+            true if self.host.is_empty() => write!(f, "\"{}\"", self.verdict.diagnostic),
             true => write!(f, "\"{}\" from {} ({})", self.verdict.diagnostic, self.host, self.ip),
             false => f.write_str(&self.verdict.diagnostic),
         }

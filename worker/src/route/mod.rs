@@ -2,6 +2,7 @@
 
 pub mod handoff;
 pub mod keep;
+pub mod last_failures;
 pub mod moving;
 pub mod owner;
 pub mod paths;

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::clock;
-use crate::route::twins;
+use crate::route::{last_failures, twins};
 use crate::schedule::path::{Paces, Source};
 use crate::schedule::rate::Pace;
 use crate::schedule::{Path, PathId};
@@ -146,6 +146,7 @@ pub fn admit(shard: &Shard, p: &mut Path) {
         apply(p, &i.state);
         p.noted = i.noted;
     }
+    last_failures::admit(shard, p);
     own(shard, p, true);
     if p.held {
         shard.foreign.notify_one();

@@ -1,7 +1,6 @@
 //! Why a queue with work does not send more: a cause for every second, and the shares of the
 //! last five minutes.
 
-use ipc::backoff::Mode;
 use ipc::layers::NO_VMTA;
 use ipc::rules::Rate;
 
@@ -202,30 +201,6 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         return Cause::ConnectPause;
     }
     if p.connecting > 0 { Cause::Connecting } else { Cause::Receiver }
-}
-
-/// The directive behind a cause, in a mode.
-pub fn directive(cause: Cause, mode: Mode) -> &'static str {
-    let backoff = mode == Mode::Backoff;
-    match cause {
-        Cause::MaxSmtpOut if backoff => "backoff-max-smtp-out",
-        Cause::MaxSmtpOut => "max-smtp-out",
-        Cause::MaxMsgRate if backoff => "backoff-max-msg-rate",
-        Cause::MaxMsgRate => "max-msg-rate",
-        Cause::MaxMsgPerHour if backoff => "backoff-max-msg-per-hour",
-        Cause::MaxMsgPerHour => "max-msg-per-hour",
-        Cause::MaxDataVolumeRate if backoff => "backoff-max-data-volume-rate",
-        Cause::MaxDataVolumeRate => "max-data-volume-rate",
-        Cause::MaxConnectRate if backoff => "backoff-max-connect-rate",
-        Cause::MaxConnectRate => "max-connect-rate",
-        Cause::ConnectPause => "smtp-out-rampup-interval",
-        Cause::Retry if backoff => "backoff-retry-after",
-        Cause::Retry => "retry-after",
-        Cause::RetryDns => "retry-after-dns-error",
-        Cause::Recipients => "retry-recipients-after",
-        Cause::Pool => "pool-adaptive",
-        _ => "",
-    }
 }
 
 #[cfg(test)]

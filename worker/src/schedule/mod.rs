@@ -28,6 +28,7 @@ pub mod queue;
 pub mod queue_set;
 pub mod rate;
 pub mod ready;
+pub mod recalled;
 pub mod removal;
 mod rolled_up;
 pub mod scheduler;

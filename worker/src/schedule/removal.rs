@@ -55,6 +55,8 @@ impl Scheduler {
     /// Moves what waits in a queue to another one; answers how many recipients.
     pub fn transfer(&mut self, from: QueueId, to: QueueId, now_ms: i64) -> u64 {
         let mut moved = 0;
+        let said = self.queues.get(from).and_then(|q| q.last_failure.clone());
+        self.queues.get_mut(to).into_iter().for_each(|q| q.last_failure = q.last_failure.take().or(said.clone()));
         for (entry, due_ms) in self.drain(from) {
             let bytes = self.messages.get(entry.slot as usize).map_or(0, |m| u64::from(m.body_len));
             if let Some(q) = self.queues.get_mut(from) {

@@ -18,6 +18,7 @@ use super::message::Message;
 use super::name_index::NameIndex;
 use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId, RolledUp};
+use super::recalled::Recalled;
 use super::timers::Timer;
 use super::tokens::{Grant, take_tokens};
 use crate::classify::outcome::Failure;
@@ -63,6 +64,8 @@ pub struct Scheduler {
     /// queue has any more are dropped.
     names: HashSet<Rc<str>>,
     names_kept: usize,
+    /// Of queues whose last reply was found in the spool.
+    pub(super) recalled: Recalled,
     /// Failures of late.
     failures: VecDeque<Rc<Failure>>,
     pub(super) timers: BinaryHeap<Reverse<(i64, Timer)>>,

@@ -1,0 +1,136 @@
+//! Why paths wait, over an orderly stop: the clock that a path goes on with in the next process (see [`super::paths`]) came of
+//! something that a receiver said, and operators ask what that was. After a kill the path is tried at once, and says it anew.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use ipc::frame::archive;
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::classify::bounce_rules::Stage;
+use crate::classify::outcome::{Failure, Outcome, Verdict};
+use crate::clock;
+use crate::schedule::Path;
+use crate::shard::Shard;
+
+/// Names of the pieces among the spool's values begin so.
+const KEPT_AS: &str = "last-failures/";
+/// Paths in one piece.
+const PATHS_PER_PIECE: usize = 4096;
+/// Bytes of a diagnostic that are kept.
+const DIAGNOSTIC_MAX: usize = 255;
+
+/// By destination and virtual MTA.
+type ByPath = HashMap<(Rc<str>, Rc<str>), Rc<Failure>>;
+
+/// What paths waited for, when the process before stopped.
+#[derive(Debug, Default)]
+pub struct LastFailures(RefCell<ByPath>);
+
+/// As it lies in the spool. Most paths that wait share their failure with others.
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct Piece {
+    failures: Vec<Kept>,
+    /// Destination, virtual MTA, and place in the failures.
+    paths: Vec<(String, String, u32)>,
+}
+
+#[derive(Debug, Archive, Serialize, Deserialize)]
+struct Kept {
+    status: String,
+    diagnostic: String,
+    remote: bool,
+    host: String,
+    ip: String,
+    is_of_dns: bool,
+}
+
+impl Kept {
+    fn of(f: &Failure) -> Kept {
+        let v = &f.verdict;
+        Kept {
+            status: v.status.clone(),
+            diagnostic: beginning(&v.diagnostic).to_owned(),
+            remote: v.remote,
+            host: f.host.clone(),
+            ip: f.ip.clone(),
+            is_of_dns: f.is_of_dns,
+        }
+    }
+
+    fn into_failure(self) -> Failure {
+        let Kept { status, diagnostic, remote, host, ip, is_of_dns } = self;
+        let stage = Stage::Session;
+        Failure {
+            verdict: Verdict { outcome: Outcome::Deferred, status, diagnostic, remote, code: 0, stage },
+            host,
+            ip,
+            is_of_dns,
+        }
+    }
+}
+
+fn beginning(text: &str) -> &str {
+    let mut end = text.len().min(DIAGNOSTIC_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// Keeps why each path waits that waits, before a stop.
+pub fn keep_all(shard: &Shard) {
+    let now = clock::now_ms();
+    let s = shard.scheduler.borrow();
+    let waiting = s.paths.iter().map(|(_, p)| p).filter(|p| p.retry_at_ms > now);
+    let known: Vec<(&Path, &Rc<Failure>)> = waiting.filter_map(|p| Some((p, p.last_failure.as_ref()?))).collect();
+    for (n, some) in known.chunks(PATHS_PER_PIECE).enumerate() {
+        let mut piece = Piece::default();
+        let mut places: HashMap<*const Failure, u32> = HashMap::new();
+        for (p, f) in some {
+            let place = *places.entry(Rc::as_ptr(f)).or_insert_with(|| {
+                piece.failures.push(Kept::of(f));
+                piece.failures.len() as u32 - 1
+            });
+            piece.paths.push((p.destination.as_ref().to_owned(), p.vmta_name.as_ref().to_owned(), place));
+        }
+        shard.spool.put(&format!("{KEPT_AS}{n}"), archive(&piece).to_vec());
+    }
+}
+
+/// Takes over what the process before kept. It counts for this start alone.
+pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
+    for (name, value) in values.iter().filter(|(k, _)| k.starts_with(KEPT_AS)) {
+        match rkyv::from_bytes::<Piece, rkyv::rancor::Error>(value) {
+            Ok(piece) => take_in(shard, piece),
+            Err(e) => tracing::warn!(name, error = %e, "what receivers said last cannot be read; forgotten"),
+        }
+        shard.spool.put(name, Vec::new());
+    }
+}
+
+fn take_in(shard: &Shard, piece: Piece) {
+    let failures: Vec<Rc<Failure>> = piece.failures.into_iter().map(|k| Rc::new(k.into_failure())).collect();
+    let s = &mut *shard.scheduler.borrow_mut();
+    for (destination, vmta, place) in piece.paths {
+        let Some(failure) = failures.get(place as usize).map(Rc::clone) else { continue };
+        match s.find_path(&destination, &vmta) {
+            Some((_, p)) if p.last_failure.is_none() => p.last_failure = Some(failure),
+            Some(_) => {}
+            None => {
+                shard.last_failures.0.borrow_mut().insert((destination.into(), vmta.into()), failure);
+            }
+        }
+    }
+}
+
+/// A path was made.
+pub fn admit(shard: &Shard, p: &mut Path) {
+    let mut all = shard.last_failures.0.borrow_mut();
+    if !all.is_empty()
+        && let Some(f) = all.remove(&(Rc::clone(&p.destination), Rc::clone(&p.vmta_name)))
+    {
+        p.last_failure = p.last_failure.take().or(Some(f));
+    }
+}
