@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tests::client::Client;
 use tests::engine::Engine;
-use tests::eventually;
 use tests::receiver::Receiver;
+use tests::{accounting, eventually};
 
 const WAIT: Duration = Duration::from_secs(40);
 
@@ -181,4 +181,62 @@ fn mail_that_chose_no_virtual_mta_goes_by_the_pool_of_its_destination() {
         assert!(by(to).contains(name), "{to}: {}", by(to));
     }
     assert_eq!(by("u@f.test"), "mta.test");
+}
+
+#[test]
+fn what_is_said_of_mailboxes_and_greylisting_costs_no_member_its_share() {
+    let (r, engine) = start(&[1, 1], "retry-recipients-after 1h\n retry-after 1h\n max-smtp-out 1");
+    let health = |domain: &str| {
+        let rows = engine.json(&["show", "paths", "--json"]);
+        let of = rows.as_array().unwrap().iter().filter(|p| p["destination"] == domain);
+        let all: Vec<f64> = of.filter_map(|p| p["health"].as_f64()).collect();
+        assert!(!all.is_empty(), "{rows}");
+        all.into_iter().fold(1.0, f64::min)
+    };
+    let send = |to: &[&str]| {
+        let mut c = Client::connect(engine.smtp).unwrap();
+        let (code, text) = c.send("s@x.test", to, "Subject: x\r\n\r\nx").unwrap();
+        assert_eq!(code, 250, "{text}");
+    };
+    let tried = |to: &str| {
+        let said = || accounting::lines(engine.path()).iter().any(|l| l.contains(to));
+        eventually(&format!("{to} is tried"), WAIT, said);
+    };
+    let harmless = [
+        "451 4.7.1 Greylisted, please try again in 300 seconds",
+        "451 Internal resource temporarily unavailable",
+        "452 4.2.2 The recipient's inbox is out of storage space",
+        "450 4.2.1 The user you are trying to contact is receiving mail too quickly",
+        "421 4.7.1 Greylisting in action, please try again",
+        "550 5.7.1 <u@d.test>: Recipient address rejected: Not in recipient list",
+    ];
+    for (n, reply) in harmless.into_iter().enumerate() {
+        r.script(|s| s.rcpt_reply = Some((reply, None)));
+        let domain = format!("r{n}.test");
+        for i in 0..3 {
+            let to = format!("u{i}@{domain}");
+            send(&[&to]);
+            tried(&to);
+        }
+        assert_eq!(health(&domain), 1.0, "{reply}");
+    }
+    r.script(|s| s.rcpt_reply = None);
+    // In answer to MAIL, and to the content of a message for several.
+    r.script(|s| s.mail_reply = Some(harmless[0]));
+    send(&["u@m.test"]);
+    tried("u@m.test");
+    r.script(|s| (s.mail_reply, s.content_reply) = (None, Some(harmless[0])));
+    send(&["u@c.test", "v@c.test"]);
+    tried("v@c.test");
+    r.script(|s| (s.content_reply, s.greeting) = (None, harmless[4]));
+    send(&["u@g.test"]);
+    eventually("it waits", WAIT, || engine.run(&["why", "g.test"]).contains("Greylisting"));
+    for domain in ["m.test", "c.test", "g.test"] {
+        assert_eq!(health(domain), 1.0, "{domain}");
+    }
+    // What is said of the sender counts.
+    r.script(|s| (s.greeting, s.rcpt_reply) = ("220 x", Some(("451 4.7.650 rate limited due to IP reputation", None))));
+    send(&["u@ill.test"]);
+    tried("u@ill.test");
+    assert!(health("ill.test") < 1.0);
 }

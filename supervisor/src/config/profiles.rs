@@ -135,6 +135,27 @@ mod tests {
     }
 
     #[test]
+    fn no_rule_slows_a_path_for_what_is_said_of_a_mailbox_or_for_greylisting() {
+        use worker::classify::bounce_rules::{Scope, shipped};
+        let of_mailboxes: Vec<_> =
+            shipped().filter(|r| r.scope == Scope::Recipient || r.category == "quota-issues").collect();
+        for (name, text) in ALL {
+            for (rule, _) in examples(text, "reply ") {
+                let rule = rule.strip_prefix("reply ").unwrap().trim();
+                let expression = regex(rule, rule).unwrap().0;
+                let hit: Vec<&str> = of_mailboxes
+                    .iter()
+                    .filter(|r| expression.is_match(r.example).unwrap())
+                    // Apple says it of a mailbox and means how much is sent.
+                    .filter(|r| !r.example.contains("deferred due to excessive volume"))
+                    .map(|r| r.example)
+                    .collect();
+                assert!(hit.is_empty(), "{name}: {rule} hits {hit:?}");
+            }
+        }
+    }
+
+    #[test]
     fn every_profile_is_well_formed_and_compiled_in() {
         assert!(ALL.len() >= 45);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../etc/profiles");

@@ -254,6 +254,11 @@ impl Rules {
                 return Class { category: &o.category, scope: None, kind: None, rule: &o.place, family: "" };
             }
         }
+        self.classify_by_program(reply, stage)
+    }
+
+    /// The same by the program's rules alone: what a refusal is about operators' rules do not say.
+    pub fn classify_by_program(&self, reply: &str, stage: Stage) -> Class<'_> {
         let text = prepared(reply);
         let held = self.literals.iter().flat_map(|l| l.find_overlapping_iter(&text));
         let held = held.map(|m| self.rule_of[m.pattern().as_usize()]);

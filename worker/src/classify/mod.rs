@@ -3,6 +3,7 @@
 pub mod bounce_category;
 pub mod bounce_rules;
 pub mod expression;
+pub mod health;
 pub mod outcome;
 pub mod reply_patterns;
 pub mod reply_text;

@@ -19,6 +19,7 @@ use crate::account::file::Shown;
 use crate::account::record::{self, Row, stored};
 use crate::classify::bounce_category;
 use crate::classify::bounce_rules::{Rules, Stage};
+use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::clock;
 use crate::connect::tls;
@@ -89,9 +90,14 @@ pub(super) async fn conclude(
     at: &Attempt,
 ) {
     may_panic("conclude");
+    let heard = verdicts;
+    let recorded: Vec<(u16, Verdict)>;
     let verdicts = match path.rules.replace_smtp_421_service_response {
-        true => verdicts.into_iter().map(|(r, v)| (r, v.recorded(&path.rules))).collect(),
-        false => verdicts,
+        true => {
+            recorded = heard.iter().map(|(r, v)| (*r, v.clone().recorded(&path.rules))).collect();
+            &recorded
+        }
+        false => &heard,
     };
     let (now, key) = (clock::now_ms(), batch.key);
     let before = delay_reports(shard, path, key, e, &verdicts).await;
@@ -135,7 +141,7 @@ pub(super) async fn conclude(
     add(&c.delivered, [delivered, u64::from(delivered > 0), if delivered > 0 { size } else { 0 }]);
     c.bounced.set(c.bounced.get() + all_ended - delivered);
     c.deferred.set(c.deferred.get() + retry.len() as u64);
-    let turn = judge(shard, path, &verdicts, at, delivered);
+    let turn = judge(shard, path, &heard, at, delivered);
     if let Some(turn) = turn {
         mode::turned(shard, path.id, turn, "backoff-to-normal-after-delivery");
     }
@@ -258,7 +264,7 @@ fn judge(
         .iter()
         .rev()
         .find(|(_, v)| v.outcome != Outcome::Delivered)
-        .map(|(_, v)| Rc::new(Failure::at(v.clone(), &at.host, &at.ip)));
+        .map(|(_, v)| Rc::new(Failure::at(v.clone(), &at.host, &at.ip).recorded(&path.rules)));
     if let (Some(q), Some(f)) = (s.queues.get_mut(path.queue), &failure) {
         q.last_failure = Some(Rc::clone(f));
     }
@@ -271,9 +277,7 @@ fn judge(
     if delivered > 0 {
         return p.delivered(clock::now_ms());
     }
-    // A mailbox that does not exist says nothing of the sender.
-    let ill = |v: &Verdict| v.outcome == Outcome::Deferred || v.status.starts_with("5.7");
-    if verdicts.iter().any(|(_, v)| ill(v)) {
+    if health::speak_ill(shard.config().bounce_rules(), verdicts.iter().map(|(_, v)| v)) {
         p.judged(false);
     }
     None

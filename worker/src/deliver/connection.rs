@@ -26,6 +26,7 @@ use super::signing::signed;
 use super::slow::{EARLY, GRANTED, SLOW, SlowAt};
 use super::transaction::{self, Standing};
 use crate::classify::bounce_rules::Stage;
+use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
@@ -754,11 +755,12 @@ async fn attempt(
         Some(Route::DeferQueue) => {
             let last = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered);
             let verdict = last.map_or_else(|| Verdict::own("4.4.0", "deferred by a rule"), |(_, v)| v.clone());
+            let ill = health::speaks_ill(shard.config().bounce_rules(), &verdict);
             let failure = Failure::at(verdict, &s.host, &s.peer.ip().to_string()).recorded(&path.rules);
             let mut sch = shard.scheduler.borrow_mut();
             let now = clock::now_ms();
             if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
-                p.defer(now, Rc::new(failure));
+                p.defer(now, Rc::new(failure), ill);
                 let at = p.retry_at_ms;
                 sch.wake_at(path.id, at);
             }
@@ -852,11 +854,14 @@ fn sort(
         let mut sch = shard.scheduler.borrow_mut();
         if let Some(f) = fault.as_ref().filter(|f| is_left_out(f)) {
             let failure = sch.shared_failure(f.failure());
+            let ill = health::speak_ill(shard.config().bounce_rules(), [&failure.verdict].into_iter());
             if let Some(q) = sch.queues.get_mut(batch.queue) {
                 q.last_failure = Some(Rc::clone(&failure));
             }
             if let Some(p) = sch.paths.get_mut(path.id) {
-                p.judged(false);
+                if ill {
+                    p.judged(false);
+                }
                 p.last_failure = Some(failure);
             }
         }

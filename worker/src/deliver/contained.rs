@@ -27,7 +27,7 @@ pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
     let failure = s.shared_failure(Failure::own("4.3.0", "an error of this server; see its log"));
     let Some(p) = s.paths.get_mut(id) else { return };
     tracing::error!(shard = shard.number, path = p.name(), "a connection ended by a panic; its mail waits");
-    p.defer(clock::now_ms(), failure);
+    p.defer(clock::now_ms(), failure, true);
     let at = p.retry_at_ms;
     s.wake_at(id, at);
 }

@@ -13,6 +13,7 @@ use super::session::{Session, SessionFault, server_name};
 use super::shared_limits::ASK_AGAIN_MS;
 use super::shared_limits::Held;
 use super::slow::{GRANTED, group_of};
+use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
@@ -58,8 +59,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let domain = path.origin.clone().unwrap_or_else(|| Rc::clone(&path.destination));
     let protection = Rc::clone(&shard.protection.borrow());
     let snapshot = config.snapshot.get();
-    let health = &shard.address_health;
-    let has_failed = |a| health.has_failed(a, path.source);
+    let known = &shard.address_health;
+    let has_failed = |a| known.has_failed(a, path.source);
     let family = Family::of(path.source, &path.rules);
     let search = Search { family, own: &config.own_server, has_failed: &has_failed };
     // The policy is asked for meanwhile: DNS that is slow for one costs no more than for both.
@@ -122,7 +123,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     let fits = |a: &std::net::SocketAddr| path.source.is_none_or(|s| s.is_ipv4() == a.is_ipv4());
     let usable = hosts.iter().enumerate().filter(|(_, h)| !skipped.contains(&h.name));
     let addresses = usable.flat_map(|(n, h)| h.addresses.iter().filter(|a| fits(a)).map(move |a| (n, *a)));
-    let addresses = health.in_turn(addresses.collect(), path.source, clock::now_ms(), is_retry);
+    let addresses = known.in_turn(addresses.collect(), path.source, clock::now_ms(), is_retry);
     // What holds for connections to a host, once it is looked at; nothing for one that is left out.
     let mut securities: Vec<Option<Option<Security>>> = vec![None; hosts.len()];
     for (n, address) in addresses {
@@ -153,7 +154,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             Ok(mut s) => {
                 s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
                 s.has_others = hosts.iter().any(|h| h.name != host.name && !skipped.contains(&h.name));
-                health.connected(address, path.source);
+                known.connected(address, path.source);
                 match heard(shard, path) {
                     None | Some((Route::BounceRcpt, _)) => return Some(s),
                     // The host takes the session, and a rule says otherwise.
@@ -168,11 +169,14 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 }
             }
             Err(fault) => {
+                let failure = fault.failure();
                 match fault.is_unconnected() {
-                    true => health.failed(address, path.source, clock::now_ms()),
-                    false => health.took_no_session(address, clock::now_ms()),
+                    true => known.failed(address, path.source, clock::now_ms()),
+                    // It wants the same once more, which another host would begin anew.
+                    false if greylists(&config, &failure) => {}
+                    false => known.took_no_session(address, clock::now_ms()),
                 }
-                (fault.failure(), heard(shard, path).map(|(route, _)| route))
+                (failure, heard(shard, path).map(|(route, _)| route))
             }
         };
         match route {
@@ -254,6 +258,11 @@ pub(super) fn keep_back(shard: &Rc<Shard>, path: &Path, directive: &str) {
     failed(shard, path, Failure::own("4.3.5", text));
 }
 
+/// A greeting or EHLO that was refused, and will be taken from the same address later.
+fn greylists(config: &Config, f: &Failure) -> bool {
+    f.verdict.remote && health::is_greylisting(config.bounce_rules(), &f.verdict)
+}
+
 /// Notes the hosts of a domain that rolled up; false when they are new here and a connection that
 /// is open can carry its mail.
 fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
@@ -277,7 +286,6 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
 /// others in the path; what the receiver itself says is, and so is a failure beside connections
 /// that go on, or of one member of a pool.
 fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
-    let failure = failure.recorded(&path.rules);
     let alone = {
         let s = shard.scheduler.borrow();
         let of_domain = s.queues.get(path.queue).is_some_and(|q| is_opened_for(path, q) && q.members.len() == 1);
@@ -286,6 +294,7 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     if path.origin.is_none() || failure.verdict.remote || !alone {
         return queue_failed(shard, path, failure);
     }
+    let failure = failure.recorded(&path.rules);
     tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
     account_for_queue(shard, path, &failure);
     shard.scheduler.borrow_mut().defer_queue(path.queue, clock::now_ms(), failure);
@@ -467,6 +476,7 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 
 /// The path as a whole failed, or is to wait by a rule (`defer-queue`), whatever connections are open.
 fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) {
+    let ill = health::speaks_ill(shard.config().bounce_rules(), &failure.verdict);
     let failure = failure.recorded(&path.rules);
     tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     account_for_queue(shard, path, &failure);
@@ -480,7 +490,7 @@ fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) 
     }
     // Several connections that fail together are one failure.
     let at = if p.retry_at_ms <= now && (p.connections == 0 || by_rule) {
-        p.defer(now, failure);
+        p.defer(now, failure, ill);
         p.retry_at_ms
     } else {
         // The connections that are open go on; one more is tried later.

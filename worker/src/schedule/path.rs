@@ -278,12 +278,15 @@ impl Path {
         !self.held && !self.paused && self.retry_at_ms <= now_ms
     }
 
-    /// The path as a whole failed: starts the retry clock and walks one step on.
-    pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>) {
+    /// The path as a whole failed: starts the retry clock and walks one step on. `ill`: the failure speaks ill of the path, see
+    /// [`crate::classify::health`].
+    pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>, ill: bool) {
         let wait_ms = failure_wait_ms(&failure, &self.rules, &self.rules.retry_waits(self.mode), &mut self.retry_step);
         self.retry_at_ms = now_ms.saturating_add(wait_ms);
         self.last_failure = Some(failure);
-        self.judged(false);
+        if ill {
+            self.judged(false);
+        }
     }
 
     /// Its mail goes to other hosts from now on: what failed at those before is no reason to wait.
@@ -615,7 +618,7 @@ mod tests {
         let now = 1_000_000_000;
         p.opening(now * 1_000_000);
         p.connecting -= 1;
-        p.defer(now, Rc::new(Failure::own("4.4.1", "away")));
+        p.defer(now, Rc::new(Failure::own("4.4.1", "away")), true);
         p.rest(now);
         assert!(p.activity.is_some() && p.paces.connect.tat_ns > 0, "a window that counts is not forgotten");
         p.rest(now + 10_000);

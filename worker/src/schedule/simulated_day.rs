@@ -188,7 +188,7 @@ fn day(seed: u64, adaptive: bool) -> Day {
                             refused += 1;
                             s.put_back(&b, &b.recipients);
                             s.paths[*path].connections = 0;
-                            s.paths[*path].defer(now, Rc::new(Failure::own("4.4.1", "away")));
+                            s.paths[*path].defer(now, Rc::new(Failure::own("4.4.1", "away")), true);
                             break;
                         }
                     }

@@ -109,7 +109,7 @@ impl World {
         for _ in 0..wanted {
             let p = &mut self.s.paths[id];
             if self.dice.below(8) == 0 {
-                p.defer(self.now_ms, Rc::new(Failure::own("4.4.1", "refused")));
+                p.defer(self.now_ms, Rc::new(Failure::own("4.4.1", "refused")), true);
                 continue;
             }
             p.connections += 1;
