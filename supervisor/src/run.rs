@@ -5,6 +5,7 @@ mod keys;
 mod memory;
 mod reload;
 mod spread;
+mod told;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -691,6 +692,9 @@ impl Supervisor {
                 self.slot(number, |s| gone.add(&s.totals()));
                 self.gone.set(gone);
                 self.slots.borrow_mut().retain(|s| s.number != number);
+                if !self.stopping.get() {
+                    tracing::info!(shard = number, "the shard is gone: the others have its mail");
+                }
                 return Ok(());
             }
             tracing::info!(shard = number, "mail was left when the shard ended; it is started again to hand it over");
@@ -786,11 +790,9 @@ impl Supervisor {
     }
 
     /// A reload that a signal asks for.
-    async fn reload_and_log(self: Rc<Self>) {
-        match self.reload(true, false, By::Signal).await {
-            Ok(t) => tracing::info!("{t}"),
-            Err(e) => tracing::error!("{e}"),
-        }
+    async fn reload_by_signal(self: Rc<Self>) {
+        // It is told of in the log, as any other.
+        let _ = self.reload(true, false, By::Signal).await;
     }
 
     async fn until_stopped(self: &Rc<Self>) {
@@ -805,7 +807,7 @@ impl Supervisor {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 () = self.stop.notified() => break,
-                _ = hup.recv() => drop(spawn_local(Rc::clone(self).reload_and_log())),
+                _ = hup.recv() => drop(spawn_local(Rc::clone(self).reload_by_signal())),
             }
         }
         tracing::info!("stopping");
@@ -897,7 +899,9 @@ async fn keep_systemd_informed(sup: Rc<Supervisor>) {
 fn announce(sup: &Supervisor) {
     let c = sup.compiled.borrow();
     let listeners: Vec<&str> = c.snapshot.listeners.iter().map(|l| l.address.as_str()).collect();
-    tracing::info!(listeners = listeners.join(" "), shards = sup.slots.borrow().len(), data = %c.data_dir.display(), "ready");
+    let config = sup.file.as_ref().map_or_else(|| "(built-in)".to_owned(), |f| f.display().to_string());
+    let shards = sup.slots.borrow().len();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config, listeners = listeners.join(" "), shards, data = %c.data_dir.display(), "ready");
     let waiting: u64 = sup.slots.borrow().iter().map(|s| s.heartbeat.recipients).sum();
     if waiting > 0 {
         tracing::info!(

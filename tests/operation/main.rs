@@ -4,6 +4,7 @@
 mod control;
 mod delete;
 mod local_rights;
+mod log_lines;
 mod queues;
 mod sandbox;
 mod scenarios;

@@ -485,7 +485,8 @@ impl Worker {
         match message {
             ToWorker::Welcome(_) => false,
             ToWorker::Adopted => {
-                tracing::info!(shard = self.start.shard, "adopted by a new supervisor");
+                // The supervisor tells of it.
+                tracing::debug!(shard = self.start.shard, "adopted by a new supervisor");
                 true
             }
             ToWorker::Reload { listeners, added } => {
@@ -654,6 +655,7 @@ impl Worker {
                 }
             }
         }
+        crate::log_limit::tell_all();
         tracing::info!(shard = self.start.shard, "stopped");
     }
 }

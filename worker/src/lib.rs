@@ -13,6 +13,7 @@ pub mod dkim;
 pub mod folder;
 pub mod heat;
 pub mod holds;
+pub mod log_limit;
 pub mod prepare;
 pub mod programs;
 pub mod regular_file;

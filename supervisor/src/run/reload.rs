@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipc::control::ToWorker;
 use tokio::task::spawn_local;
 
-use super::Supervisor;
+use super::{Supervisor, told};
 use crate::accounting;
 use crate::config::diff::Change;
 use crate::config::source::Source;
@@ -32,6 +32,20 @@ struct Prepared {
     added: Vec<(String, OwnedFd)>,
     /// What this machine would not let happen.
     refused: Vec<String>,
+}
+
+/// Why a configuration cannot be put in force.
+struct NotPrepared {
+    /// All errors, for the operator.
+    text: String,
+    /// The first of them, for the log.
+    reason: String,
+}
+
+impl From<String> for NotPrepared {
+    fn from(text: String) -> NotPrepared {
+        NotPrepared { reason: text.clone(), text }
+    }
 }
 
 /// What is in force, and was tried when it was put in force.
@@ -106,7 +120,7 @@ impl Supervisor {
 
     /// Reads and compiles a file, none for the built-in configuration, and tries what it needs
     /// of this machine. All of it is done beside the loop, which must not wait for a disk, nor for a file that is long.
-    async fn prepare(&self, source: Source, file: Option<PathBuf>) -> Result<Prepared, String> {
+    async fn prepare(&self, source: Source, file: Option<PathBuf>) -> Result<Prepared, NotPrepared> {
         let _one_at_a_time = self.reading.lock().await;
         let overrides = self.overrides.clone();
         let known = Known::of(&self.compiled.borrow());
@@ -114,17 +128,17 @@ impl Supervisor {
             let checked = config::compile_from(source, file.as_deref(), &overrides).map_err(|e| {
                 format!("cannot read {}: {e}", file.as_deref().unwrap_or(Path::new("(built-in)")).display())
             })?;
-            if let Some(errors) = checked.errors() {
-                return Err(format!("the configuration has errors\n\n{errors}"));
+            if let (Some(errors), Some(reason)) = (checked.errors(), checked.first_error()) {
+                return Ok(Err(NotPrepared { text: format!("the configuration has errors\n\n{errors}"), reason }));
             }
             let mut refused = known.unusable_addresses(&checked.compiled);
             refused.extend(known.unwritable(&checked.compiled));
             refused.extend(listen::nowhere(&checked.compiled));
-            Ok((Text::of(&checked), checked.compiled, refused))
+            Ok(Ok((Text::of(&checked), checked.compiled, refused)))
         };
         let read = beside(read).await;
         ipc::descriptors::give_back_heap();
-        let (text, mut compiled, mut refused) = read?;
+        let (text, mut compiled, mut refused) = read??;
         let mut added = Vec::new();
         for l in &compiled.snapshot.listeners {
             if !self.listeners.borrow().iter().any(|(a, _)| *a == l.address) {
@@ -157,7 +171,7 @@ impl Supervisor {
     /// # Errors
     /// The errors of the files, and what this machine would not let happen.
     pub async fn diff(&self, source: Source, file: PathBuf, json: bool) -> Result<String, String> {
-        let p = self.prepare(source, Some(file)).await?;
+        let p = self.prepare(source, Some(file)).await.map_err(|e| e.text)?;
         let said = move || {
             if json {
                 return serde_json::to_string_pretty(&p.changes).map_err(|e| e.to_string());
@@ -210,10 +224,17 @@ impl Supervisor {
             None => format!("{e}; the old configuration stays in force"),
         };
         let one_at_a_time = self.reloading.lock().await;
-        let p = self.prepare(Source::Server, self.file.clone()).await.map_err(stays)?;
-        if !p.refused.is_empty() {
-            return Err(stays(p.refused.join("\n")));
-        }
+        let p = match self.prepare(Source::Server, self.file.clone()).await {
+            Ok(p) if p.refused.is_empty() => p,
+            Ok(p) => {
+                told::of_refusal(&p.refused.join("; "));
+                return Err(stays(p.refused.join("\n")));
+            }
+            Err(e) => {
+                told::of_refusal(&e.reason);
+                return Err(stays(e.text));
+            }
+        };
         self.generation.set(p.compiled.snapshot.generation);
         self.listeners.borrow_mut().retain(|(a, _)| p.compiled.snapshot.listeners.iter().any(|l| l.address == *a));
         self.listeners.borrow_mut().extend(p.added);
@@ -241,8 +262,10 @@ impl Supervisor {
             }
         }
         if let Some(e) = self.slots.borrow().iter().find_map(|s| s.reload_error.clone()) {
+            told::of_refusal(&e);
             return Err(e);
         }
+        told::of_reload(generation, &p.changes);
         let mut said: Vec<String> = p.changes.iter().map(Change::to_string).collect();
         said.push("Configuration reloaded.".into());
         said.extend(restart_note(&p.changes));

@@ -209,7 +209,8 @@ async fn wait_for_adoption(sup: &Rc<Supervisor>, number: u8) {
 
 async fn wait_for_holder(sup: &Rc<Supervisor>, number: u8) {
     let Some(pid) = holder(sup, number) else { return };
-    tracing::info!(shard = number, pid, "a worker is alive; waiting for it to come back");
+    // That it is adopted, or replaced, is told when it is.
+    tracing::debug!(shard = number, pid, "a worker is alive; waiting for it to come back");
     let is_back = || sup.slot(number, |s| s.process.is_some()).unwrap_or(true);
     let until = tokio::time::Instant::now() + ADOPTION_WAIT;
     while tokio::time::Instant::now() < until {

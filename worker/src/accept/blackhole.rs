@@ -46,7 +46,9 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                 });
             }
             Err(e) => {
-                tracing::warn!(listener = address, error = %e, "accepting a connection failed");
+                if crate::log_limit::allows_line("accepting a connection failed", &address) {
+                    tracing::warn!(listener = address, error = %e, "accepting a connection failed");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

@@ -18,8 +18,10 @@ use super::data::Fault;
 use super::own_name;
 use super::places::{ClientPlace, Stranger, Waits};
 use super::receiving::Share;
+use super::refusals;
 use super::session::{Event, Session, Transaction};
 use crate::holds::{Work, doing};
+use crate::log_limit;
 use crate::prepare::message::{Submitter, prepare};
 use crate::route::submit::submit;
 use crate::shard::Shard;
@@ -67,7 +69,9 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                 }
             }
             Err(e) => {
-                tracing::warn!(listener = address, error = %e, "accepting a connection failed");
+                if log_limit::allows_line("accepting a connection failed", &address) {
+                    tracing::warn!(listener = address, error = %e, "accepting a connection failed");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -85,9 +89,11 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
     let place = match ClientPlace::take(&shard, &rules, ip, peer.port()) {
         Ok(place) => place,
         Err(none) => {
+            let reply = none.reply(&config.global.host_name);
+            refusals::tell_of_connection(shard.number, ip, &reply);
             if in_clear {
                 // Who is refused may be gone.
-                let _ = stream.write_all(none.reply(&config.global.host_name).as_bytes()).await;
+                let _ = stream.write_all(reply.as_bytes()).await;
             }
             return;
         }
@@ -116,9 +122,12 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
             (After::StartTls, None) => {}
             (After::Close, _) => part(stream).await,
         }
-    } else if in_clear {
+    } else {
         let text = format!("521 5.3.2 {} does not accept mail from you (smtp-service)\r\n", config.global.host_name);
-        let _ = stream.write_all(text.as_bytes()).await;
+        refusals::tell_of_connection(shard.number, ip, &text);
+        if in_clear {
+            let _ = stream.write_all(text.as_bytes()).await;
+        }
     }
     if client.made_room {
         place.make_room();
@@ -240,6 +249,8 @@ impl Client<'_> {
         if fresh && self.talks_early(io).await {
             session.out.clear();
             session.reply(554, "5.5.0", "You spoke before the greeting");
+            let ip = canonical(self.peer.ip());
+            refusals::tell_of_connection(self.shard.number, ip, &String::from_utf8_lossy(&session.out));
             let _ = io.write_all(&session.out).await;
             return After::Close;
         }
@@ -317,6 +328,9 @@ impl Client<'_> {
         loop {
             let (n, event) = doing(Work::Commands, || session.feed(&self.buf));
             self.buf.advance(n);
+            if let Some((command, refusal)) = session.refused.take() {
+                self.tell(command, &refusal);
+            }
             match event {
                 Event::None if n == 0 || self.buf.is_empty() => break,
                 // However many commands come at once, others have their turn between them.
@@ -328,6 +342,7 @@ impl Client<'_> {
                     }
                     self.stranger.iter().for_each(|s| s.is_busy());
                     let result = self.store(session, t).await;
+                    result.as_ref().err().into_iter().for_each(|r| self.tell("content", r));
                     self.waits_since = Instant::now();
                     self.note_wait(session);
                     session.stored(result);
@@ -373,6 +388,11 @@ impl Client<'_> {
         written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
     }
 
+    /// Something of a message was refused.
+    fn tell(&self, command: &'static str, r: &Refusal) {
+        refusals::tell(self.shard.number, canonical(self.peer.ip()), command, r);
+    }
+
     async fn store(&self, session: &Session, mut t: Transaction) -> Result<String, Refusal> {
         let max = self.rules.max_message_size;
         let content = t.take_content().map_err(|f| match f {
@@ -413,7 +433,9 @@ impl Client<'_> {
             }
             Err(SpoolError::Full(why)) => Err(Refusal(452, "4.3.1", format!("No room for new mail: {why}"))),
             Err(e) => {
-                tracing::error!(message = %id, error = %e, "message refused");
+                if log_limit::allows_line("the spool cannot take mail", "") {
+                    tracing::error!(message = %id, error = %e, "the spool cannot take mail");
+                }
                 Err(Refusal(451, "4.3.0", "The spool cannot take mail now".into()))
             }
         }

@@ -8,5 +8,6 @@ pub mod listener;
 pub mod own_name;
 pub mod places;
 pub mod receiving;
+pub mod refusals;
 pub mod session;
 pub mod source;

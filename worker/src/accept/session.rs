@@ -101,6 +101,10 @@ pub struct Session {
     pub tls: bool,
     /// Bytes of a line that is too long, which is passed over up to its end; 0 where none is.
     skipped: usize,
+    /// The command in hand, if it is one of a transaction.
+    verb: &'static str,
+    /// Such a command that was refused, and how.
+    pub refused: Option<(&'static str, Refusal)>,
     errors: u32,
     commands: u64,
     since_mail: u64,
@@ -136,6 +140,8 @@ impl Session {
             tls_available,
             tls: false,
             skipped: 0,
+            verb: "",
+            refused: None,
             errors: 0,
             commands: 0,
             since_mail: 0,
@@ -175,6 +181,7 @@ impl Session {
 
     fn refuse(&mut self, r: &Refusal) -> Event {
         self.reply(r.0, r.1, &r.2);
+        self.refused = Some((self.verb, r.clone()));
         self.errors += 1;
         if self.errors > ERRORS_MAX {
             self.reply(421, "4.7.0", "Too many errors, closing");
@@ -284,6 +291,7 @@ impl Session {
     fn command(&mut self, line: &str) -> Event {
         let (verb, arg) = line.split_once(' ').unwrap_or((line, ""));
         let upper = verb.to_ascii_uppercase();
+        self.verb = ["MAIL", "RCPT", "DATA", "BDAT"].into_iter().find(|v| *v == upper).unwrap_or_default();
         let result = match upper.as_str() {
             "EHLO" | "HELO" => self.hello(upper == "EHLO", arg.trim()),
             "MAIL" => self.mail(arg),

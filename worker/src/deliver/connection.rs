@@ -30,6 +30,7 @@ use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
+use crate::log_limit;
 use crate::route::{paths, twins};
 use crate::schedule::message::Content;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
@@ -708,7 +709,9 @@ async fn attempt(
     let Some(mut result) = sent else {
         // The shard stops, or mail of a higher queue-priority needs the place: what was under way begins anew.
         let why = if stop.is_raised() { "stop" } else { "queue-priority" };
-        tracing::info!(shard = shard.number, queue = path.name, why, "transfer interrupted");
+        if log_limit::allows_line("transfer interrupted", &path.name) {
+            tracing::info!(shard = shard.number, queue = path.name, why, "transfer interrupted");
+        }
         path.put_back(shard, &batch, &batch.recipients);
         give_volume_back(shard, path, &content);
         return false;
@@ -826,7 +829,9 @@ fn sort(
         None => true,
         Some(f) if is_left_out(f) => true,
         Some(f @ SessionFault::OutOfStep { .. }) => {
-            tracing::error!(shard = shard.number, queue = path.name, error = %f, "a receiver lost step with a session; no recipient is judged by it");
+            if log_limit::allows_line("a receiver lost step with a session", &path.name) {
+                tracing::error!(shard = shard.number, queue = path.name, error = %f, "a receiver lost step with a session; no recipient is judged by it");
+            }
             reused || learns
         }
         Some(f) => f.is_closing() && (reused || decides || learns),
@@ -845,7 +850,7 @@ fn sort(
         // A receiver that closes between messages says nothing.
         if verdicts.is_empty() && reused && matches!(f, SessionFault::Closed { .. }) {
             tracing::debug!(shard = shard.number, queue = path.name, error = %f, "connection closed between messages");
-        } else {
+        } else if log_limit::allows_line("connection lost", &path.name) {
             tracing::info!(shard = shard.number, queue = path.name, error = %f, again = left.len(), "connection lost");
         }
     }

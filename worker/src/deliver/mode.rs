@@ -9,6 +9,7 @@ use super::connection::{Path, path_of_queue, source_addresses};
 use crate::classify::outcome::Failure;
 use crate::classify::reply_patterns::{Effects, Patterns, Route, Switch};
 use crate::clock;
+use crate::log_limit;
 use crate::report::notice;
 use crate::schedule::path::Turn;
 use crate::schedule::{PathId, Queue, QueueId};
@@ -42,7 +43,7 @@ pub(super) fn apply(
         };
         (effects, place.unwrap_or_default().to_owned(), turn)
     };
-    if effects != Effects::default() {
+    if effects != Effects::default() && log_limit::allows_line("reply matches a rule", &path.name) {
         tracing::info!(shard = shard.number, path = path.name, rule = place, reply, ?effects, "reply matches a rule");
     }
     if let Some(turn) = turn {
@@ -63,7 +64,9 @@ pub fn turned(shard: &Rc<Shard>, id: PathId, turn: Turn, why: &str) {
     };
     let (name, notify, queues) = told;
     let mode = if turn == Turn::Entered { "backoff" } else { "normal" };
-    tracing::warn!(shard = shard.number, path = name, mode, why, "path changes its mode");
+    if log_limit::allows_line("path changes its mode", &name) {
+        tracing::warn!(shard = shard.number, path = name, mode, why, "path changes its mode");
+    }
     if !notify.is_empty() {
         let subject = format!("{name}: {mode} mode");
         notice::send(shard, &notify, &subject, &format!("The path {name} is in {mode} mode now.\r\n\r\n{why}\r\n"));
@@ -87,7 +90,9 @@ pub fn reroute(shard: &Rc<Shard>, id: QueueId) {
         }
         let moved = s.transfer(id, target, clock::now_ms());
         let name = s.queues.get(target).map(|q| q.name()).unwrap_or_default();
-        tracing::info!(shard = shard.number, from = &*via, to = name, recipients = moved, "mail rerouted");
+        if log_limit::allows_line("mail rerouted", &name) {
+            tracing::info!(shard = shard.number, from = &*via, to = name, recipients = moved, "mail rerouted");
+        }
         target
     };
     shard.pump_queue(target);
@@ -106,7 +111,9 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
         s.wake_at(path.id, first.unwrap_or(until));
     }
     crate::route::paths::note_mode(shard, path.id);
-    tracing::warn!(shard = shard.number, path = path.name, source = %ip, why, "source address is not used any more here");
+    if log_limit::allows_line("source address is not used any more here", &path.name) {
+        tracing::warn!(shard = shard.number, path = path.name, source = %ip, why, "source address is not used any more here");
+    }
     let notify = &path.rules.disabled_source_ip_notify;
     if !notify.is_empty() {
         let subject = format!("{}: source {ip} disabled", path.name);
@@ -132,7 +139,9 @@ pub fn rest_without_sources(shard: &Rc<Shard>, id: PathId) {
         let backoff = p.rules.backoff_upon_all_sources_disabled;
         (p.name(), if backoff { p.enter_backoff(now) } else { None })
     };
-    tracing::warn!(shard = shard.number, path = name, "All SMTP sources for queue {name} are now disabled.");
+    if log_limit::allows_line("All SMTP sources are disabled", &name) {
+        tracing::warn!(shard = shard.number, path = name, "All SMTP sources for queue {name} are now disabled.");
+    }
     if let Some(turn) = turn {
         turned(shard, id, turn, "all source addresses are disabled");
     }

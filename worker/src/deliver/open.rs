@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::{Family, Search};
 use crate::connect::tls::Parameters;
+use crate::log_limit;
 use crate::route::rollup;
 use crate::schedule::{Queue, QueueId};
 use crate::shard::Shard;
@@ -295,7 +296,9 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
         return queue_failed(shard, path, failure);
     }
     let failure = failure.recorded(&path.rules);
-    tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
+    if log_limit::allows_line("domain deferred", path.origin.as_deref().unwrap_or_default()) {
+        tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
+    }
     account_for_queue(shard, path, &failure);
     shard.scheduler.borrow_mut().defer_queue(path.queue, clock::now_ms(), failure);
 }
@@ -388,7 +391,9 @@ async fn greet(
     };
     let protection = Rc::clone(&shard.protection.borrow());
     if fault.may_pass_without_resumption() {
-        tracing::info!(queue = path.name, error = %fault, "STARTTLS failed, trying a full handshake");
+        if log_limit::allows_line("STARTTLS failed, trying a full handshake", &path.name) {
+            tracing::info!(queue = path.name, error = %fault, "STARTTLS failed, trying a full handshake");
+        }
         let wanted = &security.parameters;
         protection.configs.forget_sessions(wanted, &server_name(host, address.ip()));
         let full = Security { parameters: Parameters { resume: false, ..wanted.clone() }, ..security.clone() };
@@ -406,7 +411,9 @@ async fn greet(
         return Err(fault);
     }
     // Opportunistic: clear text is better than no delivery.
-    tracing::info!(queue = path.name, error = %fault, "STARTTLS failed, trying in the clear");
+    if log_limit::allows_line("STARTTLS failed, trying in the clear", &path.name) {
+        tracing::info!(queue = path.name, error = %fault, "STARTTLS failed, trying in the clear");
+    }
     protection.broke(host);
     let clear = Security { wanted: false, ..security.clone() };
     Box::pin(approach(shard, path, host, address, &clear)).await.map_err(|t| match t {
@@ -478,7 +485,9 @@ fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) {
     let ill = health::speaks_ill(shard.config().bounce_rules(), &failure.verdict);
     let failure = failure.recorded(&path.rules);
-    tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
+    if log_limit::allows_line("queue deferred", &path.name) {
+        tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
+    }
     account_for_queue(shard, path, &failure);
     let s = &mut *shard.scheduler.borrow_mut();
     let failure = s.shared_failure(failure);

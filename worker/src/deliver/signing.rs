@@ -97,7 +97,10 @@ async fn sign(
         };
         match made {
             Ok(field) => fields += &field,
-            Err(e) => tracing::error!(shard = shard.number, queue = path.name, error = %e, "not signed by DKIM"),
+            Err(e) if crate::log_limit::allows_line("not signed by DKIM", &path.name) => {
+                tracing::error!(shard = shard.number, queue = path.name, error = %e, "not signed by DKIM");
+            }
+            Err(_) => {}
         }
     }
     match fields.is_empty() {

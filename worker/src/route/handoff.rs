@@ -277,7 +277,9 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
             shard.handoffs.tell_open(owner, &link);
             shard.handoffs.kept.wake.notify_one();
             shard.foreign.notify_one();
-            if let Err(e) = speak(&shard, &link, io).await {
+            if let Err(e) = speak(&shard, &link, io).await
+                && crate::log_limit::allows_line("mesh connection ended", &owner.to_string())
+            {
                 tracing::info!(owner, error = %e, "mesh connection ended");
             }
             link.connected.set(false);

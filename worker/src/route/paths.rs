@@ -340,7 +340,12 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
         match UnixStream::connect(&path).await {
             Ok(io) => match ask(&shard, owner, epoch, io).await {
                 Ok(()) => return,
-                Err(e) => tracing::warn!(owner, error = %e, "a claim was not answered; asked again"),
+                Err(e)
+                    if crate::log_limit::allows_line("a claim was not answered; asked again", &owner.to_string()) =>
+                {
+                    tracing::warn!(owner, error = %e, "a claim was not answered; asked again");
+                }
+                Err(_) => {}
             },
             Err(_) => {
                 // No process, so no connections: but it may have sent until just now.

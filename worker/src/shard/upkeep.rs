@@ -88,6 +88,7 @@ impl Shard {
         queues.for_each(|id| self.look_after_queue(id, now));
         paths.for_each(|id| self.look_after_path(id, now));
         paths::sweep(self, now);
+        crate::log_limit::sweep();
         self.give_memory_back(now);
     }
 

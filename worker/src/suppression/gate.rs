@@ -16,6 +16,7 @@ use crate::classify::bounce_category;
 use crate::classify::bounce_rules::{Kind, Scope, Stage};
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
+use crate::log_limit;
 use crate::shard::Shard;
 
 /// Time between two looks for what other processes changed.
@@ -107,7 +108,9 @@ fn take_note(lists: &mut Lists, notes: &[Note]) -> std::io::Result<()> {
         }
         let known = lists.find([key.0], key.1, n.at_s).is_some();
         if !known && !changes.iter().any(|c| matches!(c, Change::Add(_)) && c.key() == key) {
-            tracing::info!(address, list, reason = n.category, "suppressed (suppress-on)");
+            if log_limit::allows_line("suppressed (suppress-on)", &list) {
+                tracing::info!(address, list, reason = n.category, "suppressed (suppress-on)");
+            }
             let (reason, source) = (n.category.clone(), "policy".into());
             changes.push(Change::Add(Entry { list, address, reason, source, added_s: n.at_s, expires_s: n.expires_s }));
         }

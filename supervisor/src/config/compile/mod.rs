@@ -89,6 +89,16 @@ impl Checked {
         let all: Vec<String> = of_each.chain((more > 0).then(|| format!("and {more} more errors"))).collect();
         (!all.is_empty()).then(|| all.join("\n\n"))
     }
+
+    /// The first error in a line, and how many there are besides; `None` when there are none. Nothing of the file is quoted.
+    pub fn first_error(&self) -> Option<String> {
+        let mut errors = self.diagnostics.iter().filter(|d| d.is_error);
+        let first = errors.next()?;
+        let more = errors.count() + self.left_out.errors;
+        let more = if more > 0 { format!(" (and {more} more errors)") } else { String::new() };
+        let place = format!("{}:{}", self.files.path(first.at.file).display(), first.at.line);
+        Some(format!("{place}: {}{more}", first.message))
+    }
 }
 
 /// Items of one list.
