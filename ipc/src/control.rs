@@ -296,6 +296,10 @@ pub enum Rows {
         matched: u64,
         /// Those where something changed.
         changed: u64,
+        /// Names of those, the first of them.
+        names: Vec<String>,
+        /// What is kept for queues and paths to come is another thing than before.
+        kept: bool,
     },
     /// An order could not be carried out.
     Refused(String),

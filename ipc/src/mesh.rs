@@ -96,6 +96,8 @@ pub struct PathState {
     pub retry_at_unix_ms: i64,
     /// Position in `retry-after`.
     pub retry_step: u32,
+    /// An operator set the mode. It lies where states had nothing before.
+    pub forced: bool,
     /// When its backoff ends, Unix milliseconds; 0 where it is in none.
     pub backoff_until_unix_ms: i64,
     /// Source addresses with windows of their own, or that are left out.

@@ -181,6 +181,8 @@ pub enum Listed {
     Jobs,
     /// `why QUEUE`
     Why(QueuePattern),
+    /// `show disabled`: those that match.
+    Disabled(QueuePattern),
 }
 
 /// Where a page begins.
@@ -205,6 +207,8 @@ pub enum Listing {
     Jobs(Vec<JobRow>),
     /// `why`
     Why(Vec<WhyRow>),
+    /// `show disabled`
+    Disabled(Vec<DisabledRow>),
 }
 
 /// What the supervisor answers.
@@ -311,14 +315,33 @@ pub struct QueueRow {
     pub connections: u32,
     /// `normal` or `backoff`.
     pub mode: String,
-    /// Paused by an operator.
+    /// Paused by an operator: the queue, or all of its paths.
     pub paused: bool,
+    /// An operator set the mode of some of its paths.
+    pub forced: bool,
+    /// Source addresses that are not used at some of its paths.
+    pub disabled_sources: Vec<String>,
+    /// Of a pool's queue the members that have a path here, with the mode of each.
+    pub members: Vec<MemberRow>,
     /// When the queue is tried again, `YYYY-MM-DD HH:MM:SS` local; empty when it is runnable.
     pub next_retry: String,
     /// The last failure; empty for none.
     pub last_error: String,
     /// Age of the oldest recipient, seconds.
     pub oldest_s: u64,
+}
+
+/// A member of a pool in a row of `show queues`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// Virtual MTA.
+    pub vmta: String,
+    /// `normal`, `backoff`, or the step on the way back.
+    pub mode: String,
+    /// An operator set it.
+    pub forced: bool,
+    /// Paused by an operator.
+    pub paused: bool,
 }
 
 impl QueueRow {
@@ -328,6 +351,12 @@ impl QueueRow {
         self.kbytes += part.kbytes;
         self.oldest_s = self.oldest_s.max(part.oldest_s);
         self.paused &= part.paused;
+        self.forced |= part.forced;
+        for ip in part.disabled_sources {
+            if !self.disabled_sources.contains(&ip) {
+                self.disabled_sources.push(ip);
+            }
+        }
         // It goes on when the first of its domains may.
         let sooner = part.next_retry.is_empty() || part.next_retry < self.next_retry;
         if !self.next_retry.is_empty() && sooner {
@@ -352,8 +381,14 @@ pub struct PathRow {
     pub shard: u8,
     /// Open connections.
     pub connections: u32,
-    /// `normal` or `backoff`.
+    /// `normal`, `backoff`, or the step on the way back.
     pub mode: String,
+    /// An operator set it.
+    pub forced: bool,
+    /// Paused by an operator.
+    pub paused: bool,
+    /// Source addresses that are not used here.
+    pub disabled_sources: Vec<String>,
     /// Share of recent attempts that succeeded, 0 to 1.
     pub health: f32,
     /// `max-smtp-out` in force; `None` when unlimited.
@@ -389,10 +424,33 @@ pub struct PoolRow {
     pub connections: u32,
     /// `normal`, `backoff`, or the step on the way back.
     pub mode: String,
+    /// An operator set it.
+    pub forced: bool,
     /// Paused by an operator.
     pub paused: bool,
+    /// Source addresses that are not used there.
+    pub disabled_sources: Vec<String>,
     /// The last failure; empty for none.
     pub last_error: String,
+}
+
+/// One row of `show disabled`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct DisabledRow {
+    /// Source address that is not used.
+    pub source: String,
+    /// Where: a path, or the pattern of an order.
+    pub queue: String,
+    /// Shard.
+    pub shard: u8,
+    /// It holds for every queue of that pattern, also for those to come.
+    pub is_order: bool,
+    /// Since when, `YYYY-MM-DD HH:MM:SS` local; empty where that is not known.
+    pub since: String,
+    /// Until when, likewise; empty until it is enabled.
+    pub until: String,
+    /// What a receiver said, or that an operator did it; empty where that is not known.
+    pub why: String,
 }
 
 /// One row of `show jobs`.

@@ -121,7 +121,8 @@ pub struct Deletion {
 pub struct Switches {
     /// Paused or resumed; the last that matches counts.
     pub pauses: Vec<(QueuePattern, bool)>,
-    /// Source addresses that are not used, until a time (Unix milliseconds).
+    /// Source addresses that are not used until a time, Unix milliseconds; 0 where that is an exception. The last that
+    /// matches counts.
     pub disabled: Vec<(QueuePattern, String, i64)>,
 }
 
@@ -146,7 +147,17 @@ impl Switches {
                 self.disabled.retain(|(p, i, _)| i != ip || !order.of.covers(p));
                 self.disabled.push((order.of.clone(), ip.clone(), *until_unix_ms));
             }
-            QueueAction::EnableSource { ip } => self.disabled.retain(|(p, i, _)| i != ip || !order.of.covers(p)),
+            QueueAction::EnableSource { ip } => {
+                self.disabled.retain(|(p, i, _)| i != ip || !order.of.covers(p));
+                // Of what is disabled more widely this is an exception.
+                if self.disabled.iter().any(|(_, i, _)| i == ip) {
+                    self.disabled.push((order.of.clone(), ip.clone(), 0));
+                }
+                let is_disabled = |ip: &str| self.disabled.iter().any(|(_, i, until_ms)| i == ip && *until_ms > 0);
+                if !is_disabled(ip) {
+                    self.disabled.retain(|(_, i, _)| i != ip);
+                }
+            }
             QueueAction::Mode(_) | QueueAction::Schedule { .. } => {}
         }
         if self.pauses.len().max(self.disabled.len()) > SWITCHES_MAX {
@@ -155,9 +166,26 @@ impl Switches {
         Ok(())
     }
 
-    /// Whether mail to `destination` through `via` is paused.
-    pub fn is_paused(&self, destination: &str, via: &str) -> bool {
-        self.pauses.iter().rev().find(|(p, _)| p.matches(destination, via)).is_some_and(|(_, paused)| *paused)
+    /// Forgets times that are over.
+    pub fn forget_over(&mut self, now_unix_ms: i64) {
+        self.disabled.retain(|(_, _, until_ms)| *until_ms == 0 || *until_ms > now_unix_ms);
+    }
+
+    /// Whether mail is paused that an order means when `means` says so.
+    pub fn is_paused(&self, means: impl Fn(&QueuePattern) -> bool) -> bool {
+        self.pauses.iter().rev().find(|(p, _)| means(p)).is_some_and(|(_, paused)| *paused)
+    }
+
+    /// Source addresses that orders speak of which mean a path, each with the time until it is disabled (Unix
+    /// milliseconds; 0 where it is not).
+    pub fn sources(&self, means: impl Fn(&QueuePattern) -> bool) -> Vec<(&str, i64)> {
+        let mut all: Vec<(&str, i64)> = Vec::new();
+        for (of, ip, until_ms) in self.disabled.iter().rev() {
+            if !all.iter().any(|(known, _)| known == ip) && means(of) {
+                all.push((ip, *until_ms));
+            }
+        }
+        all
     }
 }
 
@@ -188,9 +216,27 @@ mod tests {
         let mut s = Switches::default();
         let mut note = |of, paused| s.note(&order(of, QueueAction::Pause(paused))).map(|()| s.clone());
         let s = note("*/v", true).and_then(|_| note("d.test/v", false)).unwrap();
-        assert!(s.is_paused("e.test", "v") && !s.is_paused("d.test", "v") && !s.is_paused("e.test", "w"));
+        let paused = |d, v| s.is_paused(|p| p.matches(d, v));
+        assert!(paused("e.test", "v") && !paused("d.test", "v") && !paused("e.test", "w"));
         let mut s = s;
         s.note(&order("*", QueueAction::Pause(false))).unwrap();
+        assert_eq!(s, Switches::default());
+    }
+
+    #[test]
+    fn a_source_is_enabled_at_a_part_of_where_it_is_disabled() {
+        let mut s = Switches::default();
+        let ip = || "192.0.2.1".to_owned();
+        let disable = |until_unix_ms| QueueAction::DisableSource { ip: ip(), until_unix_ms };
+        s.note(&order("*/*", disable(500))).unwrap();
+        s.note(&order("d.test/v", QueueAction::EnableSource { ip: ip() })).unwrap();
+        let until = |s: &Switches, d: &str| s.sources(|p| p.matches(d, "v")).first().map(|(_, until)| *until);
+        assert_eq!((until(&s, "d.test"), until(&s, "e.test")), (Some(0), Some(500)));
+        s.note(&order("d.test", disable(900))).unwrap();
+        assert_eq!((until(&s, "d.test"), until(&s, "e.test")), (Some(900), Some(500)));
+        s.forget_over(600);
+        assert_eq!((until(&s, "d.test"), until(&s, "e.test")), (Some(900), None));
+        s.note(&order("*", QueueAction::EnableSource { ip: ip() })).unwrap();
         assert_eq!(s, Switches::default());
     }
 }

@@ -11,10 +11,7 @@ use worker::account::privacy::{self, Privacy};
 
 use crate::config::diagnostic::Diagnostic;
 use crate::config::{self, Overrides};
-use crate::operator::client;
-use crate::operator::configurations;
-use crate::operator::suppress;
-use crate::operator::why;
+use crate::operator::{self, client, configurations, suppress, why};
 use crate::{Failure, acct, run, sink, title};
 
 /// Outbound mail transfer agent for senders of millions of messages a day.
@@ -235,6 +232,31 @@ enum Show {
     Domains(Output),
     /// Jobs (x-job) with mail
     Jobs(Output),
+    /// Source addresses that are not used: where, since when, until when and why
+    Disabled(ShowDisabled),
+}
+
+/// `sluice show disabled`
+#[derive(Debug, Args)]
+struct ShowDisabled {
+    /// DOMAIN[/VMTA], either of which may be *; none for all. The word sources may stand before it
+    #[arg(value_name = "[sources] QUEUE", num_args = 0..=2)]
+    words: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl ShowDisabled {
+    fn of(&self) -> Result<QueuePattern, Failure> {
+        let queue = match &self.words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] | ["sources"] => "*",
+            [queue] | ["sources", queue] => queue,
+            [other, ..] => {
+                return Err(Failure::Wrong(format!("expected show disabled [sources] [QUEUE], found {other:?}")));
+            }
+        };
+        QueuePattern::parse(queue).map_err(Failure::Wrong)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -592,6 +614,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Show { what: Show::Pools(o) } => client::pools(&control, o.json),
         Command::Show { what: Show::Vmtas(o) } => client::vmtas(&control, o.json),
         Command::Show { what: Show::Domains(o) } => client::domains(&control, o.json),
+        Command::Show { what: Show::Disabled(o) } => operator::disabled::show(&control, o.of()?, o.output.json),
         Command::Show { what: Show::Jobs(o) } => client::jobs(&control, o.json),
         Command::Shard { what: ShardCommand::Restart { shard, no_wait } } => {
             client::act(&control, ipc::operator::Request::ShardRestart { shard, wait: !no_wait })

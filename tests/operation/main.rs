@@ -5,6 +5,7 @@ mod control;
 mod delete;
 mod local_rights;
 mod log_lines;
+mod orders;
 mod queues;
 mod sandbox;
 mod scenarios;

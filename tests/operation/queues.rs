@@ -24,7 +24,7 @@ fn what_is_paused_waits_over_a_restart_until_it_is_resumed() {
     let r = Receiver::start();
     let mut engine = Engine::start(2, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));
     let said = engine.run(&["pause", "queue", "d.test/a"]);
-    assert_eq!(said, "Queue(s) paused. 0 queues match now.\n");
+    assert_eq!(said, "0 queues match now; mail that comes for d.test/a is paused.\n");
     send(&engine, "one@d.test", "a");
     send(&engine, "two@d.test", "b");
     send(&engine, "three@e.test", "a");
@@ -41,7 +41,7 @@ fn what_is_paused_waits_over_a_restart_until_it_is_resumed() {
     assert_eq!(r.unique(), 6);
     let rows = engine.json(&["show", "queues", "--json"]);
     assert_eq!((rows[0]["queue"].as_str(), rows[0]["paused"].as_bool()), (Some("d.test/a"), Some(true)));
-    assert_eq!(engine.run(&["resume", "queue", "*/*"]), "Queue(s) resumed. 1 queue match now.\n");
+    assert_eq!(engine.run(&["resume", "queue", "*/*"]), "Queue(s) resumed. 1 queue match now.\n  d.test/a\n");
     eventually("it goes", WAIT, || r.unique() == 7);
     // A pool's queue is paused as such, and its members go on with other mail.
     engine.run(&["pause", "queue", "d.test/p"]);
@@ -72,7 +72,7 @@ fn waits_are_ended_and_modes_and_sources_are_switched() {
         !engine.json(&["show", "queues", "--json"])[0]["next_retry"].as_str().unwrap().is_empty()
     });
     r.script(|s| s.greeting = "220 receiver.test");
-    assert_eq!(engine.run(&["schedule", "d.test/a"]), "1 of 1 matching queues scheduled.\n");
+    assert_eq!(engine.run(&["schedule", "d.test/a"]), "1 of 1 matching queues scheduled.\n  d.test/a\n");
     eventually("it goes", WAIT, || r.unique() == 1);
     r.script(|s| s.rcpt_reply = Some(("451 wait", None)));
     send(&engine, "two@d.test", "a");
@@ -80,14 +80,14 @@ fn waits_are_ended_and_modes_and_sources_are_switched() {
     r.script(|s| s.rcpt_reply = None);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(engine.run(&["schedule", "d.test/a"]), "0 of 1 matching queues scheduled.\n");
-    assert_eq!(engine.run(&["schedule", "--retry-recipients", "*"]), "1 of 1 matching queues scheduled.\n");
+    assert_eq!(engine.run(&["schedule", "--retry-recipients", "*"]), "1 of 1 matching queues scheduled.\n  d.test/a\n");
     eventually("it goes", WAIT, || r.unique() == 2);
 
     send(&engine, "three@d.test", "a");
     eventually("it goes", WAIT, || r.unique() == 3);
     assert_eq!(
         engine.run(&["set", "queue", "--mode=backoff", "d.test/*"]),
-        "1 of 1 matching paths set to backoff mode.\n"
+        "1 of 1 matching paths set to backoff mode.\n  d.test/a\n"
     );
     let path = || engine.json(&["show", "paths", "--json"])[0].clone();
     assert_eq!((path()["mode"].as_str(), path()["max_smtp_out"].as_u64()), (Some("backoff"), Some(3)));

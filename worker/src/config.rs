@@ -267,6 +267,12 @@ impl Config {
         seen.pop().unwrap_or_default()
     }
 
+    /// A virtual MTA or pool has this name (lower case), or all are meant by it.
+    pub fn is_via(&self, name: &str) -> bool {
+        let s = self.snapshot.get();
+        name == "*" || s.vmta_by_name.contains_key(name) || s.pool_by_name.contains_key(name)
+    }
+
     /// Names of the members of a pool; none when it is no pool.
     pub fn members_of(&self, pool: &str) -> HashSet<String> {
         let index = self.snapshot.get().pool_by_name.get(pool).map(|i| i.to_native());

@@ -32,6 +32,7 @@ use crate::route::{last_failures, paths};
 use crate::sandbox::{self, Grants, InForce};
 use crate::shard::Shard;
 use crate::suppression;
+use crate::switches::Obeyed;
 use crate::{Start, holds, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
@@ -270,6 +271,7 @@ async fn open_shard(
     let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
     let values = values.map_err(|e| e.to_string())?;
     crate::switches::restore(&shard, &values);
+    crate::disabled::restore(&shard, &values);
     crate::route::moving::restore(&shard, &values);
     last_failures::restore(&shard, &values);
     paths::restore(&shard, values);
@@ -541,9 +543,9 @@ impl Worker {
             RowsOf::Ordered(order) => crate::switches::obey(&shard, order),
             RowsOf::TakeSwitches(all) => {
                 crate::switches::take(&shard, all.clone());
-                Ok((0, 0))
+                Ok(Obeyed::default())
             }
-            _ => Ok((0, 0)),
+            _ => Ok(Obeyed::default()),
         });
         let connection = self.connection;
         spawn_local(async move {
@@ -684,9 +686,9 @@ async fn deleted(shard: &Rc<Shard>, what: &Deletion, after: Option<u64>) -> Rows
 }
 
 /// What came of an order, once it is on disk: a kill does not undo what was said to be done.
-async fn obeyed(shard: &Rc<Shard>, result: Result<(u64, u64), String>) -> Rows {
+async fn obeyed(shard: &Rc<Shard>, result: Result<Obeyed, String>) -> Rows {
     match (result, shard.spool.barrier().await) {
-        (Ok((matched, changed)), Ok(())) => Rows::Done { matched, changed },
+        (Ok(Obeyed { matched, changed, names, kept }), Ok(())) => Rows::Done { matched, changed, names, kept },
         (Ok(_), Err(e)) => Rows::Refused(format!("in force, but not kept over a restart: {e}")),
         (Err(e), _) => Rows::Refused(e),
     }

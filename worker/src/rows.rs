@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use ipc::backoff::Mode;
 use ipc::control::Rows;
 use ipc::limits::PAGE_BYTES;
-use ipc::operator::{JobRow, Listed, Listing, PathRow, PoolRow, QueueRow, WhyCause, WhyRow};
+use ipc::operator::{DisabledRow, JobRow, Listed, Listing, MemberRow, PathRow, PoolRow, QueueRow, WhyCause, WhyRow};
 use ipc::queue_orders::QueuePattern;
 use ipc::rules::Rate;
 
@@ -21,6 +21,11 @@ fn shown_mode(mode: Mode) -> String {
         Mode::Backoff => "backoff".into(),
         Mode::Returning { step, of } => format!("normal ({step}/{of})"),
     }
+}
+
+/// Source addresses of a path that are not used now.
+fn disabled_sources(p: &Path, now_ms: i64) -> impl Iterator<Item = String> {
+    p.sources.iter().filter(move |s| s.disabled_until_ms > now_ms).map(|s| s.ip.to_string())
 }
 
 /// Rows of a page as they come, and where the next page begins.
@@ -61,7 +66,11 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
     let text = |t: &[&String]| t.iter().map(|t| t.len()).sum::<usize>() + 128;
     match of {
         Listed::Queues(of) => queues(shard, of, from, |r| {
+            let members: usize = r.members.iter().map(|m| m.vmta.len() + m.mode.len() + 32).sum();
+            let sources: usize = r.disabled_sources.iter().map(|s| s.len() + 16).sum();
             text(&[&r.queue, &r.destination, &r.vmta, &r.pool, &r.mode, &r.next_retry, &r.last_error])
+                + members
+                + sources
         })
         .answer(Listing::Queues),
         Listed::Paths => paths(shard, from, |r| text(&[&r.path, &r.destination, &r.vmta, &r.mode, &r.max_msg_rate]))
@@ -69,6 +78,11 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
         Listed::Pools => pools(shard, from, |r| text(&[&r.pool, &r.destination, &r.vmta, &r.mode, &r.last_error]))
             .answer(Listing::Pools),
         Listed::Jobs => jobs(shard, from, |r| text(&[&r.job])).answer(Listing::Jobs),
+        Listed::Disabled(of) => {
+            let all = crate::disabled::rows(shard, of).into_iter().enumerate();
+            let bytes = |r: &DisabledRow| text(&[&r.source, &r.queue, &r.since, &r.until, &r.why]);
+            Page::of(all, from, |_, row, rows| rows.push(row), bytes).answer(Listing::Disabled)
+        }
         Listed::Why(of) => {
             let cause = |c: &WhyCause| {
                 let named = text(&[&c.cause, &c.path, &c.directive, &c.value, &c.origin, &c.note]);
@@ -104,6 +118,15 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
     // The queue goes on when the first of its paths may.
     let of_paths = paths.iter().map(|p| p.retry_at_ms).min().unwrap_or(0);
     let retry = of_paths.max(q.retry_at_ms());
+    let mut disabled: Vec<String> = paths.iter().flat_map(|p| disabled_sources(p, now)).collect();
+    disabled.sort_unstable();
+    disabled.dedup();
+    let member = |p: &&Path| MemberRow {
+        vmta: p.vmta_name.as_ref().to_owned(),
+        mode: shown_mode(p.mode),
+        forced: p.forced,
+        paused: p.paused,
+    };
     let backoff = !paths.is_empty() && paths.iter().all(|p| p.mode == Mode::Backoff);
     QueueRow {
         queue: q.name(),
@@ -116,6 +139,9 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
         connections: paths.iter().map(|p| p.connections).sum(),
         mode: if backoff { "backoff" } else { "normal" }.into(),
         paused: q.paused || (!paths.is_empty() && paths.iter().all(|p| p.paused)),
+        forced: paths.iter().any(|p| p.forced),
+        disabled_sources: disabled,
+        members: paths.iter().filter(|_| q.of_pool).map(member).collect(),
         next_retry: if retry > now {
             crate::local_time(clock::wall_ms(retry) / 1000, "%Y-%m-%d %H:%M:%S")
         } else {
@@ -129,6 +155,7 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
 /// `show paths`
 fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<PathRow> {
     let s = shard.scheduler.borrow();
+    let now = clock::now_ms();
     let row = |_, p: &Path, rows: &mut Vec<PathRow>| {
         let limits = p.limits();
         rows.push(PathRow {
@@ -138,6 +165,9 @@ fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<Pa
             shard: shard.number,
             connections: p.connections,
             mode: shown_mode(p.mode),
+            forced: p.forced,
+            paused: p.paused,
+            disabled_sources: disabled_sources(p, now).collect(),
             health: p.health,
             max_smtp_out: u32::try_from(limits.smtp_out).ok(),
             max_msg_rate: match limits.msg_rate {
@@ -175,7 +205,9 @@ fn pools(shard: &Shard, from: u64, bytes: impl Fn(&PoolRow) -> usize) -> Page<Po
                 probed: !p.is_trusted(),
                 connections: p.connections,
                 mode: shown_mode(p.mode),
+                forced: p.forced,
                 paused: p.paused || q.paused,
+                disabled_sources: disabled_sources(p, now).collect(),
                 last_error: p.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
             });
         }

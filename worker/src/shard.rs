@@ -44,6 +44,7 @@ use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
 use crate::route::twins;
 use crate::schedule::message::{Content, Message};
+use crate::schedule::scheduler::New;
 use crate::schedule::{Entry, PathId, QueueId, Scheduler, Slot};
 use crate::suppression::gate::Gate;
 
@@ -118,6 +119,8 @@ pub struct Shard {
     pub last_failures: LastFailures,
     /// What operators paused and disabled.
     pub switches: RefCell<Switches>,
+    /// Why source addresses are disabled.
+    pub disabled: crate::disabled::Notes,
     /// There may be mail here that another shard owns.
     pub foreign: Notify,
     /// Which domains share a queue.
@@ -224,6 +227,7 @@ impl Shard {
             paths: Paths::default(),
             last_failures: LastFailures::default(),
             switches: RefCell::default(),
+            disabled: Default::default(),
             foreign: Notify::new(),
             rollups: Rollups::default(),
             address_health: AddressHealth::default(),
@@ -321,6 +325,7 @@ impl Shard {
             }
         }
         drop(s);
+        crate::switches::apply(self);
         cut_rates(self);
         ids.into_iter().for_each(|id| self.pump_queue(id));
         Ok(())
@@ -607,6 +612,12 @@ impl Shard {
             }
             seen.push(id);
         }
+        if seen.first() != Some(&id) {
+            let via = if via.is_empty() { "{default}" } else { via };
+            if s.queues.get_mut(id).is_some_and(|q| q.takes_mail_of(via)) {
+                crate::switches::apply_to_mail_sent_on(self, s, id);
+            }
+        }
         id
     }
 
@@ -631,7 +642,8 @@ impl Shard {
 
     /// The virtual MTA that mail of queue `id` goes to instead.
     fn rerouted(&self, s: &mut Scheduler, id: QueueId) -> Option<String> {
-        let q = s.queues.get(id).filter(|q| !q.of_pool)?;
+        // What an operator paused stays where it is paused.
+        let q = s.queues.get(id).filter(|q| !q.of_pool && !q.paused)?;
         let always = &q.rules.reroute_to_virtual_mta;
         let backoff = &q.rules.backoff_reroute_to_virtual_mta;
         let own = |name: &String| name.is_empty() || name.eq_ignore_ascii_case(&q.via);
@@ -667,10 +679,13 @@ impl Shard {
             lost = vmta == NO_VMTA;
             (vmta, way.rules)
         })?;
-        if let Some(p) = s.paths.get_mut(path).filter(|_| new) {
+        if let Some(p) = s.paths.get_mut(path).filter(|_| new == New::Path) {
             p.orphaned = lost;
             paths::admit(self, p);
             crate::switches::apply_to_path(self, p);
+        }
+        if let Some(p) = s.paths.get_mut(path).filter(|_| new != New::Nothing) {
+            crate::switches::apply_to_sources(self, p, s.queues.get(id));
         }
         Some(path)
     }

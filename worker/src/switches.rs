@@ -5,11 +5,15 @@ use std::rc::Rc;
 
 use ipc::control::AllSwitches;
 use ipc::frame::archive;
+use ipc::mesh::PathState;
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern, Switches};
 use ipc::text;
 
 use crate::clock;
-use crate::schedule::{Path, PathId, Queue, QueueId};
+use crate::deliver::connection::source_addresses;
+use crate::meant;
+use crate::route::paths::inherited;
+use crate::schedule::{Path, PathId, Queue, QueueId, Scheduler};
 use crate::shard::Shard;
 
 /// Name of the switches among the spool's values.
@@ -18,6 +22,34 @@ const KEPT_AS: &str = "switches";
 const JOBS_KEPT_AS: &str = "paused-jobs";
 /// Jobs that may be paused at once.
 const PAUSED_JOBS_MAX: usize = 10_000;
+/// Queues or paths that an answer names.
+const NAMED_MAX: usize = 100;
+
+/// What came of an order.
+#[derive(Debug, Default)]
+pub struct Obeyed {
+    /// Queues that it means; paths for modes and sources, recipients for jobs.
+    pub matched: u64,
+    /// Those where something changed.
+    pub changed: u64,
+    /// Names of those, at most [`NAMED_MAX`].
+    pub names: Vec<String>,
+    /// What is kept for queues and paths to come is another thing than before.
+    pub kept: bool,
+}
+
+impl Obeyed {
+    /// Something that the order means, and whether it changed.
+    fn count(&mut self, name: impl FnOnce() -> String, changed: bool) {
+        self.matched += 1;
+        if changed {
+            self.changed += 1;
+            if self.names.len() < NAMED_MAX {
+                self.names.push(name());
+            }
+        }
+    }
+}
 
 /// Takes over what the spool had kept.
 pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
@@ -33,11 +65,14 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     apply(shard);
 }
 
-/// Puts the switches in force at what is there.
-fn apply(shard: &Shard) {
+/// Puts the switches in force at what is there: also after a reload, by which mail may go other ways.
+pub fn apply(shard: &Shard) {
     let s = &mut *shard.scheduler.borrow_mut();
-    s.queues.iter_mut().for_each(|(_, q)| apply_to_queue(shard, q));
-    s.paths.iter_mut().for_each(|(_, p)| apply_to_path(shard, p));
+    let queues: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
+    queues.into_iter().for_each(|id| apply_to_mail_sent_on(shard, s, id));
+    for (_, p) in &mut s.paths {
+        apply_to_path(shard, p);
+    }
 }
 
 /// What operators switched, for a shard that is new.
@@ -57,54 +92,108 @@ pub fn take(shard: &Shard, all: AllSwitches) {
 
 /// A queue is new: it is paused where operators said so.
 pub fn apply_to_queue(shard: &Shard, q: &mut Queue) {
-    let switches = shard.switches.borrow();
-    let of_origin = q.origin().is_some_and(|o| switches.is_paused(o, &q.via));
-    q.paused = of_origin || switches.is_paused(q.destination(), &q.via);
+    let paused = shard.switches.borrow().is_paused(|of| q.is_meant_by(of));
+    q.paused = paused;
 }
 
 /// A path is new: it is paused, and sources are left out, where operators said so.
 pub fn apply_to_path(shard: &Shard, p: &mut Path) {
+    let paused = shard.switches.borrow().is_paused(|of| of.matches(&p.destination, &p.vmta_name));
+    p.paused = paused;
+    apply_to_sources(shard, p, None);
+}
+
+/// Leaves sources of a path out that operators disabled there, or at a queue that it serves.
+pub fn apply_to_sources(shard: &Shard, p: &mut Path, q: Option<&Queue>) {
     let switches = shard.switches.borrow();
-    p.paused = switches.is_paused(&p.destination, &p.vmta_name);
-    for (of, ip, until) in &switches.disabled {
-        if let (true, Ok(ip)) = (of.matches(&p.destination, &p.vmta_name), ip.parse()) {
-            p.source(ip).disabled_until_ms = *until;
+    if switches.disabled.is_empty() {
+        return;
+    }
+    let is_direct = |of: &QueuePattern| of.matches(&p.destination, &p.vmta_name);
+    let sources = switches.sources(|of| is_direct(of) || q.is_some_and(|q| q.is_meant_by(of)));
+    let own = source_addresses(shard, p.vmta);
+    for (ip, until_ms) in sources {
+        if let Some(ip) = ip.parse().ok().filter(|ip| until_ms > 0 && own.contains(ip)) {
+            p.source(ip).disabled_until_ms = until_ms;
         }
     }
 }
 
-/// Carries out an order; answers how many queues or paths match, and at how many something
-/// changed.
+/// Queue `id` got mail of a virtual MTA that sends it on there: what operators said of that counts too.
+pub fn apply_to_mail_sent_on(shard: &Shard, s: &mut Scheduler, id: QueueId) {
+    let Some(q) = s.queues.get_mut(id) else { return };
+    apply_to_queue(shard, q);
+    for path in &q.pullers {
+        s.paths.get_mut(path.path).into_iter().for_each(|p| apply_to_sources(shard, p, Some(q)));
+    }
+}
+
+/// Carries out an order.
 ///
 /// # Errors
 /// A sentence when it cannot be kept.
-pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<(u64, u64), String> {
+pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<Obeyed, String> {
     let now = clock::now_ms();
+    let (queues, paths) = meant(shard, order);
+    if let QueueAction::DisableSource { ip, .. } | QueueAction::EnableSource { ip } = &order.action {
+        let until_ms = match order.action {
+            QueueAction::DisableSource { until_unix_ms, .. } => until_unix_ms,
+            _ => 0,
+        };
+        crate::disabled::note(shard, (&order.of.destination, &order.of.via), ip, until_ms, None);
+    }
+    if queues.is_empty() && paths.is_empty() && !shard.config().is_via(&order.of.via) {
+        // A slip of the pen: nothing is kept for it.
+        return Ok(Obeyed::default());
+    }
     let before = shard.switches.borrow().clone();
+    shard.switches.borrow_mut().forget_over(now);
     shard.switches.borrow_mut().note(order)?;
-    if *shard.switches.borrow() != before {
+    let kept = *shard.switches.borrow() != before;
+    if kept {
         shard.spool.put(KEPT_AS, archive(&*shard.switches.borrow()).to_vec());
     }
-    let (queues, paths) = matching(shard, &order.of);
-    let counts = match &order.action {
+    let mut done = match &order.action {
         QueueAction::Pause(_) => pause(shard, &queues),
-        QueueAction::Mode(backoff) => {
-            let changed = paths.iter().filter(|p| set_mode(shard, **p, *backoff, now)).count();
-            (paths.len() as u64, changed as u64)
-        }
+        QueueAction::Mode(backoff) => set_modes(shard, order, &paths, *backoff, now),
         QueueAction::Schedule { recipients } => {
-            let changed = queues.iter().filter(|q| schedule(shard, **q, *recipients, now)).count();
-            (queues.len() as u64, changed as u64)
+            let mut done = Obeyed::default();
+            for id in &queues {
+                let changed = schedule(shard, *id, *recipients, now);
+                done.count(|| queue_name(shard, *id), changed);
+            }
+            done
         }
-        QueueAction::DisableSource { ip, until_unix_ms } => set_source(shard, &paths, ip, *until_unix_ms)?,
-        QueueAction::EnableSource { ip } => set_source(shard, &paths, ip, 0)?,
+        QueueAction::DisableSource { ip, until_unix_ms } => set_source(shard, order, &paths, ip, *until_unix_ms)?,
+        QueueAction::EnableSource { ip } => set_source(shard, order, &paths, ip, 0)?,
     };
+    done.kept = kept;
     for id in queues {
         shard.pump_queue(id);
         shard.pump_pullers(id);
     }
-    tracing::info!(shard = shard.number, of = %order.of, action = ?order.action, matched = counts.0, changed = counts.1, "order");
-    Ok(counts)
+    tracing::info!(shard = shard.number, of = %order.of, action = ?order.action, matched = done.matched, changed = done.changed, "order");
+    Ok(done)
+}
+
+fn queue_name(shard: &Shard, id: QueueId) -> String {
+    shard.scheduler.borrow().queues.get(id).map(Queue::full_name).unwrap_or_default()
+}
+
+/// Queues and paths that an order means. For what is said to paths those are made that will serve the queues: else it
+/// would not hold for them.
+fn meant(shard: &Shard, order: &QueueOrder) -> (Vec<QueueId>, Vec<PathId>) {
+    let s = &mut *shard.scheduler.borrow_mut();
+    let queues = meant::queues(shard, s, &order.of);
+    let is_of_paths = !matches!(order.action, QueueAction::Pause(_) | QueueAction::Schedule { .. });
+    for id in queues.iter().filter(|_| is_of_paths) {
+        let members = s.queues.get(*id).filter(|q| q.recipients > 0).map_or(0, |q| q.members.len());
+        for member in 0..members {
+            let _ = shard.path_for(s, *id, member);
+        }
+    }
+    let paths = meant::paths(shard, s, &order.of, &queues);
+    (queues, paths)
 }
 
 /// Pauses a job or lets it go on; answers how many recipients it has here, and whether that
@@ -112,7 +201,7 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<(u64, u64), String>
 ///
 /// # Errors
 /// A sentence when it cannot be kept.
-pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<(u64, u64), String> {
+pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<Obeyed, String> {
     if job.len() > text::JOB_NAME_MAX || !text::is_fit(job) {
         return Err(format!("a job's name has at most {} printable characters", text::JOB_NAME_MAX));
     }
@@ -141,50 +230,74 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<(u64, u64
         }
     }
     tracing::info!(shard = shard.number, job, paused, recipients, "job");
-    Ok((recipients, u64::from(changed)))
+    Ok(Obeyed { matched: recipients, changed: u64::from(changed), ..Obeyed::default() })
 }
 
-/// Queues of this name, and paths: those of the virtual MTA, and those that serve a pool of
-/// this name.
-fn matching(shard: &Shard, of: &QueuePattern) -> (Vec<QueueId>, Vec<PathId>) {
-    let s = shard.scheduler.borrow();
-    let queues: Vec<QueueId> = s.queues.iter().filter(|(_, q)| q.is_meant_by(of)).map(|(id, _)| id).collect();
-    let members = shard.config().members_of(&of.via);
-    let named = |p: &Path| {
-        of.matches(&p.destination, &p.vmta_name)
-            || (members.contains(&*p.vmta_name) && of.matches(&p.destination, &of.via))
-    };
-    let paths = s.paths.iter().filter(|(_, p)| named(p)).map(|(id, _)| id).collect();
-    (queues, paths)
+fn pause(shard: &Rc<Shard>, queues: &[QueueId]) -> Obeyed {
+    let (done, resumed) = pause_here(shard, queues);
+    // Their rules may send them on to others, which they did not while they were paused.
+    resumed.into_iter().for_each(|id| crate::deliver::mode::reroute(shard, id));
+    done
 }
 
-fn pause(shard: &Rc<Shard>, queues: &[QueueId]) -> (u64, u64) {
+fn pause_here(shard: &Shard, queues: &[QueueId]) -> (Obeyed, Vec<QueueId>) {
     let s = &mut *shard.scheduler.borrow_mut();
-    let mut changed = 0;
+    let mut done = Obeyed::default();
+    let mut resumed = Vec::new();
     for (id, q) in &mut s.queues {
         let before = q.paused;
         apply_to_queue(shard, q);
-        changed += u64::from(before != q.paused && queues.contains(&id));
+        if before && !q.paused {
+            resumed.push(id);
+        }
+        if queues.contains(&id) {
+            done.count(|| q.full_name(), before != q.paused);
+        }
     }
     let switches = shard.switches.borrow();
     for (_, p) in &mut s.paths {
-        p.paused = switches.is_paused(&p.destination, &p.vmta_name);
+        p.paused = switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
         // Connections that wait look at it; those that are busy end their message first.
         p.work.notify_waiters();
     }
-    (queues.len() as u64, changed)
+    (done, resumed)
+}
+
+fn path_name(shard: &Shard, id: PathId) -> String {
+    shard.scheduler.borrow().paths.get(id).map(Path::name).unwrap_or_default()
+}
+
+fn set_modes(shard: &Rc<Shard>, order: &QueueOrder, paths: &[PathId], backoff: bool, now: i64) -> Obeyed {
+    let mut done = Obeyed::default();
+    for id in paths {
+        let changed = set_mode(shard, *id, backoff, now);
+        done.count(|| path_name(shard, *id), changed);
+    }
+    if !backoff {
+        // Paths that this shard knows of and has no mail for would begin in backoff.
+        let leave = |p: &mut PathState| std::mem::take(&mut p.backoff_until_unix_ms) > now;
+        inherited::change(shard, &order.of, leave).into_iter().for_each(|name| done.count(|| name, true));
+    }
+    done
 }
 
 fn set_mode(shard: &Rc<Shard>, id: PathId, backoff: bool, now: i64) -> bool {
-    let turn = {
+    let (turn, forced) = {
         let mut s = shard.scheduler.borrow_mut();
         let Some(p) = s.paths.get_mut(id) else { return false };
-        if backoff { p.enter_backoff(now) } else { p.leave_backoff(now) }
+        let was_forced = p.forced;
+        let turn = if backoff { p.enter_backoff(now) } else { p.leave_backoff(now) };
+        if turn.is_some() || backoff {
+            p.forced = true;
+        }
+        (turn, p.forced != was_forced)
     };
     if let Some(turn) = turn {
         crate::deliver::mode::turned(shard, id, turn, "set queue");
+    } else if forced {
+        crate::route::paths::note_mode(shard, id);
     }
-    turn.is_some()
+    turn.is_some() || forced
 }
 
 /// Ends the wait of a queue's paths, and of its recipients where wanted.
@@ -212,25 +325,55 @@ fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
     changed
 }
 
-fn set_source(shard: &Rc<Shard>, paths: &[PathId], ip: &str, until_ms: i64) -> Result<(u64, u64), String> {
-    let ip: IpAddr = ip.parse().map_err(|_| format!("expected an IP address, found {ip:?}"))?;
-    let mut s = shard.scheduler.borrow_mut();
-    let mut changed = 0;
-    for id in paths {
-        let Some(p) = s.paths.get_mut(*id) else { continue };
-        let known = p.sources.iter().any(|s| s.ip == ip);
-        if !known && until_ms == 0 {
-            continue;
+fn set_source(
+    shard: &Rc<Shard>,
+    order: &QueueOrder,
+    paths: &[PathId],
+    ip: &str,
+    until_ms: i64,
+) -> Result<Obeyed, String> {
+    let address: IpAddr = ip.parse().map_err(|_| format!("expected an IP address, found {ip:?}"))?;
+    let mut done = Obeyed::default();
+    let mut set = Vec::new();
+    {
+        let s = &mut *shard.scheduler.borrow_mut();
+        for id in paths {
+            let Some(p) = s.paths.get_mut(*id) else { continue };
+            let known = p.sources.iter().any(|s| s.ip == address && s.disabled_until_ms > 0);
+            // What never goes from this address has nothing to switch.
+            if !known && !source_addresses(shard, p.vmta).contains(&address) {
+                continue;
+            }
+            let changed = match p.sources.iter().find(|s| s.ip == address) {
+                Some(s) => s.disabled_until_ms != until_ms,
+                None => until_ms > 0,
+            };
+            done.count(|| p.name(), changed);
+            if changed {
+                p.source(address).disabled_until_ms = until_ms;
+                set.push(*id);
+                // Connections that wait look at it.
+                p.work.notify_waiters();
+            }
         }
-        let source = p.source(ip);
-        changed += u64::from(source.disabled_until_ms != until_ms);
-        source.disabled_until_ms = until_ms;
-        // Connections that wait look at it.
-        p.work.notify_waiters();
     }
-    drop(s);
+    if until_ms == 0 {
+        let enable = |p: &mut PathState| {
+            let of = p.sources.iter_mut().find(|s| s.ip == ip);
+            of.is_some_and(|s| std::mem::take(&mut s.disabled_until_unix_ms) > clock::now_ms())
+        };
+        inherited::change(shard, &order.of, enable).into_iter().for_each(|name| done.count(|| name, true));
+    }
+    for id in &set {
+        let s = shard.scheduler.borrow();
+        let Some(p) = s.paths.get(*id) else { continue };
+        crate::disabled::note(shard, (&p.destination, &p.vmta_name), ip, until_ms, None);
+    }
     // What a note of before says of the source is not so any more.
-    paths.iter().for_each(|id| crate::route::paths::note_mode(shard, *id));
-    paths.iter().filter(|_| until_ms > 0).for_each(|id| crate::deliver::mode::rest_without_sources(shard, *id));
-    Ok((paths.len() as u64, changed))
+    set.iter().for_each(|id| crate::route::paths::note_mode(shard, *id));
+    set.iter().filter(|_| until_ms > 0).for_each(|id| crate::deliver::mode::rest_without_sources(shard, *id));
+    for id in set {
+        shard.pump(id);
+    }
+    Ok(done)
 }

@@ -18,6 +18,7 @@ use crate::Failure;
 use crate::cli::print;
 use crate::config::diff;
 use crate::config::explain::{self, Explained};
+use crate::operator::state;
 
 /// How long a server that has stopped may take to let its process end.
 const ENDED_WAIT: Duration = Duration::from_secs(5);
@@ -329,7 +330,7 @@ pub fn queues(target: &Target, shown: &ShownQueues, as_json: bool) -> Result<(),
             r.kbytes.to_string(),
             r.connections.to_string(),
             r.shard.to_string(),
-            r.mode.clone(),
+            state::of_queue(r),
             r.next_retry.clone(),
             r.last_error.clone(),
         ]
@@ -353,7 +354,7 @@ pub fn paths(target: &Target, as_json: bool) -> Result<(), Failure> {
             r.path.clone(),
             r.shard.to_string(),
             r.connections.to_string(),
-            r.mode.clone(),
+            state::cell(&r.mode, r.forced, r.paused, &r.disabled_sources),
             format!("{:.2}", r.health),
             r.max_smtp_out.map_or_else(|| "unlimited".into(), |n| n.to_string()),
             r.max_msg_rate.clone(),
@@ -383,7 +384,7 @@ pub fn pools(target: &Target, as_json: bool) -> Result<(), Failure> {
             format!("{}%", r.share_percent),
             format!("{:.2}{}", r.health, if r.probed { " (probed)" } else { "" }),
             r.connections.to_string(),
-            if r.paused { "paused".into() } else { r.mode.clone() },
+            state::cell(&r.mode, r.forced, r.paused, &r.disabled_sources),
             r.last_error.clone(),
         ]
     });
@@ -425,6 +426,11 @@ struct Sum {
     recipients: u64,
     kbytes: u64,
     connections: u32,
+    /// Queues that are paused, in backoff, with modes that were set by hand.
+    paused: usize,
+    backoff: usize,
+    forced: usize,
+    disabled_sources: BTreeSet<String>,
 }
 
 /// Sums of queues by a name that each has.
@@ -436,6 +442,10 @@ fn sums(rows: &[QueueRow], name: impl Fn(&QueueRow) -> String) -> Vec<Sum> {
         sum.recipients += q.recipients;
         sum.kbytes += q.kbytes;
         sum.connections += q.connections;
+        sum.paused += usize::from(q.paused);
+        sum.backoff += usize::from(q.mode == "backoff" || q.members.iter().any(|m| m.mode == "backoff"));
+        sum.forced += usize::from(q.forced);
+        sum.disabled_sources.extend(q.disabled_sources.iter().cloned());
     }
     let whole = |(name, (sum, domains)): (String, (Sum, BTreeSet<&str>))| Sum { name, domains: domains.len(), ..sum };
     let mut all: Vec<Sum> = by_name.into_iter().map(whole).collect();
@@ -451,7 +461,10 @@ pub fn domains(target: &Target, as_json: bool) -> Result<(), Failure> {
     let rows = ShownQueues::all().rows(target)?;
     let all = sums(&rows, |q| q.destination.clone());
     if as_json {
-        let row = |s: &Sum| serde_json::json!({ "domain": s.name, "recipients": s.recipients, "kbytes": s.kbytes, "connections": s.connections });
+        let row = |s: &Sum| {
+            serde_json::json!({ "domain": s.name, "recipients": s.recipients, "kbytes": s.kbytes,
+            "connections": s.connections, "paused": s.paused, "backoff": s.backoff })
+        };
         return json(&all.iter().map(row).collect::<Vec<_>>());
     }
     let cells =
@@ -467,7 +480,11 @@ pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
     let rows = ShownQueues::all().rows(target)?;
     let all = sums(&rows, |q| if q.pool.is_empty() { q.vmta.clone() } else { q.pool.clone() });
     if as_json {
-        let row = |s: &Sum| serde_json::json!({ "vmta": s.name, "domains": s.domains, "recipients": s.recipients, "kbytes": s.kbytes, "connections": s.connections });
+        let row = |s: &Sum| {
+            serde_json::json!({ "vmta": s.name, "domains": s.domains, "recipients": s.recipients, "kbytes": s.kbytes,
+            "connections": s.connections, "paused": s.paused, "backoff": s.backoff, "forced": s.forced,
+            "disabled_sources": s.disabled_sources })
+        };
         return json(&all.iter().map(row).collect::<Vec<_>>());
     }
     let total: u64 = all.iter().map(|s| s.recipients).sum::<u64>().max(1);
@@ -480,9 +497,14 @@ pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
             s.kbytes.to_string(),
             s.connections.to_string(),
             share,
+            s.paused.to_string(),
+            s.backoff.to_string(),
+            s.forced.to_string(),
+            s.disabled_sources.iter().cloned().collect::<Vec<_>>().join(" "),
         ]
     };
-    table(&["vmta", "domains", "#rcpt", "kbytes", "conn", "% total"], all.iter().map(cells).collect())
+    let head = ["vmta", "domains", "#rcpt", "kbytes", "conn", "% total", "paused", "backoff", "by hand", "disabled"];
+    table(&head, all.iter().map(cells).collect())
 }
 
 /// `config explain`: by the running server, or of a file.

@@ -2,6 +2,9 @@
 
 pub mod client;
 pub mod configurations;
+pub mod disabled;
+pub mod orders;
 pub mod server;
+pub mod state;
 pub mod suppress;
 pub mod why;

@@ -9,7 +9,7 @@ use ipc::control::{Rows, RowsOf};
 use ipc::frame::{FrameError, HEADER_BYTES, Header, archive, unarchive};
 use ipc::limits::{ARCHIVE_BYTES_MAX, SUPPRESSION_ROWS_MAX};
 use ipc::operator::{ANSWER, Answer, Listed, Listing, Place, REQUEST, Request, SuppressionRow, WhyCause, WhyRow};
-use ipc::queue_orders::{Deletion, QueueAction, QueueOrder};
+use ipc::queue_orders::Deletion;
 use ipc::rules::{Setting, Value};
 use ipc::snapshot::{Pool, Snapshot};
 use rkyv::util::AlignedVec;
@@ -173,7 +173,7 @@ async fn answer(sup: &Rc<Supervisor>, user: Option<u32>, request: Request) -> An
             name_origins(sup, &mut rows);
             Answer::Why(rows)
         }
-        Request::Order(order) => said(ordered(sup, order).await),
+        Request::Order(order) => said(super::orders::ordered(sup, order).await),
         Request::Delete(what) => said(deleted(sup, what).await),
         Request::Stop { wait: false } => {
             sup.stop.notify_one();
@@ -278,6 +278,7 @@ async fn page(sup: &Rc<Supervisor>, of: Listed, at: Place) -> Answer {
         Listed::Pools => Listing::Pools(Vec::new()),
         Listed::Jobs => Listing::Jobs(Vec::new()),
         Listed::Why(_) => Listing::Why(Vec::new()),
+        Listed::Disabled(_) => Listing::Disabled(Vec::new()),
     };
     let Some(shard) = behind(at.shard) else { return Answer::Page { rows: none, next: None } };
     let from = if shard == at.shard { at.from } else { 0 };
@@ -340,38 +341,6 @@ fn written_at(snapshot: &Snapshot, cause: &WhyCause) -> String {
         }
     }
     String::new()
-}
-
-/// Has an order carried out by every shard, and says what came of it.
-async fn ordered(sup: &Rc<Supervisor>, order: QueueOrder) -> Result<String, String> {
-    let shards = sup.slots.borrow().len();
-    let (mut matched, mut changed, mut answered) = (0, 0, 0);
-    for rows in sup.ask_workers(RowsOf::Ordered(order.clone())).await {
-        match rows {
-            Rows::Done { matched: m, changed: c } => {
-                (matched, changed, answered) = (matched + m, changed + c, answered + 1)
-            }
-            Rows::Refused(e) => return Err(e),
-            _ => {}
-        }
-    }
-    if answered < shards {
-        return Err(format!("{} of {shards} shards did not answer: give the order again", shards - answered));
-    }
-    let s = |n: u64| if n == 1 { "" } else { "s" };
-    Ok(match order.action {
-        QueueAction::Pause(true) => format!("Queue(s) paused. {matched} queue{} match now.", s(matched)),
-        QueueAction::Pause(false) => format!("Queue(s) resumed. {matched} queue{} match now.", s(matched)),
-        QueueAction::Schedule { .. } => format!("{changed} of {matched} matching queues scheduled."),
-        QueueAction::Mode(backoff) => {
-            let mode = if backoff { "backoff" } else { "normal" };
-            format!("{changed} of {matched} matching paths set to {mode} mode.")
-        }
-        QueueAction::DisableSource { ip, .. } => {
-            format!("Source {ip} disabled at {changed} of {matched} matching paths, and at those to come.")
-        }
-        QueueAction::EnableSource { ip } => format!("Source {ip} enabled at {changed} of {matched} matching paths."),
-    })
 }
 
 /// Deletes in every shard, a part at a time.

@@ -172,7 +172,7 @@ fn leads_elsewhere(before: &Rc<DomainRules>, now: &Rc<DomainRules>) -> bool {
 }
 
 /// Source addresses of a virtual MTA.
-pub(super) fn source_addresses(shard: &Shard, vmta: u32) -> Vec<IpAddr> {
+pub(crate) fn source_addresses(shard: &Shard, vmta: u32) -> Vec<IpAddr> {
     let config = shard.config();
     let hosts = config.snapshot.get().vmtas.get(vmta as usize).map(|v| &v.source_hosts);
     hosts.into_iter().flat_map(|h| h.iter()).filter_map(|h| h.ip.as_str().parse().ok()).collect()

@@ -111,6 +111,7 @@ fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u
         s.wake_at(path.id, first.unwrap_or(until));
     }
     crate::route::paths::note_mode(shard, path.id);
+    crate::disabled::note(shard, (&path.destination, &path.vmta_name), &ip.to_string(), until, Some(why));
     if log_limit::allows_line("source address is not used any more here", &path.name) {
         tracing::warn!(shard = shard.number, path = path.name, source = %ip, why, "source address is not used any more here");
     }

@@ -101,6 +101,7 @@ fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
         windows: Windows::Until([w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns]),
         retry_at_unix_ms: p.retry_at_ms,
         retry_step: p.retry_step.min(1000),
+        forced: p.forced && p.mode == Mode::Backoff,
         backoff_until_unix_ms,
         sources,
     })
@@ -110,6 +111,9 @@ fn apply(p: &mut Path, state: &PathState) {
     let now_ns = clock::now_ns() as i64;
     if state.backoff_until_unix_ms > now_ns / 1_000_000 && p.mode != Mode::Backoff {
         p.enter_backoff_until(state.backoff_until_unix_ms, now_ns / 1_000_000);
+        if state.forced {
+            p.forced = true;
+        }
     }
     let l = p.limits();
     for (i, (pace, rate)) in p.paces.under(&l).into_iter().enumerate() {
@@ -266,6 +270,38 @@ fn note(shard: &Rc<Shard>, p: &mut Path) {
 pub fn forgotten(shard: &Shard, p: &Path) {
     if p.noted {
         shard.spool.put(&name(&p.destination, &p.vmta_name), Vec::new());
+    }
+}
+
+/// States of paths that this shard has no queue for yet.
+pub mod inherited {
+    use ipc::mesh::PathState;
+    use ipc::queue_orders::QueuePattern;
+
+    use super::{archive, name};
+    use crate::shard::Shard;
+
+    /// Those that a pattern means.
+    pub fn of(shard: &Shard, of: &QueuePattern) -> Vec<PathState> {
+        let inherited = shard.paths.inherited.borrow();
+        inherited.values().map(|i| &i.state).filter(|p| of.matches(&p.destination, &p.vmta)).cloned().collect()
+    }
+
+    /// Changes those of a pattern, also where they lie in the spool; answers the names of those that `change` changed.
+    pub fn change(shard: &Shard, of: &QueuePattern, change: impl Fn(&mut PathState) -> bool) -> Vec<String> {
+        let members = shard.config().members_of(&of.via);
+        let mut changed = Vec::new();
+        for i in shard.paths.inherited.borrow_mut().values_mut() {
+            let (destination, vmta) = (&i.state.destination, &i.state.vmta);
+            let is_member = members.contains(vmta) && of.matches(destination, &of.via);
+            if (of.matches(destination, vmta) || is_member) && change(&mut i.state) {
+                let p = &i.state;
+                shard.spool.put(&name(&p.destination, &p.vmta), archive(p).to_vec());
+                i.noted = true;
+                changed.push(format!("{}/{}", ipc::message::shown_domain(&p.destination), p.vmta));
+            }
+        }
+        changed
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Activity {
     pub sources_in_use_ns: i64,
     /// Normal, backoff, or on the way back.
     pub mode: Mode,
+    /// An operator set the mode.
+    pub forced: bool,
     /// Since when, Unix milliseconds; 0 for ever.
     pub mode_since_ms: i64,
     /// When backoff ends, Unix milliseconds.
@@ -81,6 +83,7 @@ impl Default for Activity {
             sources: Vec::new(),
             sources_in_use_ns: 0,
             mode: Mode::Normal,
+            forced: false,
             mode_since_ms: 0,
             mode_until_ms: 0,
             good_in_a_row: 0,

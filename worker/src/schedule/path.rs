@@ -338,6 +338,7 @@ impl Path {
             return None;
         }
         self.mode = Mode::Backoff;
+        self.forced = false;
         self.mode_since_ms = now_ms;
         Some(Turn::Entered)
     }
@@ -348,6 +349,7 @@ impl Path {
             return None;
         }
         self.mode_since_ms = now_ms;
+        self.forced = false;
         self.good_in_a_row = 0;
         self.mode = match self.rules.backoff_return_steps.min(100) as u16 {
             0 => Mode::Normal,

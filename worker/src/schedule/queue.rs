@@ -125,6 +125,8 @@ pub struct Queue {
     pub oldest_ms: i64,
     /// What held it up of late.
     pub history: History,
+    /// Virtual MTAs whose mail reroutes sent on to it.
+    pub sent_on_from: Box<[Rc<str>]>,
     /// An operator paused it.
     pub paused: bool,
     /// The destination has no MX: `bounce-upon-no-mx` may end mail earlier.
@@ -167,9 +169,26 @@ impl Queue {
         format!("{}/{}", ipc::message::shown_domain(self.destination()), self.via)
     }
 
-    /// A command about queues means it.
+    /// The same with the domain whose part of a queue it is, where it rolled up: `queue/vmta (domain)`.
+    pub fn full_name(&self) -> String {
+        let of = self.origin().map(|o| format!(" ({})", ipc::message::shown_domain(o)));
+        self.name() + of.as_deref().unwrap_or_default()
+    }
+
+    /// A command about queues means it: by its name, by that of a domain which rolled up to it, or by a virtual MTA whose
+    /// mail was sent on to it.
     pub fn is_meant_by(&self, of: &QueuePattern) -> bool {
-        of.matches(self.destination(), &self.via) || self.origin().is_some_and(|o| of.matches(o, &self.via))
+        let by = |via: &str| of.matches(self.destination(), via) || self.origin().is_some_and(|o| of.matches(o, via));
+        by(&self.via) || self.sent_on_from.iter().any(|from| of.via != "*" && by(from))
+    }
+
+    /// Mail of a virtual MTA was sent on to it; answers whether that is news.
+    pub fn takes_mail_of(&mut self, via: &str) -> bool {
+        let news = !self.sent_on_from.iter().any(|from| from.eq_ignore_ascii_case(via));
+        if news {
+            self.sent_on_from = self.sent_on_from.iter().cloned().chain([Rc::from(via)]).collect();
+        }
+        news
     }
 
     /// The pool's name, unless it is a virtual MTA's queue.

@@ -47,6 +47,17 @@ pub struct Way {
     pub rules: Rc<DomainRules>,
 }
 
+/// What was not there before, of a path and what it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum New {
+    /// All was there.
+    Nothing,
+    /// The path serves one more queue.
+    ForQueue,
+    /// The path.
+    Path,
+}
+
 /// All queues and paths of a shard.
 #[derive(Debug, Default)]
 pub struct Scheduler {
@@ -116,6 +127,7 @@ impl Scheduler {
             delay_at_ms: i64::MAX,
             oldest_ms: i64::MAX,
             history: Default::default(),
+            sent_on_from: Box::default(),
             paused: false,
             no_mx: false,
         });
@@ -150,28 +162,28 @@ impl Scheduler {
         failure
     }
 
-    /// The path by which a member of queue `id` serves it, made if it is new; and whether it is.
+    /// The path by which a member of queue `id` serves it, made if it is new; and what is new.
     /// `rules` answers the virtual MTA's index of now, and its directives.
     pub fn path_of(
         &mut self,
         id: QueueId,
         member: usize,
         rules: impl FnOnce(&Member) -> (u32, Rc<DomainRules>),
-    ) -> Option<(PathId, bool)> {
+    ) -> Option<(PathId, New)> {
         let q = self.queues.get_mut(id)?;
         if let Some(p) = q.pullers.iter().find(|p| p.member == member) {
-            return Some((p.path, false));
+            return Some((p.path, New::Nothing));
         }
         let m = q.members.get(member)?;
         let names = |id: usize| self.paths.get(id).map(Path::names);
         let (path, new) = match self.path_by_name.find((q.destination(), &m.name), names) {
-            Some(path) => (path, false),
+            Some(path) => (path, New::ForQueue),
             None => {
                 let (vmta, rules) = rules(m);
                 let p = Path::new(Rc::clone(q.destination()), vmta, Rc::clone(&m.name), rules);
                 let path = self.paths.insert(p);
                 self.path_by_name.insert(path, |id| self.paths.get(id).map(Path::names));
-                (path, true)
+                (path, New::Path)
             }
         };
         // It begins where the others are, not with all that it has missed.

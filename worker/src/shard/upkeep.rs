@@ -124,6 +124,10 @@ impl Shard {
         }
         let waits = {
             let mut s = self.scheduler.borrow_mut();
+            if let Some(q) = s.queues.get_mut(id).filter(|q| q.paused && crate::meant::is_left_over(self, q)) {
+                // Nothing comes here that the pause could hold.
+                q.paused = false;
+            }
             s.forget_queue(id);
             let r = s.queues.get_mut(id).and_then(|q| q.rolled_up.as_mut());
             if let Some(r) = r.filter(|r| !r.hosts.is_empty() && now - r.hosts_ms > HOSTS_MS) {
