@@ -8,8 +8,8 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::operator::{Listed, Listing, WhyRow};
-use crate::queue_orders::{Deletion, QueueOrder, Switches};
+use crate::operator::{Listed, Listing, MessageRow, WhyRow};
+use crate::queue_orders::{Deletion, QueueOrder, QueuePattern, Switches};
 use crate::shard_map::ShardMap;
 
 /// Kind of the only frame from a worker: archive [`ToSupervisor`].
@@ -245,6 +245,10 @@ pub enum RowsOf {
     },
     /// `why MESSAGE-ID`
     WhyMessage([u8; 16]),
+    /// `show message`
+    Message([u8; 16]),
+    /// `show message --content`
+    MessageContent([u8; 16]),
     /// What came of an order, which is carried out first.
     Ordered(QueueOrder),
     /// What was deleted of the next messages, and where to go on.
@@ -254,10 +258,61 @@ pub enum RowsOf {
         /// Number of the last message of the request before.
         after: Option<u64>,
     },
+    /// What was rerouted of the next messages, and where to go on.
+    Reroute {
+        /// Which, and where to.
+        order: RerouteOrder,
+        /// Number of the last message of the request before.
+        after: Option<u64>,
+    },
     /// What operators paused and disabled.
     Switches,
     /// A shard that is new takes over what others know.
     TakeSwitches(AllSwitches),
+}
+
+/// `sluice reroute`
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RerouteOrder {
+    /// What waits in these queues.
+    pub of: QueuePattern,
+    /// Of this job only.
+    pub job: Option<String>,
+    /// Virtual MTA or pool.
+    pub to: String,
+    /// Nothing is moved.
+    pub dry_run: bool,
+}
+
+/// Mail that went, or would go, from one queue to another.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Sent {
+    /// The queue that it was in.
+    pub from: String,
+    /// The queue that it goes to.
+    pub to: String,
+    /// How many recipients.
+    pub recipients: u64,
+}
+
+/// What came of rerouting a part of the mail.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Rerouted {
+    /// What moved.
+    pub moves: Vec<Sent>,
+    /// Recipients that are where they should go.
+    pub stays: u64,
+    /// Recipients that are being delivered, or on their way to another shard; known with the first part.
+    pub in_delivery: u64,
+    /// Number of the last message that was looked at, if there are more.
+    pub after: Option<u64>,
+}
+
+impl Rerouted {
+    /// What does not move: recipients that are where they should go, and those in delivery.
+    pub fn left(&self) -> (u64, u64) {
+        (self.stays, self.in_delivery)
+    }
 }
 
 /// What operators paused and disabled; every shard knows the same.
@@ -279,6 +334,8 @@ pub enum Rows {
         /// Number of the last message that was looked at, if there are more.
         after: Option<u64>,
     },
+    /// `reroute`
+    Rerouted(Rerouted),
     /// A page of a listing.
     Page {
         /// Its rows.
@@ -288,6 +345,10 @@ pub enum Rows {
     },
     /// `why MESSAGE-ID`
     Why(Vec<WhyRow>),
+    /// `show message`
+    Message(Vec<MessageRow>),
+    /// `show message --content`: the message as it would be sent; `None` where it is not here.
+    MessageContent(Option<Vec<u8>>),
     /// What operators paused and disabled.
     Switches(AllSwitches),
     /// An order was carried out.

@@ -6,6 +6,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::control::RerouteOrder;
 use crate::queue_orders::{Deletion, QueueOrder, QueuePattern};
 
 /// Kind of a request: archive [`Request`].
@@ -96,10 +97,16 @@ pub enum Request {
     },
     /// `why`: the id of a message.
     WhyMessage([u8; 16]),
+    /// `show message`
+    Message([u8; 16]),
+    /// `show message --content`: for those who may read mail.
+    MessageContent([u8; 16]),
     /// `pause queue`, `set queue`, `schedule`, `disable source` and their like.
     Order(QueueOrder),
     /// `delete`
     Delete(Deletion),
+    /// `reroute`
+    Reroute(RerouteOrder),
     /// `stop`
     Stop {
         /// Answer when all workers have ended.
@@ -233,6 +240,10 @@ pub enum Answer {
     },
     /// `why MESSAGE-ID`
     Why(Vec<WhyRow>),
+    /// `show message`: a row for each record of it.
+    Message(Vec<MessageRow>),
+    /// `show message --content`
+    MessageContent(Vec<u8>),
     /// Path of a worker's socket.
     Socket(String),
     /// A page of the suppression lists.
@@ -466,6 +477,66 @@ pub struct JobRow {
     pub kbytes: u64,
     /// Paused by an operator.
     pub paused: bool,
+}
+
+/// `show message`
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct MessageRow {
+    /// Its id.
+    pub message: String,
+    /// When it was accepted, `YYYY-MM-DD HH:MM:SS` local.
+    pub received: String,
+    /// Envelope sender; empty for reports.
+    pub sender: String,
+    /// x-job
+    pub job: String,
+    /// `ENVID=` or x-envid.
+    pub envelope_id: String,
+    /// Bytes of content, signatures not counted.
+    pub size: u64,
+    /// How it came in: `smtp`, `api`, `report`.
+    pub source: String,
+    /// Address of the submitter; empty for other than SMTP.
+    pub source_ip: String,
+    /// EHLO name of the submitter.
+    pub source_name: String,
+    /// `7bit` or `8bitmime`.
+    pub body: String,
+    /// SMTPUTF8 was given.
+    pub smtputf8: bool,
+    /// `RET=`; empty when not given.
+    pub ret: String,
+    /// Its recipients.
+    pub recipients: Vec<MessageRecipientRow>,
+}
+
+/// A recipient in `show message`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct MessageRecipientRow {
+    /// Address.
+    pub recipient: String,
+    /// `waits`, `paused`, `in delivery`, `ended`.
+    pub state: String,
+    /// The queue that it waits in, or went by.
+    pub queue: String,
+    /// Shard.
+    pub shard: u8,
+    /// Virtual MTA or pool chosen.
+    pub vmta: String,
+    /// 0 to 100.
+    pub priority: u8,
+    /// Attempts made so far, up to 255.
+    pub attempts: u8,
+    /// The last reply to it; empty for none.
+    pub last_reply: String,
+    /// When it is tried next, at the earliest; empty when it may be tried now.
+    pub next_attempt: String,
+    /// When it is given up.
+    pub expires: String,
+    /// `NOTIFY=`; empty when not given.
+    pub notify: String,
+    /// `ORCPT=`; empty when not given.
+    pub orcpt: String,
 }
 
 /// What holds one queue back, or the part of it that one domain's mail is.

@@ -23,7 +23,7 @@ use crate::layout::{
     BODY_BYTES_MAX, META_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, RecipientState, UpdateEntry, VALUE_BYTES_MAX, beginning,
 };
 use crate::sled::SledIndex;
-use crate::store::{Group, NewMessage, Projection, Recovered, Settled, Store};
+use crate::store::{Group, KnownRecipient, NewMessage, Projection, Recovered, Settled, Store};
 
 /// Outcomes alone wait this long for a group.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(4);
@@ -84,6 +84,7 @@ type StoreReply = oneshot::Sender<Result<u64, SpoolError>>;
 enum Query {
     Read(u64, oneshot::Sender<Result<(Vec<u8>, Bytes), SpoolError>>),
     State(u64, u16, oneshot::Sender<Result<Option<RecipientState>, SpoolError>>),
+    Recipients(u64, oneshot::Sender<Result<Option<Vec<KnownRecipient>>, SpoolError>>),
     Seen(HandoffId, oneshot::Sender<bool>),
     Barrier(oneshot::Sender<Result<(), SpoolError>>),
     SwitchProjection(Box<dyn Projection>, oneshot::Sender<Result<(), SpoolError>>),
@@ -307,6 +308,14 @@ impl Spool {
         self.query(|r| Query::State(key, recipient, r)).await.unwrap_or(Err(SpoolError::Closed))
     }
 
+    /// All recipients of a message, in the order of its envelope; `None` when it has ended.
+    ///
+    /// # Errors
+    /// [`SpoolError::Index`], [`SpoolError::Closed`].
+    pub async fn recipients(&self, key: u64) -> Result<Option<Vec<KnownRecipient>>, SpoolError> {
+        self.query(|r| Query::Recipients(key, r)).await.unwrap_or(Err(SpoolError::Closed))
+    }
+
     /// Whether a handoff was taken before and is durable.
     pub async fn has_seen(&self, id: HandoffId) -> bool {
         self.query(|r| Query::Seen(id, r)).await.unwrap_or(false)
@@ -388,6 +397,11 @@ async fn in_time(answer: oneshot::Receiver<Result<(), SpoolError>>) -> Result<()
         Ok(r) => r.unwrap_or(Err(SpoolError::Closed)),
         Err(_) => Err(SpoolError::Slow(ANSWER_WITHIN.as_secs())),
     }
+}
+
+/// Whether the spool takes a message, as far as its size decides.
+pub fn fits(m: &NewMessage) -> bool {
+    bounded(m).is_ok()
 }
 
 /// What is taken must be accepted when it is read back.
@@ -778,6 +792,7 @@ impl Running {
         match query {
             Query::Read(key, reply) => drop(reply.send(self.store.read(key))),
             Query::State(key, r, reply) => drop(reply.send(self.store.state(key, r))),
+            Query::Recipients(key, reply) => drop(reply.send(self.store.recipients(key))),
             Query::Seen(id, reply) => drop(reply.send(self.store.has_seen(id))),
             Query::Barrier(reply) => {
                 drop(reply.send(self.all_written()));

@@ -21,9 +21,9 @@ mod compact;
 mod recover;
 
 pub use backlog::Refusal;
-pub use group_commit::{Options, Outcomes, Spool, Statistics};
+pub use group_commit::{Options, Outcomes, Spool, Statistics, fits};
 pub use layout::RecipientState;
-pub use store::{NewMessage, Projection, Recovered, RecoveredRecipient, Settled};
+pub use store::{KnownRecipient, NewMessage, Projection, Recovered, RecoveredRecipient, Settled};
 
 /// Why the spool did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]

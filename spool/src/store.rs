@@ -16,7 +16,7 @@ use crate::disk::Disk;
 use crate::index::Index;
 use crate::layout::{
     DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, OUTCOMES_BYTES_MAX, PutMeta, REPLY_BYTES_MAX,
-    RecipientState, Summary, UpdateEntry, UpdateMeta,
+    RecipientState, Summary, UpdateEntry, UpdateMeta, beginning,
 };
 use crate::segment::{Log, Pending, STEP_BYTES, Stream};
 
@@ -58,6 +58,15 @@ pub struct Settled {
     pub last: bool,
     /// Accounting rows that belong to them.
     pub rows: Vec<Vec<u8>>,
+}
+
+/// What the spool knows of a recipient.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownRecipient {
+    /// It has ended.
+    pub done: bool,
+    /// Its state; the default before the first attempt.
+    pub state: RecipientState,
 }
 
 /// What happens to the spool in one group.
@@ -396,6 +405,15 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         let indexed = self.indexed(key)?;
         Ok(indexed.and_then(|s| s.recipients.get(usize::from(recipient)).map(|r| r.state.clone())))
+    }
+
+    /// All recipients of a message, in the order of its envelope; `None` when it has ended.
+    ///
+    /// # Errors
+    /// [`SpoolError::Index`].
+    pub fn recipients(&self, key: u64) -> Result<Option<Vec<KnownRecipient>>, SpoolError> {
+        let known = |r: IndexedRecipient| KnownRecipient { done: r.done, state: r.state };
+        Ok(self.summary(key)?.map(|s| s.recipients.into_iter().map(known).collect()))
     }
 
     pub(crate) fn location(&self, key: u64) -> Result<Option<Location>, SpoolError> {
@@ -773,6 +791,15 @@ impl Dirty {
     /// The summary of a message by its envelope, before any attempt.
     pub(crate) fn fresh_summary(&self, shard: u8) -> Option<Summary> {
         let location = self.location?;
+        // What came from elsewhere brought its state along.
+        let state = |e: &ArchivedEnvelope| {
+            e.moved.as_ref().map_or_else(RecipientState::default, |m| RecipientState {
+                due_unix_ms: m.due_unix_ms.to_native(),
+                delay_reports: m.delay_reports,
+                attempts: m.attempts,
+                last_reply: beginning(m.last_reply.as_str(), REPLY_BYTES_MAX).to_owned(),
+            })
+        };
         envelope_of(&self.envelope, |e| Summary {
             location,
             body_len: self.body_len,
@@ -788,7 +815,7 @@ impl Dirty {
                     destination: r.destination.as_str().to_owned(),
                     done: false,
                     priority: ipc::message::priority(r.priority_given),
-                    state: RecipientState::default(),
+                    state: state(e),
                     state_segment: 0,
                 })
                 .collect(),

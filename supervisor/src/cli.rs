@@ -122,6 +122,11 @@ enum Command {
     /// Take recipients out of their queues, with a record each that says so: those that wait, not those
     /// that are being delivered or move to another shard at the moment
     Delete(Delete),
+    /// Give mail that waits another virtual MTA or pool
+    ///
+    /// All that is known of it goes along: envelope, job, attempts, when it was accepted and is tried next. What is in
+    /// delivery at the moment is not moved, and counted in the answer.
+    Reroute(Reroute),
     /// Stop using a source address
     Disable {
         #[command(subcommand)]
@@ -232,8 +237,23 @@ enum Show {
     Domains(Output),
     /// Jobs (x-job) with mail
     Jobs(Output),
+    /// One queued message: envelope, recipients with their state, attempts and last reply
+    Message(ShowMessage),
     /// Source addresses that are not used: where, since when, until when and why
     Disabled(ShowDisabled),
+}
+
+/// `sluice show message`
+#[derive(Debug, Args)]
+struct ShowMessage {
+    /// Its id: what the server answered to its content, `messageId` in accounting
+    #[arg(value_name = "ID", value_parser = |t: &str| t.parse::<ipc::message::MessageId>())]
+    id: ipc::message::MessageId,
+    /// Print the message as it would be sent; for root and the user that the server runs as
+    #[arg(long, conflicts_with = "json")]
+    content: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// `sluice show disabled`
@@ -319,6 +339,24 @@ struct Of {
     /// DOMAIN[/VMTA]; either may be *, and VMTA a pool
     #[arg(value_name = "QUEUE", value_parser = |t: &str| QueuePattern::parse(t))]
     queue: QueuePattern,
+}
+
+/// `sluice reroute`
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("mail").required(true).multiple(true).args(["queue", "job"]))]
+struct Reroute {
+    /// DOMAIN[/VMTA]; either may be *, and VMTA a pool
+    #[arg(value_name = "QUEUE", value_parser = |t: &str| QueuePattern::parse(t))]
+    queue: Option<QueuePattern>,
+    /// Of this job
+    #[arg(long, alias = "jobId", value_name = "J", value_parser = NonEmptyStringValueParser::new())]
+    job: Option<String>,
+    /// Who is to deliver it
+    #[arg(long, value_name = "VMTA|POOL", value_parser = NonEmptyStringValueParser::new())]
+    to: String,
+    /// Say what would be moved, and move nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// `sluice delete`
@@ -614,6 +652,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Show { what: Show::Pools(o) } => client::pools(&control, o.json),
         Command::Show { what: Show::Vmtas(o) } => client::vmtas(&control, o.json),
         Command::Show { what: Show::Domains(o) } => client::domains(&control, o.json),
+        Command::Show { what: Show::Message(m) } => operator::message::show(&control, m.id, m.content, m.output.json),
         Command::Show { what: Show::Disabled(o) } => operator::disabled::show(&control, o.of()?, o.output.json),
         Command::Show { what: Show::Jobs(o) } => client::jobs(&control, o.json),
         Command::Shard { what: ShardCommand::Restart { shard, no_wait } } => {
@@ -641,6 +680,11 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             order(&control, queue, QueueAction::Schedule { recipients: retry_recipients })
         }
         Command::Delete(what) => client::act(&control, ipc::operator::Request::Delete(what.deletion())),
+        Command::Reroute(Reroute { queue, job, to, dry_run }) => {
+            let of = queue.unwrap_or(QueuePattern { destination: "*".into(), via: "*".into() });
+            let order = ipc::control::RerouteOrder { of, job, to, dry_run };
+            client::act(&control, ipc::operator::Request::Reroute(order))
+        }
         Command::Disable { what: Disable::Source { reenable_after, ip, queue: Of { queue } } } => {
             let until_unix_ms = reenable_after.map_or(i64::MAX, until);
             order(&control, queue, QueueAction::DisableSource { ip: ip.to_string(), until_unix_ms })

@@ -15,6 +15,7 @@ use ipc::control::{
 };
 use ipc::frame::{archive, unarchive};
 use ipc::ledger::Ledger;
+use ipc::message::MessageId;
 use ipc::queue_orders::Deletion;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::MappedSnapshot;
@@ -26,6 +27,7 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use crate::account::file::Files;
 use crate::config::Config;
+use crate::deliver::rerouting;
 use crate::heat::Heat;
 use crate::holds::Work;
 use crate::route::{last_failures, paths};
@@ -33,7 +35,7 @@ use crate::sandbox::{self, Grants, InForce};
 use crate::shard::Shard;
 use crate::suppression;
 use crate::switches::Obeyed;
-use crate::{Start, holds, rows};
+use crate::{Start, holds, one_message, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
@@ -272,6 +274,7 @@ async fn open_shard(
     let values = values.map_err(|e| e.to_string())?;
     crate::switches::restore(&shard, &values);
     crate::disabled::restore(&shard, &values);
+    rerouting::restore(&shard, &values).await;
     crate::route::moving::restore(&shard, &values);
     last_failures::restore(&shard, &values);
     paths::restore(&shard, values);
@@ -550,8 +553,17 @@ impl Worker {
         let connection = self.connection;
         spawn_local(async move {
             let rows = match what {
-                RowsOf::WhyMessage(id) => Rows::Why(crate::why::of_message(&shard, ipc::message::MessageId(id)).await),
+                RowsOf::WhyMessage(id) => Rows::Why(crate::why::of_message(&shard, MessageId(id)).await),
+                RowsOf::Message(id) => Rows::Message(one_message::rows(&shard, MessageId(id)).await),
+                RowsOf::MessageContent(id) => match one_message::content(&shard, MessageId(id)).await {
+                    Ok(content) => Rows::MessageContent(content),
+                    Err(e) => Rows::Refused(e),
+                },
                 RowsOf::Delete { what, after } => deleted(&shard, &what, after).await,
+                RowsOf::Reroute { order, after } => match rerouting::reroute(&shard, &order, after).await {
+                    Ok(done) => Rows::Rerouted(done),
+                    Err(e) => Rows::Refused(e),
+                },
                 _ => obeyed(&shard, done).await,
             };
             permit.send(Outcome { connection, what: ToSupervisor::Rows { request, rows }, switched_to: None });

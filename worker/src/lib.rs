@@ -16,6 +16,7 @@ pub mod heat;
 pub mod holds;
 pub mod log_limit;
 mod meant;
+mod one_message;
 pub mod prepare;
 pub mod programs;
 pub mod regular_file;

@@ -119,6 +119,8 @@ pub struct Shard {
     pub last_failures: LastFailures,
     /// What operators paused and disabled.
     pub switches: RefCell<Switches>,
+    /// Mail that gets another virtual MTA.
+    pub rerouting: crate::deliver::rerouting::Rerouting,
     /// Why source addresses are disabled.
     pub disabled: crate::disabled::Notes,
     /// There may be mail here that another shard owns.
@@ -227,6 +229,7 @@ impl Shard {
             paths: Paths::default(),
             last_failures: LastFailures::default(),
             switches: RefCell::default(),
+            rerouting: Default::default(),
             disabled: Default::default(),
             foreign: Notify::new(),
             rollups: Rollups::default(),
@@ -452,7 +455,7 @@ impl Shard {
     fn begin_to_enqueue(&self, key: u64, content: &Rc<Content>, e: &ArchivedEnvelope) -> Enqueueing {
         let body_len = (content.stored()[0].len() + content.stored()[1].len()) as u32;
         let due_ms = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
-        if let Some(moved) = e.moved.as_ref().filter(|_| due_ms > 0) {
+        if let Some(moved) = e.moved.as_ref().filter(|m| due_ms > 0 || m.attempts > 0) {
             // Its recipients' state came along, and outlives this process too.
             let state = RecipientState {
                 due_unix_ms: due_ms,

@@ -3,7 +3,9 @@
 pub mod client;
 pub mod configurations;
 pub mod disabled;
+pub mod message;
 pub mod orders;
+pub mod reroute;
 pub mod server;
 pub mod state;
 pub mod suppress;

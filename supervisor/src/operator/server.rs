@@ -57,6 +57,12 @@ struct Connection {
 }
 
 impl Connection {
+    /// Whoever asks is root, or the user that the server runs as: the spool is theirs.
+    fn may_read_mail(&self) -> bool {
+        let own = nix::unistd::geteuid().as_raw();
+        self.io.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+    }
+
     /// The next request, with its part of the room for requests; `None` when the command has gone or says nothing.
     async fn next(&mut self) -> Result<Option<(Request, Option<OwnedSemaphorePermit>)>, FrameError> {
         let mut head = [0; HEADER_BYTES];
@@ -111,6 +117,9 @@ async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
                 sup.changed.notify_waiters();
                 // Open until the process ends, which is what was waited for.
                 std::future::pending().await
+            }
+            Ok(Some((Request::MessageContent(id), _room))) => {
+                (super::message::content(&sup, id, connection.may_read_mail()).await, true)
             }
             Ok(Some((r, _room))) => (answer(&sup, user, r).await, true),
             Ok(None) => return,
@@ -173,8 +182,12 @@ async fn answer(sup: &Rc<Supervisor>, user: Option<u32>, request: Request) -> An
             name_origins(sup, &mut rows);
             Answer::Why(rows)
         }
+        Request::Message(id) => super::message::rows(sup, id).await,
+        // Taken by the connection, which knows who asks.
+        Request::MessageContent(_) => Answer::Failed("content needs its connection".into()),
         Request::Order(order) => said(super::orders::ordered(sup, order).await),
         Request::Delete(what) => said(deleted(sup, what).await),
+        Request::Reroute(order) => said(super::reroute::rerouted(sup, order).await),
         Request::Stop { wait: false } => {
             sup.stop.notify_one();
             Answer::Done("stopping".into())

@@ -72,7 +72,7 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
 
 /// Messages that may be meant, as far as memory tells, in the order of their numbers in the spool; and
 /// the last of them, if there are more.
-fn next_messages(shard: &Shard, d: &Deletion, after: Option<u64>) -> (Vec<(u64, Slot)>, Option<u64>) {
+pub(super) fn next_messages(shard: &Shard, d: &Deletion, after: Option<u64>) -> (Vec<(u64, Slot)>, Option<u64>) {
     let s = shard.scheduler.borrow();
     let job = match &d.job_id {
         Some(name) => match s.jobs.iter().find(|(_, j)| *j.name == **name) {

@@ -19,6 +19,7 @@ pub mod open;
 pub mod openers;
 mod removed_fields;
 pub mod reply;
+pub mod rerouting;
 pub mod security;
 pub mod session;
 pub mod shared_limits;

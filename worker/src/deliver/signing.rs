@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ipc::rules::DomainRules;
 use tokio::sync::OnceCell;
 
-use super::connection::Path;
+use super::connection::{Path, path_of_queue};
 use super::removed_fields;
 use crate::clock;
 use crate::config::Config;
@@ -14,6 +14,7 @@ use crate::dkim::options::Options;
 use crate::dkim::request::Request;
 use crate::dkim::signature::{DomainKey, Message, unsigned};
 use crate::holds::{Work, doing};
+use crate::schedule::QueueId;
 use crate::schedule::message::Content;
 use crate::shard::Shard;
 
@@ -65,6 +66,12 @@ pub(super) async fn signed(shard: &Shard, path: &Path, content: &Content) -> [By
         Rc::clone(&known[at].body)
     };
     body.get_or_init(|| sign(shard, &config, path, content, &options, now_s)).await.clone()
+}
+
+/// The content as mail of queue `id` would be sent by the queue's first path.
+pub async fn as_sent(shard: &Shard, id: QueueId, content: &Content) -> Option<[Bytes; 2]> {
+    let path = path_of_queue(shard, id)?;
+    Some(signed(shard, &path, content).await)
 }
 
 async fn sign(

@@ -13,6 +13,8 @@ pub struct TakenOut {
     pub key: u64,
     /// The entry that they waited in.
     pub entry: Entry,
+    /// When they may be tried next, Unix milliseconds; 0 where that is past.
+    pub due_ms: i64,
     /// Their indexes.
     pub recipients: Vec<u16>,
 }
@@ -47,7 +49,7 @@ impl Scheduler {
                     due => self.wait(id, e, due),
                 }
             }
-            all.push(TakenOut { key, entry, recipients: out });
+            all.push(TakenOut { key, entry, due_ms, recipients: out });
         }
         all
     }

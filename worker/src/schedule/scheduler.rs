@@ -539,7 +539,7 @@ pub(super) mod tests {
         let rules = Rc::clone(&s.queues[id].rules);
         let way = Way { of_pool: true, ..way(DomainRules::default(), &[("v", 1)]) };
         let other = s.queue("d.test", "pool", || way);
-        assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((0, false)));
+        assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((0, New::ForQueue)));
         for key in 0..3 {
             let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
             let slot = s.add("", m);

@@ -1,0 +1,361 @@
+//! `sluice reroute`: mail that waits gets another virtual MTA or pool. What is known of it goes along.
+//!
+//! A message's record says by whom it goes, so it is written anew, in one group with the end of the recipients that it is
+//! written for. A crash may keep the beginning of a group, the new record without that end: what is about to be written is
+//! noted before, and the next process ends what it finds twice.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ipc::control::{RerouteOrder, Rerouted, Sent};
+use ipc::message::{ArchivedEnvelope, Envelope, Moved};
+use ipc::queue_orders::Deletion;
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Deserialize, Serialize};
+use spool::{NewMessage, Outcomes, RecipientState, Settled};
+
+use super::connection::load;
+use super::deletion::next_messages;
+use crate::holds::{Pieces, Work, doing};
+use crate::prepare::message::canonical_name;
+use crate::schedule::job::JobId;
+use crate::schedule::message::Content;
+use crate::schedule::removal::TakenOut;
+use crate::schedule::{Batch, Entry, Queue, QueueId, Scheduler, Slot};
+use crate::shard::Shard;
+
+/// What the note is called among the spool's values.
+const NOTED_AS: &str = "rerouting";
+/// Bytes of messages that one request moves, and the time it takes: others are served in between, heartbeats among them.
+const BYTES_MAX: usize = 32 << 20;
+const TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Recipients of a message that are about to be written anew.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+struct Noted {
+    key: u64,
+    recipients: Vec<u16>,
+}
+
+/// One request at a time moves mail.
+#[derive(Debug, Default)]
+pub struct Rerouting(Cell<bool>);
+
+struct Turn<'a>(&'a Rerouting);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.0.set(false);
+    }
+}
+
+/// A message and what was taken out of its queues.
+struct Leaving {
+    key: u64,
+    content: Rc<Content>,
+    taken: Vec<(QueueId, TakenOut)>,
+}
+
+/// A message written anew, not yet on disk.
+struct Written {
+    envelope: AlignedVec<16>,
+    body: [Bytes; 2],
+}
+
+/// Moves what an order means among the next messages behind number `after`.
+///
+/// # Errors
+/// A sentence when it cannot be written.
+pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>) -> Result<Rerouted, String> {
+    let config = shard.config();
+    let Some(to) = canonical_name(config.snapshot.get(), &order.to).map(str::to_owned) else {
+        return Err(format!("there is no virtual MTA or pool {}", order.to));
+    };
+    if shard.rerouting.0.replace(true) {
+        return Err("another reroute goes on: wait for its end".into());
+    }
+    let _turn = Turn(&shard.rerouting);
+    if let Some(refusal) = shard.spool.refusal().filter(|_| !order.dry_run) {
+        return Err(format!("mail cannot be written anew: {}", refusal.why));
+    }
+    let d = meant(order);
+    if order.dry_run {
+        return Ok(doing(Work::Order, || outlook(shard, &d, &to)));
+    }
+    // What does not move is counted before anything moves.
+    let (stays, in_delivery) = match after {
+        None => doing(Work::Order, || outlook(shard, &d, &to)).left(),
+        Some(_) => (0, 0),
+    };
+    let (messages, mut next) = next_messages(shard, &d, after);
+    let mut wanted: HashMap<Slot, (u64, Rc<Content>)> = HashMap::new();
+    let (began, mut bytes, mut last) = (Instant::now(), 0, None);
+    for (key, slot) in messages {
+        if bytes > BYTES_MAX || began.elapsed() > TIME_MAX || shard.stopping() {
+            next = last;
+            break;
+        }
+        last = Some(key);
+        if let Ok(content) = load(shard, slot, key).await {
+            bytes += content.stored().iter().map(Bytes::len).sum::<usize>();
+            wanted.insert(slot, (key, content));
+        }
+    }
+    let (leaving, moves) = doing(Work::Order, || take_out(shard, &d, wanted, &to));
+    if !leaving.is_empty() {
+        write_anew(shard, leaving, &to).await?;
+    }
+    if shard.stopping() {
+        return Err("it is stopping: give the order again".into());
+    }
+    Ok(Rerouted { moves, stays, in_delivery, after: next })
+}
+
+/// The same mail as a deletion means it.
+fn meant(order: &RerouteOrder) -> Deletion {
+    Deletion {
+        of: order.of.clone(),
+        orig: None,
+        rcpt: None,
+        job_id: order.job.clone(),
+        env_id: None,
+        older_than_ms: None,
+        dsn: false,
+        accounting: false,
+    }
+}
+
+/// Queues with mail that an order means, with where their mail would go; `None` for those that it is in already.
+fn ways(s: &mut Scheduler, shard: &Shard, d: &Deletion, to: &str) -> Vec<(QueueId, Option<(String, String)>)> {
+    let meant: Vec<QueueId> =
+        s.queues.iter().filter(|(_, q)| q.recipients > 0 && q.is_meant_by(&d.of)).map(|(id, _)| id).collect();
+    let mut way = |id: QueueId| {
+        let (key, from) = s.queues.get(id).map(|q| (Rc::clone(&q.key), q.full_name()))?;
+        let target = shard.queue_for(s, &key, to);
+        let name = s.queues.get(target).map(Queue::full_name).unwrap_or_default();
+        Some((id, (target != id).then_some((from, name))))
+    };
+    meant.into_iter().filter_map(&mut way).collect()
+}
+
+fn waiting(q: &Queue) -> impl Iterator<Item = Entry> + '_ {
+    q.ready.iter().map(|(_, e)| e).chain(q.waiting.iter().map(|w| w.0.1))
+}
+
+/// What would move now, and what would not.
+fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Rerouted {
+    let s = &mut *shard.scheduler.borrow_mut();
+    let job = d.job_id.as_ref().map(|name| s.jobs.iter().find(|(_, j)| *j.name == **name));
+    let job = job.map(|found| found.map(|(id, j)| (id, j.recipients)));
+    let mut found = Rerouted::default();
+    let (mut moves, mut here) = (BTreeMap::<(String, String), u64>::new(), 0);
+    for (id, way) in ways(s, shard, d, to) {
+        let Some(q) = s.queues.get(id) else { continue };
+        let of_job = |e: &Entry| {
+            let is = |wanted: JobId| s.messages.get(e.slot as usize).is_some_and(|m| m.job == wanted);
+            job.is_none_or(|job| job.is_some_and(|(id, _)| is(id)))
+        };
+        let n: u64 = waiting(q).filter(of_job).map(|e| e.len()).sum();
+        here += n;
+        match way {
+            Some(way) => {
+                if n > 0 {
+                    *moves.entry(way).or_default() += n;
+                }
+                found.in_delivery += q.recipients.saturating_sub(waiting(q).map(|e| e.len()).sum());
+            }
+            None => found.stays += n,
+        }
+    }
+    if let Some(job) = job {
+        // Whose job it is that a queue is delivering is not known; of all queues together it is.
+        let is_whole = d.of.destination == "*" && d.of.via == "*";
+        found.in_delivery = job.filter(|_| is_whole).map_or(0, |(_, all)| all.saturating_sub(here));
+    }
+    found.moves = sent(moves);
+    found
+}
+
+fn sent(moves: BTreeMap<(String, String), u64>) -> Vec<Sent> {
+    moves.into_iter().map(|((from, to), recipients)| Sent { from, to, recipients }).collect()
+}
+
+/// Takes what waits of messages out of the queues that are meant, but for what is where it should go.
+fn take_out(
+    shard: &Shard,
+    d: &Deletion,
+    mut wanted: HashMap<Slot, (u64, Rc<Content>)>,
+    to: &str,
+) -> (Vec<Leaving>, Vec<Sent>) {
+    let s = &mut *shard.scheduler.borrow_mut();
+    let mut moves: BTreeMap<(String, String), u64> = BTreeMap::new();
+    let mut by_slot: BTreeMap<Slot, Vec<(QueueId, TakenOut)>> = BTreeMap::new();
+    for (id, way) in ways(s, shard, d, to) {
+        let Some(way) = way else { continue };
+        // Whose slot is another message's by now stays.
+        let taken = s.take_out(id, |key, slot, _| wanted.get(&slot).is_some_and(|w| w.0 == key));
+        for t in taken {
+            *moves.entry(way.clone()).or_default() += t.recipients.len() as u64;
+            by_slot.entry(t.entry.slot).or_default().push((id, t));
+        }
+    }
+    let leaving = by_slot.into_iter().filter_map(|(slot, taken)| {
+        let (key, content) = wanted.remove(&slot)?;
+        Some(Leaving { key, content, taken })
+    });
+    (leaving.collect(), sent(moves))
+}
+
+/// Writes messages anew and queues them when that is on disk.
+async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Result<(), String> {
+    let noted = |l: &Leaving| {
+        let mut recipients: Vec<u16> = l.taken.iter().flat_map(|(_, t)| t.recipients.iter().copied()).collect();
+        recipients.sort_unstable();
+        Noted { key: l.key, recipients }
+    };
+    shard.spool.put(NOTED_AS, ipc::frame::archive(&leaving.iter().map(noted).collect::<Vec<_>>()).to_vec());
+    if let Err(e) = shard.spool.barrier().await {
+        leaving.iter().for_each(|l| put_back(shard, l));
+        shard.spool.put(NOTED_AS, Vec::new());
+        return Err(format!("mail cannot be written anew: {e}"));
+    }
+    let mut pieces = Pieces::default();
+    let mut durable = Vec::new();
+    for l in leaving {
+        let mut all = Vec::new();
+        for (id, t) in &l.taken {
+            all.extend(written(shard, &l, *id, t, to).await);
+        }
+        let report = |w: &Written| NewMessage {
+            envelope: Bytes::copy_from_slice(&w.envelope),
+            body: w.body.clone(),
+            in_progress: true,
+        };
+        let reports: Vec<NewMessage> = all.iter().map(report).collect();
+        if reports.is_empty() || !reports.iter().all(spool::fits) {
+            tracing::error!(
+                shard = shard.number,
+                key = l.key,
+                "a message that cannot be written anew stays where it is"
+            );
+            put_back(shard, &l);
+            continue;
+        }
+        let mut settled = Settled { key: l.key, ..Settled::default() };
+        for (id, t) in &l.taken {
+            settled.last = shard.scheduler.borrow_mut().settle(*id, t.entry.slot, t.recipients.len());
+            settled.recipients.extend(&t.recipients);
+        }
+        let receivers = shard.spool.conclude(Outcomes { settled: Some(settled), reports, ..Outcomes::default() });
+        durable.extend(all.into_iter().zip(receivers));
+        pieces.pause().await;
+    }
+    for (w, durable) in durable {
+        // Else the process ends with nothing of it written: the next one finds the mail as it was.
+        if let Ok(Ok(key)) = durable.await {
+            shard.enqueue(key, Rc::new(Content::new(w.envelope, w.body))).await;
+        }
+    }
+    shard.spool.put(NOTED_AS, Vec::new());
+    Ok(())
+}
+
+fn put_back(shard: &Rc<Shard>, l: &Leaving) {
+    for (id, t) in &l.taken {
+        let batch = Batch::of(*id, l.key, t.entry);
+        shard.scheduler.borrow_mut().hold(&batch, &t.recipients, t.due_ms, t.entry.attempts);
+        shard.pump_queue(*id);
+    }
+}
+
+/// The message for recipients that were taken out of a queue, one for each state that they are in.
+async fn written(shard: &Rc<Shard>, l: &Leaving, id: QueueId, t: &TakenOut, to: &str) -> Vec<Written> {
+    let owned = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&l.content.envelope)
+        .and_then(rkyv::deserialize::<Envelope, rkyv::rancor::Error>);
+    let Ok(original) = owned else { return Vec::new() };
+    let Some(destination) = shard.scheduler.borrow().queues.get(id).map(|q| Rc::clone(&q.key)) else {
+        return Vec::new();
+    };
+    let known = match t.entry.attempts {
+        0 => Vec::new(),
+        _ => shard.spool.recipients(l.key).await.ok().flatten().unwrap_or_default(),
+    };
+    let mut by_state: Vec<(RecipientState, Vec<u16>)> = Vec::new();
+    for r in &t.recipients {
+        let state = known.get(usize::from(*r)).map(|k| k.state.clone()).unwrap_or_default();
+        let state = RecipientState { due_unix_ms: t.due_ms, attempts: state.attempts.max(t.entry.attempts), ..state };
+        match by_state.iter_mut().find(|(s, _)| *s == state) {
+            Some((_, all)) => all.push(*r),
+            None => by_state.push((state, vec![*r])),
+        }
+    }
+    let all = by_state.into_iter().map(|(state, recipients)| {
+        let of = |r: u16| original.recipients.get(usize::from(r)).cloned();
+        let mut e = Envelope { recipients: recipients.into_iter().filter_map(of).collect(), ..original.clone() };
+        // Its domain may have rolled up since it was accepted.
+        e.recipients.iter_mut().for_each(|r| r.destination = destination.as_ref().to_owned());
+        e.vmta = to.to_owned();
+        (e.handoff, e.asked) = (None, None);
+        let RecipientState { due_unix_ms, delay_reports, attempts, last_reply } = state;
+        e.moved = Some(Moved { due_unix_ms, delay_reports, attempts, last_reply });
+        Written { envelope: doing(Work::Order, || ipc::frame::archive(&e)), body: l.content.stored().clone() }
+    });
+    all.collect()
+}
+
+/// Ends what an earlier process had written anew and not ended, for a crash tore the group that both were in.
+pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
+    let Some((_, value)) = values.iter().find(|(name, _)| name == NOTED_AS) else { return };
+    let mut aligned = AlignedVec::<16>::with_capacity(value.len());
+    aligned.extend_from_slice(value);
+    let noted = match ipc::frame::unarchive::<Vec<Noted>>(0, &aligned) {
+        Ok(noted) => noted,
+        Err(e) => return tracing::error!(error = %e, "a note of what was to be rerouted cannot be read"),
+    };
+    let by_key: HashMap<u64, (Slot, i64)> = {
+        let s = shard.scheduler.borrow();
+        s.messages.iter().map(|(slot, m)| (m.key, (slot as Slot, m.received_ms))).collect()
+    };
+    let mut twice = 0;
+    for n in noted {
+        let Some((slot, received_ms)) = by_key.get(&n.key).copied() else { continue };
+        let Ok(original) = load(shard, slot, n.key).await else { continue };
+        let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&original.envelope) else { continue };
+        let mut anew: Vec<String> = Vec::new();
+        for (key, (slot, _)) in by_key.iter().filter(|(k, (_, at))| **k > n.key && *at == received_ms) {
+            let Ok(other) = load(shard, *slot, *key).await else { continue };
+            let Ok(o) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&other.envelope) else { continue };
+            if o.id.0 == e.id.0 && o.moved.is_some() {
+                anew.extend(o.recipients.iter().map(|r| r.address.as_str().to_owned()));
+            }
+        }
+        let is_anew = |r: u16| {
+            let address = e.recipients.get(usize::from(r)).map(|r| r.address.as_str());
+            address.is_some_and(|a| anew.iter().any(|x| x == a)) && n.recipients.binary_search(&r).is_ok()
+        };
+        let queues: Vec<QueueId> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+        for id in queues {
+            let taken =
+                shard.scheduler.borrow_mut().take_out(id, |key, at, r| (key, at) == (n.key, slot) && is_anew(r));
+            for t in taken {
+                twice += t.recipients.len();
+                let last = shard.scheduler.borrow_mut().settle(id, slot, t.recipients.len());
+                shard.spool.settle(Settled { key: n.key, recipients: t.recipients, last, rows: Vec::new() });
+            }
+        }
+    }
+    if twice > 0 {
+        tracing::info!(
+            shard = shard.number,
+            recipients = twice,
+            "rerouted by the process before, whose end had not been written"
+        );
+    }
+    // Only what is ended may be forgotten.
+    if shard.spool.barrier().await.is_ok() {
+        shard.spool.put(NOTED_AS, Vec::new());
+    }
+}
