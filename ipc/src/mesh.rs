@@ -162,3 +162,39 @@ pub enum Injected {
     /// Refused with a reply like SMTP's.
     Refused(String),
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// [`PathState`] before it told who set the mode.
+    #[derive(Archive, Serialize, Deserialize)]
+    struct Before {
+        destination: String,
+        vmta: String,
+        windows: Windows,
+        retry_at_unix_ms: i64,
+        retry_step: u32,
+        backoff_until_unix_ms: i64,
+        sources: Vec<SourceState>,
+    }
+
+    #[test]
+    fn a_state_that_was_kept_before_is_read_and_was_set_by_nobody() {
+        let of = |ip: &str| SourceState { ip: ip.to_owned(), until_ns: [1, 2, 3], disabled_until_unix_ms: 4 };
+        let before = Before {
+            destination: "d.test".into(),
+            vmta: "a-name-that-lies-out-of-line".into(),
+            windows: Windows::InUse,
+            retry_at_unix_ms: -1,
+            retry_step: u32::MAX,
+            backoff_until_unix_ms: -1,
+            sources: vec![of("192.0.2.1")],
+        };
+        let kept = rkyv::to_bytes::<rkyv::rancor::Error>(&before).unwrap();
+        let now = rkyv::from_bytes::<PathState, rkyv::rancor::Error>(&kept).unwrap();
+        assert_eq!((now.vmta, now.retry_step, now.forced), (before.vmta, u32::MAX, false));
+        assert_eq!((now.retry_at_unix_ms, now.backoff_until_unix_ms, now.sources), (-1, -1, before.sources));
+    }
+}

@@ -111,7 +111,7 @@ pub fn apply_to_sources(shard: &Shard, p: &mut Path, q: Option<&Queue>) {
     }
     let is_direct = |of: &QueuePattern| of.matches(&p.destination, &p.vmta_name);
     let sources = switches.sources(|of| is_direct(of) || q.is_some_and(|q| q.is_meant_by(of)));
-    let own = source_addresses(shard, p.vmta);
+    let own = if sources.is_empty() { Vec::new() } else { source_addresses(shard, p.vmta) };
     for (ip, until_ms) in sources {
         if let Some(ip) = ip.parse().ok().filter(|ip| until_ms > 0 && own.contains(ip)) {
             p.source(ip).disabled_until_ms = until_ms;
@@ -177,7 +177,11 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<Obeyed, String> {
 }
 
 fn queue_name(shard: &Shard, id: QueueId) -> String {
-    shard.scheduler.borrow().queues.get(id).map(Queue::full_name).unwrap_or_default()
+    let s = shard.scheduler.borrow();
+    let Some(q) = s.queues.get(id) else { return String::new() };
+    // Its wait is over, and it stays all the same.
+    let paused = if q.paused { ", paused: it goes when it is resumed" } else { "" };
+    format!("{}{paused}", q.full_name())
 }
 
 /// Queues and paths that an order means. For what is said to paths those are made that will serve the queues: else it

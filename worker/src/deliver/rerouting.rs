@@ -5,17 +5,17 @@
 //! noted before, and the next process ends what it finds twice.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ipc::control::{RerouteOrder, Rerouted, Sent};
-use ipc::message::{ArchivedEnvelope, Envelope, Moved};
+use ipc::message::{ArchivedEnvelope, Envelope, Moved, Recipient};
 use ipc::queue_orders::Deletion;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
-use spool::{NewMessage, Outcomes, RecipientState, Settled};
+use spool::{NewMessage, Outcomes, Settled};
 
 use super::connection::load;
 use super::deletion::next_messages;
@@ -275,7 +275,7 @@ fn put_back(shard: &Rc<Shard>, l: &Leaving) {
 async fn written(shard: &Rc<Shard>, l: &Leaving, id: QueueId, t: &TakenOut, to: &str) -> Vec<Written> {
     let owned = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&l.content.envelope)
         .and_then(rkyv::deserialize::<Envelope, rkyv::rancor::Error>);
-    let Ok(original) = owned else { return Vec::new() };
+    let Ok(mut original) = owned else { return Vec::new() };
     let Some(destination) = shard.scheduler.borrow().queues.get(id).map(|q| Rc::clone(&q.key)) else {
         return Vec::new();
     };
@@ -283,24 +283,21 @@ async fn written(shard: &Rc<Shard>, l: &Leaving, id: QueueId, t: &TakenOut, to: 
         0 => Vec::new(),
         _ => shard.spool.recipients(l.key).await.ok().flatten().unwrap_or_default(),
     };
-    let mut by_state: Vec<(RecipientState, Vec<u16>)> = Vec::new();
+    let mut by_state: BTreeMap<(u8, u8, String), Vec<Recipient>> = BTreeMap::new();
+    let all = std::mem::take(&mut original.recipients);
     for r in &t.recipients {
+        let Some(recipient) = all.get(usize::from(*r)).cloned() else { continue };
         let state = known.get(usize::from(*r)).map(|k| k.state.clone()).unwrap_or_default();
-        let state = RecipientState { due_unix_ms: t.due_ms, attempts: state.attempts.max(t.entry.attempts), ..state };
-        match by_state.iter_mut().find(|(s, _)| *s == state) {
-            Some((_, all)) => all.push(*r),
-            None => by_state.push((state, vec![*r])),
-        }
-    }
-    let all = by_state.into_iter().map(|(state, recipients)| {
-        let of = |r: u16| original.recipients.get(usize::from(r)).cloned();
-        let mut e = Envelope { recipients: recipients.into_iter().filter_map(of).collect(), ..original.clone() };
+        let state = (state.delay_reports, state.attempts.max(t.entry.attempts), state.last_reply);
         // Its domain may have rolled up since it was accepted.
-        e.recipients.iter_mut().for_each(|r| r.destination = destination.as_ref().to_owned());
+        let destination = destination.as_ref().to_owned();
+        by_state.entry(state).or_default().push(Recipient { destination, ..recipient });
+    }
+    let all = by_state.into_iter().map(|((delay_reports, attempts, last_reply), recipients)| {
+        let mut e = Envelope { recipients, ..original.clone() };
         e.vmta = to.to_owned();
         (e.handoff, e.asked) = (None, None);
-        let RecipientState { due_unix_ms, delay_reports, attempts, last_reply } = state;
-        e.moved = Some(Moved { due_unix_ms, delay_reports, attempts, last_reply });
+        e.moved = Some(Moved { due_unix_ms: t.due_ms, delay_reports, attempts, last_reply });
         Written { envelope: doing(Work::Order, || ipc::frame::archive(&e)), body: l.content.stored().clone() }
     });
     all.collect()
@@ -324,7 +321,7 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         let Some((slot, received_ms)) = by_key.get(&n.key).copied() else { continue };
         let Ok(original) = load(shard, slot, n.key).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&original.envelope) else { continue };
-        let mut anew: Vec<String> = Vec::new();
+        let mut anew: HashSet<String> = HashSet::new();
         for (key, (slot, _)) in by_key.iter().filter(|(k, (_, at))| **k > n.key && *at == received_ms) {
             let Ok(other) = load(shard, *slot, *key).await else { continue };
             let Ok(o) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&other.envelope) else { continue };
@@ -334,7 +331,7 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         }
         let is_anew = |r: u16| {
             let address = e.recipients.get(usize::from(r)).map(|r| r.address.as_str());
-            address.is_some_and(|a| anew.iter().any(|x| x == a)) && n.recipients.binary_search(&r).is_ok()
+            address.is_some_and(|a| anew.contains(a)) && n.recipients.binary_search(&r).is_ok()
         };
         let queues: Vec<QueueId> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
         for id in queues {
