@@ -308,13 +308,6 @@ pub struct Rerouted {
     pub after: Option<u64>,
 }
 
-impl Rerouted {
-    /// What does not move: recipients that are where they should go, and those in delivery.
-    pub fn left(&self) -> (u64, u64) {
-        (self.stays, self.in_delivery)
-    }
-}
-
 /// What operators paused and disabled; every shard knows the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct AllSwitches {

@@ -102,6 +102,29 @@ fn an_order_that_cannot_be_followed_says_why() {
 }
 
 #[test]
+fn of_mail_that_was_sent_on_to_another_only_what_is_meant_moves_or_is_deleted() {
+    let r = Receiver::start();
+    r.script(|s| s.greeting = "421 later");
+    let engine = start(1, &r, "");
+    send(&engine, &["of-back@d.test"], "x-virtual-mta: back\r\n");
+    send(&engine, &["of-a@d.test"], "x-virtual-mta: a\r\n");
+    send(&engine, &["of-back@e.test"], "x-virtual-mta: back\r\n");
+    send(&engine, &["of-a@e.test"], "x-virtual-mta: a\r\n");
+    eventually("all wait", WAIT, || engine.queued() == 4);
+    let said = engine.run(&["reroute", "d.test/back", "--to", "b", "--dry-run"]);
+    assert_eq!(said, "1 recipient would be moved.\n  d.test/a to d.test/b: 1\n");
+    let said = engine.run(&["reroute", "d.test/back", "--to", "b"]);
+    assert_eq!(said, "1 recipient moved.\n  d.test/a to d.test/b: 1\n");
+    assert_eq!(engine.run(&["delete", "--queue", "e.test/back"]), "1 recipient deleted.\n");
+    r.script(|s| s.greeting = "220 receiver.test");
+    engine.run(&["schedule", "*"]);
+    eventually("the others go", WAIT, || r.unique() == 3 && engine.queued() == 0);
+    let hello = |to: &str| r.message_to(to).map(|m| m.hello).unwrap_or_default();
+    assert_eq!((hello("of-back@d.test"), hello("of-a@d.test")), ("b.test".into(), "a.test".into()));
+    assert_eq!(hello("of-a@e.test"), "a.test");
+}
+
+#[test]
 fn what_is_being_delivered_is_counted_and_stays() {
     let r = Receiver::start();
     r.script(|s| s.delay = Duration::from_secs(2));

@@ -310,16 +310,21 @@ async fn page(sup: &Rc<Supervisor>, of: Listed, at: Place) -> Answer {
 
 async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool) -> Result<String, String> {
     let shards = sup.slots.borrow().len();
-    let (mut recipients, mut answered) = (0, 0);
+    let (mut recipients, mut changed, mut answered) = (0, 0, 0);
     for rows in sup.ask_workers(RowsOf::PauseJob { job: job.clone(), paused }).await {
         match rows {
-            Rows::Done { matched, .. } => (recipients, answered) = (recipients + matched, answered + 1),
+            Rows::Done { matched, changed: c, .. } => {
+                (recipients, changed, answered) = (recipients + matched, changed + c, answered + 1)
+            }
             Rows::Refused(e) => return Err(e),
             _ => {}
         }
     }
     if answered < shards {
         return Err(format!("{} of {shards} shards did not answer: give the order again", shards - answered));
+    }
+    if !paused && recipients + changed == 0 {
+        return Err(format!("0 recipients are queued in {job}, and it is not paused"));
     }
     let what = if paused { "paused" } else { "resumed" };
     Ok(format!("{what} job. {recipients} recipient{} queued in {job} now.", if recipients == 1 { "" } else { "s" }))

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipc::message::ArchivedEnvelope;
-use ipc::queue_orders::Deletion;
+use ipc::queue_orders::{Deletion, QueuePattern};
 use spool::{Outcomes, Settled};
 
 use super::conclusion::{Attempt, Common, accounted, reports};
@@ -29,6 +29,8 @@ struct Meant {
     key: u64,
     content: Rc<Content>,
     recipients: Vec<u16>,
+    /// It chose the virtual MTA that is meant itself.
+    chose: bool,
 }
 
 /// Deletes what a deletion means among the next messages behind number `after`; answers how many
@@ -48,7 +50,8 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
         let recipients = recipients(e, d);
         if !recipients.is_empty() {
             bytes += content.stored().iter().map(bytes::Bytes::len).sum::<usize>();
-            wanted.insert(slot, Meant { key, content, recipients });
+            let chose = chose(e, &d.of);
+            wanted.insert(slot, Meant { key, content, recipients, chose });
         }
     }
     // As they are now: mail may have changed its queue meanwhile.
@@ -57,9 +60,14 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
     let mut deleted = 0;
     for id in queues {
         // What is under way ends as the receiver says; whose slot is another message's by now stays.
-        let taken = shard.scheduler.borrow_mut().take_out(id, |message, slot, r| {
-            wanted.get(&slot).is_some_and(|m| m.key == message && m.recipients.binary_search(&r).is_ok())
-        });
+        let taken = {
+            let s = &mut *shard.scheduler.borrow_mut();
+            let all = s.queues.get(id).is_some_and(|q| q.is_named_by(&d.of));
+            s.take_out(id, |message, slot, r| {
+                let is = |m: &Meant| m.key == message && (all || m.chose) && m.recipients.binary_search(&r).is_ok();
+                wanted.get(&slot).is_some_and(is)
+            })
+        };
         for t in taken {
             deleted += t.recipients.len() as u64;
             if let Some(m) = wanted.get(&t.entry.slot) {
@@ -102,6 +110,12 @@ pub(super) fn next_messages(shard: &Shard, d: &Deletion, after: Option<u64>) -> 
     all.sort_unstable();
     all.dedup();
     (all, next)
+}
+
+/// A message chose the virtual MTA or pool of a pattern. Where reroutes sent its mail on, it waits beside that of others.
+pub(super) fn chose(e: &ArchivedEnvelope, of: &QueuePattern) -> bool {
+    let via = if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() };
+    of.via == "*" || of.via.eq_ignore_ascii_case(via)
 }
 
 /// Recipients of a message that are meant, in order.

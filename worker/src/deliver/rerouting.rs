@@ -18,7 +18,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use spool::{NewMessage, Outcomes, Settled};
 
 use super::connection::load;
-use super::deletion::next_messages;
+use super::deletion::{chose, next_messages};
 use crate::holds::{Pieces, Work, doing};
 use crate::prepare::message::canonical_name;
 use crate::schedule::job::JobId;
@@ -59,6 +59,22 @@ struct Leaving {
     taken: Vec<(QueueId, TakenOut)>,
 }
 
+/// A message that may be meant.
+struct Wanted {
+    key: u64,
+    content: Rc<Content>,
+    /// It chose the virtual MTA that is meant itself.
+    chose: bool,
+}
+
+/// What would move now, and what would not.
+#[derive(Default)]
+struct Outlook {
+    rerouted: Rerouted,
+    /// All mail of the queues is meant; else only the messages themselves can tell which.
+    is_whole: bool,
+}
+
 /// A message written anew, not yet on disk.
 struct Written {
     envelope: AlignedVec<16>,
@@ -82,16 +98,16 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
         return Err(format!("mail cannot be written anew: {}", refusal.why));
     }
     let d = meant(order);
-    if order.dry_run {
-        return Ok(doing(Work::Order, || outlook(shard, &d, &to)));
-    }
     // What does not move is counted before anything moves.
-    let (stays, in_delivery) = match after {
-        None => doing(Work::Order, || outlook(shard, &d, &to)).left(),
-        Some(_) => (0, 0),
+    let first = match after {
+        None => doing(Work::Order, || outlook(shard, &d, &to)),
+        Some(_) => Outlook::default(),
     };
+    if order.dry_run && after.is_none() && first.is_whole {
+        return Ok(first.rerouted);
+    }
     let (messages, mut next) = next_messages(shard, &d, after);
-    let mut wanted: HashMap<Slot, (u64, Rc<Content>)> = HashMap::new();
+    let mut wanted: HashMap<Slot, Wanted> = HashMap::new();
     let (began, mut bytes, mut last) = (Instant::now(), 0, None);
     for (key, slot) in messages {
         if bytes > BYTES_MAX || began.elapsed() > TIME_MAX || shard.stopping() {
@@ -99,19 +115,20 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
             break;
         }
         last = Some(key);
-        if let Ok(content) = load(shard, slot, key).await {
-            bytes += content.stored().iter().map(Bytes::len).sum::<usize>();
-            wanted.insert(slot, (key, content));
-        }
+        let Ok(content) = load(shard, slot, key).await else { continue };
+        let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
+        bytes += content.stored().iter().map(Bytes::len).sum::<usize>();
+        let chose = chose(e, &d.of);
+        wanted.insert(slot, Wanted { key, content, chose });
     }
-    let (leaving, moves) = doing(Work::Order, || take_out(shard, &d, wanted, &to));
+    let (leaving, moves) = doing(Work::Order, || take_out(shard, &d, wanted, &to, order.dry_run));
     if !leaving.is_empty() {
         write_anew(shard, leaving, &to).await?;
     }
     if shard.stopping() {
         return Err("it is stopping: give the order again".into());
     }
-    Ok(Rerouted { moves, stays, in_delivery, after: next })
+    Ok(Rerouted { moves, after: next, ..first.rerouted })
 }
 
 /// The same mail as a deletion means it.
@@ -145,15 +162,19 @@ fn waiting(q: &Queue) -> impl Iterator<Item = Entry> + '_ {
     q.ready.iter().map(|(_, e)| e).chain(q.waiting.iter().map(|w| w.0.1))
 }
 
-/// What would move now, and what would not.
-fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Rerouted {
+/// What would move now, and what would not, of the queues all of whose mail is meant.
+fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Outlook {
     let s = &mut *shard.scheduler.borrow_mut();
     let job = d.job_id.as_ref().map(|name| s.jobs.iter().find(|(_, j)| *j.name == **name));
     let job = job.map(|found| found.map(|(id, j)| (id, j.recipients)));
-    let mut found = Rerouted::default();
+    let (mut found, mut is_whole) = (Rerouted::default(), true);
     let (mut moves, mut here) = (BTreeMap::<(String, String), u64>::new(), 0);
     for (id, way) in ways(s, shard, d, to) {
         let Some(q) = s.queues.get(id) else { continue };
+        if !q.is_named_by(&d.of) {
+            is_whole = false;
+            continue;
+        }
         let of_job = |e: &Entry| {
             let is = |wanted: JobId| s.messages.get(e.slot as usize).is_some_and(|m| m.job == wanted);
             job.is_none_or(|job| job.is_some_and(|(id, _)| is(id)))
@@ -176,34 +197,47 @@ fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Rerouted {
         found.in_delivery = job.filter(|_| is_whole).map_or(0, |(_, all)| all.saturating_sub(here));
     }
     found.moves = sent(moves);
-    found
+    Outlook { rerouted: found, is_whole }
 }
 
 fn sent(moves: BTreeMap<(String, String), u64>) -> Vec<Sent> {
     moves.into_iter().map(|((from, to), recipients)| Sent { from, to, recipients }).collect()
 }
 
-/// Takes what waits of messages out of the queues that are meant, but for what is where it should go.
+/// Takes what waits of messages out of the queues that are meant, but for what is where it should go; or only counts it.
 fn take_out(
     shard: &Shard,
     d: &Deletion,
-    mut wanted: HashMap<Slot, (u64, Rc<Content>)>,
+    mut wanted: HashMap<Slot, Wanted>,
     to: &str,
+    dry_run: bool,
 ) -> (Vec<Leaving>, Vec<Sent>) {
     let s = &mut *shard.scheduler.borrow_mut();
     let mut moves: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut by_slot: BTreeMap<Slot, Vec<(QueueId, TakenOut)>> = BTreeMap::new();
     for (id, way) in ways(s, shard, d, to) {
-        let Some(way) = way else { continue };
+        let (Some(way), Some(q)) = (way, s.queues.get(id)) else { continue };
+        let all = q.is_named_by(&d.of);
         // Whose slot is another message's by now stays.
-        let taken = s.take_out(id, |key, slot, _| wanted.get(&slot).is_some_and(|w| w.0 == key));
-        for t in taken {
-            *moves.entry(way.clone()).or_default() += t.recipients.len() as u64;
-            by_slot.entry(t.entry.slot).or_default().push((id, t));
+        let is_meant = |key: u64, slot: Slot| wanted.get(&slot).is_some_and(|w| w.key == key && (all || w.chose));
+        let n: u64 = match dry_run {
+            true => {
+                let key = |e: &Entry| s.messages.get(e.slot as usize).map_or(0, |m| m.key);
+                waiting(q).filter(|e| is_meant(key(e), e.slot)).map(|e| e.len()).sum()
+            }
+            false => {
+                let taken = s.take_out(id, |key, slot, _| is_meant(key, slot));
+                let n = taken.iter().map(|t| t.recipients.len() as u64).sum::<u64>();
+                taken.into_iter().for_each(|t| by_slot.entry(t.entry.slot).or_default().push((id, t)));
+                n
+            }
+        };
+        if n > 0 {
+            *moves.entry(way).or_default() += n;
         }
     }
     let leaving = by_slot.into_iter().filter_map(|(slot, taken)| {
-        let (key, content) = wanted.remove(&slot)?;
+        let Wanted { key, content, .. } = wanted.remove(&slot)?;
         Some(Leaving { key, content, taken })
     });
     (leaving.collect(), sent(moves))

@@ -175,11 +175,18 @@ impl Queue {
         self.name() + of.as_deref().unwrap_or_default()
     }
 
-    /// A command about queues means it: by its name, by that of a domain which rolled up to it, or by a virtual MTA whose
-    /// mail was sent on to it.
+    /// A command names it, or a domain that rolled up to it: all of its mail is meant.
+    pub fn is_named_by(&self, of: &QueuePattern) -> bool {
+        self.is_at(of, &self.via)
+    }
+
+    fn is_at(&self, of: &QueuePattern, via: &str) -> bool {
+        of.matches(self.destination(), via) || self.origin().is_some_and(|o| of.matches(o, via))
+    }
+
+    /// A command about queues means it: by its name, or by a virtual MTA some of whose mail was sent on to it.
     pub fn is_meant_by(&self, of: &QueuePattern) -> bool {
-        let by = |via: &str| of.matches(self.destination(), via) || self.origin().is_some_and(|o| of.matches(o, via));
-        by(&self.via) || self.sent_on_from.iter().any(|from| of.via != "*" && by(from))
+        self.is_named_by(of) || self.sent_on_from.iter().any(|from| of.via != "*" && self.is_at(of, from))
     }
 
     /// Mail of a virtual MTA was sent on to it; answers whether that is news.
