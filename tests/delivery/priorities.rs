@@ -67,7 +67,8 @@ fn recipients_go_by_priority_that_a_pattern_list_gives() {
         Engine::kill(pid);
     }
     engine.wait_ready();
-    engine.sluice(&["resume", "queue", "one.test"]);
+    // That they were killed may not be known yet, and then nobody has the order.
+    eventually("it is resumed", WAIT, || engine.sluice(&["resume", "queue", "one.test"]).status.success());
     eventually("all are delivered", WAIT, || r.unique() == 30);
     let all = order(&r);
     for (i, name) in ["urgent", "plain", "bulk"].iter().enumerate() {
