@@ -100,10 +100,10 @@ pub(super) async fn conclude(
         false => &heard,
     };
     let (now, key) = (clock::now_ms(), batch.key);
-    let before = delay_reports(shard, path, key, e, &verdicts).await;
+    let before = delay_reports(shard, path, key, e, verdicts).await;
     let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
     let is_due = |r| due_reports > before.get(&r).copied().unwrap_or(0);
-    let reports = reports(shard, path, e, body, &verdicts, at, is_due).await;
+    let reports = reports(shard, path, e, body, verdicts, at, is_due).await;
     let size = (body[0].len() + body[1].len()) as u64;
     let (mut ended, mut rows, mut retry, mut updates, mut t_rows) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());

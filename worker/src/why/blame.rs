@@ -108,9 +108,7 @@ pub fn own(r: &DomainRules, cause: Cause, mode: Mode) -> Option<Blame> {
             of_mode("retry-after", r.backoff_retry_after.is_some(), "backoff-retry-after", true, value)
         }
         // The retry list is at whatever step: where it is shorter the first shows that.
-        Cause::RetryDns => {
-            Blame::of("retry-after-dns-error", shown_duration(dns_wait(r, &r.retry_waits(mode), 0)))
-        }
+        Cause::RetryDns => Blame::of("retry-after-dns-error", shown_duration(dns_wait(r, &r.retry_waits(mode), 0))),
         Cause::Recipients => Blame::of("retry-recipients-after", shown_duration(r.retry_recipients_after)),
         Cause::Pool => Blame::of("pool-adaptive", "yes".to_owned()),
         _ => None,
