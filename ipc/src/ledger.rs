@@ -27,12 +27,15 @@ pub enum Class {
     SmtpOut,
 }
 
+/// How long what was published of memory counts, seconds.
+pub const MEMORY_KNOWN_S: u32 = 10;
+
 const CLASSES: usize = 2;
 const SESSIONS_AT: usize = CLASSES * LEDGER_SLOTS * 4;
 const RECIPIENTS_AT: usize = SESSIONS_AT + (SHARDS_MAX + 1) * 4;
 const RECEIVING_AT: usize = RECIPIENTS_AT + (SHARDS_MAX + 1) * 4;
 const MEMORY_AT: usize = RECEIVING_AT + (SHARDS_MAX + 1) * 4;
-const CELLS_AT: usize = (MEMORY_AT + 4).next_multiple_of(8);
+const CELLS_AT: usize = (MEMORY_AT + 8).next_multiple_of(8);
 const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
 const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
 const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
@@ -185,14 +188,18 @@ impl Ledger {
         self.map.atomics(RECEIVING_AT, SHARDS_MAX + 1).iter().map(|n| u64::from(n.load(Relaxed))).sum()
     }
 
-    /// Publishes the share of the machine's memory that all processes of the server have, in a thousand.
-    pub fn set_memory(&self, permille: u32) {
-        self.map.atomics(MEMORY_AT, 1)[0].store(permille, Relaxed);
+    /// Publishes the share of the machine's memory that all processes of the server have, in a thousand, at a time (Unix seconds).
+    pub fn set_memory(&self, permille: u32, at_s: i64) {
+        let words = self.map.atomics(MEMORY_AT, 2);
+        words[0].store(permille, Relaxed);
+        words[1].store(at_s as u32, Relaxed);
     }
 
-    /// The same as last published.
-    pub fn memory(&self) -> u32 {
-        self.map.atomics(MEMORY_AT, 1)[0].load(Relaxed)
+    /// The same as last published; 0 where that was more than [`MEMORY_KNOWN_S`] ago, for who publishes it may be gone.
+    pub fn memory(&self, now_s: i64) -> u32 {
+        let words = self.map.atomics(MEMORY_AT, 2);
+        let age = (now_s as u32).wrapping_sub(words[1].load(Relaxed));
+        if age <= MEMORY_KNOWN_S { words[0].load(Relaxed) } else { 0 }
     }
 
     /// The mean of sessions over the first `shards` shards.

@@ -81,6 +81,11 @@ pub enum Request {
         /// Answer as JSON.
         json: bool,
     },
+    /// `show vmta-settings`
+    VmtaSettings {
+        /// Name of a virtual MTA.
+        vmta: String,
+    },
     /// `config log`
     Configurations,
     /// `config log --diff`: what a configuration changed.

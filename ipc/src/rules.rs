@@ -142,8 +142,7 @@ impl FromValue for PerSource {
 
     fn apply(&mut self, v: &ArchivedValue) {
         for (network, rate) in Self::from_value(v).into_iter().flat_map(|p| p.0) {
-            // What holds for both families takes the place of what holds for all of one.
-            self.0.retain(|(n, _)| *n != network && !(network.bits == 0 && n.is_everybody()));
+            self.0.retain(|(n, _)| *n != network);
             self.0.push((network, rate));
         }
     }

@@ -232,15 +232,32 @@ enum Show {
     /// Members of pools at each destination: weight, share, health
     Pools(Output),
     /// Virtual MTAs and pools with mail
-    Vmtas(Output),
+    Vmtas(Sorted),
+    /// What the block of one virtual MTA says, its source addresses and DKIM keys
+    VmtaSettings {
+        /// Virtual MTA
+        vmta: String,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Destinations with mail
     Domains(Output),
     /// Jobs (x-job) with mail
-    Jobs(Output),
+    Jobs(Sorted),
     /// One queued message: envelope, recipients with their state, attempts and last reply
     Message(ShowMessage),
     /// Source addresses that are not used: where, since when, until when and why
     Disabled(ShowDisabled),
+}
+
+/// A listing by name, and its order.
+#[derive(Debug, Args)]
+struct Sorted {
+    /// Order of the rows [default: jobs by name, virtual MTAs by rcpt]
+    #[arg(long, value_enum)]
+    sort: Option<client::Sort>,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// `sluice show message`
@@ -598,6 +615,9 @@ enum ConfigCommand {
         /// Its number, as `config log` lists it; without one the configuration before the one in force
         #[arg(value_name = "N")]
         number: Option<u64>,
+        /// Write what was shown: asked of root where the server's user can write to the folder that it comes from
+        #[arg(long)]
+        yes: bool,
     },
     /// List the receiver profiles that come with the program, or print one
     Profiles {
@@ -650,11 +670,18 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Show { what: Show::Paths(o) } => client::paths(&control, o.json),
         Command::Show { what: Show::Pools(o) } => client::pools(&control, o.json),
-        Command::Show { what: Show::Vmtas(o) } => client::vmtas(&control, o.json),
+        Command::Show { what: Show::Vmtas(o) } => {
+            client::vmtas(&control, o.sort.unwrap_or(client::Sort::Rcpt), o.output.json)
+        }
+        Command::Show { what: Show::VmtaSettings { vmta, output } } => {
+            operator::vmta_settings::show(&control, vmta, output.json)
+        }
         Command::Show { what: Show::Domains(o) } => client::domains(&control, o.json),
         Command::Show { what: Show::Message(m) } => operator::message::show(&control, m.id, m.content, m.output.json),
         Command::Show { what: Show::Disabled(o) } => operator::disabled::show(&control, o.of()?, o.output.json),
-        Command::Show { what: Show::Jobs(o) } => client::jobs(&control, o.json),
+        Command::Show { what: Show::Jobs(o) } => {
+            client::jobs(&control, o.sort.unwrap_or(client::Sort::Name), o.output.json)
+        }
         Command::Shard { what: ShardCommand::Restart { shard, no_wait } } => {
             client::act(&control, ipc::operator::Request::ShardRestart { shard, wait: !no_wait })
         }
@@ -746,7 +773,9 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Config { what: ConfigCommand::Log { diff, output } } => {
             configurations::log(&control, diff, output.json)
         }
-        Command::Config { what: ConfigCommand::Rollback { number } } => configurations::rollback(&control, number),
+        Command::Config { what: ConfigCommand::Rollback { number, yes } } => {
+            configurations::rollback(&control, number, yes)
+        }
         Command::Config { what: ConfigCommand::Profiles { name } } => profiles(name.as_deref()),
         Command::Config { what: ConfigCommand::Directives { markdown: true, .. } } => {
             print(config::manual::markdown().as_bytes())

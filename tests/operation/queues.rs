@@ -183,3 +183,47 @@ fn a_shard_that_is_new_knows_what_is_paused_and_disabled() {
     engine.run(&["resume", "job", "j"]);
     eventually("the rest goes", WAIT, || r.unique() == 24);
 }
+
+#[test]
+fn the_settings_of_a_virtual_mta_are_shown_and_listings_have_an_order() {
+    let r = Receiver::start();
+    r.script(|s| s.rcpt_reply = Some(("450 4.2.0 later", None)));
+    let engine = Engine::start(
+        1,
+        &format!(
+            "<virtual-mta Big>\n smtp-source-host 127.0.5.1 big.mta.test\n max-smtp-out 7\n max-smtp-msg-rate 100/m\n</virtual-mta>\n\
+             <domain *>\n {}\n</domain>",
+            r.hosts()
+        ),
+    );
+    let text = engine.run(&["show", "vmta-settings", "big"]);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[0].chars().all(|c| c == '-') && lines[1..4] == ["max-smtp-msg-rate 100/m", "max-smtp-out 7", ""],
+        "{text}"
+    );
+    assert!(
+        text.contains("\n     127.0.5.1  big.mta.test\n") && text.contains("Domain Key selector  domain  source"),
+        "{text}"
+    );
+    assert_eq!(engine.json(&["show", "vmta-settings", "BIG", "--json"])["source_hosts"][0][0], "127.0.5.1");
+    let out = engine.sluice(&["show", "vmta-settings", "bigg"]);
+    assert!(
+        out.status.code() == Some(2) && String::from_utf8_lossy(&out.stderr).contains("did you mean big?"),
+        "{out:?}"
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    for (job, n, bytes) in [("small", 3, 10), ("large", 1, 20_000)] {
+        for i in 0..n {
+            let content = format!("X-Job: {job}\r\nSubject: x\r\n\r\n{}", "x\r\n".repeat(bytes / 3));
+            assert_eq!(c.send("s@x.test", &[&format!("{job}{i}@d.test")], &content).unwrap().0, 250);
+        }
+    }
+    let jobs = |sort: &str| {
+        let rows = engine.json(&["show", "jobs", sort, "--json"]);
+        rows.as_array().unwrap().iter().map(|r| r["job"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(jobs("--sort=name"), ["large", "small"]);
+    assert_eq!(jobs("--sort=rcpt"), ["small", "large"]);
+    assert_eq!(jobs("--sort=size"), ["large", "small"]);
+}

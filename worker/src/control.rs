@@ -94,6 +94,9 @@ pub async fn serve(start: Start) -> Result<(), String> {
     // The round that goes on was the start's.
     tokio::task::yield_now().await;
     holds::serves();
+    // What the spool held is known from the first moment on.
+    let found = Heartbeat { state: "recovering".into(), ..heartbeat(&worker.shard) };
+    say(&control, &ToSupervisor::Heartbeat(found)).await.map_err(|e| e.to_string())?;
     say(&control, &ToSupervisor::Serving).await.map_err(|e| e.to_string())?;
     let control = worker.run(control, outcomes).await;
     worker.leave(&control).await;

@@ -28,7 +28,12 @@ type Known = HashMap<(&'static str, String), Lines>;
 
 thread_local! {
     static KNOWN: RefCell<Known> = RefCell::default();
+    /// Of clients, who may be any number: they take no room from what is said of paths.
+    static CLIENTS: RefCell<Known> = RefCell::default();
 }
+
+/// Who all clients together are.
+const ALL_CLIENTS: &str = "all clients";
 
 fn allows(known: &mut Known, cause: &'static str, of: &str, most: u32, now: Instant) -> bool {
     let key = (cause, of.to_owned());
@@ -48,9 +53,9 @@ pub fn allows_line(cause: &'static str, of: &str) -> bool {
 
 /// The same about a client, of whom there may be any number.
 pub fn allows_line_of_client(cause: &'static str, client: &str) -> bool {
-    KNOWN.with_borrow_mut(|k| {
+    CLIENTS.with_borrow_mut(|k| {
         let now = Instant::now();
-        allows(k, cause, client, LINES, now) && allows(k, cause, "all clients", LINES_OF_ALL, now)
+        allows(k, cause, client, LINES, now) && allows(k, cause, ALL_CLIENTS, LINES_OF_ALL, now)
     })
 }
 
@@ -66,15 +71,27 @@ fn tell(all: Vec<(&'static str, String, u64)>) {
     }
 }
 
+/// The same of clients, with one number for each cause.
+fn take_over_clients(known: &mut Known, is_over: impl Fn(&Lines) -> bool) -> Vec<(&'static str, String, u64)> {
+    let mut by_cause: HashMap<&'static str, u64> = HashMap::new();
+    for (cause, _, left_out) in take_over(known, is_over) {
+        *by_cause.entry(cause).or_default() += left_out;
+    }
+    by_cause.into_iter().map(|(cause, left_out)| (cause, "clients".to_owned(), left_out)).collect()
+}
+
 /// Tells what was left out in the last minute; called every second.
 pub fn sweep() {
     let now = Instant::now();
-    tell(KNOWN.with_borrow_mut(|k| take_over(k, |l| now.duration_since(l.since) >= EVERY)));
+    let is_over = |l: &Lines| now.duration_since(l.since) >= EVERY;
+    tell(KNOWN.with_borrow_mut(|k| take_over(k, is_over)));
+    tell(CLIENTS.with_borrow_mut(|k| take_over_clients(k, is_over)));
 }
 
 /// Tells what was left out so far, before a stop.
 pub fn tell_all() {
     tell(KNOWN.with_borrow_mut(|k| take_over(k, |_| true)));
+    tell(CLIENTS.with_borrow_mut(|k| take_over_clients(k, |_| true)));
 }
 
 #[cfg(test)]

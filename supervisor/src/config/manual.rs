@@ -34,6 +34,7 @@ const BLOCKS: &[&str] = &[
     "transmissions-api-listener",
     "signals",
     "signals-filter",
+    "vault",
 ];
 
 /// A line that sets a directive, as it may stand in a file.
@@ -56,6 +57,8 @@ pub fn example(d: &Directive) -> String {
             return format!("<{tag} {name}>");
         }
         "flag" => if d.default == "yes" { "no" } else { "yes" }.into(),
+        "number" if d.name == "max-memory-usage-percent" => "80".into(),
+        "number" if d.name == "edns-udp-length" => "1400".into(),
         "number" => match argument.split_once("..") {
             Some((lo, _)) if lo != "0" => lo.into(),
             _ => "20".into(),

@@ -24,7 +24,7 @@ use super::explain::{Explained, Origin, explain_source, written_at};
 use super::{composite, directives, explained, map};
 
 /// Virtual MTAs that mail is rerouted over, as by workers.
-const REROUTES_MAX: usize = 16;
+const REROUTES_MAX: usize = 8;
 
 /// What is said of each member of the way out, where it limits something.
 const LIMITS: &[&str] = &[
@@ -329,20 +329,21 @@ fn way(
         rerouted.extend(line("", "virtual-mta-pool")?);
         via = given;
     }
+    seen.push(via.to_lowercase());
     loop {
         let way = config.way(&destination, &via);
         let next = way.rules.reroute_to_virtual_mta.clone();
-        if way.of_pool
-            || next.is_empty()
-            || next.eq_ignore_ascii_case(&via)
-            || seen.contains(&next)
-            || seen.len() >= REROUTES_MAX
-        {
+        if way.of_pool || next.is_empty() || next.eq_ignore_ascii_case(&via) {
             break;
         }
         rerouted.extend(line(&via, "reroute-to-virtual-mta")?);
-        seen.push(next.clone());
         via = next;
+        // In a circle mail stays where it closes.
+        let name = via.to_lowercase();
+        if seen.contains(&name) || seen.len() >= REROUTES_MAX {
+            break;
+        }
+        seen.push(name);
     }
     let out = config.way(&destination, &via);
     let pool = out.of_pool.then_some(via.as_str());

@@ -396,7 +396,7 @@ pub fn pools(target: &Target, as_json: bool) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`]
-pub fn jobs(target: &Target, as_json: bool) -> Result<(), Failure> {
+pub fn jobs(target: &Target, sort: Sort, as_json: bool) -> Result<(), Failure> {
     let of_shards = pages(target, &Listed::Jobs, |l| if let Listing::Jobs(r) = l { Some(r) } else { None })?;
     let mut by_name: BTreeMap<String, JobRow> = BTreeMap::new();
     for row in of_shards {
@@ -407,7 +407,8 @@ pub fn jobs(target: &Target, as_json: bool) -> Result<(), Failure> {
         of.kbytes += row.kbytes;
         of.paused |= row.paused;
     }
-    let rows: Vec<JobRow> = by_name.into_values().collect();
+    let mut rows: Vec<JobRow> = by_name.into_values().collect();
+    sort.apply(&mut rows, |r| (r.recipients, r.kbytes));
     if as_json {
         return json(&rows);
     }
@@ -448,9 +449,29 @@ fn sums(rows: &[QueueRow], name: impl Fn(&QueueRow) -> String) -> Vec<Sum> {
         sum.disabled_sources.extend(q.disabled_sources.iter().cloned());
     }
     let whole = |(name, (sum, domains)): (String, (Sum, BTreeSet<&str>))| Sum { name, domains: domains.len(), ..sum };
-    let mut all: Vec<Sum> = by_name.into_iter().map(whole).collect();
-    all.sort_by_key(|s| std::cmp::Reverse(s.recipients));
-    all
+    by_name.into_iter().map(whole).collect()
+}
+
+/// The order of a listing by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sort {
+    /// By name
+    Name,
+    /// The most recipients first
+    Rcpt,
+    /// The most kilobytes first
+    Size,
+}
+
+impl Sort {
+    /// Sorts rows that are by name, whose recipients and kilobytes `of` tells.
+    fn apply<R>(self, rows: &mut [R], of: impl Fn(&R) -> (u64, u64)) {
+        match self {
+            Sort::Name => {}
+            Sort::Rcpt => rows.sort_by_key(|r| std::cmp::Reverse(of(r).0)),
+            Sort::Size => rows.sort_by_key(|r| std::cmp::Reverse(of(r).1)),
+        }
+    }
 }
 
 /// `show domains`
@@ -459,7 +480,8 @@ fn sums(rows: &[QueueRow], name: impl Fn(&QueueRow) -> String) -> Vec<Sum> {
 /// [`Failure`]
 pub fn domains(target: &Target, as_json: bool) -> Result<(), Failure> {
     let rows = ShownQueues::all().rows(target)?;
-    let all = sums(&rows, |q| q.destination.clone());
+    let mut all = sums(&rows, |q| q.destination.clone());
+    Sort::Rcpt.apply(&mut all, |s| (s.recipients, s.kbytes));
     if as_json {
         let row = |s: &Sum| {
             serde_json::json!({ "domain": s.name, "recipients": s.recipients, "kbytes": s.kbytes,
@@ -476,9 +498,10 @@ pub fn domains(target: &Target, as_json: bool) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`]
-pub fn vmtas(target: &Target, as_json: bool) -> Result<(), Failure> {
+pub fn vmtas(target: &Target, sort: Sort, as_json: bool) -> Result<(), Failure> {
     let rows = ShownQueues::all().rows(target)?;
-    let all = sums(&rows, |q| if q.pool.is_empty() { q.vmta.clone() } else { q.pool.clone() });
+    let mut all = sums(&rows, |q| if q.pool.is_empty() { q.vmta.clone() } else { q.pool.clone() });
+    sort.apply(&mut all, |s| (s.recipients, s.kbytes));
     if as_json {
         let row = |s: &Sum| {
             serde_json::json!({ "vmta": s.name, "domains": s.domains, "recipients": s.recipients, "kbytes": s.kbytes,

@@ -14,6 +14,9 @@ use crate::cli::print;
 use crate::config::source::Source;
 use crate::configurations::{self, Entry, Text};
 
+/// Characters of a line that are shown.
+const LINE_MAX: usize = 1000;
+
 /// What a server tells of the configurations that were in force.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Log {
@@ -57,8 +60,8 @@ pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Fail
 /// asked to read nothing on behalf of somebody else: both is done with the rights of whoever runs the command.
 ///
 /// # Errors
-/// [`Failure`]; files are as they were before.
-pub fn rollback(target: &Target, number: Option<u64>) -> Result<(), Failure> {
+/// [`Failure`]; files are as they were before, or the server could not be asked whether it loaded them.
+pub fn rollback(target: &Target, number: Option<u64>, yes: bool) -> Result<(), Failure> {
     let log = known(target)?;
     let wrong = |text: String| Err(Failure::Wrong(text));
     let Some(current) = log.configurations.last() else {
@@ -89,10 +92,25 @@ pub fn rollback(target: &Target, number: Option<u64>) -> Result<(), Failure> {
     let changed = to_be_written(&current, &wanted).map_err(Failure::Wrong)?;
     let before: HashMap<&str, &str> = current.files.iter().map(|(p, t)| (p.as_str(), t.as_str())).collect();
     let main = Path::new(wanted.files.first().map_or("", |(path, _)| path));
+    may_be_written(&log.folder, main, &changed, &before, yes)?;
+    let newest = log.configurations.last().map_or(0, |e| e.number);
     let written = changed.iter().try_for_each(|(path, text)| {
         replace(Path::new(path), text, main).map_err(|e| Failure::Failed(format!("{path} cannot be written: {e}")))
     });
+    let was_written = written.is_ok();
     written.and_then(|()| act(target, Request::Rollback { number })).inspect_err(|_| {
+        // A server that took it says so, whatever one of its workers lacks.
+        let took = match known(target) {
+            _ if !was_written => Some(false),
+            Ok(now) => Some(now.configurations.last().is_some_and(|e| e.number > newest)),
+            Err(_) => None,
+        };
+        if took != Some(false) {
+            let how =
+                if took.is_some() { "are" } else { "stay, for the server cannot be asked whether it loaded them:" };
+            let _ = writeln!(io::stderr(), "sluice: the files {how} those of configuration {number}");
+            return;
+        }
         for (path, _) in &changed {
             let file = Path::new(path);
             let undone = match before.get(path) {
@@ -106,6 +124,54 @@ pub fn rollback(target: &Target, number: Option<u64>) -> Result<(), Failure> {
     })?;
     let files: Vec<&str> = changed.iter().map(|(p, _)| *p).collect();
     print(format!("Configuration {number} is in force again. Written: {}.\n", files.join(", ")).as_bytes())
+}
+
+/// Whether files may be written on the word of what is kept. The server's user can write to that folder, and what root writes by it could
+/// give that user more rights than it has: root writes only files that the configuration on disk loads, and once somebody has looked at what changes.
+fn may_be_written(
+    folder: &Path,
+    main: &Path,
+    changed: &[(&str, &str)],
+    before: &HashMap<&str, &str>,
+    yes: bool,
+) -> Result<(), Failure> {
+    let of_root = std::fs::metadata(folder).is_ok_and(|m| m.uid() == 0);
+    if !nix::unistd::geteuid().is_root() || of_root {
+        return Ok(());
+    }
+    let loaded = crate::config::given_files(main)?;
+    if let Some((path, _)) = changed.iter().find(|(p, _)| !loaded.files.iter().any(|f| f.path == **p)) {
+        return Err(Failure::Wrong(format!(
+            "{path} is none of the files that {} loads now: root writes no other on the word of the server's user; put it there yourself",
+            main.display()
+        )));
+    }
+    if yes {
+        return Ok(());
+    }
+    let changes = changed.iter().map(|(path, text)| changed_lines(path, before.get(path).copied().unwrap_or(""), text));
+    print(changes.collect::<String>().as_bytes())?;
+    Err(Failure::Failed(
+        "nothing is written yet: the server's user can write to the folder that this comes from. Look at the lines above, and give --yes".into(),
+    ))
+}
+
+/// Lines that a file has no more, and has instead, in their order.
+fn changed_lines(path: &str, before: &str, after: &str) -> String {
+    let only = |of: &str, other: &str, mark: char| {
+        let mut left: HashMap<&str, usize> = HashMap::new();
+        other.lines().for_each(|l| *left.entry(l).or_default() += 1);
+        let is_new = |l: &&str| match left.get_mut::<str>(l).filter(|n| **n > 0) {
+            Some(n) => {
+                *n -= 1;
+                false
+            }
+            None => true,
+        };
+        let lines = of.lines().filter(is_new).map(|l| format!("{mark} {}\n", ipc::text::clean(l, LINE_MAX)));
+        lines.collect::<String>()
+    };
+    format!("{path}\n{}{}", only(before, after, '-'), only(after, before, '+'))
 }
 
 /// Files of `wanted` that are not on disk as it has them. What is on disk must be in force, or it would be lost; and what
@@ -166,4 +232,15 @@ fn replace(path: &Path, text: &str, like: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()
     })();
     written.inspect_err(|_| drop(std::fs::remove_file(&new)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_change_are_shown_and_others_are_not() {
+        let text = changed_lines("/c", "a\nb\nb\nc\n", "a\nb\nd\u{1b}\n");
+        assert!(text.starts_with("/c\n- b\n- c\n+ d") && !text.contains('\u{1b}') && !text.contains(" a\n"), "{text}");
+    }
 }

@@ -9,4 +9,5 @@ pub mod reroute;
 pub mod server;
 pub mod state;
 pub mod suppress;
+pub mod vmta_settings;
 pub mod why;

@@ -161,6 +161,11 @@ async fn answer(sup: &Rc<Supervisor>, user: Option<u32>, request: Request) -> An
         Request::Explain { destination, via, only, lookup } => {
             sup.explain(destination, via, only, lookup).await.map_or_else(Answer::Wrong, Answer::Status)
         }
+        Request::VmtaSettings { vmta } => {
+            let found = super::vmta_settings::of(&sup.compiled.borrow().snapshot, &vmta);
+            let text = found.and_then(|f| serde_json::to_string(&f).map_err(|e| e.to_string()));
+            text.map_or_else(Answer::Wrong, Answer::Status)
+        }
         Request::Configurations => sup.configurations().await.map_or_else(Answer::Failed, Answer::Status),
         Request::ConfigurationChanges { number, json } => {
             sup.configuration_changes(number, json).await.map_or_else(Answer::Wrong, Answer::Done)

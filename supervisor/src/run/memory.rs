@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
+use worker::clock;
+
 use super::Supervisor;
 
 /// Time between two looks.
@@ -27,7 +29,7 @@ impl Supervisor {
                 processes.filter_map(|p| own_pages(Path::new("/proc").join(p).join("statm").as_path())).sum();
             let permille = u128::from(pages) * u128::from(page) * 1000 / u128::from(machine.max(1));
             let permille = u32::try_from(permille).unwrap_or(u32::MAX);
-            self.ledger.borrow().set_memory(permille);
+            self.ledger.borrow().set_memory(permille, clock::wall_ms(clock::now_ms()) / 1000);
             let most = self.compiled.borrow().snapshot.global.max_memory_usage_percent;
             let was_over = std::mem::replace(&mut is_over, most < 100 && permille > most * 10);
             let (used_mb, machine_mb) = (pages.saturating_mul(page) >> 20, machine >> 20);

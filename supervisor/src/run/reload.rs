@@ -112,7 +112,7 @@ impl Supervisor {
         let result = self.try_reload(wait, by).await;
         let status = match &result {
             Ok(t) => t.clone(),
-            Err(_) => "reload refused: the configuration has errors; the old one stays in force".to_owned(),
+            Err(e) => format!("reload: {}", e.lines().next().unwrap_or_default()),
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
         result
@@ -261,9 +261,10 @@ impl Supervisor {
                 tracing::error!(error, "new accounting files are not in use yet");
             }
         }
-        if let Some(e) = self.slots.borrow().iter().find_map(|s| s.reload_error.clone()) {
-            told::of_refusal(&e);
-            return Err(e);
+        let lacking = self.slots.borrow().iter().find_map(|s| s.reload_error.clone().map(|e| (s.number, e)));
+        if let Some((shard, error)) = lacking {
+            told::of_part(&format!("shard {shard}: {error}"));
+            return Err(format!("the configuration is in force, but shard {shard} could not take all of it: {error}"));
         }
         told::of_reload(generation, &p.changes);
         let mut said: Vec<String> = p.changes.iter().map(Change::to_string).collect();

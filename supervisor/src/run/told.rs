@@ -39,6 +39,11 @@ fn summary(changes: &[Change]) -> String {
     some.join("; ") + &more
 }
 
+/// It is in force, and a worker lacks a part of it.
+pub fn of_part(reason: &str) {
+    tracing::error!(reason = cut(reason), "the configuration is in force, but a worker could not take all of it");
+}
+
 /// One line, of bounded length.
 fn cut(text: &str) -> String {
     ipc::text::clean(&text.replace('\n', "; "), REASON_MAX).into_owned()

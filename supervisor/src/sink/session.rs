@@ -318,16 +318,25 @@ impl Session {
     }
 
     async fn conclude(&mut self) -> Goes {
-        let Some(mail) = self.end_mail() else { return Ok(true) };
-        if mail.lacks_room {
+        let Some(mail) = &self.mail else { return Ok(true) };
+        let (lacks_room, is_too_large) = (mail.lacks_room, mail.size > self.sink.size_max);
+        if lacks_room || is_too_large {
+            self.end_mail();
+        }
+        if lacks_room {
             self.say("452 4.3.1 No room to hold more messages at a time");
             return Ok(true);
         }
-        if mail.size > self.sink.size_max {
+        if is_too_large {
             self.say("552 5.3.4 The message is too large");
             return Ok(true);
         }
-        let verdict = self.verdict(Stage::Content, &mail.from, &mail.recipients).await?;
+        let Some((from, recipients)) = self.mail.as_ref().map(|m| (m.from.clone(), m.recipients.clone())) else {
+            return Ok(true);
+        };
+        // A verdict may take its time, and the content is held as long.
+        let verdict = self.verdict(Stage::Content, &from, &recipients).await?;
+        let Some(mail) = self.end_mail() else { return Ok(true) };
         self.sink.count(|c| c.content(&verdict, mail.size));
         if verdict == Verdict::Accept {
             self.sink.took(&mail.from, &mail.recipients, mail.size, &mail.content);

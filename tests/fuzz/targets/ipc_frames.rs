@@ -323,7 +323,7 @@ impl Make for GivenInclude {
 
 impl Make for Request {
     fn make(c: &mut Choices<'_>) -> Request {
-        match c.byte() % 16 {
+        match c.byte() % 17 {
             0 => Request::Status,
             1 => Request::Shards,
             2 | 3 => Request::Page { of: make(c), at: make(c) },
@@ -341,6 +341,7 @@ impl Make for Request {
             13 => Request::Configurations,
             14 => Request::ConfigurationChanges { number: c.short().into(), json: c.byte() % 2 == 1 },
             15 => Request::Rollback { number: c.short().into() },
+            16 => Request::VmtaSettings { vmta: make(c) },
             7 => Request::Stop { wait: c.byte() % 2 == 1 },
             8 => Request::RotateAccounting { file: make(c) },
             9 => Request::Unsuppress { addresses: make(c), list: make(c) },

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use ipc::network::Network;
 
 use super::command::Refusal;
+use crate::clock;
 use crate::shard::Shard;
 
 /// Bytes of one session that are not counted.
@@ -117,7 +118,7 @@ impl Share {
     /// The server's processes have more of the machine's memory than they may.
     pub fn is_out_of_memory(&self) -> bool {
         let most = self.shard.config().global.max_memory_usage_percent;
-        most < 100 && self.shard.ledger.memory() > most * 10
+        most < 100 && self.shard.ledger.memory(clock::wall_ms(clock::now_ms()) / 1000) > most * 10
     }
 
     /// The largest message that there is ever room for, bytes.

@@ -79,6 +79,7 @@ struct Outlook {
 struct Written {
     envelope: AlignedVec<16>,
     body: [Bytes; 2],
+    recipients: usize,
 }
 
 /// Moves what an order means among the next messages behind number `after`.
@@ -117,7 +118,7 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
         last = Some(key);
         let Ok(content) = load(shard, slot, key).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
-        bytes += content.stored().iter().map(Bytes::len).sum::<usize>();
+        bytes += content.envelope.len() + content.stored().iter().map(Bytes::len).sum::<usize>();
         let chose = chose(e, &d.of);
         wanted.insert(slot, Wanted { key, content, chose });
     }
@@ -269,7 +270,9 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
             in_progress: true,
         };
         let reports: Vec<NewMessage> = all.iter().map(report).collect();
-        if reports.is_empty() || !reports.iter().all(spool::fits) {
+        let taken: usize = l.taken.iter().map(|(_, t)| t.recipients.len()).sum();
+        let is_whole = all.iter().map(|w| w.recipients).sum::<usize>() == taken;
+        if !is_whole || !reports.iter().all(spool::fits) {
             tracing::error!(
                 shard = shard.number,
                 key = l.key,
@@ -313,10 +316,8 @@ async fn written(shard: &Rc<Shard>, l: &Leaving, id: QueueId, t: &TakenOut, to: 
     let Some(destination) = shard.scheduler.borrow().queues.get(id).map(|q| Rc::clone(&q.key)) else {
         return Vec::new();
     };
-    let known = match t.entry.attempts {
-        0 => Vec::new(),
-        _ => shard.spool.recipients(l.key).await.ok().flatten().unwrap_or_default(),
-    };
+    // Delays were told of also where nothing was attempted.
+    let known = shard.spool.recipients(l.key).await.ok().flatten().unwrap_or_default();
     let mut by_state: BTreeMap<(u8, u8, String), Vec<Recipient>> = BTreeMap::new();
     let all = std::mem::take(&mut original.recipients);
     for r in &t.recipients {
@@ -328,13 +329,39 @@ async fn written(shard: &Rc<Shard>, l: &Leaving, id: QueueId, t: &TakenOut, to: 
         by_state.entry(state).or_default().push(Recipient { destination, ..recipient });
     }
     let all = by_state.into_iter().map(|((delay_reports, attempts, last_reply), recipients)| {
+        let count = recipients.len();
         let mut e = Envelope { recipients, ..original.clone() };
         e.vmta = to.to_owned();
         (e.handoff, e.asked) = (None, None);
         e.moved = Some(Moved { due_unix_ms: t.due_ms, delay_reports, attempts, last_reply });
-        Written { envelope: doing(Work::Order, || ipc::frame::archive(&e)), body: l.content.stored().clone() }
+        let envelope = doing(Work::Order, || ipc::frame::archive(&e));
+        Written { envelope, body: l.content.stored().clone(), recipients: count }
     });
     all.collect()
+}
+
+/// Messages that a note names, and those that came at the same time: what is written anew of one keeps its time.
+struct Found {
+    /// Place and time by key.
+    originals: HashMap<u64, (Slot, i64)>,
+    by_time: HashMap<i64, Vec<(u64, Slot)>>,
+}
+
+impl Found {
+    fn of(shard: &Shard, noted: &[Noted]) -> Found {
+        let keys: HashSet<u64> = noted.iter().map(|n| n.key).collect();
+        let s = shard.scheduler.borrow();
+        let all = || s.messages.iter().map(|(slot, m)| (slot as Slot, m));
+        let originals: HashMap<u64, (Slot, i64)> =
+            all().filter(|(_, m)| keys.contains(&m.key)).map(|(slot, m)| (m.key, (slot, m.received_ms))).collect();
+        let mut by_time: HashMap<i64, Vec<(u64, Slot)>> = originals.values().map(|(_, at)| (*at, Vec::new())).collect();
+        for (slot, m) in all() {
+            if let Some(some) = by_time.get_mut(&m.received_ms) {
+                some.push((m.key, slot));
+            }
+        }
+        Found { originals, by_time }
+    }
 }
 
 /// Ends what an earlier process had written anew and not ended, for a crash tore the group that both were in.
@@ -346,36 +373,51 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         Ok(noted) => noted,
         Err(e) => return tracing::error!(error = %e, "a note of what was to be rerouted cannot be read"),
     };
-    let by_key: HashMap<u64, (Slot, i64)> = {
-        let s = shard.scheduler.borrow();
-        s.messages.iter().map(|(slot, m)| (m.key, (slot as Slot, m.received_ms))).collect()
-    };
-    let mut twice = 0;
-    for n in noted {
-        let Some((slot, received_ms)) = by_key.get(&n.key).copied() else { continue };
+    let found = Found::of(shard, &noted);
+    // Recipients by the message that they were written anew from.
+    let mut ended: HashMap<(u64, Slot), HashSet<u16>> = HashMap::new();
+    for n in &noted {
+        let Some((slot, received_ms)) = found.originals.get(&n.key).copied() else { continue };
+        let others = found.by_time.get(&received_ms).into_iter().flatten().filter(|(key, _)| *key > n.key);
+        let others: Vec<(u64, Slot)> = others.copied().collect();
+        if others.is_empty() {
+            continue;
+        }
         let Ok(original) = load(shard, slot, n.key).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&original.envelope) else { continue };
-        let mut anew: HashSet<String> = HashSet::new();
-        for (key, (slot, _)) in by_key.iter().filter(|(k, (_, at))| **k > n.key && *at == received_ms) {
-            let Ok(other) = load(shard, *slot, *key).await else { continue };
+        // An address may be there several times.
+        let mut anew: HashMap<String, usize> = HashMap::new();
+        for (key, slot) in others {
+            let Ok(other) = load(shard, slot, key).await else { continue };
             let Ok(o) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&other.envelope) else { continue };
             if o.id.0 == e.id.0 && o.moved.is_some() {
-                anew.extend(o.recipients.iter().map(|r| r.address.as_str().to_owned()));
+                o.recipients.iter().for_each(|r| *anew.entry(r.address.as_str().to_owned()).or_default() += 1);
             }
         }
-        let is_anew = |r: u16| {
-            let address = e.recipients.get(usize::from(r)).map(|r| r.address.as_str());
-            address.is_some_and(|a| anew.contains(a)) && n.recipients.binary_search(&r).is_ok()
+        let mut is_anew = |r: &u16| {
+            let address = e.recipients.get(usize::from(*r)).map(|r| r.address.as_str());
+            let left = address.and_then(|a| anew.get_mut(a)).filter(|n| **n > 0);
+            left.map(|n| *n -= 1).is_some()
         };
-        let queues: Vec<QueueId> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
-        for id in queues {
-            let taken =
-                shard.scheduler.borrow_mut().take_out(id, |key, at, r| (key, at) == (n.key, slot) && is_anew(r));
-            for t in taken {
-                twice += t.recipients.len();
-                let last = shard.scheduler.borrow_mut().settle(id, slot, t.recipients.len());
-                shard.spool.settle(Settled { key: n.key, recipients: t.recipients, last, rows: Vec::new() });
-            }
+        let some: HashSet<u16> = n.recipients.iter().copied().filter(|r| is_anew(r)).collect();
+        if !some.is_empty() {
+            ended.insert((n.key, slot), some);
+        }
+    }
+    let queues: Vec<QueueId> = match ended.is_empty() {
+        true => Vec::new(),
+        false => shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect(),
+    };
+    let mut twice = 0;
+    for id in queues {
+        let is_ended = |key: u64, at: Slot, r: u16| ended.get(&(key, at)).is_some_and(|some| some.contains(&r));
+        let taken = shard.scheduler.borrow_mut().take_out(id, is_ended);
+        for t in taken {
+            twice += t.recipients.len();
+            let slot = t.entry.slot;
+            let Some(key) = shard.scheduler.borrow().messages.get(slot as usize).map(|m| m.key) else { continue };
+            let last = shard.scheduler.borrow_mut().settle(id, slot, t.recipients.len());
+            shard.spool.settle(Settled { key, recipients: t.recipients, last, rows: Vec::new() });
         }
     }
     if twice > 0 {

@@ -16,6 +16,7 @@ use ipc::rules::DomainRules;
 use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::{Host, Resolver};
+use crate::prepare::message::DEFAULT_VMTA;
 use crate::schedule::{PathId, QueueId};
 use crate::shard::Shard;
 
@@ -146,7 +147,9 @@ pub fn join(shard: &Rc<Shard>, id: PathId, domain: &str, queue: &str) {
             let Some(via) = s.queues.get(from).filter(|q| *q.key == *domain).map(|q| Rc::clone(&q.via)) else {
                 continue;
             };
-            let target = shard.queue_for(s, &to, &via);
+            // What chose nothing goes by the joined queue's `virtual-mta-pool`. Who asked for {default} cannot be told from it here.
+            let chose = if &*via == DEFAULT_VMTA { "" } else { &*via };
+            let target = shard.queue_for(s, &to, chose);
             s.transfer(from, target, clock::now_ms());
             joined.push(target);
         }

@@ -76,8 +76,12 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
     }
     if !durable && left.iter().all(|(_, a)| *a == Answer::Full) {
         // Nobody has any of it, so the client can be told.
-        let full =
-            || SpoolError::Full("the destination's shard has none (min-free-space, spool-max-recipients)".into());
+        let full = || {
+            SpoolError::Full(
+                "the destination's shard has none (min-free-space, spool-max-recipients, deliver-only of its <spool>)"
+                    .into(),
+            )
+        };
         return own.unwrap_or_else(|| Err(full()));
     }
     if let (Some(e), Some(Err(SpoolError::Full(_)))) = (&own_share, &own) {

@@ -128,6 +128,10 @@ impl Shard {
                 // Nothing comes here that the pause could hold.
                 q.paused = false;
             }
+            if let Some(q) = s.queues.get_mut(id).filter(|q| q.recipients == 0 && !q.sent_on_from.is_empty()) {
+                // Mail that is sent on again says it again.
+                q.sent_on_from = Box::default();
+            }
             s.forget_queue(id);
             let r = s.queues.get_mut(id).and_then(|q| q.rolled_up.as_mut());
             if let Some(r) = r.filter(|r| !r.hosts.is_empty() && now - r.hosts_ms > HOSTS_MS) {
