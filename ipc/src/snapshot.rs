@@ -572,6 +572,7 @@ mod tests {
         assert_eq!(of(&[("", 2), ("0/0", 9)], "10.0.0.1"), 9);
         assert_eq!(of(&[("10/8", 5), ("", 2)], "10.0.0.1"), 5, "a narrower network counts wherever it stands");
         assert_eq!(of(&[("", 2), ("::/0", 9)], "2001:db8::1"), 9);
+        assert_eq!(of(&[("0.0.0.0/0", 5), ("::/0", 50)], "10.0.0.1"), 5, "what is for IPv6 leaves IPv4 alone");
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn after_an_error_of_dns_mail_waits_by_its_own_clock() {
     eventually("it arrives after the wait for DNS", Duration::from_secs(20), || r.unique() == 1);
     // By default it is a minute, where retry-after is not shorter.
     let why = engine.run(&["why", "e.test"]);
-    assert!(why.contains("DNS: retry-after-dns-error 60s") && why.contains("SERVFAIL"), "{why}");
+    assert!(why.contains("DNS: retry-after-dns-error 1m (default)") && why.contains("SERVFAIL"), "{why}");
 }
 
 #[test]

@@ -71,13 +71,21 @@ fn tell(all: Vec<(&'static str, String, u64)>) {
     }
 }
 
-/// The same of clients, with one number for each cause.
+/// The same of clients, a line for each cause: the one with the most, how many others, and the number of all.
 fn take_over_clients(known: &mut Known, is_over: impl Fn(&Lines) -> bool) -> Vec<(&'static str, String, u64)> {
-    let mut by_cause: HashMap<&'static str, u64> = HashMap::new();
-    for (cause, _, left_out) in take_over(known, is_over) {
-        *by_cause.entry(cause).or_default() += left_out;
+    let mut by_cause: HashMap<&'static str, Vec<(u64, String)>> = HashMap::new();
+    for (cause, of, left_out) in take_over(known, is_over) {
+        by_cause.entry(cause).or_default().push((left_out, of));
     }
-    by_cause.into_iter().map(|(cause, left_out)| (cause, "clients".to_owned(), left_out)).collect()
+    let told = |(cause, mut all): (&'static str, Vec<(u64, String)>)| {
+        let left_out = all.iter().map(|(n, _)| n).sum();
+        let clients = all.iter().filter(|(_, of)| of != ALL_CLIENTS).count();
+        all.sort_unstable_by(|a, b| (a.1 == ALL_CLIENTS).cmp(&(b.1 == ALL_CLIENTS)).then(b.0.cmp(&a.0)));
+        let first = all.into_iter().next().map(|(_, of)| of).unwrap_or_default();
+        let of = if clients > 1 { format!("{first} and {} others", clients - 1) } else { first };
+        (cause, of, left_out)
+    };
+    by_cause.into_iter().map(told).collect()
 }
 
 /// Tells what was left out in the last minute; called every second.
@@ -108,6 +116,17 @@ mod tests {
         let over = take_over(&mut known, |_| true);
         assert_eq!(over, [("refused", "a".to_owned(), 998)]);
         assert!(known.is_empty() && allows(&mut known, "refused", "a", 5, now), "the next minute begins anew");
+    }
+
+    #[test]
+    fn of_all_clients_there_is_one_line_that_names_the_worst() {
+        let (mut known, now) = (Known::new(), Instant::now());
+        for (client, lines) in [("a", 7), ("b", 100), ("c", 6)] {
+            (0..lines).for_each(|_| drop(allows(&mut known, "refused", client, 5, now)));
+        }
+        assert_eq!(take_over_clients(&mut known, |_| true), [("refused", "b and 2 others".to_owned(), 98)]);
+        (0..9).for_each(|_| drop(allows(&mut known, "refused", ALL_CLIENTS, 5, now)));
+        assert_eq!(take_over_clients(&mut known, |_| true), [("refused", ALL_CLIENTS.to_owned(), 4)]);
     }
 
     #[test]
