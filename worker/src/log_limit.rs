@@ -122,10 +122,14 @@ mod tests {
     fn of_all_clients_there_is_one_line_that_names_the_worst() {
         let (mut known, now) = (Known::new(), Instant::now());
         for (client, lines) in [("a", 7), ("b", 100), ("c", 6)] {
-            (0..lines).for_each(|_| drop(allows(&mut known, "refused", client, 5, now)));
+            for _ in 0..lines {
+                let _ = allows(&mut known, "refused", client, 5, now);
+            }
         }
         assert_eq!(take_over_clients(&mut known, |_| true), [("refused", "b and 2 others".to_owned(), 98)]);
-        (0..9).for_each(|_| drop(allows(&mut known, "refused", ALL_CLIENTS, 5, now)));
+        for _ in 0..9 {
+            let _ = allows(&mut known, "refused", ALL_CLIENTS, 5, now);
+        }
         assert_eq!(take_over_clients(&mut known, |_| true), [("refused", ALL_CLIENTS.to_owned(), 4)]);
     }
 

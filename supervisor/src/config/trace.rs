@@ -184,8 +184,13 @@ impl Line {
 
     /// What no line of the configuration says.
     fn said(name: &str, value: &str, layer: &str) -> Line {
-        Line::new(name, value, Origin { layer: layer.into(), file: String::new(), line: 0 })
+        Line::new(name, value, nowhere(layer))
     }
+}
+
+/// What stands in no line of a file.
+fn nowhere(layer: &str) -> Origin {
+    Origin { layer: layer.into(), file: String::new(), line: 0 }
 }
 
 /// The header of the message, and its end. Fields that the caller gives stand in place of those that are made up.
@@ -303,7 +308,7 @@ fn chosen(
         }
     }
     let default = of_source.iter().find(|l| l.name == "default-virtual-mta");
-    Line::new(NAME, &e.vmta, default.map_or_else(|| Line::said("", "", "").origin, |l| l.origin.clone()))
+    Line::new(NAME, &e.vmta, default.map_or_else(|| nowhere("the source"), |l| l.origin.clone()))
 }
 
 fn way(
@@ -468,7 +473,7 @@ fn key_line(s: &ArchivedSnapshot, vmta: u32, pool: Option<&str>, domain: &str, s
             }
         }
     }
-    Line::said("", "", "a key that the message names").origin
+    nowhere("a key that the message names")
 }
 
 /// As people read it.
