@@ -154,7 +154,9 @@ fn orders_about_a_virtual_mta_reach_the_queues_that_its_mail_is_sent_on_to() {
     let mut engine = Engine::start(2, &format!("{VMTAS}<domain *>\n {}\n{rules}\n</domain>", r.hosts()));
     send(&engine, "one@d.test", "away");
     send(&engine, "one@e.test", "weak");
-    let waits = |engine: &Engine, queue: &str| row(engine, "queues", "queue", queue)["next_retry"] != "";
+    let waits = |engine: &Engine, queue: &str| {
+        row(engine, "queues", "queue", queue)["next_retry"].as_str().is_some_and(|at| !at.is_empty())
+    };
     eventually("both wait", WAIT, || waits(&engine, "d.test/b") && waits(&engine, "e.test/weak"));
     let said = engine.run(&["set", "queue", "--mode=backoff", "d.test/away"]);
     assert_eq!(said, "1 of 1 matching paths set to backoff mode.\n  d.test/b\n");

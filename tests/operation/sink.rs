@@ -110,8 +110,10 @@ fn a_wrong_rule_is_named_and_nothing_listens() {
 fn mail_is_delivered_to_a_sink_that_misbehaves() {
     let mut sink =
         Sink::start(&["--rule", "gone-* refuse", "--rule", "* defer nth=2", "--rule", "* drop nth=4", "--until", "4"]);
+    // A report of the refused one would be a message to the sink too.
     let config = format!(
-        "<domain *>\n {}\n retry-after 1s\n retry-recipients-after 1s\n max-smtp-out 1\n</domain>",
+        "<domain *>\n {}\n retry-after 1s\n retry-recipients-after 1s\n max-smtp-out 1\n</domain>\n\
+         <domain x.test>\n deliver-local-dsn no\n</domain>",
         sink.hosts()
     );
     let engine = Engine::start(1, &config);

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Bytes of lines in memory.
@@ -65,7 +65,7 @@ impl Sorter {
         let mut next = |n: usize| -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
             match runs.get_mut(n) {
                 Some(run) => match part(run)? {
-                    Some(key) => Ok(Some((key, part(run)?.unwrap_or_default()))),
+                    Some(key) => Ok(Some((key, part(run)?.ok_or(io::ErrorKind::UnexpectedEof)?))),
                     None => Ok(None),
                 },
                 None => Ok(last.next()),
@@ -88,12 +88,13 @@ impl Sorter {
     }
 }
 
-fn part(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
-    let mut len = [0; 4];
-    match from.read_exact(&mut len) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        done => done?,
+/// The next key or line; `None` at the end of the run.
+fn part(from: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    if from.fill_buf()?.is_empty() {
+        return Ok(None);
     }
+    let mut len = [0; 4];
+    from.read_exact(&mut len)?;
     let mut bytes = vec![0; u32::from_le_bytes(len) as usize];
     from.read_exact(&mut bytes)?;
     Ok(Some(bytes))
@@ -130,6 +131,22 @@ mod tests {
             s.write(&mut out).unwrap();
             all.sort_by(|a, b| a.0.cmp(&b.0));
             prop_assert_eq!(String::from_utf8(out).unwrap(), all.into_iter().map(|(_, l)| l).collect::<String>());
+        }
+    }
+
+    #[test]
+    fn a_run_that_ends_early_is_an_error() {
+        let whole = [&1u32.to_le_bytes()[..], b"k", &1u32.to_le_bytes()[..], b"l"].concat();
+        let written = |bytes: &[u8]| {
+            let mut run = unnamed_file().unwrap();
+            run.write_all(bytes).unwrap();
+            run.rewind().unwrap();
+            let mut out = Vec::new();
+            Sorter { runs: vec![run], ..Sorter::new(false) }.write(&mut out).map(|()| out)
+        };
+        assert_eq!(written(&whole).unwrap(), b"l");
+        for end in 1..whole.len() {
+            assert_eq!(written(&whole[..end]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{end}");
         }
     }
 
