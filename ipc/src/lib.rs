@@ -13,6 +13,7 @@
 pub mod backoff;
 pub mod control;
 pub mod descriptors;
+pub mod dice;
 pub mod frame;
 pub mod layers;
 pub mod ledger;

@@ -2,13 +2,13 @@
 //! worker. Values that a worker needs often are copied out once; settings per destination
 //! and virtual MTA are read in place.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::descriptors::{Mapping, sealed_memfd, trusted_root};
+use crate::dice::HashMap;
 use crate::frame::FrameError;
 use crate::layers::{Layers, NO_VMTA};
 use crate::network::Network;

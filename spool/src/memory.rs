@@ -1,9 +1,11 @@
 //! Disk and index in memory for tests, with a power switch: they fail at the n-th operation,
 //! and [`MemoryDisk::lose_power`] keeps only what was synced (and a torn part of the rest).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipc::dice::HashMap;
 
 use crate::disk::Disk;
 use crate::index::{Change, Each, Index, IndexError};

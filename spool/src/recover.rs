@@ -1,9 +1,10 @@
 //! Opening a spool: trust the index and replay what is newer, or rebuild it from the
 //! segments. Bodies are read only where a crash may have torn them.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
+use ipc::dice::{HashMap, HashSet};
 
 use crate::SpoolError;
 use crate::carried::Carried;
@@ -50,7 +51,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             index,
             shard,
             boot: boot.to_owned(),
-            dirty: HashMap::new(),
+            dirty: HashMap::default(),
             seen: Default::default(),
             carried: Carried::default(),
             values: Default::default(),
@@ -175,7 +176,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         // Within a stream records are in order, but between the two numbers of segments say
         // nothing: while one takes what happens, the other takes copies of what was.
         let mut records = [VecDeque::new(), VecDeque::new()];
-        let mut settled = HashSet::new();
+        let mut settled = HashSet::default();
         loop {
             for (records, segments) in records.iter_mut().zip(&mut segments) {
                 while records.is_empty()
@@ -404,7 +405,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             // All of the log was replayed, and counted.
             return Ok(());
         }
-        let mut pins: HashMap<u32, (i64, i64)> = HashMap::new();
+        let mut pins: HashMap<u32, (i64, i64)> = HashMap::default();
         self.scan_messages(&mut |key, s| {
             if self.dirty.get(&key).is_none_or(|d| d.location.is_none()) {
                 let p = pins.entry(s.location.segment).or_default();

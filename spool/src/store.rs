@@ -1,10 +1,11 @@
 //! The spool's state machine: groups of operations become records, records change the state
 //! of messages, and the index follows behind. No threads, no clock: tests drive it directly.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::Bytes;
+use ipc::dice::HashMap;
 use ipc::message::{ArchivedEnvelope, HandoffId};
 
 use crate::SpoolError;

@@ -10,7 +10,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -42,10 +42,19 @@ fn correction_ns() -> i64 {
 
 /// Nanoseconds since the machine was booted.
 pub fn uptime_ns() -> i64 {
+    #[cfg(feature = "simulation")]
+    if let Some((uptime, _)) = simulated::now_ns() {
+        return uptime;
+    }
     boottime_ns() + correction_ns()
 }
 
+#[allow(clippy::disallowed_methods)]
 fn machine_ns() -> i64 {
+    #[cfg(feature = "simulation")]
+    if let Some((_, machine)) = simulated::now_ns() {
+        return machine;
+    }
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as i64)
 }
 
@@ -74,11 +83,6 @@ pub fn now_ns() -> u128 {
     (uptime_ns() + ahead_ns()).max(0) as u128
 }
 
-/// The instant at which [`now_ms`] reaches `queue_ms`; now for times in the past.
-pub fn instant_of(queue_ms: i64) -> Instant {
-    Instant::now() + Duration::from_millis((queue_ms - now_ms()).max(0) as u64)
-}
-
 /// A queue time as people read it, Unix milliseconds.
 pub fn wall_ms(queue_ms: i64) -> i64 {
     let step = machine_ns() / 1_000_000 - now_ms();
@@ -86,6 +90,45 @@ pub fn wall_ms(queue_ms: i64) -> i64 {
         STEP_MS.store(step, Relaxed);
     }
     queue_ms.saturating_add(STEP_MS.load(Relaxed))
+}
+
+/// The time of a simulated machine: that of the tokio runtime in use, which is paused.
+#[cfg(feature = "simulation")]
+pub mod simulated {
+    use std::cell::Cell;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use tokio::time::Instant;
+
+    #[derive(Clone, Copy)]
+    struct Machine {
+        booted: Instant,
+        /// Its clock when it was booted, nanoseconds since the epoch.
+        clock_ns: i64,
+    }
+
+    thread_local! {
+        static MACHINE: Cell<Option<Machine>> = const { Cell::new(None) };
+    }
+
+    /// Boots the machine of this thread. Nothing is left of what clocks said before.
+    pub fn boot(clock_ns: i64) {
+        MACHINE.set(Some(Machine { booted: Instant::now(), clock_ns }));
+        super::AHEAD_NS.store(super::UNSET, Relaxed);
+        super::STEP_MS.store(0, Relaxed);
+    }
+
+    /// Sets its clock forward or back.
+    pub fn step(by_ns: i64) {
+        MACHINE.set(MACHINE.get().map(|m| Machine { clock_ns: m.clock_ns + by_ns, ..m }));
+    }
+
+    /// Time since it was booted, and what its clock says.
+    pub(super) fn now_ns() -> Option<(i64, i64)> {
+        let m = MACHINE.get()?;
+        let uptime = m.booted.elapsed().as_nanos() as i64;
+        Some((uptime, m.clock_ns + uptime))
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! The configuration in force: the mapped snapshot, and what this worker made of it.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ipc::dice::{HashMap, HashSet};
 use ipc::layers::NO_VMTA;
 use ipc::reply_rules::THEN;
 use ipc::rules::DomainRules;

@@ -1,7 +1,6 @@
 //! The worker's side of the control channel, and its life from start to exit.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -13,6 +12,7 @@ use std::time::Duration;
 use ipc::control::{
     AccountingFile, Heartbeat, Hello, Holds, Rows, RowsOf, TO_SUPERVISOR, TO_WORKER, ToSupervisor, ToWorker, Welcome,
 };
+use ipc::dice::HashMap;
 use ipc::frame::{archive, unarchive};
 use ipc::ledger::Ledger;
 use ipc::message::MessageId;
@@ -88,8 +88,17 @@ pub async fn serve(start: Start) -> Result<(), String> {
     let shard = open_shard(&start, config, ledger, welcome.map, &held.accounting, &folder, &control).await?;
     let (outbox, outcomes) = mpsc::channel(AT_WORK_MAX);
     let switching = Rc::new(Switching::default());
-    let mut worker =
-        Worker { start, shard, held, may, accepting: HashMap::new(), leaving: false, connection: 0, outbox, switching };
+    let mut worker = Worker {
+        start,
+        shard,
+        held,
+        may,
+        accepting: HashMap::default(),
+        leaving: false,
+        connection: 0,
+        outbox,
+        switching,
+    };
     worker.begin()?;
     // The round that goes on was the start's.
     tokio::task::yield_now().await;

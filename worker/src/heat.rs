@@ -1,9 +1,10 @@
 //! How busy this shard is, and with which destination: what `spread auto` goes by.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ipc::dice::HashMap;
 use nix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
 
 use crate::shard::Shard;
 
@@ -58,7 +59,7 @@ impl Heat {
 
 fn hottest(shard: &Shard) -> Option<(String, u32)> {
     let mut s = shard.scheduler.borrow_mut();
-    let mut all: HashMap<&str, u64> = HashMap::new();
+    let mut all: HashMap<&str, u64> = HashMap::default();
     for (_, p) in &mut s.paths {
         let taken = std::mem::take(&mut p.taken);
         if taken > 0 {

@@ -6,9 +6,10 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
 
 /// Longest time that the loop may be held.
 pub const HOLD_MAX: Duration = Duration::from_millis(50);

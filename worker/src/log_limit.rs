@@ -2,8 +2,10 @@
 //! they are counted, and the number is told when the minute is over. One process serves one shard, so the counts are the thread's.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use ipc::dice::HashMap;
+use tokio::time::Instant;
 
 /// Lines of one cause about one client or path in a minute.
 const LINES: u32 = 5;
@@ -73,7 +75,7 @@ fn tell(all: Vec<(&'static str, String, u64)>) {
 
 /// The same of clients, a line for each cause: the one with the most, how many others, and the number of all.
 fn take_over_clients(known: &mut Known, is_over: impl Fn(&Lines) -> bool) -> Vec<(&'static str, String, u64)> {
-    let mut by_cause: HashMap<&'static str, Vec<(u64, String)>> = HashMap::new();
+    let mut by_cause: HashMap<&'static str, Vec<(u64, String)>> = HashMap::default();
     for (cause, of, left_out) in take_over(known, is_over) {
         by_cause.entry(cause).or_default().push((left_out, of));
     }

@@ -3,7 +3,7 @@
 //! look at whether the configuration says so.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,6 +11,7 @@ use std::path::Path;
 
 use ipc::control::{ProgramEnd, ToSupervisor};
 use ipc::descriptors::sealed_memfd;
+use ipc::dice::HashMap;
 use ipc::limits::PROGRAMS_PER_SHARD_MAX;
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, Semaphore, oneshot};

@@ -1,10 +1,10 @@
 //! Live state of this shard as operators see it.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
 
 use ipc::backoff::Mode;
 use ipc::control::Rows;
+use ipc::dice::{HashMap, HashSet};
 use ipc::limits::PAGE_BYTES;
 use ipc::operator::{DisabledRow, JobRow, Listed, Listing, MemberRow, PathRow, PoolRow, QueueRow, WhyCause, WhyRow};
 use ipc::queue_orders::QueuePattern;
@@ -218,7 +218,7 @@ fn pools(shard: &Shard, from: u64, bytes: impl Fn(&PoolRow) -> usize) -> Page<Po
 /// `show jobs`
 fn jobs(shard: &Shard, from: u64, bytes: impl Fn(&JobRow) -> usize) -> Page<JobRow> {
     let s = shard.scheduler.borrow();
-    let mut domains: HashMap<JobId, HashSet<&str>> = HashMap::new();
+    let mut domains: HashMap<JobId, HashSet<&str>> = HashMap::default();
     for (_, q) in &s.queues {
         let waiting = q.waiting.iter().filter_map(|Reverse((_, e))| s.messages.get(e.slot as usize)).map(|m| m.job);
         for job in q.ready.iter().map(|(job, _)| job).chain(waiting) {

@@ -3,13 +3,13 @@
 mod upkeep;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
+use ipc::dice::HashMap;
 use ipc::layers::NO_VMTA;
 use ipc::ledger::Ledger;
 use ipc::ledger::shared_limits::mixed;
@@ -223,7 +223,7 @@ impl Shard {
             resolver: RefCell::new(Rc::new(resolver)),
             ledger,
             map: RefCell::new(Rc::new(map)),
-            handoffs: Handoffs::new(number)?,
+            handoffs: Handoffs::new(number),
             moves: Moves::default(),
             taken: Taken::default(),
             paths: Paths::default(),
@@ -420,7 +420,7 @@ impl Shard {
     pub async fn form_groups(self: Rc<Self>) {
         loop {
             self.flush.notified().await;
-            let began = std::time::Instant::now();
+            let began = tokio::time::Instant::now();
             let mut before = 0;
             loop {
                 tokio::task::yield_now().await;

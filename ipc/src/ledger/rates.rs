@@ -451,7 +451,7 @@ mod tests {
         let (first, fd) = Ledger::create().unwrap();
         drop(first);
         let (p, k) = (pacing(200, 100), key("rate", "x"));
-        let begin = std::time::Instant::now();
+        let begin = tokio::time::Instant::now();
         let now = || BEGIN + begin.elapsed().as_nanos() as i64;
         let all = Mutex::new(Vec::new());
         std::thread::scope(|s| {
@@ -503,7 +503,7 @@ mod tests {
     #[test]
     fn a_rate_is_counted_while_others_take_cells_that_are_over() {
         let (first, fd) = Ledger::create().unwrap();
-        let (p, begin) = (pacing(5, 20), std::time::Instant::now());
+        let (p, begin) = (pacing(5, 20), tokio::time::Instant::now());
         let now = || BEGIN + begin.elapsed().as_nanos() as i64;
         // All of them begin at the same cell, so that each needs those of others.
         let name = |i: u64| 7 + (i + 1) * LEDGER_PACES as u64;

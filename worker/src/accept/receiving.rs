@@ -7,10 +7,10 @@
 //! more, as long as an eighth of the budget stays free.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use ipc::dice::HashMap;
 use ipc::network::Network;
 
 use super::command::Refusal;

@@ -5,7 +5,6 @@
 //! the rows behind the last synced position come again; those that the file already has are
 //! recognised by their text and left out, so a kill neither loses nor doubles a row.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -14,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ipc::dice::HashMap;
 use nix::fcntl::{Flock, FlockArg};
 use spool::Projection;
 
@@ -57,7 +57,7 @@ impl Target {
             world_readable: f.of.world_readable,
             open: None,
             pending: Vec::new(),
-            known: HashMap::new(),
+            known: HashMap::default(),
             end: 0,
             written: false,
         }
@@ -157,7 +157,7 @@ fn put_end(state: &mut Vec<u8>, end: u64, path: &Path) {
 
 /// What a state says: files, and where they ended when it was made.
 fn ends(mut state: &[u8]) -> HashMap<PathBuf, u64> {
-    let mut ends = HashMap::new();
+    let mut ends = HashMap::default();
     while let Some((end, rest)) = state.split_first_chunk::<8>() {
         let Some((len, rest)) = rest.split_first_chunk::<4>() else { break };
         let Some((path, rest)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else { break };

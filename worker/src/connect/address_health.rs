@@ -2,8 +2,9 @@
 //! left alone until a time that grows with each failure in a row has passed.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+
+use ipc::dice::HashMap;
 
 /// After the first failure an address is left for so long, milliseconds; it doubles with each.
 const FIRST_MS: i64 = 30_000;

@@ -1,9 +1,10 @@
 //! What others said and is remembered for a while. However much they say, it takes so many entries and so many bytes.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::hash::Hash;
-use std::time::Instant;
+
+use ipc::dice::HashMap;
+use tokio::time::Instant;
 
 #[derive(Debug)]
 struct Entry<V> {
@@ -25,7 +26,7 @@ pub struct Cache<K, V> {
 impl<K: Eq + Hash, V> Cache<K, V> {
     /// An empty one. Its entries themselves come on top of `bytes_max`.
     pub fn new(entries_max: usize, bytes_max: usize) -> Cache<K, V> {
-        Cache { entries: HashMap::new(), bytes: 0, entries_max, bytes_max }
+        Cache { entries: HashMap::default(), bytes: 0, entries_max, bytes_max }
     }
 
     /// What is remembered still.

@@ -1,15 +1,16 @@
 //! What DNS says of a name, kept as long as it holds.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, RecordType};
+use ipc::dice::HashMap;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::cache::Cache;
 use super::exchange::{ALIASES_MAX, Question, Trouble, alias_of, data_of};

@@ -1,11 +1,12 @@
 //! Mail that would come back: hosts of a destination that are this server itself (RFC 5321 section 5.1).
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ipc::dice::HashSet;
 use ipc::snapshot::ArchivedSnapshot;
+use tokio::time::Instant;
 
 use super::own_addresses;
 

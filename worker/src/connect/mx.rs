@@ -3,11 +3,12 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::rr::{Name, RData, RecordType};
 use ipc::message::parse_literal;
 use ipc::rules::DomainRules;
+use tokio::time::Instant;
 
 use super::cache::Cache;
 use super::dns::{Dns, Found, Unknown};

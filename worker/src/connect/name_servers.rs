@@ -4,9 +4,10 @@
 use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
+use tokio::time::Instant;
 
 use super::exchange::{Question, Trouble, exchange};
 

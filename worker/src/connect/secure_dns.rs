@@ -5,10 +5,11 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::{RData, RecordType};
+use tokio::time::Instant;
 
 use super::cache::Cache;
 use super::dns::{CACHE_BYTES, CACHE_ENTRIES, bytes_of};

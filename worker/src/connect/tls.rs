@@ -2,9 +2,9 @@
 //! more: then nothing but what the policy trusts will do, and clear text never.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use ipc::dice::HashMap;
 use ipc::snapshot::ListenerTls;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption, WebPkiServerVerifier};

@@ -1,9 +1,9 @@
 //! What outcomes do to recipients: reports, accounting rows, and their records in the spool.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use ipc::dice::HashMap;
 use ipc::message::ArchivedEnvelope;
 use ipc::rules::DomainRules;
 use spool::layout::UpdateEntry;
@@ -328,7 +328,7 @@ async fn delay_reports(
     e: &ArchivedEnvelope,
     verdicts: &[(u16, Verdict)],
 ) -> HashMap<u16, u8> {
-    let mut all = HashMap::new();
+    let mut all = HashMap::default();
     if path.rules.notify_of_delay_every.is_zero() {
         return all;
     }

@@ -1,12 +1,13 @@
 //! `delete`: recipients that an operator takes out of their queues.
 
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ipc::dice::HashMap;
 use ipc::message::ArchivedEnvelope;
 use ipc::queue_orders::{Deletion, QueuePattern};
 use spool::{Outcomes, Settled};
+use tokio::time::Instant;
 
 use super::conclusion::{Attempt, Common, accounted, reports};
 use super::connection::{load, path_of_queue};
@@ -37,7 +38,7 @@ struct Meant {
 /// recipients, and the number to go on behind, if there are more messages.
 pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64, Option<u64>) {
     let (messages, mut next) = next_messages(shard, d, after);
-    let mut wanted: HashMap<Slot, Meant> = HashMap::new();
+    let mut wanted: HashMap<Slot, Meant> = HashMap::default();
     let (began, mut bytes, mut last) = (Instant::now(), 0, None);
     for (key, slot) in messages {
         if bytes > BYTES_MAX || began.elapsed() > TIME_MAX {

@@ -3,11 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::dice::HashMap;
 use ipc::ledger::requests::{Ask, Request};
 use ipc::rules::DomainRules;
 use slab::Slab;

@@ -2,7 +2,8 @@
 //! keep, recipients that they take in a transaction, refusals after which they close.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+
+use ipc::dice::HashMap;
 
 use crate::clock;
 

@@ -273,10 +273,10 @@ fn append(file: &FilePath, content: &[u8]) -> std::io::Result<()> {
 
 /// Waits for a reader of the mailbox, who may keep it, for some time only.
 fn lock(f: &File) -> std::io::Result<()> {
-    let until = std::time::Instant::now() + LOCK_WAIT;
+    let until = tokio::time::Instant::now() + LOCK_WAIT;
     loop {
         match f.try_lock() {
-            Err(TryLockError::WouldBlock) if std::time::Instant::now() < until => std::thread::sleep(LOCK_LOOK_EVERY),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < until => std::thread::sleep(LOCK_LOOK_EVERY),
             Err(TryLockError::WouldBlock) => {
                 return Err(std::io::Error::other(format!("locked by another process for {LOCK_WAIT:?}")));
             }

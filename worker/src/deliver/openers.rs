@@ -1,11 +1,12 @@
 //! Who opens connections: a few tasks that take turns, and more while some take long (see [`super::slow`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::dice::HashSet;
 use ipc::ledger::shared_limits::{key, mixed};
 use tokio::sync::Notify;
 use tokio::time::timeout;

@@ -5,17 +5,19 @@
 //! noted before, and the next process ends what it finds twice.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::control::{RerouteOrder, Rerouted, Sent};
+use ipc::dice::{HashMap, HashSet};
 use ipc::message::{ArchivedEnvelope, Envelope, Moved, Recipient};
 use ipc::queue_orders::Deletion;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 use spool::{NewMessage, Outcomes, Settled};
+use tokio::time::Instant;
 
 use super::connection::load;
 use super::deletion::{chose, next_messages};
@@ -108,7 +110,7 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
         return Ok(first.rerouted);
     }
     let (messages, mut next) = next_messages(shard, &d, after);
-    let mut wanted: HashMap<Slot, Wanted> = HashMap::new();
+    let mut wanted: HashMap<Slot, Wanted> = HashMap::default();
     let (began, mut bytes, mut last) = (Instant::now(), 0, None);
     for (key, slot) in messages {
         if bytes > BYTES_MAX || began.elapsed() > TIME_MAX || shard.stopping() {
@@ -375,7 +377,7 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     };
     let found = Found::of(shard, &noted);
     // Recipients by the message that they were written anew from.
-    let mut ended: HashMap<(u64, Slot), HashSet<u16>> = HashMap::new();
+    let mut ended: HashMap<(u64, Slot), HashSet<u16>> = HashMap::default();
     for n in &noted {
         let Some((slot, received_ms)) = found.originals.get(&n.key).copied() else { continue };
         let others = found.by_time.get(&received_ms).into_iter().flatten().filter(|(key, _)| *key > n.key);
@@ -386,7 +388,7 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         let Ok(original) = load(shard, slot, n.key).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&original.envelope) else { continue };
         // An address may be there several times.
-        let mut anew: HashMap<String, usize> = HashMap::new();
+        let mut anew: HashMap<String, usize> = HashMap::default();
         for (key, slot) in others {
             let Ok(other) = load(shard, slot, key).await else { continue };
             let Ok(o) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&other.envelope) else { continue };

@@ -2,10 +2,10 @@
 //! domain's own policy (MTA-STS) demand, and else what can be had.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use ipc::dice::HashMap;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 

@@ -2,12 +2,12 @@
 //! the destination over all virtual MTAs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ipc::dice::HashMap;
 use ipc::ledger::requests::Ask;
 use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Class, Ledger, Place, Slot};
@@ -503,7 +503,7 @@ pub fn cut_rates(shard: &Shard) {
         cut(key("vmta rate", v.name.as_str()), Rate { count, per: std::time::Duration::from_millis(per_ms) });
     }
     // Where virtual MTAs differ the slowest counts.
-    let mut of_destinations: HashMap<Rc<str>, Rate> = HashMap::new();
+    let mut of_destinations: HashMap<Rc<str>, Rate> = HashMap::default();
     let s = shard.scheduler.borrow();
     let interval = |rate: Rate| Pacing::of(rate).map(|p| p.interval_ps());
     let in_use = |q: &Queue| shard.ledger.clock(key("destination rate", q.destination())).is_some();

@@ -3,12 +3,13 @@
 //! in all the one that has waited the longest gives way.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::dice::HashMap;
 use ipc::ledger::shared_limits::key;
 use ipc::network::Network;
 use tokio::time::Instant;

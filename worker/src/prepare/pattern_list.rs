@@ -1,6 +1,6 @@
 //! `<pattern-list>`: virtual MTA and priority of a message by its sender, recipients, headers.
 
-use std::collections::HashMap;
+use ipc::dice::HashMap;
 
 use fancy_regex::Regex;
 use ipc::pattern_lists::{ArchivedOn, ArchivedPatternList, ArchivedPatternResult};
@@ -94,7 +94,7 @@ impl PatternLists {
     /// The list of this name, to be asked for the recipients of one message.
     pub fn of_message<'a>(&'a self, name: &str, subject: Subject<'a>) -> Decider<'a> {
         let first = self.names.iter().position(|n| !n.is_empty() && n.eq_ignore_ascii_case(name));
-        Decider { lists: &self.lists, first, subject, known: HashMap::new(), rules: 0, decided_at: None }
+        Decider { lists: &self.lists, first, subject, known: HashMap::default(), rules: 0, decided_at: None }
     }
 
     /// Whether what it decides may differ from recipient to recipient.

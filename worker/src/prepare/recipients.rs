@@ -1,6 +1,6 @@
 //! The recipients of a message, each once however often it was given.
 
-use std::collections::HashMap;
+use ipc::dice::HashMap;
 
 use ipc::message::{Recipient, notify};
 
@@ -40,7 +40,8 @@ fn first_of_each(given: &[(Rcpt, String)]) -> Vec<usize> {
     if given.len() < 2 {
         return Vec::new();
     }
-    let mut seen = HashMap::with_capacity(given.len());
+    let mut seen: HashMap<_, _> = HashMap::default();
+    seen.reserve(given.len());
     let firsts: Vec<usize> = given
         .iter()
         .enumerate()

@@ -5,12 +5,14 @@
 //! a repeat is known by its identity, and by nothing else.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::dice;
+use ipc::dice::HashMap;
 use ipc::frame::Header;
 use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
 use ipc::mesh::{self, Open, Refusal};
@@ -121,23 +123,18 @@ impl std::fmt::Debug for Handoffs {
 
 impl Handoffs {
     /// Those of one process of shard `origin`.
-    ///
-    /// # Errors
-    /// A sentence when the system has no random numbers.
-    pub fn new(origin: u8) -> Result<Self, String> {
-        let mut random = [0; 4];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| "the system has no random numbers".to_owned())?;
-        Ok(Handoffs {
+    pub fn new(origin: u8) -> Self {
+        Handoffs {
             links: RefCell::default(),
             origin,
             // 0 stands for versions that had no incarnations.
-            incarnation: u32::from_le_bytes(random).max(1),
+            incarnation: (dice::number() as u32).max(1),
             next: Cell::new(1),
             next_offer: Cell::new(1),
             open: Rc::default(),
             all_known: Cell::new(false),
             kept: Keeping::default(),
-        })
+        }
     }
 
     /// A new share for `owner`.

@@ -6,11 +6,12 @@
 //! state is offered to nobody as a whole.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::dice::{HashMap, HashSet};
 use ipc::mesh;
 use ipc::message::ArchivedEnvelope;
 use rkyv::util::AlignedVec;

@@ -2,9 +2,9 @@
 //! something that a receiver said, and operators ask what that was. After a kill the path is tried at once, and says it anew.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 
+use ipc::dice::HashMap;
 use ipc::frame::archive;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -87,7 +87,7 @@ pub fn keep_all(shard: &Shard) {
     let known: Vec<(&Path, &Rc<Failure>)> = waiting.filter_map(|p| Some((p, p.last_failure.as_ref()?))).collect();
     for (n, some) in known.chunks(PATHS_PER_PIECE).enumerate() {
         let mut piece = Piece::default();
-        let mut places: HashMap<*const Failure, u32> = HashMap::new();
+        let mut places: HashMap<*const Failure, u32> = HashMap::default();
         for (p, f) in some {
             let place = *places.entry(Rc::as_ptr(f)).or_insert_with(|| {
                 piece.failures.push(Kept::of(f));

@@ -8,11 +8,12 @@
 //! identity, whoever owns the destination by then, and nobody sends it meanwhile.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::dice::{HashMap, HashSet};
 use ipc::mesh;
 use ipc::message::{ArchivedEnvelope, Envelope, HandoffId, Moved};
 use rkyv::util::AlignedVec;
@@ -151,7 +152,7 @@ pub async fn move_out(shard: Rc<Shard>) {
         begin(&shard, owner, |shard| async move { ask_again(&shard, owner, again).await });
     }
     while !shard.stopping() {
-        let mut foreign: HashMap<u8, Vec<QueueId>> = HashMap::new();
+        let mut foreign: HashMap<u8, Vec<QueueId>> = HashMap::default();
         let mut any = false;
         {
             let map = shard.map.borrow();

@@ -2,10 +2,10 @@
 //! mail that `sluice inject` submits.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use ipc::dice::HashSet;
 use ipc::frame::{Frame, FrameError, Header};
 use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::mesh::{self, Inject, Injected, Refusal};

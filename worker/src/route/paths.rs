@@ -7,11 +7,11 @@
 //! connection before the owner of the epoch before has closed its own.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
+use ipc::dice::{HashMap, HashSet};
 use ipc::frame::{FrameError, Header, archive, unarchive};
 use ipc::mesh::{self, Claim, PathState, Release, SourceState, Windows};
 use ipc::rules::Rate;

@@ -4,14 +4,15 @@
 //! straight from then on. Each recipient's mail still goes to its own domain's hosts.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::dice::HashMap;
 use ipc::mesh::{self, RolledUp};
 use ipc::message::Envelope;
 use ipc::rules::DomainRules;
+use tokio::time::Instant;
 
 use crate::clock;
 use crate::config::Config;

@@ -1,8 +1,8 @@
 //! Jobs (`x-job`) that have mail in a shard. Mail without one is the job of empty name.
 
-use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+use ipc::dice::{HashMap, HashSet};
 use slab::Slab;
 
 /// Number of a job within its shard, as long as it has mail.

@@ -1,9 +1,10 @@
 //! Finds queues and paths by their two names, which only they themselves hold: what a map would
 //! keep of a hundred thousand names is a fifth of all that waiting costs.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
+use ipc::dice::RandomState;
 
 /// Numbers by name.
 #[derive(Debug, Default)]

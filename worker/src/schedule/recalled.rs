@@ -1,8 +1,9 @@
 //! What receivers said last, of mail that was found when the spool opened: recipients' states have it, and queues know it again
 //! before anything is tried.
 
-use std::collections::HashMap;
 use std::rc::Rc;
+
+use ipc::dice::HashMap;
 
 use super::queue::QueueId;
 use super::scheduler::Scheduler;

@@ -1,10 +1,11 @@
 //! All queues of a shard and the messages in them.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use ipc::dice::HashSet;
 use ipc::message::{origin_part, queue_part};
 use ipc::rules::DomainRules;
 use slab::Slab;

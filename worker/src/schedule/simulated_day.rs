@@ -2,9 +2,10 @@
 //! four virtual MTAs, and what it makes of the day with `pool-adaptive` and without. A function of
 //! its seed; `SLUICE_SEED` takes another one.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
+use ipc::dice::{HashMap, HashSet};
 use ipc::rules::DomainRules;
 
 use super::dice::Dice;
@@ -119,7 +120,7 @@ fn receivers(dice: &mut Dice) -> Vec<Receiver> {
             };
             let hours = if kind == Kind::IsAway { 1 } else { 3 + dice.below(6) as i64 };
             let taken = vec![VecDeque::new(); MEMBERS];
-            Receiver { kind, from: 6 + dice.below(10) as i64, hours, seen: HashSet::new(), taken }
+            Receiver { kind, from: 6 + dice.below(10) as i64, hours, seen: HashSet::default(), taken }
         })
         .collect()
 }
@@ -149,7 +150,7 @@ fn day(seed: u64, adaptive: bool) -> Day {
     arrivals.sort_unstable();
     let mut arrivals = arrivals.into_iter().peekable();
     let (mut refused, mut delays, mut last, mut key) = (0, Vec::new(), 0, 0);
-    let mut received: HashMap<u64, i64> = HashMap::new();
+    let mut received: HashMap<u64, i64> = HashMap::default();
     let mut now = HOUR_MS;
     while now < 2 * DAY_MS && (arrivals.peek().is_some() || s.recipients > 0) {
         while let Some((at, r)) = arrivals.next_if(|(at, _)| *at <= now) {

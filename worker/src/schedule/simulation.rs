@@ -2,10 +2,10 @@
 //! its seed. Whatever happens, limits hold, every recipient ends once, and nothing waits
 //! without a reason.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::dice::HashMap;
 use ipc::rules::{DomainRules, Rate};
 use proptest::prelude::*;
 
@@ -206,8 +206,8 @@ proptest! {
             dice,
             now_ms: 1_000_000_000_000,
             connections: Vec::new(),
-            ended: HashMap::new(),
-            sent: HashMap::new(),
+            ended: HashMap::default(),
+            sent: HashMap::default(),
             expired: 0,
         };
         let messages = 5 + w.dice.below(40);

@@ -1,6 +1,6 @@
 //! `<address-list>`s of the configuration.
 
-use std::collections::{HashMap, HashSet};
+use ipc::dice::{HashMap, HashSet};
 
 use fancy_regex::Regex;
 use ipc::snapshot::ArchivedAddressList;

@@ -3,7 +3,9 @@
 //! A record is its length (u32), a CRC-32C of what follows (u32), and one [`Change`]. A record
 //! that is not whole is what a kill left of an append; the next one to append cuts it off.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use ipc::dice::HashMap;
 
 use super::{Entry, TEXT_MAX};
 

@@ -1,11 +1,11 @@
 //! Where a shard's mail meets the lists: at RCPT, before an attempt, and when replies fill them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::dice::HashMap;
 use ipc::message::{ArchivedEnvelope, notify};
 use ipc::rules::DomainRules;
 
@@ -95,7 +95,7 @@ impl Gate {
 /// Counts refusals, and adds whom they were enough for: all of them in one append, or none.
 fn take_note(lists: &mut Lists, notes: &[Note]) -> std::io::Result<()> {
     let mut changes: Vec<Change> = Vec::new();
-    let mut hits: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut hits: HashMap<(&str, &str), usize> = HashMap::default();
     for n in notes {
         let key = (n.list.as_str(), n.address.as_str());
         let new = hits.entry(key).or_default();

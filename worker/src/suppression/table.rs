@@ -11,12 +11,12 @@
 //! The bucket is the first bits of the hash of list and address, so a look-up reads one offset
 //! and a few records that lie side by side. All numbers are little-endian.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use ipc::descriptors::Mapping;
+use ipc::dice::HashMap;
 
 use super::{Entry, hash};
 
@@ -228,7 +228,7 @@ impl Builder {
         let records_at = HEADER + ((1u64 << bits) + 1) * 8;
         out.seek(SeekFrom::Start(records_at))?;
         let offsets = Vec::with_capacity((1usize << bits) + 1);
-        let (names, numbers) = (vec![VARIOUS.to_owned()], HashMap::from([(VARIOUS.to_owned(), 0)]));
+        let (names, numbers) = (vec![VARIOUS.to_owned()], HashMap::from_iter([(VARIOUS.to_owned(), 0)]));
         Ok(Builder { out, bits, offsets, at: 0, entries: 0, names, numbers, reasons: 0 })
     }
 
