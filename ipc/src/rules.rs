@@ -469,7 +469,25 @@ impl SourceRules {
     }
 }
 
+/// How many virtual MTAs mail goes through at most, each of which reroutes it to the next.
+pub const REROUTES_MAX: usize = 8;
+
+/// Another virtual MTA than `via`, where `named` is one.
+fn other<'a>(named: &'a str, via: &str) -> Option<&'a str> {
+    (!named.is_empty() && !named.eq_ignore_ascii_case(via)).then_some(named)
+}
+
 impl DomainRules {
+    /// The virtual MTA or pool that mail of virtual MTA `via` always goes to instead.
+    pub fn rerouted_to(&self, via: &str) -> Option<&str> {
+        other(&self.reroute_to_virtual_mta, via)
+    }
+
+    /// The one that it goes to while its path is in backoff.
+    pub fn rerouted_in_backoff_to(&self, via: &str) -> Option<&str> {
+        other(&self.backoff_reroute_to_virtual_mta, via)
+    }
+
     /// The same for connections to receivers: mail waits.
     pub fn withheld(&self) -> Option<&'static str> {
         match () {

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use crate::run::Supervisor;
 
 fn local(t: SystemTime) -> String {
-    let s = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    worker::local_time(s as i64, "%Y-%m-%d %H:%M:%S")
+    worker::shown_time(t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64)
 }
 
 fn resident_bytes(pid: i32) -> u64 {
@@ -103,7 +102,7 @@ fn shard(s: &crate::shards::Slot) -> Value {
 }
 
 fn since(unix_ms: i64) -> String {
-    local(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms.max(0) as u64))
+    worker::shown_time(unix_ms.max(0))
 }
 
 /// Why a shard refuses new mail, and whether it delivers.

@@ -109,7 +109,7 @@ pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<DisabledRow> {
 }
 
 fn row(shard: &Shard, (destination, via): (&str, &str), ip: &str, until_ms: i64) -> DisabledRow {
-    let time = |ms: i64| crate::local_time(clock::wall_ms(ms) / 1000, "%Y-%m-%d %H:%M:%S");
+    let time = |ms: i64| crate::shown_time(clock::wall_ms(ms));
     let notes = shard.disabled.0.borrow();
     let note = notes.get(&name(destination, via, ip));
     DisabledRow {

@@ -67,6 +67,16 @@ pub fn local_time(unix_s: i64, pattern: &str) -> String {
     t.to_zoned(jiff::tz::TimeZone::system()).strftime(pattern).to_string()
 }
 
+/// A local time as operators read it, such as `2024-03-01 09:00:07`.
+pub fn shown_time(unix_ms: i64) -> String {
+    local_time(unix_ms / 1000, "%Y-%m-%d %H:%M:%S")
+}
+
+/// The same of a time on the queues' clock; empty for one that is past, or never comes.
+pub(crate) fn shown_if_to_come(queue_ms: i64, now_ms: i64) -> String {
+    if queue_ms > now_ms { shown_time(clock::wall_ms(queue_ms)) } else { String::new() }
+}
+
 /// A date by RFC 5322 §3.3.
 pub fn rfc5322_date(unix_s: i64) -> String {
     local_time(unix_s, "%a, %d %b %Y %H:%M:%S %z")

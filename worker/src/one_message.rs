@@ -11,6 +11,7 @@ use spool::KnownRecipient;
 use crate::clock;
 use crate::deliver::connection::load;
 use crate::deliver::signing::as_sent;
+use crate::prepare::message::name_or_default;
 use crate::schedule::message::Content;
 use crate::schedule::{QueueId, Scheduler, Slot};
 use crate::shard::Shard;
@@ -27,7 +28,7 @@ enum Place {
 }
 
 /// Records of a message in this shard: a share for each owner that it had, and one for each reroute.
-async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<(Slot, u64, Rc<Content>)> {
+pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<(Slot, u64, Rc<Content>)> {
     // Its id begins with when it was accepted.
     let at_ms = i64::from_be_bytes(std::array::from_fn(|i| if i < 2 { 0 } else { id.0[i - 2] }));
     let candidates: Vec<(Slot, u64)> = {
@@ -56,10 +57,6 @@ pub async fn rows(shard: &Rc<Shard>, id: MessageId) -> Vec<MessageRow> {
     all
 }
 
-fn time(ms: i64) -> String {
-    crate::local_time(clock::wall_ms(ms) / 1000, "%Y-%m-%d %H:%M:%S")
-}
-
 /// Where the recipients of a message are, by index.
 fn places(s: &Scheduler, slot: Slot, recipients: usize) -> Vec<Place> {
     let mut all: Vec<Place> = (0..recipients).map(|_| Place::Elsewhere).collect();
@@ -78,7 +75,7 @@ fn places(s: &Scheduler, slot: Slot, recipients: usize) -> Vec<Place> {
 fn row(shard: &Shard, slot: Slot, e: &ArchivedEnvelope, content: &Content, known: &[KnownRecipient]) -> MessageRow {
     let s = shard.scheduler.borrow();
     let now = clock::now_ms();
-    let vmta = if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() };
+    let vmta = name_or_default(&e.vmta);
     let recipient = |(n, (r, place)): (usize, (&ipc::message::ArchivedRecipient, Place))| {
         let known = known.get(n);
         let destination = r.destination.as_str();
@@ -105,17 +102,17 @@ fn row(shard: &Shard, slot: Slot, e: &ArchivedEnvelope, content: &Content, known
             row.queue = q.full_name();
             row.state = if q.paused { "paused" } else { "waits" }.to_owned();
             row.attempts = row.attempts.max(attempts);
-            row.next_attempt = if next > now { time(next) } else { String::new() };
+            row.next_attempt = crate::shown_if_to_come(next, now);
             let expires =
                 e.received_unix_ms.to_native().saturating_add(q.rules.bounce_after.as_millis().min(1 << 50) as i64);
-            row.expires = time(expires);
+            row.expires = crate::shown_time(clock::wall_ms(expires));
         }
         row
     };
     let places = places(&s, slot, e.recipients.len());
     MessageRow {
         message: MessageId(e.id.0).to_string(),
-        received: time(e.received_unix_ms.to_native()),
+        received: crate::shown_time(clock::wall_ms(e.received_unix_ms.to_native())),
         sender: e.sender.as_str().to_owned(),
         job: e.job_id.as_str().to_owned(),
         envelope_id: e.envid.as_str().to_owned(),

@@ -142,11 +142,7 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
         forced: paths.iter().any(|p| p.forced),
         disabled_sources: disabled,
         members: paths.iter().filter(|_| q.of_pool).map(member).collect(),
-        next_retry: if retry > now {
-            crate::local_time(clock::wall_ms(retry) / 1000, "%Y-%m-%d %H:%M:%S")
-        } else {
-            String::new()
-        },
+        next_retry: crate::shown_if_to_come(retry, now),
         last_error: q.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
         oldest_s: if q.recipients > 0 && q.oldest_ms < now { ((now - q.oldest_ms) / 1000) as u64 } else { 0 },
     }

@@ -15,6 +15,7 @@ use ipc::ledger::Ledger;
 use ipc::ledger::shared_limits::mixed;
 use ipc::message::{ArchivedEnvelope, ArchivedRecipient, MessageId, notify, priority};
 use ipc::queue_orders::Switches;
+use ipc::rules::REROUTES_MAX;
 use ipc::shard_map::ShardMap;
 use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
@@ -35,6 +36,7 @@ use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
 use crate::holds::{Pieces, Work, doing};
+use crate::prepare::message::name_or_default;
 use crate::programs::Programs;
 use crate::route::handoff::Handoffs;
 use crate::route::last_failures::LastFailures;
@@ -610,14 +612,13 @@ impl Shard {
         while let Some(target) = self.rerouted(s, id) {
             id = self.queue_named(s, &config, destination, &target);
             // In a circle mail stays where it closes.
-            if seen.contains(&id) || seen.len() >= TURNS_MAX {
+            if seen.contains(&id) || seen.len() >= REROUTES_MAX {
                 break;
             }
             seen.push(id);
         }
         if seen.first() != Some(&id) {
-            let via = if via.is_empty() { "{default}" } else { via };
-            if s.queues.get_mut(id).is_some_and(|q| q.takes_mail_of(via)) {
+            if s.queues.get_mut(id).is_some_and(|q| q.takes_mail_of(name_or_default(via))) {
                 crate::switches::apply_to_mail_sent_on(self, s, id);
             }
         }
@@ -626,7 +627,7 @@ impl Shard {
 
     fn queue_named(&self, s: &mut Scheduler, config: &Config, destination: &str, via: &str) -> QueueId {
         let mut new = false;
-        let id = s.queue(destination, if via.is_empty() { "{default}" } else { via }, || {
+        let id = s.queue(destination, name_or_default(via), || {
             new = true;
             config.way(ipc::message::queue_part(destination), via)
         });
@@ -647,19 +648,13 @@ impl Shard {
     fn rerouted(&self, s: &mut Scheduler, id: QueueId) -> Option<String> {
         // What an operator paused stays where it is paused.
         let q = s.queues.get(id).filter(|q| !q.of_pool && !q.paused)?;
-        let always = &q.rules.reroute_to_virtual_mta;
-        let backoff = &q.rules.backoff_reroute_to_virtual_mta;
-        let own = |name: &String| name.is_empty() || name.eq_ignore_ascii_case(&q.via);
-        if !own(always) {
-            return Some(always.clone());
+        if let Some(always) = q.rules.rerouted_to(&q.via) {
+            return Some(always.to_owned());
         }
-        if own(backoff) {
-            return None;
-        }
+        let target = q.rules.rerouted_in_backoff_to(&q.via)?.to_owned();
         // By name: a queue that is made anew has no path yet, and a path that was made before, or was in backoff when this
         // shard got it, is so all the same.
         let (destination, vmta) = (Rc::clone(q.destination()), Rc::clone(&q.members.first()?.name));
-        let target = backoff.clone();
         let in_backoff = match s.find_path(&destination, &vmta) {
             Some((_, p)) => p.mode == Mode::Backoff,
             None => self.paths.inherits_backoff(&destination, &vmta, clock::now_ms()),

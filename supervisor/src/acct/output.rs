@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use worker::account::columns::write_cell;
+
 use super::moment::Clock;
 
 /// A form.
@@ -111,7 +113,7 @@ impl Output {
             Format::Csv if self.header => {
                 for (n, name) in self.names.iter().enumerate() {
                     separated(n, b',', &mut line);
-                    csv_cell(name.as_bytes(), &mut line);
+                    write_cell(name.as_bytes(), &mut line);
                 }
                 line.extend_from_slice(b"\r\n");
             }
@@ -169,7 +171,7 @@ impl Output {
             Format::Csv => {
                 for (n, name) in names {
                     separated(n, b',', out);
-                    csv_cell(&field(n, name), out);
+                    write_cell(&field(n, name), out);
                 }
                 out.extend_from_slice(b"\r\n");
             }
@@ -240,21 +242,6 @@ fn separated(n: usize, by: u8, out: &mut Vec<u8>) {
     if n > 0 {
         out.push(by);
     }
-}
-
-/// A cell by RFC 4180.
-fn csv_cell(value: &[u8], out: &mut Vec<u8>) {
-    if !value.iter().any(|b| matches!(b, b',' | b'"' | b'\r' | b'\n')) {
-        return out.extend_from_slice(value);
-    }
-    out.push(b'"');
-    for b in value {
-        if *b == b'"' {
-            out.push(b'"');
-        }
-        out.push(*b);
-    }
-    out.push(b'"');
 }
 
 /// A cell of a line: what separates cells and lines is a blank in it.

@@ -259,6 +259,11 @@ pub fn nearest<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Option<&'a
     near.filter(|(d, _)| *d <= limit).min().map(|(_, n)| n)
 }
 
+/// The end of a sentence that says `word` is no name: which of `all` was probably meant; empty where none is near.
+pub fn perhaps<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> String {
+    nearest(word, all).map(|n| format!("; did you mean {n}?")).unwrap_or_default()
+}
+
 /// Levenshtein's distance.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();

@@ -12,7 +12,7 @@ use ipc::rules::{ArchivedSetting, DomainKey, DomainRules, Value};
 use ipc::snapshot::{ArchivedSnapshot, ArchivedWritten};
 
 use super::compile::pattern_key;
-use super::diagnostic::SECRETS;
+use super::diagnostic::{SECRETS, perhaps};
 use super::directives::{self, Directive, Status};
 use super::landing::{self, RolledUp};
 use super::value;
@@ -98,8 +98,8 @@ impl Via {
         let pool = || s.pool_by_name.get(key.as_str()).map(|i| Via::Pool(i.to_native()));
         s.vmta_by_name.get(key.as_str()).map(|i| Via::Vmta(i.to_native())).or_else(pool).ok_or_else(|| {
             let known = s.vmta_by_name.keys().chain(s.pool_by_name.keys()).map(|n| n.as_str());
-            let near = super::diagnostic::nearest(&key, known).map(|n| format!("; did you mean {n}?"));
-            format!("{name} is neither a virtual MTA nor a pool in this configuration{}", near.unwrap_or_default())
+            let near = perhaps(&key, known);
+            format!("{name} is neither a virtual MTA nor a pool in this configuration{near}")
         })
     }
 
@@ -152,8 +152,8 @@ fn asked(only: &str) -> Result<String, String> {
         Some(d) => Err(format!("{only} is valid in {}, which does not depend on where mail goes", d.blocks.join(", "))),
         None => {
             let known = directives::all().iter().filter(of_paths).map(|d| d.name);
-            let near = super::diagnostic::nearest(&wanted, known).map(|n| format!("; did you mean {n}?"));
-            Err(format!("there is no directive {only}{}", near.unwrap_or_default()))
+            let near = perhaps(&wanted, known);
+            Err(format!("there is no directive {only}{near}"))
         }
     }
 }
@@ -252,15 +252,15 @@ pub fn explain_source(s: &ArchivedSnapshot, who: &str, only: &str) -> Result<Vec
     let is_named = |w: &ArchivedWritten| network_of(w).is_none() && w.name.as_str().to_lowercase() == name;
     if !name.is_empty() && !blocks().any(is_named) {
         let known: Vec<&str> = blocks().filter(|w| network_of(w).is_none()).map(|w| w.name.as_str()).collect();
-        let near = super::diagnostic::nearest(&name, known.into_iter()).map(|n| format!("; did you mean {n}?"));
-        return Err(format!("{who}: expected an address, or the name of a <source>{}", near.unwrap_or_default()));
+        let near = perhaps(&name, known.into_iter());
+        return Err(format!("{who}: expected an address, or the name of a <source>{near}"));
     }
     let wanted = directives::canonical(&only.to_ascii_lowercase()).to_owned();
     let has_value = |d: &&Directive| d.blocks.contains(&"source") && d.kind != "block" && d.name != "include";
     if !only.is_empty() && !directives::all().iter().filter(has_value).any(|d| d.name == wanted) {
         let known = directives::all().iter().filter(has_value).map(|d| d.name);
-        let near = super::diagnostic::nearest(&wanted, known).map(|n| format!("; did you mean {n}?"));
-        return Err(format!("{only} is no directive of <source>{}", near.unwrap_or_default()));
+        let near = perhaps(&wanted, known);
+        return Err(format!("{only} is no directive of <source>{near}"));
     }
     // Wider networks first, as for clients; named ones come last.
     let mut apply: Vec<(u8, &ArchivedWritten)> = blocks()

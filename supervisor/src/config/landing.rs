@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipc::layers::{Scope, pattern_matches};
 use ipc::rules::{ArchivedValue, DomainKey};
-use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
+use ipc::snapshot::ArchivedSnapshot;
 use worker::config::Config;
 use worker::connect::mx::Resolver;
 use worker::route::rollup;
@@ -31,9 +31,8 @@ pub struct RolledUp {
 ///
 /// # Errors
 /// A sentence where that cannot be found out.
-pub fn look_up(snapshot: MappedSnapshot, destination: &str, via: &str) -> Result<RolledUp, String> {
+pub fn look_up(config: &Config, destination: &str, via: &str) -> Result<RolledUp, String> {
     let (destination, via) = super::explain::path(destination, via)?;
-    let config = Config::of(snapshot)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let queue = config.queued_under(destination, &via);
     let rules = config.way(&queue, &via).rules;
@@ -41,7 +40,7 @@ pub fn look_up(snapshot: MappedSnapshot, destination: &str, via: &str) -> Result
         let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?;
         let all = async {
             let hosts = resolver.preferred(&queue).await;
-            let joins = rollup::decide(&config, &rules, &queue, &resolver).await;
+            let joins = rollup::decide(config, &rules, &queue, &resolver).await;
             RolledUp { queue: joins.unwrap_or_default(), hosts }
         };
         tokio::time::timeout(LOOK_UP_WAIT, all).await.map_err(|_| format!("DNS does not answer for {queue}"))

@@ -29,11 +29,13 @@ mod unknown;
 pub mod value;
 pub mod writable;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 pub use compile::{Compiled, Overrides, compile, compile_from};
 use ipc::operator::{GivenFile, GivenFiles, GivenInclude};
 use ipc::snapshot::MappedSnapshot;
+use worker::config::Config;
 
 use crate::Failure;
 
@@ -79,36 +81,34 @@ pub fn given_files(file: &Path) -> Result<GivenFiles, Failure> {
 /// # Errors
 /// [`Failure::Wrong`] with the errors of the file.
 pub fn snapshot_of(file: &Path) -> Result<MappedSnapshot, Failure> {
-    map(&sealed(file)?).map_err(Failure::Failed)
+    let sealed = compiled(file, &Overrides::default())?.snapshot.seal();
+    map(&sealed.map_err(|e| Failure::Failed(e.to_string()))?).map_err(Failure::Failed)
 }
 
-/// The same, not yet mapped.
-///
-/// # Errors
-/// [`Failure::Wrong`] with the errors of the file.
-pub fn sealed(file: &Path) -> Result<std::os::fd::OwnedFd, Failure> {
-    compiled(file, &Overrides::default())?.snapshot.seal().map_err(|e| Failure::Failed(e.to_string()))
-}
-
-/// What is in force for mail to a destination by a snapshot, see [`explain::explain`]; with `lookup` its mail hosts are looked up.
+/// What is in force for mail to a destination by a snapshot, see [`explain::explain`]; with `lookup` its mail hosts are looked
+/// up.
 ///
 /// # Errors
 /// A sentence naming what does not exist, or is not found out.
 pub fn explained(
-    snapshot: impl Fn() -> Result<MappedSnapshot, String>,
+    snapshot: MappedSnapshot,
     destination: &str,
     via: &str,
     only: &str,
     lookup: bool,
 ) -> Result<Vec<explain::Explained>, String> {
-    let found = if lookup { Some(landing::look_up(snapshot()?, destination, via)?) } else { None };
-    explain::explain(snapshot()?.get(), destination, via, only, found.as_ref())
+    if !lookup {
+        return explain::explain(snapshot.get(), destination, via, only, None);
+    }
+    let config = Config::of(snapshot)?;
+    let found = landing::look_up(&config, destination, via)?;
+    explain::explain(config.snapshot.get(), destination, via, only, Some(&found))
 }
 
 /// Maps a sealed snapshot.
 ///
 /// # Errors
 /// A sentence when it cannot be mapped.
-pub fn map(fd: &std::os::fd::OwnedFd) -> Result<MappedSnapshot, String> {
+pub fn map(fd: &OwnedFd) -> Result<MappedSnapshot, String> {
     MappedSnapshot::map(fd).map_err(|e| format!("snapshot: {e}"))
 }

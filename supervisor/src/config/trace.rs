@@ -2,29 +2,26 @@
 //! for it there, and the line that says so. The workers' own code decides; nothing is sent.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bytes::BytesMut;
 use ipc::message::{Envelope, MessageId, PRIORITY_DEFAULT, Recipient, SourceType};
-use ipc::rules::{ArchivedValue, DomainRules, SourceRules};
-use ipc::snapshot::ArchivedSnapshot;
+use ipc::rules::{ArchivedValue, DomainRules, REROUTES_MAX, SourceRules};
+use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
 use serde::{Deserialize, Serialize};
 use worker::accept::session::{Event, Session, Transaction};
 use worker::clock;
 use worker::config::Config;
 use worker::deliver::signing;
 use worker::prepare::headers;
-use worker::prepare::message::{Submitter, prepare};
+use worker::prepare::message::{DEFAULT_VMTA, Submitter, prepare};
 use worker::prepare::pattern_list::Subject;
 use worker::schedule::message::Content;
 use worker::suppression::{Suppresses, normal_address};
 
-use super::explain::{Explained, Origin, explain_source, written_at};
-use super::{composite, directives, explained, map};
-
-/// Virtual MTAs that mail is rerouted over, as by workers.
-const REROUTES_MAX: usize = 8;
+use super::explain::{Explained, Origin, explain, explain_source, written_at};
+use super::landing::look_up;
+use super::{composite, directives};
 
 /// What is said of each member of the way out, where it limits something.
 const LIMITS: &[&str] = &[
@@ -144,8 +141,8 @@ impl Suppresses for Listed {
 ///
 /// # Errors
 /// A sentence where what was asked is no message, or names what does not exist.
-pub fn trace(sealed: &OwnedFd, asked: &Asked) -> Result<Trace, String> {
-    let config = Rc::new(Config::of(map(sealed)?)?);
+pub fn trace(snapshot: MappedSnapshot, asked: &Asked) -> Result<Trace, String> {
+    let config = Rc::new(Config::of(snapshot)?);
     let snapshot = config.snapshot.get();
     let who = match asked.source.as_str() {
         "" => asked.client.to_string(),
@@ -165,7 +162,7 @@ pub fn trace(sealed: &OwnedFd, asked: &Asked) -> Result<Trace, String> {
                 virtual_mta = Some(chosen(snapshot, &config, &rules, &of_source, asked, &header, &envelope));
                 job.clone_from(&envelope.job_id);
                 for r in &envelope.recipients {
-                    recipients.push(way(sealed, &config, asked, &envelope, r, &content)?);
+                    recipients.push(way(&config, asked, &envelope, r, &content)?);
                 }
             }
         }
@@ -290,7 +287,7 @@ fn chosen(
 ) -> Line {
     const NAME: &str = "virtual-mta";
     if e.vmta.is_empty() {
-        return Line::said(NAME, "{default}", "nothing chose one");
+        return Line::said(NAME, DEFAULT_VMTA, "nothing chose one");
     }
     if asked.has("x-virtual-mta") && rules.process_x_virtual_mta {
         return Line::said(NAME, &e.vmta, "X-Virtual-MTA");
@@ -311,21 +308,17 @@ fn chosen(
     Line::new(NAME, &e.vmta, default.map_or_else(|| nowhere("the source"), |l| l.origin.clone()))
 }
 
-fn way(
-    sealed: &OwnedFd,
-    config: &Config,
-    asked: &Asked,
-    e: &Envelope,
-    r: &Recipient,
-    content: &Content,
-) -> Result<Way, String> {
+fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Content) -> Result<Way, String> {
     let domain = ipc::message::destination_of(&r.address).unwrap_or_else(|_| r.destination.clone());
-    let found = explained(|| map(sealed), &domain, &named(&e.vmta), "queue", asked.lookup)?;
+    let snapshot = config.snapshot.get();
+    let via = named(&e.vmta);
+    let rolled_up = if asked.lookup { Some(look_up(config, &domain, via)?) } else { None };
+    let found = explain(snapshot, &domain, via, "queue", rolled_up.as_ref())?;
     let mut queue = found.first().map_or_else(|| Line::said("queue", &r.destination, ""), Line::of);
     let destination = queue.value.clone();
     let (mut via, mut rerouted, mut seen) = (e.vmta.clone(), Vec::new(), Vec::new());
     let line = |via: &str, name: &str| -> Result<Option<Line>, String> {
-        let all = explained(|| map(sealed), &destination, &named(via), name, false)?;
+        let all = explain(snapshot, &destination, named(via), name, None)?;
         Ok(all.first().map(Line::of))
     };
     let rules = |via: &str| config.way(&destination, via).rules;
@@ -337,12 +330,9 @@ fn way(
     seen.push(via.to_lowercase());
     loop {
         let way = config.way(&destination, &via);
-        let next = way.rules.reroute_to_virtual_mta.clone();
-        if way.of_pool || next.is_empty() || next.eq_ignore_ascii_case(&via) {
-            break;
-        }
+        let Some(next) = way.rules.rerouted_to(&via).filter(|_| !way.of_pool) else { break };
         rerouted.extend(line(&via, "reroute-to-virtual-mta")?);
-        via = next;
+        via = next.to_owned();
         // In a circle mail stays where it closes.
         let name = via.to_lowercase();
         if seen.contains(&name) || seen.len() >= REROUTES_MAX {
@@ -352,8 +342,7 @@ fn way(
     }
     let out = config.way(&destination, &via);
     let pool = out.of_pool.then_some(via.as_str());
-    let members =
-        out.members.iter().map(|m| member(sealed, config, &destination, &m.name, m.vmta, m.weight, pool, content));
+    let members = out.members.iter().map(|m| member(config, &destination, &m.name, m.vmta, m.weight, pool, content));
     let members = members.collect::<Result<Vec<_>, String>>()?;
     let via = match (out.of_pool, members.first()) {
         (false, Some(only)) => only.virtual_mta.clone(),
@@ -365,13 +354,12 @@ fn way(
 }
 
 /// As explain names what chose nothing.
-fn named(via: &str) -> String {
-    if via == "{default}" { String::new() } else { via.to_owned() }
+fn named(via: &str) -> &str {
+    if via == DEFAULT_VMTA { "" } else { via }
 }
 
 #[allow(clippy::too_many_arguments)] // each is a different thing, used once
 fn member(
-    sealed: &OwnedFd,
     config: &Config,
     destination: &str,
     name: &str,
@@ -387,7 +375,7 @@ fn member(
         let (sources, limits, signatures) = Default::default();
         return Ok(Member { virtual_mta: name.into(), weight, withheld, sources, limits, signatures });
     };
-    let all = explained(|| map(sealed), destination, &named(name), "", false)?;
+    let all = explain(snapshot, destination, named(name), "", None)?;
     let limits =
         all.iter().filter(|e| LIMITS.contains(&e.name.as_str()) && limits_something(e)).map(Line::of).collect();
     let sources = of_vmta.source_hosts.iter().map(|h| {

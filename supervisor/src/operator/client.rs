@@ -139,6 +139,12 @@ pub fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
     Conversation::with(target)?.ask(request)
 }
 
+/// The server's answer to a request for JSON, read.
+pub(super) fn read<T: serde::de::DeserializeOwned>(target: &Target, request: &Request) -> Result<T, Failure> {
+    let Answer::Status(text) = ask(target, request)? else { return Err(unexpected()) };
+    serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string()))
+}
+
 /// A request whose answer is a sentence.
 ///
 /// # Errors
@@ -537,18 +543,14 @@ pub fn vmtas(target: &Target, sort: Sort, as_json: bool) -> Result<(), Failure> 
 pub fn explain(target: &Target, config: Option<&Path>, request: Request, as_json: bool) -> Result<(), Failure> {
     let all: Vec<Explained> = match (config, &request) {
         (Some(file), Request::Explain { destination, via, only, lookup }) => {
-            let sealed = crate::config::sealed(file)?;
-            let mapped = || crate::config::map(&sealed);
-            crate::config::explained(mapped, destination, via, only, *lookup).map_err(Failure::Wrong)?
+            let snapshot = crate::config::snapshot_of(file)?;
+            crate::config::explained(snapshot, destination, via, only, *lookup).map_err(Failure::Wrong)?
         }
         (Some(file), Request::ExplainSource { who, only }) => {
             let snapshot = crate::config::snapshot_of(file)?;
             explain::explain_source(snapshot.get(), who, only).map_err(Failure::Wrong)?
         }
-        _ => {
-            let Answer::Status(text) = ask(target, &request)? else { return Err(unexpected()) };
-            serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string()))?
-        }
+        _ => read(target, &request)?,
     };
     if as_json {
         return json(&all);
@@ -575,7 +577,7 @@ pub fn explain(target: &Target, config: Option<&Path>, request: Request, as_json
 /// # Errors
 /// [`Failure::Wrong`] when the file has errors, or what was asked is no message.
 pub fn trace(file: &Path, asked: &crate::config::trace::Asked, as_json: bool) -> Result<(), Failure> {
-    let trace = crate::config::trace::trace(&crate::config::sealed(file)?, asked).map_err(Failure::Wrong)?;
+    let trace = crate::config::trace::trace(crate::config::snapshot_of(file)?, asked).map_err(Failure::Wrong)?;
     if as_json {
         return json(&trace);
     }

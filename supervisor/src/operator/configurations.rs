@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use ipc::operator::{Answer, Request};
+use ipc::operator::Request;
 
-use super::client::{Target, act, ask, table};
+use super::client::{Target, act, read, table};
 use crate::Failure;
 use crate::cli::print;
 use crate::config::source::Source;
@@ -26,14 +26,6 @@ pub struct Log {
     pub configurations: Vec<Entry>,
 }
 
-fn known(target: &Target) -> Result<Log, Failure> {
-    match ask(target, &Request::Configurations)? {
-        Answer::Status(text) => serde_json::from_str(&text).map_err(|e| Failure::Failed(e.to_string())),
-        Answer::Failed(e) | Answer::Wrong(e) => Err(Failure::Failed(e)),
-        _ => Err(Failure::Failed("the server gave another answer than was asked for".into())),
-    }
-}
-
 /// `config log`
 ///
 /// # Errors
@@ -42,7 +34,7 @@ pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Fail
     if let Some(number) = diff {
         return act(target, Request::ConfigurationChanges { number, json: as_json });
     }
-    let log = known(target)?;
+    let log: Log = read(target, &Request::Configurations)?;
     if as_json {
         let text = serde_json::to_string_pretty(&log).map_err(|e| Failure::Failed(e.to_string()))?;
         return print(format!("{text}\n").as_bytes());
@@ -51,7 +43,7 @@ pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Fail
     let row = |e: &Entry| {
         let number = if Some(e.number) == last { format!("{} *", e.number) } else { e.number.to_string() };
         let changes = e.changes.map_or("-".to_owned(), |n| n.to_string());
-        vec![number, worker::local_time(e.unix_ms / 1000, "%F %T"), e.by.clone(), changes, e.file.clone()]
+        vec![number, worker::shown_time(e.unix_ms), e.by.clone(), changes, e.file.clone()]
     };
     table(&["number", "since", "by", "changes", "file"], log.configurations.iter().rev().map(row).collect())
 }
@@ -62,7 +54,7 @@ pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Fail
 /// # Errors
 /// [`Failure`]; files are as they were before, or the server could not be asked whether it loaded them.
 pub fn rollback(target: &Target, number: Option<u64>, yes: bool) -> Result<(), Failure> {
-    let log = known(target)?;
+    let log: Log = read(target, &Request::Configurations)?;
     let wrong = |text: String| Err(Failure::Wrong(text));
     let Some(current) = log.configurations.last() else {
         return wrong("no configuration is kept: the server runs on its built-in one".into());
@@ -100,7 +92,7 @@ pub fn rollback(target: &Target, number: Option<u64>, yes: bool) -> Result<(), F
     let was_written = written.is_ok();
     written.and_then(|()| act(target, Request::Rollback { number })).inspect_err(|_| {
         // A server that took it says so, whatever one of its workers lacks.
-        let took = match known(target) {
+        let took = match read::<Log>(target, &Request::Configurations) {
             _ if !was_written => Some(false),
             Ok(now) => Some(now.configurations.last().is_some_and(|e| e.number > newest)),
             Err(_) => None,

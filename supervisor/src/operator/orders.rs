@@ -9,7 +9,7 @@ use ipc::control::{Rows, RowsOf};
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use ipc::snapshot::Snapshot;
 
-use crate::config::diagnostic::nearest;
+use crate::config::diagnostic::perhaps;
 use crate::run::Supervisor;
 
 /// Names that an answer shows.
@@ -113,7 +113,7 @@ pub fn check_via(snapshot: &Snapshot, via: &str) -> Result<(), String> {
     if via == "*" || is_name {
         return Ok(());
     }
-    let near = nearest(via, names(snapshot)).map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+    let near = perhaps(via, names(snapshot));
     Err(format!("there is no virtual MTA or pool {via}{near}"))
 }
 
@@ -126,7 +126,7 @@ fn check_source(snapshot: &Snapshot, ip: &str, of: &QueuePattern) -> Result<(), 
     };
     if !(0..snapshot.vmtas.len()).any(|v| has(&v)) {
         let all = snapshot.vmtas.iter().flat_map(|v| &v.source_hosts).map(|h| h.ip.as_str());
-        let near = nearest(ip, all).map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        let near = perhaps(ip, all);
         return Err(format!("0 paths match: no virtual MTA has the source address {ip}{near}"));
     }
     check_via(snapshot, &of.via)?;

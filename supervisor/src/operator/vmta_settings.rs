@@ -1,13 +1,13 @@
 //! `show vmta-settings`: what the block of one virtual MTA says, as PowerMTA's command of that name shows it.
 
-use ipc::operator::{Answer, Request};
+use ipc::operator::Request;
 use ipc::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Target, ask, json, unexpected};
+use super::client::{Target, json, read};
 use crate::Failure;
 use crate::cli::print;
-use crate::config::diagnostic::nearest;
+use crate::config::diagnostic::perhaps;
 use crate::config::{directives, explain};
 
 /// Length of the line above the settings.
@@ -34,8 +34,7 @@ pub fn of(s: &Snapshot, name: &str) -> Result<VmtaSettings, String> {
     let key = name.to_lowercase();
     let found = s.vmta_by_name.get(&key).and_then(|i| s.vmtas.get(*i as usize));
     let Some(v) = found else {
-        let near = nearest(&key, s.vmta_by_name.keys().map(String::as_str));
-        let near = near.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        let near = perhaps(&key, s.vmta_by_name.keys().map(String::as_str));
         return Err(format!("there is no virtual MTA {name}{near}"));
     };
     // They have tables of their own.
@@ -85,8 +84,7 @@ fn right_aligned(head: &[&str], rows: &[Vec<&str>]) -> String {
 /// # Errors
 /// [`Failure`]; also when there is no such virtual MTA.
 pub fn show(target: &Target, vmta: String, as_json: bool) -> Result<(), Failure> {
-    let Answer::Status(found) = ask(target, &Request::VmtaSettings { vmta })? else { return Err(unexpected()) };
-    let found: VmtaSettings = serde_json::from_str(&found).map_err(|e| Failure::Failed(e.to_string()))?;
+    let found: VmtaSettings = read(target, &Request::VmtaSettings { vmta })?;
     if as_json {
         return json(&found);
     }

@@ -4,14 +4,10 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Supervisor;
+use super::reload::beside;
 use crate::config::diff;
 use crate::configurations::{self, By, Text};
 use crate::operator::configurations::Log;
-
-/// Reads the folder beside the loop, which must not wait for a disk.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
-}
 
 impl Supervisor {
     /// Keeps a configuration that is in force now. Where that fails the log says so: what is in force stays.

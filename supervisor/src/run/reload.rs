@@ -86,8 +86,10 @@ impl Known {
     }
 }
 
-/// Does what takes its time beside the loop.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+/// Does beside the loop what takes its time: the loop must not wait for a disk, nor for a long file.
+pub(super) async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }
 
@@ -199,7 +201,7 @@ impl Supervisor {
     ) -> Result<String, String> {
         let snapshot = self.snapshot.borrow().try_clone().map_err(|e| e.to_string())?;
         let explained = move || {
-            let all = config::explained(|| map(&snapshot), &destination, &via, &only, lookup)?;
+            let all = config::explained(map(&snapshot)?, &destination, &via, &only, lookup)?;
             serde_json::to_string(&all).map_err(|e| e.to_string())
         };
         beside(explained).await

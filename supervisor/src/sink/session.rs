@@ -160,7 +160,9 @@ impl Session {
     }
 
     fn mail(&mut self, argument: &str) {
-        let Some(path) = behind(argument, "FROM:") else { return self.say("501 5.5.4 Expected MAIL FROM:<address>") };
+        let Some(path) = command::keyword(argument, "FROM:") else {
+            return self.say("501 5.5.4 Expected MAIL FROM:<address>");
+        };
         if !self.greeted || self.mail.is_some() {
             return self.say("503 5.5.1 Out of order");
         }
@@ -179,7 +181,7 @@ impl Session {
             self.say("503 5.5.1 Expected MAIL first");
             return Ok(true);
         };
-        let parsed = behind(argument, "TO:").map(|path| command::rcpt(path, mail.utf8));
+        let parsed = command::keyword(argument, "TO:").map(|path| command::rcpt(path, mail.utf8));
         let to = match parsed {
             None => {
                 self.say("501 5.5.4 Expected RCPT TO:<address>");
@@ -349,12 +351,6 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.end_mail();
     }
-}
-
-/// What stands behind `FROM:` or `TO:`.
-fn behind<'a>(argument: &'a str, word: &str) -> Option<&'a str> {
-    let (begin, rest) = argument.split_at_checked(word.len())?;
-    begin.eq_ignore_ascii_case(word).then(|| rest.trim_start())
 }
 
 async fn within<T>(doing: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -119,6 +119,12 @@ pub(super) fn digits(word: &str) -> Option<u64> {
     Some(word).filter(|w| w.len() <= 20 && w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
+/// What an argument of MAIL or RCPT has behind `FROM:` or `TO:`, which may stand there in any case.
+pub fn keyword<'a>(arg: &'a str, word: &str) -> Option<&'a str> {
+    let arg = arg.trim_start();
+    arg.get(..word.len()).filter(|w| w.eq_ignore_ascii_case(word)).map(|_| &arg[word.len()..])
+}
+
 /// What follows `MAIL FROM:`.
 ///
 /// # Errors

@@ -410,7 +410,8 @@ impl Session {
         if let Some(directive) = self.rules.withheld() {
             return Err(command::withheld(directive));
         }
-        let arg = keyword(arg, "FROM:").ok_or_else(|| Refusal(501, "5.5.4", "Expected MAIL FROM:<address>".into()))?;
+        let arg = command::keyword(arg, "FROM:")
+            .ok_or_else(|| Refusal(501, "5.5.4", "Expected MAIL FROM:<address>".into()))?;
         let mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
         let max = self.rules.max_message_size;
         if max != 0 && mail.size > max {
@@ -447,7 +448,8 @@ impl Session {
         if t.content.is_some() {
             return Err(Refusal(503, "5.5.1", "RCPT after BDAT".into()));
         }
-        let arg = keyword(arg, "TO:").ok_or_else(|| Refusal(501, "5.5.4", "Expected RCPT TO:<address>".into()))?;
+        let arg =
+            command::keyword(arg, "TO:").ok_or_else(|| Refusal(501, "5.5.4", "Expected RCPT TO:<address>".into()))?;
         // What no message of ours can have is nothing that the configuration says.
         let (limit, directive) = match self.rules.max_rcpt_per_message {
             n if (1..=RECIPIENTS_PER_MESSAGE_MAX as u64).contains(&n) => (n, " (max-rcpt-per-message)"),
@@ -640,12 +642,6 @@ pub(super) fn too_large(max: u64) -> Refusal {
 
 fn too_many() -> Refusal {
     Refusal(554, "5.5.3", "Too many recipients (too-many-rcpts-fails-message)".into())
-}
-
-/// Strips `FROM:` or `TO:`, in any case.
-fn keyword<'a>(arg: &'a str, word: &str) -> Option<&'a str> {
-    let arg = arg.trim_start();
-    arg.get(..word.len()).filter(|w| w.eq_ignore_ascii_case(word)).map(|_| &arg[word.len()..])
 }
 
 /// The recipient of a RCPT and where it is queued.

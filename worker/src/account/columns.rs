@@ -268,7 +268,7 @@ fn plain(record: &str, name: &str) -> Source {
 }
 
 /// A CSV cell by RFC 4180.
-fn write_cell(cell: &[u8], out: &mut Vec<u8>) {
+pub fn write_cell(cell: &[u8], out: &mut Vec<u8>) {
     if !cell.iter().any(|b| matches!(b, b',' | b'"' | b'\r' | b'\n')) {
         out.extend_from_slice(cell);
         return;

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use ipc::message::{ArchivedEnvelope, ArchivedSourceType, MessageId};
 
 use super::field::STORED;
+use crate::prepare::message::name_or_default;
 
 /// A row of any type. Empty fields say that there is nothing to say.
 #[derive(Debug, Clone, Default)]
@@ -171,7 +172,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
         row.times = r.times_given();
         row.set(const { stored("srcType") }, source_type(&e.source_type));
         row.set(const { stored("srcMta") }, source_mta(e));
-        row.set(const { stored("vmta") }, if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() });
+        row.set(const { stored("vmta") }, name_or_default(&e.vmta));
         row.set(const { stored("jobId") }, e.job_id.as_str());
         row.set(const { stored("envId") }, e.envid.as_str());
         row.set(const { stored("rcvSourceIp") }, e.source_ip.as_str());

@@ -518,10 +518,8 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
                 Verdict { outcome: Outcome::Bounced, status: "5.4.7".into(), ..failure.verdict.clone() }
             } else {
                 at = Attempt::default();
-                let remote = last.get(..3).is_some_and(|c| c.parse::<u16>().is_ok());
-                let stage = failure.verdict.stage;
-                let status = "5.4.7".into();
-                Verdict { outcome: Outcome::Bounced, status, diagnostic: last, remote, code: 0, stage }
+                let (status, stage) = ("5.4.7".into(), failure.verdict.stage);
+                Verdict { outcome: Outcome::Bounced, status, code: 0, stage, ..Failure::recalled(&last).verdict }
             };
             verdicts.push((r, v));
         }

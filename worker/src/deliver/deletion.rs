@@ -13,6 +13,7 @@ use super::conclusion::{Attempt, Common, accounted, reports};
 use super::connection::{load, path_of_queue};
 use crate::classify::outcome::Verdict;
 use crate::clock;
+use crate::prepare::message::name_or_default;
 use crate::report::recorded;
 use crate::schedule::message::Content;
 use crate::schedule::removal::TakenOut;
@@ -93,11 +94,10 @@ pub(super) fn next_messages(shard: &Shard, d: &Deletion, after: Option<u64>) -> 
     let latest = d.older_than_ms.map_or(i64::MAX, |age| clock::now_ms().saturating_sub_unsigned(age));
     let mut all = Vec::new();
     for (_, q) in s.queues.iter().filter(|(_, q)| q.is_meant_by(&d.of)) {
-        let slots = q.ready.iter().map(|(_, e)| e.slot).chain(q.waiting.iter().map(|w| w.0.1.slot));
-        all.extend(slots.filter_map(|slot| {
-            let m = s.messages.get(slot as usize)?;
+        all.extend(q.entries().filter_map(|e| {
+            let m = s.messages.get(e.slot as usize)?;
             let meant = after.is_none_or(|a| m.key > a) && job.is_none_or(|j| j == m.job) && m.received_ms <= latest;
-            meant.then_some((m.key, slot))
+            meant.then_some((m.key, e.slot))
         }));
     }
     let mut next = None;
@@ -115,8 +115,7 @@ pub(super) fn next_messages(shard: &Shard, d: &Deletion, after: Option<u64>) -> 
 
 /// A message chose the virtual MTA or pool of a pattern. Where reroutes sent its mail on, it waits beside that of others.
 pub(super) fn chose(e: &ArchivedEnvelope, of: &QueuePattern) -> bool {
-    let via = if e.vmta.is_empty() { "{default}" } else { e.vmta.as_str() };
-    of.via == "*" || of.via.eq_ignore_ascii_case(via)
+    of.via == "*" || of.via.eq_ignore_ascii_case(name_or_default(&e.vmta))
 }
 
 /// Recipients of a message that are meant, in order.

@@ -161,10 +161,6 @@ fn ways(s: &mut Scheduler, shard: &Shard, d: &Deletion, to: &str) -> Vec<(QueueI
     meant.into_iter().filter_map(&mut way).collect()
 }
 
-fn waiting(q: &Queue) -> impl Iterator<Item = Entry> + '_ {
-    q.ready.iter().map(|(_, e)| e).chain(q.waiting.iter().map(|w| w.0.1))
-}
-
 /// What would move now, and what would not, of the queues all of whose mail is meant.
 fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Outlook {
     let s = &mut *shard.scheduler.borrow_mut();
@@ -182,14 +178,14 @@ fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Outlook {
             let is = |wanted: JobId| s.messages.get(e.slot as usize).is_some_and(|m| m.job == wanted);
             job.is_none_or(|job| job.is_some_and(|(id, _)| is(id)))
         };
-        let n: u64 = waiting(q).filter(of_job).map(|e| e.len()).sum();
+        let n: u64 = q.entries().filter(of_job).map(|e| e.len()).sum();
         here += n;
         match way {
             Some(way) => {
                 if n > 0 {
                     *moves.entry(way).or_default() += n;
                 }
-                found.in_delivery += q.recipients.saturating_sub(waiting(q).map(|e| e.len()).sum());
+                found.in_delivery += q.recipients.saturating_sub(q.entries().map(|e| e.len()).sum());
             }
             None => found.stays += n,
         }
@@ -226,7 +222,7 @@ fn take_out(
         let n: u64 = match dry_run {
             true => {
                 let key = |e: &Entry| s.messages.get(e.slot as usize).map_or(0, |m| m.key);
-                waiting(q).filter(|e| is_meant(key(e), e.slot)).map(|e| e.len()).sum()
+                q.entries().filter(|e| is_meant(key(e), e.slot)).map(|e| e.len()).sum()
             }
             false => {
                 let taken = s.take_out(id, |key, slot, _| is_meant(key, slot));

@@ -301,6 +301,11 @@ pub const BY_SOURCE_IP: &str = "by-smtp-source-ip";
 /// The virtual MTA of mail that chose none.
 pub const DEFAULT_VMTA: &str = "{default}";
 
+/// The name of the virtual MTA that a message chose, which is empty where it chose none.
+pub fn name_or_default(vmta: &str) -> &str {
+    if vmta.is_empty() { DEFAULT_VMTA } else { vmta }
+}
+
 /// The name of a virtual MTA or pool as the configuration spells it, if there is one.
 pub fn canonical_name<'a>(snapshot: &'a ArchivedSnapshot, name: &str) -> Option<&'a str> {
     let key = name.to_lowercase();

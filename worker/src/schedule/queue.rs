@@ -184,6 +184,11 @@ impl Queue {
         of.matches(self.destination(), via) || self.origin().is_some_and(|o| of.matches(o, via))
     }
 
+    /// Its mail that is ready, and that waits for its time; what is in delivery is not among it.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.ready.iter().map(|(_, e)| e).chain(self.waiting.iter().map(|w| w.0.1))
+    }
+
     /// A command about queues means it: by its name, or by a virtual MTA some of whose mail was sent on to it.
     pub fn is_meant_by(&self, of: &QueuePattern) -> bool {
         self.is_named_by(of) || self.sent_on_from.iter().any(|from| of.via != "*" && self.is_at(of, from))

@@ -5,14 +5,14 @@ mod blame;
 use std::rc::Rc;
 
 use ipc::backoff::Mode;
-use ipc::message::{ArchivedEnvelope, MessageId};
+use ipc::message::MessageId;
 use ipc::operator::{WhyCause, WhyRow};
 use ipc::queue_orders::QueuePattern;
 use ipc::rules::DomainKey;
 
 use self::blame::Blame;
 use crate::clock;
-use crate::deliver::connection::load;
+use crate::one_message::found;
 use crate::schedule::cause::{self, Cause};
 use crate::schedule::{Path, Queue, QueueId, Scheduler};
 use crate::shard::Shard;
@@ -64,23 +64,10 @@ pub fn is_meant(s: &Scheduler, q: &Queue, of: &QueuePattern) -> bool {
 
 /// Rows for the queues that a message waits in.
 pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
-    let at_ms = i64::from_be_bytes(std::array::from_fn(|i| if i < 2 { 0 } else { id.0[i - 2] }));
-    let candidates: Vec<(u32, u64)> = {
-        let s = shard.scheduler.borrow();
-        s.messages.iter().filter(|(_, m)| m.received_ms == at_ms).map(|(slot, m)| (slot as u32, m.key)).collect()
-    };
     let mut rows = Vec::new();
-    for (slot, key) in candidates {
-        let Ok(content) = load(shard, slot, key).await else { continue };
-        let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
-        if e.id.0 != id.0 {
-            continue;
-        }
+    for (slot, ..) in found(shard, id).await {
         let s = shard.scheduler.borrow();
-        let has = |q: &Queue| {
-            q.ready.iter().any(|(_, e)| e.slot == slot)
-                || q.waiting.iter().any(|std::cmp::Reverse((_, e))| e.slot == slot)
-        };
+        let has = |q: &Queue| q.entries().any(|e| e.slot == slot);
         rows.extend(s.queues.iter().filter(|(_, q)| has(q)).map(|(id, q)| row(shard, &s, id, q)));
     }
     rows
@@ -132,21 +119,10 @@ fn of_disk(shard: &Shard) -> Option<WhyCause> {
     if !held && refusal.is_none() {
         return None;
     }
-    let since = |r: &spool::Refusal| crate::local_time(r.since_unix_ms / 1000, TIME);
-    let reason = refusal.map_or_else(String::new, |r| format!(" since {}: {}", since(&r), r.why));
+    let reason =
+        refusal.map_or_else(String::new, |r| format!(" since {}: {}", crate::shown_time(r.since_unix_ms), r.why));
     let what = if held { "nothing is delivered, and new mail is refused," } else { "new mail is refused" };
     Some(WhyCause { cause: "disk".to_owned(), note: format!("{what}{reason}"), ..Default::default() })
-}
-
-/// As people read times.
-const TIME: &str = "%Y-%m-%d %H:%M:%S";
-
-/// A time on the queues' clock as people read it; empty for one that is past, or never comes.
-fn shown_time(at_ms: i64, now_ms: i64) -> String {
-    match at_ms > now_ms && at_ms < i64::MAX / 8 {
-        true => crate::local_time(clock::wall_ms(at_ms) / 1000, TIME),
-        false => String::new(),
-    }
 }
 
 /// A queue whose causes are put into words.
@@ -184,7 +160,7 @@ impl Of<'_> {
         };
         let (mode, mode_until) = match p.mode {
             Mode::Normal => (String::new(), String::new()),
-            Mode::Backoff => ("backoff".to_owned(), shown_time(p.mode_until_ms, self.now)),
+            Mode::Backoff => ("backoff".to_owned(), crate::shown_if_to_come(p.mode_until_ms, self.now)),
             Mode::Returning { step, of } => {
                 (format!("limits rise after backoff: step {} of {of}", step + 1), String::new())
             }
@@ -196,11 +172,7 @@ impl Of<'_> {
             until: self.until(cause, Some(p)),
             said: self.said(cause, Some(p)),
             mode,
-            mode_since: if since {
-                crate::local_time(clock::wall_ms(p.mode_since_ms) / 1000, TIME)
-            } else {
-                String::new()
-            },
+            mode_since: if since { crate::shown_time(clock::wall_ms(p.mode_since_ms)) } else { String::new() },
             mode_until,
             connections: p.connections,
             idle: p.idle,
@@ -247,7 +219,7 @@ impl Of<'_> {
             Cause::Recipients => due(),
             _ => p.map_or(0, of_path),
         };
-        shown_time(at, self.now)
+        crate::shown_if_to_come(at, self.now)
     }
 
     /// What failed last, of that which the cause is about.
