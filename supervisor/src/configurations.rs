@@ -123,23 +123,24 @@ pub fn folder(data_dir: &Path) -> PathBuf {
     data_dir.join(FOLDER)
 }
 
-/// Keeps a configuration that was just put in force, unless the last one is the same, and removes the oldest.
+/// Keeps a configuration that was just put in force, unless the last one is the same, and removes the oldest. Answers its
+/// number; the built-in configuration has none.
 ///
 /// # Errors
 /// As of files.
-pub fn keep(folder: &Path, text: &Text, by: By, changes: Option<usize>, unix_ms: i64) -> io::Result<()> {
+pub fn keep(folder: &Path, text: &Text, by: By, changes: Option<usize>, unix_ms: i64) -> io::Result<Option<u64>> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
     // The built-in configuration has no file.
-    let Some((file, _)) = text.files.first() else { return Ok(()) };
+    let Some((file, _)) = text.files.first() else { return Ok(None) };
     let known = list(folder)?;
     let json = serde_json::to_string(text)?;
     let (checksum, has_text) = (crc32c::crc32c(json.as_bytes()), !text.is_too_large);
     let last = known.last();
-    if last.is_some_and(|l| l.checksum == checksum && l.file == *file && l.has_text == has_text) {
-        return Ok(());
+    if let Some(l) = last.filter(|l| l.checksum == checksum && l.file == *file && l.has_text == has_text) {
+        return Ok(Some(l.number));
     }
     let number = last.map_or(1, |l| l.number + 1);
     let entry = Entry { number, unix_ms, by: by.to_string(), file: file.clone(), changes, has_text, checksum };
@@ -164,7 +165,7 @@ pub fn keep(folder: &Path, text: &Text, by: By, changes: Option<usize>, unix_ms:
         std::fs::remove_file(place(folder, e.number))?;
         left -= size;
     }
-    Ok(())
+    Ok(Some(number))
 }
 
 fn place(folder: &Path, number: u64) -> PathBuf {
@@ -250,8 +251,8 @@ mod tests {
         let folder = folder(dir.path());
         for n in 0..60 {
             let text = of(&format!("host-name h{n}.test\n"));
-            keep(&folder, &text, By::User(Some(0)), Some(1), n).unwrap();
-            keep(&folder, &text, By::Start, None, n).unwrap();
+            let number = keep(&folder, &text, By::User(Some(0)), Some(1), n).unwrap();
+            assert_eq!((number, keep(&folder, &text, By::Start, None, n).unwrap()), (Some(n as u64 + 1), number));
         }
         let all = list(&folder).unwrap();
         assert_eq!((all.len(), all[0].number, all[49].number), (50, 11, 60));
@@ -266,6 +267,11 @@ mod tests {
         std::fs::write(place(&folder, 61), "rubbish").unwrap();
         std::fs::write(folder.join("new"), "{").unwrap();
         assert_eq!(list(&folder).unwrap().len(), 50);
+        assert_eq!(
+            keep(&folder, &Text::default(), By::Start, None, 61).unwrap(),
+            None,
+            "the built-in one has no number"
+        );
     }
 
     #[test]

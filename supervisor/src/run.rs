@@ -91,6 +91,8 @@ pub struct Supervisor {
     reloading: tokio::sync::Mutex<()>,
     /// Where configurations are kept: the data folder of the start.
     configurations: PathBuf,
+    /// Number of the one in force among those; none for the built-in one, and where keeping it failed.
+    kept_in_force: Cell<Option<u64>>,
     /// One is kept at a time.
     keeping: tokio::sync::Mutex<()>,
     /// One is read at a time: each takes memory.
@@ -202,6 +204,7 @@ async fn serve(
         file,
         overrides,
         configurations: configurations::folder(&compiled.data_dir),
+        kept_in_force: Cell::default(),
         compiled: RefCell::new(compiled),
         generation: Cell::new(1),
         snapshot: RefCell::new(snapshot),

@@ -22,8 +22,36 @@ const LINE_MAX: usize = 1000;
 pub struct Log {
     /// Where they are kept.
     pub folder: PathBuf,
-    /// The last is in force.
+    /// The file that the server loads; none where it runs on its built-in configuration.
+    pub file: Option<PathBuf>,
+    /// Number of the one in force; none where that is not kept.
+    pub in_force: Option<u64>,
+    /// The oldest first.
     pub configurations: Vec<Entry>,
+}
+
+impl Log {
+    /// What is in force, where that is none of those that are listed.
+    fn not_kept(&self) -> Option<String> {
+        match (&self.file, self.in_force) {
+            (_, Some(_)) => None,
+            (None, None) => {
+                Some("In force: the built-in configuration, for the server was started without a file.".to_owned())
+            }
+            (Some(f), None) => Some(format!("In force: {}, which could not be kept; the log says why.", f.display())),
+        }
+    }
+
+    /// The newest first, the one in force with a star.
+    fn rows(&self) -> Vec<Vec<String>> {
+        let row = |e: &Entry| {
+            let star = if Some(e.number) == self.in_force { " *" } else { "" };
+            let number = format!("{}{star}", e.number);
+            let changes = e.changes.map_or("-".to_owned(), |n| n.to_string());
+            vec![number, worker::shown_time(e.unix_ms), e.by.clone(), changes, e.file.clone()]
+        };
+        self.configurations.iter().rev().map(row).collect()
+    }
 }
 
 /// `config log`
@@ -39,13 +67,10 @@ pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Fail
         let text = serde_json::to_string_pretty(&log).map_err(|e| Failure::Failed(e.to_string()))?;
         return print(format!("{text}\n").as_bytes());
     }
-    let last = log.configurations.last().map(|e| e.number);
-    let row = |e: &Entry| {
-        let number = if Some(e.number) == last { format!("{} *", e.number) } else { e.number.to_string() };
-        let changes = e.changes.map_or("-".to_owned(), |n| n.to_string());
-        vec![number, worker::shown_time(e.unix_ms), e.by.clone(), changes, e.file.clone()]
-    };
-    table(&["number", "since", "by", "changes", "file"], log.configurations.iter().rev().map(row).collect())
+    if let Some(remark) = log.not_kept() {
+        print(format!("{remark}\n").as_bytes())?;
+    }
+    table(&["number", "since", "by", "changes", "file"], log.rows())
 }
 
 /// `config rollback`: puts the files of an earlier configuration in their places, and has the server load them. The server is
@@ -56,10 +81,14 @@ pub fn log(target: &Target, diff: Option<u64>, as_json: bool) -> Result<(), Fail
 pub fn rollback(target: &Target, number: Option<u64>, yes: bool) -> Result<(), Failure> {
     let log: Log = read(target, &Request::Configurations)?;
     let wrong = |text: String| Err(Failure::Wrong(text));
-    let Some(current) = log.configurations.last() else {
-        return wrong("no configuration is kept: the server runs on its built-in one".into());
+    if log.file.is_none() {
+        return wrong("the server runs on its built-in configuration: there is no file to put back".into());
+    }
+    let Some(at) = log.configurations.iter().position(|e| Some(e.number) == log.in_force) else {
+        return wrong("the configuration in force is not kept, so that writing its files could lose it".into());
     };
-    let before = log.configurations.iter().rev().nth(1).map(|e| e.number);
+    let current = &log.configurations[at];
+    let before = at.checked_sub(1).map(|i| log.configurations[i].number);
     let Some(number) = number.or(before) else { return wrong("no earlier configuration is kept".into()) };
     if number == current.number {
         return wrong(format!("configuration {number} is in force"));
@@ -227,8 +256,31 @@ fn replace(path: &Path, text: &str, like: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_star_is_at_what_is_in_force_and_nowhere_where_that_is_not_kept() {
+        let entry = |number: u64| {
+            let told = serde_json::json!({"number": number, "unix_ms": 0, "by": "start", "file": "/c", "changes": null, "has_text": true, "checksum": 1});
+            serde_json::from_value::<Entry>(told).unwrap()
+        };
+        let log = |file: Option<&str>, in_force| Log {
+            folder: PathBuf::new(),
+            file: file.map(PathBuf::from),
+            in_force,
+            configurations: vec![entry(1), entry(2)],
+        };
+        let numbers = |l: &Log| l.rows().iter().map(|r| r[0].clone()).collect::<Vec<_>>();
+        let kept = log(Some("/c"), Some(2));
+        assert_eq!((numbers(&kept), kept.not_kept()), (vec!["2 *".to_owned(), "1".to_owned()], None));
+        for (file, said) in [(None, "the built-in configuration"), (Some("/c"), "/c, which could not be kept")] {
+            let l = log(file, None);
+            assert_eq!(numbers(&l), ["2", "1"]);
+            assert!(l.not_kept().unwrap().contains(said), "{:?}", l.not_kept());
+        }
+    }
 
     #[test]
     fn lines_that_change_are_shown_and_others_are_not() {

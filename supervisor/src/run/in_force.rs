@@ -19,9 +19,11 @@ impl Supervisor {
             let kept = configurations::keep(&folder, &text, by, changes, now);
             kept.map_err(|e| format!("{}: {e}", folder.display()))
         });
-        if let Err(error) = kept.await {
+        let number = kept.await.unwrap_or_else(|error| {
             tracing::warn!(error, "the configuration in force is not kept for config log and config rollback");
-        }
+            None
+        });
+        self.kept_in_force.set(number);
     }
 
     /// `config log` as JSON.
@@ -31,9 +33,10 @@ impl Supervisor {
     pub async fn configurations(&self) -> Result<String, String> {
         let folder = self.configurations.clone();
         let _one_at_a_time = self.keeping.lock().await;
+        let (file, in_force) = (self.file.clone(), self.kept_in_force.get());
         beside(move || {
-            let all = configurations::list(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-            serde_json::to_string(&Log { folder, configurations: all }).map_err(|e| e.to_string())
+            let configurations = configurations::list(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+            serde_json::to_string(&Log { folder, file, in_force, configurations }).map_err(|e| e.to_string())
         })
         .await
     }
