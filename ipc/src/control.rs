@@ -9,7 +9,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::operator::{Listed, Listing, MessageRow, WhyRow};
-use crate::queue_orders::{Deletion, QueueOrder, QueuePattern, Switches};
+use crate::queue_orders::{Deletion, Given, QueueOrder, QueuePattern, Switches};
 use crate::shard_map::ShardMap;
 
 /// Kind of the only frame from a worker: archive [`ToSupervisor`].
@@ -242,6 +242,8 @@ pub enum RowsOf {
         job: String,
         /// Paused from now on.
         paused: bool,
+        /// The user who says so.
+        by: String,
     },
     /// `why MESSAGE-ID`
     WhyMessage([u8; 16]),
@@ -250,7 +252,12 @@ pub enum RowsOf {
     /// `show message --content`
     MessageContent([u8; 16]),
     /// What came of an order, which is carried out first.
-    Ordered(QueueOrder),
+    Ordered {
+        /// The order.
+        order: QueueOrder,
+        /// The user who gives it.
+        by: String,
+    },
     /// What was deleted of the next messages, and where to go on.
     Delete {
         /// Which.
@@ -315,6 +322,8 @@ pub struct AllSwitches {
     pub queues: Switches,
     /// Paused jobs.
     pub jobs: Vec<String>,
+    /// Who gave these orders, by what a shard notes it under.
+    pub given: Vec<(String, Given)>,
 }
 
 /// Rows of live state.

@@ -195,6 +195,8 @@ pub enum Listed {
     Why(QueuePattern),
     /// `show disabled`: those that match.
     Disabled(QueuePattern),
+    /// `show orders`: those that match.
+    Orders(QueuePattern),
 }
 
 /// Where a page begins.
@@ -221,6 +223,8 @@ pub enum Listing {
     Why(Vec<WhyRow>),
     /// `show disabled`
     Disabled(Vec<DisabledRow>),
+    /// `show orders`
+    Orders(Vec<OrderRow>),
 }
 
 /// What the supervisor answers.
@@ -467,6 +471,25 @@ pub struct DisabledRow {
     pub until: String,
     /// What a receiver said, or that an operator did it; empty where that is not known.
     pub why: String,
+}
+
+/// One row of `show orders`: what an operator ordered, and did not take back.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Archive, Serialize, Deserialize)]
+pub struct OrderRow {
+    /// The words of the command.
+    pub order: String,
+    /// What it is for: the pattern as it was given, a job, or for a mode a path.
+    pub of: String,
+    /// The source address that it is about; empty for none.
+    pub source: String,
+    /// Since when, `YYYY-MM-DD HH:MM:SS` local; empty where that is not known.
+    pub since: String,
+    /// Until when, likewise; empty until it is taken back.
+    pub until: String,
+    /// The user who gave it; empty where that is not known.
+    pub by: String,
+    /// The command that takes it back, without the program's name.
+    pub taken_back_by: String,
 }
 
 /// One row of `show jobs`.

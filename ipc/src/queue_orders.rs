@@ -126,6 +126,15 @@ pub struct Switches {
     pub disabled: Vec<(QueuePattern, String, i64)>,
 }
 
+/// Who gave an order, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Given {
+    /// When, Unix milliseconds.
+    pub unix_ms: i64,
+    /// The user who ran the command.
+    pub by: String,
+}
+
 /// Entries of each kind that are kept.
 const SWITCHES_MAX: usize = 10_000;
 

@@ -248,6 +248,14 @@ enum Show {
     Message(ShowMessage),
     /// Source addresses that are not used: where, since when, until when and why
     Disabled(ShowDisabled),
+    /// Orders that stand, also for mail to come: pauses, disabled sources, modes set by hand, paused jobs
+    Orders {
+        /// Those for DOMAIN[/VMTA], either of which may be *
+        #[arg(value_name = "QUEUE", value_parser = |t: &str| QueuePattern::parse(t), default_value = "*")]
+        queue: QueuePattern,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// A listing by name, and its order.
@@ -678,6 +686,9 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         }
         Command::Show { what: Show::Domains(o) } => client::domains(&control, o.json),
         Command::Show { what: Show::Message(m) } => operator::message::show(&control, m.id, m.content, m.output.json),
+        Command::Show { what: Show::Orders { queue, output } } => {
+            operator::standing_orders::show(&control, queue, output.json)
+        }
         Command::Show { what: Show::Disabled(o) } => operator::disabled::show(&control, o.of()?, o.output.json),
         Command::Show { what: Show::Jobs(o) } => {
             client::jobs(&control, o.sort.unwrap_or(client::Sort::Name), o.output.json)

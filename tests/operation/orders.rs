@@ -269,3 +269,59 @@ fn what_is_disabled_is_shown_with_since_when_until_when_and_why() {
     assert_eq!(shown(&engine, &[]).len(), 1);
     assert_eq!(engine.sluice(&["show", "disabled", "sinks", "x"]).status.code(), Some(2));
 }
+
+#[test]
+fn orders_that_stand_are_listed_once_with_who_gave_them_when_and_how_they_are_taken_back() {
+    let r = Receiver::start();
+    let mut engine = Engine::start(
+        2,
+        &format!("{VMTAS}<domain *>\n {}\n backoff-to-normal-after 1h\n retry-after 1h\n</domain>", r.hosts()),
+    );
+    engine.run(&["pause", "queue", "*/a"]);
+    engine.run(&["resume", "queue", "one.test/a"]);
+    engine.run(&["disable", "source", "--reenable-after=2h", "127.0.6.12", "new.test/b"]);
+    engine.run(&["pause", "job", "night run"]);
+    send(&engine, "u@d.test", "a");
+    engine.run(&["set", "queue", "--mode=backoff", "d.test/a"]);
+    let shown = |engine: &Engine, args: &[&str]| {
+        let rows = engine.json(&[&["show", "orders"], args, &["--json"]].concat());
+        rows.as_array().cloned().unwrap_or_default()
+    };
+    let user = String::from_utf8(std::process::Command::new("id").arg("-un").output().unwrap().stdout).unwrap();
+    let check = |engine: &Engine, knows_since_of_mode: bool| {
+        let rows = shown(engine, &[]);
+        assert_eq!(rows.len(), 5, "{rows:#?}");
+        let expected = [
+            ("pause queue", "*/a", "", "resume queue '*/a'"),
+            ("resume queue", "one.test/a", "", "pause queue one.test/a"),
+            ("disable source", "new.test/b", "127.0.6.12", "enable source 127.0.6.12 new.test/b"),
+            ("pause job", "night run", "", "resume job 'night run'"),
+        ];
+        for (order, of, source, taken_back_by) in expected {
+            let row = rows.iter().find(|r| r["order"] == order).cloned().unwrap_or_default();
+            assert_eq!((&row["of"], &row["source"]), (&of.into(), &source.into()), "{row}");
+            assert_eq!((&row["taken_back_by"], &row["by"]), (&taken_back_by.into(), &user.trim().into()), "{row}");
+            assert!(row["since"] != "" && (row["until"] == "") == source.is_empty(), "{row}");
+        }
+        let mode = rows.iter().find(|r| r["order"] == "set queue --mode=backoff").cloned().unwrap_or_default();
+        assert_eq!(
+            (&mode["of"], &mode["taken_back_by"]),
+            (&"d.test/a".into(), &"set queue --mode=normal d.test/a".into())
+        );
+        assert_eq!(mode["since"] != "", knows_since_of_mode, "{mode}");
+    };
+    check(&engine, true);
+    assert!(engine.stop());
+    engine.start_again();
+    check(&engine, false);
+    engine.run(&["scale", "3"]);
+    check(&engine, false);
+    assert_eq!(shown(&engine, &["new.test"]).len(), 1);
+    let text = engine.run(&["show", "orders"]);
+    assert!(text.contains("sluice resume queue '*/a'"), "{text}");
+    engine.run(&["resume", "queue", "*/*"]);
+    engine.run(&["enable", "source", "127.0.6.12", "new.test/b"]);
+    engine.run(&["resume", "job", "night run"]);
+    engine.run(&["set", "queue", "--mode=normal", "d.test/a"]);
+    assert_eq!(shown(&engine, &[]), Vec::<serde_json::Value>::new());
+}

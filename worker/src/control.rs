@@ -285,6 +285,7 @@ async fn open_shard(
     let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
     let values = values.map_err(|e| e.to_string())?;
     crate::switches::restore(&shard, &values);
+    crate::standing_orders::restore(&shard, &values);
     crate::disabled::restore(&shard, &values);
     rerouting::restore(&shard, &values).await;
     crate::route::moving::restore(&shard, &values);
@@ -554,8 +555,8 @@ impl Worker {
         };
         let shard = Rc::clone(&self.shard);
         let done = holds::doing(Work::Order, || match &what {
-            RowsOf::PauseJob { job, paused } => crate::switches::pause_job(&shard, job, *paused),
-            RowsOf::Ordered(order) => crate::switches::obey(&shard, order),
+            RowsOf::PauseJob { job, paused, by } => crate::switches::pause_job(&shard, job, *paused, by),
+            RowsOf::Ordered { order, by } => crate::switches::obey(&shard, order, by),
             RowsOf::TakeSwitches(all) => {
                 crate::switches::take(&shard, all.clone());
                 Ok(Obeyed::default())

@@ -27,6 +27,7 @@ pub mod rows;
 pub mod sandbox;
 pub mod schedule;
 pub mod shard;
+mod standing_orders;
 pub mod suppression;
 mod switches;
 mod why;

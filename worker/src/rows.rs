@@ -6,7 +6,9 @@ use ipc::backoff::Mode;
 use ipc::control::Rows;
 use ipc::dice::{HashMap, HashSet};
 use ipc::limits::PAGE_BYTES;
-use ipc::operator::{DisabledRow, JobRow, Listed, Listing, MemberRow, PathRow, PoolRow, QueueRow, WhyCause, WhyRow};
+use ipc::operator::{
+    DisabledRow, JobRow, Listed, Listing, MemberRow, OrderRow, PathRow, PoolRow, QueueRow, WhyCause, WhyRow,
+};
 use ipc::queue_orders::QueuePattern;
 use ipc::rules::Rate;
 
@@ -82,6 +84,11 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
             let all = crate::disabled::rows(shard, of).into_iter().enumerate();
             let bytes = |r: &DisabledRow| text(&[&r.source, &r.queue, &r.since, &r.until, &r.why]);
             Page::of(all, from, |_, row, rows| rows.push(row), bytes).answer(Listing::Disabled)
+        }
+        Listed::Orders(of) => {
+            let all = crate::standing_orders::rows(shard, of).into_iter().enumerate();
+            let bytes = |r: &OrderRow| text(&[&r.order, &r.of, &r.source, &r.since, &r.until, &r.by, &r.taken_back_by]);
+            Page::of(all, from, |_, row, rows| rows.push(row), bytes).answer(Listing::Orders)
         }
         Listed::Why(of) => {
             let cause = |c: &WhyCause| {

@@ -123,6 +123,8 @@ pub struct Shard {
     pub switches: RefCell<Switches>,
     /// Mail that gets another virtual MTA.
     pub rerouting: crate::deliver::rerouting::Rerouting,
+    /// Who gave the orders that stand.
+    pub standing_orders: crate::standing_orders::Notes,
     /// Why source addresses are disabled.
     pub disabled: crate::disabled::Notes,
     /// There may be mail here that another shard owns.
@@ -232,6 +234,7 @@ impl Shard {
             last_failures: LastFailures::default(),
             switches: RefCell::default(),
             rerouting: Default::default(),
+            standing_orders: Default::default(),
             disabled: Default::default(),
             foreign: Notify::new(),
             rollups: Rollups::default(),

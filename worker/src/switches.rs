@@ -78,7 +78,7 @@ pub fn apply(shard: &Shard) {
 /// What operators switched, for a shard that is new.
 pub fn all(shard: &Shard) -> AllSwitches {
     let jobs = shard.scheduler.borrow().jobs.paused().map(str::to_owned).collect();
-    AllSwitches { queues: shard.switches.borrow().clone(), jobs }
+    AllSwitches { queues: shard.switches.borrow().clone(), jobs, given: crate::standing_orders::all(shard) }
 }
 
 /// Takes over what the other shards know, in place of what was known here before.
@@ -87,6 +87,7 @@ pub fn take(shard: &Shard, all: AllSwitches) {
     shard.spool.put(JOBS_KEPT_AS, all.jobs.join("\n").into_bytes());
     *shard.switches.borrow_mut() = all.queues;
     shard.scheduler.borrow_mut().jobs.set_paused(all.jobs);
+    crate::standing_orders::take(shard, all.given);
     apply(shard);
 }
 
@@ -128,11 +129,11 @@ pub fn apply_to_mail_sent_on(shard: &Shard, s: &mut Scheduler, id: QueueId) {
     }
 }
 
-/// Carries out an order.
+/// Carries out an order of a user.
 ///
 /// # Errors
 /// A sentence when it cannot be kept.
-pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<Obeyed, String> {
+pub fn obey(shard: &Rc<Shard>, order: &QueueOrder, by: &str) -> Result<Obeyed, String> {
     let now = clock::now_ms();
     let (queues, paths) = meant(shard, order);
     if let QueueAction::DisableSource { ip, .. } | QueueAction::EnableSource { ip } = &order.action {
@@ -152,6 +153,7 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder) -> Result<Obeyed, String> {
     let kept = *shard.switches.borrow() != before;
     if kept {
         shard.spool.put(KEPT_AS, archive(&*shard.switches.borrow()).to_vec());
+        crate::standing_orders::note(shard, order, by);
     }
     let mut done = match &order.action {
         QueueAction::Pause(_) => pause(shard, &queues),
@@ -213,7 +215,7 @@ fn meant(shard: &Shard, order: &QueueOrder) -> (Vec<QueueId>, Vec<PathId>) {
 ///
 /// # Errors
 /// A sentence when it cannot be kept.
-pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<Obeyed, String> {
+pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool, by: &str) -> Result<Obeyed, String> {
     if job.len() > text::JOB_NAME_MAX || !text::is_fit(job) {
         return Err(format!("a job's name has at most {} printable characters", text::JOB_NAME_MAX));
     }
@@ -235,6 +237,7 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool) -> Result<Obeyed, S
     };
     if changed {
         shard.spool.put(JOBS_KEPT_AS, kept.into_bytes());
+        crate::standing_orders::note_job(shard, job, by);
         let queues: Vec<QueueId> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
         for id in queues.into_iter().filter(|_| !paused) {
             shard.pump_queue(id);

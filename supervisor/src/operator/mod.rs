@@ -7,6 +7,7 @@ pub mod message;
 pub mod orders;
 pub mod reroute;
 pub mod server;
+pub mod standing_orders;
 pub mod state;
 pub mod suppress;
 pub mod vmta_settings;

@@ -24,17 +24,17 @@ struct Came {
     kept: bool,
 }
 
-/// Has an order carried out by every shard, and says what came of it.
+/// Has an order of a user carried out by every shard, and says what came of it.
 ///
 /// # Errors
 /// A sentence when it means nothing, or not every shard has it.
-pub async fn ordered(sup: &Rc<Supervisor>, order: QueueOrder) -> Result<String, String> {
+pub async fn ordered(sup: &Rc<Supervisor>, order: QueueOrder, by: String) -> Result<String, String> {
     if let QueueAction::DisableSource { ip, .. } = &order.action {
         check_source(&sup.compiled.borrow().snapshot, ip, &order.of)?;
     }
     let shards = sup.slots.borrow().len();
     let (mut came, mut answered) = (Came::default(), 0);
-    for rows in sup.ask_workers(RowsOf::Ordered(order.clone())).await {
+    for rows in sup.ask_workers(RowsOf::Ordered { order: order.clone(), by }).await {
         match rows {
             Rows::Done { matched, changed, names, kept } => {
                 (came.matched, came.changed, answered) = (came.matched + matched, came.changed + changed, answered + 1);

@@ -151,7 +151,7 @@ async fn answer(sup: &Rc<Supervisor>, user: Option<u32>, request: Request) -> An
         Request::Status => Answer::Status(crate::status::as_json(sup).to_string()),
         Request::Shards => Answer::Shards(crate::status::shard_rows(sup)),
         Request::Page { of, at } => page(sup, of, at).await,
-        Request::PauseJob { job, paused } => said(pause_job(sup, job, paused).await),
+        Request::PauseJob { job, paused } => said(pause_job(sup, job, paused, By::User(user).to_string()).await),
         Request::ShardRestart { shard, wait } => said(sup.restart_shard(shard, wait).await),
         Request::Scale { workers, wait } => said(sup.scale(workers, wait).await),
         Request::Reload { wait, dry_run } => match sup.reload(wait, dry_run, By::User(user)).await {
@@ -190,7 +190,7 @@ async fn answer(sup: &Rc<Supervisor>, user: Option<u32>, request: Request) -> An
         Request::Message(id) => super::message::rows(sup, id).await,
         // Taken by the connection, which knows who asks.
         Request::MessageContent(_) => Answer::Failed("content needs its connection".into()),
-        Request::Order(order) => said(super::orders::ordered(sup, order).await),
+        Request::Order(order) => said(super::orders::ordered(sup, order, By::User(user).to_string()).await),
         Request::Delete(what) => said(deleted(sup, what).await),
         Request::Reroute(order) => said(super::reroute::rerouted(sup, order).await),
         Request::Stop { wait: false } => {
@@ -297,6 +297,7 @@ async fn page(sup: &Rc<Supervisor>, of: Listed, at: Place) -> Answer {
         Listed::Jobs => Listing::Jobs(Vec::new()),
         Listed::Why(_) => Listing::Why(Vec::new()),
         Listed::Disabled(_) => Listing::Disabled(Vec::new()),
+        Listed::Orders(_) => Listing::Orders(Vec::new()),
     };
     let Some(shard) = behind(at.shard) else { return Answer::Page { rows: none, next: None } };
     let from = if shard == at.shard { at.from } else { 0 };
@@ -313,10 +314,10 @@ async fn page(sup: &Rc<Supervisor>, of: Listed, at: Place) -> Answer {
     }
 }
 
-async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool) -> Result<String, String> {
+async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool, by: String) -> Result<String, String> {
     let shards = sup.slots.borrow().len();
     let (mut recipients, mut changed, mut answered) = (0, 0, 0);
-    for rows in sup.ask_workers(RowsOf::PauseJob { job: job.clone(), paused }).await {
+    for rows in sup.ask_workers(RowsOf::PauseJob { job: job.clone(), paused, by }).await {
         match rows {
             Rows::Done { matched, changed: c, .. } => {
                 (recipients, changed, answered) = (recipients + matched, changed + c, answered + 1)

@@ -111,6 +111,8 @@ fn apply(p: &mut Path, state: &PathState) {
     let now_ns = clock::now_ns() as i64;
     if state.backoff_until_unix_ms > now_ns / 1_000_000 && p.mode != Mode::Backoff {
         p.enter_backoff_until(state.backoff_until_unix_ms, now_ns / 1_000_000);
+        // Since when it has been so is not known.
+        p.mode_since_ms = 0;
         if state.forced {
             p.forced = true;
         }
