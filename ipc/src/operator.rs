@@ -543,7 +543,7 @@ pub struct MessageRow {
 pub struct MessageRecipientRow {
     /// Address.
     pub recipient: String,
-    /// `waits`, `paused`, `in delivery`, `ended`.
+    /// `waits`, `paused`, `in delivery`, `kept for shard N` (which is down, and takes it later), `ended`.
     pub state: String,
     /// The queue that it waits in, or went by.
     pub queue: String,

@@ -104,3 +104,27 @@ fn the_content_is_what_the_receiver_gets() {
     let unsigned = |t: &str| t.split_once("Received:").map(|(_, rest)| rest.trim_end().to_owned());
     assert_eq!(unsigned(&shown), unsigned(&r.message_to("u@d.test").unwrap().content));
 }
+
+#[test]
+fn a_share_that_is_kept_for_a_shard_that_is_down_is_shown() {
+    let r = Receiver::start();
+    let engine = Engine::start(2, &format!("<domain *>\n {}\n</domain>", r.hosts()));
+    engine.run(&["pause", "queue", "*"]);
+    let to: Vec<String> = (0..12).map(|n| format!("u@d{n}.test")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    // One that stands still answers nobody, and is there again once the other has kept its share.
+    let stopped = nix::unistd::Pid::from_raw(engine.workers()[1]);
+    nix::sys::signal::kill(stopped, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let id = send(&engine, &to, "");
+    let shown =
+        || engine.json(&["show", "message", &id, "--json"])["recipients"].as_array().cloned().unwrap_or_default();
+    let states = || shown().iter().map(|r| r["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let kept = |all: &[String]| all.iter().filter(|s| *s == "kept for shard 1").count();
+    let all = states();
+    assert!(all.len() == to.len() && kept(&all) > 0 && kept(&all) < all.len(), "{all:?}");
+    nix::sys::signal::kill(stopped, nix::sys::signal::Signal::SIGCONT).unwrap();
+    eventually("it is where it belongs", WAIT, || {
+        let all = states();
+        all.len() == to.len() && all.iter().all(|s| s == "paused")
+    });
+}

@@ -9,7 +9,7 @@ use ipc::operator::{MessageRecipientRow, MessageRow};
 use spool::KnownRecipient;
 
 use crate::clock;
-use crate::deliver::connection::load;
+use crate::deliver::connection::{load, read};
 use crate::deliver::signing::as_sent;
 use crate::prepare::message::name_or_default;
 use crate::schedule::message::Content;
@@ -27,8 +27,24 @@ enum Place {
     Elsewhere,
 }
 
-/// Records of a message in this shard: a share for each owner that it had, and one for each reroute.
-pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<(Slot, u64, Rc<Content>)> {
+/// A record of a message.
+pub struct Record {
+    pub key: u64,
+    pub content: Rc<Content>,
+    pub whose: Whose,
+}
+
+/// Whose matter a record is.
+#[derive(Clone, Copy)]
+pub enum Whose {
+    /// This shard's, which has its message under this number.
+    Own(Slot),
+    /// It is kept under handoff until this shard takes it.
+    KeptFor(u8),
+}
+
+/// Records of a message in this shard: a share for each owner that it had, one for each reroute, and those kept for others.
+pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<Record> {
     // Its id begins with when it was accepted.
     let at_ms = i64::from_be_bytes(std::array::from_fn(|i| if i < 2 { 0 } else { id.0[i - 2] }));
     let candidates: Vec<(Slot, u64)> = {
@@ -40,8 +56,14 @@ pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<(Slot, u64, Rc<Conte
         let Ok(content) = load(shard, slot, key).await else { continue };
         let e = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope);
         if e.is_ok_and(|e| e.id.0 == id.0) {
-            all.push((slot, key, content));
+            all.push(Record { key, content, whose: Whose::Own(slot) });
         }
+    }
+    for (key, owner) in shard.handoffs.kept.shares_of(id) {
+        // It may have been passed on meanwhile.
+        let Ok((envelope, body)) = read(shard, key).await else { continue };
+        let content = Rc::new(Content::new(envelope, [body, Bytes::new()]));
+        all.push(Record { key, content, whose: Whose::KeptFor(owner) });
     }
     all
 }
@@ -49,17 +71,18 @@ pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<(Slot, u64, Rc<Conte
 /// Rows of a message, one for each of its records.
 pub async fn rows(shard: &Rc<Shard>, id: MessageId) -> Vec<MessageRow> {
     let mut all = Vec::new();
-    for (slot, key, content) in found(shard, id).await {
+    for Record { key, content, whose } in found(shard, id).await {
         let known = shard.spool.recipients(key).await.ok().flatten().unwrap_or_default();
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
-        all.push(row(shard, slot, e, &content, &known));
+        all.push(row(shard, whose, e, &content, &known));
     }
     all
 }
 
-/// Where the recipients of a message are, by index.
-fn places(s: &Scheduler, slot: Slot, recipients: usize) -> Vec<Place> {
+/// Where the recipients of a record are, by index.
+fn places(s: &Scheduler, whose: Whose, recipients: usize) -> Vec<Place> {
     let mut all: Vec<Place> = (0..recipients).map(|_| Place::Elsewhere).collect();
+    let Whose::Own(slot) = whose else { return all };
     for (id, q) in &s.queues {
         let ready = q.ready.iter().map(|(_, e)| (e, 0));
         let waiting = q.waiting.iter().map(|Reverse((due_s, e))| (*e, i64::from(*due_s) * 1000));
@@ -72,7 +95,7 @@ fn places(s: &Scheduler, slot: Slot, recipients: usize) -> Vec<Place> {
     all
 }
 
-fn row(shard: &Shard, slot: Slot, e: &ArchivedEnvelope, content: &Content, known: &[KnownRecipient]) -> MessageRow {
+fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, known: &[KnownRecipient]) -> MessageRow {
     let s = shard.scheduler.borrow();
     let now = clock::now_ms();
     let vmta = name_or_default(&e.vmta);
@@ -81,7 +104,11 @@ fn row(shard: &Shard, slot: Slot, e: &ArchivedEnvelope, content: &Content, known
         let destination = r.destination.as_str();
         let mut row = MessageRecipientRow {
             recipient: r.address.as_str().to_owned(),
-            state: if known.is_some_and(|k| k.done) { "ended" } else { "in delivery" }.to_owned(),
+            state: match whose {
+                _ if known.is_some_and(|k| k.done) => "ended".to_owned(),
+                Whose::Own(_) => "in delivery".to_owned(),
+                Whose::KeptFor(owner) => format!("kept for shard {owner}"),
+            },
             queue: format!("{}/{vmta}", ipc::message::shown_domain(ipc::message::queue_part(destination))),
             shard: shard.number,
             vmta: vmta.to_owned(),
@@ -109,7 +136,7 @@ fn row(shard: &Shard, slot: Slot, e: &ArchivedEnvelope, content: &Content, known
         }
         row
     };
-    let places = places(&s, slot, e.recipients.len());
+    let places = places(&s, whose, e.recipients.len());
     MessageRow {
         message: MessageId(e.id.0).to_string(),
         received: crate::shown_time(clock::wall_ms(e.received_unix_ms.to_native())),
@@ -149,7 +176,7 @@ fn notify_words(bits: u8) -> String {
 /// # Errors
 /// A sentence when it cannot be shown.
 pub async fn content(shard: &Rc<Shard>, id: MessageId) -> Result<Option<Vec<u8>>, String> {
-    let Some((slot, _, content)) = found(shard, id).await.into_iter().next() else { return Ok(None) };
+    let Some(Record { content, whose, .. }) = found(shard, id).await.into_iter().next() else { return Ok(None) };
     let bytes = content.body.iter().map(Bytes::len).sum::<usize>();
     if bytes > SHOWN_MAX {
         return Err(format!("the message has {bytes} bytes, and at most {SHOWN_MAX} are shown"));
@@ -157,7 +184,7 @@ pub async fn content(shard: &Rc<Shard>, id: MessageId) -> Result<Option<Vec<u8>>
     let queue = {
         let s = &mut *shard.scheduler.borrow_mut();
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return Ok(None) };
-        let waits = places(s, slot, e.recipients.len()).into_iter().find_map(|p| match p {
+        let waits = places(s, whose, e.recipients.len()).into_iter().find_map(|p| match p {
             Place::Waits(id, ..) => Some(id),
             Place::Elsewhere => None,
         });

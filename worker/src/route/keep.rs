@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipc::dice::{HashMap, HashSet};
 use ipc::mesh;
-use ipc::message::ArchivedEnvelope;
+use ipc::message::{ArchivedEnvelope, MessageId};
 use rkyv::util::AlignedVec;
 use spool::{Recovered, Settled, SpoolError};
 use tokio::sync::Notify;
@@ -36,6 +36,7 @@ const AT_ONCE: usize = 32;
 #[derive(Debug)]
 struct Kept {
     key: u64,
+    message: MessageId,
     recipients: u64,
     share: Share,
 }
@@ -43,6 +44,8 @@ struct Kept {
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Keeping {
+    /// Message and the shard that is asked, by key; also of those that are with their owner right now.
+    all: RefCell<HashMap<u64, (MessageId, u8)>>,
     /// By the shard that is asked.
     by_owner: RefCell<HashMap<u8, VecDeque<Kept>>>,
     /// Found at start and not read yet.
@@ -61,13 +64,22 @@ impl Keeping {
     }
 
     /// A share is durable here and will be passed on.
-    pub fn keep(&self, share: Share, key: u64, recipients: u64) {
+    pub fn keep(&self, share: Share, key: u64, envelope: &AlignedVec<16>) {
+        let known = with(envelope, |e| Some((MessageId(e.id.0), e.recipients.len() as u64)));
+        let (message, recipients) = known.unwrap_or((MessageId([0; 16]), 0));
         self.recipients.set(self.recipients.get() + recipients);
-        self.put_back([Kept { key, recipients, share }]);
+        self.put_back([Kept { key, message, recipients, share }]);
+    }
+
+    /// Keys of the shares of a message, each with the shard that it is kept for.
+    pub fn shares_of(&self, message: MessageId) -> Vec<(u64, u8)> {
+        let all = self.all.borrow();
+        all.iter().filter(|(_, (m, _))| *m == message).map(|(key, (_, owner))| (*key, *owner)).collect()
     }
 
     fn put_back(&self, all: impl IntoIterator<Item = Kept>) {
         for k in all {
+            self.all.borrow_mut().insert(k.key, (k.message, k.share.owner));
             self.by_owner.borrow_mut().entry(k.share.owner).or_default().push_back(k);
         }
         self.wake.notify_one();
@@ -79,7 +91,9 @@ impl Keeping {
         self.found.borrow_mut().push_back(r);
     }
 
-    fn gone(&self, recipients: u64) {
+    /// A share is not kept any more.
+    fn gone(&self, key: u64, recipients: u64) {
+        self.all.borrow_mut().remove(&key);
         self.recipients.set(self.recipients.get().saturating_sub(recipients));
     }
 
@@ -133,7 +147,9 @@ async fn read_found(shard: &Rc<Shard>) {
         let identity = match read(shard, r.key).await {
             Ok((envelope, _)) => with(&envelope, |e| {
                 let whole = e.recipients.len() == r.recipients.len();
-                e.handoff_id().filter(|_| whole && !touched).map(|id| (id, e.asked.as_ref().copied()))
+                e.handoff_id()
+                    .filter(|_| whole && !touched)
+                    .map(|id| (id, e.asked.as_ref().copied(), MessageId(e.id.0)))
             }),
             // Nobody can be given it; the queue says so like of any other.
             Err(SpoolError::Unreadable { .. }) => None,
@@ -144,13 +160,13 @@ async fn read_found(shard: &Rc<Shard>) {
             }
         };
         match identity {
-            Some((id, asked)) => {
+            Some((id, asked, message)) => {
                 let owner = asked.unwrap_or(shard.number);
                 let share = shard.handoffs.share(owner, id);
-                shard.handoffs.kept.put_back([Kept { key: r.key, recipients, share }]);
+                shard.handoffs.kept.put_back([Kept { key: r.key, message, recipients, share }]);
             }
             None => {
-                shard.handoffs.kept.gone(recipients);
+                shard.handoffs.kept.gone(r.key, recipients);
                 shard.enqueue_own(&r);
             }
         }
@@ -198,7 +214,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
                 return Some(kept);
             }
             // In quarantine: an operator's matter now, the others go on.
-            shard.handoffs.kept.gone(kept.recipients);
+            shard.handoffs.kept.gone(kept.key, kept.recipients);
             return None;
         }
     };
@@ -209,7 +225,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
             .map_or(shard.number, |d| shard.map.borrow().taker(&d, shard.next_turn())),
     };
     if owner == shard.number {
-        shard.handoffs.kept.gone(kept.recipients);
+        shard.handoffs.kept.gone(kept.key, kept.recipients);
         shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()]))).await;
         return None;
     }
@@ -225,6 +241,6 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
     }
     let recipients = (0..kept.recipients as u16).collect();
     shard.spool.settle(Settled { key: kept.key, recipients, last: true, rows: Vec::new() });
-    shard.handoffs.kept.gone(kept.recipients);
+    shard.handoffs.kept.gone(kept.key, kept.recipients);
     None
 }

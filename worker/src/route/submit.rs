@@ -198,10 +198,8 @@ pub async fn store_archived(
 /// Keeps a share that its owner did not take in time, to pass it on later; from the reserve
 /// when another share of the message is durable already.
 async fn keep(shard: &Rc<Shard>, o: Offered, body: &[Bytes; 2], in_progress: bool) -> Result<(), SpoolError> {
-    let recipients = rkyv::access::<ipc::message::ArchivedEnvelope, rkyv::rancor::Error>(&o.envelope)
-        .map_or(0, |e| e.recipients.len());
     let message = NewMessage { envelope: Bytes::copy_from_slice(&o.envelope), body: body.clone(), in_progress };
     let key = shard.store(message).await?;
-    shard.handoffs.kept.keep(o.share, key, recipients as u64);
+    shard.handoffs.kept.keep(o.share, key, &o.envelope);
     Ok(())
 }

@@ -12,7 +12,7 @@ use ipc::rules::DomainKey;
 
 use self::blame::Blame;
 use crate::clock;
-use crate::one_message::found;
+use crate::one_message::{Whose, found};
 use crate::schedule::cause::{self, Cause};
 use crate::schedule::{Path, Queue, QueueId, Scheduler};
 use crate::shard::Shard;
@@ -65,7 +65,8 @@ pub fn is_meant(s: &Scheduler, q: &Queue, of: &QueuePattern) -> bool {
 /// Rows for the queues that a message waits in.
 pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
     let mut rows = Vec::new();
-    for (slot, ..) in found(shard, id).await {
+    for record in found(shard, id).await {
+        let Whose::Own(slot) = record.whose else { continue };
         let s = shard.scheduler.borrow();
         let has = |q: &Queue| q.entries().any(|e| e.slot == slot);
         rows.extend(s.queues.iter().filter(|(_, q)| has(q)).map(|(id, q)| row(shard, &s, id, q)));
