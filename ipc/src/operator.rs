@@ -612,6 +612,8 @@ pub struct WhyCause {
     pub until: String,
     /// The last failure, with what the receiver said.
     pub said: String,
+    /// When that was, as `until`; empty where it is not known.
+    pub said_at: String,
     /// `backoff`, or the step on the way back from it; empty in normal mode.
     pub mode: String,
     /// Since when, as `until`.

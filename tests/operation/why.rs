@@ -125,12 +125,19 @@ fn what_the_receiver_said_last_is_known_after_restarts_and_a_kill() {
     send(&engine, "two@busy.test", "{default}");
     let busy = |e: &Engine| e.run(&["why", "busy.test"]);
     eventually("the other waits", WAIT, || busy(&engine).contains("not now"));
+    let said_at = engine.json(&["why", "busy.test", "--json"])[0]["now"][0]["said_at"].as_str().unwrap().to_owned();
+    assert!(said_at.starts_with("20"), "{said_at}");
     let known = |e: &Engine, what: &str| {
         let said = e.run(&["why", "grey.test"]);
         let wanted = ["451 4.7.1 Greylisted, come back", "retry-recipients-after 1h", "until 20"];
         assert!(wanted.iter().all(|w| said.contains(w)), "{what}: {said}");
         let said = busy(e);
         assert!(said.contains("421 4.3.2 not now") && said.contains("retry-after 1h"), "{what}: {said}");
+        let at = &e.json(&["why", "busy.test", "--json"])[0]["now"][0]["said_at"];
+        assert!(
+            at.as_str().is_some_and(|at| at == said_at && said.contains(&format!(", at {at}"))),
+            "{what}: {at} {said}"
+        );
     };
     engine.run(&["shard", "restart", "0"]);
     engine.wait_ready();

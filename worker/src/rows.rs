@@ -93,7 +93,7 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
         Listed::Why(of) => {
             let cause = |c: &WhyCause| {
                 let named = text(&[&c.cause, &c.path, &c.directive, &c.value, &c.origin, &c.note]);
-                named + text(&[&c.until, &c.said, &c.mode, &c.mode_since, &c.mode_until])
+                named + text(&[&c.until, &c.said, &c.said_at, &c.mode, &c.mode_since, &c.mode_until])
             };
             let bytes = |r: &WhyRow| {
                 r.last_5_min.iter().chain(&r.now).map(cause).sum::<usize>()

@@ -99,7 +99,12 @@ impl Cause {
                 at.clone_from(other);
             }
         }
-        for (at, other) in [(&mut self.until_last, o.until_last), (&mut self.of.mode_until, o.of.mode_until)] {
+        let latest = [
+            (&mut self.until_last, o.until_last),
+            (&mut self.of.mode_until, o.of.mode_until),
+            (&mut self.of.said_at, o.of.said_at),
+        ];
+        for (at, other) in latest {
             *at = std::mem::take(at).max(other);
         }
         self.of.connections += o.of.connections;
@@ -133,7 +138,11 @@ impl Cause {
             }
             step => parts.push(step.to_owned()),
         }
-        let said = most_said(&self.replies);
+        let said = match (most_said(&self.replies), c.said_at.as_str()) {
+            (said, at) if said.is_empty() || at.is_empty() => said,
+            // Of several that are alike this is the last.
+            (said, at) => format!("{said}, at {at}"),
+        };
         let text = parts.join(", ");
         match (text.is_empty(), said.is_empty()) {
             (_, true) => text,

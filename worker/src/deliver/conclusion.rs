@@ -273,7 +273,7 @@ fn judge(
         rolled_up.into_iter().for_each(|r| r.retry_step = 0);
     }
     let p = s.paths.get_mut(path.id)?;
-    p.last_failure = failure.or_else(|| p.last_failure.take());
+    failure.into_iter().for_each(|f| p.failed(clock::now_ms(), f));
     if delivered > 0 {
         return p.delivered(clock::now_ms());
     }

@@ -867,7 +867,7 @@ fn sort(
                 if ill {
                     p.judged(false);
                 }
-                p.last_failure = Some(failure);
+                p.failed(clock::now_ms(), failure);
             }
         }
     }

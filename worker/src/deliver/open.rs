@@ -320,7 +320,7 @@ pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
     let failure = s.shared_failure(Failure::own("4.4.1", text));
     let Some(p) = s.paths.get_mut(path.id) else { return };
     p.connect_again_ms = p.connect_again_ms.max(shard.openers.turn_ms(clock::now_ms()));
-    p.last_failure = Some(failure);
+    p.failed(clock::now_ms(), failure);
     let at = p.connect_again_ms;
     s.wake_at(path.id, at);
 }
@@ -503,7 +503,7 @@ fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) 
         p.retry_at_ms
     } else {
         // The connections that are open go on; one more is tried later.
-        p.last_failure = Some(failure);
+        p.failed(now, failure);
         p.connect_again_ms = p.connect_again_ms.max(now + CONNECT_AGAIN_MS);
         p.connect_again_ms
     };

@@ -16,13 +16,18 @@ use crate::shard::Shard;
 
 /// Names of the pieces among the spool's values begin so.
 const KEPT_AS: &str = "last-failures/";
+/// Names of the pieces that tell when they were. What an earlier version kept has none.
+const TIMES_KEPT_AS: &str = "last-failure-times/";
 /// Paths in one piece.
 const PATHS_PER_PIECE: usize = 4096;
 /// Bytes of a diagnostic that are kept.
 const DIAGNOSTIC_MAX: usize = 255;
 
 /// By destination and virtual MTA.
-type ByPath = HashMap<(Rc<str>, Rc<str>), Rc<Failure>>;
+type ByPath = HashMap<(Rc<str>, Rc<str>), At>;
+
+/// A failure, and when that was, Unix seconds; 0 where it is not known.
+type At = (Rc<Failure>, u32);
 
 /// What paths waited for, when the process before stopped.
 #[derive(Debug, Default)]
@@ -88,6 +93,7 @@ pub fn keep_all(shard: &Shard) {
     for (n, some) in known.chunks(PATHS_PER_PIECE).enumerate() {
         let mut piece = Piece::default();
         let mut places: HashMap<*const Failure, u32> = HashMap::default();
+        let times: Vec<u32> = some.iter().map(|(p, _)| p.failed_s).collect();
         for (p, f) in some {
             let place = *places.entry(Rc::as_ptr(f)).or_insert_with(|| {
                 piece.failures.push(Kept::of(f));
@@ -96,30 +102,39 @@ pub fn keep_all(shard: &Shard) {
             piece.paths.push((p.destination.as_ref().to_owned(), p.vmta_name.as_ref().to_owned(), place));
         }
         shard.spool.put(&format!("{KEPT_AS}{n}"), archive(&piece).to_vec());
+        shard.spool.put(&format!("{TIMES_KEPT_AS}{n}"), archive(&times).to_vec());
     }
 }
 
 /// Takes over what the process before kept. It counts for this start alone.
 pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
-    for (name, value) in values.iter().filter(|(k, _)| k.starts_with(KEPT_AS)) {
+    for (name, value) in values {
+        let Some(n) = name.strip_prefix(KEPT_AS) else { continue };
+        let times_name = format!("{TIMES_KEPT_AS}{n}");
+        let times = values.iter().find(|(k, _)| *k == times_name);
+        let times = times.and_then(|(_, v)| rkyv::from_bytes::<Vec<u32>, rkyv::rancor::Error>(v).ok());
+        shard.spool.put(&times_name, Vec::new());
         match rkyv::from_bytes::<Piece, rkyv::rancor::Error>(value) {
-            Ok(piece) => take_in(shard, piece),
+            Ok(piece) => take_in(shard, piece, &times.unwrap_or_default()),
             Err(e) => tracing::warn!(name, error = %e, "what receivers said last cannot be read; forgotten"),
         }
         shard.spool.put(name, Vec::new());
     }
 }
 
-fn take_in(shard: &Shard, piece: Piece) {
+fn take_in(shard: &Shard, piece: Piece, times: &[u32]) {
     let failures: Vec<Rc<Failure>> = piece.failures.into_iter().map(|k| Rc::new(k.into_failure())).collect();
     let s = &mut *shard.scheduler.borrow_mut();
-    for (destination, vmta, place) in piece.paths {
+    for (n, (destination, vmta, place)) in piece.paths.into_iter().enumerate() {
+        let failed_s = times.get(n).copied().unwrap_or(0);
         let Some(failure) = failures.get(place as usize).map(Rc::clone) else { continue };
         match s.find_path(&destination, &vmta) {
-            Some((_, p)) if p.last_failure.is_none() => p.last_failure = Some(failure),
+            Some((_, p)) if p.last_failure.is_none() => {
+                (p.last_failure, p.failed_s) = (Some(failure), failed_s);
+            }
             Some(_) => {}
             None => {
-                shard.last_failures.0.borrow_mut().insert((destination.into(), vmta.into()), failure);
+                shard.last_failures.0.borrow_mut().insert((destination.into(), vmta.into()), (failure, failed_s));
             }
         }
     }
@@ -129,8 +144,9 @@ fn take_in(shard: &Shard, piece: Piece) {
 pub fn admit(shard: &Shard, p: &mut Path) {
     let mut all = shard.last_failures.0.borrow_mut();
     if !all.is_empty()
-        && let Some(f) = all.remove(&(Rc::clone(&p.destination), Rc::clone(&p.vmta_name)))
+        && let Some((failure, failed_s)) = all.remove(&(Rc::clone(&p.destination), Rc::clone(&p.vmta_name)))
+        && p.last_failure.is_none()
     {
-        p.last_failure = p.last_failure.take().or(Some(f));
+        (p.last_failure, p.failed_s) = (Some(failure), failed_s);
     }
 }

@@ -109,6 +109,8 @@ pub struct Path {
     pub retry_step: u32,
     /// The last failure.
     pub last_failure: Option<Rc<Failure>>,
+    /// When that was, Unix seconds; 0 where it is not known.
+    pub failed_s: u32,
     /// Recent attempts: 1 when all were taken, 0 when none.
     pub health: f32,
     /// When it last took something from a queue, Unix milliseconds.
@@ -191,6 +193,7 @@ impl Path {
             timer_ms: 0,
             retry_step: 0,
             last_failure: None,
+            failed_s: 0,
             health: 1.0,
             pulled_ms: 0,
             held: false,
@@ -278,12 +281,18 @@ impl Path {
         !self.held && !self.paused && self.retry_at_ms <= now_ms
     }
 
+    /// Something failed, and this says what.
+    pub fn failed(&mut self, now_ms: i64, failure: Rc<Failure>) {
+        self.failed_s = u32::try_from(now_ms / 1000).unwrap_or(0);
+        self.last_failure = Some(failure);
+    }
+
     /// The path as a whole failed: starts the retry clock and walks one step on. `ill`: the failure speaks ill of the path, see
     /// [`crate::classify::health`].
     pub fn defer(&mut self, now_ms: i64, failure: Rc<Failure>, ill: bool) {
         let wait_ms = failure_wait_ms(&failure, &self.rules, &self.rules.retry_waits(self.mode), &mut self.retry_step);
         self.retry_at_ms = now_ms.saturating_add(wait_ms);
-        self.last_failure = Some(failure);
+        self.failed(now_ms, failure);
         if ill {
             self.judged(false);
         }

@@ -172,6 +172,7 @@ impl Of<'_> {
             note,
             until: self.until(cause, Some(p)),
             said: self.said(cause, Some(p)),
+            said_at: self.said_at(cause, p),
             mode,
             mode_since: if since { crate::shown_time(clock::wall_ms(p.mode_since_ms)) } else { String::new() },
             mode_until,
@@ -221,6 +222,20 @@ impl Of<'_> {
             _ => p.map_or(0, of_path),
         };
         crate::shown_if_to_come(at, self.now)
+    }
+
+    /// When that failed which the cause is about; of a path alone this is known.
+    fn said_at(&self, cause: Cause, p: &Path) -> String {
+        let of_domain = self.q.retry_at_ms() > self.now;
+        let is_of_path = match cause {
+            Cause::Retry | Cause::RetryDns => !of_domain,
+            Cause::Connecting | Cause::ConnectPause | Cause::Pool => true,
+            _ => false,
+        };
+        match is_of_path && p.failed_s > 0 && p.last_failure.is_some() {
+            true => crate::local_time(clock::wall_ms(i64::from(p.failed_s) * 1000) / 1000, TIME),
+            false => String::new(),
+        }
     }
 
     /// What failed last, of that which the cause is about.
