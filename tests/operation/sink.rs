@@ -131,6 +131,27 @@ fn mail_is_delivered_to_a_sink_that_misbehaves() {
 }
 
 #[test]
+fn a_drop_does_not_take_replies_back_that_were_due_before() {
+    let sink = Sink::start(&["--rule", "cut-* drop"]);
+    let mut io = std::net::TcpStream::connect(sink.address).unwrap();
+    let all = "HELO x.test\r\nMAIL FROM:<s@x.test>\r\nRCPT TO:<u@d.test>\r\nDATA\r\n";
+    std::io::Write::write_all(&mut io, all.as_bytes()).unwrap();
+    let mut said = Vec::new();
+    let mut room = [0; 4096];
+    while !String::from_utf8_lossy(&said).contains("354 ") {
+        let n = io.read(&mut room).unwrap();
+        assert!(n > 0);
+        said.extend_from_slice(&room[..n]);
+    }
+    // The end of one message and the next in one piece, as clients pipeline.
+    let next = "x\r\n.\r\nMAIL FROM:<s@x.test>\r\nRCPT TO:<cut-1@d.test>\r\n";
+    std::io::Write::write_all(&mut io, next.as_bytes()).unwrap();
+    let mut rest = String::new();
+    io.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "250 2.0.0 Ok\r\n250 2.1.0 Ok\r\n", "the message, MAIL, and no word to RCPT");
+}
+
+#[test]
 fn a_server_that_starts_with_mail_says_that_it_waits_and_how_to_let_it_go() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut engine = Engine::start(2, &format!("<domain *>\n smtp-hosts [127.0.0.1]:{closed}\n</domain>"));

@@ -226,10 +226,8 @@ impl Session {
     fn answer(&mut self, verdict: Verdict) -> Goes {
         match verdict {
             Verdict::Accept => self.say("250 2.0.0 Ok"),
-            Verdict::Drop => {
-                self.out.clear();
-                return Ok(false);
-            }
+            // What was answered before goes out all the same.
+            Verdict::Drop => return Ok(false),
             Verdict::Reply { text, closes } => {
                 self.say(&text);
                 return Ok(!closes);
