@@ -131,6 +131,25 @@ fn mail_is_delivered_to_a_sink_that_misbehaves() {
 }
 
 #[test]
+fn mail_is_delivered_to_a_sink_in_tls() {
+    let sink = Sink::start(&[]);
+    let engine = Engine::start(
+        1,
+        &format!("<domain *>\n {}\n use-starttls yes\n require-starttls yes\n</domain>", sink.hosts()),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@x.test", &["one@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("it is delivered", Duration::from_secs(20), || {
+        accounting::lines(engine.path()).iter().any(|l| l.starts_with("d,"))
+    });
+    let mut plain = Client::connect(sink.address).unwrap();
+    assert!(plain.command("EHLO x.test").unwrap().1.contains("250-STARTTLS\r\n"));
+    assert_eq!(plain.command("STARTTLS now").unwrap().0, 501);
+    let said = sink.end();
+    assert!(said.contains("1 messages of ") && said.contains("2 connections (1 in TLS)"), "{said}");
+}
+
+#[test]
 fn a_drop_does_not_take_replies_back_that_were_due_before() {
     let sink = Sink::start(&["--rule", "cut-* drop"]);
     let mut io = std::net::TcpStream::connect(sink.address).unwrap();

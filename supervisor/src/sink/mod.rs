@@ -2,6 +2,7 @@
 
 mod rules;
 mod session;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -14,6 +15,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio_rustls::TlsAcceptor;
 
 use crate::{Failure, rights};
 use rules::{Rules, Verdict};
@@ -84,6 +86,8 @@ Examples:
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Counts {
     connections: u64,
+    /// Those that went on in TLS.
+    in_tls: u64,
     turned_away: u64,
     messages: u64,
     bytes: u64,
@@ -125,6 +129,7 @@ pub struct Sink {
     keep_max: u64,
     until: u64,
     counts: RefCell<Counts>,
+    tls: TlsAcceptor,
     /// Bytes of content that sessions hold.
     held: Cell<usize>,
     done: Notify,
@@ -170,6 +175,8 @@ async fn serve(options: Options, rules: Rules) -> Result<(), Failure> {
         keep_max: options.keep_max,
         until: options.until.unwrap_or(u64::MAX),
         counts: RefCell::default(),
+        tls: tls::acceptor(vec!["localhost".into(), address.ip().to_string()])
+            .map_err(|e| Failure::Failed(format!("cannot make a certificate: {e}")))?,
         held: Cell::new(0),
         done: Notify::new(),
     });
@@ -190,10 +197,12 @@ async fn serve(options: Options, rules: Rules) -> Result<(), Failure> {
                     sink.count(|c| c.connections += 1);
                     match std::sync::Arc::clone(&places).try_acquire_owned().ok() {
                         Some(place) => {
-                            let session = session::Session::new(Rc::clone(&sink), io);
+                            let sink = Rc::clone(&sink);
                             tokio::task::spawn_local(async move {
                                 // A client that goes away is the client's matter.
-                                let _ = session.run().await;
+                                if let Ok(session) = session::Session::new(sink, io) {
+                                    let _ = session.run().await;
+                                }
                                 drop(place);
                             });
                         }
@@ -280,8 +289,9 @@ impl Sink {
 }
 
 fn summary(c: &Counts) -> String {
+    let in_tls = if c.in_tls > 0 { format!(" ({} in TLS)", c.in_tls) } else { String::new() };
     let mut text = format!(
-        "{} messages of {} bytes in {} connections; recipients: {} accepted",
+        "{} messages of {} bytes in {} connections{in_tls}; recipients: {} accepted",
         c.messages, c.bytes, c.connections, c.accepted
     );
     for (n, what) in [(c.deferred, "deferred"), (c.refused, "refused"), (c.dropped, "dropped")] {

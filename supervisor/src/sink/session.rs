@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use worker::accept::command;
 
@@ -23,10 +23,16 @@ const IDLE: Duration = Duration::from_secs(300);
 /// Bytes of content that all sessions hold together.
 const HELD_MAX: usize = 256 << 20;
 
+/// A connection, in TLS or not.
+trait Wire: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire for T {}
+
 /// A session in progress.
 pub struct Session {
     sink: Rc<Sink>,
-    io: TcpStream,
+    io: Box<dyn Wire>,
+    in_tls: bool,
     buf: Vec<u8>,
     at: usize,
     out: Vec<u8>,
@@ -54,8 +60,23 @@ type Goes = io::Result<bool>;
 
 impl Session {
     /// One that begins.
-    pub fn new(sink: Rc<Sink>, io: TcpStream) -> Session {
-        Session { sink, io, buf: Vec::new(), at: 0, out: Vec::new(), greeted: false, mail: None, useless: 0 }
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn new(sink: Rc<Sink>, io: TcpStream) -> io::Result<Session> {
+        io.set_nodelay(true)?;
+        let (io, in_tls): (Box<dyn Wire>, _) = (Box::new(io), false);
+        Ok(Session {
+            sink,
+            io,
+            in_tls,
+            buf: Vec::new(),
+            at: 0,
+            out: Vec::new(),
+            greeted: false,
+            mail: None,
+            useless: 0,
+        })
     }
 
     /// Speaks until one of both ends it.
@@ -63,7 +84,6 @@ impl Session {
     /// # Errors
     /// Those of the connection.
     pub async fn run(mut self) -> io::Result<()> {
-        self.io.set_nodelay(true)?;
         self.say("220 sluice-sink ESMTP test receiver");
         while let Some(line) = self.line().await? {
             if !self.command(&line).await? {
@@ -81,6 +101,7 @@ impl Session {
     async fn flush(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
             within(self.io.write_all(&self.out)).await?;
+            within(self.io.flush()).await?;
             self.out.clear();
         }
         Ok(())
@@ -134,6 +155,9 @@ impl Session {
                 for extension in ["PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING", "DSN"] {
                     self.say(&format!("250-{extension}"));
                 }
+                if !self.in_tls {
+                    self.say("250-STARTTLS");
+                }
                 self.say(&format!("250 SIZE {}", self.sink.size_max));
             }
             "HELO" => {
@@ -141,6 +165,9 @@ impl Session {
                 self.greeted = true;
                 self.say("250 sluice-sink");
             }
+            "STARTTLS" if !argument.trim().is_empty() => self.say("501 5.5.4 STARTTLS takes no arguments"),
+            "STARTTLS" if !self.greeted || self.in_tls => self.say("503 5.5.1 Out of order"),
+            "STARTTLS" => return self.start_tls().await,
             "MAIL" => self.mail(argument),
             "RCPT" => return self.rcpt(argument).await,
             "DATA" => return self.data().await,
@@ -156,6 +183,22 @@ impl Session {
             }
             _ => self.say("500 5.5.1 Unknown command"),
         }
+        Ok(true)
+    }
+
+    /// Goes on in TLS, and begins anew: what was said before counts for nothing, not even what came behind STARTTLS.
+    async fn start_tls(&mut self) -> Goes {
+        self.end_mail();
+        self.greeted = false;
+        self.say("220 2.0.0 Go ahead");
+        self.flush().await?;
+        self.buf.clear();
+        self.at = 0;
+        let plain = std::mem::replace(&mut self.io, Box::new(tokio::io::empty()));
+        let handshake = self.sink.tls.accept(plain);
+        self.io = Box::new(within(handshake).await?);
+        self.in_tls = true;
+        self.sink.count(|c| c.in_tls += 1);
         Ok(true)
     }
 
