@@ -620,10 +620,8 @@ impl Shard {
             }
             seen.push(id);
         }
-        if seen.first() != Some(&id) {
-            if s.queues.get_mut(id).is_some_and(|q| q.takes_mail_of(name_or_default(via))) {
-                crate::switches::apply_to_mail_sent_on(self, s, id);
-            }
+        if seen.first() != Some(&id) && s.queues.get_mut(id).is_some_and(|q| q.takes_mail_of(name_or_default(via))) {
+            crate::switches::apply_to_mail_sent_on(self, s, id);
         }
         id
     }

@@ -233,7 +233,7 @@ impl Of<'_> {
             _ => false,
         };
         match is_of_path && p.failed_s > 0 && p.last_failure.is_some() {
-            true => crate::local_time(clock::wall_ms(i64::from(p.failed_s) * 1000) / 1000, TIME),
+            true => crate::shown_time(clock::wall_ms(i64::from(p.failed_s) * 1000)),
             false => String::new(),
         }
     }
