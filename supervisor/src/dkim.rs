@@ -9,6 +9,7 @@ use ipc::snapshot::{DomainKey, Snapshot};
 use serde::Serialize;
 use worker::connect::mx::Resolver;
 use worker::dkim::key::{self, Key};
+use worker::ports::dns_of_the_system;
 
 use crate::Failure;
 use crate::config::{self, compile::Overrides};
@@ -162,7 +163,8 @@ pub fn check(file: &Path, json: bool) -> Result<(String, bool), Failure> {
     let s = config::compiled(file, &Overrides::default())?.snapshot;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Failed(e.to_string()))?;
-    let resolver = Resolver::new(&s.global.name_servers, s.global.edns_udp_length).map_err(Failure::Failed)?;
+    let (servers, dns) = (&s.global.name_servers, dns_of_the_system());
+    let resolver = Resolver::new(servers, s.global.edns_udp_length, &dns).map_err(Failure::Failed)?;
     let all = runtime.block_on(compare(keys_of(&s), &resolver)).map_err(Failure::Failed)?;
     let well = all.iter().all(|c| c.publish.is_empty());
     if json {

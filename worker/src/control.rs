@@ -21,23 +21,28 @@ use ipc::shard_map::ShardMap;
 use ipc::snapshot::MappedSnapshot;
 use ipc::stream::FrameStream;
 use nix::fcntl::{Flock, FlockArg};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::MissedTickBehavior;
 
 use crate::account::file::Files;
 use crate::config::Config;
 use crate::deliver::rerouting;
 use crate::heat::Heat;
 use crate::holds::Work;
-use crate::route::{last_failures, paths};
+use crate::ports::Ports;
+use crate::route::paths;
 use crate::sandbox::{self, Grants, InForce};
 use crate::shard::Shard;
+use crate::shard::life::{self, Parts};
 use crate::suppression;
 use crate::switches::Obeyed;
 use crate::{Start, holds, one_message, rows};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+/// The same of a shard that stops: what it still does is soon over.
+const STOPPING_HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
 /// Orders that may wait for the disk at once.
 const AT_WORK_MAX: usize = 64;
@@ -71,7 +76,6 @@ pub async fn serve(start: Start) -> Result<(), String> {
     };
     let snapshot = MappedSnapshot::map(&snapshot_fd).map_err(|e| format!("snapshot: {e}"))?;
     let ledger = Ledger::open(&ledger_fd).map_err(|e| format!("ledger: {e}"))?;
-    ledger.acts_for(start.shard);
     crate::clock::follow(ledger.ahead());
     let generation = snapshot.get().generation.to_native();
     let config = Config::of(snapshot)?;
@@ -241,6 +245,7 @@ fn lock(folder: &Path) -> Result<Flock<File>, String> {
     Ok(locked)
 }
 
+/// Opens the shard in its folder; the supervisor hears how much it has found.
 async fn open_shard(
     start: &Start,
     config: Config,
@@ -252,7 +257,7 @@ async fn open_shard(
 ) -> Result<Rc<Shard>, String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let of_spool = config.global.spools.iter().find(|s| folder.starts_with(&s.path));
-    let (min_free_bytes, deliver_only) = of_spool.map_or((0, false), |s| (s.min_free_space, s.deliver_only));
+    let (min_free_bytes, delivers_only) = of_spool.map_or((0, false), |s| (s.min_free_space, s.deliver_only));
     let options = spool::Options {
         path: folder.to_owned(),
         shard: start.shard,
@@ -262,37 +267,35 @@ async fn open_shard(
     };
     let files = Files::new(accounting, start.shard);
     let shown = files.shown();
-    let (tx, mut found) = mpsc::channel(1024);
+    let (tx, messages) = mpsc::channel(1024);
     let each = Box::new(move |r| drop(tx.blocking_send(r)));
-    let (spool, opened) = spool::Spool::open(options, Box::new(files), each).map_err(|e| format!("spool: {e}"))?;
-    let shard = Shard::new(start.shard, config, spool, ledger, map)?;
-    *shard.accounting.borrow_mut() = shown;
-    shard.delivers_only.set(deliver_only);
-    shard.suppression.open(&Path::new(&shard.config().global.data_dir).join(suppression::FOLDER))?;
+    let (spool, values) = spool::Spool::open(options, Box::new(files), each).map_err(|e| format!("spool: {e}"))?;
+    let shard = Shard::new(Parts {
+        number: start.shard,
+        suppression: Some(Path::new(&config.global.data_dir).join(suppression::FOLDER)),
+        config,
+        spool,
+        ledger,
+        map,
+        ports: Ports::of_the_system(start.shard, start.run_dir.clone()),
+        accounting: shown,
+        delivers_only,
+    })?;
+    let mut recovered = std::pin::pin!(Rc::clone(&shard).recover(life::Held { messages, values }));
     let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
     loop {
         tokio::select! {
-            r = found.recv() => match r {
-                Some(r) => shard.enqueue_recovered(r),
-                None => break,
-            },
+            biased;
             _ = beat.tick() => {
                 let h = Heartbeat { state: "recovering".into(), ..heartbeat(&shard) };
                 say(control, &ToSupervisor::Heartbeat(h)).await.map_err(|e| e.to_string())?;
             }
+            done = &mut recovered => {
+                done?;
+                break;
+            }
         }
     }
-    let values = opened.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
-    let values = values.map_err(|e| e.to_string())?;
-    crate::switches::restore(&shard, &values);
-    crate::standing_orders::restore(&shard, &values);
-    crate::disabled::restore(&shard, &values);
-    rerouting::restore(&shard, &values).await;
-    crate::route::moving::restore(&shard, &values);
-    last_failures::restore(&shard, &values);
-    paths::restore(&shard, values);
-    shard.scheduler.borrow_mut().has_recalled();
-    crate::deliver::shared_limits::cut_rates(&shard);
     Ok(shard)
 }
 
@@ -330,21 +333,6 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
     }
 }
 
-/// Holds the domains of `<dns>` that are this shard's fresh in the cache.
-async fn precache(shard: Rc<Shard>) {
-    loop {
-        let config = shard.config();
-        for d in &config.global.precached_domains {
-            if shard.map.borrow().owner(d) == shard.number {
-                let rules = config.way(d, "").rules;
-                let resolver = Rc::clone(&shard.resolver.borrow());
-                resolver.refresh(d, &rules, &config.own_server).await;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(config.global.precached_refresh_ms.max(1000))).await;
-    }
-}
-
 struct Worker {
     start: Start,
     shard: Rc<Shard>,
@@ -362,25 +350,10 @@ struct Worker {
 impl Worker {
     /// Starts everything that serves.
     fn begin(&mut self) -> Result<(), String> {
-        let shard = Rc::clone(&self.shard);
-        let path = shard.socket_of(shard.number);
-        let _ = std::fs::remove_file(&path);
-        let mesh = UnixListener::bind(&path).map_err(|e| format!("mesh socket {}: {e}", path.display()))?;
-        spawn_local(crate::route::owner::serve(Rc::clone(&shard), mesh));
-        spawn_local(Rc::clone(&shard).form_groups());
-        spawn_local(Rc::clone(&shard).run_timers());
-        spawn_local(suppression::gate::watch(Rc::clone(&shard)));
-        spawn_local(crate::route::keep::pass_on(Rc::clone(&shard)));
-        spawn_local(crate::route::moving::move_out(Rc::clone(&shard)));
-        spawn_local(crate::deliver::interruption::watch(Rc::clone(&shard)));
-        spawn_local(precache(Rc::clone(&shard)));
-        spawn_local(switch_accounting(Rc::clone(&shard), Rc::clone(&self.switching), self.outbox.clone()));
-        crate::route::handoff::keep_links(&shard);
-        paths::claim_all(&shard);
-        self.listen()?;
-        let ids: Vec<usize> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| shard.pump_queue(id));
-        Ok(())
+        self.shard.start()?;
+        let (shard, switching) = (Rc::clone(&self.shard), Rc::clone(&self.switching));
+        spawn_local(switch_accounting(shard, switching, self.outbox.clone()));
+        self.listen()
     }
 
     /// Accepts on every listener held and not yet served.
@@ -408,7 +381,7 @@ impl Worker {
     async fn run(&mut self, mut control: FrameStream, mut outcomes: mpsc::Receiver<Outcome>) -> FrameStream {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         let mut heat = Heat::default();
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
             return control;
         };
@@ -625,51 +598,40 @@ impl Worker {
             task.abort();
         }
         self.held.listeners.clear();
-        self.shard.stop_signal().raise();
-        self.shard.programs.stop();
+        self.shard.stop();
+        let shard = Rc::clone(&self.shard);
+        let mut ended = std::pin::pin!(tokio::time::timeout(grace, shard.has_ended_work()));
+        let mut beat = tokio::time::interval(STOPPING_HEARTBEAT_EVERY);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_heard = true;
-        let until = tokio::time::Instant::now() + grace;
-        while tokio::time::Instant::now() < until && self.is_busy() {
-            let said = tokio::time::timeout(Duration::from_millis(20), async {
-                if is_heard { control.next().await } else { std::future::pending().await }
-            });
-            match said.await {
-                Ok(Ok(Some((f, _)))) => {
-                    // What else it says has no meaning any more.
-                    if let Ok(ToWorker::ProgramEnded { number, how }) = unarchive::<ToWorker>(TO_WORKER, &f.archive) {
-                        self.shard.programs.ended(number, how);
-                    }
-                }
-                Ok(_) => {
-                    is_heard = false;
-                    self.shard.programs.supervisor_gone();
-                }
-                Err(_) => {
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut ended => break,
+                _ = beat.tick() => {
                     // Without a supervisor nobody hears it.
-                    let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&self.shard))).await;
+                    let _ = say(control, &ToSupervisor::Heartbeat(heartbeat(&shard))).await;
                 }
+                frame = control.next(), if is_heard => match frame {
+                    Ok(Some((f, _))) => {
+                        // What else it says has no meaning any more.
+                        if let Ok(ToWorker::ProgramEnded { number, how }) = unarchive(TO_WORKER, &f.archive) {
+                            shard.programs.ended(number, how);
+                        }
+                    }
+                    _ => {
+                        is_heard = false;
+                        shard.programs.supervisor_gone();
+                    }
+                },
             }
         }
         self.leaving = true;
     }
 
-    /// Transactions, or handoffs that were not answered.
-    fn is_busy(&self) -> bool {
-        let s = &self.shard;
-        s.sessions.get() > 0 || s.connections.get() > 0 || s.moves.are_unanswered() || !s.taken.is_idle()
-    }
-
     /// Makes everything durable. However long the disk takes, the supervisor hears that this goes on.
     async fn leave(self, control: &FrameStream) {
-        paths::keep_all(&self.shard);
-        last_failures::keep_all(&self.shard);
-        let durable = async {
-            if let Err(e) = self.shard.spool.barrier().await {
-                tracing::error!(error = %e, "what happened last is not on disk yet");
-            }
-            let _ = std::fs::remove_file(self.shard.socket_of(self.start.shard));
-            self.shard.spool.finished().await;
-        };
+        let durable = self.shard.leave();
         tokio::pin!(durable);
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         loop {

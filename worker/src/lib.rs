@@ -17,6 +17,7 @@ pub mod holds;
 pub mod log_limit;
 mod meant;
 mod one_message;
+pub mod ports;
 pub mod prepare;
 pub mod programs;
 pub mod regular_file;

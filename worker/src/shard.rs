@@ -1,9 +1,9 @@
 //! What one shard owns, and how its queues get connections.
 
+pub mod life;
 mod upkeep;
 
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,7 @@ use crate::deliver::security::Protection;
 use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
 use crate::holds::{Pieces, Work, doing};
+use crate::ports::Ports;
 use crate::prepare::message::name_or_default;
 use crate::programs::Programs;
 use crate::route::handoff::Handoffs;
@@ -49,6 +50,8 @@ use crate::schedule::message::{Content, Message};
 use crate::schedule::scheduler::New;
 use crate::schedule::{Entry, PathId, QueueId, Scheduler, Slot};
 use crate::suppression::gate::Gate;
+
+use life::Parts;
 
 /// Counters for heartbeats.
 #[derive(Debug, Default)]
@@ -103,6 +106,8 @@ pub struct Shard {
     pub scheduler: RefCell<Scheduler>,
     /// Durable storage.
     pub spool: Spool,
+    /// What it has of the world around it.
+    pub ports: Ports,
     /// DNS.
     pub resolver: RefCell<Rc<Resolver>>,
     /// Limits over all shards.
@@ -150,7 +155,7 @@ pub struct Shard {
     /// Programs that are given mail.
     pub programs: Programs,
     /// Its folder lies in a `<spool>` that takes no new mail.
-    pub delivers_only: Cell<bool>,
+    pub delivers_only: bool,
     /// SMTP sessions served.
     pub sessions: Cell<u32>,
     /// Those of clients that no `<source>` names.
@@ -215,15 +220,20 @@ impl Shard {
     /// Puts a shard together.
     ///
     /// # Errors
-    /// A sentence when DNS or TLS cannot be set up.
-    pub fn new(number: u8, config: Config, spool: Spool, ledger: Ledger, map: ShardMap) -> Result<Rc<Shard>, String> {
-        let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?;
-        let protection = Protection::of(&config.global);
+    /// A sentence when DNS, TLS or the suppression lists cannot be used.
+    pub fn new(parts: Parts) -> Result<Rc<Shard>, String> {
+        let Parts { number, config, spool, ledger, map, ports, accounting, suppression, delivers_only } = parts;
+        let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length, &ports.dns)?;
+        let protection = Protection::of(&config.global, &ports);
+        let lists = Gate::default();
+        suppression.iter().try_for_each(|folder| lists.open(folder))?;
+        ledger.acts_for(number);
         let shard = Rc::new(Shard {
             number,
             config: RefCell::new(Rc::new(config)),
             scheduler: RefCell::default(),
             spool,
+            ports,
             resolver: RefCell::new(Rc::new(resolver)),
             ledger,
             map: RefCell::new(Rc::new(map)),
@@ -241,13 +251,13 @@ impl Shard {
             address_health: AddressHealth::default(),
             learned: Learned::default(),
             protection: RefCell::new(Rc::new(protection)),
-            suppression: Gate::default(),
-            accounting: RefCell::default(),
+            suppression: lists,
+            accounting: RefCell::new(accounting),
             signers: Signers::default(),
             counters: Counters::default(),
             receiving: Receiving::default(),
             programs: Programs::default(),
-            delivers_only: Cell::default(),
+            delivers_only,
             sessions: Cell::new(0),
             strangers: Strangers::default(),
             connections: Cell::new(0),
@@ -280,12 +290,13 @@ impl Shard {
         let old = self.config();
         let asks = |g: &ipc::snapshot::Global| (g.name_servers.clone(), g.edns_udp_length);
         if asks(&old.global) != asks(&config.global) {
-            *self.resolver.borrow_mut() =
-                Rc::new(Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?);
+            let servers = &config.global.name_servers;
+            let resolver = Resolver::new(servers, config.global.edns_udp_length, &self.ports.dns)?;
+            *self.resolver.borrow_mut() = Rc::new(resolver);
         }
         // Files that certificates were read from may hold others now.
         self.rollups.forget();
-        *self.protection.borrow_mut() = Rc::new(Protection::of(&config.global));
+        *self.protection.borrow_mut() = Rc::new(Protection::of(&config.global, &self.ports));
         *self.config.borrow_mut() = Rc::new(config);
         let config = self.config();
         let mut s = self.scheduler.borrow_mut();
@@ -344,11 +355,6 @@ impl Shard {
         !self.stopping() && self.config().has_listener(address)
     }
 
-    /// The socket of another shard.
-    pub fn socket_of(&self, shard: u8) -> PathBuf {
-        PathBuf::from(&self.config().global.run_dir).join(format!("shard-{shard:02}.sock"))
-    }
-
     /// The shard is stopping.
     pub fn stopping(&self) -> bool {
         self.stop.is_raised()
@@ -396,7 +402,7 @@ impl Shard {
     /// # Errors
     /// [`SpoolError::Full`] naming the directive.
     pub fn check_room(&self, recipients: usize) -> Result<(), SpoolError> {
-        if self.delivers_only.get() {
+        if self.delivers_only {
             return Err(SpoolError::Full("it only delivers what is there (deliver-only of its <spool>)".into()));
         }
         let limit = self.config.borrow().global.spool_max_recipients;

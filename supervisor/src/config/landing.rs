@@ -7,6 +7,7 @@ use ipc::rules::{ArchivedValue, DomainKey};
 use ipc::snapshot::ArchivedSnapshot;
 use worker::config::Config;
 use worker::connect::mx::Resolver;
+use worker::ports::dns_of_the_system;
 use worker::route::rollup;
 
 use super::compile::pattern_key;
@@ -37,7 +38,8 @@ pub fn look_up(config: &Config, destination: &str, via: &str) -> Result<RolledUp
     let queue = config.queued_under(destination, &via);
     let rules = config.way(&queue, &via).rules;
     let found = runtime.block_on(async {
-        let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length)?;
+        let dns = dns_of_the_system();
+        let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length, &dns)?;
         let all = async {
             let hosts = resolver.preferred(&queue).await;
             let joins = rollup::decide(config, &rules, &queue, &resolver).await;

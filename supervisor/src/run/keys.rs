@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use worker::connect::mx::Resolver;
 use worker::dkim::key::Key;
+use worker::ports::dns_of_the_system;
 use worker::regular_file;
 
 use super::Supervisor;
@@ -72,7 +73,7 @@ impl Supervisor {
             (crate::dkim::keys_of(&compiled.snapshot), global.name_servers.clone(), global.edns_udp_length)
         };
         let generation = self.generation.get();
-        let compared = match Resolver::new(&name_servers, udp_bytes) {
+        let compared = match Resolver::new(&name_servers, udp_bytes, &dns_of_the_system()) {
             Ok(r) => crate::dkim::compare(keys, &r).await,
             Err(e) => return tracing::warn!(error = e, "DKIM keys cannot be compared with their records"),
         };

@@ -9,7 +9,7 @@ use bytes::{Buf, BytesMut};
 use ipc::message::SourceType;
 use spool::SpoolError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -62,7 +62,9 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                     return;
                 }
                 let (shard, address) = (Rc::clone(&shard), address.clone());
-                tokio::task::spawn_local(async move { serve(shard, &address, stream, peer).await });
+                let _ = stream.set_nodelay(true);
+                let local = stream.local_addr().ok();
+                tokio::task::spawn_local(async move { serve(shard, &address, stream, peer, local).await });
                 turn += 1;
                 if turn % ACCEPTS_PER_TURN == 0 {
                     tokio::task::yield_now().await;
@@ -78,8 +80,14 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
     }
 }
 
-async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: SocketAddr) {
-    let _ = stream.set_nodelay(true);
+/// Serves one client that connected to the listener at `address`, from `peer` to `local`.
+pub async fn serve(
+    shard: Rc<Shard>,
+    address: &str,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    local: Option<SocketAddr>,
+) {
     let config = shard.config();
     let ip = canonical(peer.ip());
     let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &config.overlay_of(address)));
@@ -99,7 +107,6 @@ async fn serve(shard: Rc<Shard>, address: &str, mut stream: TcpStream, peer: Soc
         }
     };
     let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
-    let local = stream.local_addr().ok();
     let name = own_name::to_client(&config, &rules, local.map(|a| canonical(a.ip())));
     let mut session = Session::new(name, Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
     session.share = Some(Share::of(&shard, Some(peer.ip())));
@@ -186,7 +193,12 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
-    async fn run_tls(&mut self, session: &mut Session, stream: TcpStream, tls: Arc<rustls::ServerConfig>) {
+    async fn run_tls(
+        &mut self,
+        session: &mut Session,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        tls: Arc<rustls::ServerConfig>,
+    ) {
         let handshake = timeout(self.rules.smtp_command_timeout, tokio_rustls::TlsAcceptor::from(tls).accept(stream));
         self.note_wait(session);
         let done = tokio::select! {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::cache::Cache;
 use super::exchange::{ALIASES_MAX, Question, Trouble, alias_of, data_of};
 use super::name_servers::{NameServers, Unanswered};
+use crate::ports::Dns;
 
 /// Answers that are kept, and bytes of their records.
 pub const CACHE_ENTRIES: usize = 16_384;
@@ -65,7 +66,7 @@ type Key = (Name, RecordType);
 
 /// Asks and remembers.
 #[derive(Debug)]
-pub struct Dns {
+pub struct CachingResolver {
     servers: NameServers,
     known: RefCell<Cache<Key, Rc<Found>>>,
     /// Questions that are being asked, and their answers for all who wait for them.
@@ -74,14 +75,14 @@ pub struct Dns {
 
 /// One who waits for an answer; the last of them takes the question away.
 struct Waits<'a> {
-    dns: &'a Dns,
+    resolver: &'a CachingResolver,
     key: Key,
     answer: Rc<OnceCell<Known>>,
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        let mut asking = self.dns.asking.borrow_mut();
+        let mut asking = self.resolver.asking.borrow_mut();
         let is_that = |a: &Rc<OnceCell<Known>>| Rc::ptr_eq(a, &self.answer);
         // The map's and this one's.
         if Rc::strong_count(&self.answer) <= 2 && asking.get(&self.key).is_some_and(is_that) {
@@ -90,11 +91,11 @@ impl Drop for Waits<'_> {
     }
 }
 
-impl Dns {
+impl CachingResolver {
     /// As the name servers at these addresses say, by UDP in so many bytes.
-    pub fn of(servers: Vec<SocketAddr>, udp_bytes: u16) -> Dns {
+    pub fn of(servers: Vec<SocketAddr>, udp_bytes: u16, dns: &Rc<dyn Dns>) -> CachingResolver {
         let known = RefCell::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES));
-        Dns { servers: NameServers::at(servers, udp_bytes), known, asking: RefCell::default() }
+        CachingResolver { servers: NameServers::at(servers, udp_bytes, dns), known, asking: RefCell::default() }
     }
 
     /// What DNS says of a name. Who asks the same meanwhile waits for the same answer.
@@ -110,7 +111,7 @@ impl Dns {
             return Ok(Rc::clone(found));
         }
         let answer = Rc::clone(self.asking.borrow_mut().entry(key.clone()).or_default());
-        let waits = Waits { dns: self, key, answer };
+        let waits = Waits { resolver: self, key, answer };
         let ask = || async {
             let (ttl, found) = self.follow(name, kind).await.map_err(Rc::new)?;
             let found = Rc::new(found);
@@ -280,7 +281,8 @@ mod tests {
         // Nobody answers there.
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| Ok((s.local_addr()?, s)));
         let (at, _silent) = silent.unwrap_or_else(|e| panic!("a socket: {e}"));
-        let dns = Dns::of(vec![at], ipc::limits::EDNS_UDP_BYTES);
+        let system = crate::ports::dns_of_the_system();
+        let dns = CachingResolver::of(vec![at], ipc::limits::EDNS_UDP_BYTES, &system);
         let d = name("d.test");
         {
             let both = async { tokio::join!(dns.look_up(&d, RecordType::MX), dns.look_up(&d, RecordType::MX)) };

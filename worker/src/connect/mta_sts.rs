@@ -15,7 +15,6 @@ use hyper_util::rt::TokioIo;
 use ipc::dice::HashSet;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio::time::timeout;
@@ -24,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use super::cache::Cache;
 use super::mx::Resolver;
 use crate::clock;
+use crate::ports::{Net, Stream};
 
 /// Bytes of a policy (RFC 8461 §3.3).
 const POLICY_BYTES_MAX: usize = 64 << 10;
@@ -172,6 +172,7 @@ struct Domain {
 #[derive(Debug)]
 pub struct Policies {
     folder: PathBuf,
+    net: Rc<dyn Net>,
     domains: RefCell<Cache<String, Domain>>,
     /// Domains whose policies are being looked for, and who waits for one of them.
     reading: RefCell<HashSet<String>>,
@@ -192,10 +193,10 @@ impl Drop for Reading<'_> {
 }
 
 impl Policies {
-    /// Policies kept in a folder, which all shards share.
-    pub fn in_folder(folder: PathBuf) -> Policies {
+    /// Policies kept in a folder, which all shards share, and read from their hosts by `net`.
+    pub fn in_folder(folder: PathBuf, net: &Rc<dyn Net>) -> Policies {
         let domains = RefCell::new(Cache::new(DOMAINS_MAX, POLICIES_BYTES_MAX));
-        Policies { folder, domains, reading: RefCell::default(), read: Notify::new() }
+        Policies { folder, net: Rc::clone(net), domains, reading: RefCell::default(), read: Notify::new() }
     }
 
     /// The policy in force for a domain. What was read before holds until its life ends,
@@ -250,7 +251,7 @@ impl Policies {
             return kept.map(|k| k.policy);
         }
         let host = format!("mta-sts.{domain}");
-        let read = match timeout(FETCH_WAIT, fetch(&host, resolver, tls)).await {
+        let read = match timeout(FETCH_WAIT, fetch(&host, resolver, &*self.net, tls)).await {
             Ok(r) => r,
             Err(_) => Err("no answer in time".to_owned()),
         };
@@ -306,16 +307,16 @@ impl Policies {
 }
 
 /// Reads `https://HOST/.well-known/mta-sts.txt`. Redirects are not followed (RFC 8461 §3.3).
-async fn fetch(host: &str, resolver: &Resolver, tls: &Arc<ClientConfig>) -> Result<String, String> {
+async fn fetch(host: &str, resolver: &Resolver, net: &dyn Net, tls: &Arc<ClientConfig>) -> Result<String, String> {
     let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
     let addresses = resolver.addresses_of(host).await?;
     let mut last = "it has no address".to_owned();
     for ip in addresses.into_iter().take(4) {
-        let connected = timeout(FETCH_WAIT / 4, TcpStream::connect(SocketAddr::new(ip, 443))).await;
+        let connected = timeout(FETCH_WAIT / 4, net.connect(None, SocketAddr::new(ip, 443))).await;
         let stream = match connected {
             Ok(Ok(s)) => s,
-            Ok(Err(e)) => {
-                last = format!("{ip}: {e}");
+            Ok(Err(fault)) => {
+                last = format!("{ip}: {}", std::io::Error::from(fault));
                 continue;
             }
             Err(_) => {
@@ -329,7 +330,7 @@ async fn fetch(host: &str, resolver: &Resolver, tls: &Arc<ClientConfig>) -> Resu
     Err(last)
 }
 
-async fn get(host: &str, stream: tokio_rustls::client::TlsStream<TcpStream>) -> Result<String, String> {
+async fn get(host: &str, stream: tokio_rustls::client::TlsStream<Box<dyn Stream>>) -> Result<String, String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     tokio::task::spawn_local(connection);
@@ -379,12 +380,14 @@ mod tests {
     async fn a_policy_whose_look_is_given_up_is_looked_for_again() {
         // Nobody answers there.
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let resolver = Resolver::new(&[silent.local_addr().unwrap().to_string()], ipc::limits::EDNS_UDP_BYTES).unwrap();
+        let ports = crate::ports::Ports::of_the_system(0, PathBuf::new());
+        let servers = [silent.local_addr().unwrap().to_string()];
+        let resolver = Resolver::new(&servers, ipc::limits::EDNS_UDP_BYTES, &ports.dns).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let tls = Arc::new(tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth());
         let folder = tempfile::tempdir().unwrap();
-        let policies = Policies::in_folder(folder.path().to_owned());
+        let policies = Policies::in_folder(folder.path().to_owned(), &ports.net);
         let look = timeout(Duration::from_millis(50), policies.of("d.test", &resolver, &tls));
         assert!(look.await.is_err());
         assert!(policies.reading.borrow().is_empty());

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -11,8 +12,9 @@ use ipc::rules::DomainRules;
 use tokio::time::Instant;
 
 use super::cache::Cache;
-use super::dns::{Dns, Found, Unknown};
+use super::dns::{CachingResolver, Found, Unknown};
 use super::loops::OwnServer;
+use crate::ports::Dns;
 
 /// Why no host can be named.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +112,7 @@ pub struct Search<'a> {
 /// A worker's resolver.
 #[derive(Debug)]
 pub struct Resolver {
-    dns: Dns,
+    dns: CachingResolver,
     failures: RefCell<Cache<String, DnsFault>>,
 }
 
@@ -119,7 +121,7 @@ impl Resolver {
     ///
     /// # Errors
     /// A sentence when the system has none either.
-    pub fn new(servers: &[String], udp_bytes: u16) -> Result<Resolver, String> {
+    pub fn new(servers: &[String], udp_bytes: u16, dns: &Rc<dyn Dns>) -> Result<Resolver, String> {
         let addresses = match servers.is_empty() {
             true => of_the_system().map_err(|e| {
                 format!("the system's resolver configuration cannot be used: {e}; name one with name-server")
@@ -127,7 +129,7 @@ impl Resolver {
             false => servers.iter().filter_map(|s| s.parse().ok()).collect(),
         };
         let failures = RefCell::new(Cache::new(FAILURES_MAX, FAILURES_BYTES));
-        Ok(Resolver { dns: Dns::of(addresses, udp_bytes), failures })
+        Ok(Resolver { dns: CachingResolver::of(addresses, udp_bytes, dns), failures })
     }
 
     /// The hosts to try for `destination`, in order; equal preferences in random order. This server itself is none of them,

@@ -4,12 +4,14 @@
 use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use tokio::time::Instant;
 
-use super::exchange::{Question, Trouble, exchange};
+use super::exchange::{Question, Trouble};
+use crate::ports::Dns;
 
 /// How long an answer to a question with EDNS is waited for.
 const EDNS_WAIT: Duration = Duration::from_secs(3);
@@ -51,6 +53,7 @@ pub struct NameServers {
 #[derive(Debug)]
 struct NameServer {
     address: SocketAddr,
+    dns: Rc<dyn Dns>,
     /// It wants no EDNS until then.
     plain_until: Cell<Option<Instant>>,
     /// It answered a question with EDNS then.
@@ -66,9 +69,10 @@ fn is_ahead(until: &Cell<Option<Instant>>) -> bool {
 
 impl NameServers {
     /// Those at these addresses, which may answer by UDP with so many bytes.
-    pub fn at(addresses: Vec<SocketAddr>, udp_bytes: u16) -> NameServers {
+    pub fn at(addresses: Vec<SocketAddr>, udp_bytes: u16, dns: &Rc<dyn Dns>) -> NameServers {
         let server = |address| NameServer {
             address,
+            dns: Rc::clone(dns),
             plain_until: Cell::default(),
             knew_edns: Cell::default(),
             last_until: Cell::default(),
@@ -138,7 +142,7 @@ impl NameServers {
 impl NameServer {
     /// Asks with EDNS, and at once without where the answer says that the server does not know it.
     async fn ask(&self, question: &Question<'_>, udp_bytes: u16, left: Duration) -> Result<Message, Trouble> {
-        match exchange(self.address, question, Some(udp_bytes), left.min(EDNS_WAIT)).await {
+        match self.dns.ask(self.address, question, Some(udp_bytes), left.min(EDNS_WAIT)).await {
             Ok(answer) if !wants_no_edns(&answer) => {
                 if answer.edns.is_some() || is_word(&answer) {
                     self.knew_edns.set(Some(Instant::now()));
@@ -153,7 +157,7 @@ impl NameServer {
 
     /// Asks without EDNS. That what was not answered with it is answered so is remembered.
     async fn plainly(&self, question: &Question<'_>, left: Duration) -> Result<Message, Trouble> {
-        let answer = exchange(self.address, question, None, left.min(PLAIN_WAIT)).await.inspect_err(|e| {
+        let answer = self.dns.ask(self.address, question, None, left.min(PLAIN_WAIT)).await.inspect_err(|e| {
             if matches!(e, Trouble::Cut(_)) {
                 // With EDNS more fits.
                 self.plain_until.set(None);

@@ -16,6 +16,7 @@ use super::dns::{CACHE_BYTES, CACHE_ENTRIES, bytes_of};
 use super::exchange::{Question, Trouble, alias_of, data_of};
 use super::mx::of_the_system;
 use super::name_servers::NameServers;
+use crate::ports::Dns;
 
 /// How long a failure is remembered.
 const FAILURE_TTL: Duration = Duration::from_secs(10);
@@ -48,7 +49,7 @@ pub type Known = Result<Rc<Answer>, String>;
 impl SecureResolver {
     /// One that asks `trusted`, else those of `servers` (or of the system, when there are none)
     /// that are on this machine.
-    pub fn new(trusted: &[String], servers: &[String], udp_bytes: u16) -> SecureResolver {
+    pub fn new(trusted: &[String], servers: &[String], udp_bytes: u16, dns: &Rc<dyn Dns>) -> SecureResolver {
         let parsed = |all: &[String]| all.iter().filter_map(|s| s.parse().ok()).collect::<Vec<SocketAddr>>();
         let servers = match (trusted.is_empty(), servers.is_empty()) {
             (false, _) => parsed(trusted),
@@ -56,7 +57,7 @@ impl SecureResolver {
             (true, true) => of_the_system().unwrap_or_default().into_iter().filter(|s| s.ip().is_loopback()).collect(),
         };
         let known = RefCell::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES));
-        SecureResolver { servers: NameServers::at(servers, udp_bytes), named: !trusted.is_empty(), known }
+        SecureResolver { servers: NameServers::at(servers, udp_bytes, dns), named: !trusted.is_empty(), known }
     }
 
     /// There is a resolver to trust.

@@ -80,8 +80,10 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::ports::Ports;
     use crate::schedule::message::Message;
     use crate::schedule::{Entry, QueueId};
+    use crate::shard::life::Parts;
 
     /// A shard whose only place of `total-max-smtp-out` shows what is kept.
     async fn shard(dir: &std::path::Path) -> Rc<Shard> {
@@ -96,7 +98,18 @@ mod tests {
         let rows = crate::account::file::Files::new(&[], 0);
         let (spool, opened) = spool::Spool::open(options, Box::new(rows), Box::new(|_| {})).unwrap();
         opened.await.unwrap().unwrap();
-        Shard::new(0, config, spool, Ledger::create().unwrap().0, ShardMap::first(1, Vec::new())).unwrap()
+        let parts = Parts {
+            number: 0,
+            config,
+            spool,
+            ledger: Ledger::create().unwrap().0,
+            map: ShardMap::first(1, Vec::new()),
+            ports: Ports::of_the_system(0, dir.into()),
+            accounting: Default::default(),
+            suppression: None,
+            delivers_only: false,
+        };
+        Shard::new(parts).unwrap()
     }
 
     /// Two recipients of one message in a queue, and its path.

@@ -430,7 +430,7 @@ async fn approach(
     security: &Security,
 ) -> Result<Session, Trouble> {
     let r = &path.rules;
-    let mut s = Session::connect(host, address, path.source, r.connect_timeout, &path.ear).await?;
+    let mut s = Session::connect(&*shard.ports.net, host, address, path.source, r.connect_timeout, &path.ear).await?;
     s.lesson = shard.learned.of(host);
     let greeting = s.reply(r.smtp_greeting_timeout).await?;
     if !greeting.is_positive() {

@@ -18,6 +18,7 @@ use crate::connect::mta_sts::{Mode, Policies, Policy};
 use crate::connect::mx::{Host, Resolver};
 use crate::connect::secure_dns::SecureResolver;
 use crate::connect::tls::{ClientConfigs, Parameters, Trust};
+use crate::ports::Ports;
 
 /// How long what was seen of a host holds, milliseconds.
 const SEEN_MS: i64 = 3_600_000;
@@ -63,11 +64,12 @@ pub struct Protection {
 
 impl Protection {
     /// By the server's settings.
-    pub fn of(global: &Global) -> Protection {
+    pub fn of(global: &Global, ports: &Ports) -> Protection {
+        let (trusted, servers) = (&global.dnssec_name_servers, &global.name_servers);
         Protection {
             configs: ClientConfigs::default(),
-            secure_dns: SecureResolver::new(&global.dnssec_name_servers, &global.name_servers, global.edns_udp_length),
-            policies: Policies::in_folder(Path::new(&global.data_dir).join("mta-sts")),
+            secure_dns: SecureResolver::new(trusted, servers, global.edns_udp_length, &ports.dns),
+            policies: Policies::in_folder(Path::new(&global.data_dir).join("mta-sts"), &ports.net),
             seen: RefCell::default(),
         }
     }
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_host_that_needs_tls_is_not_left_without_by_what_began_before() {
-        let p = Protection::of(&Global::default());
+        let p = Protection::of(&Global::default(), &Ports::of_the_system(0, Default::default()));
         p.broke("a.test");
         assert_eq!(p.seen_of("a.test"), Some(Seen::Broken));
         p.note("a.test", Seen::Needed);

@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
@@ -23,6 +22,7 @@ use crate::classify::bounce_rules::Stage;
 use crate::classify::outcome::{self, Failure, Verdict};
 use crate::classify::reply_patterns::{Matches, Patterns, Route};
 use crate::connect::tls::{Outcome, Parameters};
+use crate::ports::{ConnectFault, Net, Stream};
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -154,8 +154,8 @@ const QUIT_ANSWERED: Duration = Duration::from_secs(5);
 const CONNECTING: &str = "connecting to";
 
 enum Io {
-    Clear(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Clear(Box<dyn Stream>),
+    Tls(Box<TlsStream<Box<dyn Stream>>>),
     Gone,
 }
 
@@ -253,32 +253,24 @@ impl Session {
     /// # Errors
     /// [`SessionFault::Io`], [`SessionFault::Timeout`].
     pub async fn connect(
+        net: &dyn Net,
         host: &str,
         peer: SocketAddr,
         source: Option<IpAddr>,
         limit: Duration,
         ear: &Rc<Ear>,
     ) -> Result<Session, SessionFault> {
-        let fault = |e: std::io::Error| SessionFault::Io {
-            what: CONNECTING,
-            host: host.to_owned(),
-            ip: peer.ip(),
-            error: errno_name(&e),
+        let fault = |f: ConnectFault| {
+            let (what, ip, e) = match f {
+                ConnectFault::Source(e) => ("binding the source address for", source.unwrap_or(peer.ip()), e),
+                ConnectFault::Peer(e) => (CONNECTING, peer.ip(), e),
+            };
+            SessionFault::Io { what, host: host.to_owned(), ip, error: errno_name(&e) }
         };
-        let socket = if peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(fault)?;
-        if let Some(ip) = source {
-            socket.bind(SocketAddr::new(ip, 0)).map_err(|e| SessionFault::Io {
-                what: "binding the source address for",
-                host: host.to_owned(),
-                ip,
-                error: errno_name(&e),
-            })?;
-        }
-        let stream = timeout(limit, socket.connect(peer))
+        let stream = timeout(limit, net.connect(source, peer))
             .await
             .map_err(|_| SessionFault::Timeout { what: CONNECTING, host: host.to_owned(), ip: peer.ip() })?
             .map_err(fault)?;
-        let _ = stream.set_nodelay(true);
         let local = stream.local_addr().map_or(IpAddr::from([0, 0, 0, 0]), |a| a.ip());
         Ok(Session {
             io: Io::Clear(stream),
@@ -426,18 +418,16 @@ impl Session {
         }
     }
 
-    /// Has the system acknowledge at once what was read (`tcp(7)`, TCP_QUICKACK). A receiver that writes each reply of a
+    /// Has what was read acknowledged at once (`tcp(7)`, TCP_QUICKACK). A receiver that writes each reply of a
     /// pipelined transaction by itself, with Nagle's algorithm on, sends the next one only when the one before is
     /// acknowledged; the system would put that off for 40 ms, for data of ours that could carry it. There is none: further
     /// replies are awaited first.
     fn acknowledge(&self) {
-        let stream = match &self.io {
-            Io::Clear(s) => s,
-            Io::Tls(s) => s.get_ref().0,
-            Io::Gone => return,
-        };
-        // Without it such a receiver is slow, and nothing else changes.
-        let _ = rustix::net::sockopt::set_tcp_quickack(stream, true);
+        match &self.io {
+            Io::Clear(s) => s.acknowledge(),
+            Io::Tls(s) => s.get_ref().0.acknowledge(),
+            Io::Gone => {}
+        }
     }
 
     /// Resolves when the receiver speaks or closes while nothing is expected of it.

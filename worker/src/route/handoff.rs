@@ -19,9 +19,9 @@ use ipc::mesh::{self, Open, Refusal};
 use ipc::message::HandoffId;
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 
+use crate::ports::MeshStream;
 use crate::route::keep::Keeping;
 use crate::shard::Shard;
 
@@ -243,7 +243,7 @@ pub fn is_there(shard: &Shard, other: u8) -> bool {
     let map = shard.map.borrow();
     map.shards.contains(&other)
         || shard.handoffs.is_connected(other)
-        || (map.previous.contains(&other) && shard.socket_of(other).exists())
+        || (map.previous.contains(&other) && shard.ports.mesh.has(other))
 }
 
 /// Connects to every other shard of the map, now and whenever it changes.
@@ -268,8 +268,7 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
             link.started.set(false);
             return;
         }
-        let path = shard.socket_of(owner);
-        if let Ok(io) = UnixStream::connect(&path).await {
+        if let Ok(io) = shard.ports.mesh.connect(owner).await {
             link.connected.set(true);
             shard.handoffs.tell_open(owner, &link);
             shard.handoffs.kept.wake.notify_one();
@@ -289,8 +288,8 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
     }
 }
 
-async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: UnixStream) -> Result<(), ipc::frame::FrameError> {
-    let (mut read, mut write) = io.into_split();
+async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(), ipc::frame::FrameError> {
+    let MeshStream { mut read, mut write } = io;
     let hello = ipc::frame::archive(&mesh::Hello { shard: Some(shard.number), epoch: shard.map.borrow().epoch });
     write.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await?;
     write.write_all(&hello).await?;

@@ -12,14 +12,13 @@ use ipc::mesh::{self, Inject, Injected, Refusal};
 use ipc::message::{ArchivedEnvelope, HandoffId, SourceType};
 use ipc::stream::FrameReader;
 use spool::SpoolError;
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::accept::command::{Mail, Rcpt};
 use crate::accept::receiving::{Share, no_room};
 use crate::accept::source::kept_back;
+use crate::ports::{MeshListener, MeshStream};
 use crate::prepare::message::{Submitter, canonical_name, prepare};
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
@@ -41,10 +40,10 @@ impl Taken {
 }
 
 /// Serves the shard's socket.
-pub async fn serve(shard: Rc<Shard>, listener: UnixListener) {
+pub async fn serve(shard: Rc<Shard>, mut listener: Box<dyn MeshListener>) {
     loop {
         match listener.accept().await {
-            Ok((io, _)) => {
+            Ok(io) => {
                 let shard = Rc::clone(&shard);
                 tokio::task::spawn_local(async move {
                     if let Err(e) = serve_one(&shard, io).await {
@@ -60,8 +59,8 @@ pub async fn serve(shard: Rc<Shard>, listener: UnixListener) {
     }
 }
 
-async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> {
-    let (mut read, write) = io.into_split();
+async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> {
+    let MeshStream { mut read, write } = io;
     let mut frames = FrameReader::default();
     let Some(first) = frames.next(&mut read).await? else { return Ok(()) };
     if first.header.kind != mesh::HELLO {
@@ -99,7 +98,7 @@ async fn serve_one(shard: &Rc<Shard>, io: UnixStream) -> Result<(), FrameError> 
     Ok(())
 }
 
-async fn write_answers(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+async fn write_answers(mut write: Box<dyn AsyncWrite + Unpin>, mut queue: mpsc::Receiver<Vec<u8>>) {
     let mut all = Vec::new();
     while let Some(first) = queue.recv().await {
         all.clear();

@@ -18,11 +18,11 @@ use ipc::rules::Rate;
 use ipc::shard_map::{Owners, ShardMap};
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::clock;
+use crate::ports::MeshStream;
 use crate::route::{last_failures, twins};
 use crate::schedule::path::{Paces, Source};
 use crate::schedule::rate::Pace;
@@ -373,9 +373,8 @@ fn hold_and_free(shard: &Rc<Shard>) {
 }
 
 async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
-    let path = shard.socket_of(owner);
     while shard.map.borrow().epoch == epoch {
-        match UnixStream::connect(&path).await {
+        match shard.ports.mesh.connect(owner).await {
             Ok(io) => match ask(&shard, owner, epoch, io).await {
                 Ok(()) => return,
                 Err(e)
@@ -406,8 +405,8 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
     }
 }
 
-async fn ask(shard: &Rc<Shard>, owner: u8, epoch: u64, io: UnixStream) -> Result<(), FrameError> {
-    let (mut read, mut write) = io.into_split();
+async fn ask(shard: &Rc<Shard>, owner: u8, epoch: u64, io: MeshStream) -> Result<(), FrameError> {
+    let MeshStream { mut read, mut write } = io;
     let hello = archive(&mesh::Hello { shard: Some(shard.number), epoch });
     let claim = archive(&Claim { epoch });
     for (kind, body) in [(mesh::HELLO, hello), (mesh::CLAIM, claim)] {

@@ -1,0 +1,145 @@
+//! A shard from its start to its end: put together, given what its spool holds, started, stopped, and left. None of it needs
+//! a supervisor.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc::ledger::Ledger;
+use ipc::shard_map::ShardMap;
+use spool::store::Values;
+use spool::{Recovered, Spool, SpoolError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_local;
+
+use super::Shard;
+use crate::account::file::Shown;
+use crate::config::Config;
+use crate::deliver::{interruption, rerouting, shared_limits};
+use crate::ports::Ports;
+use crate::route::{handoff, keep, last_failures, moving, owner, paths};
+use crate::suppression::gate;
+
+/// Time between two looks whether a shard that stops has ended its work.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What a shard is put together from.
+#[derive(Debug)]
+pub struct Parts {
+    /// Its number.
+    pub number: u8,
+    /// Configuration in force.
+    pub config: Config,
+    /// Durable storage.
+    pub spool: Spool,
+    /// Limits over all shards.
+    pub ledger: Ledger,
+    /// Who owns what.
+    pub map: ShardMap,
+    /// What it has of the world around it.
+    pub ports: Ports,
+    /// What accounting files show of outcomes.
+    pub accounting: Arc<Shown>,
+    /// Folder of the suppression lists; none are kept without one.
+    pub suppression: Option<PathBuf>,
+    /// Its folder lies in a `<spool>` that takes no new mail.
+    pub delivers_only: bool,
+}
+
+/// What an opened spool holds.
+#[derive(Debug)]
+pub struct Held {
+    /// Messages with recipients left; it ends with the last.
+    pub messages: mpsc::Receiver<Recovered>,
+    /// Values that were kept, when all messages have been passed.
+    pub values: oneshot::Receiver<Result<Values, SpoolError>>,
+}
+
+impl Shard {
+    /// Takes in what the spool holds.
+    ///
+    /// # Errors
+    /// A sentence when the spool cannot be opened.
+    pub async fn recover(self: Rc<Self>, mut held: Held) -> Result<(), String> {
+        while let Some(message) = held.messages.recv().await {
+            self.enqueue_recovered(message);
+        }
+        let values = held.values.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
+        let values = values.map_err(|e| e.to_string())?;
+        crate::switches::restore(&self, &values);
+        crate::standing_orders::restore(&self, &values);
+        crate::disabled::restore(&self, &values);
+        rerouting::restore(&self, &values).await;
+        moving::restore(&self, &values);
+        last_failures::restore(&self, &values);
+        paths::restore(&self, values);
+        self.scheduler.borrow_mut().has_recalled();
+        shared_limits::cut_rates(&self);
+        Ok(())
+    }
+
+    /// Starts everything that a shard does by itself, on the `LocalSet` that this is called from.
+    ///
+    /// # Errors
+    /// A sentence when the other shards could not reach it.
+    pub fn start(self: &Rc<Self>) -> Result<(), String> {
+        let mesh = self.ports.mesh.listen().map_err(|e| e.to_string())?;
+        spawn_local(owner::serve(Rc::clone(self), mesh));
+        spawn_local(Rc::clone(self).form_groups());
+        spawn_local(Rc::clone(self).run_timers());
+        spawn_local(gate::watch(Rc::clone(self)));
+        spawn_local(keep::pass_on(Rc::clone(self)));
+        spawn_local(moving::move_out(Rc::clone(self)));
+        spawn_local(interruption::watch(Rc::clone(self)));
+        spawn_local(precache(Rc::clone(self)));
+        handoff::keep_links(self);
+        paths::claim_all(self);
+        let ids: Vec<usize> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.pump_queue(id));
+        Ok(())
+    }
+
+    /// Takes no more work; transactions in flight may end.
+    pub fn stop(&self) {
+        self.stop_signal().raise();
+        self.programs.stop();
+    }
+
+    /// Resolves when nothing is in flight any more: no transaction, and no handoff that was not answered.
+    pub async fn has_ended_work(&self) {
+        let is_busy = || {
+            let unanswered = self.moves.are_unanswered() || !self.taken.is_idle();
+            self.sessions.get() > 0 || self.connections.get() > 0 || unanswered
+        };
+        while is_busy() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Makes everything durable that happened until now, and leaves the other shards in order.
+    pub async fn leave(&self) {
+        paths::keep_all(self);
+        last_failures::keep_all(self);
+        if let Err(e) = self.spool.barrier().await {
+            tracing::error!(error = %e, "what happened last is not on disk yet");
+        }
+        self.ports.mesh.leave();
+        self.spool.finished().await;
+    }
+}
+
+/// Holds the domains of `<dns>` that are this shard's fresh in the cache.
+async fn precache(shard: Rc<Shard>) {
+    loop {
+        let config = shard.config();
+        for d in &config.global.precached_domains {
+            if shard.map.borrow().owner(d) == shard.number {
+                let rules = config.way(d, "").rules;
+                let resolver = Rc::clone(&shard.resolver.borrow());
+                resolver.refresh(d, &rules, &config.own_server).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(config.global.precached_refresh_ms.max(1000))).await;
+    }
+}
