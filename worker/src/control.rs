@@ -386,12 +386,30 @@ impl Worker {
             return control;
         };
         loop {
+            // What the supervisor sends comes last: it waits for answers, so that the others are never many.
             let alive = tokio::select! {
+                biased;
                 _ = term.recv() => {
                     // Without a supervisor this is how a worker is stopped in order.
                     let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
                     self.stop(grace, &mut control).await;
                     true
+                }
+                _ = beat.tick() => {
+                    self.shard.publish_recipients();
+                    let (busy_permille, hottest) = heat.measure(&self.shard);
+                    let h = Heartbeat { busy_permille, hottest, ..heartbeat(&self.shard) };
+                    say(&control, &ToSupervisor::Heartbeat(h)).await.is_ok()
+                }
+                Some(o) = outcomes.recv() => {
+                    let is_asked = o.connection == self.connection;
+                    if let Some(files) = o.switched_to {
+                        self.held.accounting = files;
+                    }
+                    !is_asked || answer(&control, &o.what).await
+                }
+                (order, content) = self.shard.programs.next() => {
+                    control.send(TO_SUPERVISOR, &archive(&order), &[], &[content]).await.is_ok()
                 }
                 frame = control.next() => match frame {
                     Ok(Some((f, fds))) => match unarchive::<ToWorker>(TO_WORKER, &f.archive) {
@@ -407,22 +425,6 @@ impl Worker {
                         false
                     }
                 },
-                Some(o) = outcomes.recv() => {
-                    let is_asked = o.connection == self.connection;
-                    if let Some(files) = o.switched_to {
-                        self.held.accounting = files;
-                    }
-                    !is_asked || answer(&control, &o.what).await
-                }
-                (order, content) = self.shard.programs.next() => {
-                    control.send(TO_SUPERVISOR, &archive(&order), &[], &[content]).await.is_ok()
-                }
-                _ = beat.tick() => {
-                    self.shard.publish_recipients();
-                    let (busy_permille, hottest) = heat.measure(&self.shard);
-                    let h = Heartbeat { busy_permille, hottest, ..heartbeat(&self.shard) };
-                    say(&control, &ToSupervisor::Heartbeat(h)).await.is_ok()
-                }
             };
             if self.leaving {
                 // The supervisor keeps what was counted in the end.
@@ -435,12 +437,13 @@ impl Worker {
                 tracing::warn!("the supervisor is gone; deliveries go on, waiting for its successor");
                 self.shard.programs.supervisor_gone();
                 control = tokio::select! {
-                    c = self.reconnect() => c,
+                    biased;
                     _ = term.recv() => {
                         let grace = Duration::from_millis(self.shard.config().global.stop_grace_ms);
                         self.stop(grace, &mut control).await;
                         return control;
                     }
+                    c = self.reconnect() => c,
                 };
                 self.connection += 1;
             }
@@ -636,6 +639,7 @@ impl Worker {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         loop {
             tokio::select! {
+                biased;
                 () = &mut durable => break,
                 // Without a supervisor nobody hears it.
                 _ = beat.tick() => {

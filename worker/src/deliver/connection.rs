@@ -593,9 +593,10 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
                 // Others who wait for its place could use it meanwhile.
                 seat.set_idle(wait >= RATE_WAIT_IDLE);
                 tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
+                    biased;
                     () = s.disturbed() => return,
                     () = end.wait() => {}
+                    () = tokio::time::sleep(wait) => {}
                 }
                 seat.set_idle(false);
             }
@@ -627,11 +628,12 @@ async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Du
     let (stop, end) = (shard.stop_signal(), seat.end());
     seat.set_idle(true);
     let more = tokio::select! {
-        () = work.notified() => true,
-        () = tokio::time::sleep(limit) => false,
-        () = s.disturbed() => false,
+        biased;
         () = stop.wait() => false,
         () = end.wait() => false,
+        () = s.disturbed() => false,
+        () = work.notified() => true,
+        () = tokio::time::sleep(limit) => false,
     };
     seat.set_idle(false);
     shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
@@ -694,8 +696,9 @@ async fn attempt(
     let stop = shard.stop_signal();
     let cut_in_time = async {
         tokio::select! {
-            () = cut.wait() => {}
+            biased;
             () = stop.wait() => {}
+            () = cut.wait() => {}
         }
         if content_sent.get() {
             std::future::pending::<()>().await;

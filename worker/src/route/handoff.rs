@@ -341,5 +341,10 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(),
             link.queued_bytes.set(link.queued_bytes.get().saturating_sub(bytes));
         }
     };
-    tokio::select! { r = answers => r, r = frames => r }
+    tokio::select! {
+        biased;
+        // There are no more of them than offers that were written.
+        r = answers => r,
+        r = frames => r,
+    }
 }

@@ -30,8 +30,9 @@ impl Shard {
             let next = self.asks.look_again_ms(now).map_or(next, |at| next.min(at));
             if next > now {
                 tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis((next - now) as u64)) => {}
+                    biased;
                     () = self.timers.notified() => {}
+                    () = tokio::time::sleep(Duration::from_millis((next - now) as u64)) => {}
                 }
             }
             let now = clock::now_ms();
