@@ -10,13 +10,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::SpoolError;
+use crate::bell::{Bell, Runner};
 use crate::disk::Disk;
 use crate::index::Index;
 use crate::layout::PutMeta;
@@ -101,10 +103,9 @@ enum Report {
 }
 
 /// What the spool's thread and the writing one have in common.
-#[derive(Default)]
 struct Desk {
     state: Mutex<DeskState>,
-    work: Condvar,
+    work: Bell,
     /// Bytes of items that are not written.
     waiting: AtomicUsize,
     /// The spool's thread found no room for more.
@@ -115,7 +116,7 @@ struct Desk {
 struct DeskState {
     orders: VecDeque<Order>,
     reports: Vec<Report>,
-    /// The thread waits for orders.
+    /// The thread waits for orders, and is woken for them.
     idle: bool,
     /// It is in a call since then, which may touch the disk.
     busy_since: Option<Instant>,
@@ -136,20 +137,39 @@ impl Desk {
         let mut s = self.lock();
         s.orders.push_back(order);
         if s.idle {
-            self.work.notify_one();
+            self.work.ring();
         }
     }
 
     fn close(&self) {
         self.lock().closed = true;
-        self.work.notify_one();
+        self.work.ring();
     }
 }
 
-/// The writing thread.
-struct Writer {
+/// What the writer waits for.
+#[derive(Clone, Copy)]
+enum Waits {
+    Nothing,
+    /// Orders, until then.
+    Orders(Instant),
+    /// More of what has begun to come, until then.
+    Company(Instant),
+}
+
+/// What the writer does next.
+enum Turn {
+    Obey(VecDeque<Order>),
+    Wait(Instant),
+    /// Nobody gives orders any more.
+    End,
+}
+
+/// Who writes accounting files.
+pub(crate) struct Writer {
     desk: Arc<Desk>,
     projection: Box<dyn Projection>,
+    waits: Waits,
     /// Everything is left alone until it is told to go on.
     failed: bool,
     looked_for_room: Option<Instant>,
@@ -157,57 +177,102 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self) {
-        while let Some(orders) = self.next() {
-            let (mut waited, mut reports) = (0, Vec::new());
-            for o in orders {
-                if let Order::Items(items) = &o {
-                    waited += items.iter().map(Item::bytes).sum::<usize>();
+    /// The life of the thread.
+    pub fn run(mut self) {
+        loop {
+            let desk = Arc::clone(&self.desk);
+            let mut state = desk.lock();
+            let orders = loop {
+                let now = Instant::now();
+                match self.turn(&mut state, now) {
+                    Turn::Obey(orders) => break orders,
+                    Turn::Wait(until) => state = desk.work.wait(state, until - now),
+                    Turn::End => return,
                 }
-                if let Err(e) = self.obey(o, &mut reports) {
-                    self.failed = true;
-                    reports.push(Report::Failed(e));
+            };
+            drop(state);
+            self.step(orders);
+        }
+    }
+
+    /// The same as a task. `takes` says how long each step lasts: one that is dropped meanwhile
+    /// has not happened.
+    pub async fn attend(mut self, takes: Arc<dyn Fn() -> Duration + Send + Sync>) {
+        loop {
+            let desk = Arc::clone(&self.desk);
+            let turn = self.turn(&mut desk.lock(), Instant::now());
+            match turn {
+                Turn::Obey(orders) => {
+                    let time = takes();
+                    if !time.is_zero() {
+                        tokio::time::sleep(time).await;
+                    }
+                    self.step(orders);
                 }
-            }
-            if !self.failed
-                && let Err(e) = self.projection.write()
-            {
-                self.failed = true;
-                reports.push(Report::Failed(e));
-            }
-            self.desk.waiting.fetch_sub(waited, Relaxed);
-            let tell = !reports.is_empty() || self.desk.wants_room.swap(false, Relaxed);
-            let look = self.looked_for_room.is_none_or(|t| t.elapsed() >= ROOM_EVERY);
-            let refusal = look.then(|| self.projection.refuses_intake());
-            let mut s = self.desk.lock();
-            s.reports.append(&mut reports);
-            s.busy_since = None;
-            if let Some(refusal) = refusal {
-                s.refusal = refusal;
-                self.looked_for_room = Some(Instant::now());
-            }
-            drop(s);
-            if tell {
-                (self.wake)();
+                Turn::Wait(until) => desk.work.rung(until).await,
+                Turn::End => return,
             }
         }
     }
 
-    /// Waits for orders; `None` when nobody gives any more.
-    fn next(&mut self) -> Option<VecDeque<Order>> {
-        let mut s = self.desk.lock();
-        if s.orders.is_empty() && !s.closed {
-            s.idle = true;
-            s = self.desk.work.wait_timeout(s, ROOM_EVERY).unwrap_or_else(PoisonError::into_inner).0;
-            s.idle = false;
-            if s.orders.iter().all(|o| matches!(o, Order::Items(_))) && !s.closed && !s.orders.is_empty() {
-                drop(s);
-                std::thread::sleep(GATHER);
-                s = self.desk.lock();
+    /// Whether to obey what is there or to wait. What comes to a writer without orders waits a
+    /// moment for more of it.
+    fn turn(&mut self, s: &mut DeskState, now: Instant) -> Turn {
+        if s.closed {
+            return Turn::End;
+        }
+        let none = s.orders.is_empty();
+        self.waits = match self.waits {
+            Waits::Nothing if none => Waits::Orders(now + ROOM_EVERY),
+            Waits::Orders(until) if none && now < until => Waits::Orders(until),
+            Waits::Orders(_) if !none && s.orders.iter().all(|o| matches!(o, Order::Items(_))) => {
+                Waits::Company(now + GATHER)
+            }
+            Waits::Company(until) if now < until => Waits::Company(until),
+            _ => Waits::Nothing,
+        };
+        s.idle = matches!(self.waits, Waits::Orders(_));
+        match self.waits {
+            Waits::Orders(until) | Waits::Company(until) => Turn::Wait(until),
+            Waits::Nothing => {
+                s.busy_since = Some(now);
+                Turn::Obey(std::mem::take(&mut s.orders))
             }
         }
-        s.busy_since = Some(Instant::now());
-        (!s.closed).then(|| std::mem::take(&mut s.orders))
+    }
+
+    fn step(&mut self, orders: VecDeque<Order>) {
+        let (mut waited, mut reports) = (0, Vec::new());
+        for o in orders {
+            if let Order::Items(items) = &o {
+                waited += items.iter().map(Item::bytes).sum::<usize>();
+            }
+            if let Err(e) = self.obey(o, &mut reports) {
+                self.failed = true;
+                reports.push(Report::Failed(e));
+            }
+        }
+        if !self.failed
+            && let Err(e) = self.projection.write()
+        {
+            self.failed = true;
+            reports.push(Report::Failed(e));
+        }
+        self.desk.waiting.fetch_sub(waited, Relaxed);
+        let tell = !reports.is_empty() || self.desk.wants_room.swap(false, Relaxed);
+        let look = self.looked_for_room.is_none_or(|t| t.elapsed() >= ROOM_EVERY);
+        let refusal = look.then(|| self.projection.refuses_intake());
+        let mut s = self.desk.lock();
+        s.reports.append(&mut reports);
+        s.busy_since = None;
+        if let Some(refusal) = refusal {
+            s.refusal = refusal;
+            self.looked_for_room = Some(Instant::now());
+        }
+        drop(s);
+        if tell {
+            (self.wake)();
+        }
     }
 
     fn obey(&mut self, order: Order, reports: &mut Vec<Report>) -> io::Result<()> {
@@ -258,6 +323,7 @@ struct Failure {
 /// What the spool's thread knows of accounting.
 pub(crate) struct Accounting {
     desk: Arc<Desk>,
+    runner: Runner,
     wake: Arc<dyn Fn() + Send + Sync>,
     wanted: Wanted,
     /// The state with the files that rows go to now, for the log: whoever begins behind a kill must know where they may be.
@@ -290,13 +356,45 @@ impl Drop for Accounting {
     }
 }
 
-fn start(projection: Box<dyn Projection>, wake: &Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Desk>> {
-    let desk = Arc::new(Desk::default());
-    let writer =
-        Writer { desk: Arc::clone(&desk), projection, failed: false, looked_for_room: None, wake: Arc::clone(wake) };
-    // Not waited for at the end: it may hang with its disk.
-    drop(std::thread::Builder::new().name("accounting".into()).spawn(move || writer.run())?);
+fn start(
+    projection: Box<dyn Projection>,
+    runner: &Runner,
+    wake: &Arc<dyn Fn() + Send + Sync>,
+) -> io::Result<Arc<Desk>> {
+    let desk = Arc::new(Desk {
+        state: Mutex::default(),
+        work: runner.bell(),
+        waiting: AtomicUsize::new(0),
+        wants_room: AtomicBool::new(false),
+    });
+    runner.start(Writer {
+        desk: Arc::clone(&desk),
+        projection,
+        waits: Waits::Nothing,
+        failed: false,
+        looked_for_room: None,
+        wake: Arc::clone(wake),
+    })?;
     Ok(desk)
+}
+
+/// An orderly stop, which waits for what is not written.
+pub(crate) struct Stop {
+    until: Instant,
+    asked: bool,
+    put: Option<PutMeta>,
+}
+
+impl Stop {
+    /// Begins now.
+    pub fn begin() -> Stop {
+        Stop { until: Instant::now() + HANGS_AFTER, asked: false, put: None }
+    }
+
+    /// What goes into the log at its end.
+    pub fn put(self) -> Option<PutMeta> {
+        self.put
+    }
 }
 
 impl Accounting {
@@ -308,17 +406,19 @@ impl Accounting {
     pub fn begin<D: Disk, I: Index>(
         store: &Store<D, I>,
         projection: Box<dyn Projection>,
+        runner: Runner,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Accounting> {
         let wanted = Wanted::by(&*projection);
         let known = store.projection_state();
         let named = projection.handed_on(known.to_vec());
         let named = (named != known).then_some(named);
-        let desk = start(projection, &wake)?;
+        let desk = start(projection, &runner, &wake)?;
         desk.give(Order::Resume(store.projection_state().to_vec()));
         let now = Instant::now();
         Ok(Accounting {
             desk,
+            runner,
             wake,
             wanted,
             named,
@@ -465,7 +565,7 @@ impl Accounting {
                 "the disk of the accounting files before does not answer; their last rows may stand in the new ones too"
             );
             self.desk.close();
-            match start(next, &self.wake) {
+            match start(next, &self.runner, &self.wake) {
                 Ok(desk) => self.desk = desk,
                 Err(e) => return self.failed(&e),
             }
@@ -559,31 +659,30 @@ impl Accounting {
         self.pending_since.is_some()
     }
 
-    /// How long rows wait that should be in files by now, and why.
-    pub fn behind(&self) -> Option<(Duration, String)> {
-        let waits = self.pending_since?.elapsed();
-        let hangs = || "their disk does not answer".to_owned();
-        let why = self.failure.as_ref().map_or_else(hangs, |f| f.why.clone());
-        let since = self.failure.as_ref().map_or(waits, |f| f.since.elapsed());
-        (self.failure.is_some() || waits > HANGS_AFTER).then_some((since, why))
+    /// Since when rows wait that should be in files by now, and why.
+    pub fn behind(&self) -> Option<(Instant, String)> {
+        let pending = self.pending_since?;
+        match &self.failure {
+            Some(f) => Some((f.since, f.why.clone())),
+            None => (pending.elapsed() > HANGS_AFTER).then(|| (pending, "their disk does not answer".to_owned())),
+        }
     }
 
-    /// Writes what is left, unless the disk does not take it in time: it is in the log.
-    pub fn finish<D: Disk, I: Index>(&mut self, store: &mut Store<D, I>) -> Option<PutMeta> {
-        let until = Instant::now() + HANGS_AFTER;
-        let mut put = None;
-        let mut asked = false;
-        while self.pending_since.is_some() && self.failure.is_none() && Instant::now() < until {
-            if !asked && self.live && self.is_complete() && !self.syncing {
-                self.sync(Instant::now());
-                asked = true;
-            }
-            put = self.step(store).or(put);
-            if !self.is_busy() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+    /// Writes what is left, unless the disk does not take it in time: it is in the log. To be
+    /// called again after the time that it answers, until it answers none.
+    pub fn finish<D: Disk, I: Index>(&mut self, stop: &mut Stop, store: &mut Store<D, I>) -> Option<Duration> {
+        let now = Instant::now();
+        if self.pending_since.is_none() || self.failure.is_some() || now >= stop.until {
+            return None;
         }
-        put
+        if !stop.asked && self.live && self.is_complete() && !self.syncing {
+            self.sync(now);
+            stop.asked = true;
+        }
+        if let Some(put) = self.step(store) {
+            stop.put = Some(put);
+        }
+        Some(if self.is_busy() { Duration::ZERO } else { Duration::from_millis(1) })
     }
 }
 
@@ -591,6 +690,7 @@ impl Accounting {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::path::Path;
+    use std::sync::Condvar;
 
     use super::*;
     use crate::store::Settled;

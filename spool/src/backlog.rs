@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Delivery stops when an outcome has waited this long for the disk …
 const UNWRITTEN_MAX: Duration = Duration::from_secs(10);
@@ -12,10 +14,17 @@ const UNWRITTEN_BYTES_MAX: u64 = 16 << 20;
 /// Why new mail is refused, or accounting is behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Since when, Unix milliseconds.
-    pub since_unix_ms: i64,
+    /// Since when.
+    pub since: Instant,
     /// The reason, for an operator.
     pub why: String,
+}
+
+impl Refusal {
+    /// Since when on a clock, by what it shows now; both in milliseconds.
+    pub fn since_ms(&self, now_ms: i64) -> i64 {
+        now_ms - self.since.elapsed().as_millis() as i64
+    }
 }
 
 /// See the module.
@@ -85,14 +94,11 @@ impl Backlog {
         self.accounting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes how long rows have been waiting for accounting files, and why.
-    pub fn set_accounting_behind(&self, behind: Option<(Duration, String)>) {
+    /// Notes since when rows have been waiting for accounting files, and why.
+    pub fn set_accounting_behind(&self, behind: Option<(Instant, String)>) {
         let mut noted = self.accounting.lock().unwrap_or_else(PoisonError::into_inner);
-        let since_unix_ms = noted.as_ref().map(|r| r.since_unix_ms);
-        *noted = behind.map(|(waits, why)| {
-            let begun = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(waits);
-            Refusal { since_unix_ms: since_unix_ms.unwrap_or_else(|| begun().as_millis() as i64), why }
-        });
+        let since = noted.as_ref().map(|r| r.since);
+        *noted = behind.map(|(begun, why)| Refusal { since: since.unwrap_or(begun), why });
     }
 
     /// Notes why new mail is refused, `None` for not at all, and logs it when it changes.
@@ -101,13 +107,12 @@ impl Backlog {
         if now.as_ref().map(|r| r.why.as_str()) == why {
             return;
         }
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64);
         match why {
             Some(why) => tracing::warn!(why, "new mail is refused"),
             None => tracing::info!("new mail is taken again"),
         }
-        let since_unix_ms = now.as_ref().map_or(unix_ms, |r| r.since_unix_ms);
-        *now = why.map(|w| Refusal { since_unix_ms, why: w.to_owned() });
+        let since = now.as_ref().map_or_else(Instant::now, |r| r.since);
+        *now = why.map(|w| Refusal { since, why: w.to_owned() });
     }
 }
 
@@ -136,9 +141,9 @@ mod tests {
     fn a_refusal_keeps_its_beginning_over_its_reasons() {
         let b = Backlog::default();
         b.set_refusal(Some("one"));
-        let since = b.refusal().map(|r| r.since_unix_ms);
+        let since = b.refusal().map(|r| r.since);
         b.set_refusal(Some("two"));
-        assert_eq!(b.refusal().map(|r| (Some(r.since_unix_ms), r.why)), Some((since, "two".to_owned())));
+        assert_eq!(b.refusal().map(|r| (Some(r.since), r.why)), Some((since, "two".to_owned())));
         b.set_refusal(None);
         assert_eq!(b.refusal(), None);
     }

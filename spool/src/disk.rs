@@ -68,6 +68,13 @@ pub trait Disk: Send {
     /// # Errors
     /// As `statvfs(3)`.
     fn free_bytes(&self) -> io::Result<u64>;
+    /// A folder in this one, which is created if it is not there.
+    ///
+    /// # Errors
+    /// As `mkdir(2)` and `open(2)`.
+    fn folder(&self, name: &str) -> io::Result<Self>
+    where
+        Self: Sized;
 }
 
 /// A folder of a real file system.
@@ -181,5 +188,9 @@ impl Disk for Folder {
     fn free_bytes(&self) -> io::Result<u64> {
         let s = nix::sys::statvfs::fstatvfs(&self.handle)?;
         Ok(s.blocks_available() * s.fragment_size())
+    }
+
+    fn folder(&self, name: &str) -> io::Result<Folder> {
+        Folder::open(&self.path.join(name), self.sync)
     }
 }

@@ -1,29 +1,37 @@
 //! The spool's thread and the handle to it.
 //!
+//! What is done, and when, is decided by [`Running`], which knows of no thread: the thread waits as
+//! long as it says and calls it again, and so does the [`Driver`] that takes the thread's place.
+//!
 //! Groups form by themselves: what arrives while one sync runs goes into the next, and under
 //! load a group waits a moment for those who were answered last to come back (see
 //! [`Gathering`]). Outcomes alone wait a few milliseconds for company; a lone message does not. Checkpoints, compaction and
 //! accounting run between groups, in slices.
 
+use std::io::IoSlice;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::message::HandoffId;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::SpoolError;
-use crate::accounting::Accounting;
+use crate::accounting::{Accounting, Stop};
 use crate::backlog::{Backlog, Refusal};
+use crate::bell::{Bell, Runner};
 use crate::disk::{Disk, Folder};
+use crate::driver::Driver;
 use crate::index::Index;
 use crate::layout::{
     BODY_BYTES_MAX, META_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, RecipientState, UpdateEntry, VALUE_BYTES_MAX, beginning,
 };
 use crate::sled::SledIndex;
-use crate::store::{Group, KnownRecipient, NewMessage, Projection, Recovered, Settled, Store};
+use crate::store::{Group, KnownRecipient, NewMessage, Projection, Recovered, Settled, Store, Values, Written};
 
 /// Outcomes alone wait this long for a group.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(4);
@@ -46,8 +54,20 @@ const BALLAST_BYTES: u64 = 16 << 20;
 const RESTORE_EVERY: Duration = Duration::from_secs(2);
 /// How long room is looked for before it is looked for again.
 const ROOM_EVERY: Duration = Duration::from_millis(200);
-/// Outcomes that could not be written are written again after 50 ms, then after more, but not later.
+/// Outcomes that could not be written are written again after this time, after twice this time, and so on …
+const AGAIN: Duration = Duration::from_millis(50);
+/// … but not later.
 const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// Without work the disk is looked after this often.
+const IDLE_MAX: Duration = Duration::from_millis(500);
+/// The ballast is written in pieces of so many bytes where room cannot be allocated.
+const BALLAST_STEP: usize = 1 << 20;
+/// The ballast's file in the shard's folder.
+const BALLAST: &str = "ballast";
+/// The folder of the log in the shard's folder.
+const LOG: &str = "log";
+/// The folder of damaged bytes in the shard's folder.
+const QUARANTINE: &str = "quarantine";
 /// Who waits for the disk hears after this time that it does not answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Largest envelope: with the state of each recipient it is still one record.
@@ -79,9 +99,12 @@ pub struct Statistics {
     pub disk_bytes: AtomicU64,
 }
 
+/// What became of a group: for each report and then each message to store.
+pub(crate) type Results = Result<Vec<Result<u64, SpoolError>>, SpoolError>;
+
 type StoreReply = oneshot::Sender<Result<u64, SpoolError>>;
 
-enum Query {
+pub(crate) enum Query {
     Read(u64, oneshot::Sender<Result<(Vec<u8>, Bytes), SpoolError>>),
     State(u64, u16, oneshot::Sender<Result<Option<RecipientState>, SpoolError>>),
     Recipients(u64, oneshot::Sender<Result<Option<Vec<KnownRecipient>>, SpoolError>>),
@@ -91,7 +114,7 @@ enum Query {
 }
 
 #[derive(Default)]
-struct Inbox {
+pub(crate) struct Inbox {
     group: Group,
     replies: Vec<StoreReply>,
     /// Of those who wait for `group.reports`.
@@ -109,16 +132,37 @@ struct Inbox {
     stop: bool,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     inbox: Mutex<Inbox>,
-    wake: Condvar,
+    pub(crate) bell: Bell,
     statistics: Statistics,
     backlog: Backlog,
+    /// Nobody does the work any more.
+    ended: AtomicBool,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
+    fn new(bell: Bell) -> Arc<Shared> {
+        Arc::new(Shared {
+            inbox: Mutex::default(),
+            bell,
+            statistics: Statistics::default(),
+            backlog: Backlog::default(),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Held by whoever does the work; says when that is over, however it ends.
+pub(crate) struct Working(pub(crate) Arc<Shared>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
     }
 }
 
@@ -126,8 +170,12 @@ impl Shared {
 /// a short lock. New mail is collected until [`Spool::flush`] wakes the thread.
 pub struct Spool {
     shared: Arc<Shared>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// `None` when it has ended, or a [`Driver`] is in its place.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// What opening found: the values kept with [`Spool::put`].
+pub type Opening = oneshot::Receiver<Result<Values, SpoolError>>;
 
 impl std::fmt::Debug for Spool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -145,26 +193,46 @@ impl Spool {
         options: Options,
         projection: Box<dyn Projection>,
         mut each: Box<dyn FnMut(Recovered) + Send>,
-    ) -> std::io::Result<(Spool, oneshot::Receiver<Result<crate::store::Values, SpoolError>>)> {
-        let shared = Arc::new(Shared {
-            inbox: Mutex::default(),
-            wake: Condvar::new(),
-            statistics: Statistics::default(),
-            backlog: Backlog::default(),
-        });
+    ) -> std::io::Result<(Spool, Opening)> {
+        let runner = Runner::Threads;
+        let shared = Shared::new(runner.bell());
         let (ready, opened) = oneshot::channel();
-        let for_thread = Arc::clone(&shared);
+        let working = Working(Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("spool".into()).spawn(move || {
-            match Running::open(options, projection, &mut *each, for_thread) {
+            let shared = Arc::clone(&working.0);
+            let index_path = options.path.join("index");
+            let running =
+                Folder::open(&options.path, options.sync).map_err(|e| options.failed(&e)).and_then(|folder| {
+                    let index = || SledIndex::open(&index_path);
+                    Running::open(folder, index, options, projection, &mut *each, shared, runner)
+                });
+            match running {
                 Ok(mut running) => {
                     drop(each);
-                    let _ = ready.send(Ok(running.store.values("")));
+                    let _ = ready.send(Ok(running.values()));
                     running.run();
                 }
                 Err(e) => drop(ready.send(Err(e))),
             }
         })?;
         Ok((Spool { shared, thread: Mutex::new(Some(thread)) }, opened))
+    }
+
+    /// Opens a spool without a thread, on the disk and the index that are given: all work,
+    /// opening included, is done by whoever runs the driver.
+    pub fn without_thread<D: Disk, I: Index>(
+        folder: D,
+        index: I,
+        options: Options,
+        projection: Box<dyn Projection>,
+        each: Box<dyn FnMut(Recovered) + Send>,
+    ) -> (Spool, Opening, Driver<D, I>) {
+        let writers = Arc::default();
+        let shared = Shared::new(Runner::Task(Arc::clone(&writers)).bell());
+        let (ready, opened) = oneshot::channel();
+        let driver =
+            Driver::new(folder, index, options, projection, each, ready, Working(Arc::clone(&shared)), writers);
+        (Spool { shared, thread: Mutex::new(None) }, opened, driver)
     }
 
     /// Makes a message durable. Resolves, after [`Spool::flush`], when the group that holds
@@ -197,7 +265,7 @@ impl Spool {
             let first = inbox.mail_since.is_none();
             inbox.mail_since.get_or_insert_with(Instant::now);
             if first || inbox.group.store.len() >= inbox.wanted {
-                self.shared.wake.notify_one();
+                self.shared.bell.ring();
             }
         }
     }
@@ -280,7 +348,7 @@ impl Spool {
         inbox.outcome_bytes += bytes;
         if inbox.since.is_none() {
             inbox.since = Some(Instant::now());
-            self.shared.wake.notify_one();
+            self.shared.bell.ring();
         }
     }
 
@@ -288,7 +356,7 @@ impl Spool {
         let (reply, receiver) = oneshot::channel();
         let mut inbox = self.shared.lock();
         inbox.queries.push(make(reply));
-        self.shared.wake.notify_one();
+        self.shared.bell.ring();
         receiver
     }
 
@@ -347,10 +415,10 @@ impl Spool {
     /// [`Spool::finish`] for a reactor that goes on meanwhile.
     pub async fn finished(&self) {
         self.shared.lock().stop = true;
-        self.shared.wake.notify_one();
+        self.shared.bell.ring();
         let is_over = || {
             let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-            thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+            thread.as_ref().map_or_else(|| self.shared.ended.load(Ordering::Acquire), JoinHandle::is_finished)
         };
         while !is_over() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -359,10 +427,10 @@ impl Spool {
     }
 
     /// Writes everything out, marks the stop as orderly and ends the thread. Blocks; what is
-    /// given afterwards is not written.
+    /// given afterwards is not written. Without a thread it only asks for that: the driver does it.
     pub fn finish(&self) {
         self.shared.lock().stop = true;
-        self.shared.wake.notify_one();
+        self.shared.bell.ring();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(t) = thread
             && t.join().is_err()
@@ -436,8 +504,8 @@ struct Gathering {
 
 impl Gathering {
     /// Messages worth waiting for now.
-    fn wanted(&self) -> usize {
-        let recent = self.last.is_some_and(|t| t.elapsed() < GATHER_MEMORY);
+    fn wanted(&self, now: Instant) -> usize {
+        let recent = self.last.is_some_and(|t| now - t < GATHER_MEMORY);
         if recent { self.expected - self.expected / 8 } else { 1 }
     }
 
@@ -459,9 +527,12 @@ impl Gathering {
     }
 }
 
-struct Running {
+/// The spool at work, over some disk and index. It never waits, and knows of no thread.
+pub(crate) struct Running<D: Disk, I: Index> {
     gathering: Gathering,
-    store: Store<Folder, SledIndex>,
+    store: Store<D, I>,
+    /// The shard's folder.
+    folder: D,
     options: Options,
     accounting: Accounting,
     shared: Arc<Shared>,
@@ -471,6 +542,8 @@ struct Running {
     failures: u32,
     /// The last of these.
     failure: String,
+    /// They are not tried again before.
+    again_at: Option<Instant>,
     free_checked: Option<Instant>,
     low_space: Option<String>,
     /// A message found no room in the log.
@@ -481,34 +554,85 @@ struct Running {
     leave_at: Instant,
 }
 
-/// What the thread does next.
-struct Work {
+/// What is waited for between two steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pause {
+    /// Messages that are worth waiting for, …
+    wanted: usize,
+    /// … for so long.
+    patience: Duration,
+    /// Nothing is done before, whatever comes.
+    not_before: Option<Instant>,
+    /// Without work it ends then.
+    until: Instant,
+}
+
+impl Pause {
+    /// How long it lasts if nothing comes meanwhile; zero when something is due.
+    pub fn left(&self, inbox: &Inbox, now: Instant) -> Duration {
+        if let Some(t) = self.not_before.filter(|t| now < *t) {
+            return t - now;
+        }
+        if inbox.stop || inbox.accounting || !inbox.queries.is_empty() || inbox.group.store.len() >= self.wanted {
+            return Duration::ZERO;
+        }
+        match (inbox.mail_since, inbox.since) {
+            (Some(since), _) => self.patience.saturating_sub(now - since),
+            (_, Some(since)) => OUTCOMES_WAIT.saturating_sub(now - since),
+            _ => self.until - now,
+        }
+    }
+}
+
+/// A group and who waits for it.
+pub(crate) struct Batch {
     group: Group,
     replies: Vec<StoreReply>,
     report_replies: Vec<StoreReply>,
     outcome_bytes: usize,
-    queries: Vec<Query>,
-    stop: bool,
 }
 
-impl Running {
-    fn open(
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.group.is_empty()
+    }
+
+    /// Messages to store.
+    pub fn messages(&self) -> usize {
+        self.group.store.len()
+    }
+}
+
+/// What is done next.
+pub(crate) struct Work {
+    pub batch: Batch,
+    pub queries: Vec<Query>,
+    pub stop: bool,
+}
+
+impl Options {
+    pub(crate) fn failed(&self, e: &std::io::Error) -> SpoolError {
+        SpoolError::Open { path: self.path.display().to_string(), reason: e.to_string() }
+    }
+}
+
+impl<D: Disk, I: Index> Running<D, I> {
+    pub fn open(
+        mut folder: D,
+        index: impl FnOnce() -> I,
         options: Options,
         projection: Box<dyn Projection>,
         each: &mut dyn FnMut(Recovered),
         shared: Arc<Shared>,
-    ) -> Result<Running, SpoolError> {
-        let failed =
-            |e: std::io::Error| SpoolError::Open { path: options.path.display().to_string(), reason: e.to_string() };
-        let ballast = options.path.join("ballast");
-        std::fs::create_dir_all(&options.path).map_err(failed)?;
-        let folder = Folder::open(&options.path.join("log"), options.sync).map_err(failed)?;
-        if folder.free_bytes().map_err(failed)? < BALLAST_BYTES {
+        runner: Runner,
+    ) -> Result<Running<D, I>, SpoolError> {
+        let failed = |e: std::io::Error| options.failed(&e);
+        let log = folder.folder(LOG).map_err(failed)?;
+        if log.free_bytes().map_err(failed)? < BALLAST_BYTES {
             // sled destroys itself when it opens without room.
-            let _ = std::fs::remove_file(&ballast);
+            let _ = folder.remove(BALLAST);
         }
-        let index = SledIndex::open(&options.path.join("index"));
-        let (store, opened) = Store::open(folder, index, options.shard, &options.boot, each)?;
+        let (store, opened) = Store::open(log, index(), options.shard, &options.boot, each)?;
         tracing::info!(
             messages = opened.messages,
             replayed = opened.replayed,
@@ -519,13 +643,15 @@ impl Running {
         let for_accounting = Arc::clone(&shared);
         let wake = move || {
             for_accounting.lock().accounting = true;
-            for_accounting.wake.notify_one();
+            for_accounting.bell.ring();
         };
-        let accounting = Accounting::begin(&store, projection, Arc::new(wake)).map_err(failed)?;
+        let accounting = Accounting::begin(&store, projection, runner, Arc::new(wake)).map_err(failed)?;
+        let ballast = folder.open(BALLAST).is_ok();
         let now = Instant::now();
         let mut running = Running {
             gathering: Gathering::default(),
             store,
+            folder,
             options,
             accounting,
             shared,
@@ -533,10 +659,11 @@ impl Running {
             intake_closed_until: None,
             failures: 0,
             failure: String::new(),
+            again_at: None,
             free_checked: None,
             low_space: None,
             no_room: None,
-            ballast: ballast.exists(),
+            ballast,
             restore_at: now,
             leave_at: now,
         };
@@ -545,55 +672,85 @@ impl Running {
         Ok(running)
     }
 
+    /// The disk of the log.
+    pub fn disk(&mut self) -> &mut D {
+        &mut self.store.log.disk
+    }
+
+    /// The values that are kept.
+    pub fn values(&self) -> Values {
+        self.store.values("")
+    }
+
+    /// The life of the thread.
     fn run(&mut self) {
         loop {
-            let Work { group, replies, report_replies, outcome_bytes, queries, stop } = self.next_work();
-            if !group.is_empty() {
-                let messages = group.store.len();
-                self.commit(group, replies, report_replies, outcome_bytes);
-                self.gathering.answered(messages, self.shared.lock().group.store.len());
+            self.wait();
+            let work = self.take();
+            if !work.batch.is_empty() {
+                self.commit(work.batch);
             }
-            for q in queries {
-                self.answer(q);
+            self.look_after(work.queries);
+            if work.stop {
+                break;
             }
-            self.housekeeping();
-            if stop {
-                self.leave();
+        }
+        let mut stop = Stop::begin();
+        while let Some(pause) = self.finish_accounting(&mut stop) {
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
+        }
+        let last = self.last(stop);
+        if !last.is_empty() {
+            self.commit(last);
+        }
+        self.close();
+    }
+
+    /// Lets the thread wait until something is due.
+    fn wait(&mut self) {
+        let pause = self.pause(Instant::now());
+        let shared = Arc::clone(&self.shared);
+        let mut inbox = shared.lock();
+        loop {
+            let left = pause.left(&inbox, Instant::now());
+            if left.is_zero() {
                 return;
             }
+            inbox = shared.bell.wait(inbox, left);
         }
     }
 
-    /// Waits for work, or for the next piece of housekeeping.
-    fn next_work(&mut self) -> Work {
+    fn commit(&mut self, batch: Batch) {
+        let messages = batch.messages();
+        if let Some((batch, written)) = self.write(batch) {
+            let results = self.sync(&batch, written);
+            self.conclude(batch, results);
+        }
+        self.answered(messages);
+    }
+
+    /// What is waited for from now on.
+    pub fn pause(&mut self, now: Instant) -> Pause {
         let busy = self.store.checkpointing() || self.store.compacting() || self.accounting.is_busy();
-        let idle = if busy { Duration::ZERO } else { Duration::from_millis(500) };
-        let begun = Instant::now();
+        let wanted = self.gathering.wanted(now);
+        self.shared.lock().wanted = wanted;
+        Pause {
+            wanted,
+            patience: self.gathering.patience,
+            not_before: self.again_at.take(),
+            until: if busy { now } else { now + IDLE_MAX },
+        }
+    }
+
+    /// Takes what has come.
+    pub fn take(&mut self) -> Work {
         let shared = Arc::clone(&self.shared);
         let mut inbox = shared.lock();
-        let wanted = self.gathering.wanted();
-        inbox.wanted = wanted;
-        loop {
-            let wait = match (inbox.mail_since, inbox.since) {
-                _ if inbox.stop
-                    || inbox.accounting
-                    || !inbox.queries.is_empty()
-                    || inbox.group.store.len() >= wanted =>
-                {
-                    break;
-                }
-                (Some(since), _) => self.gathering.patience.saturating_sub(since.elapsed()),
-                (_, Some(since)) => OUTCOMES_WAIT.saturating_sub(since.elapsed()),
-                _ => idle.saturating_sub(begun.elapsed()),
-            };
-            if wait.is_zero() {
-                break;
-            }
-            inbox = shared.wake.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner).0;
-        }
         let inbox = &mut *inbox;
         if inbox.mail_since.take().is_some() {
-            self.gathering.taken(inbox.group.store.len(), wanted);
+            self.gathering.taken(inbox.group.store.len(), inbox.wanted);
         }
         inbox.since = None;
         inbox.accounting = false;
@@ -613,29 +770,25 @@ impl Running {
             inbox.replies = replies.split_off(fits);
             inbox.mail_since = Some(Instant::now());
         }
-        Work {
+        let batch = Batch {
             group,
             replies,
             report_replies: std::mem::take(&mut inbox.report_replies),
             outcome_bytes: std::mem::take(&mut inbox.outcome_bytes),
-            queries: std::mem::take(&mut inbox.queries),
-            stop: inbox.stop,
-        }
+        };
+        Work { batch, queries: std::mem::take(&mut inbox.queries), stop: inbox.stop }
     }
 
-    fn commit(
-        &mut self,
-        mut group: Group,
-        mut replies: Vec<StoreReply>,
-        report_replies: Vec<StoreReply>,
-        outcome_bytes: usize,
-    ) {
+    /// Appends a group to the log; `None` when nothing of it is to be written. Then follows
+    /// [`Running::sync`].
+    pub fn write(&mut self, mut batch: Batch) -> Option<(Batch, Result<Written, SpoolError>)> {
+        let Batch { group, replies, .. } = &mut batch;
         for (origin, open) in std::mem::take(&mut group.open) {
             group.forget.extend(self.store.forgettable(origin, &open));
         }
         if group.is_empty() {
-            self.shared.backlog.written(outcome_bytes as u64, self.shared.lock().since);
-            return;
+            self.shared.backlog.written(batch.outcome_bytes as u64, self.shared.lock().since);
+            return None;
         }
         if let Some(e) = self.intake_refusal() {
             let kept: Vec<bool> =
@@ -643,22 +796,35 @@ impl Running {
             let mut keep = kept.iter();
             group.store.retain(|_| *keep.next().unwrap_or(&false));
             let mut still = Vec::new();
-            for (reply, kept) in replies.into_iter().zip(kept) {
+            for (reply, kept) in std::mem::take(replies).into_iter().zip(kept) {
                 if kept { still.push(reply) } else { drop(reply.send(Err(e.clone()))) }
             }
-            replies = still;
+            *replies = still;
             if group.is_empty() {
-                return;
+                return None;
             }
         }
-        let result = match self.store.commit(&group) {
-            Err(SpoolError::Full(_)) if self.release_ballast() => self.store.commit(&group),
+        let written = match self.store.write(&batch.group) {
+            Err(SpoolError::Full(_)) if self.release_ballast() => self.store.write(&batch.group),
             r => r,
         };
+        Some((batch, written))
+    }
+
+    /// Makes what was appended durable. Then follows [`Running::conclude`].
+    pub fn sync(&mut self, batch: &Batch, written: Result<Written, SpoolError>) -> Results {
+        let results = written.and_then(|w| self.store.sync(&batch.group, w));
         let statistics = &self.shared.statistics;
         statistics.syncs.fetch_add(1, Relaxed);
         statistics.log_bytes.store(self.store.written_bytes(), Relaxed);
-        match result {
+        results
+    }
+
+    /// Answers those who wait for a group, and passes on what it says; outcomes that could not be
+    /// written are kept.
+    pub fn conclude(&mut self, batch: Batch, results: Results) {
+        let Batch { mut group, replies, report_replies, outcome_bytes } = batch;
+        match results {
             Ok(results) => {
                 if std::mem::take(&mut self.failures) > 0 {
                     tracing::info!("outcomes are written again");
@@ -693,13 +859,18 @@ impl Running {
         }
     }
 
+    /// A group of so many messages was answered.
+    pub fn answered(&mut self, messages: usize) {
+        self.gathering.answered(messages, self.shared.lock().group.store.len());
+    }
+
     /// Puts outcomes of a failed group before those that have come since.
     fn offer_again(&mut self, group: Group, mut report_replies: Vec<StoreReply>, outcome_bytes: usize) {
-        let pause = Duration::from_millis(50) * self.failures.min(20);
+        let pause = (AGAIN * self.failures.min(20)).min(AGAIN_MAX);
         let shared = Arc::clone(&self.shared);
-        let stopping = shared.lock().stop;
-        std::thread::sleep(if stopping { Duration::ZERO } else { pause.min(AGAIN_MAX) });
         let mut inbox = shared.lock();
+        let again_at = if inbox.stop { Instant::now() } else { Instant::now() + pause };
+        self.again_at = Some(again_at);
         let newer = std::mem::take(&mut inbox.group);
         let mut g = Group { store: newer.store, ..group };
         g.reports.extend(newer.reports);
@@ -715,7 +886,7 @@ impl Running {
         g.forget.extend(newer.forget);
         g.open.extend(newer.open);
         inbox.group = g;
-        inbox.since = Some(Instant::now());
+        inbox.since = Some(again_at);
     }
 
     /// Why no new mail may come in now.
@@ -804,6 +975,14 @@ impl Running {
         }
     }
 
+    /// What is done after a group, and without one.
+    pub fn look_after(&mut self, queries: Vec<Query>) {
+        for q in queries {
+            self.answer(q);
+        }
+        self.housekeeping();
+    }
+
     fn housekeeping(&mut self) {
         let now = Instant::now();
         self.step_accounting();
@@ -845,8 +1024,12 @@ impl Running {
 
     fn write_quarantine(&mut self) {
         for (name, bytes) in self.store.take_quarantine() {
-            let folder = self.options.path.join("quarantine");
-            let written = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(&name), bytes));
+            let written = self.folder.folder(QUARANTINE).and_then(|mut quarantine| {
+                // The same bytes may have been found before.
+                let _ = quarantine.remove(&name);
+                let file = quarantine.create(&name)?;
+                quarantine.write(&file, 0, &[IoSlice::new(&bytes)])
+            });
             if let Err(e) = written {
                 tracing::error!(name, error = %e, "damaged bytes could not be copied to quarantine");
             }
@@ -856,7 +1039,7 @@ impl Running {
     /// Whether the index can be written to; gives the ballast up for it. Nothing is freed until
     /// the index has followed, so this is what makes room again.
     fn has_room_for_index(&mut self) -> bool {
-        let has = |s: &Running| s.store.log.disk.free_bytes().is_ok_and(|free| free >= s.store.index_room());
+        let has = |s: &Self| s.store.log.disk.free_bytes().is_ok_and(|free| free >= s.store.index_room());
         has(self) || (self.release_ballast() && has(self))
     }
 
@@ -889,36 +1072,54 @@ impl Running {
     }
 
     fn release_ballast(&mut self) -> bool {
-        let released = std::fs::remove_file(self.options.path.join("ballast")).is_ok();
+        let released = self.folder.remove(BALLAST).is_ok();
         self.ballast &= !released;
         released
     }
 
     fn restore_ballast(&mut self) {
-        let path = self.options.path.join("ballast");
         if self.ballast || self.store.log.disk.free_bytes().unwrap_or(0) < 2 * BALLAST_BYTES {
             return;
         }
-        let made = std::fs::File::create(&path)
-            .and_then(|f| nix::fcntl::posix_fallocate(&f, 0, BALLAST_BYTES as i64).map_err(std::io::Error::from));
-        self.ballast = made.is_ok();
+        self.ballast = self.make_ballast().is_ok();
         if !self.ballast {
-            let _ = std::fs::remove_file(&path);
+            let _ = self.folder.remove(BALLAST);
         }
     }
 
-    fn leave(&mut self) {
-        if let Some(put) = self.accounting.finish(&mut self.store) {
+    fn make_ballast(&mut self) -> std::io::Result<()> {
+        let _ = self.folder.remove(BALLAST);
+        let file = self.folder.create(BALLAST)?;
+        self.folder.preallocate(&file, 0, BALLAST_BYTES)?;
+        let mut len = self.folder.len(&file)?;
+        // A file system that cannot allocate takes bytes.
+        let zeros = [0; BALLAST_STEP];
+        while len < BALLAST_BYTES {
+            let step = &zeros[..zeros.len().min((BALLAST_BYTES - len) as usize)];
+            self.folder.write(&file, len, &[IoSlice::new(step)])?;
+            len += step.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Lets accounting come to its end; to be called again after the time that it answers.
+    pub fn finish_accounting(&mut self, stop: &mut Stop) -> Option<Duration> {
+        self.accounting.finish(stop, &mut self.store)
+    }
+
+    /// The last group. What is asked from now on is not answered.
+    pub fn last(&mut self, stop: Stop) -> Batch {
+        if let Some(put) = stop.put() {
             self.shared.lock().group.put.push(put);
         }
         if self.accounting.is_behind() {
             tracing::warn!("accounting is behind; its rows are written at the next start");
         }
-        let w = self.next_work();
-        if !w.group.is_empty() {
-            self.commit(w.group, w.replies, w.report_replies, w.outcome_bytes);
-        }
-        drop(w.queries);
+        self.take().batch
+    }
+
+    /// Marks the stop as orderly.
+    pub fn close(&mut self) {
         if let Err(e) = self.store.close() {
             tracing::error!(error = %e, "the index could not be closed; the next start rebuilds it");
         }

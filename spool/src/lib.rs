@@ -3,8 +3,10 @@
 //! An append-only segment log is the truth; a small index beside it makes restarts fast and
 //! can be rebuilt at any time. `LIFECYCLE.md` argues every crash. [`Spool`] is the handle
 //! that the shard's reactor uses; a thread of its own does all that may block.
+//! In simulations a [`Driver`] does it in the thread's place.
 
 pub mod disk;
+pub mod driver;
 pub mod group_commit;
 pub mod index;
 pub mod layout;
@@ -15,13 +17,15 @@ pub mod store;
 
 mod accounting;
 mod backlog;
+mod bell;
 mod carried;
 mod checkpoint;
 mod compact;
 mod recover;
 
 pub use backlog::Refusal;
-pub use group_commit::{Options, Outcomes, Spool, Statistics, fits};
+pub use driver::Driver;
+pub use group_commit::{Opening, Options, Outcomes, Spool, Statistics, fits};
 pub use layout::RecipientState;
 pub use store::{KnownRecipient, NewMessage, Projection, Recovered, RecoveredRecipient, Settled};
 

@@ -1,41 +1,240 @@
-//! Disk and index in memory for tests, with a power switch: they fail at the n-th operation,
-//! and [`MemoryDisk::lose_power`] keeps only what was synced (and a torn part of the rest).
+//! Disk and index in memory for tests and simulations, with a power switch: they fail at the n-th
+//! operation or for a time, and a loss of power keeps what was synced, and of the rest what the
+//! caller chooses.
+//!
+//! A kill of the process alone takes nothing from a [`MemoryDisk`]: what was written is the
+//! system's. Of a [`MemoryIndex`] it may take what was not flushed, as a loss of power does.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipc::dice::HashMap;
+use tokio::time::Instant;
 
 use crate::disk::Disk;
+use crate::driver::{Timed, Times};
 use crate::index::{Change, Each, Index, IndexError};
 
-#[derive(Debug, Default, Clone)]
-struct FileState {
-    now: Vec<u8>,
-    synced: Vec<u8>,
+/// What a disk writes whole, or not at all.
+const SECTOR: usize = 512;
+const PAGE_SECTORS: usize = 32;
+const PAGE: usize = SECTOR * PAGE_SECTORS;
+
+type Page = Box<[u8; PAGE]>;
+
+/// What was written to a page since the last sync.
+#[derive(Debug, Default)]
+struct Unsynced {
+    /// The page as it was synced; `None` for one of zeros.
+    before: Option<Page>,
+    /// A bit for each sector written.
+    sectors: u32,
 }
 
+/// A file. Pages that were never written are not there, and read as zeros.
 #[derive(Debug, Default)]
+struct FileState {
+    len: u64,
+    pages: BTreeMap<u64, Page>,
+    synced_len: u64,
+    unsynced: BTreeMap<u64, Unsynced>,
+}
+
+impl FileState {
+    /// Changes bytes of one page, which may be no more than it holds.
+    fn change(&mut self, n: u64, from: usize, bytes: &[u8]) {
+        let (first, last) = (from / SECTOR, (from + bytes.len() - 1) / SECTOR);
+        let page = self.pages.get(&n);
+        let u = self.unsynced.entry(n).or_insert_with(|| Unsynced { before: page.cloned(), sectors: 0 });
+        u.sectors |= (first..=last).fold(0, |bits, s| bits | 1 << s);
+        let page = self.pages.entry(n).or_insert_with(|| Box::new([0; PAGE]));
+        page[from..from + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn write(&mut self, mut at: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let from = (at % PAGE as u64) as usize;
+            let (now, rest) = bytes.split_at(bytes.len().min(PAGE - from));
+            self.change(at / PAGE as u64, from, now);
+            at += now.len() as u64;
+            bytes = rest;
+        }
+        self.len = self.len.max(at);
+    }
+
+    fn read(&self, mut at: u64, buf: &mut [u8]) -> usize {
+        let all = buf.len().min(self.len.saturating_sub(at) as usize);
+        let mut left = &mut buf[..all];
+        while !left.is_empty() {
+            let from = (at % PAGE as u64) as usize;
+            let n = left.len().min(PAGE - from);
+            let (now, rest) = left.split_at_mut(n);
+            match self.pages.get(&(at / PAGE as u64)) {
+                Some(page) => now.copy_from_slice(&page[from..from + n]),
+                None => now.fill(0),
+            }
+            at += n as u64;
+            left = rest;
+        }
+        all
+    }
+
+    /// Cuts the file; not durable until [`FileState::sync`].
+    fn cut(&mut self, len: u64) {
+        self.len = self.len.min(len);
+        let behind: Vec<u64> = self.pages.range(len / PAGE as u64..).map(|(n, _)| *n).collect();
+        for n in behind {
+            let from = len.saturating_sub(n * PAGE as u64).min(PAGE as u64) as usize;
+            if from < PAGE {
+                self.change(n, from, &[0; PAGE][from..]);
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        self.unsynced.clear();
+        self.synced_len = self.len;
+        // What was cut off is nobody's any more.
+        self.pages.split_off(&self.len.div_ceil(PAGE as u64));
+    }
+
+    /// Back to what was synced, with those changes that are to be kept.
+    fn lose(&mut self, keep: &mut dyn FnMut(Lost) -> bool) {
+        if self.len != self.synced_len && !keep(Lost::Length) {
+            self.len = self.synced_len;
+        }
+        for (n, u) in std::mem::take(&mut self.unsynced) {
+            let mut page = u.before.unwrap_or_else(|| Box::new([0; PAGE]));
+            for s in (0..PAGE_SECTORS).filter(|s| u.sectors & 1 << s != 0) {
+                if keep(Lost::Sector(n * PAGE_SECTORS as u64 + s as u64))
+                    && let Some(new) = self.pages.get(&n)
+                {
+                    let bytes = s * SECTOR..(s + 1) * SECTOR;
+                    page[bytes.clone()].copy_from_slice(&new[bytes]);
+                }
+            }
+            self.pages.insert(n, page);
+        }
+        // Behind the end there is nothing, whatever came there.
+        self.cut(self.len);
+        self.sync();
+    }
+}
+
+/// A change that was not synced when the power went: it may be lost, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// Bytes of this sector, of 512 each.
+    Sector(u64),
+    /// Another length of the file.
+    Length,
+    /// The removal of the file: it is there again. Those before are not lost where a later one is
+    /// kept.
+    Removal,
+}
+
+/// What a disk does not do for a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It has no room.
+    Full,
+    /// Writes fail, half done.
+    Writes,
+    /// Syncs fail, and what was written stays as it is: unknown.
+    Syncs,
+}
+
+type NextTimes = Box<dyn FnMut() -> Times + Send>;
+
+#[derive(Default)]
 struct DiskState {
-    files: HashMap<String, FileState>,
+    /// By path.
+    files: BTreeMap<String, FileState>,
+    /// Files removed since their folder was synced, in order.
+    removed: Vec<(String, FileState)>,
+    used: u64,
     capacity: u64,
     /// Operations until writes and syncs fail; `None` for never.
     fail_in: Option<u32>,
+    /// Until when.
+    faults: Vec<(Fault, Instant)>,
+    times: Option<NextTimes>,
+    syncs: u64,
 }
 
-/// A folder in memory; clones share it.
-#[derive(Debug, Clone)]
-pub struct MemoryDisk(Arc<Mutex<DiskState>>);
+impl DiskState {
+    fn has(&self, fault: Fault) -> bool {
+        self.faults.iter().any(|(f, until)| *f == fault && Instant::now() < *until)
+    }
+
+    /// Counts an operation, which may be one that fails.
+    fn tick(&mut self, fault: Fault) -> io::Result<()> {
+        if self.has(fault) {
+            return Err(io::Error::other("injected failure"));
+        }
+        match &mut self.fail_in {
+            Some(0) => Err(io::Error::other("injected failure")),
+            Some(n) => {
+                *n -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn free(&self) -> u64 {
+        if self.has(Fault::Full) { 0 } else { self.capacity.saturating_sub(self.used) }
+    }
+
+    /// Lets a file grow to `end`, if there is room.
+    fn grow(&mut self, path: &str, end: u64) -> io::Result<&mut FileState> {
+        let free = self.free();
+        let f = self.files.get_mut(path).ok_or(io::ErrorKind::NotFound)?;
+        let more = end.saturating_sub(f.len);
+        if more > free {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        f.len += more;
+        self.used += more;
+        Ok(f)
+    }
+
+    fn get(&self, path: &str) -> io::Result<&FileState> {
+        self.files.get(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn count(&mut self) {
+        self.used = self.files.values().map(|f| f.len).sum();
+    }
+}
+
+/// A folder in memory; clones and the folders in it share one file system.
+#[derive(Clone)]
+pub struct MemoryDisk {
+    state: Arc<Mutex<DiskState>>,
+    /// What the paths of its files begin with.
+    prefix: String,
+}
+
+impl std::fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryDisk").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
 
 impl MemoryDisk {
     /// An empty folder on a file system of `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
-        MemoryDisk(Arc::new(Mutex::new(DiskState { capacity, ..Default::default() })))
+        let state = DiskState { capacity, ..Default::default() };
+        MemoryDisk { state: Arc::new(Mutex::new(state)), prefix: String::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, DiskState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// Lets the n-th write or sync from now fail, and all after it.
@@ -43,149 +242,214 @@ impl MemoryDisk {
         self.state().fail_in = operations;
     }
 
+    /// Lets the disk fail until then.
+    pub fn fail_until(&self, fault: Fault, until: Instant) {
+        let mut s = self.state();
+        s.faults.retain(|(f, _)| *f != fault);
+        s.faults.push((fault, until));
+    }
+
     /// Sets the size of the file system.
     pub fn set_capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
     }
 
+    /// Says how long each group takes from now on.
+    pub fn set_times(&self, next: impl FnMut() -> Times + Send + 'static) {
+        self.state().times = Some(Box::new(next));
+    }
+
     /// Bytes in use.
     pub fn used(&self) -> u64 {
-        self.state().files.values().map(|f| f.now.len() as u64).sum()
+        self.state().used
     }
 
-    /// Forgets what was not synced, but for the first `torn` bytes of each change.
+    /// Syncs that succeeded.
+    pub fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
+    /// Forgets what was not synced, but for the first `torn` bytes of each file's changes.
     pub fn lose_power(&self, torn: usize) {
         let mut s = self.state();
-        s.fail_in = None;
+        (s.fail_in, s.faults) = (None, Vec::new());
+        s.removed.clear();
         for f in s.files.values_mut() {
-            let mut kept = f.synced.clone();
-            if let Some(first) = (0..f.now.len()).find(|i| f.now.get(*i) != f.synced.get(*i)) {
-                let end = (first + torn).min(f.now.len());
-                kept.resize(kept.len().max(end), 0);
-                kept[first..end].copy_from_slice(&f.now[first..end]);
+            let mut kept = Vec::new();
+            let mut first = None;
+            for (n, u) in &f.unsynced {
+                let zeros = [0; PAGE];
+                let (new, old) = (f.pages.get(n).map_or(&zeros, |p| &**p), u.before.as_ref().map_or(&zeros, |p| &**p));
+                let begins = || new.iter().zip(old).position(|(a, b)| a != b).map(|i| n * PAGE as u64 + i as u64);
+                let Some(from) = first.or_else(begins) else { continue };
+                first = Some(from);
+                let page_at = n * PAGE as u64;
+                let (from, to) = (from.max(page_at), (from + torn as u64).min(page_at + PAGE as u64).min(f.len));
+                if from < to {
+                    kept.push((from, new[(from - page_at) as usize..(to - page_at) as usize].to_vec()));
+                }
             }
-            f.now = kept.clone();
-            f.synced = kept;
+            f.lose(&mut |_| false);
+            kept.iter().for_each(|(at, bytes)| f.write(*at, bytes));
+            f.sync();
         }
+        s.count();
     }
 
-    /// Flips bits at a place of a file, as bad media would.
+    /// Forgets what was not synced, but for what `keep` wants to keep: it is asked of every change,
+    /// in a fixed order, with the path of its file.
+    pub fn lose_power_but(&self, keep: &mut dyn FnMut(&str, Lost) -> bool) {
+        let mut s = self.state();
+        (s.fail_in, s.faults) = (None, Vec::new());
+        let removed = std::mem::take(&mut s.removed);
+        // Folders keep their changes in order.
+        let last_kept = removed.iter().rposition(|(path, _)| keep(path, Lost::Removal));
+        let back = removed.into_iter().skip(last_kept.map_or(0, |i| i + 1));
+        for (path, file) in back {
+            s.files.entry(path).or_insert(file);
+        }
+        for (path, f) in &mut s.files {
+            f.lose(&mut |lost| keep(path, lost));
+        }
+        s.count();
+    }
+
+    /// [`MemoryDisk::lose_power_but`], by chance.
+    pub fn lose_power_by(&self, mut seed: u64) {
+        self.lose_power_but(&mut |_, _| {
+            // SplitMix64.
+            seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let x = (seed ^ seed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            (x ^ x >> 31) & 1 == 0
+        });
+    }
+
+    /// Flips bits at a place of a file, as bad media would: what is synced is damaged, too.
     pub fn damage(&self, name: &str, offset: usize) {
-        if let Some(b) = self.state().files.get_mut(name).and_then(|f| f.now.get_mut(offset)) {
-            *b ^= 0xFF;
+        let path = self.path(name);
+        let mut s = self.state();
+        let Some(f) = s.files.get_mut(&path).filter(|f| (offset as u64) < f.len) else { return };
+        let (n, at) = ((offset / PAGE) as u64, offset % PAGE);
+        f.pages.entry(n).or_insert_with(|| Box::new([0; PAGE]))[at] ^= 0xFF;
+        if let Some(before) = f.unsynced.get_mut(&n).and_then(|u| u.before.as_mut()) {
+            before[at] ^= 0xFF;
         }
-    }
-}
-
-fn tick(s: &mut DiskState) -> io::Result<()> {
-    match &mut s.fail_in {
-        Some(0) => Err(io::Error::other("injected failure")),
-        Some(n) => {
-            *n -= 1;
-            Ok(())
-        }
-        None => Ok(()),
     }
 }
 
 impl Disk for MemoryDisk {
+    /// Its path.
     type File = String;
 
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.state().files.keys().cloned().collect())
+        let s = self.state();
+        let inside = s.files.range(self.prefix.clone()..).map_while(|(path, _)| path.strip_prefix(&self.prefix));
+        Ok(inside.filter(|name| !name.contains('/')).map(str::to_owned).collect())
     }
 
     fn create(&mut self, name: &str) -> io::Result<String> {
+        let path = self.path(name);
         let mut s = self.state();
-        tick(&mut s)?;
-        s.files.insert(name.to_owned(), FileState::default());
-        Ok(name.to_owned())
+        s.tick(Fault::Writes)?;
+        if s.files.contains_key(&path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        s.files.insert(path.clone(), FileState::default());
+        // Syncing the folder makes removals durable, too.
+        let of_folder = |path: &str| path.strip_prefix(&self.prefix).is_some_and(|name| !name.contains('/'));
+        s.removed.retain(|(path, _)| !of_folder(path));
+        Ok(path)
     }
 
     fn open(&mut self, name: &str) -> io::Result<String> {
-        if self.state().files.contains_key(name) { Ok(name.to_owned()) } else { Err(io::ErrorKind::NotFound.into()) }
+        let path = self.path(name);
+        self.state().get(&path)?;
+        Ok(path)
     }
 
     fn preallocate(&mut self, file: &String, _from: u64, end: u64) -> io::Result<()> {
-        let mut s = self.state();
-        let used: u64 = s.files.values().map(|f| f.now.len() as u64).sum();
-        let capacity = s.capacity;
-        let f = s.files.get_mut(file).ok_or(io::ErrorKind::NotFound)?;
-        let grow = end.saturating_sub(f.now.len() as u64);
-        if used + grow > capacity {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let len = f.now.len().max(end as usize);
-        f.now.resize(len, 0);
-        f.synced.resize(len, 0);
-        Ok(())
+        self.state().grow(file, end).map(|_| ())
     }
 
     fn write(&mut self, file: &String, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let mut s = self.state();
-        let failed = tick(&mut s);
-        let used: u64 = s.files.values().map(|f| f.now.len() as u64).sum();
-        let capacity = s.capacity;
-        let f = s.files.get_mut(file).ok_or(io::ErrorKind::NotFound)?;
-        let mut bytes: Vec<u8> = parts.iter().flat_map(|p| p.iter().copied()).collect();
-        if failed.is_err() {
-            bytes.truncate(bytes.len() / 2);
+        let done = s.tick(Fault::Writes);
+        let all: usize = parts.iter().map(|p| p.len()).sum();
+        let mut left = if done.is_ok() { all } else { all / 2 };
+        let f = s.grow(file, offset + left as u64)?;
+        let mut at = offset;
+        for p in parts {
+            let now = &p[..p.len().min(left)];
+            f.write(at, now);
+            at += now.len() as u64;
+            left -= now.len();
         }
-        let (at, end) = (offset as usize, offset as usize + bytes.len());
-        if used + end.saturating_sub(f.now.len()) as u64 > capacity {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let len = f.now.len().max(end);
-        f.now.resize(len, 0);
-        f.now[at..end].copy_from_slice(&bytes);
-        failed
+        done
     }
 
     fn sync(&mut self, file: &String) -> io::Result<()> {
         let mut s = self.state();
-        tick(&mut s)?;
-        let f = s.files.get_mut(file).ok_or(io::ErrorKind::NotFound)?;
-        f.synced = f.now.clone();
+        s.tick(Fault::Syncs)?;
+        s.files.get_mut(file).ok_or(io::ErrorKind::NotFound)?.sync();
+        s.syncs += 1;
         Ok(())
     }
 
     fn truncate(&mut self, file: &String, len: u64) -> io::Result<()> {
         let mut s = self.state();
-        tick(&mut s)?;
+        let done = s.tick(Fault::Syncs);
+        let unknown = s.has(Fault::Syncs);
         let f = s.files.get_mut(file).ok_or(io::ErrorKind::NotFound)?;
-        f.now.truncate(len as usize);
-        f.synced = f.now.clone();
-        Ok(())
+        let before = f.len;
+        if done.is_ok() || unknown {
+            f.cut(len);
+        }
+        let less = before - f.len;
+        if done.is_ok() {
+            f.sync();
+        }
+        s.used -= less;
+        done
     }
 
     fn read(&self, file: &String, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let s = self.state();
-        let f = s.files.get(file).ok_or(io::ErrorKind::NotFound)?;
-        let from = f.now.get((offset as usize).min(f.now.len())..).unwrap_or_default();
-        let n = from.len().min(buf.len());
-        buf[..n].copy_from_slice(&from[..n]);
-        Ok(n)
+        Ok(self.state().get(file)?.read(offset, buf))
     }
 
     fn len(&self, file: &String) -> io::Result<u64> {
-        Ok(self.state().files.get(file).ok_or(io::ErrorKind::NotFound)?.now.len() as u64)
+        Ok(self.state().get(file)?.len)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.state().files.remove(name).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let path = self.path(name);
+        let mut s = self.state();
+        let f = s.files.remove(&path).ok_or(io::ErrorKind::NotFound)?;
+        s.used -= f.len;
+        s.removed.push((path, f));
+        Ok(())
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let s = self.state();
-        let used: u64 = s.files.values().map(|f| f.now.len() as u64).sum();
-        Ok(s.capacity.saturating_sub(used))
+        Ok(self.state().free())
+    }
+
+    fn folder(&self, name: &str) -> io::Result<MemoryDisk> {
+        Ok(MemoryDisk { state: Arc::clone(&self.state), prefix: format!("{}{name}/", self.prefix) })
+    }
+}
+
+impl Timed for MemoryDisk {
+    fn times(&mut self) -> Times {
+        self.state().times.as_mut().map_or_else(Times::default, |next| next())
     }
 }
 
 #[derive(Debug, Default)]
 struct IndexState {
     now: BTreeMap<Vec<u8>, Vec<u8>>,
-    flushed: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What keys that changed since the last flush had before it.
+    before: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     fail: bool,
 }
 
@@ -206,7 +470,12 @@ impl MemoryIndex {
     /// Back to what was flushed.
     pub fn lose_power(&self) {
         let mut s = self.state();
-        s.now = s.flushed.clone();
+        for (k, v) in std::mem::take(&mut s.before) {
+            match v {
+                Some(v) => s.now.insert(k, v),
+                None => s.now.remove(&k),
+            };
+        }
         s.fail = false;
     }
 
@@ -226,10 +495,11 @@ impl Index for MemoryIndex {
             return Err(IndexError("injected failure".into()));
         }
         for (k, v) in changes {
-            match v {
-                Some(v) => s.now.insert(k, v),
+            let before = match v {
+                Some(v) => s.now.insert(k.clone(), v),
                 None => s.now.remove(&k),
             };
+            s.before.entry(k).or_insert(before);
         }
         Ok(())
     }
@@ -239,7 +509,7 @@ impl Index for MemoryIndex {
         if s.fail {
             return Err(IndexError("injected failure".into()));
         }
-        s.flushed = s.now.clone();
+        s.before.clear();
         Ok(())
     }
 
@@ -261,5 +531,132 @@ impl Index for MemoryIndex {
 
     fn begin(&mut self) -> Result<(), IndexError> {
         if self.state().fail { Err(IndexError("injected failure".into())) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn content(disk: &MemoryDisk, file: &String) -> Vec<u8> {
+        let mut bytes = vec![1; disk.len(file).unwrap() as usize];
+        assert_eq!(disk.read(file, 0, &mut bytes).unwrap(), bytes.len());
+        bytes
+    }
+
+    /// A write, a cut or a sync.
+    #[derive(Debug, Clone)]
+    enum Op {
+        Write(u64, Vec<u8>),
+        Cut(u64),
+        Sync,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0u64..70_000, 1u8.., 1usize..20_000).prop_map(|(at, byte, n)| Op::Write(at, vec![byte; n])),
+            1 => (0u64..70_000).prop_map(Op::Cut),
+            1 => Just(Op::Sync),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn a_file_is_what_was_written_and_a_power_loss_parts_it_by_sectors(
+            ops in proptest::collection::vec(op(), 1..20), seed in any::<u64>(),
+        ) {
+            let mut disk = MemoryDisk::new(1 << 20);
+            let file = disk.create("file").unwrap();
+            let (mut now, mut synced) = (Vec::new(), Vec::new());
+            for op in ops {
+                match op {
+                    Op::Write(at, bytes) => {
+                        disk.write(&file, at, &[IoSlice::new(&bytes)]).unwrap();
+                        now.resize(now.len().max(at as usize + bytes.len()), 0);
+                        now[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+                        continue;
+                    }
+                    Op::Cut(len) => {
+                        disk.truncate(&file, len).unwrap();
+                        now.truncate(len as usize);
+                    }
+                    Op::Sync => disk.sync(&file).unwrap(),
+                }
+                synced.clone_from(&now);
+            }
+            prop_assert_eq!(&content(&disk, &file), &now);
+            prop_assert_eq!(disk.used(), now.len() as u64);
+            disk.lose_power_by(seed);
+            let left = content(&disk, &file);
+            prop_assert!(left.len() == now.len() || left.len() == synced.len());
+            prop_assert_eq!(disk.used(), left.len() as u64);
+            for (n, sector) in left.chunks(SECTOR).enumerate() {
+                let is = |of: &[u8]| (0..sector.len()).all(|i| of.get(n * SECTOR + i).copied().unwrap_or(0) == sector[i]);
+                prop_assert!(is(&now) || is(&synced), "sector {} is neither the old nor the new one", n);
+            }
+            disk.lose_power_by(seed);
+            prop_assert_eq!(content(&disk, &file), left, "nothing is left to lose");
+        }
+    }
+
+    #[test]
+    fn room_that_is_only_allocated_takes_no_memory() {
+        let mut disk = MemoryDisk::new(1 << 30);
+        let file = disk.create("file").unwrap();
+        disk.preallocate(&file, 0, 64 << 20).unwrap();
+        disk.write(&file, 5 << 20, &[IoSlice::new(b"bytes")]).unwrap();
+        assert_eq!((disk.used(), disk.state().files["file"].pages.len()), (64 << 20, 1));
+        assert!(disk.preallocate(&file, 0, 2 << 30).is_err());
+        disk.set_capacity(64 << 20);
+        assert!(disk.write(&file, 64 << 20, &[IoSlice::new(b"more")]).is_err());
+        disk.write(&file, 9 << 20, &[IoSlice::new(b"within")]).unwrap();
+    }
+
+    /// A folder is synced when a file is made in it; before that what was removed may come back, and
+    /// nothing that was removed later stays away then.
+    #[test]
+    fn removals_are_lost_from_the_last_on() {
+        let mut disk = MemoryDisk::new(1 << 20);
+        let mut folder = disk.folder("log").unwrap();
+        ["a", "b", "c"].iter().for_each(|n| drop(folder.create(n).unwrap()));
+        folder.remove("a").unwrap();
+        disk.create("elsewhere").unwrap();
+        folder.remove("b").unwrap();
+        folder.remove("c").unwrap();
+        disk.lose_power_but(&mut |path, _| path != "log/c");
+        assert_eq!(folder.list().unwrap(), ["c"]);
+        folder.remove("c").unwrap();
+        folder.create("d").unwrap();
+        disk.lose_power_but(&mut |_, _| false);
+        assert_eq!(
+            (folder.list().unwrap(), disk.list().unwrap()),
+            (vec!["d".to_owned()], vec!["elsewhere".to_owned()])
+        );
+    }
+
+    #[test]
+    fn an_index_goes_back_to_what_was_flushed() {
+        let mut index = MemoryIndex::default();
+        let set = |k: &[u8], v: Option<&[u8]>| vec![(k.to_vec(), v.map(<[u8]>::to_vec))];
+        index.apply(set(b"a", Some(b"1"))).unwrap();
+        index.apply(set(b"b", Some(b"1"))).unwrap();
+        index.flush().unwrap();
+        for change in [set(b"a", Some(b"2")), set(b"a", Some(b"3")), set(b"b", None), set(b"c", Some(b"1"))] {
+            index.apply(change).unwrap();
+        }
+        assert_eq!(index.get(b"a").unwrap().as_deref(), Some(&b"3"[..]));
+        index.lose_power();
+        let mut left = Vec::new();
+        index
+            .scan(b"", &mut |k, v| {
+                left.push((k.to_vec(), v.to_vec()));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(left, [(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"1".to_vec())]);
     }
 }

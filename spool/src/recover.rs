@@ -1,7 +1,7 @@
 //! Opening a spool: trust the index and replay what is newer, or rebuild it from the
 //! segments. Bodies are read only where a crash may have torn them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use ipc::dice::{HashMap, HashSet};
@@ -405,7 +405,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             // All of the log was replayed, and counted.
             return Ok(());
         }
-        let mut pins: HashMap<u32, (i64, i64)> = HashMap::default();
+        let mut pins: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
         self.scan_messages(&mut |key, s| {
             if self.dirty.get(&key).is_none_or(|d| d.location.is_none()) {
                 let p = pins.entry(s.location.segment).or_default();
@@ -448,7 +448,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
         }
         let known: HashSet<u64> = known.into_iter().collect();
-        let fresh: Vec<u64> = self.dirty.keys().copied().filter(|k| !known.contains(k)).collect();
+        let mut fresh: Vec<u64> = self.dirty.keys().copied().filter(|k| !known.contains(k)).collect();
+        // The oldest first.
+        fresh.sort_unstable();
         for key in fresh {
             let Some(d) = self.dirty.get(&key) else { continue };
             match d.fresh_summary(self.shard).filter(|_| !d.settled) {

@@ -111,6 +111,19 @@ impl Group {
     }
 }
 
+/// A group in the log, which is not durable yet.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Keys and places of its records.
+    placed: Vec<(u64, Location)>,
+    /// Where the log ended before.
+    before: u64,
+    /// The first record of a message to store.
+    first_new: usize,
+    /// Why no message to store is in it.
+    refused: Option<SpoolError>,
+}
+
 /// A recipient found at opening.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveredRecipient {
@@ -263,7 +276,16 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// When nothing of the group is durable. The caller offers outcomes again.
     pub fn commit(&mut self, group: &Group) -> Result<Vec<Result<u64, SpoolError>>, SpoolError> {
-        let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len() + group.reports.len());
+        let written = self.write(group)?;
+        self.sync(group, written)
+    }
+
+    /// The first half of [`Store::commit`]: appends the group. Nothing else may be done before
+    /// [`Store::sync`].
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn write(&mut self, group: &Group) -> Result<Written, SpoolError> {
         let mut records = Vec::with_capacity(group.store.len() + group.reports.len() + 4);
         // Of a group that a crash tears the beginning is kept: reports first, for a report that
         // comes twice is better than none.
@@ -279,30 +301,39 @@ impl<D: Disk, I: Index> Store<D, I> {
         } else {
             self.log.reserve(Stream::Hot, intake + outcomes, keep, start)
         };
-        let taken = room.is_ok();
-        let first = records.len();
-        let mut refused = None;
+        let mut written = Written { first_new: records.len(), ..Default::default() };
         match room {
             Ok(()) => records.extend(group.store.iter().map(message_record)),
             Err(e) => {
+                written.refused = Some(full(&e));
                 if records.is_empty() {
-                    results.extend(group.store.iter().map(|_| Err(full(&e))));
-                    return Ok(results);
+                    return Ok(written);
                 }
                 self.log.reserve(Stream::Hot, outcomes, 0, start).map_err(|e| full(&e))?;
-                refused = Some(full(&e));
             }
         }
-        let before = self.log.position(Stream::Hot).map_or(0, |(_, len)| len);
-        let placed = self.log.append(Stream::Hot, &records).map_err(|e| {
-            self.log.take_back(Stream::Hot, before);
+        written.before = self.log.position(Stream::Hot).map_or(0, |(_, len)| len);
+        written.placed = self.log.append(Stream::Hot, &records).map_err(|e| {
+            self.log.take_back(Stream::Hot, written.before);
             SpoolError::Write(e.to_string())
         })?;
-        if let Err(e) = self.log.sync(Stream::Hot) {
+        Ok(written)
+    }
+
+    /// The second half of [`Store::commit`].
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn sync(&mut self, group: &Group, written: Written) -> Result<Vec<Result<u64, SpoolError>>, SpoolError> {
+        let Written { placed, before, first_new, refused } = written;
+        if !placed.is_empty()
+            && let Err(e) = self.log.sync(Stream::Hot)
+        {
             self.log.take_back(Stream::Hot, before);
             return Err(SpoolError::Sync(e.to_string()));
         }
-        let new = if taken { &placed[first..] } else { &[] };
+        let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len() + group.reports.len());
+        let new = placed.get(first_new..).unwrap_or_default();
         let reports = group.reports.iter().zip(&placed);
         for (m, (key, at)) in reports.chain(group.store.iter().zip(new)) {
             let len = (m.body[0].len() + m.body[1].len()) as u32;

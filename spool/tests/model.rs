@@ -2,10 +2,13 @@
 //! at the n-th write or sync. Nothing acknowledged is lost, nothing settled comes back.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use ipc::message::{BodyType, Envelope, HandoffId, MessageId, Recipient, Ret, SourceType};
+use common::envelope;
+use ipc::message::HandoffId;
 use proptest::prelude::*;
 use spool::layout::{RecipientState, UpdateEntry};
 use spool::memory::{MemoryDisk, MemoryIndex};
@@ -64,40 +67,6 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u32..6).prop_map(Op::FailIn),
         1 => Just(Op::Stop),
     ]
-}
-
-fn envelope(n: u16, handoff: Option<u64>) -> Bytes {
-    let e = Envelope {
-        id: MessageId([1; 16]),
-        received_unix_ms: 5,
-        sender: "s@x.test".into(),
-        vmta: "v".into(),
-        job_id: String::new(),
-        envid: String::new(),
-        ret: Ret::Unset,
-        body_type: BodyType::SevenBit,
-        smtputf8: false,
-        suppress_dsn: false,
-        source_type: SourceType::Smtp,
-        kept: 0,
-        source_name: String::new(),
-        source_ip: String::new(),
-        local_ip: String::new(),
-        handoff: handoff.map(|sequence| HandoffId { origin: 9, incarnation: 0, sequence }),
-        asked: None,
-        moved: None,
-        recipients: (0..n)
-            .map(|i| Recipient {
-                address: format!("r{i}@d.test"),
-                destination: "d.test".into(),
-                notify: 0,
-                priority_given: 0,
-                given_again: 0,
-                orcpt: String::new(),
-            })
-            .collect(),
-    };
-    Bytes::copy_from_slice(&ipc::frame::archive(&e))
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -303,6 +303,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
     let s = shard.scheduler.borrow();
     let st = shard.spool.statistics();
     let c = &shard.counters;
+    let wall = crate::clock::wall_ms(crate::clock::now_ms());
     Heartbeat {
         state: if shard.stopping() { "draining" } else { "serving" }.into(),
         recipients: s.recipients + shard.handoffs.kept.recipients(),
@@ -321,9 +322,9 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         log_bytes: st.log_bytes.load(Relaxed),
         busy_permille: 0,
         hottest: None,
-        refusal: shard.spool.refusal().map(|r| (r.since_unix_ms, r.why)),
+        refusal: shard.spool.refusal().map(|r| (r.since_ms(wall), r.why)),
         held: shard.spool.holds_deliveries(),
-        accounting_behind: shard.spool.accounting_behind().map(|r| (r.since_unix_ms, r.why)),
+        accounting_behind: shard.spool.accounting_behind().map(|r| (r.since_ms(wall), r.why)),
         settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
         holds: {
             let h = holds::so_far();

@@ -129,6 +129,9 @@ impl Disk for Small {
     fn free_bytes(&self) -> io::Result<u64> {
         self.0.free_bytes()
     }
+    fn folder(&self, name: &str) -> io::Result<Small> {
+        self.0.folder(name).map(Small)
+    }
 }
 
 /// Accounting that keeps nothing.

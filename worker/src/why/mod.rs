@@ -120,8 +120,8 @@ fn of_disk(shard: &Shard) -> Option<WhyCause> {
     if !held && refusal.is_none() {
         return None;
     }
-    let reason =
-        refusal.map_or_else(String::new, |r| format!(" since {}: {}", crate::shown_time(r.since_unix_ms), r.why));
+    let since = |r: &spool::Refusal| crate::shown_time(clock::wall_ms(r.since_ms(clock::now_ms())));
+    let reason = refusal.map_or_else(String::new, |r| format!(" since {}: {}", since(&r), r.why));
     let what = if held { "nothing is delivered, and new mail is refused," } else { "new mail is refused" };
     Some(WhyCause { cause: "disk".to_owned(), note: format!("{what}{reason}"), ..Default::default() })
 }

@@ -1,0 +1,170 @@
+//! The spool without threads, for simulations: somebody else runs the [`Driver`] as a task, in
+//! tokio's time, which may be paused. What it does is what the threads do.
+//!
+//! A disk that is simulated takes no time by itself, so it is asked how long each group is to take
+//! ([`Timed`]), and the driver sleeps so long while requests gather. Dropping the driver is a kill:
+//! what it was about to do does not happen.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use crate::SpoolError;
+use crate::accounting::{Stop, Writer};
+use crate::bell::Runner;
+use crate::disk::Disk;
+use crate::group_commit::{Batch, Options, Running, Working};
+use crate::index::Index;
+use crate::store::{Projection, Recovered, Values};
+
+/// How long a disk takes for one group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Until the group is written. A kill meanwhile loses it.
+    pub write: Duration,
+    /// From there until it is synced. After a kill meanwhile it is in the log all the same, unless
+    /// the power is lost, too: then any part of it is.
+    pub sync: Duration,
+    /// From there until those who wait for it hear of it. A kill meanwhile leaves a durable group
+    /// that nobody was told of.
+    pub answer: Duration,
+}
+
+/// A disk that says how long it takes.
+pub trait Timed: Disk {
+    /// How long it takes for the next group.
+    fn times(&mut self) -> Times;
+}
+
+/// How long each step of accounting takes.
+type StepTime = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+type Each = Box<dyn FnMut(Recovered) + Send>;
+
+/// Does the work of a spool that was opened with [`crate::Spool::without_thread`].
+pub struct Driver<D: Disk, I: Index> {
+    folder: D,
+    index: I,
+    options: Options,
+    projection: Box<dyn Projection>,
+    each: Each,
+    ready: oneshot::Sender<Result<Values, SpoolError>>,
+    working: Working,
+    writers: Arc<Mutex<Vec<Writer>>>,
+    accounting_takes: StepTime,
+}
+
+impl<D: Disk, I: Index> std::fmt::Debug for Driver<D, I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk, I: Index> Driver<D, I> {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn new(
+        folder: D,
+        index: I,
+        options: Options,
+        projection: Box<dyn Projection>,
+        each: Each,
+        ready: oneshot::Sender<Result<Values, SpoolError>>,
+        working: Working,
+        writers: Arc<Mutex<Vec<Writer>>>,
+    ) -> Self {
+        let accounting_takes = Arc::new(|| Duration::ZERO);
+        Driver { folder, index, options, projection, each, ready, working, writers, accounting_takes }
+    }
+
+    /// Says how long each step of accounting takes: what was passed to the files since the last.
+    #[must_use]
+    pub fn with_accounting_time(self, takes: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Driver { accounting_takes: Arc::new(takes), ..self }
+    }
+}
+
+impl<D: Timed, I: Index> Driver<D, I> {
+    /// Opens the spool and does its work until it is stopped in order. Resolves then; dropped
+    /// before, the spool is as after a kill.
+    pub async fn run(self) {
+        let (writers, takes) = (Arc::clone(&self.writers), Arc::clone(&self.accounting_takes));
+        let mut spool = pin!(self.work());
+        let mut accounting: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+        std::future::poll_fn(|cx| {
+            let over = spool.as_mut().poll(cx);
+            let new = std::mem::take(&mut *writers.lock().unwrap_or_else(PoisonError::into_inner));
+            accounting.extend(new.into_iter().map(|w| Box::pin(w.attend(Arc::clone(&takes))) as _));
+            accounting.retain_mut(|w| w.as_mut().poll(cx).is_pending());
+            over
+        })
+        .await;
+    }
+
+    /// What the spool's thread does.
+    async fn work(self) {
+        let Driver { folder, index, options, projection, mut each, ready, working, writers, .. } = self;
+        let shared = Arc::clone(&working.0);
+        let runner = Runner::Task(writers);
+        let mut running =
+            match Running::open(folder, || index, options, projection, &mut *each, Arc::clone(&shared), runner) {
+                Ok(running) => running,
+                Err(e) => return drop(ready.send(Err(e))),
+            };
+        drop(each);
+        let _ = ready.send(Ok(running.values()));
+        loop {
+            let pause = running.pause(Instant::now());
+            // Whoever else has something to do comes between two steps.
+            tokio::task::yield_now().await;
+            loop {
+                let now = Instant::now();
+                let left = pause.left(&shared.lock(), now);
+                if left.is_zero() {
+                    break;
+                }
+                shared.bell.rung(now + left).await;
+            }
+            let work = running.take();
+            commit(&mut running, work.batch).await;
+            running.look_after(work.queries);
+            if work.stop {
+                break;
+            }
+        }
+        let mut stop = Stop::begin();
+        while let Some(pause) = running.finish_accounting(&mut stop) {
+            tokio::task::yield_now().await;
+            pass(pause).await;
+        }
+        let last = running.last(stop);
+        commit(&mut running, last).await;
+        running.close();
+    }
+}
+
+/// Writes a group, in the time that the disk takes for it.
+async fn commit<D: Timed, I: Index>(running: &mut Running<D, I>, batch: Batch) {
+    if batch.is_empty() {
+        return;
+    }
+    let messages = batch.messages();
+    let times = running.disk().times();
+    pass(times.write).await;
+    if let Some((batch, written)) = running.write(batch) {
+        pass(times.sync).await;
+        let results = running.sync(&batch, written);
+        pass(times.answer).await;
+        running.conclude(batch, results);
+    }
+    running.answered(messages);
+}
+
+async fn pass(time: Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
+    }
+}
