@@ -646,7 +646,9 @@ impl<D: Disk, I: Index> Running<D, I> {
             for_accounting.bell.ring();
         };
         let accounting = Accounting::begin(&store, projection, runner, Arc::new(wake)).map_err(failed)?;
-        let ballast = folder.open(BALLAST).is_ok();
+        // One that was being made at a crash keeps no room.
+        let kept = folder.open(BALLAST).and_then(|file| folder.len(&file));
+        let ballast = kept.is_ok_and(|len| len >= BALLAST_BYTES);
         let now = Instant::now();
         let mut running = Running {
             gathering: Gathering::default(),

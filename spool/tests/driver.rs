@@ -335,6 +335,17 @@ async fn a_disk_that_is_full_for_a_while_takes_mail_again() {
     assert!(p.store(1, 1 << 20).await.unwrap().is_ok() && p.spool.refusal().is_none());
 }
 
+/// A ballast that was being made when the power went kept no room, and was taken for whole.
+#[tokio::test(start_paused = true)]
+async fn a_ballast_that_keeps_no_room_is_made_again() {
+    let mut m = Machine::new(1 << 30);
+    m.disk.create("ballast").unwrap();
+    let p = m.start().await;
+    let file = m.disk.open("ballast").unwrap();
+    assert_eq!(m.disk.len(&file).unwrap(), 16 << 20);
+    drop(p);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_kill_keeps_what_was_written_and_loses_what_was_not() {
     let step = ms(100);
