@@ -367,12 +367,16 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// By the disk; the one in use stays.
     pub fn leave_dead_segment(&mut self) -> io::Result<bool> {
         let Some((id, len)) = self.log.position(Stream::Hot) else { return Ok(false) };
-        let lives = self.log.segments.get(&id).map_or(0, |s| s.live_bytes);
-        if len < STEP_BYTES || lives.saturating_mul(LIVE_SHARE) >= len {
+        let (live, bytes) = self.log.segments.get(&id).map_or((0, 0), |s| (s.live, s.live_bytes));
+        if len < STEP_BYTES || bytes.saturating_mul(LIVE_SHARE) >= len {
             return Ok(false);
         }
         let start = carried::records(&self.values, &self.seen);
-        self.log.roll(Stream::Hot, MESSAGE_ROOM_BYTES + RESERVE_BYTES, &start)?;
+        match self.log.roll(Stream::Hot, MESSAGE_ROOM_BYTES + RESERVE_BYTES, &start) {
+            // Nothing lives there of which an outcome could come, and all of its room is given back.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && live == 0 => self.log.roll(Stream::Hot, 0, &start)?,
+            r => r?,
+        }
         Ok(true)
     }
 

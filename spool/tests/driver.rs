@@ -317,6 +317,38 @@ async fn a_stop_on_a_disk_that_fails_ends() {
     assert!(m.start().await.found.contains_key(&key), "what came of it could not be written");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_takes_outcomes_and_gives_its_room_back() {
+    let m = Machine::new(64 << 20);
+    let p = m.start().await;
+    assert!(m.has_ballast());
+    let mut keys = Vec::new();
+    let why = loop {
+        match p.store(1, 1 << 20).await.unwrap() {
+            Ok(key) => keys.push(key),
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(why, SpoolError::Full(_)) && keys.len() > 10 && m.has_ballast());
+    // More than the room that is kept for them.
+    for n in 0..12 {
+        let row = vec![n; 1 << 20];
+        let state = RecipientState { due_unix_ms: 9, ..Default::default() };
+        p.spool.update(vec![UpdateEntry { key: keys[0], recipient: 0, state }], vec![row]);
+        p.spool.barrier().await.unwrap();
+    }
+    assert!(!m.has_ballast(), "the ballast was given up for them");
+    sleep(ms(1000)).await;
+    assert!(p.spool.refusal().is_some_and(|r| r.why.contains("bytes are free")));
+    assert!(matches!(p.store(1, 100).await.unwrap(), Err(SpoolError::Full(_))));
+    for key in keys {
+        p.settle(key, vec![]);
+    }
+    sleep(Duration::from_secs(30)).await;
+    assert!(m.has_ballast() && p.spool.refusal().is_none(), "{:?}", p.spool.refusal());
+    p.store(1, 100).await.unwrap().unwrap();
+}
+
 /// A disk that is full for a while refuses mail for a while.
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_is_full_for_a_while_takes_mail_again() {
