@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::mesh;
-use ipc::message::{Envelope, Recipient};
+use ipc::message::{ArchivedEnvelope, Envelope, Recipient};
 use rkyv::util::AlignedVec;
 use spool::{NewMessage, SpoolError};
 use tokio::time::timeout;
@@ -20,6 +20,9 @@ use crate::shard::Shard;
 /// How long an owner may take before the share is kept here.
 const OWNER_WAIT: Duration = Duration::from_secs(1);
 
+/// How long it may take where the share cannot be kept here either.
+const LAST_WAIT: Duration = Duration::from_secs(30);
+
 /// Recipients whose owners are found before others have their turn.
 const ROUTED_AT_ONCE: usize = 256;
 
@@ -29,6 +32,25 @@ struct Offered {
     envelope: AlignedVec<16>,
     /// `None` when it could not be sent.
     answer: Option<tokio::sync::oneshot::Receiver<Answer>>,
+}
+
+impl Offered {
+    /// What the owner says within that time; it can be waited for again while it has said nothing.
+    async fn answer_within(&mut self, wait: Duration) -> Answer {
+        let Some(answer) = &mut self.answer else { return Answer::Unknown };
+        match timeout(wait, answer).await {
+            Ok(said) => {
+                self.answer = None;
+                said.unwrap_or(Answer::Unknown)
+            }
+            Err(_) => Answer::Unknown,
+        }
+    }
+
+    fn envelope(&self) -> Option<Envelope> {
+        let e = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&self.envelope);
+        e.and_then(rkyv::deserialize::<Envelope, rkyv::rancor::Error>).ok()
+    }
 }
 
 /// Stores a message, here or with the owners of its destinations.
@@ -62,18 +84,14 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         return own.unwrap_or(Ok(()));
     }
     let mut durable = matches!(own, Some(Ok(())));
-    let mut left = Vec::new();
+    let (mut left, mut takers) = (Vec::new(), Vec::new());
     for mut o in offered {
-        let answer = match &mut o.answer {
-            Some(answer) => timeout(OWNER_WAIT, answer).await.ok().and_then(Result::ok),
-            None => None,
-        };
-        match answer {
-            Some(Answer::Taken) => durable = true,
-            Some(a) => left.push((o, a)),
-            None => left.push((o, Answer::Unknown)),
+        match o.answer_within(OWNER_WAIT).await {
+            Answer::Taken => takers.push(o.share.owner),
+            a => left.push((o, a)),
         }
     }
+    durable |= !takers.is_empty();
     if !durable && left.iter().all(|(_, a)| *a == Answer::Full) {
         // Nobody has any of it, so the client can be told.
         let full = || {
@@ -88,15 +106,30 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         // Others have, or may have, their shares: the reserve takes this one.
         own = Some(store_own(shard, e, &body, true).await);
     }
-    let mut result = own.unwrap_or(Ok(()));
+    // Shares that are nowhere, and why.
+    let mut nowhere = Vec::new();
+    if let (Some(e), Some(Err(error))) = (own_share, own) {
+        nowhere.push((Some(e), error));
+    }
     for (o, _) in left {
-        let kept = keep(shard, o, &body, durable).await;
-        durable |= kept.is_ok();
-        if result.is_ok() {
-            result = kept;
+        match keep(shard, o, &body, durable).await {
+            Ok(()) => durable = true,
+            Err((mut o, error)) => match o.answer_within(LAST_WAIT).await {
+                Answer::Taken => takers.push(o.share.owner),
+                _ => nowhere.push((o.envelope(), error)),
+            },
         }
     }
-    result
+    for (envelope, error) in nowhere {
+        let is_taken = match envelope {
+            Some(e) => entrust(shard, &takers, e, &body).await,
+            None => false,
+        };
+        if !is_taken {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Who owns mail to one address, and the queue that it belongs to.
@@ -195,11 +228,36 @@ pub async fn store_archived(
     Ok(key)
 }
 
+/// Gives a share that cannot be written here to one of the shards that have taken another share of the message: the client
+/// cannot be told that nothing was accepted any more. Whoever takes it passes it on to its owner. False where none does.
+async fn entrust(shard: &Shard, takers: &[u8], mut e: Envelope, body: &[Bytes; 2]) -> bool {
+    for taker in takers {
+        let share = shard.handoffs.new_share(*taker);
+        (e.handoff, e.asked) = (Some(share.id), Some(*taker));
+        let archive = doing(Work::Route, || ipc::frame::archive(&e));
+        let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&archive), body);
+        let Some(answer) = answer else { continue };
+        if matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
+            return true;
+        }
+    }
+    false
+}
+
 /// Keeps a share that its owner did not take in time, to pass it on later; from the reserve
-/// when another share of the message is durable already.
-async fn keep(shard: &Rc<Shard>, o: Offered, body: &[Bytes; 2], in_progress: bool) -> Result<(), SpoolError> {
+/// when another share of the message is durable already. Gives it back where it cannot be kept.
+async fn keep(
+    shard: &Rc<Shard>,
+    o: Offered,
+    body: &[Bytes; 2],
+    in_progress: bool,
+) -> Result<(), (Offered, SpoolError)> {
     let message = NewMessage { envelope: Bytes::copy_from_slice(&o.envelope), body: body.clone(), in_progress };
-    let key = shard.store(message).await?;
-    shard.handoffs.kept.keep(o.share, key, &o.envelope);
-    Ok(())
+    match shard.store(message).await {
+        Ok(key) => {
+            shard.handoffs.kept.keep(o.share, key, &o.envelope);
+            Ok(())
+        }
+        Err(e) => Err((o, e)),
+    }
 }
