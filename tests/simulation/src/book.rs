@@ -1,0 +1,201 @@
+//! What is true of the world: which mail was accepted, who received it, and what must not be.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::pipe::Scissors;
+
+/// Whoever was killed may not yet have written down what receivers had said within this time, beside the time that its
+/// disk took for a group.
+const UNWRITTEN: Duration = Duration::from_secs(2);
+
+/// A life of a shard's process: its shard, and how many there were before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Life {
+    /// Number of the shard.
+    pub shard: u8,
+    /// Processes of this shard before this one.
+    pub number: u32,
+}
+
+/// A message that was taken by a receiver, for one recipient.
+#[derive(Debug)]
+struct Delivery {
+    at: Instant,
+    by: Life,
+    /// Of its connection.
+    scissors: Scissors,
+}
+
+/// How a life ended that did not end in order.
+#[derive(Debug, Clone, Copy)]
+pub struct Killed {
+    /// When.
+    pub at: Instant,
+    /// What its disk took for a group at most.
+    pub group: Duration,
+    /// Nothing could be written since then; `None` where it could.
+    pub unwritable_since: Option<Instant>,
+}
+
+impl Killed {
+    /// Whether what was heard at a time can have been forgotten.
+    fn forgets(&self, heard: Instant) -> bool {
+        let since = self.unwritable_since.unwrap_or(self.at);
+        since <= heard + UNWRITTEN + self.group
+    }
+}
+
+/// One recipient of a message that somebody tried to inject.
+#[derive(Debug, Default)]
+struct Recipient {
+    message: u64,
+    /// When the client heard 250; `None` where it heard nothing, and cannot know.
+    accepted: Option<Instant>,
+    /// The client heard that it was not accepted, with this code, at that time.
+    refused: Option<(u16, Instant)>,
+    deliveries: Vec<Delivery>,
+    /// Kinds of rows in accounting files that end it.
+    rows: Vec<u8>,
+}
+
+/// Everything that happened to mail.
+#[derive(Debug, Default)]
+pub struct Book {
+    recipients: BTreeMap<String, Recipient>,
+    /// Lives that did not end in order.
+    killed: BTreeMap<Life, Killed>,
+    /// What was found to be wrong while the world went on.
+    pub violations: Vec<String>,
+    messages: u64,
+}
+
+/// What came of a run.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Sums {
+    /// Messages that clients began.
+    pub messages: u64,
+    /// Recipients that were accepted.
+    pub accepted: usize,
+    /// Recipients of which the client does not know.
+    pub unknown: usize,
+    /// Recipients that were refused behind the content.
+    pub refused: usize,
+    /// Deliveries.
+    pub deliveries: usize,
+    /// Recipients that were delivered more than once.
+    pub twice: usize,
+    /// Rows that end a recipient.
+    pub rows: usize,
+    /// Lives of shards that did not end in order.
+    pub kills: usize,
+}
+
+impl Book {
+    /// Begins a message to some recipients, whose addresses nobody has used before.
+    pub fn begin(&mut self, message: u64, recipients: &[String]) {
+        self.messages += 1;
+        for r in recipients {
+            self.recipients.insert(r.clone(), Recipient { message, ..Recipient::default() });
+        }
+    }
+
+    /// The client heard another code than 250 behind the content: nobody may get it.
+    pub fn refused(&mut self, recipients: &[String], code: u16) {
+        for r in recipients {
+            if let Some(r) = self.recipients.get_mut(r) {
+                r.refused = Some((code, Instant::now()));
+            }
+        }
+    }
+
+    /// The client heard 250.
+    pub fn accepted(&mut self, recipients: &[String]) {
+        for r in recipients.iter() {
+            if let Some(r) = self.recipients.get_mut(r) {
+                r.accepted = Some(Instant::now());
+            }
+        }
+    }
+
+    /// A receiver took a message for a recipient from a process of a shard.
+    pub fn delivered(&mut self, recipient: &str, message: u64, by: Life, scissors: Scissors) {
+        let Some(r) = self.recipients.get_mut(recipient) else {
+            return self.violations.push(format!("{recipient} was delivered, which nobody sent"));
+        };
+        if r.message != message {
+            self.violations.push(format!("{recipient} of message {} got message {message}", r.message));
+        }
+        if let Some((code, at)) = r.refused {
+            let ago = at.elapsed().as_secs_f64();
+            self.violations.push(format!(
+                "{recipient} of message {message} was delivered by {by:?}, {ago:.3} s after the client was told {code}"
+            ));
+        }
+        r.deliveries.push(Delivery { at: Instant::now(), by, scissors });
+    }
+
+    /// A process was killed.
+    pub fn killed(&mut self, life: Life, how: Killed) {
+        self.killed.insert(life, how);
+    }
+
+    /// A row of an accounting file that ends a recipient.
+    pub fn row(&mut self, recipient: &str, kind: u8) {
+        match self.recipients.get_mut(recipient) {
+            Some(r) => r.rows.push(kind),
+            None => self.violations.push(format!("{recipient} has a row, and nobody sent it")),
+        }
+    }
+
+    /// Whether a delivery can have been forgotten: its process died before it had written it down, or never heard the reply.
+    fn may_be_forgotten(&self, d: &Delivery) -> bool {
+        d.scissors.has_lost(d.at) || self.killed.get(&d.by).is_some_and(|k| k.forgets(d.at))
+    }
+
+    /// Holds what happened against what may happen, when everything has ended.
+    pub fn check(&mut self) -> Sums {
+        let mut wrong = Vec::new();
+        let mut sums = Sums { messages: self.messages, kills: self.killed.len(), ..Sums::default() };
+        for (address, r) in &self.recipients {
+            let forgotten = r.deliveries.iter().filter(|d| self.may_be_forgotten(d)).count();
+            sums.deliveries += r.deliveries.len();
+            sums.rows += r.rows.len();
+            sums.accepted += usize::from(r.accepted.is_some());
+            sums.unknown += usize::from(r.accepted.is_none() && r.refused.is_none());
+            sums.refused += usize::from(r.refused.is_some());
+            sums.twice += usize::from(r.deliveries.len() > 1);
+            let (is_delivered, has_d) = (!r.deliveries.is_empty(), r.rows.contains(&b'd'));
+            if r.accepted.is_some() && r.rows.is_empty() {
+                let how = if is_delivered { "delivered and not accounted" } else { "lost" };
+                wrong.push(format!("I1 {address} of message {} was {how}", r.message));
+            }
+            if r.deliveries.len() > 1 + forgotten {
+                let when: Vec<String> = r.deliveries.iter().map(|d| format!("{:?} by {:?}", d.at, d.by)).collect();
+                wrong.push(format!(
+                    "I2 {address} of message {} was delivered {} times: {}",
+                    r.message,
+                    when.len(),
+                    when.join(", ")
+                ));
+            }
+            if r.rows.len() > 1 + forgotten {
+                let rows: String = r.rows.iter().map(|k| char::from(*k)).collect();
+                wrong.push(format!("I2 {address} of message {} has the rows {rows}", r.message));
+            }
+            if has_d && !is_delivered {
+                wrong.push(format!(
+                    "{address} of message {} is accounted as delivered, and no receiver has it",
+                    r.message
+                ));
+            }
+            if is_delivered && !r.rows.is_empty() && !has_d && forgotten < r.deliveries.len() {
+                wrong.push(format!("{address} of message {} was delivered, and is accounted as bounced", r.message));
+            }
+        }
+        self.violations.append(&mut wrong);
+        sums
+    }
+}

@@ -1,0 +1,213 @@
+//! A shard's processes, one after the other, over what outlives them: its disk and its accounting file.
+
+use std::cell::{Cell, RefCell};
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use spool::memory::{Fault, MemoryDisk, MemoryIndex};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{Instant, timeout};
+use worker::accept::listener::serve;
+use worker::config::Config;
+use worker::ports::Ports;
+use worker::shard::Shard;
+use worker::shard::life::{Held, Parts};
+
+use crate::book::{Killed, Life};
+use crate::net::Port;
+use crate::pipe::{End, Scissors, connection};
+use crate::rows::{self, Projected};
+use crate::world::World;
+
+/// Bytes of a shard's disk.
+const DISK_BYTES: u64 = 2 << 30;
+/// Messages that a spool may hold at a start.
+const RECOVERED_MAX: usize = 1 << 20;
+
+/// A machine's share of one shard.
+#[derive(Debug)]
+pub struct Host {
+    /// Number of the shard.
+    pub number: u8,
+    /// Its disk.
+    pub disk: MemoryDisk,
+    /// Its index, on the same disk.
+    pub index: MemoryIndex,
+    /// Its accounting file.
+    pub rows: rows::Shared,
+    /// How long a group took at most.
+    pub group: Cell<Duration>,
+    /// Since and until when its disk takes nothing.
+    pub unwritable: Cell<Option<(Instant, Instant)>>,
+    lives: Cell<u32>,
+    process: RefCell<Option<Process>>,
+}
+
+/// A process that runs.
+#[derive(Debug)]
+struct Process {
+    life: Life,
+    shard: Weak<Shard>,
+    clients: mpsc::UnboundedSender<(End, SocketAddr, SocketAddr)>,
+    kill: Option<oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// How a process ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It was killed.
+    Killed,
+    /// It left in order.
+    Left,
+    /// It could not go on.
+    Failed(String),
+}
+
+impl Host {
+    /// A host that no process has run on.
+    pub fn new(number: u8) -> Host {
+        Host {
+            number,
+            disk: MemoryDisk::new(DISK_BYTES),
+            index: MemoryIndex::default(),
+            rows: rows::Shared::default(),
+            group: Cell::default(),
+            unwritable: Cell::default(),
+            lives: Cell::new(0),
+            process: RefCell::default(),
+        }
+    }
+
+    /// The process that runs, and serves.
+    pub fn shard(&self) -> Option<Rc<Shard>> {
+        self.process.borrow().as_ref().and_then(|p| p.shard.upgrade())
+    }
+
+    /// The life that goes on.
+    pub fn life(&self) -> Option<Life> {
+        self.process.borrow().as_ref().map(|p| p.life)
+    }
+
+    /// Kills the process that runs.
+    pub fn kill(&self, world: &World) {
+        let Some(process) = self.process.borrow_mut().take() else { return };
+        let now = Instant::now();
+        // Groups that failed are offered again a second later at the latest.
+        let unwritable = self.unwritable.get().filter(|(_, until)| now <= *until + Duration::from_secs(3));
+        let how = Killed { at: now, group: self.group.get(), unwritable_since: unwritable.map(|(since, _)| since) };
+        world.book.borrow_mut().killed(process.life, how);
+        world.network.lose(process.life);
+        let _ = process.kill.map(|k| k.send(()));
+    }
+
+    /// Lets its disk take nothing until then, for this reason.
+    pub fn fail(&self, fault: Fault, until: Instant) {
+        self.disk.fail_until(fault, until);
+        let now = Instant::now();
+        let before = self.unwritable.get().filter(|(_, until)| now <= *until + Duration::from_secs(3));
+        let since = before.map_or(now, |(since, _)| since);
+        self.unwritable.set(Some((since, before.map_or(until, |(_, before)| before.max(until)))));
+    }
+
+    /// Tells the process that runs to leave.
+    pub fn stop(&self) {
+        if let Some(p) = &mut *self.process.borrow_mut() {
+            let _ = p.stop.take().map(|s| s.send(()));
+        }
+    }
+
+    /// Connects a client to the process that runs.
+    pub fn connect(&self, world: &World, from: SocketAddr) -> Option<(End, Scissors)> {
+        let process = self.process.borrow();
+        let p = process.as_ref().filter(|p| p.shard.strong_count() > 0)?;
+        let listener = SocketAddr::from(([10, 0, 0, 1], 25));
+        let (theirs, ours, scissors) = connection([from, listener], world.network.latency);
+        p.clients.send((ours, from, listener)).ok()?;
+        world.network.opened(p.life, scissors.clone());
+        Some((theirs, scissors))
+    }
+
+    /// Starts a process, and resolves when it has ended.
+    pub async fn live(&self, world: &Rc<World>) -> Ending {
+        let life = Life { shard: self.number, number: self.lives.get() };
+        self.lives.set(life.number + 1);
+        let (kill, killed) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let (clients, mut new) = mpsc::unbounded_channel::<(End, SocketAddr, SocketAddr)>();
+        *self.process.borrow_mut() =
+            Some(Process { life, shard: Weak::new(), clients, kill: Some(kill), stop: Some(stop) });
+        // What is killed gives nothing back: nothing of it is dropped.
+        let tasks = ManuallyDrop::new(LocalSet::new());
+        let main = async {
+            let shard = self.open(world, life).await?;
+            if let Some(p) = &mut *self.process.borrow_mut() {
+                p.shard = Rc::downgrade(&shard);
+            }
+            let served = Rc::clone(&shard);
+            let clients = spawn_local(async move {
+                while let Some((end, peer, local)) = new.recv().await {
+                    let shard = Rc::clone(&served);
+                    spawn_local(async move { serve(shard, &local.to_string(), end, peer, Some(local)).await });
+                }
+            });
+            let _ = stopped.await;
+            clients.abort();
+            shard.stop();
+            let _ = timeout(Duration::from_secs(10), shard.has_ended_work()).await;
+            shard.leave().await;
+            Ok::<_, String>(())
+        };
+        let mut running = ManuallyDrop::new(Box::pin(tasks.run_until(main)));
+        let ended = tokio::select! {
+            biased;
+            _ = killed => return Ending::Killed,
+            ended = running.as_mut() => ended,
+        };
+        drop(ManuallyDrop::into_inner(running));
+        drop(ManuallyDrop::into_inner(tasks));
+        *self.process.borrow_mut() = None;
+        world.network.lose(life);
+        ended.map_or_else(Ending::Failed, |()| Ending::Left)
+    }
+
+    async fn open(&self, world: &Rc<World>, life: Life) -> Result<Rc<Shard>, String> {
+        let config = Config::of(world.snapshot()?)?;
+        let port = Rc::new(Port {
+            life,
+            network: Rc::clone(&world.network),
+            spawn: Rc::clone(&world.spawn),
+            next_port: Cell::new(1024),
+        });
+        let options = spool::Options {
+            path: format!("shard-{:02}", self.number).into(),
+            shard: self.number,
+            sync: true,
+            min_free_bytes: 0,
+            boot: format!("boot {}", world.boots.get()),
+        };
+        let (tx, messages) = mpsc::channel(RECOVERED_MAX);
+        let each = Box::new(move |m| drop(tx.try_send(m)));
+        let projection = Box::new(Projected::into(rows::Shared::clone(&self.rows)));
+        let (spool, values, driver) =
+            spool::Spool::without_thread(self.disk.clone(), self.index.clone(), options, projection, each);
+        spawn_local(driver.run());
+        let shard = Shard::new(Parts {
+            number: self.number,
+            config,
+            spool,
+            ledger: world.ledger(self.number)?,
+            map: world.map.borrow().clone(),
+            ports: Ports { net: Rc::<Port>::clone(&port), dns: Rc::<Port>::clone(&port), mesh: port },
+            accounting: world.shown(),
+            suppression: None,
+            delivers_only: false,
+        })?;
+        Rc::clone(&shard).recover(Held { messages, values }).await?;
+        shard.start()?;
+        Ok(shard)
+    }
+}

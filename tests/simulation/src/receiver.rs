@@ -1,0 +1,283 @@
+//! A receiver of mail: an SMTP server of the world's own, strict about what it hears, with the faults that receivers have.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::time::sleep;
+
+use crate::book::{Book, Life};
+use crate::dice::Dice;
+use crate::pipe::{End, Scissors};
+
+/// How a receiver behaves, in cases of a thousand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// It greets with 421.
+    pub turns_away: u64,
+    /// It defers a recipient (450).
+    pub defers: u64,
+    /// It refuses a recipient for good (550).
+    pub refuses: u64,
+    /// It defers each recipient at first.
+    pub greylists: bool,
+    /// It cuts the connection at a command.
+    pub drops: u64,
+    /// It cuts the connection behind the content, before it says anything.
+    pub drops_content: u64,
+    /// It says nothing more.
+    pub hangs: u64,
+    /// It takes so long for a reply, at most.
+    pub slow: Duration,
+    /// It offers CHUNKING.
+    pub chunking: bool,
+    /// It offers PIPELINING.
+    pub pipelining: bool,
+}
+
+/// What the shards' configuration allows at a receiver.
+#[derive(Debug, Clone, Copy)]
+pub struct Most {
+    /// Connections from one source address.
+    pub connections: usize,
+    /// Messages on one connection.
+    pub messages: usize,
+}
+
+/// One receiver.
+#[derive(Debug)]
+pub struct Receiver {
+    /// Its domain.
+    pub domain: String,
+    /// Now.
+    pub manner: Cell<Manner>,
+    dice: Dice,
+    book: Rc<RefCell<Book>>,
+    /// Recipients that were deferred at first.
+    grey: RefCell<BTreeMap<String, ()>>,
+    /// Connections by source address. One that its shard has closed is none any more, whenever this receiver takes note.
+    connections: RefCell<BTreeMap<IpAddr, Vec<Scissors>>>,
+    most: Most,
+}
+
+/// A transaction in progress.
+#[derive(Default)]
+struct Transaction {
+    has_sender: bool,
+    recipients: Vec<String>,
+    content: Vec<u8>,
+}
+
+/// What becomes of the session.
+enum Next {
+    Goes,
+    Ends,
+}
+
+impl Receiver {
+    /// A receiver of mail for `domain`.
+    pub fn new(domain: String, manner: Manner, most: Most, dice: Dice, book: Rc<RefCell<Book>>) -> Receiver {
+        Receiver {
+            domain,
+            manner: Cell::new(manner),
+            dice,
+            book,
+            grey: RefCell::default(),
+            connections: RefCell::default(),
+            most,
+        }
+    }
+
+    fn violation(&self, what: String) {
+        self.book.borrow_mut().violations.push(format!("{}: {what}", self.domain));
+    }
+
+    /// Serves a connection that a process of a shard opened from `source`.
+    pub async fn serve(self: Rc<Self>, end: End, source: IpAddr, by: Life, scissors: Scissors) {
+        let n = {
+            let mut all = self.connections.borrow_mut();
+            let of = all.entry(source).or_default();
+            of.retain(|c| !c.is_closed());
+            of.push(scissors.clone());
+            of.len()
+        };
+        if n > self.most.connections {
+            self.violation(format!("I3 {n} connections from {source}, {} may be", self.most.connections));
+        }
+        // Whatever goes wrong here is the connection's end.
+        let _ = self.converse(end, by, &scissors).await;
+    }
+
+    async fn pause(&self) {
+        let most = self.manner.get().slow.as_millis() as u64;
+        if most > 0 {
+            sleep(Duration::from_millis(self.dice.below(most + 1))).await;
+        }
+    }
+
+    async fn converse(&self, end: End, by: Life, scissors: &Scissors) -> std::io::Result<()> {
+        let (read, mut write) = tokio::io::split(end);
+        let mut read = BufReader::new(read);
+        let (mut t, mut has_greeted, mut messages) = (Transaction::default(), false, 0);
+        self.pause().await;
+        if self.dice.permille(self.manner.get().turns_away) {
+            write.write_all(b"421 4.3.2 not now\r\n").await?;
+            return Ok(());
+        }
+        write.write_all(format!("220 {} ready\r\n", self.domain).as_bytes()).await?;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if read.read_until(b'\n', &mut line).await? == 0 {
+                return Ok(());
+            }
+            let Some(text) = line.strip_suffix(b"\r\n").and_then(|l| std::str::from_utf8(l).ok()) else {
+                self.violation(format!("a command line that is none: {:?}", String::from_utf8_lossy(&line)));
+                return Ok(());
+            };
+            let manner = self.manner.get();
+            if self.dice.permille(manner.hangs) {
+                tokio::io::copy(&mut read, &mut tokio::io::sink()).await?;
+                return Ok(());
+            }
+            if self.dice.permille(manner.drops) {
+                scissors.cut();
+                return Ok(());
+            }
+            self.pause().await;
+            let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
+            let reply = match verb {
+                "EHLO" | "HELO" => {
+                    has_greeted = true;
+                    t = Transaction::default();
+                    let chunking = if manner.chunking { "250-CHUNKING\r\n" } else { "" };
+                    let pipelining = if manner.pipelining { "250-PIPELINING\r\n" } else { "" };
+                    format!("250-{}\r\n{pipelining}{chunking}250 8BITMIME\r\n", self.domain)
+                }
+                "MAIL" if !has_greeted || t.has_sender => {
+                    self.violation(format!("{text} within a transaction, or before EHLO"));
+                    "503 5.5.1 not now\r\n".into()
+                }
+                "MAIL" => {
+                    messages += 1;
+                    if messages > self.most.messages {
+                        self.violation(format!(
+                            "I3 {messages} messages on one connection, {} may be",
+                            self.most.messages
+                        ));
+                    }
+                    t = Transaction { has_sender: true, ..Transaction::default() };
+                    "250 2.1.0 go on\r\n".into()
+                }
+                "RCPT" if !t.has_sender => "503 5.5.1 MAIL first\r\n".into(),
+                "RCPT" => self.recipient(rest, &mut t),
+                "RSET" => {
+                    t = Transaction::default();
+                    "250 2.0.0 forgotten\r\n".into()
+                }
+                "DATA" if t.recipients.is_empty() => "554 5.5.1 nobody to send it to\r\n".into(),
+                "DATA" => {
+                    write.write_all(b"354 go on\r\n").await?;
+                    content(&mut read, &mut t.content).await?;
+                    match self.take(&mut t, by, &mut write, scissors).await? {
+                        Next::Goes => continue,
+                        Next::Ends => return Ok(()),
+                    }
+                }
+                "BDAT" => {
+                    let (n, last) = rest.split_once(' ').unwrap_or((rest, ""));
+                    let n: usize = n.parse().unwrap_or(0);
+                    let from = t.content.len();
+                    t.content.resize(from + n, 0);
+                    read.read_exact(&mut t.content[from..]).await?;
+                    if t.recipients.is_empty() {
+                        t.content.clear();
+                        "554 5.5.1 nobody to send it to\r\n".into()
+                    } else if last == "LAST" {
+                        match self.take(&mut t, by, &mut write, scissors).await? {
+                            Next::Goes => continue,
+                            Next::Ends => return Ok(()),
+                        }
+                    } else {
+                        "250 2.0.0 a part\r\n".into()
+                    }
+                }
+                "NOOP" => "250 2.0.0 nothing done\r\n".into(),
+                "QUIT" => {
+                    write.write_all(b"221 2.0.0 bye\r\n").await?;
+                    return Ok(());
+                }
+                _ => "500 5.5.2 what?\r\n".into(),
+            };
+            write.write_all(reply.as_bytes()).await?;
+        }
+    }
+
+    fn recipient(&self, rest: &str, t: &mut Transaction) -> String {
+        let address = rest.split_once('<').and_then(|(_, a)| a.split_once('>')).map(|(a, _)| a.to_owned());
+        let Some(address) = address else { return "501 5.1.3 no address\r\n".into() };
+        let manner = self.manner.get();
+        if manner.greylists && self.grey.borrow_mut().insert(address.clone(), ()).is_none() {
+            return "451 4.7.1 greylisted, try again\r\n".into();
+        }
+        if self.dice.permille(manner.defers) {
+            return "450 4.2.1 later\r\n".into();
+        }
+        if self.dice.permille(manner.refuses) {
+            return "550 5.1.1 no such user\r\n".into();
+        }
+        t.recipients.push(address);
+        "250 2.1.5 fine\r\n".into()
+    }
+
+    /// Takes a message, and says so.
+    async fn take(
+        &self,
+        t: &mut Transaction,
+        by: Life,
+        write: &mut (impl AsyncWriteExt + Unpin),
+        scissors: &Scissors,
+    ) -> std::io::Result<Next> {
+        let t = std::mem::take(t);
+        self.pause().await;
+        if self.dice.permille(self.manner.get().drops_content) {
+            scissors.cut();
+            return Ok(Next::Ends);
+        }
+        let text = String::from_utf8_lossy(&t.content);
+        let number = |name: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name));
+            line.and_then(|n| n.trim().parse::<u64>().ok())
+        };
+        let (first, last) = (number("Subject: message "), number("end of message "));
+        let Some(message) = first.filter(|_| first == last) else {
+            self.violation(format!("a message that is not whole: {} bytes, {first:?} to {last:?}", t.content.len()));
+            return Ok(Next::Ends);
+        };
+        for r in &t.recipients {
+            self.book.borrow_mut().delivered(r, message, by, scissors.clone());
+        }
+        write.write_all(b"250 2.0.0 taken\r\n").await?;
+        Ok(Next::Goes)
+    }
+}
+
+/// Content behind DATA, up to its end (RFC 5321 §4.5.2).
+async fn content(read: &mut (impl AsyncBufReadExt + Unpin), into: &mut Vec<u8>) -> std::io::Result<()> {
+    loop {
+        let from = into.len();
+        if read.read_until(b'\n', into).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if into[from..] == *b".\r\n" {
+            into.truncate(from);
+            return Ok(());
+        }
+        if into[from] == b'.' {
+            into.remove(from);
+        }
+    }
+}
