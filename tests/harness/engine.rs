@@ -85,7 +85,11 @@ impl Engine {
     pub fn wait_ready(&self) {
         eventually("every shard serves", Duration::from_secs(30), || {
             let rows = self.json(&["show", "shards", "--json"]);
-            let all = rows.as_array().is_some_and(|r| !r.is_empty() && r.iter().all(|s| s["state"] == "serving"));
+            // That a process was killed may not be known yet.
+            let serves = |s: &serde_json::Value| {
+                s["state"] == "serving" && s["pid"].as_i64().is_some_and(|pid| is_alive(pid as i32))
+            };
+            let all = rows.as_array().is_some_and(|r| !r.is_empty() && r.iter().all(serves));
             all && TcpStream::connect(self.smtp).is_ok()
         });
     }
@@ -120,9 +124,10 @@ impl Engine {
         rows.as_array().map_or(u64::MAX, |r| r.iter().filter_map(|s| s["recipients"].as_u64()).sum())
     }
 
-    /// Kills a process at once.
+    /// Kills a process at once; it does nothing more when this returns.
     pub fn kill(pid: i32) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        eventually("it is dead", Duration::from_secs(30), || !is_alive(pid));
     }
 
     /// Stops all processes at this instant; answers them, to be killed.
@@ -186,6 +191,12 @@ impl Engine {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
+}
+
+/// Whether a process is there, and more than an end that nobody has asked for yet.
+fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 impl Drop for Engine {

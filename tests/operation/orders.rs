@@ -282,6 +282,8 @@ fn orders_that_stand_are_listed_once_with_who_gave_them_when_and_how_they_are_ta
     engine.run(&["disable", "source", "--reenable-after=2h", "127.0.6.12", "new.test/b"]);
     engine.run(&["pause", "job", "night run"]);
     send(&engine, "u@d.test", "a");
+    // In the shard that owns it, it is queued some moments after the 250.
+    eventually("it waits", WAIT, || row(&engine, "queues", "queue", "d.test/a")["recipients"] == 1);
     engine.run(&["set", "queue", "--mode=backoff", "d.test/a"]);
     let shown = |engine: &Engine, args: &[&str]| {
         let rows = engine.json(&[&["show", "orders"], args, &["--json"]].concat());
