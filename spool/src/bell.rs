@@ -28,6 +28,7 @@ impl Bell {
 
     /// Waits until it rings, or until then: for a task. What rang before counts, too.
     pub async fn rung(&self, until: Instant) {
+        // Whoever waits looks what there is to do, in either case.
         let _ = tokio::time::timeout_at(until, self.task.notified()).await;
     }
 }

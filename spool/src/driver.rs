@@ -47,15 +47,15 @@ type Each = Box<dyn FnMut(Recovered) + Send>;
 
 /// Does the work of a spool that was opened with [`crate::Spool::without_thread`].
 pub struct Driver<D: Disk, I: Index> {
-    folder: D,
-    index: I,
-    options: Options,
-    projection: Box<dyn Projection>,
-    each: Each,
-    ready: oneshot::Sender<Result<Values, SpoolError>>,
-    working: Working,
-    writers: Arc<Mutex<Vec<Writer>>>,
-    accounting_takes: StepTime,
+    pub(crate) folder: D,
+    pub(crate) index: I,
+    pub(crate) options: Options,
+    pub(crate) projection: Box<dyn Projection>,
+    pub(crate) each: Each,
+    pub(crate) ready: oneshot::Sender<Result<Values, SpoolError>>,
+    pub(crate) working: Working,
+    pub(crate) writers: Arc<Mutex<Vec<Writer>>>,
+    pub(crate) accounting_takes: StepTime,
 }
 
 impl<D: Disk, I: Index> std::fmt::Debug for Driver<D, I> {
@@ -65,21 +65,6 @@ impl<D: Disk, I: Index> std::fmt::Debug for Driver<D, I> {
 }
 
 impl<D: Disk, I: Index> Driver<D, I> {
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn new(
-        folder: D,
-        index: I,
-        options: Options,
-        projection: Box<dyn Projection>,
-        each: Each,
-        ready: oneshot::Sender<Result<Values, SpoolError>>,
-        working: Working,
-        writers: Arc<Mutex<Vec<Writer>>>,
-    ) -> Self {
-        let accounting_takes = Arc::new(|| Duration::ZERO);
-        Driver { folder, index, options, projection, each, ready, working, writers, accounting_takes }
-    }
-
     /// Says how long each step of accounting takes: what was passed to the files since the last.
     #[must_use]
     pub fn with_accounting_time(self, takes: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
@@ -115,6 +100,7 @@ impl<D: Timed, I: Index> Driver<D, I> {
                 Err(e) => return drop(ready.send(Err(e))),
             };
         drop(each);
+        // Whoever opened the spool may be gone; what it is still given is done.
         let _ = ready.send(Ok(running.values()));
         loop {
             let pause = running.pause(Instant::now());

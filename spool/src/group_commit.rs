@@ -209,6 +209,7 @@ impl Spool {
             match running {
                 Ok(mut running) => {
                     drop(each);
+                    // Whoever opened the spool may be gone; what it is still given is done.
                     let _ = ready.send(Ok(running.values()));
                     running.run();
                 }
@@ -230,8 +231,8 @@ impl Spool {
         let writers = Arc::default();
         let shared = Shared::new(Runner::Task(Arc::clone(&writers)).bell());
         let (ready, opened) = oneshot::channel();
-        let driver =
-            Driver::new(folder, index, options, projection, each, ready, Working(Arc::clone(&shared)), writers);
+        let (working, accounting_takes) = (Working(Arc::clone(&shared)), Arc::new(|| Duration::ZERO));
+        let driver = Driver { folder, index, options, projection, each, ready, working, writers, accounting_takes };
         (Spool { shared, thread: Mutex::new(None) }, opened, driver)
     }
 
@@ -1085,11 +1086,13 @@ impl<D: Disk, I: Index> Running<D, I> {
         }
         self.ballast = self.make_ballast().is_ok();
         if !self.ballast {
+            // What stays of it is replaced by the next try.
             let _ = self.folder.remove(BALLAST);
         }
     }
 
     fn make_ballast(&mut self) -> std::io::Result<()> {
+        // A part of one may be there; one that stays makes the next call fail.
         let _ = self.folder.remove(BALLAST);
         let file = self.folder.create(BALLAST)?;
         self.folder.preallocate(&file, 0, BALLAST_BYTES)?;

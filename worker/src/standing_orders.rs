@@ -106,7 +106,7 @@ fn quoted(word: &str) -> String {
 }
 
 fn time(ms: i64) -> String {
-    crate::local_time(clock::wall_ms(ms) / 1000, "%Y-%m-%d %H:%M:%S")
+    crate::shown_time(clock::wall_ms(ms))
 }
 
 /// A row of what is noted under a name, if anything is.

@@ -13,6 +13,8 @@ use crate::world::World;
 
 /// How long a client waits for a reply.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Milliseconds between two messages of a client, on average.
+const PAUSE_MS: u64 = 1000;
 /// Recipients of a message at most.
 const RECIPIENTS_MAX: u64 = 6;
 
@@ -75,7 +77,7 @@ fn message(world: &World, dice: &Dice) -> Message {
         false => dice.between(2, RECIPIENTS_MAX),
     };
     // Some domains have most of the mail.
-    let domain = || dice.below(dice.between(1, world.domains as u64));
+    let domain = || dice.below(dice.between(1, world.plan.domains as u64));
     let recipients = (0..n).map(|r| format!("u{number}-{r}@d{}.test", domain())).collect();
     let vmta = ["a", "b", "pool"][dice.below(3) as usize];
     let body = match dice.permille(20) {
@@ -93,7 +95,7 @@ fn message(world: &World, dice: &Dice) -> Message {
 pub async fn inject(world: Rc<World>, dice: Dice, number: u16) {
     let mut port = 1024u16;
     while world.is_injected() {
-        sleep(Duration::from_millis(dice.below(2 * world.pause_ms + 1))).await;
+        sleep(Duration::from_millis(dice.below(2 * PAUSE_MS + 1))).await;
         let Some(host) = dice.pick(&world.hosts) else { return };
         port = port.checked_add(1).unwrap_or(1024);
         let from = SocketAddr::from(([10, 9, (number / 250) as u8, (number % 250) as u8 + 1], port));
@@ -132,7 +134,7 @@ async fn converse(world: &World, dice: &Dice, mut c: Client) -> Result<(), Gone>
                 world.note(|| format!("client: message {} was refused with {code}", m.number));
             }
         }
-        sleep(Duration::from_millis(dice.below(world.pause_ms + 1))).await;
+        sleep(Duration::from_millis(dice.below(PAUSE_MS + 1))).await;
     }
     let _ = c.say("QUIT\r\n").await;
     Ok(())

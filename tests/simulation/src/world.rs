@@ -22,7 +22,7 @@ use worker::clock;
 
 use crate::book::{Book, Sums};
 use crate::dice::Dice;
-use crate::host::{Ending, Host};
+use crate::host::Host;
 use crate::injector::inject;
 use crate::net::{Network, Spawn};
 use crate::receiver::{Manner, Most, Receiver};
@@ -103,10 +103,6 @@ pub struct World {
     pub spawn: Spawn,
     /// Times that the machine was booted.
     pub boots: Cell<u32>,
-    /// Domains.
-    pub domains: usize,
-    /// Milliseconds between two messages of a client, on average.
-    pub pause_ms: u64,
     snapshot: OwnedFd,
     ledger: RefCell<(Ledger, OwnedFd)>,
     shown: Arc<Shown>,
@@ -206,8 +202,6 @@ impl World {
             map: RefCell::new(ShardMap::first(plan.shards, Vec::new())),
             spawn: Rc::new(move |task| drop(tx.send(task))),
             boots: Cell::new(1),
-            domains: plan.domains,
-            pause_ms: 1000,
             snapshot,
             ledger: RefCell::new(new_ledger()?),
             shown: Files::new(&accounting, 0).shown(),
@@ -312,9 +306,6 @@ impl World {
         while !self.is_over.get() {
             let ending = host.live(&self).await;
             self.note(|| format!("shard {n}: {ending:?}"));
-            if let Ending::Failed(why) = &ending {
-                self.note(|| format!("shard {n}: {why}"));
-            }
             self.ledger.borrow().0.free_all_of(host.number);
             sleep(Duration::from_millis(self.dice.between(20, 3000))).await;
         }

@@ -26,7 +26,7 @@ const LAST_WAIT: Duration = Duration::from_secs(30);
 /// Recipients whose owners are found before others have their turn.
 const ROUTED_AT_ONCE: usize = 256;
 
-/// A share that is with its owner.
+/// A share that a shard was asked to take, most often its owner.
 struct Offered {
     share: Share,
     envelope: AlignedVec<16>,
@@ -69,12 +69,7 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
             own_share = Some(e);
             continue;
         }
-        let share = shard.handoffs.new_share(owner);
-        e.handoff = Some(share.id);
-        e.asked = Some(owner);
-        let envelope = doing(Work::Route, || ipc::frame::archive(&e));
-        let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), &body);
-        offered.push(Offered { share, envelope, answer });
+        offered.push(offer(shard, owner, &mut e, &body));
     }
     let mut own = match &own_share {
         Some(e) => Some(store_own(shard, e, &body, false).await),
@@ -228,16 +223,20 @@ pub async fn store_archived(
     Ok(key)
 }
 
+/// Offers a share to a shard, under an identity of its own.
+fn offer(shard: &Shard, to: u8, e: &mut Envelope, body: &[Bytes; 2]) -> Offered {
+    let share = shard.handoffs.new_share(to);
+    (e.handoff, e.asked) = (Some(share.id), Some(to));
+    let envelope = doing(Work::Route, || ipc::frame::archive(e));
+    let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), body);
+    Offered { share, envelope, answer }
+}
+
 /// Gives a share that cannot be written here to one of the shards that have taken another share of the message: the client
 /// cannot be told that nothing was accepted any more. Whoever takes it passes it on to its owner. False where none does.
 async fn entrust(shard: &Shard, takers: &[u8], mut e: Envelope, body: &[Bytes; 2]) -> bool {
     for taker in takers {
-        let share = shard.handoffs.new_share(*taker);
-        (e.handoff, e.asked) = (Some(share.id), Some(*taker));
-        let archive = doing(Work::Route, || ipc::frame::archive(&e));
-        let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&archive), body);
-        let Some(answer) = answer else { continue };
-        if matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
+        if offer(shard, *taker, &mut e, body).answer_within(OWNER_WAIT).await == Answer::Taken {
             return true;
         }
     }
