@@ -100,7 +100,13 @@ impl<D: Disk, I: Index> Store<D, I> {
             (s.live, s.live_bytes, s.changed) = (0, 0, true);
             s.refs.clear();
         }
-        self.replay(None, opened)
+        self.replay(None, opened)?;
+        if self.index_failed {
+            return Ok(());
+        }
+        // Records whose checksums are right and which contradict one another may make entries that do not decode. Those who
+        // read the index later pass messages on as they go, and could not begin again.
+        self.scan_messages(&mut |_, _| {})
     }
 
     /// The index failed, and has to be restored.
