@@ -31,7 +31,7 @@ use crate::layout::{
     BODY_BYTES_MAX, META_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, RecipientState, UpdateEntry, VALUE_BYTES_MAX, beginning,
 };
 use crate::sled::SledIndex;
-use crate::store::{Group, KnownRecipient, NewMessage, Projection, Recovered, Settled, Store, Values, Written};
+use crate::store::{Group, KnownRecipient, NewMessage, OPENED, Projection, Recovered, Settled, Store, Values, Written};
 
 /// Outcomes alone wait this long for a group.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(4);
@@ -672,7 +672,22 @@ impl<D: Disk, I: Index> Running<D, I> {
         };
         running.write_quarantine();
         running.restore_ballast();
+        if opened.messages > 0 {
+            running.try_disk();
+        }
         Ok(running)
+    }
+
+    /// Writes a value, so that deliveries are held from the first moment where the disk takes nothing: what came of them could not be
+    /// noted, and each further start would deliver the same mail again.
+    fn try_disk(&mut self) {
+        let opened = PutMeta { name: OPENED.into(), value: self.options.boot.clone().into_bytes() };
+        self.commit(Batch {
+            group: Group { put: vec![opened], ..Group::default() },
+            replies: Vec::new(),
+            report_replies: Vec::new(),
+            outcome_bytes: 0,
+        });
     }
 
     /// The disk of the log.

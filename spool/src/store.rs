@@ -674,6 +674,9 @@ impl<D: Disk, I: Index> Store<D, I> {
 /// Name of the value that holds the accounting position.
 pub(crate) const PROJECTED: &str = "spool/projected";
 
+/// Name of the value that is written when a spool that holds messages is opened: the machine's boot.
+pub(crate) const OPENED: &str = "spool/opened";
+
 /// Where reading rows goes on.
 #[derive(Debug)]
 pub(crate) struct Cursor {

@@ -300,6 +300,24 @@ async fn outcomes_of_a_failed_sync_are_offered_again_and_intake_is_closed_meanwh
     assert!(p.found.contains_key(&report) && !p.found.contains_key(&key) && !p.found.contains_key(&other));
 }
 
+/// What a start on such a disk delivered would be delivered again by the next.
+#[tokio::test(start_paused = true)]
+async fn a_start_on_a_disk_that_fails_holds_deliveries_until_something_is_written() {
+    for fault in [Fault::Writes, Fault::Syncs] {
+        let m = Machine::new(1 << 30);
+        let p = m.start().await;
+        let key = p.store(1, 100).await.unwrap().unwrap();
+        p.driver.abort();
+        m.disk.fail_until(fault, Instant::now() + Duration::from_secs(5));
+        let p = m.start().await;
+        assert!(p.found.contains_key(&key) && p.spool.holds_deliveries(), "{fault:?}");
+        sleep(Duration::from_secs(10)).await;
+        assert!(!p.spool.holds_deliveries(), "{fault:?}");
+        p.driver.abort();
+        assert!(!m.start().await.spool.holds_deliveries(), "{fault:?}");
+    }
+}
+
 /// A pause before outcomes are tried again grows, and a stop does not wait for it.
 #[tokio::test(start_paused = true)]
 async fn a_stop_on_a_disk_that_fails_ends() {
