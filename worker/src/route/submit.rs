@@ -9,7 +9,8 @@ use ipc::mesh;
 use ipc::message::{ArchivedEnvelope, Envelope, Recipient};
 use rkyv::util::AlignedVec;
 use spool::{NewMessage, SpoolError};
-use tokio::time::timeout;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::holds::{Pieces, Work, doing};
 use crate::route::handoff::{Answer, Share};
@@ -20,8 +21,12 @@ use crate::shard::Shard;
 /// How long an owner may take before the share is kept here.
 const OWNER_WAIT: Duration = Duration::from_secs(1);
 
-/// How long it may take where the share cannot be kept here either.
-const LAST_WAIT: Duration = Duration::from_secs(30);
+/// How long a client waits at most while a part of its message is on disk and the rest cannot be written. RFC 5321 4.5.3.2.6
+/// has clients wait ten minutes.
+const LAST_WAIT: Duration = Duration::from_secs(60);
+
+/// How long after a share could not be written it is tried again.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Recipients whose owners are found before others have their turn.
 const ROUTED_AT_ONCE: usize = 256;
@@ -30,21 +35,42 @@ const ROUTED_AT_ONCE: usize = 256;
 struct Offered {
     share: Share,
     envelope: AlignedVec<16>,
-    /// `None` when it could not be sent.
-    answer: Option<tokio::sync::oneshot::Receiver<Answer>>,
+    /// Whether the shard has the share, as far as it is known.
+    said: Answer,
+    /// What the shard will say; `None` when it has said it, or could not be asked.
+    answer: Option<oneshot::Receiver<Answer>>,
 }
 
 impl Offered {
-    /// What the owner says within that time; it can be waited for again while it has said nothing.
+    /// Offers a share; a shard that cannot be asked has not taken it.
+    fn new(shard: &Shard, share: Share, envelope: AlignedVec<16>, body: &[Bytes; 2]) -> Offered {
+        let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), body);
+        let said = if answer.is_some() { Answer::Unknown } else { Answer::Refused };
+        Offered { share, envelope, said, answer }
+    }
+
+    /// What the shard says within that time; it can be waited for again while it has said nothing.
     async fn answer_within(&mut self, wait: Duration) -> Answer {
-        let Some(answer) = &mut self.answer else { return Answer::Unknown };
-        match timeout(wait, answer).await {
-            Ok(said) => {
-                self.answer = None;
-                said.unwrap_or(Answer::Unknown)
-            }
-            Err(_) => Answer::Unknown,
+        if let Some(answer) = &mut self.answer
+            && let Ok(said) = timeout(wait, answer).await
+        {
+            self.answer = None;
+            self.said = said.unwrap_or(Answer::Unknown);
         }
+        self.said
+    }
+
+    /// Offers the share again, unless an answer may still come, and says what the shard says.
+    async fn ask_again(&mut self, shard: &Shard, body: &[Bytes; 2]) -> Answer {
+        if self.answer.is_none() {
+            // So marked, its owner looks whether it has it already, and may take it from its reserve.
+            let archive = Bytes::copy_from_slice(&self.envelope);
+            self.answer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &self.share, archive, body);
+            if self.answer.is_some() {
+                self.said = Answer::Unknown;
+            }
+        }
+        self.answer_within(OWNER_WAIT).await
     }
 
     fn envelope(&self) -> Option<Envelope> {
@@ -71,23 +97,27 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         }
         offered.push(offer(shard, owner, &mut e, &body));
     }
-    let mut own = match &own_share {
+    let own = match &own_share {
         Some(e) => Some(store_own(shard, e, &body, false).await),
         None => None,
     };
     if offered.is_empty() {
         return own.unwrap_or(Ok(()));
     }
-    let mut durable = matches!(own, Some(Ok(())));
-    let (mut left, mut takers) = (Vec::new(), Vec::new());
+    let mut elsewhere = Elsewhere { is_durable: matches!(own, Some(Ok(()))), ..Elsewhere::default() };
+    let mut unwritten = Vec::new();
+    let mut is_full = true;
     for mut o in offered {
         match o.answer_within(OWNER_WAIT).await {
-            Answer::Taken => takers.push(o.share.owner),
-            a => left.push((o, a)),
+            Answer::Taken => elsewhere.taken_by(o.share.owner),
+            a => {
+                elsewhere.may_be_taken |= a == Answer::Unknown;
+                is_full &= a == Answer::Full;
+                unwritten.push(Unwritten::Offered(o));
+            }
         }
     }
-    durable |= !takers.is_empty();
-    if !durable && left.iter().all(|(_, a)| *a == Answer::Full) {
+    if !elsewhere.is_durable && is_full {
         // Nobody has any of it, so the client can be told.
         let full = || {
             SpoolError::Full(
@@ -97,34 +127,114 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         };
         return own.unwrap_or_else(|| Err(full()));
     }
-    if let (Some(e), Some(Err(SpoolError::Full(_)))) = (&own_share, &own) {
-        // Others have, or may have, their shares: the reserve takes this one.
-        own = Some(store_own(shard, e, &body, true).await);
-    }
-    // Shares that are nowhere, and why.
-    let mut nowhere = Vec::new();
     if let (Some(e), Some(Err(error))) = (own_share, own) {
-        nowhere.push((Some(e), error));
-    }
-    for (o, _) in left {
-        match keep(shard, o, &body, durable).await {
-            Ok(()) => durable = true,
-            Err((mut o, error)) => match o.answer_within(LAST_WAIT).await {
-                Answer::Taken => takers.push(o.share.owner),
-                _ => nowhere.push((o.envelope(), error)),
-            },
-        }
-    }
-    for (envelope, error) in nowhere {
-        let is_taken = match envelope {
-            Some(e) => entrust(shard, &takers, e, &body).await,
-            None => false,
-        };
-        if !is_taken {
+        if !matches!(error, SpoolError::Full(_)) && !elsewhere.is_somewhere() {
             return Err(error);
         }
+        unwritten.push(Unwritten::Own(e));
     }
-    Ok(())
+    write_the_rest(shard, unwritten, &body, elsewhere).await
+}
+
+/// A share that no disk has yet.
+enum Unwritten {
+    /// Of this shard.
+    Own(Envelope),
+    /// Of another, which has not said that it has taken it.
+    Offered(Offered),
+}
+
+/// What disks have of the other shares of a message.
+#[derive(Default)]
+struct Elsewhere {
+    /// Shards that have taken a share.
+    takers: Vec<u8>,
+    /// Some share is on disk, here or there.
+    is_durable: bool,
+    /// Some share may be on disk: its owner has not said whether it is.
+    may_be_taken: bool,
+}
+
+impl Elsewhere {
+    /// Whether the message may be delivered to somebody although the client hears that it was not accepted.
+    fn is_somewhere(&self) -> bool {
+        self.is_durable || self.may_be_taken
+    }
+
+    fn taken_by(&mut self, shard: u8) {
+        self.takers.push(shard);
+        self.is_durable = true;
+    }
+}
+
+/// Writes the shares that no disk has yet. Disks fail for moments, and a client that hears `451` repeats the whole message: where
+/// one share is on disk or may be, each of the others is tried again until all are or [`LAST_WAIT`] is over.
+///
+/// # Errors
+/// [`SpoolError`] of a share that could not be written.
+async fn write_the_rest(
+    shard: &Rc<Shard>,
+    mut unwritten: Vec<Unwritten>,
+    body: &[Bytes; 2],
+    mut elsewhere: Elsewhere,
+) -> Result<(), SpoolError> {
+    let until = Instant::now() + LAST_WAIT;
+    loop {
+        let mut last_error = None;
+        for u in std::mem::take(&mut unwritten) {
+            if let Err((u, error)) = write_again(shard, u, body, &mut elsewhere).await {
+                unwritten.push(u);
+                last_error = Some(error);
+            }
+        }
+        let Some(error) = last_error else { return Ok(()) };
+        if !elsewhere.is_somewhere() || Instant::now() >= until {
+            return Err(error);
+        }
+        sleep(TRIED_AGAIN_AFTER).await;
+    }
+}
+
+/// Tries to write a share here, from the reserve where another share of the message is on disk already; then, where others may
+/// have a share, to give it to its owner or to a shard that has taken another. Gives it back where nobody takes it.
+async fn write_again(
+    shard: &Rc<Shard>,
+    unwritten: Unwritten,
+    body: &[Bytes; 2],
+    elsewhere: &mut Elsewhere,
+) -> Result<(), (Unwritten, SpoolError)> {
+    let (e, unwritten, error) = match unwritten {
+        Unwritten::Own(e) => match store_own(shard, &e, body, true).await {
+            Ok(()) => {
+                elsewhere.is_durable = true;
+                return Ok(());
+            }
+            Err(error) => ((!elsewhere.takers.is_empty()).then(|| e.clone()), Unwritten::Own(e), error),
+        },
+        Unwritten::Offered(o) => match keep(shard, o, body, elsewhere.is_durable).await {
+            Ok(()) => {
+                elsewhere.is_durable = true;
+                return Ok(());
+            }
+            Err((mut o, error)) => {
+                if elsewhere.is_somewhere() && o.ask_again(shard, body).await == Answer::Taken {
+                    elsewhere.taken_by(o.share.owner);
+                    return Ok(());
+                }
+                // Where one shard may have it one day, no other is to have it.
+                let e = if o.said == Answer::Unknown { None } else { o.envelope() };
+                (e, Unwritten::Offered(o), error)
+            }
+        },
+    };
+    match e {
+        Some(e) => match entrust(shard, &elsewhere.takers, e, body).await {
+            Entrusted::Taken => Ok(()),
+            Entrusted::Unknown(o) => Err((Unwritten::Offered(o), error)),
+            Entrusted::Refused => Err((unwritten, error)),
+        },
+        None => Err((unwritten, error)),
+    }
 }
 
 /// Who owns mail to one address, and the queue that it belongs to.
@@ -228,19 +338,31 @@ fn offer(shard: &Shard, to: u8, e: &mut Envelope, body: &[Bytes; 2]) -> Offered 
     let share = shard.handoffs.new_share(to);
     (e.handoff, e.asked) = (Some(share.id), Some(to));
     let envelope = doing(Work::Route, || ipc::frame::archive(e));
-    let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), body);
-    Offered { share, envelope, answer }
+    Offered::new(shard, share, envelope, body)
 }
 
-/// Gives a share that cannot be written here to one of the shards that have taken another share of the message: the client
-/// cannot be told that nothing was accepted any more. Whoever takes it passes it on to its owner. False where none does.
-async fn entrust(shard: &Shard, takers: &[u8], mut e: Envelope, body: &[Bytes; 2]) -> bool {
+/// What came of a share that was given to another shard than its owner.
+enum Entrusted {
+    /// A shard has it on disk.
+    Taken,
+    /// A shard has not said whether it has it.
+    Unknown(Offered),
+    /// No shard has it.
+    Refused,
+}
+
+/// Gives a share that cannot be written here to one of the shards that have taken another share of the message. The shard that
+/// takes it passes it on to its owner.
+async fn entrust(shard: &Shard, takers: &[u8], mut e: Envelope, body: &[Bytes; 2]) -> Entrusted {
     for taker in takers {
-        if offer(shard, *taker, &mut e, body).answer_within(OWNER_WAIT).await == Answer::Taken {
-            return true;
+        let mut o = offer(shard, *taker, &mut e, body);
+        match o.answer_within(OWNER_WAIT).await {
+            Answer::Taken => return Entrusted::Taken,
+            Answer::Unknown => return Entrusted::Unknown(o),
+            Answer::Full | Answer::Refused => {}
         }
     }
-    false
+    Entrusted::Refused
 }
 
 /// Keeps a share that its owner did not take in time, to pass it on later; from the reserve
