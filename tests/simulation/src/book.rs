@@ -29,9 +29,9 @@ struct Delivery {
     scissors: Scissors,
 }
 
-/// How a life ended that did not end in order.
+/// How a life ended that may not have written down all that it had heard: it was killed, or its disk took nothing when it left.
 #[derive(Debug, Clone, Copy)]
-pub struct Killed {
+pub struct CutShort {
     /// When.
     pub at: Instant,
     /// What its disk took for a group at most.
@@ -40,7 +40,7 @@ pub struct Killed {
     pub unwritable_since: Option<Instant>,
 }
 
-impl Killed {
+impl CutShort {
     /// Whether what was heard at a time can have been forgotten.
     fn forgets(&self, heard: Instant) -> bool {
         let since = self.unwritable_since.unwrap_or(self.at);
@@ -62,11 +62,12 @@ struct Recipient {
 }
 
 /// Everything that happened to mail.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Book {
+    begun: Instant,
     recipients: BTreeMap<String, Recipient>,
-    /// Lives that did not end in order.
-    killed: BTreeMap<Life, Killed>,
+    /// Lives that may not have written down everything.
+    cut_short: BTreeMap<Life, CutShort>,
     /// What was found to be wrong while the world went on.
     pub violations: Vec<String>,
     messages: u64,
@@ -89,11 +90,22 @@ pub struct Sums {
     pub twice: usize,
     /// Rows that end a recipient.
     pub rows: usize,
-    /// Lives of shards that did not end in order.
-    pub kills: usize,
+    /// Lives of shards that were killed, or whose disk took nothing when they left.
+    pub cut_short: usize,
 }
 
 impl Book {
+    /// Nothing has happened yet.
+    pub fn new() -> Book {
+        Book {
+            begun: Instant::now(),
+            recipients: BTreeMap::new(),
+            cut_short: BTreeMap::new(),
+            violations: Vec::new(),
+            messages: 0,
+        }
+    }
+
     /// Begins a message to some recipients, whose addresses nobody has used before.
     pub fn begin(&mut self, message: u64, recipients: &[String]) {
         self.messages += 1;
@@ -131,15 +143,16 @@ impl Book {
         if let Some((code, at)) = r.refused {
             let ago = at.elapsed().as_secs_f64();
             self.violations.push(format!(
-                "{recipient} of message {message} was delivered by {by:?}, {ago:.3} s after the client was told {code}"
+                "{recipient} of message {message} was delivered by life {} of shard {}, {ago:.3} s after the client was told {code}",
+                by.number, by.shard
             ));
         }
         r.deliveries.push(Delivery { at: Instant::now(), by, scissors });
     }
 
-    /// A process was killed.
-    pub fn killed(&mut self, life: Life, how: Killed) {
-        self.killed.insert(life, how);
+    /// A life has ended that may not have written down everything.
+    pub fn cut_short(&mut self, life: Life, how: CutShort) {
+        self.cut_short.insert(life, how);
     }
 
     /// A row of an accounting file that ends a recipient.
@@ -152,13 +165,13 @@ impl Book {
 
     /// Whether a delivery can have been forgotten: its process died before it had written it down, or never heard the reply.
     fn may_be_forgotten(&self, d: &Delivery) -> bool {
-        d.scissors.has_lost(d.at) || self.killed.get(&d.by).is_some_and(|k| k.forgets(d.at))
+        d.scissors.has_lost(d.at) || self.cut_short.get(&d.by).is_some_and(|k| k.forgets(d.at))
     }
 
     /// Holds what happened against what may happen, when everything has ended.
     pub fn check(&mut self) -> Sums {
         let mut wrong = Vec::new();
-        let mut sums = Sums { messages: self.messages, kills: self.killed.len(), ..Sums::default() };
+        let mut sums = Sums { messages: self.messages, cut_short: self.cut_short.len(), ..Sums::default() };
         for (address, r) in &self.recipients {
             let forgotten = r.deliveries.iter().filter(|d| self.may_be_forgotten(d)).count();
             sums.deliveries += r.deliveries.len();
@@ -173,7 +186,18 @@ impl Book {
                 wrong.push(format!("I1 {address} of message {} was {how}", r.message));
             }
             if r.deliveries.len() > 1 + forgotten {
-                let when: Vec<String> = r.deliveries.iter().map(|d| format!("{:?} by {:?}", d.at, d.by)).collect();
+                let seconds = |at: Instant| at.duration_since(self.begun).as_secs_f64();
+                let told = |d: &Delivery| {
+                    let end = self.cut_short.get(&d.by).map(|k| format!(", cut short at {:.3}", seconds(k.at)));
+                    format!(
+                        "at {:.3} by life {} of shard {}{}",
+                        seconds(d.at),
+                        d.by.number,
+                        d.by.shard,
+                        end.unwrap_or_default()
+                    )
+                };
+                let when: Vec<String> = r.deliveries.iter().map(told).collect();
                 wrong.push(format!(
                     "I2 {address} of message {} was delivered {} times: {}",
                     r.message,

@@ -16,7 +16,7 @@ use worker::ports::Ports;
 use worker::shard::Shard;
 use worker::shard::life::{Held, Parts};
 
-use crate::book::{Killed, Life};
+use crate::book::{CutShort, Life};
 use crate::net::Port;
 use crate::pipe::{End, Scissors, connection};
 use crate::rows::{self, Projected};
@@ -95,13 +95,17 @@ impl Host {
     /// Kills the process that runs.
     pub fn kill(&self, world: &World) {
         let Some(process) = self.process.borrow_mut().take() else { return };
+        world.book.borrow_mut().cut_short(process.life, self.cut_short());
+        world.network.lose(process.life);
+        let _ = process.kill.map(|k| k.send(()));
+    }
+
+    /// What a process that ends now may not have written down.
+    fn cut_short(&self) -> CutShort {
         let now = Instant::now();
         // Groups that failed are offered again a second later at the latest.
         let unwritable = self.unwritable.get().filter(|(_, until)| now <= *until + Duration::from_secs(3));
-        let how = Killed { at: now, group: self.group.get(), unwritable_since: unwritable.map(|(since, _)| since) };
-        world.book.borrow_mut().killed(process.life, how);
-        world.network.lose(process.life);
-        let _ = process.kill.map(|k| k.send(()));
+        CutShort { at: now, group: self.group.get(), unwritable_since: unwritable.map(|(since, _)| since) }
     }
 
     /// Lets its disk take nothing until then, for this reason.
@@ -125,7 +129,7 @@ impl Host {
         let process = self.process.borrow();
         let p = process.as_ref().filter(|p| p.shard.strong_count() > 0)?;
         let listener = SocketAddr::from(([10, 0, 0, 1], 25));
-        let (theirs, ours, scissors) = connection([from, listener], world.network.latency);
+        let (theirs, ours, scissors) = connection([from, listener], &world.network.latency);
         p.clients.send((ours, from, listener)).ok()?;
         world.network.opened(p.life, scissors.clone());
         Some((theirs, scissors))
@@ -170,6 +174,10 @@ impl Host {
         drop(ManuallyDrop::into_inner(running));
         drop(ManuallyDrop::into_inner(tasks));
         *self.process.borrow_mut() = None;
+        let how = self.cut_short();
+        if how.unwritable_since.is_some() {
+            world.book.borrow_mut().cut_short(life, how);
+        }
         world.network.lose(life);
         ended.map_or_else(Ending::Failed, |()| Ending::Left)
     }

@@ -17,7 +17,7 @@ use worker::ports::{ConnectFault, Dns, Mesh, MeshListener, MeshStream, Net, Pend
 
 use crate::book::Life;
 use crate::dice::Dice;
-use crate::pipe::{End, Scissors, connection};
+use crate::pipe::{End, Latency, Scissors, connection};
 use crate::receiver::Receiver;
 
 /// Seconds that answers of name servers may be kept.
@@ -43,9 +43,9 @@ pub struct Network {
     /// Name servers do not answer.
     pub is_dns_dead: Cell<bool>,
     /// How long bytes take between shards.
-    pub mesh_latency: Cell<Duration>,
+    pub mesh_latency: Latency,
     /// How long bytes take to receivers.
-    pub latency: Duration,
+    pub latency: Latency,
 }
 
 impl Network {
@@ -64,8 +64,8 @@ impl Network {
             known: RefCell::default(),
             parted: RefCell::default(),
             is_dns_dead: Cell::new(false),
-            mesh_latency: Cell::new(Duration::ZERO),
-            latency,
+            mesh_latency: Rc::default(),
+            latency: Rc::new(Cell::new(latency)),
         })
     }
 
@@ -137,14 +137,14 @@ impl std::fmt::Debug for Port {
 impl Net for Port {
     fn connect(&self, source: Option<IpAddr>, peer: SocketAddr) -> Pending<'_, Result<Box<dyn Stream>, ConnectFault>> {
         Box::pin(async move {
-            sleep(self.network.latency).await;
+            sleep(self.network.latency.get()).await;
             let Some(receiver) = self.network.receivers.get(&peer.ip()) else {
                 return Err(ConnectFault::Peer(io::ErrorKind::ConnectionRefused.into()));
             };
             let source = source.unwrap_or(IpAddr::V4(Ipv4Addr::new(10, 10, 0, 1)));
             let port = self.next_port.get();
             self.next_port.set(port.checked_add(1).unwrap_or(1024));
-            let (ours, theirs, scissors) = connection([(source, port).into(), peer], self.network.latency);
+            let (ours, theirs, scissors) = connection([(source, port).into(), peer], &self.network.latency);
             self.network.opened(self.life, scissors.clone());
             (self.spawn)(Box::pin(Rc::clone(receiver).serve(theirs, source, self.life, scissors)));
             Ok(Box::new(ours) as Box<dyn Stream>)
@@ -165,7 +165,7 @@ impl Dns for Port {
                 sleep(wait).await;
                 return Err(Trouble::Silent);
             }
-            sleep(self.network.latency).await;
+            sleep(self.network.latency.get()).await;
             let name = question.name.to_ascii();
             let name = name.trim_end_matches('.');
             let zone = &self.network.zone;
@@ -215,7 +215,7 @@ impl Mesh for Port {
             let listening = self.network.listening.borrow().get(&number).cloned();
             let listening = listening.filter(|_| !are_parted).ok_or_else(refused)?;
             let address = |shard: u8| SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(shard)));
-            let (ours, theirs, scissors) = connection(pair.map(address), self.network.mesh_latency.get());
+            let (ours, theirs, scissors) = connection(pair.map(address), &self.network.mesh_latency);
             self.network.between.borrow_mut().push((pair, scissors));
             listening.send(theirs).map_err(|_| refused())?;
             Ok(streams(ours))

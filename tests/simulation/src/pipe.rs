@@ -1,6 +1,6 @@
 //! A connection in memory: bytes arrive after a time, and somebody may cut it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +15,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Bytes on their way in one direction; more must wait.
 const WINDOW: usize = 64 << 10;
 
+/// How long bytes that are written now take to arrive; others may change it.
+pub type Latency = Rc<Cell<Duration>>;
+
 /// What both ends of a connection have in common.
 #[derive(Debug, Default)]
 struct Wire {
@@ -22,7 +25,7 @@ struct Wire {
     ways: [Way; 2],
     /// Since then nothing passes any more, and both ends are told so.
     cut: Option<Instant>,
-    latency: Duration,
+    latency: Latency,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +62,7 @@ impl Scissors {
     /// Whether what was written at that time never arrived.
     pub fn has_lost(&self, written: Instant) -> bool {
         let wire = self.0.borrow();
-        wire.cut.is_some_and(|cut| cut <= written + wire.latency)
+        wire.cut.is_some_and(|cut| cut <= written + wire.latency.get())
     }
 
     /// The end that opened it is gone, or it is cut.
@@ -85,8 +88,8 @@ pub struct End {
 }
 
 /// A connection between two addresses; bytes take `latency` from end to end.
-pub fn connection(addresses: [SocketAddr; 2], latency: Duration) -> (End, End, Scissors) {
-    let wire = Rc::new(RefCell::new(Wire { latency, ..Wire::default() }));
+pub fn connection(addresses: [SocketAddr; 2], latency: &Latency) -> (End, End, Scissors) {
+    let wire = Rc::new(RefCell::new(Wire { latency: Rc::clone(latency), ..Wire::default() }));
     let [a, b] = [0, 1].map(|number| End { wire: Rc::clone(&wire), number, address: addresses[number], waits: None });
     (a, b, Scissors(wire))
 }
@@ -154,7 +157,7 @@ impl AsyncWrite for End {
         if wire.cut.is_some() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let at = Instant::now() + wire.latency;
+        let at = Instant::now() + wire.latency.get();
         let way = &mut wire.ways[me.number];
         if way.is_deaf {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -165,6 +168,8 @@ impl AsyncWrite for End {
             return Poll::Pending;
         }
         way.bytes += n;
+        // What was written before arrives before.
+        let at = way.underway.back().map_or(at, |(before, _)| at.max(*before));
         way.underway.push_back((at, bytes[..n].to_vec()));
         way.reader.take().into_iter().for_each(Waker::wake);
         Poll::Ready(Ok(n))

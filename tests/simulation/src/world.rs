@@ -182,7 +182,7 @@ impl World {
         let accounting: Vec<AccountingFile> =
             compiled.accounting.iter().map(|of| AccountingFile { path: of.path.clone(), of: of.clone() }).collect();
         let snapshot = compiled.seal().map_err(|e| e.to_string())?;
-        let book = Rc::new(RefCell::new(Book::default()));
+        let book = Rc::new(RefCell::new(Book::new()));
         let receiver = |n: usize| {
             let most = Most { connections: CONNECTIONS_MAX, messages: MESSAGES_MAX };
             Rc::new(Receiver::new(format!("d{n}.test"), manner(&dice), most, dice.fork(), Rc::clone(&book)))

@@ -18,8 +18,10 @@ use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
 use ipc::mesh::{self, Open, Refusal};
 use ipc::message::HandoffId;
 use ipc::stream::FrameReader;
+use spool::SpoolError;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::sleep;
 
 use crate::ports::MeshStream;
 use crate::route::keep::Keeping;
@@ -70,6 +72,9 @@ impl Link {
         self.wake.notify_one();
     }
 }
+
+/// Pause before a disk that did not take that shares are gone is asked again.
+const CLOSED_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Offers after which an owner is told again what is open.
 const TOLD_EVERY: u32 = 1024;
@@ -238,6 +243,17 @@ impl Handoffs {
     }
 }
 
+/// Ends shares that were taken by those who were asked, once it is on disk that they are not this shard's any more. A shard that
+/// forgot them before would take them a second time from one that finds them again at its next start.
+pub async fn close(shard: &Shard, taken: Vec<Share>) {
+    while !taken.is_empty() {
+        match shard.spool.barrier().await {
+            Ok(()) | Err(SpoolError::Closed) => return,
+            Err(_) => sleep(CLOSED_AGAIN_AFTER).await,
+        }
+    }
+}
+
 /// Whether a shard is, or will be back: it has its part in the map, or has not left it in order.
 pub fn is_there(shard: &Shard, other: u8) -> bool {
     let map = shard.map.borrow();
@@ -284,7 +300,7 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
             link.queue.borrow_mut().clear();
             link.queued_bytes.set(0);
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
 }
 

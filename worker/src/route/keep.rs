@@ -21,7 +21,7 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::deliver::connection::read;
-use crate::route::handoff::{Answer, Share, is_there};
+use crate::route::handoff::{Answer, Share, close, is_there};
 use crate::schedule::message::Content;
 use crate::shard::Shard;
 
@@ -190,10 +190,15 @@ async fn pass_to(shard: &Rc<Shard>, owner: u8) {
             let shard = Rc::clone(shard);
             offers.spawn_local(async move { pass_one(&shard, kept).await });
         }
-        let mut left = Vec::new();
+        let (mut taken, mut left) = (Vec::new(), Vec::new());
         while let Some(done) = offers.join_next().await {
-            left.extend(done.ok().flatten());
+            match done {
+                Ok(Passed::Taken(share)) => taken.push(share),
+                Ok(Passed::Nowhere(kept)) => left.push(kept),
+                Ok(Passed::Gone) | Err(_) => {}
+            }
         }
+        close(shard, taken).await;
         if !left.is_empty() {
             left.sort_by_key(|k| k.key);
             shard.handoffs.kept.put_back(left);
@@ -203,19 +208,28 @@ async fn pass_to(shard: &Rc<Shard>, owner: u8) {
     }
 }
 
-/// Offers one kept share to whoever was asked, or owns its destination now; gives it back when
-/// nobody has it.
-async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
+/// What became of a kept share that was to be passed on.
+enum Passed {
+    /// Its owner has it; that it is not kept any more is noted, and not yet on disk.
+    Taken(Share),
+    /// It is this shard's own, or nobody's.
+    Gone,
+    /// It is still kept.
+    Nowhere(Kept),
+}
+
+/// Offers one kept share to whoever was asked, or owns its destination now.
+async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
     let (envelope, body) = match read(shard, kept.key).await {
         Ok(m) => m,
         Err(e) => {
             tracing::error!(key = kept.key, error = %e, "a share kept under handoff cannot be read");
             if !matches!(e, SpoolError::Unreadable { .. }) {
-                return Some(kept);
+                return Passed::Nowhere(kept);
             }
             // In quarantine: an operator's matter now, the others go on.
             shard.handoffs.kept.gone(kept.key, kept.recipients);
-            return None;
+            return Passed::Gone;
         }
     };
     let asked = kept.share.owner;
@@ -227,7 +241,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
     if owner == shard.number {
         shard.handoffs.kept.gone(kept.key, kept.recipients);
         shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()]))).await;
-        return None;
+        return Passed::Gone;
     }
     let kept = match owner == asked {
         true => kept,
@@ -235,12 +249,12 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Option<Kept> {
     };
     let archive = Bytes::copy_from_slice(&envelope);
     let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &kept.share, archive, &[body, Bytes::new()]);
-    let Some(answer) = offer else { return Some(kept) };
+    let Some(answer) = offer else { return Passed::Nowhere(kept) };
     if !matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
-        return Some(kept);
+        return Passed::Nowhere(kept);
     }
     let recipients = (0..kept.recipients as u16).collect();
     shard.spool.settle(Settled { key: kept.key, recipients, last: true, rows: Vec::new() });
     shard.handoffs.kept.gone(kept.key, kept.recipients);
-    None
+    Passed::Taken(kept.share)
 }

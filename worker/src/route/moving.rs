@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::deliver::conclusion::unreadable_in;
 use crate::deliver::connection::load;
-use crate::route::handoff::{Answer, Share, is_there};
+use crate::route::handoff::{Answer, Share, close, is_there};
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::Shard;
 
@@ -272,13 +272,17 @@ async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
             if !moved {
                 put_back(&shard, o.queue, o.entry, o.due);
             }
-            moved
+            moved.then_some(o.share)
         });
     }
-    let mut all = true;
-    while let Some(moved) = offers.join_next().await {
-        all &= moved.unwrap_or(false);
+    let (mut all, mut moved) = (true, Vec::new());
+    while let Some(offer) = offers.join_next().await {
+        match offer {
+            Ok(Some(share)) => moved.push(share),
+            _ => all = false,
+        }
     }
+    close(shard, moved).await;
     all
 }
 
