@@ -330,12 +330,7 @@ impl Make for Request {
             4 => Request::ShardRestart { shard: c.byte(), wait: c.byte() % 2 == 1 },
             5 => Request::Scale { workers: c.short().into(), wait: c.byte() % 2 == 1 },
             6 => Request::Reload { wait: c.byte() % 2 == 1, dry_run: c.byte() % 2 == 1 },
-            10 => Request::Explain {
-                destination: make(c),
-                via: make(c),
-                only: make(c),
-                lookup: c.byte() % 2 == 1,
-            },
+            10 => Request::Explain { destination: make(c), via: make(c), only: make(c), lookup: c.byte() % 2 == 1 },
             11 => Request::ExplainSource { who: make(c), only: make(c) },
             12 => Request::Diff { files: make(c), json: c.byte() % 2 == 0 },
             13 => Request::Configurations,

@@ -445,7 +445,10 @@ impl Damaged<'_> {
                 ];
                 let name = NAMES[usize::from(c.byte()) % NAMES.len()];
                 let copy = self.file(c).map_or_else(Vec::new, |f| f.clone());
-                self.stray.push((name, copy));
+                // No folder has a name twice.
+                if self.stray.iter().all(|(other, _)| *other != name) {
+                    self.stray.push((name, copy));
+                }
             }
             7 => self.reseal(c),
             _ => self.forge(c),
@@ -485,7 +488,12 @@ impl Damaged<'_> {
         let n = usize::from(c.byte()) % self.files.len();
         let key = u64::from(c.byte() % 32);
         let recipient = u16::from(c.byte() % 8) * 8191;
-        let state = RecipientState { due_unix_ms: c.short().into(), delay_reports: 1, attempts: 2, last_reply: "x".repeat(300) };
+        let state = RecipientState {
+            due_unix_ms: c.short().into(),
+            delay_reports: 1,
+            attempts: 2,
+            last_reply: "x".repeat(300),
+        };
         let (kind, meta) = match c.byte() % 9 {
             0 => (Kind::Message, envelope(u16::from(c.byte()), Some(c.byte().into())).to_vec()),
             1 => (Kind::Message, c.bytes(40).to_vec()),
@@ -514,7 +522,9 @@ impl Damaged<'_> {
                 Kind::Put,
                 ipc::frame::archive(&PutMeta { name: "spool/projected".into(), value: c.bytes(9).to_vec() }).to_vec(),
             ),
-            7 => (Kind::Forget, ipc::frame::archive(&ForgetMeta { origin: 9, incarnation: 0, below: u64::MAX }).to_vec()),
+            7 => {
+                (Kind::Forget, ipc::frame::archive(&ForgetMeta { origin: 9, incarnation: 0, below: u64::MAX }).to_vec())
+            }
             _ => (Kind::Done, c.bytes(40).to_vec()),
         };
         let body = vec![b'f'; usize::from(c.byte())];
@@ -613,7 +623,10 @@ impl Life {
             assert!(m.store.read(*key).expect("an intact message").1 == m.bodies[key], "content of message {key}");
         }
         for sequence in &self.handoffs {
-            assert!(m.store.has_seen(HandoffId { origin: 9, incarnation: 0, sequence: *sequence }), "handoff {sequence} is forgotten");
+            assert!(
+                m.store.has_seen(HandoffId { origin: 9, incarnation: 0, sequence: *sequence }),
+                "handoff {sequence} is forgotten"
+            );
         }
     }
 

@@ -131,7 +131,7 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         if !matches!(error, SpoolError::Full(_)) && !elsewhere.is_somewhere() {
             return Err(error);
         }
-        unwritten.push(Unwritten::Own(e));
+        unwritten.push(Unwritten::Own(Box::new(e)));
     }
     write_the_rest(shard, unwritten, &body, elsewhere).await
 }
@@ -139,7 +139,7 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
 /// A share that no disk has yet.
 enum Unwritten {
     /// Of this shard.
-    Own(Envelope),
+    Own(Box<Envelope>),
     /// Of another, which has not said that it has taken it.
     Offered(Offered),
 }
@@ -209,7 +209,7 @@ async fn write_again(
                 elsewhere.is_durable = true;
                 return Ok(());
             }
-            Err(error) => ((!elsewhere.takers.is_empty()).then(|| e.clone()), Unwritten::Own(e), error),
+            Err(error) => ((!elsewhere.takers.is_empty()).then(|| Envelope::clone(&e)), Unwritten::Own(e), error),
         },
         Unwritten::Offered(o) => match keep(shard, o, body, elsewhere.is_durable).await {
             Ok(()) => {
