@@ -90,7 +90,7 @@ impl Network {
     /// A process has opened a connection, or was connected to.
     pub fn opened(&self, life: Life, scissors: Scissors) {
         self.open.borrow_mut().push((life, scissors));
-        if self.open.borrow().len() % 256 == 0 {
+        if self.open.borrow().len().is_multiple_of(256) {
             self.forget();
         }
     }
