@@ -69,8 +69,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         };
         if let Err(e) = trusted {
             let begun = store.index.set_aside().and_then(|()| store.index.begin());
+            // Records that contradict one another, with checksums that are right, may make entries that do not decode: they are
+            // looked at before any message is passed on, as those of a trusted index are.
             let built = match begun {
-                Ok(()) => store.rebuild(&mut opened, &e.to_string()),
+                Ok(()) => store.rebuild(&mut opened, &e.to_string()).and_then(|()| store.scan_messages(&mut |_, _| {})),
                 Err(e) => Err(e.into()),
             };
             if let Err(failed) = built {
@@ -100,13 +102,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             (s.live, s.live_bytes, s.changed) = (0, 0, true);
             s.refs.clear();
         }
-        self.replay(None, opened)?;
-        if self.index_failed {
-            return Ok(());
-        }
-        // Records whose checksums are right and which contradict one another may make entries that do not decode. Those who
-        // read the index later pass messages on as they go, and could not begin again.
-        self.scan_messages(&mut |_, _| {})
+        self.replay(None, opened)
     }
 
     /// The index failed, and has to be restored.

@@ -1,6 +1,7 @@
 //! What is true of the world: which mail was accepted, who received it, and what must not be.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,6 +19,12 @@ pub struct Life {
     pub shard: u8,
     /// Processes of this shard before this one.
     pub number: u32,
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "life {} of shard {}", self.number, self.shard)
+    }
 }
 
 /// A message that was taken by a receiver, for one recipient.
@@ -143,8 +150,7 @@ impl Book {
         if let Some((code, at)) = r.refused {
             let ago = at.elapsed().as_secs_f64();
             self.violations.push(format!(
-                "{recipient} of message {message} was delivered by life {} of shard {}, {ago:.3} s after the client was told {code}",
-                by.number, by.shard
+                "{recipient} of message {message} was delivered by {by}, {ago:.3} s after the client was told {code}"
             ));
         }
         r.deliveries.push(Delivery { at: Instant::now(), by, scissors });
@@ -189,13 +195,7 @@ impl Book {
                 let seconds = |at: Instant| at.duration_since(self.begun).as_secs_f64();
                 let told = |d: &Delivery| {
                     let end = self.cut_short.get(&d.by).map(|k| format!(", cut short at {:.3}", seconds(k.at)));
-                    format!(
-                        "at {:.3} by life {} of shard {}{}",
-                        seconds(d.at),
-                        d.by.number,
-                        d.by.shard,
-                        end.unwrap_or_default()
-                    )
+                    format!("at {:.3} by {}{}", seconds(d.at), d.by, end.unwrap_or_default())
                 };
                 let when: Vec<String> = r.deliveries.iter().map(told).collect();
                 wrong.push(format!(

@@ -42,13 +42,6 @@ struct Offered {
 }
 
 impl Offered {
-    /// Offers a share; a shard that cannot be asked has not taken it.
-    fn new(shard: &Shard, share: Share, envelope: AlignedVec<16>, body: &[Bytes; 2]) -> Offered {
-        let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), body);
-        let said = if answer.is_some() { Answer::Unknown } else { Answer::Refused };
-        Offered { share, envelope, said, answer }
-    }
-
     /// What the shard says within that time; it can be waited for again while it has said nothing.
     async fn answer_within(&mut self, wait: Duration) -> Answer {
         if let Some(answer) = &mut self.answer
@@ -227,12 +220,10 @@ async fn write_again(
             }
         },
     };
-    match e {
-        Some(e) => match entrust(shard, &elsewhere.takers, e, body).await {
-            Entrusted::Taken => Ok(()),
-            Entrusted::Unknown(o) => Err((Unwritten::Offered(o), error)),
-            Entrusted::Refused => Err((unwritten, error)),
-        },
+    let Some(e) = e else { return Err((unwritten, error)) };
+    match entrust(shard, &elsewhere.takers, e, body).await {
+        Some(o) if o.said == Answer::Taken => Ok(()),
+        Some(o) => Err((Unwritten::Offered(o), error)),
         None => Err((unwritten, error)),
     }
 }
@@ -333,36 +324,26 @@ pub async fn store_archived(
     Ok(key)
 }
 
-/// Offers a share to a shard, under an identity of its own.
+/// Offers a share to a shard, under an identity of its own. A shard that cannot be asked has not taken it.
 fn offer(shard: &Shard, to: u8, e: &mut Envelope, body: &[Bytes; 2]) -> Offered {
     let share = shard.handoffs.new_share(to);
     (e.handoff, e.asked) = (Some(share.id), Some(to));
     let envelope = doing(Work::Route, || ipc::frame::archive(e));
-    Offered::new(shard, share, envelope, body)
+    let answer = shard.handoffs.offer(mesh::HANDOFF, &share, Bytes::copy_from_slice(&envelope), body);
+    let said = if answer.is_some() { Answer::Unknown } else { Answer::Refused };
+    Offered { share, envelope, said, answer }
 }
 
-/// What came of a share that was given to another shard than its owner.
-enum Entrusted {
-    /// A shard has it on disk.
-    Taken,
-    /// A shard has not said whether it has it.
-    Unknown(Offered),
-    /// No shard has it.
-    Refused,
-}
-
-/// Gives a share that cannot be written here to one of the shards that have taken another share of the message. The shard that
-/// takes it passes it on to its owner.
-async fn entrust(shard: &Shard, takers: &[u8], mut e: Envelope, body: &[Bytes; 2]) -> Entrusted {
+/// Gives a share that cannot be written here to one of the shards that have taken another share of the message, which passes it on
+/// to its owner. Says which one has taken it, or may have; `None` when none has.
+async fn entrust(shard: &Shard, takers: &[u8], mut e: Envelope, body: &[Bytes; 2]) -> Option<Offered> {
     for taker in takers {
         let mut o = offer(shard, *taker, &mut e, body);
-        match o.answer_within(OWNER_WAIT).await {
-            Answer::Taken => return Entrusted::Taken,
-            Answer::Unknown => return Entrusted::Unknown(o),
-            Answer::Full | Answer::Refused => {}
+        if matches!(o.answer_within(OWNER_WAIT).await, Answer::Taken | Answer::Unknown) {
+            return Some(o);
         }
     }
-    Entrusted::Refused
+    None
 }
 
 /// Keeps a share that its owner did not take in time, to pass it on later; from the reserve
