@@ -194,7 +194,7 @@ fn next_source(
         let Ok(ip) = h.ip.as_str().parse() else { continue };
         let ready = p.source_ready_ms(ip);
         if ready <= now_ms {
-            p.source_turn = p.source_turn.wrapping_add(i as u32 + 1);
+            p.source_turn = ((p.source_turn as usize + i + 1) % hosts.len()) as u16;
             return Ok(Some((ip, h.name.as_str().to_owned())));
         }
         soonest = soonest.min(ready);

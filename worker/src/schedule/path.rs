@@ -130,8 +130,8 @@ pub struct Path {
     pub taken: u32,
     /// It wants to open connections and waits for others that do.
     pub waits_to_open: bool,
-    /// Connections rotate over the virtual MTA's source addresses.
-    pub source_turn: u32,
+    /// Which of the virtual MTA's source addresses is next: connections rotate over the first 65,536.
+    pub source_turn: u16,
     activity: Option<Box<Activity>>,
 }
 
