@@ -339,7 +339,17 @@ pub fn matching_patterns(destination: &str) -> Vec<String> {
 
 /// Whether a domain pattern (`*`, `name`, `*.name`, `[*.]name`) matches `domain`.
 pub fn pattern_matches(pattern: &str, domain: &str) -> bool {
-    matching_patterns(domain).iter().any(|p| p == pattern)
+    let below = |of: &str| domain.strip_suffix(of).is_some_and(|labels| labels.ends_with('.'));
+    if pattern == "*" || pattern == domain {
+        return true;
+    }
+    if domain.starts_with('[') {
+        return false;
+    }
+    match pattern.strip_prefix("[*.]") {
+        Some(of) => of == domain || below(of),
+        None => pattern.strip_prefix("*.").is_some_and(below),
+    }
 }
 
 #[cfg(test)]
@@ -421,6 +431,14 @@ mod tests {
             let all: Vec<_> = blocks.into_iter().map(|(s, p, n)| (s, p, vec![setting(0, n)])).collect();
             let [layers, naive] = resolved(&all, &destination, pool, vmta);
             prop_assert_eq!(layers, naive);
+        }
+
+        #[test]
+        fn a_pattern_matches_what_it_is_among_the_patterns_of(
+            pattern in "\\*|(\\*\\.|\\[\\*\\.\\])?\\[?[ab.]{0,4}\\]?",
+            domain in "\\[?[ab.]{0,5}\\]?",
+        ) {
+            prop_assert_eq!(pattern_matches(&pattern, &domain), matching_patterns(&domain).contains(&pattern));
         }
     }
 

@@ -25,6 +25,7 @@ pub mod network;
 pub mod operator;
 pub mod pace;
 pub mod pattern_lists;
+pub mod planted;
 pub mod queue_orders;
 pub mod reply_rules;
 pub mod rollup;

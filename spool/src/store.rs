@@ -327,6 +327,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     pub fn sync(&mut self, group: &Group, written: Written) -> Result<Vec<Result<u64, SpoolError>>, SpoolError> {
         let Written { placed, before, first_new, refused } = written;
         if !placed.is_empty()
+            && !ipc::planted!("sync-left-out")
             && let Err(e) = self.log.sync(Stream::Hot)
         {
             self.log.take_back(Stream::Hot, before);
@@ -383,7 +384,8 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// Whether this very handoff was taken. One that was forgotten was not: taken for a repeat it
     /// would be lost.
     pub fn has_seen(&self, id: HandoffId) -> bool {
-        self.seen.get(&(id.origin, id.incarnation)).is_some_and(|s| s.sequences.contains(&id.sequence))
+        let seen = self.seen.get(&(id.origin, id.incarnation)).is_some_and(|s| s.sequences.contains(&id.sequence));
+        seen && !ipc::planted!("handoff-applied-twice")
     }
 
     /// What there is to forget of an origin that may repeat only what is `open`.

@@ -7,6 +7,7 @@ mod local_rights;
 mod log_lines;
 mod message;
 mod orders;
+mod planted;
 mod queues;
 mod reroute;
 mod sandbox;

@@ -30,7 +30,7 @@ pub mod schedule;
 pub mod shard;
 mod standing_orders;
 pub mod suppression;
-mod switches;
+pub mod switches;
 mod why;
 
 use std::path::PathBuf;

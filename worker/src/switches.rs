@@ -290,8 +290,14 @@ fn set_modes(shard: &Rc<Shard>, order: &QueueOrder, paths: &[PathId], backoff: b
         done.count(|| path_name(shard, *id), changed);
     }
     if !backoff {
-        // Paths that this shard knows of and has no mail for would begin in backoff.
-        let leave = |p: &mut PathState| std::mem::take(&mut p.backoff_until_unix_ms) > now;
+        // Paths that this shard knows of and has no mail for would begin in backoff, and with its waits.
+        let leave = |p: &mut PathState| {
+            let was_in_backoff = std::mem::take(&mut p.backoff_until_unix_ms) > now;
+            if was_in_backoff {
+                p.retry_at_unix_ms = 0;
+            }
+            was_in_backoff
+        };
         inherited::change(shard, &order.of, leave).into_iter().for_each(|name| done.count(|| name, true));
     }
     done

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -51,7 +52,8 @@ impl CutShort {
     /// Whether what was heard at a time can have been forgotten.
     fn forgets(&self, heard: Instant) -> bool {
         let since = self.unwritable_since.unwrap_or(self.at);
-        since <= heard + UNWRITTEN + self.group
+        // What is heard while a group is under way waits for it, and then for its own.
+        since <= heard + UNWRITTEN + 2 * self.group
     }
 }
 
@@ -59,13 +61,19 @@ impl CutShort {
 #[derive(Debug, Default)]
 struct Recipient {
     message: u64,
+    /// Of the content.
+    digest: u64,
+    /// When the client began with it.
+    begun: Option<Instant>,
+    /// A receiver refused it for good.
+    is_turned_away: bool,
     /// When the client heard 250; `None` where it heard nothing, and cannot know.
     accepted: Option<Instant>,
     /// The client heard that it was not accepted, with this code, at that time.
     refused: Option<(u16, Instant)>,
     deliveries: Vec<Delivery>,
-    /// Kinds of rows in accounting files that end it.
-    rows: Vec<u8>,
+    /// Kinds of rows in accounting files that end it, and when each was written.
+    rows: Vec<(u8, Instant)>,
 }
 
 /// Everything that happened to mail.
@@ -76,7 +84,7 @@ pub struct Book {
     /// Lives that may not have written down everything.
     cut_short: BTreeMap<Life, CutShort>,
     /// What was found to be wrong while the world went on.
-    pub violations: Vec<String>,
+    violations: Vec<String>,
     messages: u64,
 }
 
@@ -113,11 +121,17 @@ impl Book {
         }
     }
 
+    /// Something happens now that must not.
+    pub fn violation(&mut self, what: String) {
+        self.violations.push(format!("at {:.3} {what}", self.begun.elapsed().as_secs_f64()));
+    }
+
     /// Begins a message to some recipients, whose addresses nobody has used before.
-    pub fn begin(&mut self, message: u64, recipients: &[String]) {
+    pub fn begin(&mut self, message: u64, recipients: &[String], digest: u64) {
         self.messages += 1;
         for r in recipients {
-            self.recipients.insert(r.clone(), Recipient { message, ..Recipient::default() });
+            self.recipients
+                .insert(r.clone(), Recipient { message, digest, begun: Some(Instant::now()), ..Recipient::default() });
         }
     }
 
@@ -139,21 +153,25 @@ impl Book {
         }
     }
 
-    /// A receiver took a message for a recipient from a process of a shard.
-    pub fn delivered(&mut self, recipient: &str, message: u64, by: Life, scissors: Scissors) {
+    /// A receiver took a message, with this digest of its content, for a recipient from a process of a shard.
+    pub fn delivered(&mut self, recipient: &str, (message, digest): (u64, u64), by: Life, scissors: Scissors) {
         let Some(r) = self.recipients.get_mut(recipient) else {
-            return self.violations.push(format!("{recipient} was delivered, which nobody sent"));
+            return self.violation(format!("{recipient} was delivered, which nobody sent"));
         };
-        if r.message != message {
-            self.violations.push(format!("{recipient} of message {} got message {message}", r.message));
+        r.deliveries.push(Delivery { at: Instant::now(), by, scissors });
+        let (sent, refused, is_whole) = (r.message, r.refused, r.digest == digest);
+        if sent == message && !is_whole {
+            self.violation(format!("{recipient} of message {message} got another content"));
         }
-        if let Some((code, at)) = r.refused {
+        if sent != message {
+            self.violation(format!("{recipient} of message {sent} got message {message}"));
+        }
+        if let Some((code, at)) = refused {
             let ago = at.elapsed().as_secs_f64();
-            self.violations.push(format!(
+            self.violation(format!(
                 "{recipient} of message {message} was delivered by {by}, {ago:.3} s after the client was told {code}"
             ));
         }
-        r.deliveries.push(Delivery { at: Instant::now(), by, scissors });
     }
 
     /// A life has ended that may not have written down everything.
@@ -161,12 +179,34 @@ impl Book {
         self.cut_short.insert(life, how);
     }
 
-    /// A row of an accounting file that ends a recipient.
-    pub fn row(&mut self, recipient: &str, kind: u8) {
+    /// A receiver refused a recipient for good.
+    pub fn turned_away(&mut self, recipient: &str) {
+        self.recipients.get_mut(recipient).into_iter().for_each(|r| r.is_turned_away = true);
+    }
+
+    /// A row of an accounting file that ends a recipient, and when it was written.
+    pub fn row(&mut self, recipient: &str, kind: u8, at: Instant) {
         match self.recipients.get_mut(recipient) {
-            Some(r) => r.rows.push(kind),
-            None => self.violations.push(format!("{recipient} has a row, and nobody sent it")),
+            Some(r) => r.rows.push((kind, at)),
+            None => self.violation(format!("{recipient} has a row, and nobody sent it")),
         }
+    }
+
+    /// What was found to be wrong.
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
+    /// A number that is the same for two runs in which the same happened at the same time.
+    pub fn digest(&self) -> u64 {
+        let mut h = DefaultHasher::new();
+        let since = |at: Instant| at.duration_since(self.begun).as_nanos();
+        for (address, r) in &self.recipients {
+            (address, r.accepted.map(since), r.refused.map(|(code, at)| (code, since(at)))).hash(&mut h);
+            r.deliveries.iter().for_each(|d| (since(d.at), d.by.shard, d.by.number).hash(&mut h));
+            r.rows.iter().for_each(|(kind, at)| (kind, since(*at)).hash(&mut h));
+        }
+        h.finish()
     }
 
     /// Whether a delivery can have been forgotten: its process died before it had written it down, or never heard the reply.
@@ -186,7 +226,7 @@ impl Book {
             sums.unknown += usize::from(r.accepted.is_none() && r.refused.is_none());
             sums.refused += usize::from(r.refused.is_some());
             sums.twice += usize::from(r.deliveries.len() > 1);
-            let (is_delivered, has_d) = (!r.deliveries.is_empty(), r.rows.contains(&b'd'));
+            let (is_delivered, has_d) = (!r.deliveries.is_empty(), r.rows.iter().any(|(kind, _)| *kind == b'd'));
             if r.accepted.is_some() && r.rows.is_empty() {
                 let how = if is_delivered { "delivered and not accounted" } else { "lost" };
                 wrong.push(format!("I1 {address} of message {} was {how}", r.message));
@@ -206,8 +246,17 @@ impl Book {
                 ));
             }
             if r.rows.len() > 1 + forgotten {
-                let rows: String = r.rows.iter().map(|k| char::from(*k)).collect();
+                let rows: String = r.rows.iter().map(|(k, _)| char::from(*k)).collect();
                 wrong.push(format!("I2 {address} of message {} has the rows {rows}", r.message));
+            }
+            // Nothing goes wrong for long enough that mail would be too old in the end.
+            let bounced = r.rows.iter().find(|(k, _)| *k == b'b').filter(|_| !r.is_turned_away);
+            if let Some((_, at)) = bounced {
+                let age = r.begun.map_or(0.0, |begun| at.duration_since(begun).as_secs_f64());
+                wrong.push(format!(
+                    "{address} of message {} was bounced after {age:.0} s, and no receiver had refused it",
+                    r.message
+                ));
             }
             if has_d && !is_delivered {
                 wrong.push(format!(

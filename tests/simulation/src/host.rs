@@ -42,9 +42,16 @@ pub struct Host {
     pub group: Cell<Duration>,
     /// Since and until when its disk takes nothing.
     pub unwritable: Cell<Option<(Instant, Instant)>>,
+    /// A process is to run.
+    pub is_wanted: Cell<bool>,
+    /// The last process left in order, and nothing was queued.
+    pub has_left_nothing: Cell<bool>,
     lives: Cell<u32>,
     process: RefCell<Option<Process>>,
 }
+
+/// Something that the supervisor tells a shard to do.
+type Order = Box<dyn FnOnce(&Rc<Shard>)>;
 
 /// A process that runs.
 #[derive(Debug)]
@@ -52,6 +59,7 @@ struct Process {
     life: Life,
     shard: Weak<Shard>,
     clients: mpsc::UnboundedSender<(End, SocketAddr, SocketAddr)>,
+    orders: mpsc::UnboundedSender<Order>,
     kill: Option<oneshot::Sender<()>>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -69,7 +77,7 @@ pub enum Ending {
 
 impl Host {
     /// A host that no process has run on.
-    pub fn new(number: u8) -> Host {
+    pub fn new(number: u8, is_wanted: bool) -> Host {
         Host {
             number,
             disk: MemoryDisk::new(DISK_BYTES),
@@ -77,6 +85,8 @@ impl Host {
             rows: rows::Shared::default(),
             group: Cell::default(),
             unwritable: Cell::default(),
+            is_wanted: Cell::new(is_wanted),
+            has_left_nothing: Cell::new(false),
             lives: Cell::new(0),
             process: RefCell::default(),
         }
@@ -85,6 +95,18 @@ impl Host {
     /// The process that runs, and serves.
     pub fn shard(&self) -> Option<Rc<Shard>> {
         self.process.borrow().as_ref().and_then(|p| p.shard.upgrade())
+    }
+
+    /// Recipients that a shard has, of its own and for others.
+    pub fn holds(&self, shard: &Shard) -> u64 {
+        shard.scheduler.borrow().recipients + shard.handoffs.kept.recipients()
+    }
+
+    /// Tells the process that runs to do something; nobody hears it where none does.
+    pub fn order(&self, what: impl FnOnce(&Rc<Shard>) + 'static) {
+        if let Some(p) = &*self.process.borrow() {
+            let _ = p.orders.send(Box::new(what));
+        }
     }
 
     /// The life that goes on.
@@ -103,16 +125,21 @@ impl Host {
     /// What a process that ends now may not have written down.
     fn cut_short(&self) -> CutShort {
         let now = Instant::now();
-        // Groups that failed are offered again a second later at the latest.
-        let unwritable = self.unwritable.get().filter(|(_, until)| now <= *until + Duration::from_secs(3));
-        CutShort { at: now, group: self.group.get(), unwritable_since: unwritable.map(|(since, _)| since) }
+        let unwritable_since = self.unwritable_of_late(now).map(|(since, _)| since);
+        CutShort { at: now, group: self.group.get(), unwritable_since }
+    }
+
+    /// Since and until when its disk took nothing, where that may still hold up what was to be written: groups that failed are offered
+    /// again a second later at the latest, behind one that may be under way.
+    fn unwritable_of_late(&self, now: Instant) -> Option<(Instant, Instant)> {
+        self.unwritable.get().filter(|(_, until)| now <= *until + Duration::from_secs(3) + 2 * self.group.get())
     }
 
     /// Lets its disk take nothing until then, for this reason.
     pub fn fail(&self, fault: Fault, until: Instant) {
         self.disk.fail_until(fault, until);
         let now = Instant::now();
-        let before = self.unwritable.get().filter(|(_, until)| now <= *until + Duration::from_secs(3));
+        let before = self.unwritable_of_late(now);
         let since = before.map_or(now, |(since, _)| since);
         self.unwritable.set(Some((since, before.map_or(until, |(_, before)| before.max(until)))));
     }
@@ -142,8 +169,9 @@ impl Host {
         let (kill, killed) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let (clients, mut new) = mpsc::unbounded_channel::<(End, SocketAddr, SocketAddr)>();
+        let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
         *self.process.borrow_mut() =
-            Some(Process { life, shard: Weak::new(), clients, kill: Some(kill), stop: Some(stop) });
+            Some(Process { life, shard: Weak::new(), clients, orders, kill: Some(kill), stop: Some(stop) });
         // What is killed gives nothing back: nothing of it is dropped.
         let tasks = ManuallyDrop::new(LocalSet::new());
         let main = async {
@@ -151,6 +179,14 @@ impl Host {
             if let Some(p) = &mut *self.process.borrow_mut() {
                 p.shard = Rc::downgrade(&shard);
             }
+            // Who begins to serve is told what it missed.
+            shard.set_map(world.map.borrow().clone());
+            let obeys = Rc::clone(&shard);
+            spawn_local(async move {
+                while let Some(order) = ordered.recv().await {
+                    order(&obeys);
+                }
+            });
             let served = Rc::clone(&shard);
             let clients = spawn_local(async move {
                 while let Some((end, peer, local)) = new.recv().await {
@@ -162,6 +198,7 @@ impl Host {
             clients.abort();
             shard.stop();
             let _ = timeout(Duration::from_secs(10), shard.has_ended_work()).await;
+            self.has_left_nothing.set(self.holds(&shard) == 0);
             shard.leave().await;
             Ok::<_, String>(())
         };

@@ -1,5 +1,6 @@
 //! Clients that hand over mail by SMTP, and know what they were told.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,8 +14,6 @@ use crate::world::World;
 
 /// How long a client waits for a reply.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Milliseconds between two messages of a client, on average.
-const PAUSE_MS: u64 = 1000;
 /// Recipients of a message at most.
 const RECIPIENTS_MAX: u64 = 6;
 
@@ -30,6 +29,16 @@ impl From<std::io::Error> for Gone {
     fn from(_: std::io::Error) -> Gone {
         Gone::Connection
     }
+}
+
+/// What the line of a message begins with that says which it is.
+pub const SUBJECT: &str = "Subject: message ";
+
+/// A number that is the same for the same content.
+pub fn digest(content: &[u8]) -> u64 {
+    let mut h = DefaultHasher::new();
+    content.hash(&mut h);
+    h.finish()
 }
 
 struct Client {
@@ -58,7 +67,11 @@ impl Client {
     }
 
     async fn say(&mut self, line: &str) -> Result<u16, Gone> {
-        self.write.write_all(line.as_bytes()).await?;
+        self.send(line.as_bytes()).await
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<u16, Gone> {
+        self.write.write_all(bytes).await?;
         self.reply().await
     }
 }
@@ -67,7 +80,10 @@ impl Client {
 struct Message {
     number: u64,
     recipients: Vec<String>,
+    /// As it is sent, up to the end of data.
     content: Vec<u8>,
+    /// Of what a receiver has to have, from the subject on.
+    digest: u64,
 }
 
 fn message(world: &World, dice: &Dice) -> Message {
@@ -77,26 +93,32 @@ fn message(world: &World, dice: &Dice) -> Message {
         false => dice.between(2, RECIPIENTS_MAX),
     };
     // Some domains have most of the mail.
-    let domain = || dice.below(dice.between(1, world.plan.domains as u64));
+    let domain = || dice.below(dice.between(1, world.plan.receivers.len() as u64));
     let recipients = (0..n).map(|r| format!("u{number}-{r}@d{}.test", domain())).collect();
     let vmta = ["a", "b", "pool"][dice.below(3) as usize];
     let body = match dice.permille(20) {
         true => dice.between(50_000, 400_000),
         false => dice.between(100, 4_000),
     };
-    let mut content = format!("x-virtual-mta: {vmta}\r\nSubject: message {number}\r\n\r\n").into_bytes();
-    let line = b"..a line of a message that begins with a dot, as some do in every archive of mail\r\n";
-    (0..body / line.len() as u64).for_each(|_| content.extend_from_slice(line));
-    content.extend_from_slice(format!("end of message {number}\r\n.\r\n").as_bytes());
-    Message { number, recipients, content }
+    let line = b".a line of a message that begins with a dot, as some do in every archive of mail\r\n";
+    let mut content = format!("x-virtual-mta: {vmta}\r\n").into_bytes();
+    let mut received = format!("{SUBJECT}{number}\r\n\r\n").into_bytes();
+    content.extend_from_slice(&received);
+    for _ in 0..body / line.len() as u64 {
+        received.extend_from_slice(line);
+        content.push(b'.');
+        content.extend_from_slice(line);
+    }
+    content.extend_from_slice(b".\r\n");
+    Message { number, recipients, content, digest: digest(&received) }
 }
 
 /// Hands over mail until the world wants no more.
 pub async fn inject(world: Rc<World>, dice: Dice, number: u16) {
     let mut port = 1024u16;
     while world.is_injected() {
-        sleep(Duration::from_millis(dice.below(2 * PAUSE_MS + 1))).await;
-        let Some(host) = dice.pick(&world.hosts) else { return };
+        sleep(Duration::from_millis(dice.below(2 * world.plan.pause_ms + 1))).await;
+        let Some(host) = world.any_host(&dice) else { return };
         port = port.checked_add(1).unwrap_or(1024);
         let from = SocketAddr::from(([10, 9, (number / 250) as u8, (number % 250) as u8 + 1], port));
         let Some((end, _)) = host.connect(&world, from) else { continue };
@@ -126,15 +148,15 @@ async fn converse(world: &World, dice: &Dice, mut c: Client) -> Result<(), Gone>
         if taken.is_empty() || c.say("DATA\r\n").await? != 354 {
             return Ok(());
         }
-        world.book.borrow_mut().begin(m.number, &taken);
-        match c.say(&String::from_utf8_lossy(&m.content)).await? {
+        world.book.borrow_mut().begin(m.number, &taken, m.digest);
+        match c.send(&m.content).await? {
             250 => world.book.borrow_mut().accepted(&taken),
             code => {
                 world.book.borrow_mut().refused(&taken, code);
                 world.note(|| format!("client: message {} was refused with {code}", m.number));
             }
         }
-        sleep(Duration::from_millis(dice.below(PAUSE_MS + 1))).await;
+        sleep(Duration::from_millis(dice.below(world.plan.pause_ms + 1))).await;
     }
     let _ = c.say("QUIT\r\n").await;
     Ok(())

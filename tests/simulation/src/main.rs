@@ -2,44 +2,56 @@
 
 mod book;
 mod dice;
+mod fleet;
 mod host;
 mod injector;
 mod net;
 mod pipe;
+mod plan;
 mod receiver;
 mod rows;
 mod world;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use tokio::task::LocalSet;
 
-use crate::world::{Plan, Trouble, World};
+use crate::plan::{Options, Plan, Trouble};
+use crate::world::World;
+
+#[global_allocator]
+static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Runs a world of shards, receivers and clients in which things go wrong, all of it from one seed, and says what must not be.
 #[derive(Debug, Parser)]
 #[command(name = "sluice-sim")]
 struct Args {
-    /// What everything follows from
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Shards; without it the seed decides, 1 to 4
+    /// What everything follows from; 1 where no world says another
+    #[arg(long)]
+    seed: Option<u64>,
+    /// A file that describes the world, see docs/simulation.md; options come before what it says
+    #[arg(long, value_name = "FILE")]
+    world: Option<PathBuf>,
+    /// Shards, 1 to 8; where nothing says how many the seed decides, 1 to 4
     #[arg(long)]
     shards: Option<u8>,
-    /// Simulated minutes in which clients inject and things go wrong
-    #[arg(long, default_value_t = 10)]
-    minutes: u64,
-    /// Receivers
-    #[arg(long, default_value_t = 50)]
-    receivers: usize,
-    /// Clients
-    #[arg(long, default_value_t = 20)]
-    clients: u16,
-    /// What may go wrong; all of it without this option
+    /// Simulated minutes in which clients inject and things go wrong, 10 where nothing is said
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Receivers whose manners chance decides, 50 where nothing is said
+    #[arg(long)]
+    receivers: Option<usize>,
+    /// Clients, 20 where nothing is said
+    #[arg(long)]
+    clients: Option<u16>,
+    /// What may go wrong at any time; all of it where nothing is said
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Option<Vec<Trouble>>,
+    /// Puts a fault in force that the code has for this; tests/simulation/planted names them
+    #[arg(long, value_name = "FAULT")]
+    planted: Option<String>,
     /// Tells on standard error what happens
     #[arg(long)]
     trace: bool,
@@ -47,15 +59,24 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let plan = Plan {
+    let options = Options {
         seed: args.seed,
-        shards: args.shards.unwrap_or(1 + (args.seed % 4) as u8),
-        domains: args.receivers,
+        shards: args.shards,
+        minutes: args.minutes,
+        receivers: args.receivers,
         clients: args.clients,
-        busy: Duration::from_secs(60 * args.minutes),
-        faults: args.faults.unwrap_or_else(|| Trouble::value_variants().to_vec()),
+        faults: args.faults,
         trace: args.trace,
     };
+    let plan = match Plan::of(options, args.world.as_deref()) {
+        Ok(plan) => plan,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(2);
+        }
+    };
+    let seed = plan.seed;
+    ipc::planted::plant(args.planted.as_deref().unwrap_or_default());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build() {
         Ok(r) => r,
         Err(e) => {
@@ -67,13 +88,13 @@ fn main() -> ExitCode {
     let done = runtime.block_on(local.run_until(async {
         let world = World::new(plan)?;
         let sums = world.run().await?;
-        let violations = std::mem::take(&mut world.book.borrow_mut().violations);
-        Ok::<_, String>((sums, violations, world.dice_state()))
+        let book = world.book.borrow();
+        Ok::<_, String>((sums, book.violations().to_vec(), book.digest()))
     }));
     // Processes that were killed in the world are never dropped, and need not be.
     let code = match done {
-        Ok((sums, violations, end)) => {
-            println!("seed {}: {sums:?}, ended at {end:016x}", args.seed);
+        Ok((sums, violations, digest)) => {
+            println!("seed {seed}: {sums:?}, {digest:016x}");
             violations.iter().take(20).for_each(|v| println!("  {v}"));
             if violations.len() > 20 {
                 println!("  and {} more", violations.len() - 20);
@@ -85,5 +106,10 @@ fn main() -> ExitCode {
             2
         }
     };
+    if let Some(fault) = &args.planted
+        && !ipc::planted::was_reached()
+    {
+        println!("nothing came by the place of the fault {fault}, if there is one of that name");
+    }
     std::process::exit(code.into());
 }

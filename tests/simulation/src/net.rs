@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use worker::connect::exchange::{Question, Trouble};
 use worker::ports::{ConnectFault, Dns, Mesh, MeshListener, MeshStream, Net, Pending, Stream};
 
-use crate::book::Life;
+use crate::book::{Book, Life};
 use crate::dice::Dice;
 use crate::pipe::{End, Latency, Scissors, connection};
 use crate::receiver::Receiver;
@@ -32,6 +32,10 @@ pub struct Network {
     zone: BTreeMap<String, IpAddr>,
     /// Connections with receivers that may still stand, with the process that opened them.
     open: RefCell<Vec<(Life, Scissors)>>,
+    /// A source address of which there may be so many connections, over all receivers, and those that there are.
+    limited: (IpAddr, usize),
+    from_limited: RefCell<Vec<Scissors>>,
+    book: Rc<RefCell<Book>>,
     /// Connections between shards, with the process at either end.
     between: RefCell<Vec<([u8; 2], Scissors)>>,
     /// Shards that listen for others.
@@ -49,8 +53,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// A network with these receivers, one address each.
-    pub fn new(receivers: Vec<Rc<Receiver>>, dice: Dice, latency: Duration) -> Rc<Network> {
+    /// A network with these receivers, one address each, and a source address of which there may be so many connections.
+    pub fn new(
+        receivers: Vec<Rc<Receiver>>,
+        dice: Dice,
+        latency: Duration,
+        limited: (IpAddr, usize),
+        book: Rc<RefCell<Book>>,
+    ) -> Rc<Network> {
         let address = |n: usize| IpAddr::from([10, 20, (n / 200) as u8, (n % 200) as u8 + 1]);
         let zone = receivers.iter().enumerate().map(|(n, r)| (r.domain.clone(), address(n))).collect();
         let receivers = receivers.into_iter().enumerate().map(|(n, r)| (address(n), r)).collect();
@@ -59,6 +69,9 @@ impl Network {
             receivers,
             zone,
             open: RefCell::default(),
+            limited,
+            from_limited: RefCell::default(),
+            book,
             between: RefCell::default(),
             listening: RefCell::default(),
             known: RefCell::default(),
@@ -92,6 +105,21 @@ impl Network {
         self.open.borrow_mut().push((life, scissors));
         if self.open.borrow().len().is_multiple_of(256) {
             self.forget();
+        }
+    }
+
+    /// A connection from a source address stands.
+    fn count(&self, source: IpAddr, scissors: &Scissors) {
+        let (limited, most) = self.limited;
+        if source != limited {
+            return;
+        }
+        let mut all = self.from_limited.borrow_mut();
+        all.retain(|c| !c.is_closed());
+        all.push(scissors.clone());
+        if all.len() > most {
+            let what = format!("I3 {} connections from {source} at once, {most} may be", all.len());
+            self.book.borrow_mut().violation(what);
         }
     }
 
@@ -146,6 +174,7 @@ impl Net for Port {
             self.next_port.set(port.checked_add(1).unwrap_or(1024));
             let (ours, theirs, scissors) = connection([(source, port).into(), peer], &self.network.latency);
             self.network.opened(self.life, scissors.clone());
+            self.network.count(source, &scissors);
             (self.spawn)(Box::pin(Rc::clone(receiver).serve(theirs, source, self.life, scissors)));
             Ok(Box::new(ours) as Box<dyn Stream>)
         })
@@ -212,8 +241,11 @@ impl Mesh for Port {
             let pair = [self.life.shard, number];
             let are_parted = self.network.parted.borrow().iter().any(|p| p.contains(&pair[0]) && p.contains(&pair[1]));
             let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-            let listening = self.network.listening.borrow().get(&number).cloned();
-            let listening = listening.filter(|_| !are_parted).ok_or_else(refused)?;
+            if are_parted {
+                // As where no descriptor is left: it says nothing of whether the other is there.
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let listening = self.network.listening.borrow().get(&number).cloned().ok_or_else(refused)?;
             let address = |shard: u8| SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(shard)));
             let (ours, theirs, scissors) = connection(pair.map(address), &self.network.mesh_latency);
             self.network.between.borrow_mut().push((pair, scissors));

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -31,7 +32,7 @@ struct Wire {
 #[derive(Debug, Default)]
 struct Way {
     /// Bytes, and when they arrive.
-    underway: VecDeque<(Instant, Vec<u8>)>,
+    underway: VecDeque<(Instant, Bytes)>,
     bytes: usize,
     /// Its writer ends here.
     is_over: bool,
@@ -122,7 +123,7 @@ impl AsyncRead for End {
             }
             let n = bytes.len().min(buf.remaining());
             buf.put_slice(&bytes[..n]);
-            bytes.drain(..n);
+            bytes.advance(n);
             let is_empty = bytes.is_empty();
             way.bytes -= n;
             is_read = true;
@@ -137,11 +138,13 @@ impl AsyncRead for End {
         way.reader = Some(cx.waker().clone());
         match way.underway.front() {
             Some((at, _)) => {
-                let mut sleep = Box::pin(sleep_until(*at));
+                let sleep = me.waits.get_or_insert_with(|| Box::pin(sleep_until(*at)));
+                if sleep.deadline() != *at {
+                    sleep.as_mut().reset(*at);
+                }
                 if sleep.as_mut().poll(cx).is_ready() {
                     cx.waker().wake_by_ref();
                 }
-                me.waits = Some(sleep);
                 Poll::Pending
             }
             None if way.is_over => Poll::Ready(Ok(())),
@@ -170,7 +173,7 @@ impl AsyncWrite for End {
         way.bytes += n;
         // What was written before arrives before.
         let at = way.underway.back().map_or(at, |(before, _)| at.max(*before));
-        way.underway.push_back((at, bytes[..n].to_vec()));
+        way.underway.push_back((at, Bytes::copy_from_slice(&bytes[..n])));
         way.reader.take().into_iter().for_each(Waker::wake);
         Poll::Ready(Ok(n))
     }

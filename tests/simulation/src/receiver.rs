@@ -6,15 +6,18 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::sleep;
 
 use crate::book::{Book, Life};
 use crate::dice::Dice;
+use crate::injector::{SUBJECT, digest};
 use crate::pipe::{End, Scissors};
 
 /// How a receiver behaves, in cases of a thousand.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manner {
     /// It greets with 421.
     pub turns_away: u64,
@@ -30,8 +33,8 @@ pub struct Manner {
     pub drops_content: u64,
     /// It says nothing more.
     pub hangs: u64,
-    /// It takes so long for a reply, at most.
-    pub slow: Duration,
+    /// It takes so long for a reply at most, milliseconds.
+    pub slow_ms: u64,
     /// It offers CHUNKING.
     pub chunking: bool,
     /// It offers PIPELINING.
@@ -63,6 +66,9 @@ pub struct Receiver {
     most: Most,
 }
 
+/// Bytes within which a message has its subject.
+const HEADER_BYTES_MAX: usize = 4096;
+
 /// A transaction in progress.
 #[derive(Default)]
 struct Transaction {
@@ -92,7 +98,7 @@ impl Receiver {
     }
 
     fn violation(&self, what: String) {
-        self.book.borrow_mut().violations.push(format!("{}: {what}", self.domain));
+        self.book.borrow_mut().violation(format!("{}: {what}", self.domain));
     }
 
     /// Serves a connection that a process of a shard opened from `source`.
@@ -112,7 +118,7 @@ impl Receiver {
     }
 
     async fn pause(&self) {
-        let most = self.manner.get().slow.as_millis() as u64;
+        let most = self.manner.get().slow_ms;
         if most > 0 {
             sleep(Duration::from_millis(self.dice.below(most + 1))).await;
         }
@@ -227,6 +233,7 @@ impl Receiver {
             return "450 4.2.1 later\r\n".into();
         }
         if self.dice.permille(manner.refuses) {
+            self.book.borrow_mut().turned_away(&address);
             return "550 5.1.1 no such user\r\n".into();
         }
         t.recipients.push(address);
@@ -247,18 +254,18 @@ impl Receiver {
             scissors.cut();
             return Ok(Next::Ends);
         }
-        let text = String::from_utf8_lossy(&t.content);
-        let number = |name: &str| {
-            let line = text.lines().find_map(|l| l.strip_prefix(name));
-            line.and_then(|n| n.trim().parse::<u64>().ok())
-        };
-        let (first, last) = (number("Subject: message "), number("end of message "));
-        let Some(message) = first.filter(|_| first == last) else {
-            self.violation(format!("a message that is not whole: {} bytes, {first:?} to {last:?}", t.content.len()));
+        // The server has added to the header, before the subject.
+        let at = t.content.windows(SUBJECT.len()).take(HEADER_BYTES_MAX).position(|w| w == SUBJECT.as_bytes());
+        let received = t.content.get(at.unwrap_or(0)..).unwrap_or_default();
+        let number = received.get(SUBJECT.len()..).and_then(|n| n.split(|b| *b == b'\r').next());
+        let number = number.and_then(|n| std::str::from_utf8(n).ok()?.parse::<u64>().ok());
+        let Some(message) = number.filter(|_| at.is_some()) else {
+            self.violation(format!("a message of {} bytes without a subject", t.content.len()));
             return Ok(Next::Ends);
         };
+        let digest = digest(received);
         for r in &t.recipients {
-            self.book.borrow_mut().delivered(r, message, by, scissors.clone());
+            self.book.borrow_mut().delivered(r, (message, digest), by, scissors.clone());
         }
         write.write_all(b"250 2.0.0 taken\r\n").await?;
         Ok(Next::Goes)

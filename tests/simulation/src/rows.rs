@@ -5,12 +5,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spool::store::Projection;
+use tokio::time::Instant;
 
 /// A file of rows, as they lie in the spool's log.
 #[derive(Debug, Default)]
 pub struct File {
-    /// All rows that were written.
-    pub rows: Vec<Vec<u8>>,
+    /// All rows that were written, and when.
+    pub rows: Vec<(Instant, Vec<u8>)>,
     /// The first so many are on disk for good.
     synced: usize,
 }
@@ -67,7 +68,8 @@ impl Projection for Projected {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        lock(&self.file).rows.append(&mut self.pending);
+        let now = Instant::now();
+        lock(&self.file).rows.extend(self.pending.drain(..).map(|row| (now, row)));
         Ok(())
     }
 
@@ -81,7 +83,7 @@ impl Projection for Projected {
         let from = state.first_chunk().map_or(0, |b| u64::from_le_bytes(*b) as usize);
         self.pending.clear();
         self.known.clear();
-        for row in lock(&self.file).rows.iter().skip(from) {
+        for (_, row) in lock(&self.file).rows.iter().skip(from) {
             *self.known.entry(row.clone()).or_default() += 1;
         }
     }

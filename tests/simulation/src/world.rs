@@ -1,6 +1,7 @@
 //! The world: shards on their hosts, receivers, clients, and what goes wrong.
 
 use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use ipc::control::AccountingFile;
 use ipc::ledger::Ledger;
+use ipc::queue_orders::QueueAction;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::MappedSnapshot;
 use spool::driver::Times;
@@ -25,6 +27,7 @@ use crate::dice::Dice;
 use crate::host::Host;
 use crate::injector::inject;
 use crate::net::{Network, Spawn};
+use crate::plan::{Given, Plan, SHARDS_MAX, Trouble};
 use crate::receiver::{Manner, Most, Receiver};
 use crate::rows;
 
@@ -32,60 +35,10 @@ use crate::rows;
 const BEGIN_S: i64 = 1_900_000_000;
 /// How long bytes take to receivers and clients.
 const LATENCY: Duration = Duration::from_millis(20);
-/// Age at which mail bounces, minutes.
+/// Minutes after which mail bounces in a world in which nothing goes wrong any more.
 const BOUNCE_AFTER_MIN: u64 = 40;
 /// Mail that has not ended so long after it should have is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(15 * 60);
-
-/// What a world is made of.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// Everything follows from it.
-    pub seed: u64,
-    /// Shards.
-    pub shards: u8,
-    /// Receivers, one domain each.
-    pub domains: usize,
-    /// Clients.
-    pub clients: u16,
-    /// How long clients inject and things go wrong.
-    pub busy: Duration,
-    /// What may go wrong.
-    pub faults: Vec<Trouble>,
-    /// What happens is told on standard error.
-    pub trace: bool,
-}
-
-/// A kind of thing that goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Trouble {
-    /// A shard is killed.
-    Kill,
-    /// A shard leaves in order, and another process takes its place.
-    Restart,
-    /// The machine loses its power: all shards, and what disks had not synced.
-    Power,
-    /// A disk is full for a while.
-    Full,
-    /// Writes fail for a while.
-    Writes,
-    /// Syncs fail for a while.
-    Syncs,
-    /// A disk is slow for a while, up to 30 s a group.
-    Slow,
-    /// Two shards do not reach each other for a while.
-    Part,
-    /// Bytes between shards take long for a while.
-    Mesh,
-    /// Connections of shards with receivers and clients are cut.
-    Cut,
-    /// Name servers do not answer for a while.
-    Dns,
-    /// The machine's clock is set forward or back, by hours.
-    Clock,
-    /// Receivers change their manners.
-    Receivers,
-}
 
 /// The world.
 pub struct World {
@@ -103,7 +56,9 @@ pub struct World {
     pub spawn: Spawn,
     /// Times that the machine was booted.
     pub boots: Cell<u32>,
-    snapshot: OwnedFd,
+    /// The number of shards changes.
+    pub is_scaling: Cell<bool>,
+    snapshot: RefCell<OwnedFd>,
     ledger: RefCell<(Ledger, OwnedFd)>,
     shown: Arc<Shown>,
     messages: Cell<u64>,
@@ -120,28 +75,60 @@ impl std::fmt::Debug for World {
 }
 
 /// The configuration of all shards.
-fn configuration() -> String {
-    let connections = CONNECTIONS_MAX;
-    let messages = MESSAGES_MAX;
+fn configuration(plan: &Plan, variant: &str) -> String {
+    let most = |n: usize, m: Most| {
+        let Most { connections, messages } = m;
+        format!("<domain d{n}.test>\n max-smtp-out {connections}\n max-msg-per-connection {messages}\n</domain>\n")
+    };
+    let receivers: String = plan.receivers.iter().enumerate().map(|(n, given)| most(n, given.most)).collect();
+    let more = &plan.configuration;
+    let bounce_after = bounce_after_min(plan);
     format!(
         "host-name mta.test\npostmaster postmaster@mta.test\ndata-dir /nowhere\nname-server 192.0.2.53:53\n\
          smtp-listener 10.0.0.1:25\n\
          <source 10.9.0.0/16>\n always-allow-relaying yes\n process-x-virtual-mta yes\n</source>\n\
-         <virtual-mta a>\n smtp-source-host 10.10.0.1 a.test\n</virtual-mta>\n\
+         <virtual-mta a>\n smtp-source-host 10.10.0.1 a.test\n max-smtp-out {SOURCE_CONNECTIONS_MAX}\n</virtual-mta>\n\
          <virtual-mta b>\n smtp-source-host 10.10.0.2 b.test\n</virtual-mta>\n\
          <virtual-mta c>\n smtp-source-host 10.10.0.3 c.test\n</virtual-mta>\n\
          <virtual-mta-pool pool>\n virtual-mta b\n virtual-mta c\n</virtual-mta-pool>\n\
-         <domain *>\n max-smtp-out {connections}\n max-msg-per-connection {messages}\n retry-after 30s\n \
-         retry-recipients-after 40s\n bounce-after {BOUNCE_AFTER_MIN}m\n use-starttls no\n use-dane no\n use-mta-sts no\n</domain>\n\
+         <domain *>\n retry-after 30s\n retry-recipients-after 40s\n bounce-after {bounce_after}m\n use-starttls no\n \
+         use-dane no\n use-mta-sts no\n</domain>\n\
+         {receivers}\
          <domain sender.test>\n deliver-local-dsn no\n</domain>\n\
-         <acct-file acct.csv>\n records d,b\n</acct-file>\n",
+         <acct-file acct.csv>\n records d,b\n</acct-file>\n\
+         {more}\n{variant}\n",
     )
 }
 
-/// Connections that a virtual MTA may have with a receiver.
-const CONNECTIONS_MAX: usize = 3;
-/// Messages that one connection may carry.
-const MESSAGES_MAX: usize = 20;
+/// What configurations have beside what the first one has.
+const VARIANTS: [&str; 4] = [
+    "",
+    "<domain *>\n max-msg-rate 300/m\n</domain>",
+    "<domain *>\n retry-after 20s\n retry-recipients-after 1m\n backoff-retry-after 1m\n</domain>",
+    "<domain d1.test>\n max-connect-rate 30/m\n</domain>\n<virtual-mta b>\n max-smtp-msg-rate 600/m\n</virtual-mta>",
+];
+
+/// The snapshot of a configuration, and its accounting files.
+fn compiled(plan: &Plan, variant: &str) -> Result<(OwnedFd, Vec<AccountingFile>), String> {
+    let checked = supervisor::config::compile::compile_text(Path::new("world.conf"), &configuration(plan, variant));
+    if let Some(errors) = checked.errors() {
+        return Err(errors);
+    }
+    let compiled = &checked.compiled.snapshot;
+    let accounting =
+        compiled.accounting.iter().map(|of| AccountingFile { path: of.path.clone(), of: of.clone() }).collect();
+    Ok((compiled.seal().map_err(|e| e.to_string())?, accounting))
+}
+
+/// Age at which mail bounces, minutes: it is reached by mail that does not move, and by no other.
+fn bounce_after_min(plan: &Plan) -> u64 {
+    BOUNCE_AFTER_MIN + plan.busy.as_secs() / 60
+}
+
+/// The source address whose virtual MTA is limited over all shards and receivers.
+const LIMITED_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 10, 0, 1));
+/// Connections from it at once.
+const SOURCE_CONNECTIONS_MAX: usize = 20;
 
 fn new_ledger() -> Result<(Ledger, OwnedFd), String> {
     let (ledger, fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
@@ -159,7 +146,7 @@ fn manner(dice: &Dice) -> Manner {
         drops: some(150, 60),
         drops_content: some(150, 200),
         hangs: some(60, 20),
-        slow: Duration::from_millis(some(300, 3000)),
+        slow_ms: some(300, 3000),
         chunking: dice.permille(500),
         pipelining: dice.permille(700),
     }
@@ -174,21 +161,16 @@ impl World {
         let dice = Dice::new(plan.seed);
         ipc::dice::seed(dice.next());
         clock::simulated::boot(BEGIN_S * 1_000_000_000);
-        let checked = supervisor::config::compile::compile_text(Path::new("world.conf"), &configuration());
-        if let Some(errors) = checked.errors() {
-            return Err(errors);
-        }
-        let compiled = &checked.compiled.snapshot;
-        let accounting: Vec<AccountingFile> =
-            compiled.accounting.iter().map(|of| AccountingFile { path: of.path.clone(), of: of.clone() }).collect();
-        let snapshot = compiled.seal().map_err(|e| e.to_string())?;
+        let (snapshot, accounting) = compiled(&plan, VARIANTS[0])?;
         let book = Rc::new(RefCell::new(Book::new()));
-        let receiver = |n: usize| {
-            let most = Most { connections: CONNECTIONS_MAX, messages: MESSAGES_MAX };
-            Rc::new(Receiver::new(format!("d{n}.test"), manner(&dice), most, dice.fork(), Rc::clone(&book)))
+        let receiver = |(n, given): (usize, &Given)| {
+            let manner = manner(&dice);
+            let manner = given.manner.unwrap_or(manner);
+            Rc::new(Receiver::new(format!("d{n}.test"), manner, given.most, dice.fork(), Rc::clone(&book)))
         };
-        let receivers = (0..plan.domains).map(receiver).collect();
-        let network = Network::new(receivers, dice.fork(), LATENCY);
+        let receivers = plan.receivers.iter().enumerate().map(receiver).collect();
+        let network =
+            Network::new(receivers, dice.fork(), LATENCY, (LIMITED_SOURCE, SOURCE_CONNECTIONS_MAX), Rc::clone(&book));
         let (tx, mut new) = mpsc::unbounded_channel();
         spawn_local(async move {
             while let Some(task) = new.recv().await {
@@ -196,13 +178,14 @@ impl World {
             }
         });
         Ok(Rc::new(World {
-            hosts: (0..plan.shards).map(Host::new).collect(),
+            hosts: (0..SHARDS_MAX).map(|n| Host::new(n, n < plan.shards)).collect(),
             network,
             book,
             map: RefCell::new(ShardMap::first(plan.shards, Vec::new())),
             spawn: Rc::new(move |task| drop(tx.send(task))),
             boots: Cell::new(1),
-            snapshot,
+            is_scaling: Cell::new(false),
+            snapshot: RefCell::new(snapshot),
             ledger: RefCell::new(new_ledger()?),
             shown: Files::new(&accounting, 0).shown(),
             messages: Cell::new(0),
@@ -214,12 +197,22 @@ impl World {
         }))
     }
 
+    /// Puts a configuration in force, for processes that begin from now on.
+    ///
+    /// # Errors
+    /// A sentence when it is wrong.
+    pub fn compile(&self, variant: u64) -> Result<(), String> {
+        let variant = VARIANTS[(variant % VARIANTS.len() as u64) as usize];
+        *self.snapshot.borrow_mut() = compiled(&self.plan, variant)?.0;
+        Ok(())
+    }
+
     /// The configuration.
     ///
     /// # Errors
     /// A sentence when it cannot be mapped.
     pub fn snapshot(&self) -> Result<MappedSnapshot, String> {
-        MappedSnapshot::map(&self.snapshot).map_err(|e| e.to_string())
+        MappedSnapshot::map(&self.snapshot.borrow()).map_err(|e| e.to_string())
     }
 
     /// The ledger, as a process of a shard has it.
@@ -248,16 +241,32 @@ impl World {
         self.is_injected.get()
     }
 
+    /// Everything has ended, or should have.
+    pub fn is_over(&self) -> bool {
+        self.is_over.get()
+    }
+
+    /// A number from `least` to `most`, both included.
+    pub fn between(&self, least: u64, most: u64) -> u64 {
+        self.dice.between(least, most)
+    }
+
+    /// Nothing in the ledger belongs to a process of a shard any more.
+    pub fn free_ledger_of(&self, shard: u8) {
+        self.ledger.borrow().0.free_all_of(shard);
+    }
+
+    /// A shard that has a process, or is to have one.
+    pub fn any_host(&self, dice: &Dice) -> Option<&Host> {
+        let wanted: Vec<&Host> = self.hosts.iter().filter(|h| h.is_wanted.get()).collect();
+        dice.pick(&wanted).copied()
+    }
+
     /// Tells of what happens, where somebody listens.
     pub fn note(&self, what: impl FnOnce() -> String) {
         if self.plan.trace {
             eprintln!("{:>10.3} {}", self.begun.elapsed().as_secs_f64(), what());
         }
-    }
-
-    /// What chance has come to: the same for runs that were the same.
-    pub fn dice_state(&self) -> u64 {
-        self.dice.next()
     }
 
     /// Lets the world go on until all mail has ended, or should have.
@@ -272,24 +281,32 @@ impl World {
         for n in 0..self.plan.clients {
             spawn_local(inject(Rc::clone(self), self.dice.fork(), n));
         }
+        for event in &self.plan.events {
+            let event = *event;
+            let at = self.begun + Duration::from_secs_f64(event.at.clamp(0.0, 1e9));
+            self.later(at, move |w| w.cause(event.trouble, event.shard));
+        }
         let until = Instant::now() + self.plan.busy;
         while Instant::now() < until {
             sleep(Duration::from_millis(self.dice.between(500, 15_000))).await;
             if let Some(trouble) = self.dice.pick(&self.plan.faults) {
-                self.cause(*trouble);
+                self.cause(*trouble, None);
             }
         }
         self.is_injected.set(false);
         self.mend();
-        let stuck_at = Instant::now() + Duration::from_secs(BOUNCE_AFTER_MIN * 60) + STUCK_AFTER;
+        let stuck_at = Instant::now() + Duration::from_secs(bounce_after_min(&self.plan) * 60) + STUCK_AFTER;
         // Clients hear of what they gave last.
         sleep(Duration::from_secs(130)).await;
-        while !self.is_empty() && Instant::now() < stuck_at {
+        while (self.is_scaling.get() || !self.is_empty()) && Instant::now() < stuck_at {
+            // Shards that were away heard nothing of it.
+            self.order("*/*", QueueAction::Pause(false));
+            self.order("*/*", QueueAction::Mode(false));
             sleep(Duration::from_secs(5)).await;
         }
         if !self.is_empty() {
             let left = self.left();
-            self.book.borrow_mut().violations.push(format!("mail has not ended in time: {left}"));
+            self.book.borrow_mut().violation(format!("mail has not ended in time: {left}"));
         }
         self.is_over.set(true);
         self.hosts.iter().for_each(Host::stop);
@@ -300,22 +317,12 @@ impl World {
         Ok(self.book.borrow_mut().check())
     }
 
-    /// Starts a shard's process whenever there is none.
-    async fn supervise(self: Rc<Self>, n: usize) {
-        let Some(host) = self.hosts.get(n) else { return };
-        while !self.is_over.get() {
-            let ending = host.live(&self).await;
-            self.note(|| format!("shard {n}: {ending:?}"));
-            self.ledger.borrow().0.free_all_of(host.number);
-            sleep(Duration::from_millis(self.dice.between(20, 3000))).await;
-        }
-    }
-
-    /// Lets something go wrong.
-    fn cause(self: &Rc<Self>, trouble: Trouble) {
+    /// Lets something go wrong, with a shard of which chance decides where none is given.
+    fn cause(self: &Rc<Self>, trouble: Trouble, shard: Option<u8>) {
         let dice = &self.dice;
         self.note(|| format!("trouble: {trouble:?}"));
-        let Some(host) = dice.pick(&self.hosts) else { return };
+        let any = self.any_host(dice);
+        let Some(host) = shard.and_then(|n| self.hosts.get(usize::from(n))).or(any) else { return };
         let until = Instant::now() + Duration::from_millis(dice.between(100, 20_000));
         match trouble {
             Trouble::Kill => self.kill(host),
@@ -334,7 +341,7 @@ impl World {
                 });
             }
             Trouble::Part => {
-                let pair = [host.number, dice.below(self.hosts.len() as u64) as u8];
+                let pair = [host.number, self.any_host(dice).map_or(0, |h| h.number)];
                 self.network.part(pair, true);
                 self.later(until, move |w| w.network.part(pair, false));
             }
@@ -354,10 +361,38 @@ impl World {
             Trouble::Receivers => {
                 self.network.receivers().filter(|_| dice.permille(300)).for_each(|r| r.manner.set(manner(dice)));
             }
+            Trouble::Scale => {
+                let workers = dice.between(1, u64::from(self.plan.shards) + 1).min(SHARDS_MAX.into()) as u8;
+                spawn_local(Rc::clone(self).scale(workers));
+            }
+            Trouble::Reload => self.reload(dice.next()),
+            Trouble::Orders => self.give_orders(until),
         }
     }
 
-    fn later(self: &Rc<Self>, at: Instant, what: impl FnOnce(&World) + 'static) {
+    /// An operator does something, and takes it back then.
+    fn give_orders(self: &Rc<Self>, until: Instant) {
+        let dice = &self.dice;
+        let of = match dice.permille(300) {
+            true => "*/*".to_owned(),
+            false => format!("d{}.test/*", dice.below(self.plan.receivers.len() as u64)),
+        };
+        let (action, back) = match dice.below(4) {
+            0 => (QueueAction::Pause(true), QueueAction::Pause(false)),
+            1 => (QueueAction::Mode(true), QueueAction::Mode(false)),
+            2 => {
+                let ip = format!("10.10.0.{}", dice.between(1, 3));
+                let until_unix_ms = clock::now_ms() + dice.between(1, 60_000) as i64;
+                (QueueAction::DisableSource { ip: ip.clone(), until_unix_ms }, QueueAction::EnableSource { ip })
+            }
+            _ => (QueueAction::Schedule { recipients: true }, QueueAction::Schedule { recipients: false }),
+        };
+        self.note(|| format!("order about {of}: {action:?}"));
+        self.order(&of, action);
+        self.later(until, move |w| w.order(&of, back));
+    }
+
+    fn later(self: &Rc<Self>, at: Instant, what: impl FnOnce(&Rc<World>) + 'static) {
         let world = Rc::clone(self);
         spawn_local(async move {
             tokio::time::sleep_until(at).await;
@@ -391,6 +426,7 @@ impl World {
 
     /// Ends what goes wrong.
     fn mend(&self) {
+        self.reload(0);
         self.network.is_dns_dead.set(false);
         self.network.mesh_latency.set(Duration::ZERO);
         for r in self.network.receivers() {
@@ -407,15 +443,14 @@ impl World {
     }
 
     fn is_empty(&self) -> bool {
-        let is_empty =
-            |h: &Host| h.shard().is_some_and(|s| s.scheduler.borrow().recipients + s.handoffs.kept.recipients() == 0);
-        self.hosts.iter().all(is_empty)
+        let is_empty = |h: &Host| h.shard().is_some_and(|s| h.holds(&s) == 0);
+        self.hosts.iter().filter(|h| h.is_wanted.get()).all(is_empty)
     }
 
     /// What has not ended, by shard and queue.
     fn left(&self) -> String {
         let mut left = Vec::new();
-        for h in &self.hosts {
+        for h in self.hosts.iter().filter(|h| h.is_wanted.get()) {
             let Some(s) = h.shard() else {
                 left.push(format!("shard {} does not serve", h.number));
                 continue;
@@ -433,10 +468,10 @@ impl World {
         let rcpt = const { stored("rcpt") };
         let mut book = self.book.borrow_mut();
         for host in &self.hosts {
-            for row in &rows::lock(&host.rows).rows {
+            for (at, row) in &rows::lock(&host.rows).rows {
                 match View::of(row) {
-                    Some(v) => book.row(&v.field(rcpt), v.kind),
-                    None => book.violations.push("a row that is none".into()),
+                    Some(v) => book.row(&v.field(rcpt), v.kind, *at),
+                    None => book.violation("a row that is none".into()),
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Classifies replies by rules: an operator's `<bounce-category-patterns>` first, then those
 //! that come with the program (`bounce_rules.tsv`).
 
-use std::cell::OnceCell;
+use std::sync::{LazyLock, OnceLock};
 
 use aho_corasick::AhoCorasick;
 use ipc::snapshot::ArchivedSnapshot;
@@ -165,17 +165,52 @@ struct Own {
     place: String,
 }
 
-/// All rules, ready to be matched.
+/// The rules of a configuration, and those of the program, ready to be matched.
 pub struct Rules {
     own: Vec<Own>,
-    shipped: Vec<Rule>,
+    shipped: &'static Shipped,
+}
+
+/// The rules of the program. No configuration changes them: they are made ready once, with the first refusal.
+struct Shipped {
+    rules: Vec<Rule>,
     /// Compiled when a reply first holds what they need.
-    expressions: Vec<OnceCell<Option<Regex>>>,
+    expressions: Vec<OnceLock<Option<Regex>>>,
     literals: Option<AhoCorasick>,
     /// The rule of each literal.
     rule_of: Vec<usize>,
     /// Rules that need none.
     always: Vec<usize>,
+}
+
+static SHIPPED: LazyLock<Shipped> = LazyLock::new(Shipped::new);
+
+impl Shipped {
+    fn new() -> Shipped {
+        let rules: Vec<Rule> = shipped().collect();
+        let (mut literals, mut rule_of, mut always) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, r) in rules.iter().enumerate() {
+            // A test proves that all are expressions; one that is none matches nothing.
+            let hir = syntax::parse_with(r.expression, &syntax()).ok();
+            match hir.and_then(|h| required_literals::of(&h)) {
+                Some(all) => {
+                    rule_of.extend(std::iter::repeat_n(i, all.len()));
+                    literals.extend(all);
+                }
+                None => always.push(i),
+            }
+        }
+        let expressions = rules.iter().map(|_| OnceLock::new()).collect();
+        let literals = AhoCorasick::new(literals).ok();
+        if literals.is_none() {
+            always = (0..rules.len()).collect();
+        }
+        Shipped { rules, expressions, literals, rule_of, always }
+    }
+
+    fn expression(&self, i: usize) -> Option<&Regex> {
+        self.expressions[i].get_or_init(|| compile(self.rules[i].expression)).as_ref()
+    }
 }
 
 /// As all expressions of the program's rules are read: bytes, in lower case.
@@ -190,7 +225,7 @@ fn compile(expression: &str) -> Option<Regex> {
 
 impl std::fmt::Debug for Rules {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rules").field("own", &self.own.len()).field("shipped", &self.shipped.len()).finish()
+        f.debug_struct("Rules").field("own", &self.own.len()).field("shipped", &self.shipped.rules.len()).finish()
     }
 }
 
@@ -210,39 +245,20 @@ impl Rules {
         let own = own.filter_map(|(e, category, place)| {
             Some(Own { expression: expression::compile(e).ok()?, category: category.to_owned(), place })
         });
-        let shipped: Vec<Rule> = shipped().collect();
-        let (mut literals, mut rule_of, mut always) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, r) in shipped.iter().enumerate() {
-            // A test proves that all are expressions; one that is none matches nothing.
-            let hir = syntax::parse_with(r.expression, &syntax()).ok();
-            match hir.and_then(|h| required_literals::of(&h)) {
-                Some(all) => {
-                    rule_of.extend(std::iter::repeat_n(i, all.len()));
-                    literals.extend(all);
-                }
-                None => always.push(i),
-            }
-        }
-        let expressions = shipped.iter().map(|_| OnceCell::new()).collect();
-        let literals = AhoCorasick::new(literals).ok();
-        if literals.is_none() {
-            always = (0..shipped.len()).collect();
-        }
-        Rules { own: own.collect(), shipped, expressions, literals, rule_of, always }
+        Rules { own: own.collect(), shipped: &SHIPPED }
     }
 
     /// The part of a reply, as rules look at it, that a rule of the program matches.
     pub fn hit(&self, rule: &str, reply: &str) -> String {
         let text = prepared(reply);
-        let at = self.shipped.iter().position(|r| r.id == rule);
-        let e = at.and_then(|i| self.expressions[i].get_or_init(|| compile(self.shipped[i].expression)).as_ref());
+        let at = self.shipped.rules.iter().position(|r| r.id == rule);
+        let e = at.and_then(|i| self.shipped.expression(i));
         e.and_then(|e| e.find(&text)).and_then(|m| text.get(m.range())).unwrap_or_default().trim().to_owned()
     }
 
     /// Whether rule `i` of the program matches what was prepared.
     fn hits(&self, i: usize, text: &str) -> bool {
-        let e = self.expressions[i].get_or_init(|| compile(self.shipped[i].expression));
-        e.as_ref().is_some_and(|e| e.is_match(text))
+        self.shipped.expression(i).is_some_and(|e| e.is_match(text))
     }
 
     /// The category of a reply (`550 5.1.1 no such user`), with its status.
@@ -260,17 +276,18 @@ impl Rules {
     /// The same by the program's rules alone: what a refusal is about operators' rules do not say.
     pub fn classify_by_program(&self, reply: &str, stage: Stage) -> Class<'_> {
         let text = prepared(reply);
-        let held = self.literals.iter().flat_map(|l| l.find_overlapping_iter(&text));
-        let held = held.map(|m| self.rule_of[m.pattern().as_usize()]);
-        let mut candidates: Vec<usize> = held.chain(self.always.iter().copied()).collect();
+        let shipped = self.shipped;
+        let held = shipped.literals.iter().flat_map(|l| l.find_overlapping_iter(&text));
+        let held = held.map(|m| shipped.rule_of[m.pattern().as_usize()]);
+        let mut candidates: Vec<usize> = held.chain(shipped.always.iter().copied()).collect();
         candidates.sort_unstable();
         candidates.dedup();
         let of_none = matches!(stage, Stage::Session | Stage::Transaction);
         let fits = |r: &Rule| !of_none || r.scope != Scope::Recipient;
-        let first = candidates.into_iter().find(|i| fits(&self.shipped[*i]) && self.hits(*i, &text));
+        let first = candidates.into_iter().find(|i| fits(&shipped.rules[*i]) && self.hits(*i, &text));
         match first {
             Some(i) => {
-                let r = &self.shipped[i];
+                let r = &shipped.rules[i];
                 Class { category: r.category, scope: Some(r.scope), kind: Some(r.kind), rule: r.id, family: r.family }
             }
             None => Class { category: "other", scope: None, kind: None, rule: "", family: "" },
@@ -290,12 +307,13 @@ mod tests {
     #[test]
     fn every_rule_is_the_first_that_its_example_hits() {
         let rules = rules();
-        assert_eq!(rules.shipped.len(), RULES.lines().count() - 3);
+        assert_eq!(rules.shipped.rules.len(), RULES.lines().count() - 3);
         let broken: Vec<&str> =
-            rules.shipped.iter().filter(|r| compile(r.expression).is_none()).map(|r| r.id).collect();
+            rules.shipped.rules.iter().filter(|r| compile(r.expression).is_none()).map(|r| r.id).collect();
         assert!(broken.is_empty(), "{broken:?}");
         let wrong: Vec<String> = rules
             .shipped
+            .rules
             .iter()
             .map(|r| (r, rules.classify(r.example, "", Stage::Recipient)))
             .filter(|(r, c)| r.id != c.rule)
@@ -335,7 +353,7 @@ mod tests {
     #[test]
     fn no_refusal_over_reputation_is_held_against_the_mailbox() {
         let rules = rules();
-        for r in rules.shipped.iter().filter(|r| r.kind == Kind::Reputation || r.kind == Kind::Config) {
+        for r in rules.shipped.rules.iter().filter(|r| r.kind == Kind::Reputation || r.kind == Kind::Config) {
             assert!(
                 !matches!(r.category, "bad-mailbox" | "inactive-mailbox") && r.scope != Scope::Recipient,
                 "{}",

@@ -45,7 +45,9 @@ impl<'a> DotStuffed<'a> {
                 if dot > from {
                     out.push(content.slice(from..dot));
                 }
-                out.push(Bytes::from_static(b"."));
+                if !ipc::planted!("dots-not-doubled") {
+                    out.push(Bytes::from_static(b"."));
+                }
                 from = dot;
             }
             out.push(content.slice(from..));

@@ -201,6 +201,7 @@ impl Transaction<'_> {
     async fn run(&mut self, body: &[Bytes; 2], utf8: bool) -> Flown<()> {
         let flown = match self.converse(body, utf8).await {
             // A receiver that said 421 may go on: RSET tells.
+            Ok(_) if ipc::planted!("mail-without-rset") => Ok(()),
             Ok(taken) if !taken && self.has_begun || self.s.said_421.is_some() => self.reset().await,
             Ok(_) => Ok(()),
             Err(e) => Err(e),
@@ -315,7 +316,9 @@ impl Transaction<'_> {
             // It follows from the reply to MAIL, and says nothing else.
             return Ok(());
         }
-        self.standings[at] = if reply.is_positive() {
+        let is_taken =
+            reply.is_positive() || ipc::planted!("deferred-recipient-taken-for-accepted") && self.accepted > 0;
+        self.standings[at] = if is_taken {
             self.accepted += 1;
             Standing::Accepted
         } else if self.is_misstep("RCPT", &reply, has_parameters) {

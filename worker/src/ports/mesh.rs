@@ -18,6 +18,10 @@ pub trait Mesh: Debug {
     fn listen(&self) -> io::Result<Box<dyn MeshListener>>;
 
     /// Connects to shard `number`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] and [`io::ErrorKind::ConnectionRefused`] where it has no process. Others say nothing of that: no
+    /// descriptor is left, or too many connect to it at once.
     fn connect(&self, number: u8) -> Pending<'_, io::Result<MeshStream>>;
 
     /// Shard `number` has come, and has not left in order: it serves, or will be back.

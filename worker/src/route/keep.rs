@@ -145,6 +145,7 @@ async fn read_found(shard: &Rc<Shard>) {
         let recipients = r.recipients.len() as u64;
         let touched = r.recipients.iter().any(|x| x.attempts > 0 || x.due_unix_ms > 0);
         let identity = match read(shard, r.key).await {
+            Ok(_) if ipc::planted!("kept-share-taken-for-own-at-start") => None,
             Ok((envelope, _)) => with(&envelope, |e| {
                 let whole = e.recipients.len() == r.recipients.len();
                 e.handoff_id()
@@ -250,7 +251,9 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
     let archive = Bytes::copy_from_slice(&envelope);
     let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &kept.share, archive, &[body, Bytes::new()]);
     let Some(answer) = offer else { return Passed::Nowhere(kept) };
-    if !matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken))) {
+    if !ipc::planted!("share-dropped-when-offered")
+        && !matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken)))
+    {
         return Passed::Nowhere(kept);
     }
     let recipients = (0..kept.recipients as u16).collect();

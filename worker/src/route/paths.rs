@@ -7,6 +7,7 @@
 //! connection before the owner of the epoch before has closed its own.
 
 use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -384,7 +385,7 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
                 }
                 Err(_) => {}
             },
-            Err(_) => {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 // No process, so no connections: but it may have sent until just now.
                 let map = Rc::clone(&shard.map.borrow());
                 for (_, p) in &mut shard.scheduler.borrow_mut().paths {
@@ -399,6 +400,12 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
                 shard.paths.outstanding.borrow_mut().remove(&owner);
                 hold_and_free(&shard);
                 return;
+            }
+            // It may be there, with connections: no descriptor is left for the question, or too many ask at once.
+            Err(e) => {
+                if crate::log_limit::allows_line("a shard could not be asked for what it owned", &owner.to_string()) {
+                    tracing::warn!(owner, error = %e, "a shard could not be asked for what it owned; asked again");
+                }
             }
         }
         sleep(ASK_AGAIN).await;

