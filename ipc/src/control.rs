@@ -64,8 +64,10 @@ pub enum ToSupervisor {
         /// Its words with macros replaced, the program first.
         words: Vec<String>,
     },
-    /// Stopped taking work and flushed; the process exits next.
+    /// Stopped taking work; the process exits when everything is on disk.
     Leaving,
+    /// Everything that happened is on disk and in accounting files; the process exits next.
+    Complete,
 }
 
 /// How a program ended that was given mail.

@@ -139,6 +139,8 @@ pub(crate) struct Shared {
     backlog: Backlog,
     /// Nobody does the work any more.
     ended: AtomicBool,
+    /// When it ended, everything was on disk and in accounting files.
+    is_complete: AtomicBool,
 }
 
 impl Shared {
@@ -149,6 +151,7 @@ impl Shared {
             statistics: Statistics::default(),
             backlog: Backlog::default(),
             ended: AtomicBool::new(false),
+            is_complete: AtomicBool::new(false),
         })
     }
 
@@ -413,8 +416,9 @@ impl Spool {
         &self.shared.statistics
     }
 
-    /// [`Spool::finish`] for a reactor that goes on meanwhile.
-    pub async fn finished(&self) {
+    /// [`Spool::finish`] for a reactor that goes on meanwhile. False when the disk did not take what happened last, or rows wait for
+    /// accounting files: the next start goes on with it.
+    pub async fn finished(&self) -> bool {
         self.shared.lock().stop = true;
         self.shared.bell.ring();
         let is_over = || {
@@ -425,6 +429,7 @@ impl Spool {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.finish();
+        self.shared.is_complete.load(Ordering::Acquire)
     }
 
     /// Writes everything out, marks the stop as orderly and ends the thread. Blocks; what is
@@ -1143,6 +1148,7 @@ impl<D: Disk, I: Index> Running<D, I> {
         if let Err(e) = self.store.close() {
             tracing::error!(error = %e, "the index could not be closed; the next start rebuilds it");
         }
+        self.shared.is_complete.store(self.failures == 0 && !self.accounting.is_behind(), Ordering::Release);
     }
 }
 

@@ -525,10 +525,9 @@ impl<D: Disk, I: Index> Store<D, I> {
         let shard = self.shard;
         let taken = envelope_of(envelope, |e| e.handoff_id().filter(|_| !e.is_kept_by(shard)));
         if let Some(Some(id)) = taken {
-            let seen = self.seen.entry((id.origin, id.incarnation)).or_default();
-            if id.sequence >= seen.below {
-                seen.sequences.insert(id.sequence);
-            }
+            // Also below what its origin had said it would not repeat here: a share that was offered to another shard, which is gone, comes
+            // to this one under the identity that it has.
+            self.seen.entry((id.origin, id.incarnation)).or_default().sequences.insert(id.sequence);
         }
     }
 

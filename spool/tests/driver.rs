@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc::message::HandoffId;
 use spool::disk::Disk as _;
 use spool::driver::Times;
 use spool::layout::{RecipientState, UpdateEntry};
@@ -328,11 +329,37 @@ async fn a_stop_on_a_disk_that_fails_ends() {
     p.settle(key, rows(0..1));
     sleep(Duration::from_secs(60)).await;
     let stopped = Instant::now();
-    p.spool.finished().await;
+    assert!(!p.spool.finished().await, "whoever asks hears that something is not written");
     assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
     p.driver.await.unwrap();
     m.disk.fail_until(Fault::Writes, Instant::now());
     assert!(m.start().await.found.contains_key(&key), "what came of it could not be written");
+}
+
+/// A share that another shard was asked for first comes under the identity that it has had since then.
+#[tokio::test(start_paused = true)]
+async fn a_share_is_known_also_below_what_its_origin_would_not_repeat_here() {
+    let m = Machine::new(1 << 30);
+    let p = m.start().await;
+    let take = |sequence| {
+        let body = [Bytes::from_static(b"x"), Bytes::new()];
+        let stored =
+            p.spool.store(NewMessage { envelope: common::envelope(1, Some(sequence)), body, in_progress: false });
+        p.spool.flush();
+        stored
+    };
+    assert!(take(3).await.unwrap().is_ok());
+    p.spool.open_handoffs(9, vec![(0, 10)]);
+    sleep(Duration::from_secs(1)).await;
+    assert!(take(5).await.unwrap().is_ok());
+    let id = HandoffId { origin: 9, incarnation: 0, sequence: 5 };
+    assert!(p.spool.has_seen(id).await);
+    p.driver.abort();
+    let p = m.start().await;
+    assert!(p.spool.has_seen(id).await, "after a kill, too");
+    p.spool.open_handoffs(9, vec![(0, 6)]);
+    sleep(Duration::from_secs(1)).await;
+    assert!(!p.spool.has_seen(id).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -432,7 +459,7 @@ async fn a_stop_without_a_thread_writes_everything() {
     let keys = [p.store(1, 100).await.unwrap().unwrap(), p.store(1, 100).await.unwrap().unwrap()];
     p.settle(keys[0], rows(0..3));
     p.spool.put("name", b"value".to_vec());
-    p.spool.finished().await;
+    assert!(p.spool.finished().await);
     p.driver.await.unwrap();
     assert_eq!(m.files.rows(), rows(0..3));
     // The index was flushed: it is trusted after a power loss.
@@ -611,7 +638,9 @@ async fn live(seed: u64) -> (Told, Vec<u64>) {
         }
         trace.push(m.disk.syncs());
         match c.below(4) {
-            0 => p.spool.finished().await,
+            0 => {
+                p.spool.finished().await;
+            }
             _ => p.kill().await,
         }
         if c.below(2) == 0 {

@@ -689,7 +689,7 @@ impl Supervisor {
                 self.until(Duration::from_secs(3600), ended).await;
             }
             // What came until the last moment is on disk; a process that was killed cannot say.
-            let left_nothing = self.slot(number, |s| s.left_in_order && s.heartbeat.recipients == 0).unwrap_or(true);
+            let left_nothing = self.slot(number, |s| s.left_complete && s.heartbeat.recipients == 0).unwrap_or(true);
             if (left_nothing && !owns(self)) || self.stopping.get() {
                 let mut gone = self.gone.get();
                 self.slot(number, |s| gone.add(&s.totals()));
@@ -700,7 +700,10 @@ impl Supervisor {
                 }
                 return Ok(());
             }
-            tracing::info!(shard = number, "mail was left when the shard ended; it is started again to hand it over");
+            tracing::info!(
+                shard = number,
+                "mail, or what came of it, was not all on disk when the shard ended; it is started again to hand over what is left"
+            );
             self.slot_mut(number, |s| s.retired = false);
             spawn_local(process::keep(Rc::clone(self), number));
         }

@@ -638,16 +638,19 @@ impl Worker {
         let durable = self.shard.leave();
         tokio::pin!(durable);
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
-        loop {
+        let is_complete = loop {
             tokio::select! {
                 biased;
-                () = &mut durable => break,
+                is_complete = &mut durable => break is_complete,
                 // Without a supervisor nobody hears it.
                 _ = beat.tick() => {
                     let still = ToSupervisor::Heartbeat(heartbeat(&self.shard));
                     let _ = tokio::time::timeout(HEARTBEAT_EVERY, say(control, &still)).await;
                 }
             }
+        };
+        if is_complete {
+            let _ = tokio::time::timeout(HEARTBEAT_EVERY, say(control, &ToSupervisor::Complete)).await;
         }
         crate::log_limit::tell_all();
         tracing::info!(shard = self.start.shard, "stopped");

@@ -182,15 +182,13 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
                 }
                 s.serving_since = Some(Instant::now());
                 s.is_alive();
-                s.left_in_order = false;
+                s.left_complete = false;
                 s.has_served = true;
             });
             sup.bring_up_to_date(number);
         }
-        ToSupervisor::Leaving => drop(sup.slot_mut(number, |s| {
-            s.state = State::Draining;
-            s.left_in_order = true;
-        })),
+        ToSupervisor::Leaving => drop(sup.slot_mut(number, |s| s.state = State::Draining)),
+        ToSupervisor::Complete => drop(sup.slot_mut(number, |s| s.left_complete = true)),
         ToSupervisor::Reloaded { generation, error } => {
             sup.slot_mut(number, |s| {
                 s.generation = generation;

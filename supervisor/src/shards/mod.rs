@@ -114,8 +114,8 @@ pub struct Slot {
     pub has_served: bool,
     /// Its mail is being handed over, so that it can be retired.
     pub leaving: bool,
-    /// The last process said that it leaves, and what it left in the heartbeat before.
-    pub left_in_order: bool,
+    /// The last process said that everything is on disk and in accounting files, and what it left in the heartbeat before.
+    pub left_complete: bool,
 }
 
 impl Slot {
@@ -144,7 +144,7 @@ impl Slot {
             retired: false,
             has_served: false,
             leaving: false,
-            left_in_order: false,
+            left_complete: false,
         }
     }
 
@@ -155,11 +155,12 @@ impl Slot {
         all
     }
 
-    /// A process that serves says that nothing is queued, and said so after `since`: one that is
+    /// A process that serves says that nothing is queued, and nothing waits to be written, and said so after `since`: one that is
     /// still reading its spool does not know.
     pub fn is_empty(&self, since: Instant) -> bool {
-        let serves = self.state == State::Serving && self.heartbeat.state == "serving";
-        serves && self.beat_at > since && self.heartbeat.recipients == 0
+        let h = &self.heartbeat;
+        let serves = self.state == State::Serving && h.state == "serving";
+        serves && self.beat_at > since && h.recipients == 0 && !h.held && h.accounting_behind.is_none()
     }
 
     /// It does not run, and has failed before.

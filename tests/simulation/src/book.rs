@@ -214,6 +214,13 @@ impl Book {
         d.scissors.has_lost(d.at) || self.cut_short.get(&d.by).is_some_and(|k| k.forgets(d.at))
     }
 
+    /// When a delivery was, by which process, and how that ended.
+    fn told(&self, d: &Delivery) -> String {
+        let seconds = |at: Instant| at.duration_since(self.begun).as_secs_f64();
+        let end = self.cut_short.get(&d.by).map(|k| format!(", cut short at {:.3}", seconds(k.at)));
+        format!("at {:.3} by {}{}", seconds(d.at), d.by, end.unwrap_or_default())
+    }
+
     /// Holds what happened against what may happen, when everything has ended.
     pub fn check(&mut self) -> Sums {
         let mut wrong = Vec::new();
@@ -228,16 +235,14 @@ impl Book {
             sums.twice += usize::from(r.deliveries.len() > 1);
             let (is_delivered, has_d) = (!r.deliveries.is_empty(), r.rows.iter().any(|(kind, _)| *kind == b'd'));
             if r.accepted.is_some() && r.rows.is_empty() {
-                let how = if is_delivered { "delivered and not accounted" } else { "lost" };
+                let how = match r.deliveries.last() {
+                    Some(d) => format!("delivered {} and not accounted", self.told(d)),
+                    None => "lost".to_owned(),
+                };
                 wrong.push(format!("I1 {address} of message {} was {how}", r.message));
             }
             if r.deliveries.len() > 1 + forgotten {
-                let seconds = |at: Instant| at.duration_since(self.begun).as_secs_f64();
-                let told = |d: &Delivery| {
-                    let end = self.cut_short.get(&d.by).map(|k| format!(", cut short at {:.3}", seconds(k.at)));
-                    format!("at {:.3} by {}{}", seconds(d.at), d.by, end.unwrap_or_default())
-                };
-                let when: Vec<String> = r.deliveries.iter().map(told).collect();
+                let when: Vec<String> = r.deliveries.iter().map(|d| self.told(d)).collect();
                 wrong.push(format!(
                     "I2 {address} of message {} was delivered {} times: {}",
                     r.message,

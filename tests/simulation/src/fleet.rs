@@ -8,6 +8,7 @@ use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use tokio::time::{Instant, sleep};
 use worker::config::Config;
 use worker::route::paths::is_settled;
+use worker::shard::Shard;
 use worker::switches;
 
 use crate::host::Host;
@@ -100,7 +101,8 @@ impl World {
 
     /// Ends a shard that owns nothing any more, once it holds nothing either.
     async fn retire(&self, host: &Host) {
-        let is_empty = || host.shard().is_some_and(|s| host.holds(&s) == 0);
+        let has_written = |s: &Shard| !s.spool.holds_deliveries() && s.spool.accounting_behind().is_none();
+        let is_empty = || host.shard().is_some_and(|s| host.holds(&s) == 0 && has_written(&s));
         while !self.is_over() {
             sleep(Duration::from_secs(1)).await;
             if !is_empty() {

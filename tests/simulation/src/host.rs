@@ -44,7 +44,7 @@ pub struct Host {
     pub unwritable: Cell<Option<(Instant, Instant)>>,
     /// A process is to run.
     pub is_wanted: Cell<bool>,
-    /// The last process left in order, and nothing was queued.
+    /// The last process left in order, nothing was queued, and everything was on disk.
     pub has_left_nothing: Cell<bool>,
     lives: Cell<u32>,
     process: RefCell<Option<Process>>,
@@ -198,8 +198,9 @@ impl Host {
             clients.abort();
             shard.stop();
             let _ = timeout(Duration::from_secs(10), shard.has_ended_work()).await;
-            self.has_left_nothing.set(self.holds(&shard) == 0);
-            shard.leave().await;
+            let is_empty = self.holds(&shard) == 0;
+            let is_complete = shard.leave().await;
+            self.has_left_nothing.set(is_empty && is_complete);
             Ok::<_, String>(())
         };
         let mut running = ManuallyDrop::new(Box::pin(tasks.run_until(main)));

@@ -296,12 +296,14 @@ impl World {
         self.is_injected.set(false);
         self.mend();
         let stuck_at = Instant::now() + Duration::from_secs(bounce_after_min(&self.plan) * 60) + STUCK_AFTER;
-        // Clients hear of what they gave last.
-        sleep(Duration::from_secs(130)).await;
-        while (self.is_scaling.get() || !self.is_empty()) && Instant::now() < stuck_at {
-            // Shards that were away heard nothing of it.
+        // Clients hear of what they gave last; shards that were away hear of orders that are over. Then nothing happens any more that
+        // would bring mail forward by chance.
+        for _ in 0..26 {
             self.order("*/*", QueueAction::Pause(false));
             self.order("*/*", QueueAction::Mode(false));
+            sleep(Duration::from_secs(5)).await;
+        }
+        while (self.is_scaling.get() || !self.is_empty()) && Instant::now() < stuck_at {
             sleep(Duration::from_secs(5)).await;
         }
         if !self.is_empty() {

@@ -35,9 +35,6 @@ impl Scheduler {
 
     /// Wakes path `id` at a time.
     pub fn wake_at(&mut self, id: PathId, at_ms: i64) {
-        if ipc::planted!("timer-of-a-path-left-out") {
-            return;
-        }
         // Every message that joins a waiting path asks for the same time.
         if let Some(p) = self.paths.get_mut(id).filter(|p| p.timer_ms != at_ms && at_ms < i64::MAX) {
             p.timer_ms = at_ms;
@@ -67,7 +64,9 @@ impl Scheduler {
                     let id = id as QueueId;
                     let Some(q) = self.queues.get_mut(id) else { continue };
                     q.promote(now_ms, &self.messages);
-                    if let Some(Reverse((due, _))) = q.waiting.peek() {
+                    if let Some(Reverse((due, _))) = q.waiting.peek()
+                        && !ipc::planted!("timer-of-those-who-wait-longer-left-out")
+                    {
                         self.timers.push(Reverse((i64::from(*due) * 1000, timer)));
                     }
                     self.rouse(id);
