@@ -15,7 +15,7 @@ use crate::store::Seen;
 const PARTS: &str = "spool/parts";
 
 /// The records that a hot segment begins with.
-pub(crate) fn records(values: &BTreeMap<String, Vec<u8>>, seen: &BTreeMap<(u8, u32), Seen>) -> Vec<Pending> {
+pub(crate) fn records(values: &BTreeMap<String, Vec<u8>>, seen: &Seen) -> Vec<Pending> {
     let mut parts = vec![StartMeta::default()];
     let mut bytes = 0;
     let mut room = |parts: &mut Vec<StartMeta>, more: usize| {
@@ -30,12 +30,12 @@ pub(crate) fn records(values: &BTreeMap<String, Vec<u8>>, seen: &BTreeMap<(u8, u
         parts.last_mut().into_iter().for_each(|p| p.values.push((name.clone(), value.clone())));
     }
     for ((origin, incarnation), s) in seen {
-        let all: Vec<u64> = s.sequences.iter().copied().collect();
+        let all: Vec<u64> = s.iter().copied().collect();
         let mut some = all.chunks(CARRIED_BYTES_MAX / 16);
-        // One without sequences still says what is below.
+        // One without sequences takes the place of what was read before.
         for part in std::iter::once(some.next().unwrap_or_default()).chain(some) {
             room(&mut parts, part.len() * 8 + 32);
-            parts.last_mut().into_iter().for_each(|p| p.seen.push((*origin, *incarnation, s.below, part.to_vec())));
+            parts.last_mut().into_iter().for_each(|p| p.seen.push((*origin, *incarnation, 0, part.to_vec())));
         }
     }
     let pending = |kind, m: &StartMeta| Pending::of(kind, ipc::frame::archive(m));
@@ -51,7 +51,7 @@ pub(crate) fn records(values: &BTreeMap<String, Vec<u8>>, seen: &BTreeMap<(u8, u
 #[derive(Debug, Default)]
 pub(crate) struct Carried {
     pub values: BTreeMap<String, Vec<u8>>,
-    pub seen: BTreeMap<(u8, u32), Seen>,
+    pub seen: Seen,
     /// Records that follow.
     pub missing: u32,
 }
@@ -74,10 +74,8 @@ impl Carried {
     pub fn add(&mut self, part: StartMeta) {
         self.missing = self.missing.saturating_sub(1);
         self.values.extend(part.values);
-        for (origin, incarnation, below, sequences) in part.seen {
-            let s = self.seen.entry((origin, incarnation)).or_default();
-            s.below = s.below.max(below);
-            s.sequences.extend(sequences);
+        for (origin, incarnation, _, sequences) in part.seen {
+            self.seen.entry((origin, incarnation)).or_default().extend(sequences);
         }
     }
 }

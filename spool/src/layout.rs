@@ -154,7 +154,7 @@ pub struct StartMeta {
     /// All values of [`Kind::Put`].
     pub values: Vec<(String, Vec<u8>)>,
     /// Handoffs taken and not yet forgotten, by origin and its incarnation (which lies where there
-    /// was nothing before, see [`ipc::message::HandoffId`]): the lowest that may be repeated, and
+    /// was nothing before, see [`ipc::message::HandoffId`]): a number that has no meaning any more, and
     /// the sequences.
     pub seen: Vec<(u8, u32, u64, Vec<u64>)>,
 }

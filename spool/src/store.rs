@@ -226,12 +226,8 @@ pub(crate) struct Dirty {
     pub done_in: BTreeSet<u32>,
 }
 
-/// Handoffs taken from one origin.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub below: u64,
-    pub sequences: BTreeSet<u64>,
-}
+/// Sequences of the handoffs taken and not yet forgotten, by origin and its incarnation.
+pub(crate) type Seen = BTreeMap<(u8, u32), BTreeSet<u64>>;
 
 /// The spool of one shard over some disk and index.
 pub struct Store<D: Disk, I: Index> {
@@ -240,7 +236,7 @@ pub struct Store<D: Disk, I: Index> {
     pub(crate) shard: u8,
     pub(crate) boot: String,
     pub(crate) dirty: HashMap<u64, Dirty>,
-    pub(crate) seen: BTreeMap<(u8, u32), Seen>,
+    pub(crate) seen: Seen,
     pub(crate) values: BTreeMap<String, Vec<u8>>,
     /// See [`Carried`]: while a replay reads what a segment begins with.
     pub(crate) carried: Carried,
@@ -333,6 +329,8 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.log.take_back(Stream::Hot, before);
             return Err(SpoolError::Sync(e.to_string()));
         }
+        // Before the messages, as in the log: what is taken with this group is not among what is forgotten.
+        group.forget.iter().for_each(|f| self.note_forget(*f));
         let mut results: Vec<Result<u64, SpoolError>> = Vec::with_capacity(group.store.len() + group.reports.len());
         let new = placed.get(first_new..).unwrap_or_default();
         let reports = group.reports.iter().zip(&placed);
@@ -348,7 +346,6 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.note_update(&group.update, segment);
         self.note_done(&group.done, segment);
         group.put.iter().for_each(|p| self.note_put(p));
-        group.forget.iter().for_each(|f| self.note_forget(*f));
         Ok(results)
     }
 
@@ -384,7 +381,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// Whether this very handoff was taken. One that was forgotten was not: taken for a repeat it
     /// would be lost.
     pub fn has_seen(&self, id: HandoffId) -> bool {
-        let seen = self.seen.get(&(id.origin, id.incarnation)).is_some_and(|s| s.sequences.contains(&id.sequence));
+        let seen = self.seen.get(&(id.origin, id.incarnation)).is_some_and(|s| s.contains(&id.sequence));
         seen && !ipc::planted!("handoff-applied-twice")
     }
 
@@ -393,7 +390,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let known = self.seen.range((origin, 0)..=(origin, u32::MAX));
         let all = known.filter_map(|((_, incarnation), s)| {
             let below = open.iter().find(|(i, _)| i == incarnation).map_or(u64::MAX, |(_, from)| *from);
-            let any = below == u64::MAX || s.sequences.first().is_some_and(|first| *first < below);
+            let any = below == u64::MAX || s.first().is_some_and(|first| *first < below);
             any.then_some(ForgetMeta { origin, incarnation: *incarnation, below })
         });
         all.collect()
@@ -527,7 +524,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         if let Some(Some(id)) = taken {
             // Also below what its origin had said it would not repeat here: a share that was offered to another shard, which is gone, comes
             // to this one under the identity that it has.
-            self.seen.entry((id.origin, id.incarnation)).or_default().sequences.insert(id.sequence);
+            self.seen.entry((id.origin, id.incarnation)).or_default().insert(id.sequence);
         }
     }
 
@@ -580,9 +577,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.seen.remove(&(f.origin, f.incarnation));
             return;
         }
-        let seen = self.seen.entry((f.origin, f.incarnation)).or_default();
-        seen.below = seen.below.max(f.below);
-        seen.sequences = seen.sequences.split_off(&seen.below);
+        if let Some(seen) = self.seen.get_mut(&(f.origin, f.incarnation)) {
+            *seen = seen.split_off(&f.below);
+        }
     }
 
     /// Bytes of all segments.

@@ -354,6 +354,13 @@ async fn a_share_is_known_also_below_what_its_origin_would_not_repeat_here() {
     assert!(take(5).await.unwrap().is_ok());
     let id = HandoffId { origin: 9, incarnation: 0, sequence: 5 };
     assert!(p.spool.has_seen(id).await);
+    assert!(take(4).await.unwrap().is_ok());
+    p.spool.open_handoffs(9, vec![(0, 5)]);
+    sleep(Duration::from_secs(1)).await;
+    assert!(p.spool.has_seen(id).await, "it is open still, and another is not");
+    // What its origin says lies in one group with what it offers next.
+    p.spool.open_handoffs(9, vec![(0, 10)]);
+    assert!(take(5).await.unwrap().is_ok() && p.spool.has_seen(id).await);
     p.driver.abort();
     let p = m.start().await;
     assert!(p.spool.has_seen(id).await, "after a kill, too");

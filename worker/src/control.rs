@@ -650,6 +650,7 @@ impl Worker {
             }
         };
         if is_complete {
+            // A supervisor that does not hear it starts a shard that it retires once more.
             let _ = tokio::time::timeout(HEARTBEAT_EVERY, say(control, &ToSupervisor::Complete)).await;
         }
         crate::log_limit::tell_all();

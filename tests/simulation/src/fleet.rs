@@ -47,7 +47,7 @@ impl World {
     }
 
     /// Shards that have a process, or are to have one.
-    fn wanted(&self) -> impl Iterator<Item = &Host> {
+    pub fn wanted(&self) -> impl Iterator<Item = &Host> {
         self.hosts.iter().filter(|h| h.is_wanted.get())
     }
 

@@ -258,7 +258,7 @@ impl World {
 
     /// A shard that has a process, or is to have one.
     pub fn any_host(&self, dice: &Dice) -> Option<&Host> {
-        let wanted: Vec<&Host> = self.hosts.iter().filter(|h| h.is_wanted.get()).collect();
+        let wanted: Vec<&Host> = self.wanted().collect();
         dice.pick(&wanted).copied()
     }
 
@@ -309,6 +309,8 @@ impl World {
         if !self.is_empty() {
             let left = self.left();
             self.book.borrow_mut().violation(format!("mail has not ended in time: {left}"));
+        } else if self.is_scaling.get() {
+            self.book.borrow_mut().violation("the number of shards has not changed in time".into());
         }
         self.is_over.set(true);
         self.hosts.iter().for_each(Host::stop);
@@ -446,13 +448,13 @@ impl World {
 
     fn is_empty(&self) -> bool {
         let is_empty = |h: &Host| h.shard().is_some_and(|s| h.holds(&s) == 0);
-        self.hosts.iter().filter(|h| h.is_wanted.get()).all(is_empty)
+        self.wanted().all(is_empty)
     }
 
     /// What has not ended, by shard and queue.
     fn left(&self) -> String {
         let mut left = Vec::new();
-        for h in self.hosts.iter().filter(|h| h.is_wanted.get()) {
+        for h in self.wanted() {
             let Some(s) = h.shard() else {
                 left.push(format!("shard {} does not serve", h.number));
                 continue;

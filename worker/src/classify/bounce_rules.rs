@@ -201,6 +201,7 @@ impl Shipped {
             }
         }
         let expressions = rules.iter().map(|_| OnceLock::new()).collect();
+        // Without them every rule is tried, which costs time and nothing else.
         let literals = AhoCorasick::new(literals).ok();
         if literals.is_none() {
             always = (0..rules.len()).collect();

@@ -364,7 +364,7 @@ impl Path {
             0 => Mode::Normal,
             of => Mode::Returning { step: 0, of },
         };
-        // Nor is mail to wait for an attempt that `backoff-retry-after` puts off longer than `retry-after` would.
+        // A wait that `backoff-retry-after` began lasts no longer than `retry-after` would have it last from now on.
         let mut step = self.retry_step.saturating_sub(1);
         let wait_ms = next_wait_ms(&self.rules.retry_waits(self.mode), &mut step);
         self.retry_at_ms = self.retry_at_ms.min(now_ms.saturating_add(wait_ms));
