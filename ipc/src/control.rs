@@ -117,6 +117,8 @@ pub struct Heartbeat {
     pub connections_in: u32,
     /// Shares kept under handoff.
     pub handoffs: u64,
+    /// Shards that may have a share of this one and have not answered for it; `None` while it is not known.
+    pub shares_open_at: Option<Vec<u8>>,
     /// Recipients, messages, bytes accepted since start.
     pub received: [u64; 3],
     /// Recipients, messages, bytes delivered since start.

@@ -53,8 +53,10 @@ pub enum Refusal {
     Spool,
     /// The envelope does not validate.
     Invalid,
-    /// An earlier offer of it is being stored: ask again.
+    /// An earlier offer of it is being stored, or may be on disk: ask again.
     InProgress,
+    /// The shard owns nothing any more: it does not have the share and never will.
+    Retired,
 }
 
 /// What an origin may still repeat to one owner: no other identity of it comes again.

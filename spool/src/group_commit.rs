@@ -108,7 +108,7 @@ pub(crate) enum Query {
     Read(u64, oneshot::Sender<Result<(Vec<u8>, Bytes), SpoolError>>),
     State(u64, u16, oneshot::Sender<Result<Option<RecipientState>, SpoolError>>),
     Recipients(u64, oneshot::Sender<Result<Option<Vec<KnownRecipient>>, SpoolError>>),
-    Seen(HandoffId, oneshot::Sender<bool>),
+    Seen(HandoffId, oneshot::Sender<Result<bool, SpoolError>>),
     Barrier(oneshot::Sender<Result<(), SpoolError>>),
     SwitchProjection(Box<dyn Projection>, oneshot::Sender<Result<(), SpoolError>>),
 }
@@ -389,8 +389,11 @@ impl Spool {
     }
 
     /// Whether a handoff was taken before and is durable.
-    pub async fn has_seen(&self, id: HandoffId) -> bool {
-        self.query(|r| Query::Seen(id, r)).await.unwrap_or(false)
+    ///
+    /// # Errors
+    /// It is not known: a group with messages failed and may be on disk all the same, until another is; [`SpoolError::Closed`].
+    pub async fn has_seen(&self, id: HandoffId) -> Result<bool, SpoolError> {
+        self.query(|r| Query::Seen(id, r)).await.unwrap_or(Err(SpoolError::Closed))
     }
 
     /// Resolves when everything given so far is durable; accounting files may be behind.
@@ -548,6 +551,8 @@ pub(crate) struct Running<D: Disk, I: Index> {
     failures: u32,
     /// The last of these.
     failure: String,
+    /// A group with messages failed, and nothing has been durable since: a crash may show its messages all the same.
+    is_in_doubt: bool,
     /// They are not tried again before.
     again_at: Option<Instant>,
     free_checked: Option<Instant>,
@@ -667,6 +672,7 @@ impl<D: Disk, I: Index> Running<D, I> {
             intake_closed_until: None,
             failures: 0,
             failure: String::new(),
+            is_in_doubt: false,
             again_at: None,
             free_checked: None,
             low_space: None,
@@ -686,13 +692,17 @@ impl<D: Disk, I: Index> Running<D, I> {
     /// Writes a value, so that deliveries are held from the first moment where the disk takes nothing: what came of them could not be
     /// noted, and each further start would deliver the same mail again.
     fn try_disk(&mut self) {
-        let opened = PutMeta { name: OPENED.into(), value: self.options.boot.clone().into_bytes() };
         self.commit(Batch {
-            group: Group { put: vec![opened], ..Group::default() },
+            group: Group { put: vec![self.proof()], ..Group::default() },
             replies: Vec::new(),
             report_replies: Vec::new(),
             outcome_bytes: 0,
         });
+    }
+
+    /// A value that shows, once it is durable, that the disk takes what is written.
+    fn proof(&self) -> PutMeta {
+        PutMeta { name: OPENED.into(), value: self.options.boot.clone().into_bytes() }
     }
 
     /// The disk of the log.
@@ -853,6 +863,7 @@ impl<D: Disk, I: Index> Running<D, I> {
                     tracing::info!("outcomes are written again");
                     self.shared.backlog.set_failing(false);
                 }
+                self.is_in_doubt = false;
                 self.shared.backlog.written(outcome_bytes as u64, self.shared.lock().since);
                 if let Some(Err(SpoolError::Full(why))) = results.last() {
                     self.no_room = Some(why.clone());
@@ -871,7 +882,13 @@ impl<D: Disk, I: Index> Running<D, I> {
                 for reply in replies {
                     let _ = reply.send(Err(e.clone()));
                 }
+                let had_messages = !group.store.is_empty();
                 group.store.clear();
+                let may_be_there = had_messages && matches!(e, SpoolError::Sync(_) | SpoolError::Write(_));
+                if may_be_there && !std::mem::replace(&mut self.is_in_doubt, true) {
+                    // Durable in their place, it says that they are not.
+                    group.put.push(self.proof());
+                }
                 if !group.is_empty() && !ipc::planted!("outcomes-of-a-failed-group-forgotten") {
                     self.failures += 1;
                     self.failure = e.to_string();
@@ -987,7 +1004,10 @@ impl<D: Disk, I: Index> Running<D, I> {
             Query::Read(key, reply) => drop(reply.send(self.store.read(key))),
             Query::State(key, r, reply) => drop(reply.send(self.store.state(key, r))),
             Query::Recipients(key, reply) => drop(reply.send(self.store.recipients(key))),
-            Query::Seen(id, reply) => drop(reply.send(self.store.has_seen(id))),
+            Query::Seen(id, reply) => drop(reply.send(match self.store.has_seen(id) {
+                false if self.is_in_doubt => Err(SpoolError::Sync(self.failure.clone())),
+                seen => Ok(seen),
+            })),
             Query::Barrier(reply) => {
                 drop(reply.send(self.all_written()));
             }

@@ -672,7 +672,8 @@ impl<D: Disk, I: Index> Store<D, I> {
 /// Name of the value that holds the accounting position.
 pub(crate) const PROJECTED: &str = "spool/projected";
 
-/// Name of the value that is written when a spool that holds messages is opened: the machine's boot.
+/// Name of the value that is written when a spool that holds messages is opened, and when a group with messages failed: the
+/// machine's boot. That it is durable is all that it says.
 pub(crate) const OPENED: &str = "spool/opened";
 
 /// Where reading rows goes on.

@@ -336,6 +336,27 @@ async fn a_stop_on_a_disk_that_fails_ends() {
     assert!(m.start().await.found.contains_key(&key), "what came of it could not be written");
 }
 
+/// A group whose sync failed may be on disk: that its share was not taken is said when something else is there in its place.
+#[tokio::test(start_paused = true)]
+async fn whether_a_share_was_taken_is_not_known_while_the_disk_fails() {
+    let m = Machine::new(1 << 30);
+    let p = m.start().await;
+    let id = HandoffId { origin: 9, incarnation: 0, sequence: 3 };
+    p.store(1, 100).await.unwrap().unwrap();
+    assert!(!p.spool.has_seen(id).await.unwrap());
+    m.disk.fail_until(Fault::Syncs, Instant::now() + Duration::from_secs(5));
+    let body = [Bytes::from_static(b"x"), Bytes::new()];
+    let taken = p.spool.store(NewMessage { envelope: common::envelope(1, Some(3)), body, in_progress: false });
+    p.spool.flush();
+    let taken = taken.await.unwrap();
+    assert!(matches!(taken, Err(SpoolError::Sync(_))), "{taken:?}");
+    assert!(matches!(p.spool.has_seen(id).await, Err(SpoolError::Sync(_))));
+    sleep(Duration::from_secs(10)).await;
+    assert!(!p.spool.has_seen(id).await.unwrap(), "and it is not asked for anything meanwhile");
+    p.driver.abort();
+    assert!(!m.start().await.spool.has_seen(id).await.unwrap(), "after a kill, too");
+}
+
 /// A share that another shard was asked for first comes under the identity that it has had since then.
 #[tokio::test(start_paused = true)]
 async fn a_share_is_known_also_below_what_its_origin_would_not_repeat_here() {
@@ -353,20 +374,20 @@ async fn a_share_is_known_also_below_what_its_origin_would_not_repeat_here() {
     sleep(Duration::from_secs(1)).await;
     assert!(take(5).await.unwrap().is_ok());
     let id = HandoffId { origin: 9, incarnation: 0, sequence: 5 };
-    assert!(p.spool.has_seen(id).await);
+    assert!(p.spool.has_seen(id).await.unwrap());
     assert!(take(4).await.unwrap().is_ok());
     p.spool.open_handoffs(9, vec![(0, 5)]);
     sleep(Duration::from_secs(1)).await;
-    assert!(p.spool.has_seen(id).await, "it is open still, and another is not");
+    assert!(p.spool.has_seen(id).await.unwrap(), "it is open still, and another is not");
     // What its origin says lies in one group with what it offers next.
     p.spool.open_handoffs(9, vec![(0, 10)]);
-    assert!(take(5).await.unwrap().is_ok() && p.spool.has_seen(id).await);
+    assert!(take(5).await.unwrap().is_ok() && p.spool.has_seen(id).await.unwrap());
     p.driver.abort();
     let p = m.start().await;
-    assert!(p.spool.has_seen(id).await, "after a kill, too");
+    assert!(p.spool.has_seen(id).await.unwrap(), "after a kill, too");
     p.spool.open_handoffs(9, vec![(0, 6)]);
     sleep(Duration::from_secs(1)).await;
-    assert!(!p.spool.has_seen(id).await);
+    assert!(!p.spool.has_seen(id).await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]

@@ -610,9 +610,10 @@ impl Supervisor {
         if !wait {
             return Ok(format!("scaling to {workers} workers"));
         }
-        // A shard that is to leave and does not run is waited for, but not by whoever asked.
-        let leaving_is_down = |s: &Self| s.slots.borrow().iter().any(|s| s.leaving && s.is_down());
-        self.until(Duration::from_secs(3600), |s| retire.is_finished() || leaving_is_down(s)).await;
+        // A shard that is to leave is waited for, and one that may have something open there; but not by an operator where one of
+        // them does not run.
+        let is_any_down = |s: &Self| s.slots.borrow().iter().any(Slot::is_down);
+        self.until(Duration::from_secs(3600), |s| retire.is_finished() || is_any_down(s)).await;
         if retire.is_finished() {
             retire.await.map_err(|e| format!("shards could not be retired: {e}"))??;
         }
@@ -668,16 +669,34 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Ends one shard that owns nothing any more, once it holds nothing either.
+    /// Ends one shard that owns nothing any more, once it holds nothing either, and no other has a share of which it does not know
+    /// whether this one took it: it would find this one gone, and give the share to a third a second time.
     async fn retire(self: &Rc<Self>, number: u8) -> Result<(), String> {
         let owns = |s: &Self| s.map.borrow().shards.contains(&number);
+        let is_gone = |s: &Self| s.slot(number, |_| ()).is_none();
+        // From then on it takes no share that it has not.
+        let knows_it = |s: &Self| {
+            let epoch = s.map.borrow().epoch;
+            owns(s) || is_gone(s) || s.slot(number, |s| s.heartbeat.settled_epoch == epoch).unwrap_or(true)
+        };
         loop {
+            if !self.until(Duration::from_secs(3600), knows_it).await {
+                return Err(format!(
+                    "shard {number} has not taken the shard map in an hour; it goes on handing over its mail"
+                ));
+            }
             let asked = std::time::Instant::now() + Duration::from_secs(1);
-            let empty = |s: &Self| owns(s) || s.slot(number, |s| s.is_empty(asked)).unwrap_or(true);
+            let none_open = |s: &Self| {
+                let slots = s.slots.borrow();
+                slots.iter().all(|s| s.number == number || s.has_none_open_at(number, asked))
+            };
+            let empty = |s: &Self| {
+                owns(s) || is_gone(s) || (s.slot(number, |s| s.is_empty(asked)).unwrap_or(true) && none_open(s))
+            };
             if !self.until(Duration::from_secs(3600), empty).await {
                 return Err(format!("shard {number} still holds mail; it goes on handing it over"));
             }
-            if owns(self) || self.slot(number, |_| ()).is_none() {
+            if owns(self) || is_gone(self) {
                 return Ok(());
             }
             let grace = self.grace();

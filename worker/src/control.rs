@@ -313,6 +313,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         connections_out: shard.connections.get(),
         connections_in: shard.sessions.get(),
         handoffs: shard.handoffs.kept.recipients(),
+        shares_open_at: shard.handoffs.open_at(),
         received: c.received.get(),
         delivered: c.delivered.get(),
         bounced: c.bounced.get(),

@@ -360,6 +360,12 @@ impl Shard {
         self.stop.is_raised()
     }
 
+    /// The shard has no part in the map that is in force: it is to hand over what it has and to end.
+    pub fn is_retired(&self) -> bool {
+        let map = self.map.borrow();
+        !map.shards.is_empty() && !map.shards.contains(&self.number)
+    }
+
     /// Raised when the shard stops.
     pub fn stop_signal(&self) -> Rc<Signal> {
         Rc::clone(&self.stop)

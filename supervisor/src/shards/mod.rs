@@ -163,6 +163,11 @@ impl Slot {
         serves && self.beat_at > since && h.recipients == 0 && !h.held && h.accounting_behind.is_none()
     }
 
+    /// A process said after `since` that shard `other` has no share of this one that it has not answered for.
+    pub fn has_none_open_at(&self, other: u8, since: Instant) -> bool {
+        self.beat_at > since && self.heartbeat.shares_open_at.as_ref().is_some_and(|at| !at.contains(&other))
+    }
+
     /// It does not run, and has failed before.
     pub fn is_down(&self) -> bool {
         self.state == State::Waiting && self.delay > Duration::from_secs(1)

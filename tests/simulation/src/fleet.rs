@@ -99,13 +99,21 @@ impl World {
         self.until(SCALE_WAIT, || self.is_settled()).await;
     }
 
-    /// Ends a shard that owns nothing any more, once it holds nothing either.
+    /// Ends a shard that owns nothing any more, once it holds nothing either, and no other has a share of which it does not know
+    /// whether this one took it.
     async fn retire(&self, host: &Host) {
+        let epoch = self.map.borrow().epoch;
         let has_written = |s: &Shard| !s.spool.holds_deliveries() && s.spool.accounting_behind().is_none();
-        let is_empty = || host.shard().is_some_and(|s| host.holds(&s) == 0 && has_written(&s));
+        let knows_it = |s: &Shard| s.map.borrow().epoch >= epoch;
+        let is_empty = || host.shard().is_some_and(|s| knows_it(&s) && host.holds(&s) == 0 && has_written(&s));
+        let has_none_open = |s: &Shard| s.handoffs.open_at().is_some_and(|at| !at.contains(&host.number));
+        let none_open = || {
+            let mut others = self.wanted().filter(|h| h.number != host.number);
+            others.all(|h| h.shard().is_some_and(|s| has_none_open(&s)))
+        };
         while !self.is_over() {
             sleep(Duration::from_secs(1)).await;
-            if !is_empty() {
+            if !is_empty() || !none_open() {
                 continue;
             }
             host.is_wanted.set(false);

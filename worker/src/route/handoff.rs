@@ -38,6 +38,8 @@ pub enum Answer {
     Refused,
     /// It may have it one day: an earlier offer is being stored.
     Unknown,
+    /// It does not have it and will not take it: it is being retired.
+    Never,
 }
 
 /// A frame waiting to be written.
@@ -165,8 +167,16 @@ impl Handoffs {
         self.links.borrow().get(&owner).is_some_and(|l| l.connected.get())
     }
 
+    /// Shards that may still be offered a share, and may have it already; `None` before all kept shares are known.
+    pub fn open_at(&self) -> Option<Vec<u8>> {
+        let open = self.open.0.borrow();
+        let any =
+            open.iter().filter(|(_, incarnations)| !incarnations.is_empty() && !ipc::planted!("open-shares-untold"));
+        self.all_known.get().then(|| any.map(|(owner, _)| *owner).collect())
+    }
+
     /// What one owner is to remember.
-    fn open_at(&self, owner: u8) -> Open {
+    fn to_remember(&self, owner: u8) -> Open {
         let open = self.open.0.borrow();
         let mut from = vec![(self.incarnation, self.next.get())];
         for (incarnation, sequences) in open.get(&owner).into_iter().flatten() {
@@ -185,7 +195,7 @@ impl Handoffs {
             return;
         }
         link.untold.set(0);
-        let archive = Bytes::copy_from_slice(&ipc::frame::archive(&self.open_at(owner)));
+        let archive = Bytes::copy_from_slice(&ipc::frame::archive(&self.to_remember(owner)));
         let header = Header::new(mesh::OPEN, archive.len(), 0).encode();
         link.send(Outgoing { header, archive, body: [Bytes::new(), Bytes::new()] });
     }
@@ -319,7 +329,8 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(),
                         _ => match ipc::frame::unarchive::<Refusal>(mesh::REFUSED, &f.archive)? {
                             Refusal::Full => Answer::Full,
                             Refusal::InProgress => Answer::Unknown,
-                            _ => Answer::Refused,
+                            Refusal::Retired => Answer::Never,
+                            Refusal::Stopping | Refusal::Spool | Refusal::Invalid => Answer::Refused,
                         },
                     };
                     if let Some(tx) = link.waiting.borrow_mut().remove(&f.header.a) {

@@ -31,6 +31,9 @@ const OWNER_WAIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// Shares that are with one owner at once.
 const AT_ONCE: usize = 32;
+/// What the notes of shares that another than the shard named in them is asked to take are called among the spool's values, before
+/// the share's key.
+const NOTED_AS: &str = "kept/";
 
 /// A share kept under handoff.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct Keeping {
     by_owner: RefCell<HashMap<u8, VecDeque<Kept>>>,
     /// Found at start and not read yet.
     found: RefCell<VecDeque<Recovered>>,
+    /// The shard that was asked last, of shares found at start that name another, by key.
+    noted: RefCell<HashMap<u64, u8>>,
     recipients: Cell<u64>,
     /// Owners that are being offered some.
     passing: RefCell<HashSet<u8>>,
@@ -137,6 +142,20 @@ pub async fn pass_on(shard: Rc<Shard>) {
     }
 }
 
+/// Finds who was asked last to take shares that name another.
+pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
+    let notes = values.iter().filter_map(|(name, value)| {
+        let key = name.strip_prefix(NOTED_AS)?.parse::<u64>().ok()?;
+        value.first().map(|owner| (key, *owner))
+    });
+    shard.handoffs.kept.noted.borrow_mut().extend(notes);
+}
+
+/// Notes who is asked to take a share that names another, so that the next process asks the same shard; nobody with `None`.
+fn note(shard: &Shard, key: u64, owner: Option<u8>) {
+    shard.spool.put(&format!("{NOTED_AS}{key}"), owner.into_iter().collect());
+}
+
 /// Learns the identities of shares found at start. Those that were this shard's own for a while
 /// are so for good.
 async fn read_found(shard: &Rc<Shard>) {
@@ -162,7 +181,8 @@ async fn read_found(shard: &Rc<Shard>) {
         };
         match identity {
             Some((id, asked, message)) => {
-                let owner = asked.unwrap_or(shard.number);
+                let noted = shard.handoffs.kept.noted.borrow_mut().remove(&r.key);
+                let owner = noted.or(asked).unwrap_or(shard.number);
                 let share = shard.handoffs.share(owner, id);
                 shard.handoffs.kept.put_back([Kept { key: r.key, message, recipients, share }]);
             }
@@ -172,6 +192,9 @@ async fn read_found(shard: &Rc<Shard>) {
             }
         }
     }
+    // Of shares that are not kept any more.
+    let old: Vec<u64> = shard.handoffs.kept.noted.borrow_mut().drain().map(|(key, _)| key).collect();
+    old.into_iter().for_each(|key| note(shard, key, None));
     shard.handoffs.all_known();
 }
 
@@ -219,7 +242,8 @@ enum Passed {
     Nowhere(Kept),
 }
 
-/// Offers one kept share to whoever was asked, or owns its destination now.
+/// Offers one kept share to the shard that was asked before, or to the owner of its destination once that one is gone, or has said
+/// that it never takes it.
 async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
     let (envelope, body) = match read(shard, kept.key).await {
         Ok(m) => m,
@@ -233,31 +257,56 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
             return Passed::Gone;
         }
     };
+    let owner_now = || {
+        with(&envelope, |e| e.recipients.first().map(|r| r.destination.as_str().to_owned()))
+            .map_or(shard.number, |d| shard.map.borrow().taker(&d, shard.next_turn()))
+    };
     let asked = kept.share.owner;
-    let owner = match asked != shard.number && is_there(shard, asked) {
-        true => asked,
-        false => with(&envelope, |e| e.recipients.first().map(|r| r.destination.as_str().to_owned()))
-            .map_or(shard.number, |d| shard.map.borrow().taker(&d, shard.next_turn())),
-    };
-    if owner == shard.number {
-        shard.handoffs.kept.gone(kept.key, kept.recipients);
-        shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()]))).await;
-        return Passed::Gone;
+    let named = with(&envelope, |e| e.asked.as_ref().copied());
+    if asked != shard.number && is_there(shard, asked) {
+        let archive = Bytes::copy_from_slice(&envelope);
+        let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &kept.share, archive, &[body.clone(), Bytes::new()]);
+        let Some(answer) = offer else { return Passed::Nowhere(kept) };
+        match timeout(OWNER_WAIT, answer).await {
+            Ok(Ok(Answer::Never)) => {}
+            Ok(Ok(Answer::Taken)) => return passed(shard, kept, named),
+            _ if ipc::planted!("share-dropped-when-offered") => return passed(shard, kept, named),
+            _ => return Passed::Nowhere(kept),
+        }
     }
-    let kept = match owner == asked {
-        true => kept,
-        false => Kept { share: shard.handoffs.share(owner, kept.share.id), ..kept },
-    };
-    let archive = Bytes::copy_from_slice(&envelope);
-    let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &kept.share, archive, &[body, Bytes::new()]);
-    let Some(answer) = offer else { return Passed::Nowhere(kept) };
-    if !ipc::planted!("share-dropped-when-offered")
-        && !matches!(timeout(OWNER_WAIT, answer).await, Ok(Ok(Answer::Taken)))
-    {
-        return Passed::Nowhere(kept);
+    match owner_now() {
+        owner if owner == shard.number => {
+            if named != Some(asked) {
+                note(shard, kept.key, None);
+            }
+            shard.handoffs.kept.gone(kept.key, kept.recipients);
+            shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()]))).await;
+            Passed::Gone
+        }
+        owner => readdress(shard, kept, named, owner).await,
+    }
+}
+
+/// A kept share is with the shard that was asked. `named` is the shard that the share names.
+fn passed(shard: &Shard, kept: Kept, named: Option<u8>) -> Passed {
+    if named != Some(kept.share.owner) {
+        note(shard, kept.key, None);
     }
     let recipients = (0..kept.recipients as u16).collect();
     shard.spool.settle(Settled { key: kept.key, recipients, last: true, rows: Vec::new() });
     shard.handoffs.kept.gone(kept.key, kept.recipients);
     Passed::Taken(kept.share)
+}
+
+/// The share is offered to another shard from now on. That is on disk before: a process that is killed behind an offer that was not
+/// answered is followed by one that asks the same shard again.
+async fn readdress(shard: &Shard, kept: Kept, named: Option<u8>, owner: u8) -> Passed {
+    if owner == kept.share.owner {
+        return Passed::Nowhere(kept);
+    }
+    note(shard, kept.key, Some(owner).filter(|_| named != Some(owner)));
+    Passed::Nowhere(match shard.spool.barrier().await {
+        Ok(()) => Kept { share: shard.handoffs.share(owner, kept.share.id), ..kept },
+        Err(_) => kept,
+    })
 }

@@ -325,6 +325,7 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
     // An owner that had it on disk and whose answer was lost knows it by its identity, so the same
     // one is asked until it has answered: whoever it is moved to then gets it from there.
     let mut unanswered = asked.then(|| Unanswered::new(&shard.moves));
+    let mut takes_none = false;
     loop {
         let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, share, archive.clone(), content.stored());
         if let Some(answer) = offer {
@@ -332,13 +333,19 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
             match timeout(OWNER_WAIT, answer).await {
                 Ok(Ok(Answer::Taken)) => break,
                 // It says that it does not have it.
-                Ok(Ok(Answer::Full | Answer::Refused)) => unanswered = None,
+                Ok(Ok(a @ (Answer::Full | Answer::Refused | Answer::Never))) => {
+                    unanswered = None;
+                    takes_none = a == Answer::Never;
+                }
                 _ => {}
             }
         }
         let may_have_it = unanswered.is_some() && is_there(shard, owner);
         if !may_have_it
-            && (shard.stopping() || shard.map.borrow().epoch != epoch || !shard.handoffs.is_connected(owner))
+            && (takes_none
+                || shard.stopping()
+                || shard.map.borrow().epoch != epoch
+                || !shard.handoffs.is_connected(owner))
         {
             return false;
         }

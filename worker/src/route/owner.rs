@@ -156,8 +156,11 @@ async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refus
     let _stored = InProgress(&shard.taken, id);
     // What its origin had not on disk was never offered before.
     let kept = f.header.kind == mesh::HANDOFF_KEPT;
-    if kept && shard.spool.has_seen(id).await {
+    if kept && shard.spool.has_seen(id).await.map_err(|_| Refusal::InProgress)? {
         return Ok(());
+    }
+    if shard.is_retired() {
+        return Err(Refusal::Retired);
     }
     if shard.stopping() {
         return Err(Refusal::Stopping);

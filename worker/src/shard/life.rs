@@ -72,6 +72,7 @@ impl Shard {
         crate::disabled::restore(&self, &values);
         rerouting::restore(&self, &values).await;
         moving::restore(&self, &values);
+        keep::restore(&self, &values);
         last_failures::restore(&self, &values);
         paths::restore(&self, values);
         self.scheduler.borrow_mut().has_recalled();
