@@ -7,10 +7,11 @@
 //! failure, as after a crash, rows behind that come again and the projection leaves out those that
 //! the files have. Until all of these came by, nothing is noted.
 
-use std::collections::VecDeque;
+pub(crate) mod writer;
+
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,11 +19,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::SpoolError;
-use crate::bell::{Bell, Runner};
 use crate::disk::Disk;
+use crate::group::Group;
 use crate::index::Index;
 use crate::layout::PutMeta;
-use crate::store::{Cursor, Group, Projection, Store};
+use crate::projection::{Item, Projection, Wanted};
+use crate::rows::Cursor;
+use crate::store::Store;
+use writer::{Desk, Order, Report, Runner, start};
 
 /// Rows that wait in memory, bytes.
 const WAITING_MAX: usize = if cfg!(test) { 4 << 10 } else { 16 << 20 };
@@ -32,282 +36,8 @@ const SLICE: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Time between two attempts at files that cannot be written.
 const AGAIN: Duration = Duration::from_secs(1);
-/// What comes within this time goes out in one write.
-const GATHER: Duration = Duration::from_millis(5);
-/// Room for accounting is looked for this often.
-const ROOM_EVERY: Duration = Duration::from_millis(200);
 /// A call that takes so long has met a disk that does not answer.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
-
-/// What accounting may show.
-#[derive(Debug)]
-pub enum Item {
-    /// A message was accepted. `headers` is empty unless they are asked for.
-    Message { envelope: Bytes, headers: Bytes },
-    /// A row of an outcome.
-    Row(Vec<u8>),
-}
-
-impl Item {
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Item::Message { envelope, headers } => envelope.len() + headers.len() + 64,
-            Item::Row(row) => row.len() + 32,
-        }
-    }
-
-    pub(crate) fn pass_to(&self, projection: &mut dyn Projection) {
-        match self {
-            Item::Message { envelope, headers } => projection.message(envelope, headers),
-            Item::Row(row) => projection.row(row),
-        }
-    }
-}
-
-/// What a projection wants to be passed beside rows.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Wanted {
-    /// Messages.
-    pub messages: bool,
-    /// Their headers.
-    pub headers: bool,
-}
-
-impl Wanted {
-    pub(crate) fn by(p: &dyn Projection) -> Wanted {
-        Wanted { messages: p.takes_messages(), headers: p.reads_headers() }
-    }
-
-    fn and(self, other: Wanted) -> Wanted {
-        Wanted { messages: self.messages || other.messages, headers: self.headers || other.headers }
-    }
-}
-
-enum Order {
-    Items(Vec<Item>),
-    /// Everything so far, which is everything up to this sequence.
-    Sync(u64),
-    /// Go on behind this state.
-    Resume(Vec<u8>),
-    /// Sync as above, then go on with another.
-    Switch(u64, Box<dyn Projection>),
-    /// Go on with another behind this state.
-    Replace(Box<dyn Projection>, Vec<u8>),
-}
-
-enum Report {
-    Synced(u64, Vec<u8>),
-    Switched,
-    Replaced,
-    Failed(io::Error),
-}
-
-/// What the spool's thread and the writing one have in common.
-struct Desk {
-    state: Mutex<DeskState>,
-    work: Bell,
-    /// Bytes of items that are not written.
-    waiting: AtomicUsize,
-    /// The spool's thread found no room for more.
-    wants_room: AtomicBool,
-}
-
-#[derive(Default)]
-struct DeskState {
-    orders: VecDeque<Order>,
-    reports: Vec<Report>,
-    /// The thread waits for orders, and is woken for them.
-    idle: bool,
-    /// It is in a call since then, which may touch the disk.
-    busy_since: Option<Instant>,
-    /// Why no new mail may come in.
-    refusal: Option<String>,
-    closed: bool,
-}
-
-impl Desk {
-    fn lock(&self) -> MutexGuard<'_, DeskState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn give(&self, order: Order) {
-        if let Order::Items(items) = &order {
-            self.waiting.fetch_add(items.iter().map(Item::bytes).sum(), Relaxed);
-        }
-        let mut s = self.lock();
-        s.orders.push_back(order);
-        if s.idle {
-            self.work.ring();
-        }
-    }
-
-    fn close(&self) {
-        self.lock().closed = true;
-        self.work.ring();
-    }
-}
-
-/// What the writer waits for.
-#[derive(Clone, Copy)]
-enum Waits {
-    Nothing,
-    /// Orders, until then.
-    Orders(Instant),
-    /// More of what has begun to come, until then.
-    Company(Instant),
-}
-
-/// What the writer does next.
-enum Turn {
-    Obey(VecDeque<Order>),
-    Wait(Instant),
-    /// Nobody gives orders any more.
-    End,
-}
-
-/// Who writes accounting files.
-pub(crate) struct Writer {
-    desk: Arc<Desk>,
-    projection: Box<dyn Projection>,
-    waits: Waits,
-    /// Everything is left alone until it is told to go on.
-    failed: bool,
-    looked_for_room: Option<Instant>,
-    wake: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl Writer {
-    /// The life of the thread.
-    pub fn run(mut self) {
-        loop {
-            let desk = Arc::clone(&self.desk);
-            let mut state = desk.lock();
-            let orders = loop {
-                let now = Instant::now();
-                match self.turn(&mut state, now) {
-                    Turn::Obey(orders) => break orders,
-                    Turn::Wait(until) => state = desk.work.wait(state, until - now),
-                    Turn::End => return,
-                }
-            };
-            drop(state);
-            self.step(orders);
-        }
-    }
-
-    /// The same as a task. `takes` says how long each step lasts: one that is dropped meanwhile
-    /// has not happened.
-    pub async fn attend(mut self, takes: Arc<dyn Fn() -> Duration + Send + Sync>) {
-        loop {
-            let desk = Arc::clone(&self.desk);
-            let turn = self.turn(&mut desk.lock(), Instant::now());
-            match turn {
-                Turn::Obey(orders) => {
-                    let time = takes();
-                    if !time.is_zero() {
-                        tokio::time::sleep(time).await;
-                    }
-                    self.step(orders);
-                }
-                Turn::Wait(until) => desk.work.rung(until).await,
-                Turn::End => return,
-            }
-        }
-    }
-
-    /// Whether to obey what is there or to wait. What comes to a writer without orders waits a
-    /// moment for more of it.
-    fn turn(&mut self, s: &mut DeskState, now: Instant) -> Turn {
-        if s.closed {
-            return Turn::End;
-        }
-        let none = s.orders.is_empty();
-        self.waits = match self.waits {
-            Waits::Nothing if none => Waits::Orders(now + ROOM_EVERY),
-            Waits::Orders(until) if none && now < until => Waits::Orders(until),
-            Waits::Orders(_) if !none && s.orders.iter().all(|o| matches!(o, Order::Items(_))) => {
-                Waits::Company(now + GATHER)
-            }
-            Waits::Company(until) if now < until => Waits::Company(until),
-            _ => Waits::Nothing,
-        };
-        s.idle = matches!(self.waits, Waits::Orders(_));
-        match self.waits {
-            Waits::Orders(until) | Waits::Company(until) => Turn::Wait(until),
-            Waits::Nothing => {
-                s.busy_since = Some(now);
-                Turn::Obey(std::mem::take(&mut s.orders))
-            }
-        }
-    }
-
-    fn step(&mut self, orders: VecDeque<Order>) {
-        let (mut waited, mut reports) = (0, Vec::new());
-        for o in orders {
-            if let Order::Items(items) = &o {
-                waited += items.iter().map(Item::bytes).sum::<usize>();
-            }
-            if let Err(e) = self.obey(o, &mut reports) {
-                self.failed = true;
-                reports.push(Report::Failed(e));
-            }
-        }
-        if !self.failed
-            && let Err(e) = self.projection.write()
-        {
-            self.failed = true;
-            reports.push(Report::Failed(e));
-        }
-        self.desk.waiting.fetch_sub(waited, Relaxed);
-        let tell = !reports.is_empty() || self.desk.wants_room.swap(false, Relaxed);
-        let look = self.looked_for_room.is_none_or(|t| t.elapsed() >= ROOM_EVERY);
-        let refusal = look.then(|| self.projection.refuses_intake());
-        let mut s = self.desk.lock();
-        s.reports.append(&mut reports);
-        s.busy_since = None;
-        if let Some(refusal) = refusal {
-            s.refusal = refusal;
-            self.looked_for_room = Some(Instant::now());
-        }
-        drop(s);
-        if tell {
-            (self.wake)();
-        }
-    }
-
-    fn obey(&mut self, order: Order, reports: &mut Vec<Report>) -> io::Result<()> {
-        match order {
-            Order::Resume(state) => {
-                self.projection.resume(&state);
-                self.failed = false;
-            }
-            Order::Replace(next, state) => {
-                let state = self.projection.handed_on(state);
-                self.projection = next;
-                self.projection.resume(&state);
-                self.failed = false;
-                reports.push(Report::Replaced);
-            }
-            _ if self.failed => {}
-            Order::Items(items) => items.iter().for_each(|i| i.pass_to(&mut *self.projection)),
-            Order::Sync(sequence) => reports.push(self.synced(sequence)?),
-            Order::Switch(sequence, next) => {
-                self.synced(sequence)?;
-                self.projection = next;
-                self.projection.begin();
-                // What was synced is behind; rows may be in the next from now on.
-                reports.push(Report::Synced(sequence, self.projection.sync()?));
-                reports.push(Report::Switched);
-            }
-        }
-        Ok(())
-    }
-
-    fn synced(&mut self, sequence: u64) -> io::Result<Report> {
-        self.projection.write()?;
-        Ok(Report::Synced(sequence, self.projection.sync()?))
-    }
-}
 
 type SwitchReply = oneshot::Sender<Result<(), SpoolError>>;
 
@@ -354,28 +84,6 @@ impl Drop for Accounting {
     fn drop(&mut self) {
         self.desk.close();
     }
-}
-
-fn start(
-    projection: Box<dyn Projection>,
-    runner: &Runner,
-    wake: &Arc<dyn Fn() + Send + Sync>,
-) -> io::Result<Arc<Desk>> {
-    let desk = Arc::new(Desk {
-        state: Mutex::default(),
-        work: runner.bell(),
-        waiting: AtomicUsize::new(0),
-        wants_room: AtomicBool::new(false),
-    });
-    runner.start(Writer {
-        desk: Arc::clone(&desk),
-        projection,
-        waits: Waits::Nothing,
-        failed: false,
-        looked_for_room: None,
-        wake: Arc::clone(wake),
-    })?;
-    Ok(desk)
 }
 
 /// An orderly stop, which waits for what is not written.
@@ -691,11 +399,10 @@ impl Accounting {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::path::Path;
-    use std::sync::Condvar;
+    use std::sync::{Condvar, Mutex};
 
     use super::*;
-    use crate::store::Settled;
-    use crate::{Options, Outcomes, Spool};
+    use crate::{Options, Outcomes, Settled, Spool};
 
     /// A disk of accounting files that can be full, or not answer.
     #[derive(Debug, Default)]

@@ -1,12 +1,10 @@
 //! What wakes whoever does the work: a thread, or a task where no thread is wanted.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
-
-use crate::accounting::Writer;
 
 /// Rung when there is work. One alone waits for it.
 pub(crate) struct Bell {
@@ -16,6 +14,20 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
+    /// A bell that a thread waits for.
+    pub fn for_thread() -> Bell {
+        Bell::new(false)
+    }
+
+    /// A bell that a task waits for.
+    pub fn for_task() -> Bell {
+        Bell::new(true)
+    }
+
+    fn new(for_a_task: bool) -> Bell {
+        Bell { for_a_task, thread: Condvar::new(), task: Notify::new() }
+    }
+
     /// Wakes the one who waits, or who looks next.
     pub fn ring(&self) {
         if self.for_a_task { self.task.notify_one() } else { self.thread.notify_one() }
@@ -30,35 +42,5 @@ impl Bell {
     pub async fn rung(&self, until: Instant) {
         // Whoever waits looks what there is to do, in either case.
         let _ = tokio::time::timeout_at(until, self.task.notified()).await;
-    }
-}
-
-/// Who does the work of a spool.
-pub(crate) enum Runner {
-    /// Threads, started when they are needed.
-    Threads,
-    /// A task, which takes up the writers that it finds here.
-    Task(std::sync::Arc<Mutex<Vec<Writer>>>),
-}
-
-impl Runner {
-    /// A bell that wakes this one.
-    pub fn bell(&self) -> Bell {
-        Bell { for_a_task: matches!(self, Runner::Task(_)), thread: Condvar::new(), task: Notify::new() }
-    }
-
-    /// Lets a writer of accounting files run.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn start(&self, writer: Writer) -> std::io::Result<()> {
-        match self {
-            // Not waited for at the end: it may hang with its disk.
-            Runner::Threads => {
-                drop(std::thread::Builder::new().name("accounting".into()).spawn(move || writer.run())?);
-            }
-            Runner::Task(writers) => writers.lock().unwrap_or_else(PoisonError::into_inner).push(writer),
-        }
-        Ok(())
     }
 }

@@ -5,14 +5,16 @@
 //! records of their own, all of them synced before the segment counts: one record for all would
 //! at some size not be read back any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::layout::{CARRIED_BYTES_MAX, Kind, StartMeta};
 use crate::segment::Pending;
-use crate::store::Seen;
 
 /// Name of the value by which a first record says how many records follow it.
 const PARTS: &str = "spool/parts";
+
+/// Sequences of the handoffs taken and not yet forgotten, by origin and its incarnation.
+pub(crate) type Seen = BTreeMap<(u8, u32), BTreeSet<u64>>;
 
 /// The records that a hot segment begins with.
 pub(crate) fn records(values: &BTreeMap<String, Vec<u8>>, seen: &Seen) -> Vec<Pending> {

@@ -4,55 +4,15 @@
 //! Until the position is durable a replay repeats what the slices already wrote; every
 //! change is written so that repeating it is harmless.
 
-use rkyv::{Archive, Deserialize, Serialize};
-
 use crate::SpoolError;
 use crate::disk::Disk;
 use crate::index::{Change, Index};
-use crate::layout::FORMAT_VERSION;
+use crate::layout::{FORMAT_VERSION, POSITION_KEY, Position, SegmentEntry, message_key, segment_key};
 use crate::segment::Stream;
-use crate::store::{INDEX_BYTES, Store, message_key};
-
-/// Key of the position in the index.
-pub(crate) const POSITION_KEY: &[u8] = b"c";
+use crate::store::{Checkpoint, INDEX_BYTES, Store};
 
 /// Messages written in one slice: about 3 ms of sled 0.34.
 pub(crate) const SLICE: usize = 200;
-
-/// The position that the index holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub(crate) struct Position {
-    pub version: u8,
-    /// Boot of the machine that wrote it.
-    pub boot: String,
-    /// Written by an orderly stop.
-    pub clean: bool,
-    pub next_sequence: u64,
-    /// Segments from this number on are newer than the index.
-    pub next_segment: u32,
-    /// Segments that were active, and how far the index had read them.
-    pub active: Vec<(u32, u64)>,
-}
-
-/// A segment's pins as the index holds them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub(crate) struct SegmentEntry {
-    pub refs: Vec<u32>,
-    pub last_sequence: u64,
-}
-
-/// A checkpoint in progress.
-#[derive(Debug)]
-pub(crate) struct Checkpoint {
-    position: Position,
-    keys: Vec<u64>,
-}
-
-pub(crate) fn segment_key(id: u32) -> Vec<u8> {
-    let mut k = vec![b's'];
-    k.extend_from_slice(&id.to_be_bytes());
-    k
-}
 
 impl<D: Disk, I: Index> Store<D, I> {
     /// Whether a checkpoint is in progress.
@@ -238,7 +198,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                     && s.last_sequence <= self.checkpointed
                     && (s.last_sequence <= self.projected || s.cold)
                     && (s.cold || !s.refs.iter().any(|r| log.segments.contains_key(r)))
-                    && self.compaction.as_ref().is_none_or(|c| c.segment() != **id)
+                    && self.compaction.as_ref().is_none_or(|c| c.segment != **id)
             });
             let Some(id) = free.map(|(id, _)| *id) else { break };
             if let Err(e) = self.log.free(id) {

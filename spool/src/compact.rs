@@ -6,27 +6,19 @@ use bytes::Bytes;
 use crate::SpoolError;
 use crate::disk::Disk;
 use crate::index::Index;
-use crate::layout::{Kind, Location, MovedMeta, UpdateEntry, UpdateMeta};
+use crate::layout::{Kind, Location, MovedMeta, UpdateEntry, UpdateMeta, aligned};
 use crate::segment::{Pending, Record, STEP_BYTES, Stream};
-use crate::store::{Dirty, INDEX_BYTES, LIVE_SHARE, RESERVE_BYTES, Store, aligned};
+use crate::store::{Compaction, Dirty, INDEX_BYTES, LIVE_SHARE, RESERVE_BYTES, Store};
 
 /// Bytes copied in one slice.
 const SLICE_BYTES: u64 = 1 << 20;
 
-/// A segment being copied forward.
-#[derive(Debug)]
-pub(crate) struct Compaction {
-    segment: u32,
-    at: u64,
-}
-
-impl Compaction {
-    pub(crate) fn segment(&self) -> u32 {
-        self.segment
-    }
-}
-
 impl<D: Disk, I: Index> Store<D, I> {
+    /// Whether a segment is being copied forward.
+    pub fn compacting(&self) -> bool {
+        self.compaction.is_some()
+    }
+
     /// Chooses a segment to copy forward, if one is worth it: the oldest sealed one of which
     /// little lives, once the index has caught up with it.
     pub fn choose_compaction(&mut self) -> bool {

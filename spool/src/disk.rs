@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
@@ -75,6 +76,25 @@ pub trait Disk: Send {
     fn folder(&self, name: &str) -> io::Result<Self>
     where
         Self: Sized;
+}
+
+/// How long a disk takes for one group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Until the group is written. A kill meanwhile loses it.
+    pub write: Duration,
+    /// From there until it is synced. After a kill meanwhile it is in the log all the same, unless
+    /// the power is lost, too: then any part of it is.
+    pub sync: Duration,
+    /// From there until those who wait for it hear of it. A kill meanwhile leaves a durable group
+    /// that nobody was told of.
+    pub answer: Duration,
+}
+
+/// A disk that says how long it takes.
+pub trait Timed: Disk {
+    /// How long it takes for the next group.
+    fn times(&mut self) -> Times;
 }
 
 /// A folder of a real file system.

@@ -14,31 +14,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
 use crate::SpoolError;
-use crate::accounting::{Stop, Writer};
-use crate::bell::Runner;
-use crate::disk::Disk;
-use crate::group_commit::{Batch, Options, Running, Working};
+use crate::accounting::Stop;
+use crate::accounting::writer::{Runner, Writer};
+use crate::disk::{Disk, Timed};
+use crate::group_commit::{Batch, Options, Running};
+use crate::inbox::Working;
 use crate::index::Index;
-use crate::store::{Projection, Recovered, Values};
-
-/// How long a disk takes for one group.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Times {
-    /// Until the group is written. A kill meanwhile loses it.
-    pub write: Duration,
-    /// From there until it is synced. After a kill meanwhile it is in the log all the same, unless
-    /// the power is lost, too: then any part of it is.
-    pub sync: Duration,
-    /// From there until those who wait for it hear of it. A kill meanwhile leaves a durable group
-    /// that nobody was told of.
-    pub answer: Duration,
-}
-
-/// A disk that says how long it takes.
-pub trait Timed: Disk {
-    /// How long it takes for the next group.
-    fn times(&mut self) -> Times;
-}
+use crate::projection::Projection;
+use crate::store::{Recovered, Values};
 
 /// How long each step of accounting takes.
 type StepTime = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -47,15 +30,15 @@ type Each = Box<dyn FnMut(Recovered) + Send>;
 
 /// Does the work of a spool that was opened with [`crate::Spool::without_thread`].
 pub struct Driver<D: Disk, I: Index> {
-    pub(crate) folder: D,
-    pub(crate) index: I,
-    pub(crate) options: Options,
-    pub(crate) projection: Box<dyn Projection>,
-    pub(crate) each: Each,
-    pub(crate) ready: oneshot::Sender<Result<Values, SpoolError>>,
-    pub(crate) working: Working,
-    pub(crate) writers: Arc<Mutex<Vec<Writer>>>,
-    pub(crate) accounting_takes: StepTime,
+    folder: D,
+    index: I,
+    options: Options,
+    projection: Box<dyn Projection>,
+    each: Each,
+    ready: oneshot::Sender<Result<Values, SpoolError>>,
+    working: Working,
+    writers: Arc<Mutex<Vec<Writer>>>,
+    accounting_takes: StepTime,
 }
 
 impl<D: Disk, I: Index> std::fmt::Debug for Driver<D, I> {
@@ -65,6 +48,19 @@ impl<D: Disk, I: Index> std::fmt::Debug for Driver<D, I> {
 }
 
 impl<D: Disk, I: Index> Driver<D, I> {
+    pub(crate) fn new(
+        folder: D,
+        index: I,
+        options: Options,
+        projection: Box<dyn Projection>,
+        each: Each,
+        ready: oneshot::Sender<Result<Values, SpoolError>>,
+        working: Working,
+    ) -> Self {
+        let (writers, accounting_takes) = (Arc::default(), Arc::new(|| Duration::ZERO));
+        Driver { folder, index, options, projection, each, ready, working, writers, accounting_takes }
+    }
+
     /// Says how long each step of accounting takes: what was passed to the files since the last.
     #[must_use]
     pub fn with_accounting_time(self, takes: impl Fn() -> Duration + Send + Sync + 'static) -> Self {

@@ -381,6 +381,54 @@ impl Summary {
     }
 }
 
+/// Key in the index of the position that it holds.
+pub(crate) const POSITION_KEY: &[u8] = b"c";
+
+/// The position that the index holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub version: u8,
+    /// Boot of the machine that wrote it.
+    pub boot: String,
+    /// Written by an orderly stop.
+    pub clean: bool,
+    pub next_sequence: u64,
+    /// Segments from this number on are newer than the index.
+    pub next_segment: u32,
+    /// Segments that were active, and how far the index had read them.
+    pub active: Vec<(u32, u64)>,
+}
+
+/// A segment's pins as the index holds them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub(crate) struct SegmentEntry {
+    pub refs: Vec<u32>,
+    pub last_sequence: u64,
+}
+
+/// Key in the index of what it holds of a segment.
+pub(crate) fn segment_key(id: u32) -> Vec<u8> {
+    let mut k = vec![b's'];
+    k.extend_from_slice(&id.to_be_bytes());
+    k
+}
+
+/// Key of chunk `n` of a message in the index.
+pub(crate) fn message_key(key: u64, n: u16) -> Vec<u8> {
+    let mut k = Vec::with_capacity(11);
+    k.push(b'm');
+    k.extend_from_slice(&key.to_be_bytes());
+    k.extend_from_slice(&n.to_be_bytes());
+    k
+}
+
+/// A copy that rkyv can read in place.
+pub(crate) fn aligned(bytes: &[u8]) -> rkyv::util::AlignedVec<16> {
+    let mut a = rkyv::util::AlignedVec::with_capacity(bytes.len());
+    a.extend_from_slice(bytes);
+    a
+}
+
 /// The beginning of a text: at most `max` bytes of it.
 pub fn beginning(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);

@@ -7,7 +7,7 @@
 
 pub mod disk;
 pub mod driver;
-pub mod group_commit;
+pub mod group;
 pub mod index;
 pub mod layout;
 pub mod memory;
@@ -17,17 +17,28 @@ pub mod store;
 
 mod accounting;
 mod backlog;
+mod ballast;
 mod bell;
 mod carried;
 mod checkpoint;
 mod compact;
+mod group_commit;
+mod handle;
+mod inbox;
+mod projection;
 mod recover;
+mod rows;
+mod thread;
 
 pub use backlog::Refusal;
 pub use driver::Driver;
-pub use group_commit::{Opening, Options, Outcomes, Spool, Statistics, fits};
+pub use group::{NewMessage, Settled};
+pub use group_commit::Options;
+pub use handle::{Opening, Outcomes, Spool, fits};
+pub use inbox::Statistics;
 pub use layout::RecipientState;
-pub use store::{KnownRecipient, NewMessage, Projection, Recovered, RecoveredRecipient, Settled};
+pub use projection::Projection;
+pub use store::{KnownRecipient, Recovered, RecoveredRecipient};
 
 /// Why the spool did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]

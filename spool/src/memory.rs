@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::disk::Disk;
-use crate::driver::{Timed, Times};
+use crate::disk::{Disk, Timed, Times};
 use crate::index::{Change, Each, Index, IndexError};
 
 /// What a disk writes whole, or not at all.

@@ -8,14 +8,15 @@ use ipc::dice::{HashMap, HashSet};
 
 use crate::SpoolError;
 use crate::carried::Carried;
-use crate::checkpoint::{POSITION_KEY, Position, SegmentEntry};
 use crate::disk::Disk;
 use crate::index::{Index, IndexError};
 use crate::layout::{
-    DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, Location, MovedMeta, PutMeta, StartMeta, Summary, UpdateMeta,
+    DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, Location, MovedMeta, POSITION_KEY, Position, PutMeta, SegmentEntry,
+    StartMeta, Summary, UpdateMeta, aligned,
 };
+use crate::rows::PROJECTED;
 use crate::segment::{Log, Record};
-use crate::store::{PROJECTED, Recovered, RecoveredRecipient, Store, aligned};
+use crate::store::{Recovered, RecoveredRecipient, Store};
 
 /// What opening a spool took.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -9,15 +9,13 @@ use ipc::dice::HashMap;
 use ipc::message::{ArchivedEnvelope, HandoffId};
 
 use crate::SpoolError;
-use crate::accounting::{Item, Wanted};
-use crate::carried::{self, Carried};
-use crate::checkpoint::Checkpoint;
-use crate::compact::Compaction;
+use crate::carried::{self, Carried, Seen};
 use crate::disk::Disk;
+use crate::group::{Group, message_record, outcome_records};
 use crate::index::Index;
 use crate::layout::{
-    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, OUTCOMES_BYTES_MAX, PutMeta, REPLY_BYTES_MAX,
-    RecipientState, Summary, UpdateEntry, UpdateMeta, beginning,
+    DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, Position, PutMeta, REPLY_BYTES_MAX, RecipientState,
+    Summary, UpdateEntry, UpdateMeta, beginning, message_key,
 };
 use crate::segment::{Log, Pending, STEP_BYTES, Stream};
 
@@ -31,36 +29,6 @@ pub(crate) const INDEX_BYTES: u64 = 8 << 20;
 const MESSAGE_ROOM_BYTES: u64 = 256 << 10;
 /// A segment is hardly alive when less than a quarter of it is.
 pub(crate) const LIVE_SHARE: u64 = 4;
-/// Bytes of an entry of an Update record beside its reply, of a Done record, and of a row beside
-/// its text, at most.
-const UPDATE_ENTRY_BYTES: usize = 48;
-const DONE_ENTRY_BYTES: usize = 16;
-const ROW_BYTES: usize = 8;
-
-/// A message to be made durable.
-#[derive(Debug)]
-pub struct NewMessage {
-    /// Archived [`ipc::message::Envelope`], validated by the caller.
-    pub envelope: Bytes,
-    /// The content in two pieces: the header as changed, and the rest as received.
-    pub body: [Bytes; 2],
-    /// May use the reserve: a share of a message in progress that its owner did not take.
-    pub in_progress: bool,
-}
-
-/// Recipients of one message that ended.
-#[derive(Debug, Default)]
-pub struct Settled {
-    /// The message.
-    pub key: u64,
-    /// Their indexes in its envelope.
-    pub recipients: Vec<u16>,
-    /// Nothing is left of the message.
-    pub last: bool,
-    /// Accounting rows that belong to them.
-    pub rows: Vec<Vec<u8>>,
-}
-
 /// What the spool knows of a recipient.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownRecipient {
@@ -68,47 +36,6 @@ pub struct KnownRecipient {
     pub done: bool,
     /// Its state; the default before the first attempt.
     pub state: RecipientState,
-}
-
-/// What happens to the spool in one group.
-#[derive(Debug, Default)]
-pub struct Group {
-    /// Messages to store.
-    pub store: Vec<NewMessage>,
-    /// Reports that belong to the outcomes below: one does not go in without the other.
-    pub reports: Vec<NewMessage>,
-    /// Recipients that ended.
-    pub done: DoneMeta,
-    /// Recipients that will be tried again.
-    pub update: UpdateMeta,
-    /// Values to keep.
-    pub put: Vec<PutMeta>,
-    /// Handoffs that will not be repeated.
-    pub forget: Vec<ForgetMeta>,
-    /// What origins may still repeat: everything else is forgotten.
-    pub open: Vec<(u8, Vec<(u32, u64)>)>,
-}
-
-impl Group {
-    /// Nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.store.is_empty()
-            && self.reports.is_empty()
-            && self.done.is_empty()
-            && self.update.is_empty()
-            && self.put.is_empty()
-            && self.forget.is_empty()
-            && self.open.is_empty()
-    }
-
-    /// Adds recipients that ended.
-    pub fn settle(&mut self, s: Settled) {
-        self.done.entries.extend(s.recipients.iter().map(|r| (s.key, *r)));
-        if s.last {
-            self.done.settled.push(s.key);
-        }
-        self.done.rows.extend(s.rows);
-    }
 }
 
 /// A group in the log, which is not durable yet.
@@ -164,52 +91,6 @@ pub struct Recovered {
     pub recipients: Vec<RecoveredRecipient>,
 }
 
-/// Where accounting rows go. Called on a thread of its own after each group is durable;
-/// rows passed again after [`Projection::resume`] must be recognised and skipped.
-pub trait Projection: Send {
-    /// A message was accepted; `content` begins with its header section, or is empty unless
-    /// [`Projection::reads_headers`].
-    fn message(&mut self, envelope: &[u8], content: &[u8]);
-    /// Why no new mail may come in: rows of it would find no room.
-    fn refuses_intake(&self) -> Option<String> {
-        None
-    }
-    /// It shows messages: without, none is passed.
-    fn takes_messages(&self) -> bool {
-        true
-    }
-    /// It shows headers of messages.
-    fn reads_headers(&self) -> bool {
-        false
-    }
-    /// The state with what this projection has begun since and could not sync, for another that
-    /// goes on in its place.
-    fn handed_on(&self, state: Vec<u8>) -> Vec<u8> {
-        state
-    }
-    /// None of its files is one that this state of a projection before is about.
-    fn is_elsewhere(&self, _state: &[u8]) -> bool {
-        false
-    }
-    /// A row of an outcome.
-    fn row(&mut self, row: &[u8]);
-    /// Writes out what was passed so far.
-    ///
-    /// # Errors
-    /// When it could not be written; everything since the last [`Projection::sync`] is
-    /// passed again later, after a [`Projection::resume`].
-    fn write(&mut self) -> io::Result<()>;
-    /// Makes it durable and answers the state to resume from.
-    ///
-    /// # Errors
-    /// As for [`Projection::write`].
-    fn sync(&mut self) -> io::Result<Vec<u8>>;
-    /// What follows begins behind this state.
-    fn resume(&mut self, state: &[u8]);
-    /// What follows is new: everything before was written by another projection, and synced.
-    fn begin(&mut self) {}
-}
-
 /// A message that the index does not know yet, or changes that it does not know yet.
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
@@ -226,8 +107,22 @@ pub(crate) struct Dirty {
     pub done_in: BTreeSet<u32>,
 }
 
-/// Sequences of the handoffs taken and not yet forgotten, by origin and its incarnation.
-pub(crate) type Seen = BTreeMap<(u8, u32), BTreeSet<u64>>;
+/// A checkpoint in progress.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// What the index will hold at its end.
+    pub position: Position,
+    /// Messages that it has yet to write.
+    pub keys: Vec<u64>,
+}
+
+/// A segment being copied forward.
+#[derive(Debug)]
+pub(crate) struct Compaction {
+    pub segment: u32,
+    /// Offset behind what was copied.
+    pub at: u64,
+}
 
 /// The spool of one shard over some disk and index.
 pub struct Store<D: Disk, I: Index> {
@@ -596,228 +491,17 @@ impl<D: Disk, I: Index> Store<D, I> {
     pub fn last_sequence(&self) -> u64 {
         self.log.next_sequence - 1
     }
-
-    /// Passes every row behind the last durable accounting position.
-    ///
-    /// # Errors
-    /// By the disk.
-    pub fn project_from(&mut self, projection: &mut dyn Projection) -> io::Result<()> {
-        let wanted = Wanted::by(projection);
-        self.items_from(&mut Cursor::behind(self.projected), wanted, &mut |i| {
-            i.pass_to(projection);
-            true
-        })?;
-        Ok(())
-    }
-
-    /// Passes what accounting may show of the records behind the cursor, as long as `take` wants
-    /// more; answers whether the end of the log is reached.
-    ///
-    /// # Errors
-    /// By the disk.
-    pub(crate) fn items_from(
-        &self,
-        cursor: &mut Cursor,
-        wanted: Wanted,
-        take: &mut dyn FnMut(Item) -> bool,
-    ) -> io::Result<bool> {
-        let from = cursor.sequence;
-        let behind: Vec<u32> =
-            self.log.segments.iter().filter(|(_, s)| s.last_sequence > from && !s.cold).map(|(id, _)| *id).collect();
-        for id in behind {
-            let offset = cursor.at.filter(|(segment, _)| *segment == id).map_or(0, |(_, offset)| offset);
-            let mut enough = false;
-            let read = self.log.scan(id, offset, false, &mut Vec::new(), &mut |r| {
-                let sequence = r.header.sequence;
-                if sequence <= cursor.sequence {
-                    return Ok(());
-                }
-                let begins = u64::from(r.location.offset);
-                cursor.begun.get_or_insert((cursor.sequence, (id, begins)));
-                // Damaged content leaves headers out, not the row.
-                let headers = || match wanted.headers {
-                    true => self.log.read(r.location, true).map(|(_, content)| content).unwrap_or_default(),
-                    false => Bytes::new(),
-                };
-                let mut more = true;
-                let headers: Option<&dyn Fn() -> Bytes> = if wanted.messages { Some(&headers) } else { None };
-                items_of(r.header.kind, &r.meta, headers, &mut |i| more &= take(i));
-                (cursor.sequence, cursor.at) = (sequence, Some((id, begins + r.header.record_len() as u64)));
-                enough = !more;
-                if enough { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-            });
-            if enough {
-                return Ok(false);
-            }
-            read?;
-        }
-        Ok(true)
-    }
-
-    /// Notes that rows up to `sequence` are durable in accounting; `state` is the
-    /// projection's, and goes into the log with the next group.
-    pub fn set_projected(&mut self, sequence: u64, state: &[u8]) -> PutMeta {
-        self.projected = sequence;
-        let mut value = sequence.to_le_bytes().to_vec();
-        value.extend_from_slice(state);
-        PutMeta { name: PROJECTED.into(), value }
-    }
-
-    /// The projection's state at the last durable position.
-    pub fn projection_state(&self) -> &[u8] {
-        self.value(PROJECTED).and_then(|v| v.get(8..)).unwrap_or_default()
-    }
 }
-
-/// Name of the value that holds the accounting position.
-pub(crate) const PROJECTED: &str = "spool/projected";
 
 /// Name of the value that is written when a spool that holds messages is opened, and when a group with messages failed: the
 /// machine's boot. That it is durable is all that it says.
 pub(crate) const OPENED: &str = "spool/opened";
-
-/// Where reading rows goes on.
-#[derive(Debug)]
-pub(crate) struct Cursor {
-    sequence: u64,
-    /// The segment read last, and where the next record lies in it.
-    at: Option<(u32, u64)>,
-    /// Where the first record behind a sequence lies.
-    begun: Option<(u64, (u32, u64))>,
-}
-
-impl Cursor {
-    /// Behind the record of this sequence.
-    pub fn behind(sequence: u64) -> Cursor {
-        Cursor { sequence, at: None, begun: None }
-    }
-
-    /// Everything up to this sequence was passed.
-    pub fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
-    /// Begins once more behind a sequence: without reading what is before it where that is known.
-    pub fn back_to(&mut self, sequence: u64) {
-        let known = self.begun.filter(|(behind, _)| *behind == sequence);
-        *self = Cursor { sequence, at: known.map(|(_, at)| at), begun: known };
-    }
-}
-
-/// Passes what accounting may show of one record; messages where there is a way to their headers.
-fn items_of(kind: Kind, meta: &[u8], headers: Option<&dyn Fn() -> Bytes>, take: &mut dyn FnMut(Item)) {
-    match kind {
-        Kind::Message => {
-            if let Some(headers) = headers {
-                take(Item::Message { envelope: Bytes::copy_from_slice(meta), headers: headers() });
-            }
-        }
-        Kind::Update => {
-            if let Ok(u) = ipc::frame::unarchive::<UpdateMeta>(0, &aligned(meta)) {
-                u.rows.into_iter().for_each(|r| take(Item::Row(r)));
-            }
-        }
-        Kind::Done => {
-            if let Ok(d) = ipc::frame::unarchive::<DoneMeta>(0, &aligned(meta)) {
-                d.rows.into_iter().for_each(|r| take(Item::Row(r)));
-            }
-        }
-        _ => {}
-    }
-}
-
-/// The records of a group's outcomes. None is larger than what is accepted when it is read.
-fn outcome_records(group: &Group, records: &mut Vec<Pending>) {
-    let (update, done) = (&group.update, &group.done);
-    if !update.is_empty() {
-        let entries = update.entries.iter().map(|e| UPDATE_ENTRY_BYTES + e.state.last_reply.len()).sum();
-        rows_apart(&update.rows, entries, records);
-        let rows = if records_whole(&update.rows, entries) { update.rows.clone() } else { Vec::new() };
-        let mut parts = update.entries.chunks(OUTCOMES_BYTES_MAX / (UPDATE_ENTRY_BYTES + REPLY_BYTES_MAX));
-        let first = parts.next().unwrap_or_default().to_vec();
-        if !first.is_empty() || !rows.is_empty() {
-            records.push(Pending::of(Kind::Update, ipc::frame::archive(&UpdateMeta { entries: first, rows })));
-        }
-        for p in parts {
-            let meta = UpdateMeta { entries: p.to_vec(), rows: Vec::new() };
-            records.push(Pending::of(Kind::Update, ipc::frame::archive(&meta)));
-        }
-    }
-    if !done.is_empty() {
-        let entries = DONE_ENTRY_BYTES * (done.entries.len() + done.settled.len());
-        if records_whole(&done.rows, entries) {
-            records.push(Pending::of(Kind::Done, ipc::frame::archive(done)));
-        } else {
-            rows_apart(&done.rows, entries, records);
-            // That a message is settled comes after the last of its recipients.
-            let of_entries = done.entries.chunks(OUTCOMES_BYTES_MAX / DONE_ENTRY_BYTES);
-            let of_settled = done.settled.chunks(OUTCOMES_BYTES_MAX / DONE_ENTRY_BYTES);
-            let metas = of_entries
-                .map(|e| DoneMeta { entries: e.to_vec(), ..Default::default() })
-                .chain(of_settled.map(|s| DoneMeta { settled: s.to_vec(), ..Default::default() }));
-            records.extend(metas.map(|m| Pending::of(Kind::Done, ipc::frame::archive(&m))));
-        }
-    }
-    for p in &group.put {
-        records.push(Pending::of(Kind::Put, ipc::frame::archive(p)));
-    }
-    for f in &group.forget {
-        records.push(Pending::of(Kind::Forget, ipc::frame::archive(f)));
-    }
-}
-
-/// Whether rows and entries go into one record.
-fn records_whole(rows: &[Vec<u8>], entries: usize) -> bool {
-    entries + rows.iter().map(|r| r.len() + ROW_BYTES).sum::<usize>() <= OUTCOMES_BYTES_MAX
-}
-
-/// Rows that do not go into one record with their entries: before them, for of a group that a
-/// crash tears the beginning is kept, and a row must not be lost.
-fn rows_apart(rows: &[Vec<u8>], entries: usize, records: &mut Vec<Pending>) {
-    if records_whole(rows, entries) {
-        return;
-    }
-    let record = |rows| Pending::of(Kind::Update, ipc::frame::archive(&UpdateMeta { rows, ..Default::default() }));
-    let mut part = Vec::new();
-    let mut bytes = 0;
-    for r in rows {
-        bytes += r.len() + ROW_BYTES;
-        if bytes > OUTCOMES_BYTES_MAX && !part.is_empty() {
-            records.push(record(std::mem::take(&mut part)));
-            bytes = r.len() + ROW_BYTES;
-        }
-        part.push(r.clone());
-    }
-    if !part.is_empty() {
-        records.push(record(part));
-    }
-}
-
-/// A copy that rkyv can read in place.
-pub(crate) fn aligned(bytes: &[u8]) -> rkyv::util::AlignedVec<16> {
-    let mut a = rkyv::util::AlignedVec::with_capacity(bytes.len());
-    a.extend_from_slice(bytes);
-    a
-}
-
-fn message_record(m: &NewMessage) -> Pending {
-    Pending { kind: Kind::Message, meta: m.envelope.clone(), body: m.body.clone() }
-}
 
 fn full(e: &io::Error) -> SpoolError {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full(e.to_string()),
         _ => SpoolError::Write(e.to_string()),
     }
-}
-
-/// Key of chunk `n` of a message in the index.
-pub(crate) fn message_key(key: u64, n: u16) -> Vec<u8> {
-    let mut k = Vec::with_capacity(11);
-    k.push(b'm');
-    k.extend_from_slice(&key.to_be_bytes());
-    k.extend_from_slice(&n.to_be_bytes());
-    k
 }
 
 impl Dirty {

@@ -12,12 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::message::HandoffId;
-use spool::disk::Disk as _;
-use spool::driver::Times;
+use spool::disk::{Disk as _, Times};
 use spool::layout::{RecipientState, UpdateEntry};
 use spool::memory::{Fault, MemoryDisk, MemoryIndex};
-use spool::store::{NewMessage, Projection, Recovered, Settled};
-use spool::{Options, Outcomes, Spool, SpoolError};
+use spool::{NewMessage, Options, Outcomes, Projection, Recovered, Settled, Spool, SpoolError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use common::envelope;
 use ipc::message::HandoffId;
 use proptest::prelude::*;
+use spool::group::Group;
 use spool::layout::{RecipientState, UpdateEntry};
 use spool::memory::{MemoryDisk, MemoryIndex};
-use spool::store::{Group, NewMessage, Settled, Store};
+use spool::store::Store;
+use spool::{NewMessage, Settled};
 
 #[derive(Debug, Clone)]
 enum Op {

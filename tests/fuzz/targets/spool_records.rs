@@ -14,15 +14,16 @@ use bytes::Bytes;
 use fuzz::{Choices, peak};
 use ipc::message::{BodyType, Envelope, HandoffId, MessageId, Recipient, Ret, SourceType};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use spool::SpoolError;
 use spool::disk::Disk;
+use spool::group::Group;
 use spool::index::Index;
 use spool::layout::{
     DoneMeta, ForgetMeta, HEADER_BYTES, Header, Kind, MovedMeta, PutMeta, RecipientState, StartMeta, UpdateEntry,
     UpdateMeta,
 };
 use spool::memory::{MemoryDisk, MemoryIndex};
-use spool::store::{Group, NewMessage, Projection, Settled, Store};
+use spool::store::Store;
+use spool::{NewMessage, Projection, Settled, SpoolError};
 
 const SHARD: u8 = 3;
 const CAPACITY: u64 = 1 << 30;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use spool::store::Projection;
+use spool::Projection;
 use tokio::time::Instant;
 
 /// A file of rows, as they lie in the spool's log.

@@ -13,7 +13,7 @@ use ipc::ledger::Ledger;
 use ipc::queue_orders::QueueAction;
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::MappedSnapshot;
-use spool::driver::Times;
+use spool::disk::Times;
 use spool::memory::Fault;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;

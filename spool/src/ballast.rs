@@ -1,0 +1,74 @@
+//! The ballast: a file that only takes room, and is removed when the disk is full, so that outcomes
+//! and the index can still be written. New mail is taken only while it stands.
+
+use std::io::{self, IoSlice};
+
+use crate::disk::Disk;
+
+/// The ballast's file in the shard's folder.
+const NAME: &str = "ballast";
+/// Bytes that it takes.
+const BYTES: u64 = 16 << 20;
+/// It is written in pieces of so many bytes where room cannot be allocated.
+const STEP: usize = 1 << 20;
+
+/// Whether the ballast of a shard's folder is there.
+#[derive(Debug)]
+pub(crate) struct Ballast {
+    stands: bool,
+}
+
+impl Ballast {
+    /// Bytes that have to be free before it is made anew: as many as it takes stay free beside it.
+    pub const ROOM_BYTES: u64 = 2 * BYTES;
+
+    /// Looks whether it is there. It is removed at once where fewer bytes are free than it takes.
+    pub fn open<D: Disk>(folder: &mut D, free_bytes: u64) -> Ballast {
+        if free_bytes < BYTES {
+            let _ = folder.remove(NAME);
+        }
+        // One that was being made at a crash keeps no room.
+        let kept = folder.open(NAME).and_then(|file| folder.len(&file));
+        Ballast { stands: kept.is_ok_and(|len| len >= BYTES) }
+    }
+
+    /// It keeps its room.
+    pub fn stands(&self) -> bool {
+        self.stands
+    }
+
+    /// Removes it; answers whether that gave room back.
+    pub fn release<D: Disk>(&mut self, folder: &mut D) -> bool {
+        let released = folder.remove(NAME).is_ok();
+        self.stands &= !released;
+        released
+    }
+
+    /// Makes it anew if it is gone and there is room.
+    pub fn restore<D: Disk>(&mut self, folder: &mut D, free_bytes: impl FnOnce() -> u64) {
+        if self.stands || free_bytes() < Self::ROOM_BYTES {
+            return;
+        }
+        self.stands = make(folder).is_ok();
+        if !self.stands {
+            // What stays of it is replaced by the next try.
+            let _ = folder.remove(NAME);
+        }
+    }
+}
+
+fn make<D: Disk>(folder: &mut D) -> io::Result<()> {
+    // A part of one may be there; one that stays makes the next call fail.
+    let _ = folder.remove(NAME);
+    let file = folder.create(NAME)?;
+    folder.preallocate(&file, 0, BYTES)?;
+    let mut len = folder.len(&file)?;
+    // A file system that cannot allocate takes bytes.
+    let zeros = [0; STEP];
+    while len < BYTES {
+        let step = &zeros[..zeros.len().min((BYTES - len) as usize)];
+        folder.write(&file, len, &[IoSlice::new(step)])?;
+        len += step.len() as u64;
+    }
+    Ok(())
+}
