@@ -1,128 +1,14 @@
-//! Types of several parts: addresses, networks, keys, lists of names, rules of pattern lists.
+//! Values of several parts: addresses, networks, keys, lists of names, rules of pattern lists.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 
 use ipc::message::{is_plain_domain, normalise_domain};
 use ipc::network::Network;
 use ipc::rules::Value;
 
-use super::records;
-use super::syntax::closing_slash;
-use super::value::{Parsed, Problem, data_rate, items, number, one, rate};
-
-/// Checks `text` against a type; types that are not known here are text.
-///
-/// # Errors
-/// [`Problem`]
-pub fn parse(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> {
-    let keep = || Parsed::from(Value::Text(text.to_owned()));
-    match kind {
-        "ip" => ip(one(text)?).map(|_| keep()),
-        "ip-port" => name_server(one(text)?).map(|a| Value::Text(a.to_string()).into()),
-        "listener" => listener(text).map(|_| keep()),
-        "cidr" => network(one(text)?).map(|()| keep()),
-        "email" => email(one(text)?, text).map(|()| keep()),
-        "emails" => {
-            items(text).try_for_each(|a| email(a, text))?;
-            Ok(Value::TextList(super::value::list(text)).into())
-        }
-        // What a macro stands for is checked where it is expanded.
-        "pattern" | "macro-domain" if text.contains('$') => one(text).map(|_| keep()),
-        "domain" | "macro-domain" => domain(one(text)?).map(|_| keep()),
-        "pattern" => pattern(one(text)?).map(|()| keep()),
-        "regex" => regex(text, text).map(|_| keep()),
-        "address-pattern" => match text.starts_with('/') {
-            true => regex(text, text).map(|_| keep()),
-            false => one(text).map(|_| keep()),
-        },
-        "file" | "list-file" => one(text).map(|_| keep()),
-        // Without the password, which is nobody's business but of who reads the key.
-        "certificate" => one(certificate(text).0).map(|path| Value::Text(path.to_owned()).into()),
-        "source-host" => super::source_hosts::parse(text).map(|_| keep()),
-        "domain-key" => domain_key(text).map(|_| keep()),
-        "http-access" => http_access(text).map(|()| keep()),
-        "api-key" => api_key(one(text)?).map(|()| keep()),
-        "ref" => Ok(Parsed { refs: references(argument, one(text)?), ..keep() }),
-        "refs" => {
-            let refs = items(text).flat_map(|n| references(argument, n)).collect();
-            Ok(Parsed { value: Value::TextList(super::value::list(text)), refs })
-        }
-        "args" => args(argument, text),
-        "hosts" => Ok(Value::Text(hosts(text)?).into()),
-        "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
-        "identity" => identity(one(text)?).map(|()| keep()),
-        "headers" => {
-            items(text).try_for_each(|h| header_name(h, text))?;
-            Ok(Value::TextList(super::value::list(text)).into())
-        }
-        "field-names" => {
-            items(text).try_for_each(|h| field_name(h, text))?;
-            Ok(Value::TextList(super::value::list(text)).into())
-        }
-        "url" => url(one(text)?).map(|()| keep()),
-        "queue" => {
-            let name = super::compile::pattern_key(queue(one(text)?)?);
-            Ok(Parsed { refs: vec![("queue", name.clone())], value: Value::Text(name) })
-        }
-        "cpus" => {
-            items(text).try_for_each(|i| number(i, "").map(drop).map_err(|p| p.at(i, text)))?;
-            Ok(Value::TextList(super::value::list(text)).into())
-        }
-        "alias" => match text.split_whitespace().count() {
-            0 | 1 => Err(Problem::expected("ADDRESS TARGET[,TARGET…]", text)),
-            _ => Ok(keep()),
-        },
-        "words" => match (text.split_whitespace().count(), number(argument, "")?) {
-            (found, wanted) if found as u64 == wanted => Ok(keep()),
-            (found, wanted) => Err(Problem::other(format!("{wanted} arguments expected, got {found}"))),
-        },
-        "ciphers" | "tls13-ciphers" => {
-            let (old, new) = if kind == "ciphers" { (text, "") } else { ("", text) };
-            worker::connect::cipher_list::select(old, new).map(|_| keep()).map_err(Problem::other)
-        }
-        "macro" => domain_macro(text).map(|()| keep()),
-        "records" => {
-            records::types(text)?;
-            Ok(Value::TextList(super::value::list(text)).into())
-        }
-        "record-fields" => records::fields(text).map(|_| keep()),
-        "header-map" => records::header_map(text).map(|_| keep()),
-        "queue-filter" => records::queue_filter(text).map(|_| keep()),
-        "categories" => {
-            items(text).try_for_each(|c| suppressing_category(c).map_err(|p| p.at(c, text)))?;
-            Ok(Value::TextList(super::value::list(text)).into())
-        }
-        "privacy" => match worker::account::privacy::Privacy::parse(text) {
-            Ok(_) => Ok(keep()),
-            Err(e) => Err(Problem { code: "bad-key", ..Problem::other(e) }),
-        },
-        "header-rule" => {
-            let (header, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-            if header.contains(':') {
-                let p = Problem::expected("the name of a header without its colon", header);
-                return Err(p.at(header, text));
-            }
-            pattern_rule(rest.trim_start(), text).map(|refs| Parsed { refs, ..keep() })
-        }
-        "rule" => pattern_rule(text, text).map(|refs| Parsed { refs, ..keep() }),
-        "result" => results(text, text).map(|refs| Parsed { refs, ..keep() }),
-        "reply" => super::reply_rule::parse(text).map(|_| keep()),
-        "rewrite" => rewrite(text).map(|()| keep()),
-        "mx-rollup" => mx_rollup(text).map(|()| keep()),
-        "category" => match text.split_whitespace().count() {
-            1 => Ok(keep()),
-            n => Err(Problem::other(format!("a category expected behind the expression, got {n} words"))),
-        },
-        "host-port" => host_port(one(text)?).map(|()| keep()),
-        "proxy-client" => {
-            let (address, name) = two(text, "IP[:PORT] HOST-NAME")?;
-            name_server(address).map_err(|p| p.at(address, text))?;
-            domain(name).map(|_| keep())
-        }
-        _ => Ok(keep()),
-    }
-}
+use super::pattern::{pattern, regex};
+use super::problem::Problem;
+use super::value::{data_rate, items, number, rate};
 
 /// Categories of refusals that are about the sender, the message or the way: no reason not to write to
 /// the recipient again.
@@ -144,7 +30,7 @@ const NOT_OF_MAILBOXES: &[&str] = &[
 ];
 
 /// A category that may put a recipient on a suppression list.
-fn suppressing_category(name: &str) -> Result<(), Problem> {
+pub(super) fn suppressing_category(name: &str) -> Result<(), Problem> {
     if NOT_OF_MAILBOXES.iter().any(|c| c.eq_ignore_ascii_case(name)) {
         let p = Problem::other(format!("refusals of category {name} are not about the mailbox: they suppress nobody"));
         return Err(
@@ -154,7 +40,7 @@ fn suppressing_category(name: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-fn two<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), Problem> {
+pub(super) fn two<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), Problem> {
     let words: Vec<&str> = text.split_whitespace().collect();
     match words[..] {
         [a, b] => Ok((a, b)),
@@ -268,7 +154,7 @@ pub fn network(t: &str) -> Result<(), Problem> {
     Err(if long { problem.help("the prefix length is out of range: at most 32, for IPv6 128") } else { problem })
 }
 
-fn email(a: &str, of: &str) -> Result<(), Problem> {
+pub(super) fn email(a: &str, of: &str) -> Result<(), Problem> {
     let at = a.rsplit_once('@').filter(|(local, d)| !local.is_empty() && normalise_domain(d).is_ok());
     match at {
         Some(_) if !a.contains(|c: char| c.is_whitespace() || c == '<' || c == '>') => Ok(()),
@@ -286,67 +172,6 @@ pub fn domain(t: &str) -> Result<String, Problem> {
     }
     // Mail may go to odder ones than an operator has: here they are mistakes.
     normalise_domain(t).ok().filter(|d| is_plain_domain(d)).ok_or_else(|| Problem::expected("a domain name", t))
-}
-
-/// `*`, `name`, `*.name`, `[*.]name`, `[network]`, or a name in braces.
-///
-/// # Errors
-/// [`Problem`]
-pub fn pattern(t: &str) -> Result<(), Problem> {
-    let bare = t.strip_prefix("[*.]").or_else(|| t.strip_prefix("*.")).unwrap_or(t);
-    let literal = t.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
-    let fine = t == "*"
-        || (t.starts_with('{') && t.ends_with('}') && t.len() > 2)
-        || literal.is_some_and(|l| ipc::network::parse(l).is_some() || ipc::message::parse_literal(l).is_some())
-        || (literal.is_none() && normalise_domain(bare).is_ok());
-    if fine {
-        Ok(())
-    } else {
-        Err(Problem::expected("a domain such as example.com, *.example.com, [*.]example.com or *", t))
-    }
-}
-
-/// What stands between the slashes of `/…/` at the beginning of `text`, and what follows it.
-///
-/// # Errors
-/// [`Problem`]
-pub fn expression<'a>(text: &'a str, of: &str) -> Result<(&'a str, &'a str), Problem> {
-    let inner = text.strip_prefix('/').ok_or_else(|| {
-        Problem::expected("a regular expression /.../", text.split_whitespace().next().unwrap_or_default()).at(text, of)
-    })?;
-    let end = closing_slash(inner)
-        .ok_or_else(|| Problem::other("the regular expression is not closed by a slash").at(text, of))?;
-    Ok((&inner[..end], inner[end + 1..].trim_start()))
-}
-
-/// The expression of `/…/` at the beginning of `text`, compiled, and what follows it.
-///
-/// # Errors
-/// [`Problem`]
-pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str), Problem> {
-    let (source, rest) = expression(text, of)?;
-    let compiled = worker::classify::expression::compile(source)
-        .map_err(|why| Problem::other(format!("regular expression: {why}")).at(&text[..source.len() + 2], of))?;
-    Ok((compiled, rest))
-}
-
-/// Whether the file that a value of this type names can be read; values were checked before.
-///
-/// # Errors
-/// [`Problem`]
-pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
-    let path = match kind {
-        "file" | "list-file" => text.trim(),
-        "certificate" => certificate(text).0,
-        "domain-key" if !is_in_vault(text) => text.rsplit(',').next().unwrap_or_default().trim(),
-        _ => return Ok(()),
-    };
-    // "" clears what is inherited.
-    if path.is_empty() {
-        return Ok(());
-    }
-    let opened = worker::regular_file::open(Path::new(path));
-    opened.map(drop).map_err(|e| Problem::missing(path, &e).at(path, text))
 }
 
 /// A `domain-key` whose key lies in HashiCorp Vault: `SELECTOR,DOMAIN,{vault}:PATH:KEY`.
@@ -377,7 +202,7 @@ pub fn domain_key(text: &str) -> Result<(&str, &str, &str), Problem> {
     Ok((selector, key_domain, path))
 }
 
-fn http_access(text: &str) -> Result<(), Problem> {
+pub(super) fn http_access(text: &str) -> Result<(), Problem> {
     let (cidr, level) = two(text, "NETWORK LEVEL")?;
     network(cidr).map_err(|p| p.at(cidr, text))?;
     match level.to_ascii_lowercase().as_str() {
@@ -386,13 +211,13 @@ fn http_access(text: &str) -> Result<(), Problem> {
     }
 }
 
-fn api_key(t: &str) -> Result<(), Problem> {
+pub(super) fn api_key(t: &str) -> Result<(), Problem> {
     let fine = (32..=128).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     // The key itself is a secret and not repeated.
     if fine { Ok(()) } else { Err(Problem::other("expected 32 to 128 letters, digits and underscores")) }
 }
 
-fn references(kinds: &str, name: &str) -> Vec<(&'static str, String)> {
+pub(super) fn references(kinds: &str, name: &str) -> Vec<(&'static str, String)> {
     let kind = match kinds {
         "virtual-mta" => "virtual-mta",
         "virtual-mta-or-pool" | "default-virtual-mta" => "virtual-mta or pool",
@@ -413,7 +238,7 @@ fn references(kinds: &str, name: &str) -> Vec<(&'static str, String)> {
 
 /// Parts of given types, separated by blanks: `args:cidr,rate`. A limit by network is a value of
 /// its own.
-fn args(kinds: &str, text: &str) -> Result<Parsed, Problem> {
+pub(super) fn args(kinds: &str, text: &str) -> Result<Value, Problem> {
     let (kinds, words): (Vec<&str>, Vec<&str>) = (kinds.split(',').collect(), text.split_whitespace().collect());
     if kinds.len() != words.len() {
         return Err(Problem::other(format!("{} arguments expected, got {}", kinds.len(), words.len()))
@@ -440,12 +265,11 @@ fn args(kinds: &str, text: &str) -> Result<Parsed, Problem> {
         (Some(network), Some(Value::Rate { count, per_ms })) => Value::PerNetwork { network, count, per_ms },
         (Some(network), Some(Value::Number(count))) => Value::PerNetwork { network, count, per_ms: 0 },
         _ => Value::Text(text.to_owned()),
-    }
-    .into())
+    })
 }
 
 /// Hosts in levels, each host as workers read it: addresses in brackets, names without.
-fn hosts(text: &str) -> Result<String, Problem> {
+pub(super) fn hosts(text: &str) -> Result<String, Problem> {
     if text.split([';', ',']).all(|h| h.trim().is_empty()) {
         return Err(Problem::expected("HOST, [IP], or lookup-mx:DOMAIN, each with :PORT if wanted", text));
     }
@@ -484,21 +308,21 @@ fn host(host: &str, of: &str) -> Result<String, Problem> {
 }
 
 /// RFC 5322 section 2.2: printable ASCII without a colon.
-fn field_name(name: &str, of: &str) -> Result<(), Problem> {
+pub(super) fn field_name(name: &str, of: &str) -> Result<(), Problem> {
     match name.bytes().all(|b| b.is_ascii_graphic() && b != b':') {
         true => Ok(()),
         false => Err(Problem::expected("the name of a header field without its colon", name).at(name, of)),
     }
 }
 
-fn queue(t: &str) -> Result<&str, Problem> {
+pub(super) fn queue(t: &str) -> Result<&str, Problem> {
     match pattern(t) {
         Ok(()) if !t.contains('*') => Ok(t),
         _ => Err(Problem::expected("the name of a queue, such as big.queue", t)),
     }
 }
 
-fn daily(item: &str, of: &str) -> Result<(), Problem> {
+pub(super) fn daily(item: &str, of: &str) -> Result<(), Problem> {
     let n = item.strip_suffix("/day").or_else(|| item.strip_suffix("/d"));
     match n.map(str::parse::<u64>) {
         Some(Ok(_)) => Ok(()),
@@ -507,7 +331,7 @@ fn daily(item: &str, of: &str) -> Result<(), Problem> {
 }
 
 /// A header's name (RFC 5322 section 3.6.8), or an expression for names.
-fn header_name(item: &str, of: &str) -> Result<(), Problem> {
+pub(super) fn header_name(item: &str, of: &str) -> Result<(), Problem> {
     if item.starts_with('/') {
         return regex(item, of).map(|_| ());
     }
@@ -515,13 +339,13 @@ fn header_name(item: &str, of: &str) -> Result<(), Problem> {
     if is_name { Ok(()) } else { Err(Problem::expected("the name of a header field, or /regex/", item).at(item, of)) }
 }
 
-fn identity(t: &str) -> Result<(), Problem> {
+pub(super) fn identity(t: &str) -> Result<(), Problem> {
     let known = t.eq_ignore_ascii_case("sender-or-from") || t.eq_ignore_ascii_case("strict-from");
     let fine = known || t.rsplit_once('@').is_some_and(|(_, d)| normalise_domain(d).is_ok());
     if fine { Ok(()) } else { Err(Problem::expected("an address, @DOMAIN, sender-or-from or strict-from", t)) }
 }
 
-fn url(t: &str) -> Result<(), Problem> {
+pub(super) fn url(t: &str) -> Result<(), Problem> {
     let rest = t.strip_prefix("https://").or_else(|| t.strip_prefix("http://"));
     let fine = rest.is_some_and(|r| {
         let host = r.split(['/', ':']).next().unwrap_or_default();
@@ -530,7 +354,7 @@ fn url(t: &str) -> Result<(), Problem> {
     if fine { Ok(()) } else { Err(Problem::expected("an absolute http or https URL without query", t)) }
 }
 
-fn domain_macro(text: &str) -> Result<(), Problem> {
+pub(super) fn domain_macro(text: &str) -> Result<(), Problem> {
     let (name, list) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Err(Problem::expected("a macro name of letters, digits and underscores", name).at(name, text));
@@ -545,12 +369,12 @@ fn domain_macro(text: &str) -> Result<(), Problem> {
 }
 
 /// `/regex/ RESULT` of a pattern list.
-fn pattern_rule(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem> {
+pub(super) fn pattern_rule(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem> {
     let (_, rest) = regex(text, of)?;
     if rest.is_empty() { Ok(Vec::new()) } else { results(rest, of) }
 }
 
-fn results(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem> {
+pub(super) fn results(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem> {
     let mut refs = Vec::new();
     for item in items(text) {
         let (name, value) = item.split_once(['=', ':']).unwrap_or((item, ""));
@@ -568,7 +392,7 @@ fn results(text: &str, of: &str) -> Result<Vec<(&'static str, String)>, Problem>
     Ok(refs)
 }
 
-fn rewrite(text: &str) -> Result<(), Problem> {
+pub(super) fn rewrite(text: &str) -> Result<(), Problem> {
     let (source, target) = two(text, "SOURCE TARGET")?;
     if source == "<>" && target.contains('*') {
         let p = Problem::other("\"*\" in the target needs a source that is not empty");
@@ -585,7 +409,7 @@ fn rewrite(text: &str) -> Result<(), Problem> {
     }
 }
 
-fn mx_rollup(text: &str) -> Result<(), Problem> {
+pub(super) fn mx_rollup(text: &str) -> Result<(), Problem> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let (host, queue) = match words[..] {
         [host, queue] => (host, queue),
@@ -600,15 +424,13 @@ fn mx_rollup(text: &str) -> Result<(), Problem> {
     Err(Problem::expected("a queue name that ends in .rollup", queue).at(queue, text))
 }
 
-fn host_port(t: &str) -> Result<(), Problem> {
+pub(super) fn host_port(t: &str) -> Result<(), Problem> {
     let fine = t.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok_and(|p| p > 0));
     if fine { Ok(()) } else { Err(Problem::expected("HOST:PORT", t)) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::value::parse;
-
     #[test]
     fn hosts_with_and_without_brackets_are_the_same() {
         let same = |text: &str| super::hosts(text).unwrap_or_else(|p| p.message);
@@ -632,97 +454,9 @@ mod tests {
     }
 
     #[test]
-    fn the_password_of_a_certificate_is_no_part_of_its_value() {
-        use ipc::rules::Value;
-        let value = parse("certificate", "/etc/cert.pem  a secret").map(|p| p.value);
-        assert_eq!(value, Ok(Value::Text("/etc/cert.pem".into())));
+    fn the_password_of_a_certificate_stands_behind_its_file() {
         assert_eq!(super::certificate(" f.pem \t a b "), ("f.pem", "a b"));
         assert_eq!(super::certificate("f.pem"), ("f.pem", ""));
         assert_eq!(super::certificate("f.pem \"a b\""), ("f.pem", "a b"));
-    }
-
-    #[test]
-    fn forms_of_several_parts() {
-        for (kind, good) in [
-            ("ip-port", "127.0.0.1"),
-            ("ip-port", "[::1]:5353"),
-            ("listener", "0/0:2525"),
-            ("listener", "[::1]:25 source={x}"),
-            ("listener", "127.0.4.0/30:2525"),
-            ("listener", "10.1/16:25 source=x"),
-            ("listener", "[2001:db8::/64]:25"),
-            ("macro-domain", "a.$tld"),
-            ("domain-key", "s,$brand.$tld,/k.pem"),
-            ("domain-key", "{selector}, {domain}, {vault}:/v1/keys/data/${selector}/${domain}:dk"),
-            ("args:number", "5"),
-            ("emails", "a@b.test, c@d.test"),
-            ("pattern", "[*.]b\u{fc}cher.de"),
-            ("pattern", "[10/8]"),
-            ("pattern", "{bounce}"),
-            ("regex", "/^a(?=b)/"),
-            ("source-host", "192.0.2.1"),
-            ("http-access", "10/8 monitor,deny-logs"),
-            ("args:cidr,rate", "0/0 5/s"),
-            ("hosts", "[127.0.0.1]:2525, [IPv6:::1]; mx.d.test:25; lookup-mx:d.test"),
-            ("field-names", "X-A, Received"),
-            ("daily", "10/day,20/d"),
-            ("identity", "@d.test"),
-            ("url", "https://h.test:8443/a"),
-            ("macro", "a_1 b, $c"),
-            ("records", "d,bounce"),
-            ("record-fields", "d *,!envId,header_Subject"),
-            ("rule", "/x/ virtual-mta=a, recipient-priority=60"),
-            ("header-rule", "x-stream /^\\s*a/ virtual-mta=b"),
-            ("rewrite", "*@* *@d.test"),
-            ("mx-rollup", "*.google.com gmail.rollup rollup-by-ip"),
-        ] {
-            assert!(parse(kind, good).is_ok(), "{kind} {good}: {:?}", parse(kind, good));
-        }
-        for (kind, bad) in [
-            ("ip-port", "dns.test"),
-            ("listener", "0.0.0.0:99999"),
-            ("listener", "1.2.3.4:25 x"),
-            ("listener", "::1:25"),
-            ("listener", "2001:db8::/64:25"),
-            ("listener", "127.0.4.0/33:25"),
-            ("listener", "[127.0.4.0/30]:25"),
-            ("macro-domain", "a..b"),
-            ("emails", "a@b.test, c"),
-            ("pattern", "a b"),
-            ("pattern", "[::1]x"),
-            ("regex", "/(a/"),
-            ("headers", "X-A, /[/"),
-            ("headers", "X-A:"),
-            ("regex", "a"),
-            ("regex", "/a"),
-            ("source-host", "mail.test 192.0.2.1"),
-            ("http-access", "10/40 admin"),
-            ("http-access", "10/8 root"),
-            ("args:cidr,rate", "0/0"),
-            ("hosts", "a..b"),
-            ("hosts", "[a_b@]"),
-            ("hosts", "[a.test"),
-            ("field-names", "X-A:"),
-            ("field-names", "X A"),
-            ("hosts", "h:99999"),
-            ("daily", "10/h"),
-            ("identity", "me"),
-            ("url", "ftp://x/"),
-            ("url", "http://x/?q"),
-            ("macro", "a-b c"),
-            ("macro", "a"),
-            ("records", "d,x"),
-            ("record-fields", "d nosuch"),
-            ("rule", "x virtual-mta=a"),
-            ("rule", "/x/ vmta=a"),
-            ("rewrite", "<> *@d.test"),
-            ("mx-rollup", "a.test queue"),
-            ("api-key", "short"),
-            ("domain-key", "s,d.test,*,/k.pem"),
-            ("domain-key", "{selector},{domain},/k.pem"),
-            ("words:2", "a"),
-        ] {
-            assert!(parse(kind, bad).is_err(), "{kind} {bad}");
-        }
     }
 }

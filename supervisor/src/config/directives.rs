@@ -121,7 +121,7 @@ impl Directive {
     pub fn says_what_happens(&self, value: &Value) -> bool {
         let is_none = is_nothing(value) || (self.status == Status::Withheld && *value == Value::Flag(false));
         let happens = self.reason.strip_prefix("what happens is ").unwrap_or(self.default);
-        is_none || super::value::parse(self.kind, happens).is_ok_and(|p| p.value == *value)
+        is_none || super::types::parse(self.kind, happens).is_ok_and(|p| p.value == *value)
     }
 }
 
@@ -160,8 +160,11 @@ pub fn of_domain_key(key: u16) -> Option<&'static Directive> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::problem::Problem;
+    use super::super::types::parse;
     use super::*;
     use ipc::rules::SourceKey;
+    use proptest::prelude::*;
 
     #[test]
     fn what_the_table_calls_supported_is_in_force_and_the_reverse() {
@@ -195,7 +198,7 @@ mod tests {
                 continue;
             }
             let needs_a_file = matches!(d.kind, "file" | "list-file" | "certificate");
-            if !needs_a_file && crate::config::value::parse(d.kind, d.default).is_err() {
+            if !needs_a_file && parse(d.kind, d.default).is_err() {
                 wrong.push(format!("{} in {:?}: {} is no {}", d.name, d.blocks, d.default, d.kind));
             }
         }
@@ -213,6 +216,28 @@ mod tests {
                     _ => None,
                 };
                 assert!(kinds.is_none_or(|k| k.contains(&kind)), "{} in <{block}> is {kind}", d.name);
+            }
+        }
+    }
+
+    #[test]
+    fn where_yes_is_a_word_true_and_false_are_too() {
+        for d in all().iter().filter(|d| d.kind.starts_with("enum:")) {
+            let words: Vec<&str> = d.kind[5..].split(',').collect();
+            if words.contains(&"yes") {
+                assert!(words.contains(&"no"), "{}", d.name);
+                assert!(parse(d.kind, "TRUE").is_ok() && parse(d.kind, "false").is_ok(), "{}", d.name);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_value_or_a_problem(s in "\\PC{0,20}") {
+            for d in all() {
+                if let Err(Problem { part: Some((at, len)), .. }) = parse(d.kind, &s) {
+                    prop_assert!(at + len <= s.len(), "{} {s:?}", d.kind);
+                }
             }
         }
     }

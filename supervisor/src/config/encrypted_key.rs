@@ -4,7 +4,7 @@
 use pkcs8::pkcs5::pbes2::Kdf;
 use pkcs8::{EncryptedPrivateKeyInfo, LineEnding, SecretDocument};
 
-use super::value::Problem;
+use super::problem::Problem;
 
 const BEGIN: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 const END: &str = "-----END ENCRYPTED PRIVATE KEY-----";

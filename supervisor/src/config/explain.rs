@@ -11,11 +11,11 @@ use ipc::reply_rules::ReplyListsInForce;
 use ipc::rules::{ArchivedSetting, DomainKey, DomainRules, Value};
 use ipc::snapshot::{ArchivedSnapshot, ArchivedWritten};
 
-use super::compile::pattern_key;
 use super::diagnostic::{SECRETS, perhaps};
 use super::directives::{self, Directive, Status};
 use super::landing::{self, RolledUp};
-use super::value;
+use super::pattern::{pattern, pattern_key};
+use super::types;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -130,7 +130,7 @@ pub fn path(text: &str, via: &str) -> Result<(String, String), String> {
         d if d.contains('*') => expected("; a pattern has no single answer: name a domain that it matches"),
         d => match d.rsplit_once('@') {
             Some((_, d)) => expected(&format!("; did you mean {d}?")),
-            None if super::composite::pattern(d).is_err() => expected(""),
+            None if pattern(d).is_err() => expected(""),
             None => Ok((pattern_key(d), chosen.to_owned())),
         },
     }
@@ -499,7 +499,7 @@ pub fn shown(d: &Directive, v: &Value) -> String {
     if SECRETS.contains(&d.name) {
         return "(secret)".to_owned();
     }
-    match value::show(d.kind, v) {
+    match types::show(d.kind, v) {
         // Where no limit is written so, 0 says the same.
         _ if *v == Value::Number(0) && d.unit.contains("unlimited") && d.kind != "connections" => {
             "unlimited".to_owned()

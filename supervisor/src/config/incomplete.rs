@@ -6,7 +6,7 @@ use ipc::rules::Value;
 
 use super::diagnostic::{Diagnostic, Diagnostics};
 use super::syntax::Statement;
-use super::value;
+use super::{types, value};
 
 /// What only matters beside `suppress-on`.
 const OF_SUPPRESSION: [&str; 3] = ["suppress-after", "suppress-for", "suppress-in"];
@@ -56,7 +56,7 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
 }
 
 fn is_yes(s: &Statement) -> bool {
-    value::parse("flag", &s.value).is_ok_and(|p| p.value == Value::Flag(true))
+    types::parse("flag", &s.value).is_ok_and(|p| p.value == Value::Flag(true))
 }
 
 /// A category that no rule has.

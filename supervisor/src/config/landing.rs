@@ -10,9 +10,9 @@ use worker::connect::mx::Resolver;
 use worker::ports::dns_of_the_system;
 use worker::route::rollup;
 
-use super::compile::pattern_key;
 use super::directives;
 use super::explain::{Origin, Said, written_at};
+use super::pattern::pattern_key;
 
 /// How long DNS may take to say which mail hosts a domain has.
 const LOOK_UP_WAIT: Duration = Duration::from_secs(10);

@@ -230,7 +230,7 @@ pub fn markdown() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::value;
+    use super::super::types::parse;
     use super::*;
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
             let kind = d.kind.split(':').next().unwrap_or_default();
             if kind != "block" && !needs_a_file.contains(&kind) {
                 let v = v.trim_matches('"');
-                assert!(value::parse(d.kind, v).is_ok(), "{line}: {:?}", value::parse(d.kind, v));
+                assert!(parse(d.kind, v).is_ok(), "{line}: {:?}", parse(d.kind, v));
             }
         }
     }

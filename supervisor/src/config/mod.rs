@@ -1,5 +1,5 @@
 //! The configuration: text → statements ([`syntax`]) → checked against the table
-//! ([`directives`], [`value`], [`composite`]) → compiled ([`compile`]). Every error is
+//! ([`directives`], [`types`]) → compiled ([`compile`]). Every error is
 //! collected; [`lint`] finds what is legal and not meant.
 
 pub mod builtin;
@@ -17,6 +17,8 @@ pub mod lint;
 pub mod macros;
 pub mod manual;
 mod never;
+pub mod pattern;
+pub mod problem;
 pub mod profiles;
 pub mod records;
 pub mod reply_rule;
@@ -25,6 +27,7 @@ pub mod source_hosts;
 pub mod summary;
 pub mod syntax;
 pub mod trace;
+pub mod types;
 mod unknown;
 pub mod value;
 pub mod writable;

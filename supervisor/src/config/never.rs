@@ -1,7 +1,8 @@
 //! Lines that can never match what they are meant for.
 
 use super::diagnostic::Diagnostic;
-use super::syntax::{Statement, closing_slash};
+use super::pattern::closing_slash;
+use super::syntax::Statement;
 
 /// Blocks whose lines hold expressions.
 const OF_EXPRESSIONS: [&str; 3] = ["<smtp-pattern-list>", "<bounce-category-patterns>", "<pattern-list>"];

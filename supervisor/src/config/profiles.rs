@@ -105,7 +105,7 @@ pub fn is_published(text: &str) -> bool {
 mod tests {
     use std::path::Path;
 
-    use super::super::composite::regex;
+    use super::super::pattern::regex;
     use super::super::syntax::Reader;
     use super::*;
 

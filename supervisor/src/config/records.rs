@@ -5,7 +5,8 @@ use ipc::snapshot::QueueFilter;
 use worker::account::field::{self, RecordType, record_type};
 
 use super::diagnostic::nearest;
-use super::value::{Problem, items};
+use super::problem::Problem;
+use super::value::items;
 
 /// A list of record types.
 ///

@@ -2,8 +2,9 @@
 
 use ipc::reply_rules::{ReplyAction, ReplyRule};
 
-use super::composite::{expression, regex};
-use super::value::{Problem, duration, items, number};
+use super::pattern::{expression, regex};
+use super::problem::Problem;
+use super::value::{duration, items, number};
 
 /// What stands between the commas.
 enum Part {

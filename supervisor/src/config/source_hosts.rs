@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipc::network::Network;
 use ipc::snapshot::SourceHost;
 
-use super::value::Problem;
+use super::composite::{domain, ip};
+use super::problem::Problem;
 
 /// What a line names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +31,15 @@ pub fn parse(text: &str) -> Result<(From, &str), Problem> {
     };
     let from = match first.split_once('/') {
         Some(_) => ipc::network::parse(first).map(From::Network),
-        None => super::composite::ip(first).ok().map(From::Ip),
+        None => ip(first).ok().map(From::Ip),
     };
     let Some(from) = from else {
         let p = Problem::expected("an IP address or a network first", first).at(first, text);
-        let swapped = super::composite::ip(name).is_ok();
+        let swapped = ip(name).is_ok();
         return Err(if swapped { p.help("the arguments look swapped: IP HOST-NAME") } else { p });
     };
     if !name.is_empty() {
-        super::composite::domain(name).map_err(|p| p.at(name, text))?;
+        domain(name).map_err(|p| p.at(name, text))?;
     }
     Ok((from, name))
 }

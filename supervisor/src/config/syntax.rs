@@ -12,9 +12,9 @@ use worker::regular_file;
 
 use super::diagnostic::{Diagnostic, Diagnostics};
 use super::files::{FileText, Files, Span};
+use super::pattern::{closing_slash, unescaped_at};
 use super::source::{BYTES_MAX, FILES_MAX, NotRead, Source, too_many_files};
 use super::{directives, unknown};
-pub use expressions::closing_slash;
 use expressions::expression_of;
 
 /// Files deep, and lines in all, that a configuration may have.
@@ -375,7 +375,7 @@ impl FileReader<'_> {
                 && !s.name.starts_with('<')
                 && directives::find(&s.name, "global").is_none() =>
             {
-                unknown::name(&mut self.reader.diagnostics, "global", &s);
+                unknown::name(&mut self.reader.diagnostics, "global", &s.name, s.at);
             }
             None => self.top.push(s),
         }
@@ -567,19 +567,6 @@ fn closing_quote(text: &str) -> Option<usize> {
         }
         from = at + 2;
     }
-}
-
-fn unescaped_at(text: &str, wanted: char) -> Option<usize> {
-    let mut escaped = false;
-    for (i, c) in text.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == wanted => return Some(i),
-            _ => {}
-        }
-    }
-    None
 }
 
 /// Text of a quoted value: `\x` is `x`, and `""` is one quote.

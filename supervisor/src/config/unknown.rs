@@ -2,36 +2,36 @@
 
 use super::diagnostic::{Diagnostic, Diagnostics, nearest};
 use super::directives;
-use super::syntax::Statement;
+use super::files::Span;
 
-/// Says that a block, or the top level (`global`), knows no statement of this name, and what may be meant.
-pub fn name(diagnostics: &mut Diagnostics, block: &'static str, s: &Statement) {
-    if diagnostics.counts_only(s.at, true) {
+/// Says that a block, or the top level (`global`), knows no statement of the `name` that stands `at` a place, and what may be meant.
+pub fn name(diagnostics: &mut Diagnostics, block: &'static str, name: &str, at: Span) {
+    if diagnostics.counts_only(at, true) {
         return;
     }
     let place = if block == "global" { "at top level".to_owned() } else { format!("in <{block}>") };
     let elsewhere: Vec<String> = directives::all()
         .iter()
-        .filter(|d| *d.name == *s.name)
+        .filter(|d| d.name == name)
         .flat_map(|d| d.blocks.iter())
         .map(|b| if *b == "global" { "top level".into() } else { format!("<{b}>") })
         .collect();
     if !elsewhere.is_empty() {
-        let message = format!("{} is not valid {place}", s.name);
+        let message = format!("{} is not valid {place}", name);
         let help = format!("valid in: {}", elsewhere.join(", "));
-        return diagnostics.push(Diagnostic::error(s.at, "wrong-block", message, help));
+        return diagnostics.push(Diagnostic::error(at, "wrong-block", message, help));
     }
-    let is_block = s.name.starts_with('<');
+    let is_block = name.starts_with('<');
     let what = if is_block { "unknown block" } else { "unknown directive" };
     let here = directives::all().iter().filter(|d| d.blocks.contains(&block)).map(|d| d.name);
     let anywhere = directives::all().iter().map(|d| d.name).filter(|n| n.starts_with('<') == is_block);
-    let near = nearest(&s.name, here).or_else(|| nearest(&s.name, anywhere));
-    let help = match (near, invented(&s.name)) {
+    let near = nearest(name, here).or_else(|| nearest(name, anywhere));
+    let help = match (near, invented(name)) {
         (_, Some(real)) => format!("there is no such directive in PowerMTA either; {real}"),
         (Some(n), None) => format!("did you mean {n}?"),
         (None, None) => "`sluice config directives` lists them all".to_owned(),
     };
-    diagnostics.push(Diagnostic::error(s.at, "unknown-directive", format!("{what} {} {place}", s.name), help));
+    diagnostics.push(Diagnostic::error(at, "unknown-directive", format!("{what} {} {place}", name), help));
 }
 
 /// Names that articles invent, and what does what they promise.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, User, faccessat};
 
-use super::Compiled;
 use super::diagnostic::Diagnostic;
 use super::files::Span;
 use crate::rights;
@@ -25,9 +24,9 @@ pub struct Folder {
 }
 
 /// What whoever would run the server cannot write to: started as root that is `run-as-user`, else the user who asks.
-pub fn unwritable(compiled: &Compiled, folders: &[Folder]) -> Vec<Diagnostic> {
+pub fn unwritable(run_as_user: &str, run_as_root: bool, folders: &[Folder]) -> Vec<Diagnostic> {
     let is_root = nix::unistd::geteuid().is_root();
-    let user = User::from_name(&compiled.run_as_user).ok().flatten().filter(|_| is_root && !compiled.run_as_root);
+    let user = User::from_name(run_as_user).ok().flatten().filter(|_| is_root && !run_as_root);
     let name = match &user {
         Some(u) => u.name.clone(),
         None => User::from_uid(nix::unistd::geteuid()).ok().flatten().map_or("of this check".to_owned(), |u| u.name),
@@ -110,7 +109,7 @@ mod tests {
     fn found(text: &str) -> Vec<String> {
         let checked = compile_text(Path::new("c.conf"), &format!("run-as-user nobody\n{text}"));
         assert!(checked.errors().is_none(), "{:?}", checked.errors());
-        let wrong = unwritable(&checked.compiled, &checked.writes);
+        let wrong = unwritable(&checked.compiled.run_as_user, checked.compiled.run_as_root, &checked.writes);
         wrong.iter().map(|d| format!("{} {}", d.at.line, if d.is_error { d.code } else { "waits" })).collect()
     }
 

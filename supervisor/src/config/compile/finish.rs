@@ -4,13 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use ipc::layers::{Named, Scope};
-use ipc::message::normalise_domain;
 use ipc::rules::{DomainKey, Setting, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Listener, PoolMember, RecordFields, SpoolDirectory};
 use worker::connect::own_addresses;
 
 use super::super::directives::{self, Status};
+use super::super::pattern::{pattern, pattern_key};
 use super::super::writable::Folder;
 use super::super::{composite, incomplete, never, source_hosts};
 use super::{Checked, Compiled, Compiler, Diagnostic, Overrides, Problem, Span, Statement, lint};
@@ -292,7 +292,7 @@ impl<'s> Compiler<'s> {
             Ok(names) => {
                 let mut all = Vec::with_capacity(names.len());
                 for n in names {
-                    match composite::pattern(&n) {
+                    match pattern(&n) {
                         Ok(()) => all.push(pattern_key(&n)),
                         Err(p) => self.problem(s, p),
                     }
@@ -404,17 +404,6 @@ impl<'s> Compiler<'s> {
 /// `<domain local>` speaks for all local domains.
 fn is_local(s: &Statement) -> bool {
     s.value.eq_ignore_ascii_case("local")
-}
-
-/// A pattern in the spelling that queues use.
-pub fn pattern_key(p: &str) -> String {
-    let p = p.trim().to_lowercase();
-    for prefix in ["[*.]", "*."] {
-        if let Some(rest) = p.strip_prefix(prefix) {
-            return normalise_domain(rest).map_or_else(|_| p.clone(), |d| format!("{prefix}{d}"));
-        }
-    }
-    normalise_domain(&p).unwrap_or(p)
 }
 
 fn system_host_name() -> String {

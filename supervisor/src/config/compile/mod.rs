@@ -21,18 +21,19 @@ use ipc::rules::{Setting, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
-use super::composite;
 use super::diagnostic::{Diagnostic, LeftOut, SECRETS, nearest};
 use super::directives::{self, Directive, Status};
 use super::files::{Files, Span};
 use super::lint;
 use super::macros::Macros;
+use super::pattern::pattern_key;
+use super::problem::Problem;
 use super::source::{NotRead, Source};
 use super::syntax::{Reader, Statement};
+use super::types::{self, Parsed};
 use super::unknown;
-use super::value::{self, Parsed, Problem};
+use super::value;
 use super::writable::{self, Folder};
-pub use finish::pattern_key;
 use names::Names;
 
 /// A configuration ready to be put in force.
@@ -78,7 +79,11 @@ pub struct Checked {
 impl Checked {
     /// Adds what the server could not write to here.
     pub fn look_at_folders(&mut self) {
-        self.diagnostics.extend(writable::unwritable(&self.compiled, &self.writes));
+        self.diagnostics.extend(writable::unwritable(
+            &self.compiled.run_as_user,
+            self.compiled.run_as_root,
+            &self.writes,
+        ));
         self.diagnostics.sort_by_key(|d| d.at);
     }
 
@@ -390,17 +395,16 @@ impl<'s> Compiler<'s> {
             (true, true) => match empty(d.kind) {
                 Some(v) => Ok(v.into()),
                 // Without a value of its own the list is the one that holds where none is given.
-                None if d.kind == "durations" => value::parse(d.kind, d.default),
-                None => value::parse(d.kind, &s.value),
+                None if d.kind == "durations" => types::parse(d.kind, d.default),
+                None => types::parse(d.kind, &s.value),
             },
             // What stands in quotes is one argument.
             (false, true) if matches!(d.kind, "word" | "path") => Ok(Value::Text(s.value.to_string()).into()),
-            _ => value::parse(d.kind, &s.value),
+            _ => types::parse(d.kind, &s.value),
         };
         // What the files of somebody else name is not opened with the rights of this process.
         let opens = self.reader.source.opens_named_files();
-        let parsed =
-            parsed.and_then(|p| if opens { composite::named_file(d.kind, &s.value).map(|()| p) } else { Ok(p) });
+        let parsed = parsed.and_then(|p| if opens { types::named_file(d.kind, &s.value).map(|()| p) } else { Ok(p) });
         match parsed {
             Ok(Parsed { value, refs }) => {
                 if d.status != Status::Supported && !d.says_what_happens(&value) {
@@ -459,7 +463,7 @@ impl<'s> Compiler<'s> {
     }
 
     fn unknown(&mut self, block: &'static str, s: &Statement) {
-        unknown::name(&mut self.reader.diagnostics, block, s);
+        unknown::name(&mut self.reader.diagnostics, block, &s.name, s.at);
     }
 
     /// Settings of the statements inside a block, in their order.

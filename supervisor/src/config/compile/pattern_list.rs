@@ -3,7 +3,7 @@
 use ipc::pattern_lists::{On, PatternList, PatternResult, PatternRule};
 use ipc::rules::Value;
 
-use super::super::composite::expression;
+use super::super::pattern::expression;
 use super::super::value::items;
 use super::{Accepted, Compiler, Statement};
 

@@ -3,7 +3,7 @@
 use super::{
     Diagnostic, FileReader, Inside, LINES_MAX, Line, Lines, Statement, Text, before_nested_list, is_tag, lower,
 };
-use super::{name_and_value, unescaped_at};
+use super::{closing_slash, name_and_value};
 
 /// Directives whose values are, or begin with, an expression.
 const OF_EXPRESSIONS: &[&str] = &["reply", "mail-from", "rcpt-to", "address", "relay-address"];
@@ -33,11 +33,6 @@ fn begins_another(line: &str) -> bool {
     let word = line.split(char::is_whitespace).next().unwrap_or_default();
     let is = |name: &&str| word.eq_ignore_ascii_case(name);
     is_tag(line) || ["header", "include"].iter().any(is) || OF_EXPRESSIONS.iter().any(is)
-}
-
-/// Where the expression that `text` begins behind the slash of is closed.
-pub fn closing_slash(text: &str) -> Option<usize> {
-    unescaped_at(text, '/')
 }
 
 impl FileReader<'_> {
