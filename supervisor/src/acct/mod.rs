@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Failure;
+use crate::operator::output::print;
 
 /// `sluice acct`
 #[derive(Debug, Subcommand)]
@@ -115,8 +116,8 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Find(find) => find::run(&find),
         Command::Stats(stats) => match options::parse(&stats.words)? {
             options::Asked::Report(asked) => stats::run(&asked),
-            options::Asked::Help => crate::cli::print(format!("{}\n", options::HELP).as_bytes()),
-            options::Asked::Version => crate::cli::print(format!("sluice {}\n", env!("CARGO_PKG_VERSION")).as_bytes()),
+            options::Asked::Help => print(format!("{}\n", options::HELP).as_bytes()),
+            options::Asked::Version => print(format!("sluice {}\n", env!("CARGO_PKG_VERSION")).as_bytes()),
         },
     }
 }

@@ -14,6 +14,7 @@ use super::report::{Align::Left, Align::Right, Report, hours, number, percent, t
 use super::tally::{Outcomes, Tally};
 use super::traffic::{Rates, Times, WINDOWS};
 use crate::Failure;
+use crate::operator::output::print;
 
 /// Names that a count is kept of, in one report; split ones share them.
 const NAMES_MAX: usize = 200_000;
@@ -36,7 +37,7 @@ pub fn run(asked: &Options) -> Result<(), Failure> {
         Ok(true)
     });
     done.map_err(|e| Failure::Failed(e.to_string()))?;
-    crate::cli::print(read.report(asked).as_bytes())?;
+    print(read.report(asked).as_bytes())?;
     if told.failed { Err(Failure::Failed("not every file could be read".into())) } else { Ok(()) }
 }
 

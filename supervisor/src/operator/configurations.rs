@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use ipc::operator::Request;
 
-use super::client::{Target, act, read, table};
+use super::client::{Target, act, read};
+use super::output::{print, table};
 use crate::Failure;
-use crate::cli::print;
 use crate::config::source::Source;
 use crate::configurations::{self, Entry, Text};
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use ipc::operator::{DisabledRow, Listed, Listing};
 use ipc::queue_orders::QueuePattern;
 
-use super::client::{Target, json, pages, table};
+use super::client::{Target, pages};
+use super::output::{json, table};
 use crate::Failure;
 
 /// `show disabled`

@@ -6,9 +6,9 @@ use ipc::control::{Rows, RowsOf};
 use ipc::message::MessageId;
 use ipc::operator::{Answer, MessageRow, Request};
 
-use super::client::{Target, ask, json, table, unexpected};
+use super::client::{Target, ask, unexpected};
+use super::output::{json, print, table};
 use crate::Failure;
-use crate::cli::print;
 use crate::run::Supervisor;
 
 /// Rows of a message, of all shards that have a share of it.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use ipc::operator::{Answer, Request, SuppressionRow};
 
-use super::client::{Conversation, Target, act, table};
+use super::client::{Conversation, Target, act, until};
+use super::output::{self, print, table};
 use crate::Failure;
-use crate::cli::until;
 
 /// Rows of a request or a page.
 const ROWS: usize = 2_000;
@@ -97,7 +97,7 @@ pub enum Command {
         #[command(flatten)]
         list: List,
         #[command(flatten)]
-        output: crate::cli::Output,
+        output: output::Output,
     },
     /// Add the addresses of a CSV file, all or none of them
     Import {
@@ -304,7 +304,7 @@ fn import(target: &Target, file: &Path, given: &NewEntries) -> Result<(), Failur
         }
     }
     match server.ask(&Request::ImportSuppressed { rows, last: true })? {
-        Answer::Done(said) => crate::cli::print(format!("{said}\n").as_bytes()),
+        Answer::Done(said) => print(format!("{said}\n").as_bytes()),
         _ => Err(Failure::Failed("the server answered something else".into())),
     }
 }

@@ -4,9 +4,9 @@ use ipc::operator::Request;
 use ipc::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Target, json, read};
+use super::client::{Target, read};
+use super::output::{json, print};
 use crate::Failure;
-use crate::cli::print;
 use crate::config::diagnostic::perhaps;
 use crate::config::{directives, explain};
 

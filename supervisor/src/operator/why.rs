@@ -7,9 +7,9 @@ use ipc::message::MessageId;
 use ipc::operator::{Answer, Listed, Listing, Request, WhyCause, WhyRow};
 use ipc::queue_orders::QueuePattern;
 
-use super::client::{Target, ask, json, pages, unexpected};
+use super::client::{Target, ask, pages, unexpected};
+use super::output::{json, print};
 use crate::Failure;
-use crate::cli::print;
 
 /// Names that are written out of many.
 const NAMED: usize = 3;
