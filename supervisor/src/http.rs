@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::listen::{self, Place, Places};
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Connections that may be open at once.
 const CONNECTIONS_MAX: usize = 64;

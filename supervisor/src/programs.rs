@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use worker::programs;
 
-use crate::run::Supervisor;
 use crate::shards::orders::Orders;
+use crate::state::Supervisor;
 
 /// How long a program may take for one recipient.
 const PROGRAM_WAIT: Duration = Duration::from_secs(600);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use worker::clock;
 
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Name of the file in the data folder.
 const FILE: &str = "queue-time";

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipc::ledger::{Ahead, Kept, Ledger};
 
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Name of the file in the data folder.
 const FILE: &str = "rates";

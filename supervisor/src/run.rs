@@ -8,21 +8,19 @@ mod spread;
 mod told;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
+use ipc::control::{Rows, RowsOf};
 use ipc::ledger::Ledger;
 use ipc::limits::SHARDS_MAX;
-use ipc::rules::DomainKey;
-use ipc::shard_map::{ShardMap, Spread};
+use ipc::shard_map::ShardMap;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use worker::rights::{cpu_of, cpus_to_pin};
 
@@ -31,81 +29,18 @@ use crate::config::compile::Overrides;
 use crate::config::source::Source;
 use crate::config::{self, Compiled};
 use crate::configurations::{self, By};
-use crate::shards::{Slot, State, Totals, control, process};
+use crate::shards::{Slot, State, control, life};
+use crate::state::{ANSWER_WAIT, LET_GO_WAIT, Supervisor};
 use crate::suppression::Suppression;
 use crate::{Failure, http, listen, operator, rights};
-use spread::Automatic;
 
-/// How long workers may take to answer an operator's question.
-const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// How long workers may take to end behind their grace time: what they hold goes to disk.
 const STOP_WAIT: Duration = Duration::from_secs(20);
 /// How long killed workers may take to end.
 const KILLED_WAIT: Duration = Duration::from_secs(5);
-/// How long killed processes may take to let go of a listening socket, and work beside the loop to end with it.
-const LET_GO_WAIT: Duration = Duration::from_secs(3);
 
 /// Warnings of the configuration that the log has at a start: what keeps mail back, and what this machine is not ready for.
 const SAID_AT_START: [&str; 4] = ["withheld", "foreign-address", "no-address", "descriptors"];
-
-/// The supervisor's state.
-pub struct Supervisor {
-    file: Option<PathBuf>,
-    overrides: Overrides,
-    /// The configuration in force.
-    pub compiled: RefCell<Compiled>,
-    /// Its generation.
-    pub generation: Cell<u64>,
-    snapshot: RefCell<OwnedFd>,
-    /// Commands by which that of a generation delivers mail.
-    commands: RefCell<(u64, HashSet<String>)>,
-    /// Limits over all shards.
-    pub ledger: RefCell<Ledger>,
-    ledger_fd: RefCell<OwnedFd>,
-    listeners: RefCell<Vec<(String, OwnedFd)>>,
-    /// Shards.
-    pub slots: RefCell<Vec<Slot>>,
-    /// Who owns what.
-    pub map: RefCell<ShardMap>,
-    /// Accounting files.
-    pub accounting: AccountingFiles,
-    /// DKIM keys, and those whose record is not theirs, when that was looked for last.
-    pub dkim_keys: Cell<(usize, usize)>,
-    /// Who gets no mail.
-    pub suppression: Suppression,
-    /// Shards at the start whose workers may be alive and come back.
-    pub returning: Cell<usize>,
-    /// The ledger is the one that all workers use.
-    pub has_ledger: Cell<bool>,
-    /// Something changed in a slot.
-    pub changed: Notify,
-    /// The server is stopping.
-    pub stopping: Cell<bool>,
-    /// Asks for an orderly stop.
-    pub stop: Notify,
-    /// How the stop ended, once it has.
-    pub stopped: RefCell<Option<Result<String, String>>>,
-    /// Operators that wait for it.
-    pub stop_waiters: Cell<u32>,
-    /// One configuration is put in force at a time.
-    reloading: tokio::sync::Mutex<()>,
-    /// Where configurations are kept: the data folder of the start.
-    configurations: PathBuf,
-    /// Number of the one in force among those; none for the built-in one, and where keeping it failed.
-    kept_in_force: Cell<Option<u64>>,
-    /// One is kept at a time.
-    keeping: tokio::sync::Mutex<()>,
-    /// One is read at a time: each takes memory.
-    reading: tokio::sync::Mutex<()>,
-    /// When the supervisor started.
-    pub started: SystemTime,
-    /// Counted by shards that were scaled away.
-    pub gone: Cell<Totals>,
-    /// What `spread auto` came to.
-    automatic: RefCell<Automatic>,
-    questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
-    next_question: Cell<u64>,
-}
 
 /// Runs the server until it is stopped.
 ///
@@ -245,15 +180,18 @@ async fn serve(
         http::serve(Rc::clone(&sup), http_port).await?;
     }
     for n in numbers {
-        spawn_local(process::keep(Rc::clone(&sup), n));
+        spawn_local(life::keep(Rc::clone(&sup), n));
     }
     if !left_over.is_empty() {
         tracing::info!(shards = ?left_over, "spools of more shards than there are workers now; their mail is handed over");
         spawn_local(drain_left_over(Rc::clone(&sup), u32::from(workers)));
     }
-    spawn_local(process::watch(Rc::clone(&sup)));
+    spawn_local(life::watch(Rc::clone(&sup)));
     spawn_local(rotate_files(Rc::clone(&sup)));
-    spawn_local(crate::suppression::look_after(Rc::clone(&sup)));
+    spawn_local({
+        let sup = Rc::clone(&sup);
+        async move { sup.suppression.keep_looked_after().await }
+    });
     spawn_local(crate::rates::keep(Rc::clone(&sup)));
     spawn_local(crate::queue_time::keep(Rc::clone(&sup)));
     spawn_local(keep_systemd_informed(Rc::clone(&sup)));
@@ -316,228 +254,12 @@ fn workers_for(configured: Option<u32>, cpus: usize) -> u8 {
 }
 
 impl Supervisor {
-    /// Folder of the sockets.
-    pub fn run_dir(&self) -> PathBuf {
-        PathBuf::from(&self.compiled.borrow().snapshot.global.run_dir)
-    }
-
-    /// Looks at a slot.
-    pub fn slot<T>(&self, number: u8, f: impl FnOnce(&Slot) -> T) -> Option<T> {
-        self.slots.borrow().iter().find(|s| s.number == number).map(f)
-    }
-
-    /// Changes a slot.
-    pub fn slot_mut<T>(&self, number: u8, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
-        self.slots.borrow_mut().iter_mut().find(|s| s.number == number).map(f)
-    }
-
-    fn cloned(fd: &OwnedFd) -> Option<OwnedFd> {
-        fd.try_clone().map_err(|e| tracing::error!(error = %e, "a descriptor cannot be duplicated")).ok()
-    }
-
-    /// What a worker starts with: listener addresses; snapshot, ledger, listeners.
-    pub fn descriptors(&self) -> (Vec<String>, Vec<OwnedFd>) {
-        let listeners = self.listeners.borrow();
-        let mut fds: Vec<OwnedFd> = Vec::new();
-        fds.extend(Self::cloned(&self.snapshot.borrow()));
-        fds.extend(Self::cloned(&self.ledger_fd.borrow()));
-        fds.extend(listeners.iter().filter_map(|(_, fd)| Self::cloned(fd)));
-        (listeners.iter().map(|(a, _)| a.clone()).collect(), fds)
-    }
-
-    /// A worker hands back what a new supervisor cannot make.
-    pub fn take_back(&self, names: Vec<String>, fds: Vec<OwnedFd>, accounting: &[AccountingFile], map: &ShardMap) {
-        let mut fds = fds.into_iter().skip(1);
-        if let Some(ledger) = fds.next().filter(|_| !self.has_ledger.replace(true)) {
-            match Ledger::open(&ledger) {
-                Ok(l) => {
-                    worker::clock::follow(l.ahead());
-                    *self.ledger.borrow_mut() = l;
-                    *self.ledger_fd.borrow_mut() = ledger;
-                }
-                Err(e) => tracing::error!(error = %e, "the workers' ledger cannot be used"),
-            }
-        }
-        let mut mine = self.listeners.borrow_mut();
-        for (name, fd) in names.into_iter().zip(fds) {
-            if !mine.iter().any(|(a, _)| *a == name) {
-                mine.push((name, fd));
-            }
-        }
-        let switch = self.accounting.switch();
-        self.accounting.adopt(accounting.to_vec());
-        if self.accounting.switch() != switch {
-            self.order_switch();
-        }
-        let mut own = self.map.borrow_mut();
-        if map.epoch >= own.epoch {
-            *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
-                map.clone()
-            } else {
-                // It was scaled while it ran; what the configuration says counts again.
-                map.next(own.shards.len() as u8, own.spread.clone())
-            };
-        }
-    }
-
-    /// Workers that another supervisor configured follow this one's configuration: its
-    /// snapshot gets a generation above theirs.
-    pub fn outrank(&self, generation: u64) {
-        if generation < self.generation.get() {
-            return;
-        }
-        if let Err(e) = self.publish(&mut self.compiled.borrow_mut(), generation + 1) {
-            tracing::error!(error = %e, "the configuration cannot be published; adopted workers keep theirs");
-        }
-    }
-
-    /// Makes the configuration in force the snapshot of another generation.
-    fn publish(&self, compiled: &mut Compiled, generation: u64) -> std::io::Result<()> {
-        compiled.snapshot.generation = generation;
-        *self.snapshot.borrow_mut() = compiled.snapshot.seal()?;
-        self.generation.set(generation);
-        Ok(())
-    }
-
     /// A worker came back whose number is above those wanted: it hands its mail over and ends.
     pub fn take_surplus(self: &Rc<Self>, number: u8, cpu: usize) {
         self.slots.borrow_mut().push(Slot::new(number, cpu));
-        spawn_local(process::keep(Rc::clone(self), number));
+        spawn_local(life::keep(Rc::clone(self), number));
         let workers = self.map.borrow().shards.len() as u32;
         spawn_local(drain_left_over(Rc::clone(self), workers));
-    }
-
-    /// A worker has begun to serve: what changed since it was welcomed.
-    pub fn bring_up_to_date(&self, number: u8) {
-        let map = self.map.borrow().clone();
-        let (switch, current) = self.accounting.in_use();
-        self.slot(number, |s| {
-            s.order(ToWorker::Map(map), Vec::new());
-            if s.switched < switch {
-                s.order(ToWorker::SwitchAccounting { switch, files: current }, Vec::new());
-            }
-        });
-        if self.generation.get() > self.slot(number, |s| s.generation).unwrap_or(0) {
-            self.send_reload(number);
-        }
-    }
-
-    /// Binds listeners that were left to running workers which then died.
-    pub async fn bind_missing(&self) {
-        let wanted: Vec<String> = self.compiled.borrow().snapshot.listeners.iter().map(|l| l.address.clone()).collect();
-        let until = tokio::time::Instant::now() + LET_GO_WAIT;
-        for address in wanted {
-            while !self.listeners.borrow().iter().any(|(a, _)| *a == address) {
-                match listen::bind_to(&address) {
-                    Ok(fd) => self.listeners.borrow_mut().push((address.clone(), fd)),
-                    Err(e) if tokio::time::Instant::now() >= until => {
-                        tracing::error!(error = e, "a listener is not served");
-                        break;
-                    }
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            }
-        }
-    }
-
-    /// Whether all shards serve.
-    fn all_serve(&self) -> bool {
-        self.slots.borrow().iter().all(|s| s.state == State::Serving)
-    }
-
-    /// CPUs that workers are pinned to.
-    pub fn cpus_of_workers(&self) -> Vec<usize> {
-        self.slots.borrow().iter().map(|s| s.cpu).collect()
-    }
-
-    /// Whether the configuration in force delivers mail by this `command`.
-    pub fn runs_command(&self, command: &str) -> bool {
-        let mut commands = self.commands.borrow_mut();
-        let generation = self.generation.get();
-        if commands.0 != generation {
-            let compiled = self.compiled.borrow();
-            let all = compiled.snapshot.layers.texts(DomainKey::Command as u16);
-            *commands = (generation, all.map(str::to_owned).collect());
-        }
-        commands.1.contains(command)
-    }
-
-    /// The mesh socket of a shard that serves.
-    pub fn serving_socket(&self) -> Option<String> {
-        let run = self.run_dir();
-        let slots = self.slots.borrow();
-        let s = slots.iter().find(|s| s.state == State::Serving)?;
-        Some(run.join(format!("shard-{:02}.sock", s.number)).display().to_string())
-    }
-
-    /// Asks all workers and collects what comes in time.
-    pub async fn ask_workers(&self, what: RowsOf) -> Vec<Rows> {
-        self.ask_those(|_| true, what).await
-    }
-
-    /// The same of some shards, by number.
-    pub async fn ask_those(&self, which: impl Fn(u8) -> bool, what: RowsOf) -> Vec<Rows> {
-        let mut waiting = Vec::new();
-        for s in self.slots.borrow().iter().filter(|s| which(s.number)) {
-            let request = self.next_question.get();
-            self.next_question.set(request + 1);
-            let (tx, rx) = oneshot::channel();
-            if s.order(ToWorker::Rows { request, what: what.clone() }, Vec::new()) {
-                self.questions.borrow_mut().insert(request, tx);
-                waiting.push((request, rx));
-            }
-        }
-        let until = tokio::time::Instant::now() + ANSWER_WAIT;
-        let mut all = Vec::new();
-        for (request, rx) in waiting {
-            if let Ok(Ok(rows)) = tokio::time::timeout_at(until, rx).await {
-                all.push(rows);
-            }
-            self.questions.borrow_mut().remove(&request);
-        }
-        all
-    }
-
-    /// A worker answered.
-    pub fn rows_came(&self, request: u64, rows: Rows) {
-        if let Some(tx) = self.questions.borrow_mut().remove(&request) {
-            // Who asked may have given up waiting.
-            let _ = tx.send(rows);
-        }
-    }
-
-    /// Waits until `done`, looking whenever a slot changes.
-    async fn until(&self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
-        let until = tokio::time::Instant::now() + limit;
-        while !done(self) {
-            if tokio::time::Instant::now() >= until {
-                return false;
-            }
-            let step = tokio::time::Instant::now() + Duration::from_millis(100);
-            let _ = tokio::time::timeout_at(step.min(until), self.changed.notified()).await;
-        }
-        true
-    }
-
-    /// Tells a shard to end in order.
-    pub fn tell_to_stop(&self, number: u8) {
-        let grace_ms = self.grace().as_millis() as u64;
-        self.slot_mut(number, |s| {
-            s.state = State::Draining;
-            s.order(ToWorker::Stop { grace_ms }, Vec::new());
-        });
-    }
-
-    /// Tells all shards which accounting files they write.
-    fn order_switch(&self) {
-        let (switch, files) = self.accounting.in_use();
-        for s in self.slots.borrow().iter() {
-            s.order(ToWorker::SwitchAccounting { switch, files: files.clone() }, Vec::new());
-        }
-    }
-
-    fn grace(&self) -> Duration {
-        Duration::from_millis(self.compiled.borrow().snapshot.global.stop_grace_ms)
     }
 
     /// Restarts one shard.
@@ -586,7 +308,7 @@ impl Supervisor {
         for n in 0..workers as u8 {
             if self.slot(n, |_| ()).is_none() {
                 self.slots.borrow_mut().push(Slot::new(n, cpu_of(n, &cpus)));
-                spawn_local(process::keep(Rc::clone(self), n));
+                spawn_local(life::keep(Rc::clone(self), n));
             }
         }
         let old = self.map.borrow().clone();
@@ -626,30 +348,6 @@ impl Supervisor {
             true => format!("{workers} workers"),
             false => format!("{workers} workers; shard {} is down, and what belongs to it waits", down.join(", ")),
         })
-    }
-
-    /// Puts the next shard map in force.
-    fn publish_map(&self, workers: u8, spread: Vec<Spread>) {
-        let map = self.map.borrow().next(workers, spread);
-        self.map.borrow_mut().clone_from(&map);
-        for s in self.slots.borrow().iter() {
-            s.order(ToWorker::Map(map.clone()), Vec::new());
-        }
-    }
-
-    /// Every destination that the last map moved has been released by its owner before.
-    fn settled(&self) -> bool {
-        let epoch = self.map.borrow().epoch;
-        self.slots.borrow().iter().all(|s| s.state == State::Serving && s.heartbeat.settled_epoch == epoch)
-    }
-
-    /// The same as far as shards are up: those that are down have no connections.
-    fn settled_where_up(&self) -> bool {
-        let epoch = self.map.borrow().epoch;
-        self.slots
-            .borrow()
-            .iter()
-            .all(|s| s.is_down() || (s.state == State::Serving && s.heartbeat.settled_epoch == epoch))
     }
 
     /// Shards that own nothing any more hand their mail over and end.
@@ -724,7 +422,7 @@ impl Supervisor {
                 "mail, or what came of it, was not all on disk when the shard ended; it is started again to hand over what is left"
             );
             self.slot_mut(number, |s| s.retired = false);
-            spawn_local(process::keep(Rc::clone(self), number));
+            spawn_local(life::keep(Rc::clone(self), number));
         }
     }
 

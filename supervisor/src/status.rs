@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use ipc::operator::ShardRow;
 use serde_json::{Value, json};
 
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 fn local(t: SystemTime) -> String {
     worker::shown_time(t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64)

@@ -2,7 +2,6 @@
 //! when many changes have come together. All of it touches the disk and runs beside the loop.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,8 +12,6 @@ use worker::suppression::delta::Change;
 use worker::suppression::lists::Lists;
 use worker::suppression::table::Table;
 use worker::suppression::{Entry, normal_address, normal_list, short};
-
-use crate::run::Supervisor;
 
 /// Time between two looks whether a new table is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -224,6 +221,22 @@ impl Suppression {
         done.await.map_err(|e| e.to_string())?
     }
 
+    /// Looks after the lists, while the server runs.
+    pub async fn keep_looked_after(&self) {
+        let mut failed = false;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            match self.look_after().await {
+                Ok(()) => failed = false,
+                Err(e) if !failed => {
+                    failed = true;
+                    tracing::error!(error = e, "the suppression lists cannot be compacted");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Makes a new table when it is due.
     async fn look_after(&self) -> Result<(), String> {
         if !self.with(|lists| Ok(is_due(lists))).await? {
@@ -255,20 +268,4 @@ pub enum Imported {
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Looks after the lists while the server runs.
-pub async fn look_after(sup: Rc<Supervisor>) {
-    let mut failed = false;
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        match sup.suppression.look_after().await {
-            Ok(()) => failed = false,
-            Err(e) if !failed => {
-                failed = true;
-                tracing::error!(error = e, "the suppression lists cannot be compacted");
-            }
-            Err(_) => {}
-        }
-    }
 }

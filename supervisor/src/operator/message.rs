@@ -9,7 +9,7 @@ use ipc::operator::{Answer, MessageRow, Request};
 use super::client::{Target, ask, unexpected};
 use super::output::{json, print, table};
 use crate::Failure;
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Rows of a message, of all shards that have a share of it.
 pub async fn rows(sup: &Rc<Supervisor>, id: [u8; 16]) -> Answer {

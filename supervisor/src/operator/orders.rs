@@ -10,7 +10,7 @@ use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use ipc::snapshot::Snapshot;
 
 use crate::config::diagnostic::perhaps;
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Names that an answer shows.
 const SHOWN_MAX: usize = 20;

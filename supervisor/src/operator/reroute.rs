@@ -6,7 +6,7 @@ use std::rc::Rc;
 use ipc::control::{RerouteOrder, Rows, RowsOf};
 
 use super::orders::check_via;
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Pairs of queues that an answer shows.
 const SHOWN_MAX: usize = 20;

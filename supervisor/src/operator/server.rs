@@ -23,7 +23,7 @@ use crate::config::directives;
 use crate::config::source::{Given, Source};
 use crate::configurations::By;
 use crate::listen::{self, Places};
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 use crate::suppression::Imported;
 
 /// Commands that may be connected at once.

@@ -3,11 +3,11 @@
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Supervisor;
 use super::reload::beside;
 use crate::config::diff;
 use crate::configurations::{self, By, Text};
 use crate::operator::configurations::Log;
+use crate::state::Supervisor;
 
 impl Supervisor {
     /// Keeps a configuration that is in force now. Where that fails the log says so: what is in force stays.

@@ -11,8 +11,8 @@ use worker::dkim::key::Key;
 use worker::ports::dns_of_the_system;
 use worker::regular_file;
 
-use super::Supervisor;
 use crate::config::source::PEM_BYTES_MAX;
+use crate::state::Supervisor;
 
 /// Time between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use worker::clock;
 
-use super::Supervisor;
+use crate::state::Supervisor;
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

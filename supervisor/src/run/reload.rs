@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ipc::control::ToWorker;
 use tokio::task::spawn_local;
 
-use super::{Supervisor, told};
+use super::told;
 use crate::accounting;
 use crate::config::diff::Change;
 use crate::config::source::Source;
@@ -17,6 +16,7 @@ use crate::config::{self, Compiled, map};
 use crate::configurations::{By, Text};
 use crate::listen;
 use crate::shards::{Slot, State};
+use crate::state::Supervisor;
 
 /// What a dry run of a reload says of the built-in configuration.
 const NO_FILE: &str = "The server runs on its built-in configuration: there is no file to reload.";
@@ -273,16 +273,6 @@ impl Supervisor {
         said.push("Configuration reloaded.".into());
         said.extend(restart_note(&p.changes));
         Ok(said.join("\n"))
-    }
-
-    /// Every listener goes along: a worker takes those it does not have.
-    pub(super) fn send_reload(&self, number: u8) {
-        let (names, mut fds) = self.descriptors();
-        if fds.len() > 1 {
-            fds.remove(1);
-        }
-        let order = ToWorker::Reload { listeners: names.clone(), added: names };
-        self.slot(number, |s| s.order(order, fds));
     }
 }
 

@@ -15,7 +15,7 @@ use super::orders::Orders;
 use super::process::Process;
 use crate::listen::{self, Place, Places};
 use crate::programs::Programs;
-use crate::run::Supervisor;
+use crate::state::Supervisor;
 
 /// Connections of workers: one of each, and another of one that comes back before the first was seen to end.
 const CONNECTIONS_MAX: usize = 2 * SHARDS_MAX;

@@ -1,6 +1,7 @@
 //! The lives of the workers: start, pin, watch, restart with growing delay, adopt, stop.
 
 pub mod control;
+pub mod life;
 pub mod orders;
 pub mod process;
 

@@ -1,0 +1,336 @@
+//! The state of the supervisor: what it knows, and what it tells its workers. Tasks that change it are begun by [`crate::run`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use ipc::control::{AccountingFile, Rows, RowsOf, ToWorker};
+use ipc::ledger::Ledger;
+use ipc::rules::DomainKey;
+use ipc::shard_map::{ShardMap, Spread};
+use tokio::sync::{Notify, oneshot};
+
+use crate::accounting::AccountingFiles;
+use crate::config::{Compiled, Overrides};
+use crate::listen;
+use crate::load::Automatic;
+use crate::shards::{Slot, State, Totals};
+use crate::suppression::Suppression;
+
+/// How long workers may take to answer an operator's question.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long killed processes may take to let go of a listening socket, and work beside the loop to end with it.
+pub const LET_GO_WAIT: Duration = Duration::from_secs(3);
+
+/// The supervisor's state.
+pub struct Supervisor {
+    pub file: Option<PathBuf>,
+    pub overrides: Overrides,
+    /// The configuration in force.
+    pub compiled: RefCell<Compiled>,
+    /// Its generation.
+    pub generation: Cell<u64>,
+    pub snapshot: RefCell<OwnedFd>,
+    /// Commands by which that of a generation delivers mail.
+    pub commands: RefCell<(u64, HashSet<String>)>,
+    /// Limits over all shards.
+    pub ledger: RefCell<Ledger>,
+    pub ledger_fd: RefCell<OwnedFd>,
+    pub listeners: RefCell<Vec<(String, OwnedFd)>>,
+    /// Shards.
+    pub slots: RefCell<Vec<Slot>>,
+    /// Who owns what.
+    pub map: RefCell<ShardMap>,
+    /// Accounting files.
+    pub accounting: AccountingFiles,
+    /// DKIM keys, and those whose record is not theirs, when that was looked for last.
+    pub dkim_keys: Cell<(usize, usize)>,
+    /// Who gets no mail.
+    pub suppression: Suppression,
+    /// Shards at the start whose workers may be alive and come back.
+    pub returning: Cell<usize>,
+    /// The ledger is the one that all workers use.
+    pub has_ledger: Cell<bool>,
+    /// Something changed in a slot.
+    pub changed: Notify,
+    /// The server is stopping.
+    pub stopping: Cell<bool>,
+    /// Asks for an orderly stop.
+    pub stop: Notify,
+    /// How the stop ended, once it has.
+    pub stopped: RefCell<Option<Result<String, String>>>,
+    /// Operators that wait for it.
+    pub stop_waiters: Cell<u32>,
+    /// One configuration is put in force at a time.
+    pub reloading: tokio::sync::Mutex<()>,
+    /// Where configurations are kept: the data folder of the start.
+    pub configurations: PathBuf,
+    /// Number of the one in force among those; none for the built-in one, and where keeping it failed.
+    pub kept_in_force: Cell<Option<u64>>,
+    /// One is kept at a time.
+    pub keeping: tokio::sync::Mutex<()>,
+    /// One is read at a time: each takes memory.
+    pub reading: tokio::sync::Mutex<()>,
+    /// When the supervisor started.
+    pub started: SystemTime,
+    /// Counted by shards that were scaled away.
+    pub gone: Cell<Totals>,
+    /// What `spread auto` came to.
+    pub automatic: RefCell<Automatic>,
+    pub questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
+    pub next_question: Cell<u64>,
+}
+
+impl Supervisor {
+    /// Folder of the sockets.
+    pub fn run_dir(&self) -> PathBuf {
+        PathBuf::from(&self.compiled.borrow().snapshot.global.run_dir)
+    }
+
+    /// Looks at a slot.
+    pub fn slot<T>(&self, number: u8, f: impl FnOnce(&Slot) -> T) -> Option<T> {
+        self.slots.borrow().iter().find(|s| s.number == number).map(f)
+    }
+
+    /// Changes a slot.
+    pub fn slot_mut<T>(&self, number: u8, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        self.slots.borrow_mut().iter_mut().find(|s| s.number == number).map(f)
+    }
+
+    fn cloned(fd: &OwnedFd) -> Option<OwnedFd> {
+        fd.try_clone().map_err(|e| tracing::error!(error = %e, "a descriptor cannot be duplicated")).ok()
+    }
+
+    /// What a worker starts with: listener addresses; snapshot, ledger, listeners.
+    pub fn descriptors(&self) -> (Vec<String>, Vec<OwnedFd>) {
+        let listeners = self.listeners.borrow();
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        fds.extend(Self::cloned(&self.snapshot.borrow()));
+        fds.extend(Self::cloned(&self.ledger_fd.borrow()));
+        fds.extend(listeners.iter().filter_map(|(_, fd)| Self::cloned(fd)));
+        (listeners.iter().map(|(a, _)| a.clone()).collect(), fds)
+    }
+
+    /// A worker hands back what a new supervisor cannot make.
+    pub fn take_back(&self, names: Vec<String>, fds: Vec<OwnedFd>, accounting: &[AccountingFile], map: &ShardMap) {
+        let mut fds = fds.into_iter().skip(1);
+        if let Some(ledger) = fds.next().filter(|_| !self.has_ledger.replace(true)) {
+            match Ledger::open(&ledger) {
+                Ok(l) => {
+                    worker::clock::follow(l.ahead());
+                    *self.ledger.borrow_mut() = l;
+                    *self.ledger_fd.borrow_mut() = ledger;
+                }
+                Err(e) => tracing::error!(error = %e, "the workers' ledger cannot be used"),
+            }
+        }
+        let mut mine = self.listeners.borrow_mut();
+        for (name, fd) in names.into_iter().zip(fds) {
+            if !mine.iter().any(|(a, _)| *a == name) {
+                mine.push((name, fd));
+            }
+        }
+        let switch = self.accounting.switch();
+        self.accounting.adopt(accounting.to_vec());
+        if self.accounting.switch() != switch {
+            self.order_switch();
+        }
+        let mut own = self.map.borrow_mut();
+        if map.epoch >= own.epoch {
+            *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
+                map.clone()
+            } else {
+                // It was scaled while it ran; what the configuration says counts again.
+                map.next(own.shards.len() as u8, own.spread.clone())
+            };
+        }
+    }
+
+    /// Workers that another supervisor configured follow this one's configuration: its
+    /// snapshot gets a generation above theirs.
+    pub fn outrank(&self, generation: u64) {
+        if generation < self.generation.get() {
+            return;
+        }
+        if let Err(e) = self.publish(&mut self.compiled.borrow_mut(), generation + 1) {
+            tracing::error!(error = %e, "the configuration cannot be published; adopted workers keep theirs");
+        }
+    }
+
+    /// Makes the configuration in force the snapshot of another generation.
+    pub fn publish(&self, compiled: &mut Compiled, generation: u64) -> std::io::Result<()> {
+        compiled.snapshot.generation = generation;
+        *self.snapshot.borrow_mut() = compiled.snapshot.seal()?;
+        self.generation.set(generation);
+        Ok(())
+    }
+
+    /// A worker has begun to serve: what changed since it was welcomed.
+    pub fn bring_up_to_date(&self, number: u8) {
+        let map = self.map.borrow().clone();
+        let (switch, current) = self.accounting.in_use();
+        self.slot(number, |s| {
+            s.order(ToWorker::Map(map), Vec::new());
+            if s.switched < switch {
+                s.order(ToWorker::SwitchAccounting { switch, files: current }, Vec::new());
+            }
+        });
+        if self.generation.get() > self.slot(number, |s| s.generation).unwrap_or(0) {
+            self.send_reload(number);
+        }
+    }
+
+    /// Binds listeners that were left to running workers which then died.
+    pub async fn bind_missing(&self) {
+        let wanted: Vec<String> = self.compiled.borrow().snapshot.listeners.iter().map(|l| l.address.clone()).collect();
+        let until = tokio::time::Instant::now() + LET_GO_WAIT;
+        for address in wanted {
+            while !self.listeners.borrow().iter().any(|(a, _)| *a == address) {
+                match listen::bind_to(&address) {
+                    Ok(fd) => self.listeners.borrow_mut().push((address.clone(), fd)),
+                    Err(e) if tokio::time::Instant::now() >= until => {
+                        tracing::error!(error = e, "a listener is not served");
+                        break;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        }
+    }
+
+    /// Whether all shards serve.
+    pub fn all_serve(&self) -> bool {
+        self.slots.borrow().iter().all(|s| s.state == State::Serving)
+    }
+
+    /// CPUs that workers are pinned to.
+    pub fn cpus_of_workers(&self) -> Vec<usize> {
+        self.slots.borrow().iter().map(|s| s.cpu).collect()
+    }
+
+    /// Whether the configuration in force delivers mail by this `command`.
+    pub fn runs_command(&self, command: &str) -> bool {
+        let mut commands = self.commands.borrow_mut();
+        let generation = self.generation.get();
+        if commands.0 != generation {
+            let compiled = self.compiled.borrow();
+            let all = compiled.snapshot.layers.texts(DomainKey::Command as u16);
+            *commands = (generation, all.map(str::to_owned).collect());
+        }
+        commands.1.contains(command)
+    }
+
+    /// The mesh socket of a shard that serves.
+    pub fn serving_socket(&self) -> Option<String> {
+        let run = self.run_dir();
+        let slots = self.slots.borrow();
+        let s = slots.iter().find(|s| s.state == State::Serving)?;
+        Some(run.join(format!("shard-{:02}.sock", s.number)).display().to_string())
+    }
+
+    /// Asks all workers and collects what comes in time.
+    pub async fn ask_workers(&self, what: RowsOf) -> Vec<Rows> {
+        self.ask_those(|_| true, what).await
+    }
+
+    /// The same of some shards, by number.
+    pub async fn ask_those(&self, which: impl Fn(u8) -> bool, what: RowsOf) -> Vec<Rows> {
+        let mut waiting = Vec::new();
+        for s in self.slots.borrow().iter().filter(|s| which(s.number)) {
+            let request = self.next_question.get();
+            self.next_question.set(request + 1);
+            let (tx, rx) = oneshot::channel();
+            if s.order(ToWorker::Rows { request, what: what.clone() }, Vec::new()) {
+                self.questions.borrow_mut().insert(request, tx);
+                waiting.push((request, rx));
+            }
+        }
+        let until = tokio::time::Instant::now() + ANSWER_WAIT;
+        let mut all = Vec::new();
+        for (request, rx) in waiting {
+            if let Ok(Ok(rows)) = tokio::time::timeout_at(until, rx).await {
+                all.push(rows);
+            }
+            self.questions.borrow_mut().remove(&request);
+        }
+        all
+    }
+
+    /// A worker answered.
+    pub fn rows_came(&self, request: u64, rows: Rows) {
+        if let Some(tx) = self.questions.borrow_mut().remove(&request) {
+            // Who asked may have given up waiting.
+            let _ = tx.send(rows);
+        }
+    }
+
+    /// Waits until `done`, looking whenever a slot changes.
+    pub async fn until(&self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let until = tokio::time::Instant::now() + limit;
+        while !done(self) {
+            if tokio::time::Instant::now() >= until {
+                return false;
+            }
+            let step = tokio::time::Instant::now() + Duration::from_millis(100);
+            let _ = tokio::time::timeout_at(step.min(until), self.changed.notified()).await;
+        }
+        true
+    }
+
+    /// Tells a shard to end in order.
+    pub fn tell_to_stop(&self, number: u8) {
+        let grace_ms = self.grace().as_millis() as u64;
+        self.slot_mut(number, |s| {
+            s.state = State::Draining;
+            s.order(ToWorker::Stop { grace_ms }, Vec::new());
+        });
+    }
+
+    /// Tells all shards which accounting files they write.
+    pub fn order_switch(&self) {
+        let (switch, files) = self.accounting.in_use();
+        for s in self.slots.borrow().iter() {
+            s.order(ToWorker::SwitchAccounting { switch, files: files.clone() }, Vec::new());
+        }
+    }
+
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.compiled.borrow().snapshot.global.stop_grace_ms)
+    }
+
+    /// Puts the next shard map in force.
+    pub fn publish_map(&self, workers: u8, spread: Vec<Spread>) {
+        let map = self.map.borrow().next(workers, spread);
+        self.map.borrow_mut().clone_from(&map);
+        for s in self.slots.borrow().iter() {
+            s.order(ToWorker::Map(map.clone()), Vec::new());
+        }
+    }
+
+    /// Every destination that the last map moved has been released by its owner before.
+    pub fn settled(&self) -> bool {
+        let epoch = self.map.borrow().epoch;
+        self.slots.borrow().iter().all(|s| s.state == State::Serving && s.heartbeat.settled_epoch == epoch)
+    }
+
+    /// The same as far as shards are up: those that are down have no connections.
+    pub fn settled_where_up(&self) -> bool {
+        let epoch = self.map.borrow().epoch;
+        self.slots
+            .borrow()
+            .iter()
+            .all(|s| s.is_down() || (s.state == State::Serving && s.heartbeat.settled_epoch == epoch))
+    }
+
+    /// Every listener goes along: a worker takes those it does not have.
+    pub fn send_reload(&self, number: u8) {
+        let (names, mut fds) = self.descriptors();
+        if fds.len() > 1 {
+            fds.remove(1);
+        }
+        let order = ToWorker::Reload { listeners: names.clone(), added: names };
+        self.slot(number, |s| s.order(order, fds));
+    }
+}
