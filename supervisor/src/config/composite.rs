@@ -4,11 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipc::message::{is_plain_domain, normalise_domain};
 use ipc::network::Network;
-use ipc::rules::Value;
 
 use super::pattern::{pattern, regex};
 use super::problem::Problem;
-use super::value::{data_rate, items, number, rate};
+use super::value::{items, number};
 
 /// Categories of refusals that are about the sender, the message or the way: no reason not to write to
 /// the recipient again.
@@ -234,38 +233,6 @@ pub(super) fn references(kinds: &str, name: &str) -> Vec<(&'static str, String)>
     let special = (kinds == "default-virtual-mta" && name.eq_ignore_ascii_case("by-smtp-source-ip"))
         || (kinds == "proxy" && name.eq_ignore_ascii_case("none"));
     if special { Vec::new() } else { vec![(kind, name.to_owned())] }
-}
-
-/// Parts of given types, separated by blanks: `args:cidr,rate`. A limit by network is a value of
-/// its own.
-pub(super) fn args(kinds: &str, text: &str) -> Result<Value, Problem> {
-    let (kinds, words): (Vec<&str>, Vec<&str>) = (kinds.split(',').collect(), text.split_whitespace().collect());
-    if kinds.len() != words.len() {
-        return Err(Problem::other(format!("{} arguments expected, got {}", kinds.len(), words.len()))
-            .help(format!("form: {}", kinds.join(" ").to_uppercase())));
-    }
-    // A limit alone holds for every address.
-    let everybody = Network { base: [0; 16], bits: 0 };
-    let (mut of, mut limit) = ((kinds.len() == 1).then_some(everybody), None);
-    for (kind, word) in kinds.into_iter().zip(words) {
-        let at = |p: Problem| p.at(word, text);
-        match kind {
-            "cidr" => {
-                network(word).map_err(at)?;
-                of = ipc::network::parse(word);
-            }
-            "pattern" => pattern(word).map_err(at)?,
-            "domain" => drop(domain(word).map_err(at)?),
-            "rate" => limit = Some(rate(word).map_err(at)?),
-            "data-rate" => limit = Some(data_rate(word).map_err(at)?),
-            _ => limit = Some(Value::Number(number(word, "").map_err(at)?)),
-        }
-    }
-    Ok(match (of, limit) {
-        (Some(network), Some(Value::Rate { count, per_ms })) => Value::PerNetwork { network, count, per_ms },
-        (Some(network), Some(Value::Number(count))) => Value::PerNetwork { network, count, per_ms: 0 },
-        _ => Value::Text(text.to_owned()),
-    })
 }
 
 /// Hosts in levels, each host as workers read it: addresses in brackets, names without.

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use ipc::rules::{DomainKey, PENDING, Value};
 
+use super::types::Type;
+
 /// Whether a directive is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -37,9 +39,12 @@ pub struct Directive {
     pub name: &'static str,
     /// Blocks where it is valid.
     pub blocks: Vec<&'static str>,
-    /// Type that values are checked against.
+    /// Name of the type, as it stands in the table.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub type_name: &'static str,
+    /// The type, which values are checked against.
+    #[serde(skip)]
+    pub kind: Type,
     /// Form of the value.
     pub unit: &'static str,
     /// Default.
@@ -65,10 +70,12 @@ pub fn all() -> &'static [Directive] {
 
 fn row(line: &'static str) -> Option<Directive> {
     let mut c = line.split('\t');
+    let (name, blocks, type_name) = (c.next()?, c.next()?, c.next()?);
     Some(Directive {
-        name: c.next()?,
-        blocks: c.next()?.split(',').collect(),
-        kind: c.next()?,
+        name,
+        blocks: blocks.split(',').collect(),
+        type_name,
+        kind: Type::named(type_name)?,
         unit: c.next()?,
         default: c.next()?,
         scope: c.next()?,
@@ -121,7 +128,7 @@ impl Directive {
     pub fn says_what_happens(&self, value: &Value) -> bool {
         let is_none = is_nothing(value) || (self.status == Status::Withheld && *value == Value::Flag(false));
         let happens = self.reason.strip_prefix("what happens is ").unwrap_or(self.default);
-        is_none || super::types::parse(self.kind, happens).is_ok_and(|p| p.value == *value)
+        is_none || self.kind.parse(happens).is_ok_and(|p| p.value == *value)
     }
 }
 
@@ -161,7 +168,6 @@ pub fn of_domain_key(key: u16) -> Option<&'static Directive> {
 #[cfg(test)]
 mod tests {
     use super::super::problem::Problem;
-    use super::super::types::parse;
     use super::*;
     use ipc::rules::SourceKey;
     use proptest::prelude::*;
@@ -183,6 +189,8 @@ mod tests {
             let status = line.split('\t').nth(6).unwrap_or_default();
             assert!(known.contains(&status), "{line}");
         }
+        // None is left out, as one would be whose type is not known.
+        assert_eq!(all().len(), include_str!("directives.tsv").lines().count() - 1);
     }
 
     #[test]
@@ -192,14 +200,14 @@ mod tests {
             matches!(t, "-" | "?" | "\"\"" | "" | "none" | "*") || t.contains(' ') || t == "global" || t == "system"
         };
         let mut wrong = Vec::new();
-        for d in all().iter().filter(|d| d.kind != "block" && !says(d.default)) {
+        for d in all().iter().filter(|d| d.kind != Type::Block && !says(d.default)) {
             // Of a directive that also takes a network the default is that of its last part.
-            if d.kind.starts_with("args:") {
+            if matches!(d.kind, Type::Args(_)) {
                 continue;
             }
-            let needs_a_file = matches!(d.kind, "file" | "list-file" | "certificate");
-            if !needs_a_file && parse(d.kind, d.default).is_err() {
-                wrong.push(format!("{} in {:?}: {} is no {}", d.name, d.blocks, d.default, d.kind));
+            let needs_a_file = matches!(d.kind, Type::File | Type::ListFile | Type::Certificate);
+            if !needs_a_file && d.kind.parse(d.default).is_err() {
+                wrong.push(format!("{} in {:?}: {} is no {}", d.name, d.blocks, d.default, d.type_name));
             }
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
@@ -208,7 +216,7 @@ mod tests {
     #[test]
     fn values_of_the_table_are_what_the_rules_take() {
         for d in all().iter().filter(|d| d.status.reaches_workers()) {
-            let kind = d.kind.split(':').next().unwrap_or_default();
+            let kind = d.type_name.split(':').next().unwrap_or_default();
             for block in &d.blocks {
                 let kinds = match *block {
                     "domain" => DomainKey::named(canonical(d.name)).map(DomainKey::kinds),
@@ -222,11 +230,12 @@ mod tests {
 
     #[test]
     fn where_yes_is_a_word_true_and_false_are_too() {
-        for d in all().iter().filter(|d| d.kind.starts_with("enum:")) {
-            let words: Vec<&str> = d.kind[5..].split(',').collect();
+        for d in all() {
+            let Type::Enum(words) = d.kind else { continue };
+            let words: Vec<&str> = words.split(',').collect();
             if words.contains(&"yes") {
                 assert!(words.contains(&"no"), "{}", d.name);
-                assert!(parse(d.kind, "TRUE").is_ok() && parse(d.kind, "false").is_ok(), "{}", d.name);
+                assert!(d.kind.parse("TRUE").is_ok() && d.kind.parse("false").is_ok(), "{}", d.name);
             }
         }
     }
@@ -235,8 +244,8 @@ mod tests {
         #[test]
         fn any_text_is_a_value_or_a_problem(s in "\\PC{0,20}") {
             for d in all() {
-                if let Err(Problem { part: Some((at, len)), .. }) = parse(d.kind, &s) {
-                    prop_assert!(at + len <= s.len(), "{} {s:?}", d.kind);
+                if let Err(Problem { part: Some((at, len)), .. }) = d.kind.parse(&s) {
+                    prop_assert!(at + len <= s.len(), "{} {s:?}", d.type_name);
                 }
             }
         }

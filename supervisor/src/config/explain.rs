@@ -15,7 +15,7 @@ use super::diagnostic::{SECRETS, perhaps};
 use super::directives::{self, Directive, Status};
 use super::landing::{self, RolledUp};
 use super::pattern::{pattern, pattern_key};
-use super::types;
+use super::types::Type;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -140,7 +140,7 @@ pub fn path(text: &str, via: &str) -> Result<(String, String), String> {
 fn asked(only: &str) -> Result<String, String> {
     let wanted = directives::canonical(&only.to_ascii_lowercase()).to_owned();
     let of_paths = |d: &&Directive| {
-        d.kind != "block"
+        d.kind != Type::Block
             && d.blocks.iter().any(|b| matches!(*b, "domain" | "virtual-mta" | "virtual-mta-pool" | "global"))
     };
     match directives::all().iter().find(|d| d.name == wanted) {
@@ -256,7 +256,7 @@ pub fn explain_source(s: &ArchivedSnapshot, who: &str, only: &str) -> Result<Vec
         return Err(format!("{who}: expected an address, or the name of a <source>{near}"));
     }
     let wanted = directives::canonical(&only.to_ascii_lowercase()).to_owned();
-    let has_value = |d: &&Directive| d.blocks.contains(&"source") && d.kind != "block" && d.name != "include";
+    let has_value = |d: &&Directive| d.blocks.contains(&"source") && d.kind != Type::Block && d.name != "include";
     if !only.is_empty() && !directives::all().iter().filter(has_value).any(|d| d.name == wanted) {
         let known = directives::all().iter().filter(has_value).map(|d| d.name);
         let near = perhaps(&wanted, known);
@@ -346,7 +346,7 @@ fn of_domains(s: &ArchivedSnapshot, destination: &str, via: Via, only: &str) -> 
     let mut all: Vec<Explained> = Vec::new();
     for (i, d) in directives::all().iter().enumerate().filter(|(_, d)| d.blocks.contains(&"domain")) {
         let is_asked = only.is_empty() || d.name == only;
-        let has_value = d.kind != "block" && !matches!(d.name, "include" | "use-profile");
+        let has_value = d.kind != Type::Block && !matches!(d.name, "include" | "use-profile");
         if !is_asked || !has_value || directives::canonical(d.name) != d.name {
             continue;
         }
@@ -379,7 +379,7 @@ fn by_network(d: &Directive, lines: Vec<Said>) -> Vec<(Said, Vec<Said>)> {
     let mut all: Vec<(Said, Vec<Said>)> = Vec::new();
     for said in lines {
         let network = |s: &Said| s.value.split_whitespace().next().map(str::to_owned);
-        let same = |(s, _): &&mut (Said, Vec<Said>)| d.kind.starts_with("args:cidr") && network(s) == network(&said);
+        let same = |(s, _): &&mut (Said, Vec<Said>)| d.kind.is_by_network() && network(s) == network(&said);
         match all.iter_mut().find(same) {
             Some((before, over)) => over.insert(0, std::mem::replace(before, said)),
             None => all.push((said, Vec::new())),
@@ -481,7 +481,7 @@ fn beside_domains(s: &ArchivedSnapshot, via: Via, only: &str) -> Vec<Explained> 
 
 /// Whether virtual MTAs inherit a directive of the top level.
 fn inherited(d: &Directive) -> bool {
-    directives::find(d.name, "virtual-mta").is_some_and(|d| d.kind != "block")
+    directives::find(d.name, "virtual-mta").is_some_and(|d| d.kind != Type::Block)
 }
 
 fn shown_setting(d: &Directive, x: &ArchivedSetting) -> Option<String> {
@@ -499,9 +499,9 @@ pub fn shown(d: &Directive, v: &Value) -> String {
     if SECRETS.contains(&d.name) {
         return "(secret)".to_owned();
     }
-    match types::show(d.kind, v) {
+    match d.kind.show(v) {
         // Where no limit is written so, 0 says the same.
-        _ if *v == Value::Number(0) && d.unit.contains("unlimited") && d.kind != "connections" => {
+        _ if *v == Value::Number(0) && d.unit.contains("unlimited") && d.kind != Type::Connections => {
             "unlimited".to_owned()
         }
         t if t.is_empty() => "\"\"".to_owned(),

@@ -6,7 +6,8 @@ use ipc::rules::Value;
 
 use super::diagnostic::{Diagnostic, Diagnostics};
 use super::syntax::Statement;
-use super::{types, value};
+use super::types::Type;
+use super::value;
 
 /// What only matters beside `suppress-on`.
 const OF_SUPPRESSION: [&str; 3] = ["suppress-after", "suppress-for", "suppress-in"];
@@ -56,7 +57,7 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
 }
 
 fn is_yes(s: &Statement) -> bool {
-    types::parse("flag", &s.value).is_ok_and(|p| p.value == Value::Flag(true))
+    Type::Flag.parse(&s.value).is_ok_and(|p| p.value == Value::Flag(true))
 }
 
 /// A category that no rule has.

@@ -8,7 +8,7 @@ use super::diagnostic::{Diagnostic, Diagnostics, SECRETS, WITH_PASSWORD};
 use super::directives;
 use super::files::Span;
 use super::syntax::Statement;
-use super::types::{self, Parsed};
+use super::types::{Parsed, Type};
 
 /// Messages a second that one connection will hardly exceed.
 const PER_CONNECTION_PER_S: f64 = 50.0;
@@ -76,8 +76,8 @@ pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
         all.push(d.with(retry.at, "the first wait"));
     }
     if let (Some(no), Some(require)) = (get("use-starttls"), get("require-starttls"))
-        && types::parse("flag", &no.value).is_ok_and(|p| p.value == Value::Flag(false))
-        && types::parse("flag", &require.value).is_ok_and(|p| p.value == Value::Flag(true))
+        && Type::Flag.parse(&no.value).is_ok_and(|p| p.value == Value::Flag(false))
+        && Type::Flag.parse(&require.value).is_ok_and(|p| p.value == Value::Flag(true))
     {
         let message = "require-starttls demands what use-starttls no forbids: nothing would be delivered";
         all.push(Diagnostic::warning(require.at, "contradiction", message, "").with(no.at, "forbids TLS"));
@@ -161,8 +161,8 @@ pub fn shared_by_roll_up(inside: &[Statement]) -> Option<Diagnostic> {
 /// A number or a rate as a figure that others compare with: rates by the second.
 fn amount(s: &Statement) -> Option<f64> {
     let d = directives::find(&s.name, "domain")?;
-    match types::parse(d.kind, &s.value) {
-        Ok(Parsed { value: Value::Number(n), .. }) if d.kind == "connections" => {
+    match d.kind.parse(&s.value) {
+        Ok(Parsed { value: Value::Number(n), .. }) if d.kind == Type::Connections => {
             Some(if n == ANY_CONNECTIONS { f64::INFINITY } else { n as f64 })
         }
         // 0 and unlimited are no limit.
@@ -176,7 +176,7 @@ fn amount(s: &Statement) -> Option<f64> {
 /// A time interval, or the first of a list.
 fn first_millis(s: &Statement) -> Option<u64> {
     let d = directives::find(&s.name, "domain")?;
-    match types::parse(d.kind, &s.value).ok()?.value {
+    match d.kind.parse(&s.value).ok()?.value {
         Value::Millis(n) => Some(n),
         Value::MillisList(l) => l.first().copied(),
         _ => None,
@@ -198,8 +198,7 @@ pub fn statements(all: &mut Diagnostics, statements: &[Statement]) {
         .filter(|d| d.inside.iter().any(|i| matches!(&*i.name, "smtp-hosts" | "route" | "queue-to" | "type")))
         .map(|d| d.value.to_lowercase())
         .collect();
-    let hosts =
-        |i: &Statement| directives::canonical(&i.name) == "smtp-hosts" && types::parse("hosts", &i.value).is_ok();
+    let hosts = |i: &Statement| directives::canonical(&i.name) == "smtp-hosts" && Type::Hosts.parse(&i.value).is_ok();
     let inherited = blocks("<domain>").any(|d| &*d.value == "*" && d.inside.iter().any(hosts));
     let made_up = |q: &str| q.ends_with(".queue") || q.ends_with(".rollup");
     for d in blocks("<domain>").chain(inner()) {
@@ -256,7 +255,7 @@ fn unused_macros(all: &mut Diagnostics, statements: &[Statement]) {
     note(statements, &mut used);
     for s in statements.iter().filter(|s| &*s.name == "domain-macro") {
         let name = s.value.split_whitespace().next().unwrap_or_default();
-        if types::parse("macro", &s.value).is_ok() && !used.contains(name) {
+        if Type::Macro.parse(&s.value).is_ok() && !used.contains(name) {
             all.push(Diagnostic::warning(
                 s.value_at(),
                 "unused",

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::directives::{self, Directive, Status};
+use super::types::Type;
 
 /// Blocks in the order of the reference.
 const BLOCKS: &[&str] = &[
@@ -39,11 +40,9 @@ const BLOCKS: &[&str] = &[
 
 /// A line that sets a directive, as it may stand in a file.
 pub fn example(d: &Directive) -> String {
-    let word = d.kind.split(':').next().unwrap_or_default();
-    let argument = d.kind.split_once(':').map_or("", |(_, a)| a);
-    let value: String = match word {
-        "block" if d.unit.contains("unnamed") => return d.name.to_owned(),
-        "block" => {
+    let value: String = match d.kind {
+        Type::Block if d.unit.contains("unnamed") => return d.name.to_owned(),
+        Type::Block => {
             let tag = d.name.trim_matches(['<', '>']);
             let name = match tag {
                 "domain" => "example.com",
@@ -56,91 +55,91 @@ pub fn example(d: &Directive) -> String {
             };
             return format!("<{tag} {name}>");
         }
-        "flag" => if d.default == "yes" { "no" } else { "yes" }.into(),
-        "number" if d.name == "max-memory-usage-percent" => "80".into(),
-        "number" if d.name == "edns-udp-length" => "1400".into(),
-        "number" => match argument.split_once("..") {
+        Type::Flag => if d.default == "yes" { "no" } else { "yes" }.into(),
+        Type::Number(_) if d.name == "max-memory-usage-percent" => "80".into(),
+        Type::Number(_) if d.name == "edns-udp-length" => "1400".into(),
+        Type::Number(argument) => match argument.split_once("..") {
             Some((lo, _)) if lo != "0" => lo.into(),
             _ => "20".into(),
         },
-        "connections" => "20".into(),
-        "size" => "250M".into(),
-        "duration" | "grace" => "5m".into(),
-        "durations" => "10m,30m,1h".into(),
-        "rate" => "600/h".into(),
-        "data-rate" => "100M/h".into(),
-        "enum" => argument.split(',').next_back().unwrap_or_default().into(),
-        "list" => match d.name {
+        Type::Connections => "20".into(),
+        Type::Size(_) => "250M".into(),
+        Type::Duration(_) | Type::Grace => "5m".into(),
+        Type::Durations => "10m,30m,1h".into(),
+        Type::Rate => "600/h".into(),
+        Type::DataRate => "100M/h".into(),
+        Type::Enum(argument) => argument.split(',').next_back().unwrap_or_default().into(),
+        Type::List => match d.name {
             "disable-acct-records" => "t,tq".into(),
             "receiver-profiles" => "google, yahoo".into(),
             "queue-filter" => "example.com/vmta1".into(),
             _ => "X-Mailer, X-Originating-IP".into(),
         },
-        "headers" | "field-names" => "X-Mailer, X-Originating-IP".into(),
-        "ip" => "192.0.2.10".into(),
-        "ip-port" => "127.0.0.1:53".into(),
-        "listener" => "192.0.2.10:25".into(),
-        "cidr" => "10.0.0.0/8".into(),
-        "email" | "emails" => "postmaster@example.com".into(),
-        "domain" | "macro-domain" => "example.com".into(),
-        "pattern" => "[*.]example.com".into(),
-        "address-pattern" => "/@example\\.com$/".into(),
-        "source-host" => "192.0.2.10 mail.example.com".into(),
-        "http-access" => "10.0.0.0/8 monitor".into(),
-        "api-key" => "0123456789abcdef0123456789abcdef".into(),
-        "ref" => match argument {
+        Type::Headers | Type::FieldNames => "X-Mailer, X-Originating-IP".into(),
+        Type::Ip => "192.0.2.10".into(),
+        Type::IpPort => "127.0.0.1:53".into(),
+        Type::Listener => "192.0.2.10:25".into(),
+        Type::Cidr => "10.0.0.0/8".into(),
+        Type::Email | Type::Emails => "postmaster@example.com".into(),
+        Type::Domain | Type::MacroDomain => "example.com".into(),
+        Type::Pattern => "[*.]example.com".into(),
+        Type::AddressPattern => "/@example\\.com$/".into(),
+        Type::SourceHost => "192.0.2.10 mail.example.com".into(),
+        Type::HttpAccess => "10.0.0.0/8 monitor".into(),
+        Type::ApiKey => "0123456789abcdef0123456789abcdef".into(),
+        Type::Ref(argument) => match argument {
             "source" => "feeder".into(),
             "virtual-mta" | "virtual-mta-or-pool" | "default-virtual-mta" => "vmta1".into(),
             other => format!("my-{other}"),
         },
-        "refs" => format!("my-{argument}"),
-        "args" => argument
+        Type::Refs(argument) => format!("my-{argument}"),
+        Type::Args(argument) => argument
             .split(',')
-            .map(|a| match a {
-                "cidr" => "0/0",
-                "pattern" => "*.example.com",
-                "domain" => "example.net",
-                "rate" => "100/h",
-                "data-rate" => "10M/h",
+            .map(|a| match Type::named(a) {
+                Some(Type::Cidr) => "0/0",
+                Some(Type::Pattern) => "*.example.com",
+                Some(Type::Domain) => "example.net",
+                Some(Type::Rate) => "100/h",
+                Some(Type::DataRate) => "10M/h",
                 _ => "5",
             })
             .collect::<Vec<_>>()
             .join(" "),
-        "hosts" => "mx1.example.com, mx2.example.com; [192.0.2.20]:2525".into(),
-        "daily" => "50/day,100/day,200/day".into(),
-        "identity" => "@example.com".into(),
-        "url" => "https://hooks.example.com/mail".into(),
-        "queue" => "example.queue".into(),
-        "cpus" => "0,1".into(),
-        "macro" => "isp yahoo, aol".into(),
-        "records" => "d,b,t".into(),
-        "record-fields" => "d timeLogged,rcpt,dsnStatus".into(),
-        "header-rule" => "x-stream /^reset/ virtual-mta=vmta1".into(),
-        "rule" => "/@example\\.com$/ virtual-mta=vmta1".into(),
-        "result" => "virtual-mta=vmta1".into(),
-        "reply" => "/too many connections/ mode=backoff".into(),
-        "rewrite" => "*@old.example.com *@new.example.com".into(),
-        "mx-rollup" => "*.google.com gmail.rollup".into(),
-        "ciphers" => "HIGH:!ADH".into(),
-        "tls13-ciphers" => "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256".into(),
-        "category" => return "/mailbox full/ quota-issues".into(),
-        "host-port" => "proxy.example.com:1080".into(),
-        "proxy-client" => "192.0.2.30 out.example.com".into(),
-        "words" => match d.name {
+        Type::Hosts => "mx1.example.com, mx2.example.com; [192.0.2.20]:2525".into(),
+        Type::Daily => "50/day,100/day,200/day".into(),
+        Type::Identity => "@example.com".into(),
+        Type::Url => "https://hooks.example.com/mail".into(),
+        Type::Queue => "example.queue".into(),
+        Type::Cpus => "0,1".into(),
+        Type::Macro => "isp yahoo, aol".into(),
+        Type::Records => "d,b,t".into(),
+        Type::RecordFields => "d timeLogged,rcpt,dsnStatus".into(),
+        Type::HeaderRule => "x-stream /^reset/ virtual-mta=vmta1".into(),
+        Type::Rule => "/@example\\.com$/ virtual-mta=vmta1".into(),
+        Type::Result => "virtual-mta=vmta1".into(),
+        Type::Reply => "/too many connections/ mode=backoff".into(),
+        Type::Rewrite => "*@old.example.com *@new.example.com".into(),
+        Type::MxRollup => "*.google.com gmail.rollup".into(),
+        Type::Ciphers => "HIGH:!ADH".into(),
+        Type::Tls13Ciphers => "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256".into(),
+        Type::Category => return "/mailbox full/ quota-issues".into(),
+        Type::HostPort => "proxy.example.com:1080".into(),
+        Type::ProxyClient => "192.0.2.30 out.example.com".into(),
+        Type::Words(_) => match d.name {
             "pickup" => "/var/spool/pickup /var/spool/pickup-bad".into(),
             _ => "192.0.2.10 proxy.example.com:1080 192.0.2.30 out.example.com".into(),
         },
-        "file" | "list-file" | "certificate" | "path" => match d.name {
+        Type::File | Type::ListFile | Type::Certificate | Type::Path => match d.name {
             "include" => "conf.d/*.conf".into(),
             "data-dir" => "/var/lib/sluice".into(),
             "spool" => "/var/spool/sluice".into(),
             "log-file" => "/var/log/sluice.log".into(),
             "move-to" => "acct/done".into(),
             "address-file" => "/etc/sluice/address-file.txt".into(),
-            _ if word == "list-file" || word == "path" => format!("/etc/sluice/{}.txt", d.name),
+            _ if matches!(d.kind, Type::ListFile | Type::Path) => format!("/etc/sluice/{}.txt", d.name),
             _ => format!("/etc/sluice/{}.pem", d.name),
         },
-        "domain-key" => "s1,example.com,/etc/sluice/s1.example.com.pem".into(),
+        Type::DomainKey => "s1,example.com,/etc/sluice/s1.example.com.pem".into(),
         _ => match d.name {
             "alias" => "info@example.com staff@example.com".into(),
             "custom-dsn-from-header" => "\"Mail System <mailer-daemon@example.com>\"".into(),
@@ -230,20 +229,18 @@ pub fn markdown() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::parse;
     use super::*;
 
     #[test]
     fn examples_are_right_and_every_row_is_in_the_reference() {
-        let needs_a_file = ["file", "list-file", "certificate", "domain-key"];
         for d in directives::all() {
             assert!(d.blocks.iter().any(|b| BLOCKS.contains(b)), "{} in {:?}", d.name, d.blocks);
             let line = example(d);
             let Some((_, v)) = line.split_once(' ').filter(|_| !line.starts_with('/')) else { continue };
-            let kind = d.kind.split(':').next().unwrap_or_default();
-            if kind != "block" && !needs_a_file.contains(&kind) {
+            let needs_a_file = matches!(d.kind, Type::File | Type::ListFile | Type::Certificate | Type::DomainKey);
+            if d.kind != Type::Block && !needs_a_file {
                 let v = v.trim_matches('"');
-                assert!(parse(d.kind, v).is_ok(), "{line}: {:?}", parse(d.kind, v));
+                assert!(d.kind.parse(v).is_ok(), "{line}: {:?}", d.kind.parse(v));
             }
         }
     }

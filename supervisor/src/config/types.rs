@@ -1,17 +1,19 @@
 //! Types of the directive table: what a value may be, and what it becomes.
 //!
-//! A type is a word, for some with an argument behind a colon (`number:0..100`,
+//! In the table a type is a word, for some with an argument behind a colon (`number:0..100`,
 //! `enum:a,b`, `ref:virtual-mta`).
 
 use std::path::Path;
 
+use ipc::network::Network;
 use ipc::rules::{ANY_CONNECTIONS, NEVER_MS, Value};
 
 use super::composite::{
-    api_key, args, certificate, daily, domain, domain_key, domain_macro, email, field_name, header_name, host_port,
-    hosts, http_access, identity, ip, is_in_vault, listener, mx_rollup, name_server, network, pattern_rule, queue,
-    references, results, rewrite, suppressing_category, two, url,
+    api_key, certificate, daily, domain, domain_key, domain_macro, email, field_name, header_name, host_port, hosts,
+    http_access, identity, ip, is_in_vault, listener, mx_rollup, name_server, network, pattern_rule, queue, references,
+    results, rewrite, suppressing_category, two, url,
 };
+use super::diagnostic::nearest;
 use super::pattern::{pattern, pattern_key, regex};
 use super::problem::Problem;
 use super::value::{
@@ -34,226 +36,479 @@ impl From<Value> for Parsed {
     }
 }
 
-/// Checks `text` against a type of the table.
-///
-/// # Errors
-/// [`Problem`]
-pub fn parse(kind: &str, text: &str) -> Result<Parsed, Problem> {
-    let (word, argument) = kind.split_once(':').unwrap_or((kind, ""));
-    Ok(match word {
-        "flag" => Value::Flag(flag(one(text)?)?),
-        "number" => Value::Number(number(one(text)?, argument)?),
-        "connections" => match one(text)?.to_ascii_lowercase().as_str() {
-            "unlimited" => Value::Number(ANY_CONNECTIONS),
-            n => Value::Number(number(n, "0..")?),
-        },
-        "size" => {
-            let n = size(one(text)?)?;
-            let least = if argument.is_empty() { 0 } else { size(argument)? };
-            if n < least {
-                return Err(Problem::expected(format_args!("a size of at least {argument}"), text));
-            }
-            Value::Number(n)
-        }
-        "duration" => {
-            let n = duration(one(text)?)?;
-            if !argument.is_empty() && n > duration(argument)? {
-                return Err(Problem::expected(format_args!("a time interval of at most {argument}"), text));
-            }
-            Value::Millis(n)
-        }
-        "grace" => match one(text)?.to_ascii_lowercase().as_str() {
-            "yes" | "true" => Value::Millis(0),
-            "no" | "false" => Value::Millis(NEVER_MS),
-            _ => Value::Millis(
-                duration(text).map_err(|_| Problem::expected("yes, no, or a time interval such as 4h", text))?,
-            ),
-        },
-        "durations" => Value::MillisList(durations(text)?),
-        "rate" => rate(one(text)?)?,
-        "data-rate" => data_rate(one(text)?)?,
-        "enum" => {
-            let names: Vec<&str> = argument.split(',').collect();
-            let found = one(text)?;
-            let is = |word: &str| names.iter().position(|n| n.eq_ignore_ascii_case(word));
-            // Where yes and no are among the words, true and false say the same.
-            let as_flag = || flag(found).ok().and_then(|yes| is(if yes { "yes" } else { "no" }));
-            let at = is(found).or_else(as_flag).ok_or_else(|| {
-                let near = super::diagnostic::nearest(&found.to_ascii_lowercase(), names.iter().copied());
-                let help = near.map(|n| format!("did you mean {n}?")).unwrap_or_default();
-                Problem::expected(format_args!("one of {}", names.join(", ")), found).help(help)
-            })?;
-            Value::Number(at as u64)
-        }
-        "list" => Value::TextList(list(text)),
-        "word" | "path" => Value::Text(one(text)?.to_owned()),
-        "text" => Value::Text(text.to_owned()),
-        _ => return of_parts(word, argument, text),
-    }
-    .into())
+/// The type of a directive's value. What stands behind the colon in the table is kept with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// A block: its name, or nothing.
+    Block,
+    /// `yes`, `no`, `true` or `false`.
+    Flag,
+    /// A whole number, in a range `LO..HI` or `LO..HI,auto` where one is given.
+    Number(&'static str),
+    /// A number of connections, or `unlimited`.
+    Connections,
+    /// Bytes, such as `25M`; at least so many where a size is given.
+    Size(&'static str),
+    /// A time interval, such as `4d12h`; at most so long where one is given.
+    Duration(&'static str),
+    /// `yes`, `no`, or a time interval.
+    Grace,
+    /// Time intervals with commas between them.
+    Durations,
+    /// `N/[M]unit`.
+    Rate,
+    /// `SIZE/[M]unit`.
+    DataRate,
+    /// One of these words, which have commas between them.
+    Enum(&'static str),
+    /// Texts with commas between them.
+    List,
+    /// One word.
+    Word,
+    /// The path of a file or folder.
+    Path,
+    /// Any text.
+    Text,
+    /// An IP address.
+    Ip,
+    /// `IP[:PORT]` of a name server.
+    IpPort,
+    /// `IP:PORT` or `NETWORK:PORT`, with `source=NAME` behind it or without.
+    Listener,
+    /// An IP address or a network.
+    Cidr,
+    /// An e-mail address.
+    Email,
+    /// E-mail addresses with commas between them.
+    Emails,
+    /// A domain or a pattern of domains, which may have macros in it.
+    Pattern,
+    /// A domain.
+    Domain,
+    /// A domain, which may have macros in it.
+    MacroDomain,
+    /// A regular expression between slashes.
+    Regex,
+    /// A regular expression between slashes, or one word.
+    AddressPattern,
+    /// A file that has to be there.
+    File,
+    /// A file that can be done without.
+    ListFile,
+    /// `FILE [PASSWORD]`.
+    Certificate,
+    /// `IP|NETWORK [HOST-NAME]`.
+    SourceHost,
+    /// `SELECTOR,DOMAIN,FILE`.
+    DomainKey,
+    /// `NETWORK LEVEL`.
+    HttpAccess,
+    /// A key of the HTTP interface.
+    ApiKey,
+    /// The name of something that is defined elsewhere: of which kind.
+    Ref(&'static str),
+    /// The same, with commas between the names.
+    Refs(&'static str),
+    /// Values of these types, with blanks between them.
+    Args(&'static str),
+    /// Hosts with commas between them, in levels with semicolons between these.
+    Hosts,
+    /// `N/day` for each day, with commas between them.
+    Daily,
+    /// An address, `@DOMAIN`, `sender-or-from` or `strict-from`.
+    Identity,
+    /// Names of header fields or regular expressions for them, with commas between them.
+    Headers,
+    /// Names of header fields with commas between them.
+    FieldNames,
+    /// An absolute URL.
+    Url,
+    /// The name of a queue.
+    Queue,
+    /// Numbers of processors with commas between them.
+    Cpus,
+    /// `ADDRESS TARGET[,TARGET…]`.
+    Alias,
+    /// So many words.
+    Words(&'static str),
+    /// Ciphers for TLS 1.2, as OpenSSL lists them.
+    Ciphers,
+    /// Ciphers for TLS 1.3.
+    Tls13Ciphers,
+    /// `NAME ITEM[,ITEM…]`.
+    Macro,
+    /// Types of accounting records.
+    Records,
+    /// The type of an accounting record, and its fields.
+    RecordFields,
+    /// `TYPE header_NAME FIELD`.
+    HeaderMap,
+    /// Patterns of queues with commas between them.
+    QueueFilter,
+    /// Categories of refusals with commas between them.
+    Categories,
+    /// What becomes of local parts in accounting files.
+    Privacy,
+    /// `HEADER /regex/ RESULT`.
+    HeaderRule,
+    /// `/regex/ RESULT` of a pattern list.
+    Rule,
+    /// The result of a rule of a pattern list.
+    Result,
+    /// `/regex/ ACTION[,ACTION…]` on replies of receivers.
+    Reply,
+    /// `SOURCE TARGET` of a rewrite list.
+    Rewrite,
+    /// `HOST QUEUE.rollup [rollup-by-ip]`.
+    MxRollup,
+    /// The category of replies that an expression matches.
+    Category,
+    /// `HOST:PORT`.
+    HostPort,
+    /// `IP[:PORT] HOST-NAME`.
+    ProxyClient,
 }
 
-/// Checks `text` against a type of several parts; types that are not known here are text.
-fn of_parts(kind: &str, argument: &str, text: &str) -> Result<Parsed, Problem> {
-    let keep = || Parsed::from(Value::Text(text.to_owned()));
-    match kind {
-        "ip" => ip(one(text)?).map(|_| keep()),
-        "ip-port" => name_server(one(text)?).map(|a| Value::Text(a.to_string()).into()),
-        "listener" => listener(text).map(|_| keep()),
-        "cidr" => network(one(text)?).map(|()| keep()),
-        "email" => email(one(text)?, text).map(|()| keep()),
-        "emails" => {
-            items(text).try_for_each(|a| email(a, text))?;
-            Ok(Value::TextList(list(text)).into())
-        }
-        // What a macro stands for is checked where it is expanded.
-        "pattern" | "macro-domain" if text.contains('$') => one(text).map(|_| keep()),
-        "domain" | "macro-domain" => domain(one(text)?).map(|_| keep()),
-        "pattern" => pattern(one(text)?).map(|()| keep()),
-        "regex" => regex(text, text).map(|_| keep()),
-        "address-pattern" => match text.starts_with('/') {
-            true => regex(text, text).map(|_| keep()),
-            false => one(text).map(|_| keep()),
-        },
-        "file" | "list-file" => one(text).map(|_| keep()),
-        // Without the password, which is nobody's business but of who reads the key.
-        "certificate" => one(certificate(text).0).map(|path| Value::Text(path.to_owned()).into()),
-        "source-host" => source_hosts::parse(text).map(|_| keep()),
-        "domain-key" => domain_key(text).map(|_| keep()),
-        "http-access" => http_access(text).map(|()| keep()),
-        "api-key" => api_key(one(text)?).map(|()| keep()),
-        "ref" => Ok(Parsed { refs: references(argument, one(text)?), ..keep() }),
-        "refs" => {
-            let refs = items(text).flat_map(|n| references(argument, n)).collect();
-            Ok(Parsed { value: Value::TextList(list(text)), refs })
-        }
-        "args" => args(argument, text).map(Parsed::from),
-        "hosts" => Ok(Value::Text(hosts(text)?).into()),
-        "daily" => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
-        "identity" => identity(one(text)?).map(|()| keep()),
-        "headers" => {
-            items(text).try_for_each(|h| header_name(h, text))?;
-            Ok(Value::TextList(list(text)).into())
-        }
-        "field-names" => {
-            items(text).try_for_each(|h| field_name(h, text))?;
-            Ok(Value::TextList(list(text)).into())
-        }
-        "url" => url(one(text)?).map(|()| keep()),
-        "queue" => {
-            let name = pattern_key(queue(one(text)?)?);
-            Ok(Parsed { refs: vec![("queue", name.clone())], value: Value::Text(name) })
-        }
-        "cpus" => {
-            items(text).try_for_each(|i| number(i, "").map(drop).map_err(|p| p.at(i, text)))?;
-            Ok(Value::TextList(list(text)).into())
-        }
-        "alias" => match text.split_whitespace().count() {
-            0 | 1 => Err(Problem::expected("ADDRESS TARGET[,TARGET…]", text)),
-            _ => Ok(keep()),
-        },
-        "words" => match (text.split_whitespace().count(), number(argument, "")?) {
-            (found, wanted) if found as u64 == wanted => Ok(keep()),
-            (found, wanted) => Err(Problem::other(format!("{wanted} arguments expected, got {found}"))),
-        },
-        "ciphers" | "tls13-ciphers" => {
-            let (old, new) = if kind == "ciphers" { (text, "") } else { ("", text) };
-            worker::connect::cipher_list::select(old, new).map(|_| keep()).map_err(Problem::other)
-        }
-        "macro" => domain_macro(text).map(|()| keep()),
-        "records" => {
-            records::types(text)?;
-            Ok(Value::TextList(list(text)).into())
-        }
-        "record-fields" => records::fields(text).map(|_| keep()),
-        "header-map" => records::header_map(text).map(|_| keep()),
-        "queue-filter" => records::queue_filter(text).map(|_| keep()),
-        "categories" => {
-            items(text).try_for_each(|c| suppressing_category(c).map_err(|p| p.at(c, text)))?;
-            Ok(Value::TextList(list(text)).into())
-        }
-        "privacy" => match worker::account::privacy::Privacy::parse(text) {
-            Ok(_) => Ok(keep()),
-            Err(e) => Err(Problem { code: "bad-key", ..Problem::other(e) }),
-        },
-        "header-rule" => {
-            let (header, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-            if header.contains(':') {
-                let p = Problem::expected("the name of a header without its colon", header);
-                return Err(p.at(header, text));
+impl Type {
+    /// The type that the table names so: a word, or a word and an argument behind a colon.
+    pub fn named(text: &'static str) -> Option<Type> {
+        let (word, argument) = text.split_once(':').unwrap_or((text, ""));
+        let of = match word {
+            "block" => Type::Block,
+            "flag" => Type::Flag,
+            "number" => Type::Number(argument),
+            "connections" => Type::Connections,
+            "size" => Type::Size(argument),
+            "duration" => Type::Duration(argument),
+            "grace" => Type::Grace,
+            "durations" => Type::Durations,
+            "rate" => Type::Rate,
+            "data-rate" => Type::DataRate,
+            "enum" => Type::Enum(argument),
+            "list" => Type::List,
+            "word" => Type::Word,
+            "path" => Type::Path,
+            "text" => Type::Text,
+            "ip" => Type::Ip,
+            "ip-port" => Type::IpPort,
+            "listener" => Type::Listener,
+            "cidr" => Type::Cidr,
+            "email" => Type::Email,
+            "emails" => Type::Emails,
+            "pattern" => Type::Pattern,
+            "domain" => Type::Domain,
+            "macro-domain" => Type::MacroDomain,
+            "regex" => Type::Regex,
+            "address-pattern" => Type::AddressPattern,
+            "file" => Type::File,
+            "list-file" => Type::ListFile,
+            "certificate" => Type::Certificate,
+            "source-host" => Type::SourceHost,
+            "domain-key" => Type::DomainKey,
+            "http-access" => Type::HttpAccess,
+            "api-key" => Type::ApiKey,
+            "ref" => Type::Ref(argument),
+            "refs" => Type::Refs(argument),
+            "args" => Type::Args(argument),
+            "hosts" => Type::Hosts,
+            "daily" => Type::Daily,
+            "identity" => Type::Identity,
+            "headers" => Type::Headers,
+            "field-names" => Type::FieldNames,
+            "url" => Type::Url,
+            "queue" => Type::Queue,
+            "cpus" => Type::Cpus,
+            "alias" => Type::Alias,
+            "words" => Type::Words(argument),
+            "ciphers" => Type::Ciphers,
+            "tls13-ciphers" => Type::Tls13Ciphers,
+            "macro" => Type::Macro,
+            "records" => Type::Records,
+            "record-fields" => Type::RecordFields,
+            "header-map" => Type::HeaderMap,
+            "queue-filter" => Type::QueueFilter,
+            "categories" => Type::Categories,
+            "privacy" => Type::Privacy,
+            "header-rule" => Type::HeaderRule,
+            "rule" => Type::Rule,
+            "result" => Type::Result,
+            "reply" => Type::Reply,
+            "rewrite" => Type::Rewrite,
+            "mx-rollup" => Type::MxRollup,
+            "category" => Type::Category,
+            "host-port" => Type::HostPort,
+            "proxy-client" => Type::ProxyClient,
+            _ => return None,
+        };
+        Some(of)
+    }
+
+    /// Checks `text` against the type.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    pub fn parse(self, text: &str) -> Result<Parsed, Problem> {
+        let keep = || Parsed::from(Value::Text(text.to_owned()));
+        let listed = || Parsed::from(Value::TextList(list(text)));
+        match self {
+            Type::Flag => Ok(Value::Flag(flag(one(text)?)?).into()),
+            Type::Number(range) => Ok(Value::Number(number(one(text)?, range)?).into()),
+            Type::Connections => Ok(Value::Number(connections(text)?).into()),
+            Type::Size(least) => Ok(Value::Number(size_of_at_least(text, least)?).into()),
+            Type::Duration(most) => Ok(Value::Millis(duration_of_at_most(text, most)?).into()),
+            Type::Grace => Ok(Value::Millis(grace(text)?).into()),
+            Type::Durations => Ok(Value::MillisList(durations(text)?).into()),
+            Type::Rate => rate(one(text)?).map(Parsed::from),
+            Type::DataRate => data_rate(one(text)?).map(Parsed::from),
+            Type::Enum(words) => Ok(Value::Number(one_of(words, one(text)?)?).into()),
+            Type::List => Ok(listed()),
+            Type::Word | Type::Path => Ok(Value::Text(one(text)?.to_owned()).into()),
+            Type::Block | Type::Text => Ok(keep()),
+            Type::Ip => ip(one(text)?).map(|_| keep()),
+            Type::IpPort => name_server(one(text)?).map(|a| Value::Text(a.to_string()).into()),
+            Type::Listener => listener(text).map(|_| keep()),
+            Type::Cidr => network(one(text)?).map(|()| keep()),
+            Type::Email => email(one(text)?, text).map(|()| keep()),
+            Type::Emails => {
+                items(text).try_for_each(|a| email(a, text))?;
+                Ok(listed())
             }
-            pattern_rule(rest.trim_start(), text).map(|refs| Parsed { refs, ..keep() })
+            // What a macro stands for is checked where it is expanded.
+            Type::Pattern | Type::MacroDomain if text.contains('$') => one(text).map(|_| keep()),
+            Type::Domain | Type::MacroDomain => domain(one(text)?).map(|_| keep()),
+            Type::Pattern => pattern(one(text)?).map(|()| keep()),
+            Type::Regex => regex(text, text).map(|_| keep()),
+            Type::AddressPattern => match text.starts_with('/') {
+                true => regex(text, text).map(|_| keep()),
+                false => one(text).map(|_| keep()),
+            },
+            Type::File | Type::ListFile => one(text).map(|_| keep()),
+            // Without the password, which is nobody's business but of who reads the key.
+            Type::Certificate => one(certificate(text).0).map(|path| Value::Text(path.to_owned()).into()),
+            Type::SourceHost => source_hosts::parse(text).map(|_| keep()),
+            Type::DomainKey => domain_key(text).map(|_| keep()),
+            Type::HttpAccess => http_access(text).map(|()| keep()),
+            Type::ApiKey => api_key(one(text)?).map(|()| keep()),
+            Type::Ref(argument) => Ok(Parsed { refs: references(argument, one(text)?), ..keep() }),
+            Type::Refs(argument) => {
+                let refs = items(text).flat_map(|n| references(argument, n)).collect();
+                Ok(Parsed { refs, ..listed() })
+            }
+            Type::Args(argument) => args(argument, text).map(Parsed::from),
+            Type::Hosts => Ok(Value::Text(hosts(text)?).into()),
+            Type::Daily => items(text).try_for_each(|i| daily(i, text)).map(|()| keep()),
+            Type::Identity => identity(one(text)?).map(|()| keep()),
+            Type::Headers => {
+                items(text).try_for_each(|h| header_name(h, text))?;
+                Ok(listed())
+            }
+            Type::FieldNames => {
+                items(text).try_for_each(|h| field_name(h, text))?;
+                Ok(listed())
+            }
+            Type::Url => url(one(text)?).map(|()| keep()),
+            Type::Queue => {
+                let name = pattern_key(queue(one(text)?)?);
+                Ok(Parsed { refs: vec![("queue", name.clone())], value: Value::Text(name) })
+            }
+            Type::Cpus => {
+                items(text).try_for_each(|i| number(i, "").map(drop).map_err(|p| p.at(i, text)))?;
+                Ok(listed())
+            }
+            Type::Alias => match text.split_whitespace().count() {
+                0 | 1 => Err(Problem::expected("ADDRESS TARGET[,TARGET…]", text)),
+                _ => Ok(keep()),
+            },
+            Type::Words(argument) => match (text.split_whitespace().count(), number(argument, "")?) {
+                (found, wanted) if found as u64 == wanted => Ok(keep()),
+                (found, wanted) => Err(Problem::other(format!("{wanted} arguments expected, got {found}"))),
+            },
+            Type::Ciphers | Type::Tls13Ciphers => {
+                let (old, new) = if self == Type::Ciphers { (text, "") } else { ("", text) };
+                worker::connect::cipher_list::select(old, new).map(|_| keep()).map_err(Problem::other)
+            }
+            Type::Macro => domain_macro(text).map(|()| keep()),
+            Type::Records => {
+                records::types(text)?;
+                Ok(listed())
+            }
+            Type::RecordFields => records::fields(text).map(|_| keep()),
+            Type::HeaderMap => records::header_map(text).map(|_| keep()),
+            Type::QueueFilter => records::queue_filter(text).map(|_| keep()),
+            Type::Categories => {
+                items(text).try_for_each(|c| suppressing_category(c).map_err(|p| p.at(c, text)))?;
+                Ok(listed())
+            }
+            Type::Privacy => match worker::account::privacy::Privacy::parse(text) {
+                Ok(_) => Ok(keep()),
+                Err(e) => Err(Problem { code: "bad-key", ..Problem::other(e) }),
+            },
+            Type::HeaderRule => {
+                let (header, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+                if header.contains(':') {
+                    let p = Problem::expected("the name of a header without its colon", header);
+                    return Err(p.at(header, text));
+                }
+                pattern_rule(rest.trim_start(), text).map(|refs| Parsed { refs, ..keep() })
+            }
+            Type::Rule => pattern_rule(text, text).map(|refs| Parsed { refs, ..keep() }),
+            Type::Result => results(text, text).map(|refs| Parsed { refs, ..keep() }),
+            Type::Reply => reply_rule::parse(text).map(|_| keep()),
+            Type::Rewrite => rewrite(text).map(|()| keep()),
+            Type::MxRollup => mx_rollup(text).map(|()| keep()),
+            Type::Category => match text.split_whitespace().count() {
+                1 => Ok(keep()),
+                n => Err(Problem::other(format!("a category expected behind the expression, got {n} words"))),
+            },
+            Type::HostPort => host_port(one(text)?).map(|()| keep()),
+            Type::ProxyClient => {
+                let (address, name) = two(text, "IP[:PORT] HOST-NAME")?;
+                name_server(address).map_err(|p| p.at(address, text))?;
+                domain(name).map(|_| keep())
+            }
         }
-        "rule" => pattern_rule(text, text).map(|refs| Parsed { refs, ..keep() }),
-        "result" => results(text, text).map(|refs| Parsed { refs, ..keep() }),
-        "reply" => reply_rule::parse(text).map(|_| keep()),
-        "rewrite" => rewrite(text).map(|()| keep()),
-        "mx-rollup" => mx_rollup(text).map(|()| keep()),
-        "category" => match text.split_whitespace().count() {
-            1 => Ok(keep()),
-            n => Err(Problem::other(format!("a category expected behind the expression, got {n} words"))),
-        },
-        "host-port" => host_port(one(text)?).map(|()| keep()),
-        "proxy-client" => {
-            let (address, name) = two(text, "IP[:PORT] HOST-NAME")?;
-            name_server(address).map_err(|p| p.at(address, text))?;
-            domain(name).map(|_| keep())
+    }
+
+    /// Whether the file that a value of this type names can be read; values were checked before.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    pub fn named_file(self, text: &str) -> Result<(), Problem> {
+        let path = match self {
+            Type::File | Type::ListFile => text.trim(),
+            Type::Certificate => certificate(text).0,
+            Type::DomainKey if !is_in_vault(text) => text.rsplit(',').next().unwrap_or_default().trim(),
+            _ => return Ok(()),
+        };
+        // "" clears what is inherited.
+        if path.is_empty() {
+            return Ok(());
         }
-        _ => Ok(keep()),
+        let opened = worker::regular_file::open(Path::new(path));
+        opened.map(drop).map_err(|e| Problem::missing(path, &e).at(path, text))
+    }
+
+    /// Its values are limits that begin with the network that they are for.
+    pub fn is_by_network(self) -> bool {
+        matches!(self, Type::Args(types) if types.starts_with("cidr"))
+    }
+
+    /// A value as the configuration would write it.
+    pub fn show(self, value: &Value) -> String {
+        match value {
+            Value::Flag(b) => if *b { "yes" } else { "no" }.to_owned(),
+            Value::Number(n) => match self {
+                Type::Enum(words) => words.split(',').nth(*n as usize).unwrap_or_default().to_owned(),
+                Type::Size(_) => show_size(*n),
+                Type::Connections if *n == ANY_CONNECTIONS => "unlimited".to_owned(),
+                Type::Number(range) if *n == 0 && range.ends_with(",auto") => "auto".to_owned(),
+                _ => n.to_string(),
+            },
+            Value::Millis(NEVER_MS) if self == Type::Grace => "no".to_owned(),
+            Value::Millis(n) => show_duration(*n),
+            Value::MillisList(l) => l.iter().map(|n| show_duration(*n)).collect::<Vec<_>>().join(","),
+            Value::Rate { count: 0, .. } => "unlimited".to_owned(),
+            Value::Rate { count, per_ms } => {
+                let n = if self == Type::DataRate { show_size(*count) } else { count.to_string() };
+                let window = show_duration(*per_ms);
+                format!("{n}/{}", window.strip_prefix('1').filter(|u| u.len() == 1).unwrap_or(&window))
+            }
+            Value::PerNetwork { network, count, per_ms } => {
+                let of =
+                    if let Type::Args(types) = self { types.rsplit(',').next().and_then(Type::named) } else { None };
+                let limit = match (*count, *per_ms) {
+                    (0, _) => "unlimited".to_owned(),
+                    (count, 0) => count.to_string(),
+                    (count, per_ms) => of.unwrap_or(Type::Rate).show(&Value::Rate { count, per_ms }),
+                };
+                format!("{network} {limit}")
+            }
+            Value::Text(t) => t.clone(),
+            Value::TextList(l) => l.join(", "),
+        }
     }
 }
 
-/// Whether the file that a value of this type names can be read; values were checked before.
-///
-/// # Errors
-/// [`Problem`]
-pub fn named_file(kind: &str, text: &str) -> Result<(), Problem> {
-    let path = match kind {
-        "file" | "list-file" => text.trim(),
-        "certificate" => certificate(text).0,
-        "domain-key" if !is_in_vault(text) => text.rsplit(',').next().unwrap_or_default().trim(),
-        _ => return Ok(()),
-    };
-    // "" clears what is inherited.
-    if path.is_empty() {
-        return Ok(());
+/// A number of connections, or `unlimited`.
+fn connections(found: &str) -> Result<u64, Problem> {
+    match one(found)?.to_ascii_lowercase().as_str() {
+        "unlimited" => Ok(ANY_CONNECTIONS),
+        n => number(n, "0.."),
     }
-    let opened = worker::regular_file::open(Path::new(path));
-    opened.map(drop).map_err(|e| Problem::missing(path, &e).at(path, text))
 }
 
-/// A value as the configuration would write it.
-pub fn show(kind: &str, value: &Value) -> String {
-    match value {
-        Value::Flag(b) => if *b { "yes" } else { "no" }.to_owned(),
-        Value::Number(n) => match kind.split_once(':') {
-            Some(("enum", names)) => names.split(',').nth(*n as usize).unwrap_or_default().to_owned(),
-            _ if kind.starts_with("size") => show_size(*n),
-            _ if kind == "connections" && *n == ANY_CONNECTIONS => "unlimited".to_owned(),
-            _ if *n == 0 && kind.ends_with(",auto") => "auto".to_owned(),
-            _ => n.to_string(),
-        },
-        Value::Millis(NEVER_MS) if kind == "grace" => "no".to_owned(),
-        Value::Millis(n) => show_duration(*n),
-        Value::MillisList(l) => l.iter().map(|n| show_duration(*n)).collect::<Vec<_>>().join(","),
-        Value::Rate { count: 0, .. } => "unlimited".to_owned(),
-        Value::Rate { count, per_ms } => {
-            let n = if kind.starts_with("data-rate") { show_size(*count) } else { count.to_string() };
-            let window = show_duration(*per_ms);
-            format!("{n}/{}", window.strip_prefix('1').filter(|u| u.len() == 1).unwrap_or(&window))
-        }
-        Value::PerNetwork { network, count, per_ms } => {
-            let of = kind.rsplit_once(',').map_or("", |(_, last)| last);
-            let limit = match (*count, *per_ms) {
-                (0, _) => "unlimited".to_owned(),
-                (count, 0) => count.to_string(),
-                (count, per_ms) => show(of, &Value::Rate { count, per_ms }),
-            };
-            format!("{network} {limit}")
-        }
-        Value::Text(t) => t.clone(),
-        Value::TextList(l) => l.join(", "),
+/// `least` is a size, or empty for none.
+fn size_of_at_least(found: &str, least: &str) -> Result<u64, Problem> {
+    let n = size(one(found)?)?;
+    if !least.is_empty() && n < size(least)? {
+        return Err(Problem::expected(format_args!("a size of at least {least}"), found));
     }
+    Ok(n)
+}
+
+/// `most` is a time interval, or empty for none.
+fn duration_of_at_most(found: &str, most: &str) -> Result<u64, Problem> {
+    let ms = duration(one(found)?)?;
+    if !most.is_empty() && ms > duration(most)? {
+        return Err(Problem::expected(format_args!("a time interval of at most {most}"), found));
+    }
+    Ok(ms)
+}
+
+/// Milliseconds: none of `yes`, all of `no`.
+fn grace(found: &str) -> Result<u64, Problem> {
+    match one(found)?.to_ascii_lowercase().as_str() {
+        "yes" | "true" => Ok(0),
+        "no" | "false" => Ok(NEVER_MS),
+        _ => duration(found).map_err(|_| Problem::expected("yes, no, or a time interval such as 4h", found)),
+    }
+}
+
+/// The place of a word among `words`, which have commas between them.
+fn one_of(words: &str, found: &str) -> Result<u64, Problem> {
+    let words: Vec<&str> = words.split(',').collect();
+    let is = |word: &str| words.iter().position(|n| n.eq_ignore_ascii_case(word));
+    // Where yes and no are among the words, true and false say the same.
+    let as_flag = || flag(found).ok().and_then(|yes| is(if yes { "yes" } else { "no" }));
+    let at = is(found).or_else(as_flag).ok_or_else(|| {
+        let near = nearest(&found.to_ascii_lowercase(), words.iter().copied());
+        let help = near.map(|n| format!("did you mean {n}?")).unwrap_or_default();
+        Problem::expected(format_args!("one of {}", words.join(", ")), found).help(help)
+    })?;
+    Ok(at as u64)
+}
+
+/// Parts of given types, separated by blanks: `args:cidr,rate`. A limit by network is a value of
+/// its own.
+fn args(kinds: &'static str, text: &str) -> Result<Value, Problem> {
+    let (kinds, words): (Vec<&'static str>, Vec<&str>) =
+        (kinds.split(',').collect(), text.split_whitespace().collect());
+    if kinds.len() != words.len() {
+        return Err(Problem::other(format!("{} arguments expected, got {}", kinds.len(), words.len()))
+            .help(format!("form: {}", kinds.join(" ").to_uppercase())));
+    }
+    // A limit alone holds for every address.
+    let everybody = Network { base: [0; 16], bits: 0 };
+    let (mut of, mut limit) = ((kinds.len() == 1).then_some(everybody), None);
+    for (kind, word) in kinds.into_iter().zip(words) {
+        let at = |p: Problem| p.at(word, text);
+        match Type::named(kind) {
+            Some(Type::Cidr) => {
+                network(word).map_err(at)?;
+                of = ipc::network::parse(word);
+            }
+            Some(Type::Pattern) => pattern(word).map_err(at)?,
+            Some(Type::Domain) => drop(domain(word).map_err(at)?),
+            Some(Type::Rate) => limit = Some(rate(word).map_err(at)?),
+            Some(Type::DataRate) => limit = Some(data_rate(word).map_err(at)?),
+            _ => limit = Some(Value::Number(number(word, "").map_err(at)?)),
+        }
+    }
+    Ok(match (of, limit) {
+        (Some(network), Some(Value::Rate { count, per_ms })) => Value::PerNetwork { network, count, per_ms },
+        (Some(network), Some(Value::Number(count))) => Value::PerNetwork { network, count, per_ms: 0 },
+        _ => Value::Text(text.to_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -261,7 +516,11 @@ pub fn show(kind: &str, value: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn value(kind: &str, text: &str) -> Value {
+    fn parse(kind: &'static str, text: &str) -> Result<Parsed, Problem> {
+        Type::named(kind).unwrap().parse(text)
+    }
+
+    fn value(kind: &'static str, text: &str) -> Value {
         parse(kind, text).unwrap().value
     }
 
@@ -317,7 +576,7 @@ mod tests {
             ("list", "a, b"),
             ("word", "x"),
         ] {
-            assert_eq!(show(kind, &value(kind, text)), text, "{kind}");
+            assert_eq!(Type::named(kind).unwrap().show(&value(kind, text)), text, "{kind}");
         }
     }
 

@@ -30,7 +30,7 @@ use super::pattern::pattern_key;
 use super::problem::Problem;
 use super::source::{NotRead, Source};
 use super::syntax::{Reader, Statement};
-use super::types::{self, Parsed};
+use super::types::{Parsed, Type};
 use super::unknown;
 use super::value;
 use super::writable::{self, Folder};
@@ -395,16 +395,16 @@ impl<'s> Compiler<'s> {
             (true, true) => match empty(d.kind) {
                 Some(v) => Ok(v.into()),
                 // Without a value of its own the list is the one that holds where none is given.
-                None if d.kind == "durations" => types::parse(d.kind, d.default),
-                None => types::parse(d.kind, &s.value),
+                None if d.kind == Type::Durations => d.kind.parse(d.default),
+                None => d.kind.parse(&s.value),
             },
             // What stands in quotes is one argument.
-            (false, true) if matches!(d.kind, "word" | "path") => Ok(Value::Text(s.value.to_string()).into()),
-            _ => types::parse(d.kind, &s.value),
+            (false, true) if matches!(d.kind, Type::Word | Type::Path) => Ok(Value::Text(s.value.to_string()).into()),
+            _ => d.kind.parse(&s.value),
         };
         // What the files of somebody else name is not opened with the rights of this process.
         let opens = self.reader.source.opens_named_files();
-        let parsed = parsed.and_then(|p| if opens { types::named_file(d.kind, &s.value).map(|()| p) } else { Ok(p) });
+        let parsed = parsed.and_then(|p| if opens { d.kind.named_file(&s.value).map(|()| p) } else { Ok(p) });
         match parsed {
             Ok(Parsed { value, refs }) => {
                 if d.status != Status::Supported && !d.says_what_happens(&value) {
@@ -422,7 +422,7 @@ impl<'s> Compiler<'s> {
             }
             Err(p) => {
                 // What a list-file names can be done without; what a file names cannot.
-                let is_error = p.code != "missing-file" || d.kind != "list-file";
+                let is_error = p.code != "missing-file" || d.kind != Type::ListFile;
                 let wrong = Diagnostic { is_error, ..self.diagnosis(s, p) };
                 self.reader.diagnostics.push(wrong);
                 None
@@ -519,11 +519,19 @@ fn is_of_paths(block: &str) -> bool {
 }
 
 /// What an empty value in quotes means for a type; `None` where it means nothing.
-fn empty(kind: &str) -> Option<Value> {
-    match kind.split(':').next().unwrap_or_default() {
-        "list" | "field-names" | "emails" | "refs" | "cpus" => Some(Value::TextList(Vec::new())),
-        "flag" | "number" | "connections" | "size" | "duration" | "durations" | "grace" | "rate" | "data-rate"
-        | "enum" => None,
+fn empty(kind: Type) -> Option<Value> {
+    match kind {
+        Type::List | Type::FieldNames | Type::Emails | Type::Refs(_) | Type::Cpus => Some(Value::TextList(Vec::new())),
+        Type::Flag
+        | Type::Number(_)
+        | Type::Connections
+        | Type::Size(_)
+        | Type::Duration(_)
+        | Type::Durations
+        | Type::Grace
+        | Type::Rate
+        | Type::DataRate
+        | Type::Enum(_) => None,
         _ => Some(Value::Text(String::new())),
     }
 }

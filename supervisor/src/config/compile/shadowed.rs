@@ -6,6 +6,7 @@ use ipc::layers::USE_PROFILE;
 use ipc::rules::Setting;
 
 use super::super::directives::{self, Directive};
+use super::super::types::Type;
 use super::{Compiler, Diagnostic, Span, Statement};
 
 impl Compiler<'_> {
@@ -82,9 +83,9 @@ fn distinguished_by<'s>(d: &Directive, value: &'s str) -> &'s str {
     match d.kind {
         _ if !d.repeats => "",
         // max-smtp-out-per-source-ip N says what source-ip-max-smtp-out 0/0 N says.
-        "args:number" => "0/0",
-        "source-host" => value.split_whitespace().next().unwrap_or_default(),
-        kind if kind.starts_with("args:cidr") => value.split_whitespace().next().unwrap_or_default(),
+        Type::Args("number") => "0/0",
+        Type::SourceHost => value.split_whitespace().next().unwrap_or_default(),
+        kind if kind.is_by_network() => value.split_whitespace().next().unwrap_or_default(),
         _ => value,
     }
 }
