@@ -1,5 +1,5 @@
-//! The spool without threads, for simulations: somebody else runs the [`Driver`] as a task, in
-//! tokio's time, which may be paused. What it does is what the threads do.
+//! A spool without threads, for simulations: the [`Driver`] is a task that does what the spool's threads do. The simulation
+//! runs it, in tokio's time, which may be paused.
 //!
 //! A disk that is simulated takes no time by itself, so it is asked how long each group is to take
 //! ([`Timed`]), and the driver sleeps so long while requests gather. Dropping the driver is a kill:
@@ -96,11 +96,11 @@ impl<D: Timed, I: Index> Driver<D, I> {
                 Err(e) => return drop(ready.send(Err(e))),
             };
         drop(each);
-        // Whoever opened the spool may be gone; what it is still given is done.
+        // The caller that opened the spool may have gone. What the spool is given is done all the same.
         let _ = ready.send(Ok(running.values()));
         loop {
             let pause = running.pause(Instant::now());
-            // Whoever else has something to do comes between two steps.
+            // Other tasks run between two steps.
             tokio::task::yield_now().await;
             loop {
                 let now = Instant::now();

@@ -1,14 +1,16 @@
-//! What goes into the log at once: messages, outcomes and values, and the records that hold them.
+//! A group: messages, outcomes and values that are written to the log together and made durable by one sync, and the
+//! records that hold them there.
 
 use bytes::Bytes;
 
 use crate::layout::{DoneMeta, ForgetMeta, Kind, OUTCOMES_BYTES_MAX, PutMeta, REPLY_BYTES_MAX, UpdateMeta};
 use crate::segment::Pending;
 
-/// Bytes of an entry of an Update record beside its reply, of a Done record, and of a row beside
-/// its text, at most.
+/// Bytes of one entry of an Update record without its reply, at most.
 const UPDATE_ENTRY_BYTES: usize = 48;
+/// Bytes of one entry of a Done record, at most.
 const DONE_ENTRY_BYTES: usize = 16;
+/// Bytes of a row beside its text, at most.
 const ROW_BYTES: usize = 8;
 
 /// A message to be made durable.
@@ -18,7 +20,7 @@ pub struct NewMessage {
     pub envelope: Bytes,
     /// The content in two pieces: the header as changed, and the rest as received.
     pub body: [Bytes; 2],
-    /// May use the reserve: a share of a message in progress that its owner did not take.
+    /// It may use the reserve, as a share of a message in progress may whose owner did not take it.
     pub in_progress: bool,
 }
 
@@ -35,12 +37,12 @@ pub struct Settled {
     pub rows: Vec<Vec<u8>>,
 }
 
-/// What happens to the spool in one group.
+/// What one group holds.
 #[derive(Debug, Default)]
 pub struct Group {
     /// Messages to store.
     pub store: Vec<NewMessage>,
-    /// Reports that belong to the outcomes below: one does not go in without the other.
+    /// Reports of the outcomes below. Reports and outcomes are written together or not at all.
     pub reports: Vec<NewMessage>,
     /// Recipients that ended.
     pub done: DoneMeta,
@@ -48,9 +50,9 @@ pub struct Group {
     pub update: UpdateMeta,
     /// Values to keep.
     pub put: Vec<PutMeta>,
-    /// Handoffs that will not be repeated.
+    /// Handoffs that their origins will not repeat, and that need not be remembered.
     pub forget: Vec<ForgetMeta>,
-    /// What origins may still repeat: everything else is forgotten.
+    /// By origin, the handoffs that it may still repeat; all others of this origin are forgotten.
     pub open: Vec<(u8, Vec<(u32, u64)>)>,
 }
 

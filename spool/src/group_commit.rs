@@ -1,12 +1,12 @@
-//! Group commit: what is done of a spool's work, and when.
+//! Group commit: decides what a spool does next, and when.
 //!
-//! All of that is decided by [`Running`], which knows of no thread and never waits: the spool's thread
+//! The decisions are those of [`Running`], which knows of no thread and never waits: the spool's thread
 //! ([`crate::thread`]) waits as long as [`Running::pause`] says and then calls it again, and so does the task that takes the
 //! thread's place in simulations ([`crate::driver`]).
 //!
-//! Groups form by themselves: what arrives while one sync runs goes into the next, and under
-//! load a group waits a moment for those who were answered last to come back (see
-//! [`Gathering`]). Outcomes alone wait a few milliseconds for company; a lone message does not. Checkpoints, compaction and
+//! Groups form by themselves: what arrives while one sync runs goes into the next group. Under load a group also waits a
+//! moment for the clients that were answered last to send again (see [`Gathering`]). A group of outcomes alone waits a few
+//! milliseconds for more of them; a lone message is written at once. Checkpoints, compaction and
 //! accounting run between groups, in slices.
 
 mod gathering;
@@ -32,11 +32,11 @@ use crate::projection::Projection;
 use crate::store::{OPENED, Recovered, Store, Values, Written};
 use gathering::Gathering;
 
-/// Outcomes alone wait this long for a group.
+/// A group without messages waits this long for more outcomes.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(4);
-/// The index follows at least this often while something changes.
+/// A checkpoint brings the index up to date at least this often while something changes …
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
-/// … and when this many messages are not in it.
+/// … and when the index lacks changes of more than this many messages.
 const BEHIND_MAX: usize = 8192;
 /// After a failed group intake stays closed this long before the next try.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
@@ -44,13 +44,13 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 const GROUP_BYTES_MAX: usize = 4 << 20;
 /// A failed index is restored not more often than this.
 const RESTORE_EVERY: Duration = Duration::from_secs(2);
-/// How long room is looked for before it is looked for again.
+/// Time between two looks for room on the disk.
 const ROOM_EVERY: Duration = Duration::from_millis(200);
 /// Outcomes that could not be written are written again after this time, after twice this time, and so on …
 const AGAIN: Duration = Duration::from_millis(50);
 /// … but not later.
 const AGAIN_MAX: Duration = Duration::from_secs(1);
-/// Without work the disk is looked after this often.
+/// Time after which a spool without work looks for room and other things that are due.
 const IDLE_MAX: Duration = Duration::from_millis(500);
 /// The folder of the log in the shard's folder.
 const LOG: &str = "log";
@@ -86,13 +86,13 @@ pub(crate) struct Running<D: Disk, I: Index> {
     shared: Arc<Shared>,
     checkpoint_at: Instant,
     intake_closed_until: Option<Instant>,
-    /// Outcomes could not be written, so many times in a row.
+    /// How many times in a row outcomes could not be written.
     failures: u32,
-    /// The last of these.
+    /// Why they could not the last time.
     failure: String,
     /// A group with messages failed, and nothing has been durable since: a crash may show its messages all the same.
     is_in_doubt: bool,
-    /// They are not tried again before.
+    /// Outcomes that could not be written are not tried again before this moment.
     again_at: Option<Instant>,
     free_checked: Option<Instant>,
     low_space: Option<String>,
@@ -103,10 +103,10 @@ pub(crate) struct Running<D: Disk, I: Index> {
     leave_at: Instant,
 }
 
-/// What is waited for between two steps.
+/// How long the spool's thread or task waits before its next step, and for what.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pause {
-    /// Messages that are worth waiting for, …
+    /// The wait ends when so many messages are there …
     wanted: usize,
     /// … for so long.
     patience: Duration,

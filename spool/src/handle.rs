@@ -1,4 +1,4 @@
-//! The handle to a spool, for the shard's reactor.
+//! The handle by which the shard's reactor uses its spool.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ use crate::projection::Projection;
 use crate::store::{KnownRecipient, Recovered, Values};
 use crate::thread;
 
-/// Who waits for the disk hears after this time that it does not answer.
+/// A caller that waits for the disk is answered [`SpoolError::Slow`] after this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Largest envelope: with the state of each recipient it is still one record.
 const ENVELOPE_BYTES_MAX: usize = META_BYTES_MAX / 2;
@@ -310,7 +310,7 @@ pub struct Outcomes {
     pub reports: Vec<NewMessage>,
 }
 
-/// Whoever keeps a shard's reactor going must not wait for a disk that hangs.
+/// Waits for an answer, but not for longer than [`ANSWER_WITHIN`]: the shard's reactor must not hang with its disk.
 async fn in_time(answer: oneshot::Receiver<Result<(), SpoolError>>) -> Result<(), SpoolError> {
     match tokio::time::timeout(ANSWER_WITHIN, answer).await {
         Ok(r) => r.unwrap_or(Err(SpoolError::Closed)),

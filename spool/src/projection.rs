@@ -1,4 +1,4 @@
-//! Where accounting rows go, and what goes there of each record of the log.
+//! Accounting files as the spool sees them, and what of each record of the log goes there.
 
 use std::io;
 
@@ -6,21 +6,21 @@ use bytes::Bytes;
 
 use crate::layout::{DoneMeta, Kind, UpdateMeta, aligned};
 
-/// Where accounting rows go. Called on a thread of its own after each group is durable;
-/// rows passed again after [`Projection::resume`] must be recognised and skipped.
+/// Accounting files, as a projection of the log. Its methods are called on the thread of the accounting writer, after each
+/// group is durable. After [`Projection::resume`] rows are passed again; those that the files have must be recognised and skipped.
 pub trait Projection: Send {
     /// A message was accepted; `content` begins with its header section, or is empty unless
     /// [`Projection::reads_headers`].
     fn message(&mut self, envelope: &[u8], content: &[u8]);
-    /// Why no new mail may come in: rows of it would find no room.
+    /// Why no new mail may come in, if so: its rows would find no room in the files.
     fn refuses_intake(&self) -> Option<String> {
         None
     }
-    /// It shows messages: without, none is passed.
+    /// Whether [`Projection::message`] is to be called.
     fn takes_messages(&self) -> bool {
         true
     }
-    /// It shows headers of messages.
+    /// Whether messages are to be passed with their header sections.
     fn reads_headers(&self) -> bool {
         false
     }
@@ -29,7 +29,7 @@ pub trait Projection: Send {
     fn handed_on(&self, state: Vec<u8>) -> Vec<u8> {
         state
     }
-    /// None of its files is one that this state of a projection before is about.
+    /// Whether none of its files is among those that `state`, of another projection, is about.
     fn is_elsewhere(&self, _state: &[u8]) -> bool {
         false
     }
@@ -46,13 +46,13 @@ pub trait Projection: Send {
     /// # Errors
     /// As for [`Projection::write`].
     fn sync(&mut self) -> io::Result<Vec<u8>>;
-    /// What follows begins behind this state.
+    /// Prepares for rows that begin behind this state, as [`Projection::sync`] answered it.
     fn resume(&mut self, state: &[u8]);
-    /// What follows is new: everything before was written by another projection, and synced.
+    /// Prepares for rows that no file has: everything before was written and synced by another projection.
     fn begin(&mut self) {}
 }
 
-/// What accounting may show.
+/// What goes into accounting files.
 #[derive(Debug)]
 pub(crate) enum Item {
     /// A message was accepted. `headers` is empty unless they are asked for.
@@ -62,6 +62,7 @@ pub(crate) enum Item {
 }
 
 impl Item {
+    /// Bytes that it takes in memory, about.
     pub fn bytes(&self) -> usize {
         match self {
             Item::Message { envelope, headers } => envelope.len() + headers.len() + 64,
@@ -69,6 +70,7 @@ impl Item {
         }
     }
 
+    /// Passes it to accounting files.
     pub fn pass_to(&self, projection: &mut dyn Projection) {
         match self {
             Item::Message { envelope, headers } => projection.message(envelope, headers),
@@ -87,6 +89,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// What this projection wants.
     pub fn by(p: &dyn Projection) -> Wanted {
         Wanted { messages: p.takes_messages(), headers: p.reads_headers() }
     }

@@ -1,5 +1,5 @@
-//! Reading rows back from the log for accounting files that have not taken them, and the note in
-//! the log of how far they are durable there.
+//! Reads accounting rows back from the log, for accounting files that do not have them yet, and notes in the log up to where
+//! the files have them.
 
 use std::io;
 
@@ -11,10 +11,10 @@ use crate::layout::PutMeta;
 use crate::projection::{Item, Projection, Wanted, items_of};
 use crate::store::Store;
 
-/// Name of the value that holds the accounting position.
+/// Name of the value that says up to which sequence rows are durable in accounting files, and what these files were.
 pub(crate) const PROJECTED: &str = "spool/projected";
 
-/// Where reading rows goes on.
+/// Where in the log reading goes on.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     sequence: u64,
@@ -25,17 +25,17 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Behind the record of this sequence.
+    /// Reading begins behind the record of this sequence.
     pub fn behind(sequence: u64) -> Cursor {
         Cursor { sequence, at: None, begun: None }
     }
 
-    /// Everything up to this sequence was passed.
+    /// Everything up to this sequence was read and passed on.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Begins once more behind a sequence: without reading what is before it where that is known.
+    /// Reading begins once more behind a sequence. Where the place of that record is known, nothing before it is read.
     pub fn back_to(&mut self, sequence: u64) {
         let known = self.begun.filter(|(behind, _)| *behind == sequence);
         *self = Cursor { sequence, at: known.map(|(_, at)| at), begun: known };

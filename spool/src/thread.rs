@@ -39,7 +39,7 @@ pub(crate) fn start(
         match running {
             Ok(mut running) => {
                 drop(each);
-                // Whoever opened the spool may be gone; what it is still given is done.
+                // The caller that opened the spool may have gone. What the spool is given is done all the same.
                 let _ = ready.send(Ok(running.values()));
                 run(&mut running, &shared);
             }
@@ -48,7 +48,7 @@ pub(crate) fn start(
     })
 }
 
-/// The life of the thread.
+/// Does the spool's work until it is told to stop: the whole life of the thread.
 fn run<D: Disk, I: Index>(running: &mut Running<D, I>, shared: &Shared) {
     loop {
         wait(running, shared);

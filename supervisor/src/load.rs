@@ -4,26 +4,26 @@ use std::collections::BTreeMap;
 
 use ipc::shard_map::{Spread, over};
 
-/// Looks in a row that must find a destination too hot.
+/// A destination is spread when so many looks in a row find it too hot.
 const LOOKS: u32 = 2;
-/// A shard that has work for so much of the time has no more to give, in a thousand.
+/// From this share of the time with work on, in a thousand, a shard counts as full.
 const BUSY: u32 = 850;
-/// A shard with no more has time for others' mail, in a thousand.
+/// Up to this share of the time with work, in a thousand, a shard has time for others' mail.
 const IDLE: u32 = 600;
-/// A destination with less of its shard's mail is not what makes it busy, in a thousand.
+/// From this share of a full shard's mail on, in a thousand, a destination is what makes the shard full.
 const HOT: u32 = 400;
 
-/// What `spread auto` came to.
+/// Destinations that `spread auto` has spread, and those that it watches.
 #[derive(Debug, Default)]
 pub struct Automatic {
-    /// Shards by destination, where more than one.
+    /// Over how many shards each destination is spread, where it is more than one.
     over: BTreeMap<String, u8>,
-    /// Looks in a row that found a destination too hot.
+    /// How many looks in a row found each destination too hot.
     hot: BTreeMap<String, u32>,
 }
 
 impl Automatic {
-    /// Counts a look, and answers the destination that another shard is to take part in.
+    /// Counts one look at the load; answers the destination that is to be spread over one shard more, if there is one.
     pub fn look(&mut self, load: &[Load], configured: &[Spread]) -> Option<String> {
         let workers = load.len();
         let idlest = load.iter().map(|l| l.busy).min().unwrap_or(u32::MAX);

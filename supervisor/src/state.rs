@@ -26,60 +26,67 @@ pub const LET_GO_WAIT: Duration = Duration::from_secs(3);
 
 /// The supervisor's state.
 pub struct Supervisor {
+    /// The configuration file; `None` for the built-in configuration.
     pub file: Option<PathBuf>,
+    /// What the command line says instead of the configuration.
     pub overrides: Overrides,
     /// The configuration in force.
     pub compiled: RefCell<Compiled>,
-    /// Its generation.
+    /// Generation of the configuration in force; each reload adds one.
     pub generation: Cell<u64>,
+    /// The sealed memfd that holds the compiled configuration in force.
     pub snapshot: RefCell<OwnedFd>,
-    /// Commands by which that of a generation delivers mail.
+    /// A generation, and the commands by which its configuration delivers mail. See [`Supervisor::runs_command`].
     pub commands: RefCell<(u64, HashSet<String>)>,
-    /// Limits over all shards.
+    /// Counters of the limits that span shards, mapped.
     pub ledger: RefCell<Ledger>,
+    /// The memfd that holds them.
     pub ledger_fd: RefCell<OwnedFd>,
+    /// Listening sockets by address.
     pub listeners: RefCell<Vec<(String, OwnedFd)>>,
-    /// Shards.
+    /// One for each shard.
     pub slots: RefCell<Vec<Slot>>,
-    /// Who owns what.
+    /// Which shard owns which destinations.
     pub map: RefCell<ShardMap>,
     /// Accounting files.
     pub accounting: AccountingFiles,
-    /// DKIM keys, and those whose record is not theirs, when that was looked for last.
+    /// How many DKIM keys there are, and how many of them differed from their published records at the last look.
     pub dkim_keys: Cell<(usize, usize)>,
-    /// Who gets no mail.
+    /// The suppression lists: recipients that get no mail.
     pub suppression: Suppression,
-    /// Shards at the start whose workers may be alive and come back.
+    /// At the start, the number of shards whose workers may have outlived a supervisor before and may still come back.
     pub returning: Cell<usize>,
-    /// The ledger is the one that all workers use.
+    /// It is settled that the ledger here is the one that all workers use.
     pub has_ledger: Cell<bool>,
-    /// Something changed in a slot.
+    /// Notified when a slot changes.
     pub changed: Notify,
     /// The server is stopping.
     pub stopping: Cell<bool>,
-    /// Asks for an orderly stop.
+    /// Notified to ask for an orderly stop.
     pub stop: Notify,
     /// How the stop ended, once it has.
     pub stopped: RefCell<Option<Result<String, String>>>,
-    /// Operators that wait for it.
+    /// How many operators wait for the end of the stop.
     pub stop_waiters: Cell<u32>,
-    /// One configuration is put in force at a time.
+    /// Held while a configuration is put in force: one at a time.
     pub reloading: tokio::sync::Mutex<()>,
-    /// Where configurations are kept: the data folder of the start.
+    /// The folder in which configurations that were in force are kept. It lies in the data folder that the start had.
     pub configurations: PathBuf,
-    /// Number of the one in force among those; none for the built-in one, and where keeping it failed.
+    /// Number of the configuration in force among those that are kept; `None` where it is the built-in one or could not be kept.
     pub kept_in_force: Cell<Option<u64>>,
-    /// One is kept at a time.
+    /// Held while a configuration is being kept, or the kept ones are listed: one at a time.
     pub keeping: tokio::sync::Mutex<()>,
-    /// One is read at a time: each takes memory.
+    /// Held while a configuration is read and compiled: one at a time, for each takes much memory.
     pub reading: tokio::sync::Mutex<()>,
     /// When the supervisor started.
     pub started: SystemTime,
-    /// Counted by shards that were scaled away.
+    /// What shards had counted that were removed by `scale`.
     pub gone: Cell<Totals>,
-    /// What `spread auto` came to.
+    /// Destinations that `spread auto` has spread over several shards.
     pub automatic: RefCell<Automatic>,
+    /// Questions to workers that are not answered yet, by number.
     pub questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
+    /// Number of the next question.
     pub next_question: Cell<u64>,
 }
 
@@ -89,12 +96,12 @@ impl Supervisor {
         PathBuf::from(&self.compiled.borrow().snapshot.global.run_dir)
     }
 
-    /// Looks at a slot.
+    /// Looks at the slot of a shard; `None` when there is no such shard.
     pub fn slot<T>(&self, number: u8, f: impl FnOnce(&Slot) -> T) -> Option<T> {
         self.slots.borrow().iter().find(|s| s.number == number).map(f)
     }
 
-    /// Changes a slot.
+    /// Changes the slot of a shard; `None` when there is no such shard.
     pub fn slot_mut<T>(&self, number: u8, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
         self.slots.borrow_mut().iter_mut().find(|s| s.number == number).map(f)
     }

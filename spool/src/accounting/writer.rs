@@ -1,4 +1,5 @@
-//! The writing side of accounting: it obeys the orders on the desk, and leaves its reports there.
+//! The writer of accounting files. It has a thread of its own, or a task in simulations. The spool's thread puts orders
+//! on a desk that both share; the writer obeys them and puts its reports there.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,53 +16,65 @@ use crate::projection::{Item, Projection};
 const GATHER: Duration = Duration::from_millis(5);
 /// Room for accounting is looked for this often.
 const ROOM_EVERY: Duration = Duration::from_millis(200);
+
+/// What the spool's thread tells the writer.
 pub(crate) enum Order {
+    /// Write these.
     Items(Vec<Item>),
-    /// Everything so far, which is everything up to this sequence.
+    /// Write and sync everything so far, which is everything up to this sequence.
     Sync(u64),
-    /// Go on behind this state.
+    /// What follows begins behind this state of the files; also ends the pause after a failure.
     Resume(Vec<u8>),
-    /// Sync as above, then go on with another.
+    /// Sync as above, then go on with other files.
     Switch(u64, Box<dyn Projection>),
-    /// Go on with another behind this state.
+    /// Go on with other files, behind this state, without completing those before.
     Replace(Box<dyn Projection>, Vec<u8>),
 }
 
+/// What the writer tells the spool's thread.
 pub(crate) enum Report {
+    /// Everything up to this sequence is durable in the files, whose state is this now.
     Synced(u64, Vec<u8>),
+    /// [`Order::Switch`] was obeyed.
     Switched,
+    /// [`Order::Replace`] was obeyed.
     Replaced,
+    /// Files cannot be written; the writer does nothing until [`Order::Resume`] or [`Order::Replace`].
     Failed(io::Error),
 }
 
-/// What the spool's thread and the writing one have in common.
+/// What the spool's thread and the writer share.
 pub(crate) struct Desk {
     state: Mutex<DeskState>,
     work: Bell,
-    /// Bytes of items that are not written.
+    /// Bytes of items that were given and are not written yet.
     pub waiting: AtomicUsize,
-    /// The spool's thread found no room for more.
+    /// The spool's thread has more items than it may give, and is to be woken when there is room.
     pub wants_room: AtomicBool,
 }
 
+/// The part of the desk behind its lock.
 #[derive(Default)]
 pub(crate) struct DeskState {
     orders: VecDeque<Order>,
+    /// Reports that the spool's thread has not taken yet.
     pub reports: Vec<Report>,
-    /// The thread waits for orders, and is woken for them.
+    /// The writer waits for orders, and has to be woken for them.
     idle: bool,
-    /// It is in a call since then, which may touch the disk.
+    /// Since when the writer is in one step, which may wait for the disk; `None` between steps.
     pub busy_since: Option<Instant>,
-    /// Why no new mail may come in.
+    /// Why no new mail may come in: its rows would find no room in the files.
     pub refusal: Option<String>,
     closed: bool,
 }
 
 impl Desk {
+    /// The part behind the lock.
     pub fn lock(&self) -> MutexGuard<'_, DeskState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts an order on the desk.
     pub fn give(&self, order: Order) {
         if let Order::Items(items) = &order {
             self.waiting.fetch_add(items.iter().map(Item::bytes).sum(), Relaxed);
@@ -73,6 +86,7 @@ impl Desk {
         }
     }
 
+    /// Ends the writer. Orders that it has not begun are left undone.
     pub fn close(&self) {
         self.lock().closed = true;
         self.work.ring();
@@ -97,19 +111,19 @@ enum Turn {
     End,
 }
 
-/// Who writes accounting files.
+/// Writes accounting files.
 pub(crate) struct Writer {
     desk: Arc<Desk>,
     projection: Box<dyn Projection>,
     waits: Waits,
-    /// Everything is left alone until it is told to go on.
+    /// The files could not be written; nothing is done until an order says to go on.
     failed: bool,
     looked_for_room: Option<Instant>,
     wake: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Writer {
-    /// The life of the thread.
+    /// Obeys orders until the desk is closed: the whole life of the writer's thread.
     pub fn run(mut self) {
         loop {
             let desk = Arc::clone(&self.desk);
@@ -127,8 +141,8 @@ impl Writer {
         }
     }
 
-    /// The same as a task. `takes` says how long each step lasts: one that is dropped meanwhile
-    /// has not happened.
+    /// The same as a task in simulated time. `takes` says how long each step lasts. A step happens at the end of its time, so
+    /// dropping the task meanwhile is as if the step had not begun.
     pub async fn attend(mut self, takes: Arc<dyn Fn() -> Duration + Send + Sync>) {
         loop {
             let desk = Arc::clone(&self.desk);
@@ -241,6 +255,10 @@ impl Writer {
     }
 }
 
+/// Starts a writer; answers the desk that it shares. `wake` is called when the writer has left something there.
+///
+/// # Errors
+/// When no thread can be started.
 pub(crate) fn start(
     projection: Box<dyn Projection>,
     runner: &Runner,
@@ -263,16 +281,16 @@ pub(crate) fn start(
     Ok(desk)
 }
 
-/// Who does the work of a spool.
+/// Whether threads or one task do the work of a spool.
 pub(crate) enum Runner {
-    /// Threads, started when they are needed.
+    /// A thread for the spool, and one for each writer of accounting files.
     Threads,
-    /// A task, which takes up the writers that it finds here.
+    /// One task ([`crate::Driver`]), which also runs the writers that it finds in this list.
     Task(Arc<Mutex<Vec<Writer>>>),
 }
 
 impl Runner {
-    /// A bell that wakes this one.
+    /// A bell that wakes the thread or the task.
     pub fn bell(&self) -> Bell {
         match self {
             Runner::Threads => Bell::for_thread(),
@@ -280,13 +298,13 @@ impl Runner {
         }
     }
 
-    /// Lets a writer of accounting files run.
+    /// Starts a thread for a writer, or puts the writer in the task's list.
     ///
     /// # Errors
     /// When no thread can be started.
     fn start(&self, writer: Writer) -> io::Result<()> {
         match self {
-            // Not waited for at the end: it may hang with its disk.
+            // Nobody waits for the end of this thread, for it may hang with its disk.
             Runner::Threads => {
                 drop(std::thread::Builder::new().name("accounting".into()).spawn(move || writer.run())?);
             }

@@ -9,25 +9,28 @@ const GATHER_MAX: Duration = Duration::from_millis(4);
 /// Mail that came this long after the last group has nothing to do with it.
 const GATHER_MEMORY: Duration = Duration::from_millis(10);
 
-/// How much mail the next group may wait for. Those who inject in lockstep would otherwise
-/// part into halves that are synced in turn, each sync at the cost of a full one: whoever was
-/// answered with the last group, or waited meanwhile, is likely to be back at once.
+/// How much mail the next group waits for.
+///
+/// Clients whose messages were made durable in one group send their next messages at the same moment. Without a short wait
+/// they would split into two halves that are synced in turn, and each of these syncs costs as much as one for all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Gathering {
+    /// Messages of the last group, and those that had come for the next one when it was answered.
     expected: usize,
-    /// Grows while waiting pays, shrinks when it does not.
+    /// How long a group waits for mail: longer each time when all that was expected came, shorter when it did not.
     pub patience: Duration,
+    /// When the last group with messages was answered.
     last: Option<Instant>,
 }
 
 impl Gathering {
-    /// Messages worth waiting for now.
+    /// Until so many messages are there it is worth waiting.
     pub fn wanted(&self, now: Instant) -> usize {
         let recent = self.last.is_some_and(|t| now - t < GATHER_MEMORY);
         if recent { self.expected - self.expected / 8 } else { 1 }
     }
 
-    /// A group was taken after waiting.
+    /// Notes that a group was taken with so many `messages` when so many were `wanted`.
     pub fn taken(&mut self, messages: usize, wanted: usize) {
         self.patience = if messages >= wanted {
             (self.patience * 2).clamp(GATHER_MAX / 8, GATHER_MAX)
@@ -36,7 +39,7 @@ impl Gathering {
         };
     }
 
-    /// A group was answered while `waiting` messages had come for the next.
+    /// Notes that a group of so many `messages` was answered, and that so many more are `waiting` for the next.
     pub fn answered(&mut self, messages: usize, waiting: usize) {
         if messages > 0 {
             self.expected = messages + waiting;

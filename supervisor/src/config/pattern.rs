@@ -46,12 +46,12 @@ pub fn regex<'a>(text: &'a str, of: &str) -> Result<(fancy_regex::Regex, &'a str
     Ok((compiled, rest))
 }
 
-/// Where the expression that `text` begins behind the slash of is closed.
+/// Where the slash stands that closes a regular expression; `text` begins behind the opening one.
 pub fn closing_slash(text: &str) -> Option<usize> {
     unescaped_at(text, '/')
 }
 
-/// Where a character stands that no backslash stands before.
+/// Where the character `wanted` first stands without a backslash before it.
 pub(super) fn unescaped_at(text: &str, wanted: char) -> Option<usize> {
     let mut escaped = false;
     for (i, c) in text.char_indices() {
@@ -65,7 +65,7 @@ pub(super) fn unescaped_at(text: &str, wanted: char) -> Option<usize> {
     None
 }
 
-/// A pattern in the spelling that queues use.
+/// A pattern of domains in the spelling that names of queues have: lower case, A-labels.
 pub fn pattern_key(p: &str) -> String {
     let p = p.trim().to_lowercase();
     for prefix in ["[*.]", "*."] {

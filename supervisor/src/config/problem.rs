@@ -1,6 +1,6 @@
 //! What is wrong with a value of the configuration.
 
-/// Why a value is not one.
+/// Why a value is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What was expected, and what was found.

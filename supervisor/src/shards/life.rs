@@ -14,9 +14,9 @@ use crate::state::Supervisor;
 
 /// How long a worker that holds its shard's lock may take to come back to a new supervisor.
 const ADOPTION_WAIT: Duration = Duration::from_secs(10);
-/// Time between two looks whether workers were heard of.
+/// Time between two looks for workers that have sent nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A worker that was not heard of for so many looks is hung.
+/// A worker that has sent nothing between so many looks counts as hung.
 const HUNG_AFTER_LOOKS: u32 = 10;
 
 /// Keeps one shard running until it is retired or the server stops.
