@@ -72,3 +72,32 @@ fn make<D: Disk>(folder: &mut D) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryDisk;
+
+    #[test]
+    fn it_stands_whole_or_not_at_all() {
+        let mut folder = MemoryDisk::new(2 * BYTES);
+        let mut ballast = Ballast::open(&mut folder, 2 * BYTES);
+        assert!(!ballast.stands());
+        ballast.restore(&mut folder, || Ballast::ROOM_BYTES - 1);
+        assert!(!ballast.stands(), "as much as it takes has to stay free beside it");
+        ballast.restore(&mut folder, || Ballast::ROOM_BYTES);
+        assert!(ballast.stands() && Ballast::open(&mut folder, BYTES).stands());
+        assert!(ballast.release(&mut folder) && !ballast.stands());
+        assert!(!ballast.release(&mut folder), "it gives its room back once");
+        // A crash while it was being made.
+        let file = folder.create(NAME).unwrap();
+        folder.preallocate(&file, 0, BYTES - 1).unwrap();
+        assert!(!Ballast::open(&mut folder, BYTES).stands());
+        ballast.restore(&mut folder, || Ballast::ROOM_BYTES);
+        assert!(Ballast::open(&mut folder, BYTES).stands());
+        // At a start without room for the index it is given up at once.
+        assert!(!Ballast::open(&mut folder, BYTES - 1).stands());
+        assert!(folder.open(NAME).is_err());
+    }
+}
