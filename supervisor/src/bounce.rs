@@ -4,7 +4,8 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use worker::classify::bounce_rules::{self, Rules, Stage};
+use worker::classify::bounce_rules::{self, Rules};
+use worker::classify::outcome::{Stage, status_of};
 
 use crate::Failure;
 use crate::config;
@@ -54,7 +55,7 @@ pub fn classify(file: Option<&Path>, json: bool) -> Result<(), Failure> {
     } {
         let text = String::from_utf8_lossy(&line);
         let reply = text.trim();
-        let found = rules.classify(reply, bounce_rules::status_of(reply), Stage::Recipient);
+        let found = rules.classify(reply, status_of(reply), Stage::Recipient);
         let written = if json {
             let shown = Found {
                 category: found.category,

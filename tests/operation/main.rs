@@ -15,6 +15,7 @@ mod scenarios;
 mod sink;
 mod spool;
 mod strangers;
+mod structure;
 mod systemd;
 mod why;
 

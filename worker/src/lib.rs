@@ -28,6 +28,7 @@ pub mod rows;
 pub mod sandbox;
 pub mod schedule;
 pub mod shard;
+pub mod smtp;
 mod standing_orders;
 pub mod suppression;
 pub mod switches;

@@ -3,8 +3,8 @@
 
 use ipc::queue_orders::QueuePattern;
 
-use crate::schedule::{Path, PathId, Queue, QueueId, Scheduler};
-use crate::shard::Shard;
+use crate::schedule::{Path, PathId, Queue, QueueId};
+use crate::shard::{Scheduler, Shard};
 
 /// The queues that a pattern means.
 pub fn queues(shard: &Shard, s: &Scheduler, of: &QueuePattern) -> Vec<QueueId> {

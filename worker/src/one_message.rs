@@ -11,10 +11,10 @@ use spool::KnownRecipient;
 use crate::clock;
 use crate::deliver::connection::{load, read};
 use crate::deliver::signing::as_sent;
+use crate::prepare::content::Content;
 use crate::prepare::message::name_or_default;
-use crate::schedule::message::Content;
-use crate::schedule::{QueueId, Scheduler, Slot};
-use crate::shard::Shard;
+use crate::schedule::{QueueId, Slot};
+use crate::shard::{Scheduler, Shard};
 
 /// Content that is shown, bytes: it crosses two processes in one frame.
 const SHOWN_MAX: usize = 16 << 20;

@@ -29,6 +29,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::connect::address_health::AddressHealth;
 use crate::connect::mx::Resolver;
+use crate::deliver::idle::IdleConnections;
 use crate::deliver::interruption::Connections;
 use crate::deliver::learned::Learned;
 use crate::deliver::openers::Openers;
@@ -37,6 +38,7 @@ use crate::deliver::shared_limits::{Asks, cut_rates};
 use crate::dkim::signers::Signers;
 use crate::holds::{Pieces, Work, doing};
 use crate::ports::Ports;
+use crate::prepare::content::Content;
 use crate::prepare::message::name_or_default;
 use crate::programs::Programs;
 use crate::route::handoff::Handoffs;
@@ -45,10 +47,10 @@ use crate::route::moving::Moves;
 use crate::route::owner::Taken;
 use crate::route::paths::{self, Paths};
 use crate::route::rollup::Rollups;
-use crate::route::twins;
-use crate::schedule::message::{Content, Message};
+use crate::route::spread;
+use crate::schedule::message::Message;
 use crate::schedule::scheduler::New;
-use crate::schedule::{Entry, PathId, QueueId, Scheduler, Slot};
+use crate::schedule::{self, Entry, PathId, QueueId, Slot};
 use crate::suppression::gate::Gate;
 
 use life::Parts;
@@ -96,6 +98,9 @@ impl Signal {
     }
 }
 
+/// The queues and paths of a shard, with the contents that it holds in memory.
+pub type Scheduler = schedule::Scheduler<Content>;
+
 /// One shard.
 pub struct Shard {
     /// Its number.
@@ -140,6 +145,8 @@ pub struct Shard {
     pub address_health: AddressHealth,
     /// What replies taught about hosts.
     pub learned: Learned,
+    /// Connections that wait for work.
+    pub idle: IdleConnections,
     /// How connections are protected.
     pub protection: RefCell<Rc<Protection>>,
     /// Who gets no mail.
@@ -250,6 +257,7 @@ impl Shard {
             rollups: Rollups::default(),
             address_health: AddressHealth::default(),
             learned: Learned::default(),
+            idle: IdleConnections::default(),
             protection: RefCell::new(Rc::new(protection)),
             suppression: lists,
             accounting: RefCell::new(accounting),
@@ -300,7 +308,7 @@ impl Shard {
         *self.config.borrow_mut() = Rc::new(config);
         let config = self.config();
         let mut s = self.scheduler.borrow_mut();
-        for (_, p) in &mut s.paths {
+        for (id, p) in &mut s.paths {
             let way = config.way(&p.destination, &p.vmta_name);
             let index = way.members.first().filter(|_| !way.of_pool).map_or(NO_VMTA, |m| m.vmta);
             // Mail of a virtual MTA that is gone goes on by the fallback, or waits.
@@ -322,7 +330,7 @@ impl Shard {
                 p.limits_changed(clock::now_ms());
             }
             // Connections that wait look at their new limits.
-            p.work.notify_waiters();
+            self.idle.wake_all(id);
         }
         let ids: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
         for id in &ids {
@@ -733,13 +741,13 @@ impl Shard {
         if self.stopping() || self.spool.holds_deliveries() {
             return false;
         }
-        twins::keep_up(self, id);
+        spread::keep_up(self, id);
         let (wanted, serves) = {
             let mut s = self.scheduler.borrow_mut();
             let now = clock::now_ms();
             let now_ns = clock::now_ns() as i64;
             // More queues than that have mail for more connections than it may open at once.
-            let some = |p: &crate::schedule::Path| p.in_turn().take(QUEUES_LOOKED_AT).collect::<Vec<_>>();
+            let some = |p: &schedule::Path| p.in_turn().take(QUEUES_LOOKED_AT).collect::<Vec<_>>();
             let Some((held, queues)) = s.paths.get(id).map(|p| (p.held, some(p))) else { return false };
             if held {
                 drop(s);
@@ -760,7 +768,7 @@ impl Shard {
                 return false;
             }
             if p.idle > 0 && p.may_send(now) {
-                p.work.notify_one();
+                self.idle.wake_one(id);
             }
             let wanted = p.wanted(backlog, urgent, now);
             let mut n = wanted;

@@ -13,8 +13,8 @@ use crate::clock;
 use crate::deliver::connection::source_addresses;
 use crate::meant;
 use crate::route::paths::inherited;
-use crate::schedule::{Path, PathId, Queue, QueueId, Scheduler};
-use crate::shard::Shard;
+use crate::schedule::{Path, PathId, Queue, QueueId};
+use crate::shard::{Scheduler, Shard};
 
 /// Name of the switches among the spool's values.
 const KEPT_AS: &str = "switches";
@@ -271,10 +271,10 @@ fn pause_here(shard: &Shard, queues: &[QueueId]) -> (Obeyed, Vec<QueueId>) {
         }
     }
     let switches = shard.switches.borrow();
-    for (_, p) in &mut s.paths {
+    for (id, p) in &mut s.paths {
         p.paused = switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
         // Connections that wait look at it; those that are busy end their message first.
-        p.work.notify_waiters();
+        shard.idle.wake_all(id);
     }
     (done, resumed)
 }
@@ -375,7 +375,7 @@ fn set_source(
                 p.source(address).disabled_until_ms = until_ms;
                 set.push(*id);
                 // Connections that wait look at it.
-                p.work.notify_waiters();
+                shard.idle.wake_all(*id);
             }
         }
     }

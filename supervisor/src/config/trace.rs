@@ -13,10 +13,10 @@ use worker::accept::session::{Event, Session, Transaction};
 use worker::clock;
 use worker::config::Config;
 use worker::deliver::signing;
+use worker::prepare::content::Content;
 use worker::prepare::headers;
 use worker::prepare::message::{DEFAULT_VMTA, Submitter, prepare};
 use worker::prepare::pattern_list::Subject;
-use worker::schedule::message::Content;
 use worker::suppression::{Suppresses, normal_address};
 
 use super::explain::{Explained, Origin, explain, explain_source, written_at};

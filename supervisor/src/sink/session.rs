@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use worker::accept::command;
+use worker::smtp::command;
 
 use super::Sink;
 use super::rules::{Stage, Verdict};

@@ -1,4 +1,4 @@
-//! What receivers answer: `deliver::reply`, and what `classify` makes of it.
+//! What receivers answer: `smtp::reply`, and what `classify` makes of it.
 #![no_main]
 
 use fuzz::{expand, pieces};
@@ -6,7 +6,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use worker::classify::bounce_category;
 use worker::classify::bounce_rules::Rules;
 use worker::classify::outcome::{Outcome, Verdict};
-use worker::deliver::reply::{Extensions, REPLY_BYTES_MAX, Reply, ReplyError, parse};
+use worker::smtp::reply::{Extensions, REPLY_BYTES_MAX, Reply, ReplyError, parse};
 
 thread_local! {
     static RULES: Rules = Rules::of(std::iter::empty());

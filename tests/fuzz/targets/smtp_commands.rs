@@ -11,10 +11,10 @@ use ipc::message::normalise_domain;
 use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use worker::accept::command::{self, Refusal};
-use worker::accept::data::{Fault, LINE_MAX};
 use worker::accept::session::{COMMAND_MAX, Event, REPLY_LINE_MAX, Session, Transaction};
-use worker::deliver::reply;
+use worker::smtp::command::{self, Refusal};
+use worker::smtp::content::{Fault, LINE_MAX};
+use worker::smtp::reply;
 
 /// Longest input that a script may stand for.
 const INPUT_MAX: usize = 2 << 20;

@@ -13,8 +13,6 @@ use tokio::net::TcpListener;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::command::Refusal;
-use super::data::Fault;
 use super::own_name;
 use super::places::{ClientPlace, Stranger, Waits};
 use super::receiving::Share;
@@ -25,6 +23,8 @@ use crate::log_limit;
 use crate::prepare::message::{Submitter, prepare};
 use crate::route::submit::submit;
 use crate::shard::Shard;
+use crate::smtp::command::Refusal;
+use crate::smtp::content::Fault;
 use crate::suppression::Suppresses;
 
 /// Connections taken in one turn, so that other workers get their share.
@@ -412,9 +412,11 @@ impl Client<'_> {
                 Refusal(550, "5.6.0", "Message has a line end that is not CR LF (RFC 5321 section 2.3.8)".into())
             }
             Fault::TooLarge => super::session::too_large(max),
-            Fault::LineTooLong => {
-                Refusal(550, "5.6.0", format!("Message has a line of more than {} octets", super::data::LINE_MAX))
-            }
+            Fault::LineTooLong => Refusal(
+                550,
+                "5.6.0",
+                format!("Message has a line of more than {} octets", crate::smtp::content::LINE_MAX),
+            ),
             Fault::NoRoom => super::receiving::no_room(),
         })?;
         let config = self.shard.config();

@@ -2,8 +2,6 @@
 //! gives it bytes and time; [`places`] shares the connections out; [`source`] decides who may do what.
 
 pub mod blackhole;
-pub mod command;
-pub mod data;
 pub mod listener;
 pub mod own_name;
 pub mod places;

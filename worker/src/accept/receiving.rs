@@ -13,9 +13,9 @@ use std::rc::Rc;
 use ipc::dice::HashMap;
 use ipc::network::Network;
 
-use super::command::Refusal;
 use crate::clock;
 use crate::shard::Shard;
+use crate::smtp::command::Refusal;
 
 /// Bytes of one session that are not counted.
 pub const SMALL_BYTES: u64 = 64 << 10;

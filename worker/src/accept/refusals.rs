@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipc::text;
 
-use super::command::Refusal;
 use crate::log_limit;
+use crate::smtp::command::Refusal;
 
 /// What lines begin with, and are counted under.
 const CAUSE: &str = "mail refused";

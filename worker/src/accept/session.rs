@@ -8,10 +8,10 @@ use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 use ipc::text;
 
-use super::command::{self, Mail, Rcpt, Refusal};
-use super::data::{Content, Fault};
 use super::receiving::{self, Share};
 use super::source::{kept_back, may_relay};
+use crate::smtp::command::{self, Mail, Rcpt, Refusal};
+use crate::smtp::content::{Content, Fault};
 use crate::suppression::Suppresses;
 
 /// Longest command line (RFC 5321 §4.5.3.1.4 says 512; long VERP senders and DSN parameters

@@ -4,7 +4,7 @@ use ipc::layers::pattern_matches;
 use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 
-use super::command::{self, Refusal};
+use crate::smtp::command::{self, Refusal};
 use crate::suppression::Suppresses;
 
 /// The directive that an address is kept back for: an alias, or a processor of bounces, that is not in force.

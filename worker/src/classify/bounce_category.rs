@@ -1,6 +1,7 @@
 //! `bounceCat` and the words of a status in accounting.
 
-use super::bounce_rules::{Class, Rules, Stage};
+use super::bounce_rules::{Class, Rules};
+use super::outcome::Stage;
 use super::outcome::Verdict;
 
 /// The category to account for a failed or deferred recipient: by the receiver's reply, or by

@@ -11,27 +11,12 @@ use regex_automata::util::syntax;
 use super::reply_text::prepared;
 use super::{expression, required_literals};
 
+use super::outcome::Stage;
+
 /// The rules that come with the program.
 const RULES: &str = include_str!("bounce_rules.tsv");
 /// Bytes that one expression may keep of what it has worked out.
 const CACHE_BYTES: usize = 1 << 20;
-
-/// What a reply was an answer to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Stage {
-    /// Opening the connection, the greeting, EHLO or STARTTLS, or the end of the session: it says
-    /// nothing about a mailbox.
-    Session,
-    /// RCPT, or not known.
-    #[default]
-    Recipient,
-    /// DATA or the content.
-    Message,
-    /// MAIL, or content that several recipients were accepted for: it says nothing about one mailbox.
-    Transaction,
-    /// Nothing: the recipient gets no mail from us, and no host was asked.
-    Suppressed,
-}
 
 /// What a refusal is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,13 +119,6 @@ pub fn shipped() -> impl Iterator<Item = Rule> {
         let (_action, example) = (f.next()?, f.next()?);
         Some(Rule { id, family, expression, category, scope, kind, example })
     })
-}
-
-/// The enhanced status that a reply begins with; empty for none.
-pub fn status_of(reply: &str) -> &str {
-    let status = reply.get(4..).and_then(|r| r.split_whitespace().next()).unwrap_or_default();
-    let is_status = status.starts_with(['2', '4', '5']) && status.bytes().all(|b| b == b'.' || b.is_ascii_digit());
-    if is_status && status.split('.').count() == 3 { status } else { "" }
 }
 
 /// What a reply was found to be.

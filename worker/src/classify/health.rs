@@ -2,7 +2,8 @@
 //! rate), nor does greylisting: every address would have been told the same, and a sender that leaves by another address for it
 //! only begins anew.
 
-use super::bounce_rules::{Kind, Rules, Scope, Stage};
+use super::bounce_rules::{Kind, Rules, Scope};
+use super::outcome::Stage;
 use super::outcome::{Outcome, Verdict};
 
 /// Verdicts of one transaction that are looked at: receivers that mean the sender say so at once.

@@ -5,11 +5,27 @@ use std::borrow::Cow;
 use ipc::rules::DomainRules;
 use ipc::text;
 
-use super::bounce_rules::{Stage, status_of};
-use crate::deliver::reply::Reply;
+use crate::smtp::reply::Reply;
 
 /// Longest diagnostic of our own, bytes.
 const DIAGNOSTIC_MAX: usize = 2000;
+
+/// What a reply was an answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stage {
+    /// Opening the connection, the greeting, EHLO or STARTTLS, or the end of the session: it says
+    /// nothing about a mailbox.
+    Session,
+    /// RCPT, or not known.
+    #[default]
+    Recipient,
+    /// DATA or the content.
+    Message,
+    /// MAIL, or content that several recipients were accepted for: it says nothing about one mailbox.
+    Transaction,
+    /// Nothing: the recipient gets no mail from us, and no host was asked.
+    Suppressed,
+}
 
 /// What happened to a recipient in one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +106,13 @@ impl Failure {
         };
         Failure::at(verdict, "", "")
     }
+}
+
+/// The enhanced status that a reply begins with; empty for none.
+pub fn status_of(reply: &str) -> &str {
+    let status = reply.get(4..).and_then(|r| r.split_whitespace().next()).unwrap_or_default();
+    let is_status = status.starts_with(['2', '4', '5']) && status.bytes().all(|b| b == b'.' || b.is_ascii_digit());
+    if is_status && status.split('.').count() == 3 { status } else { "" }
 }
 
 impl std::fmt::Display for Failure {

@@ -1,9 +1,9 @@
 //! `<smtp-pattern-list>`: which rules a receiver's reply matches, and what they do together.
 
-use std::collections::VecDeque;
-
 use fancy_regex::Regex;
 use ipc::reply_rules::{ArchivedReplyAction, ArchivedReplyList, ArchivedReplyRule};
+
+use crate::schedule::matches::Matches;
 
 /// What becomes of the mail that met a reply. One of these at most is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +55,6 @@ pub struct Patterns {
     /// Where the rules of each list end.
     ends: Vec<usize>,
 }
-
-/// When the rules with a trigger in time matched, of one path, and until when that counts.
-#[derive(Debug, Default)]
-pub struct Matches(Vec<(usize, VecDeque<i64>, i64)>);
 
 impl Patterns {
     /// Compiles lists, each asked where no rule of those before hits. An expression that does not compile was refused with the configuration.
@@ -112,7 +108,9 @@ impl Patterns {
         let mut e = Effects::default();
         let mut place = None;
         for i in matching {
-            let Some(rule) = self.rules.get(*i).filter(|r| seen.triggers(*i, r, now_ms)) else { continue };
+            let Some(rule) = self.rules.get(*i).filter(|r| seen.triggers(*i, r.count, r.window_ms, now_ms)) else {
+                continue;
+            };
             place = place.or(Some(rule.place.as_str()));
             for a in &rule.actions {
                 match a {
@@ -127,45 +125,6 @@ impl Patterns {
             }
         }
         (e, place)
-    }
-}
-
-impl Matches {
-    fn triggers(&mut self, rule: usize, r: &Rule, now_ms: i64) -> bool {
-        if r.count < 2 {
-            return true;
-        }
-        let at = self.0.iter().position(|(i, ..)| *i == rule).unwrap_or_else(|| {
-            self.0.push((rule, VecDeque::new(), 0));
-            self.0.len() - 1
-        });
-        let times = &mut self.0[at].1;
-        times.push_back(now_ms);
-        // No more than what decides is kept.
-        while times.len() > r.count || times.front().is_some_and(|t| now_ms - t > r.window_ms) {
-            times.pop_front();
-        }
-        let reached = times.len() >= r.count;
-        if reached {
-            times.clear();
-        }
-        self.0[at].2 = if reached { 0 } else { now_ms.saturating_add(r.window_ms) };
-        reached
-    }
-
-    /// Nothing of it counts any more.
-    pub fn is_over(&self, now_ms: i64) -> bool {
-        self.0.iter().all(|(.., until_ms)| *until_ms < now_ms)
-    }
-
-    /// Nothing has matched.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Forgets everything, as after a reload.
-    pub fn clear(&mut self) {
-        self.0.clear();
     }
 }
 

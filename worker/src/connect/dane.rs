@@ -17,23 +17,12 @@ use super::certificate::{Certificate, PublicKey};
 use super::mx::Host;
 use super::secure_dns::SecureResolver;
 
+use super::protection::Association;
+
 /// AlgorithmIdentifier of RSA keys (RFC 3279 section 2.3.1), without its SEQUENCE.
 const RSA_ENCRYPTION: &[u8] = &[6, 9, 42, 134, 72, 134, 247, 13, 1, 1, 1, 5, 0];
 /// Records looked at for one host.
 const RECORDS_MAX: usize = 32;
-
-/// A TLSA record that can be used for SMTP: DANE-TA(2) or DANE-EE(3).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Association {
-    /// DANE-EE: the server's own certificate is meant; else one that issued it.
-    pub end_entity: bool,
-    /// The public key alone counts.
-    pub key_only: bool,
-    /// 0: as it is, 1: SHA-256, 2: SHA-512.
-    pub matching: u8,
-    /// What it has to be.
-    pub data: Vec<u8>,
-}
 
 /// What DNS says of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]

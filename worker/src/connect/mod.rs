@@ -13,5 +13,6 @@ pub mod mta_sts;
 pub mod mx;
 pub mod name_servers;
 pub mod own_addresses;
+pub mod protection;
 pub mod secure_dns;
 pub mod tls;

@@ -18,50 +18,14 @@ use rustls::{
 
 use super::certificate::Certificate;
 use super::cipher_list;
-use super::dane::{Association, Verifier, verify_signature};
+use super::dane::{Verifier, verify_signature};
+use super::protection::{Association, Parameters, Trust};
 
 /// Configurations that are kept: one a policy, and one a host with DANE records of its own.
 const CONFIGS_MAX: usize = 1024;
 /// Hosts whose sessions are kept for resumption: of a configuration for all, and of one for
 /// a host's own records.
 const SESSIONS: (usize, usize) = (4096, 8);
-
-/// Whose certificates will do.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Trust {
-    /// Any: encryption is all that is asked for.
-    Any,
-    /// Those issued below the system's roots, for the host's name.
-    WebPki,
-    /// Those issued below these roots in PEM, for the host's name.
-    Roots(String),
-    /// Those that TLSA records match.
-    Dane {
-        /// The records.
-        records: Vec<Association>,
-        /// Names for DANE-TA.
-        names: Vec<String>,
-    },
-}
-
-/// How a connection is to be protected.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Parameters {
-    /// Whose certificates will do.
-    pub trust: Trust,
-    /// `smtp-tls-allow-tlsv1.2`
-    pub tls12: bool,
-    /// `smtp-tls-allow-tlsv1.3`
-    pub tls13: bool,
-    /// `smtp-tls-ciphers`
-    pub ciphers: String,
-    /// `smtp-tls-tlsv1.3-ciphersuites`
-    pub suites: String,
-    /// Certificate chain and key that are shown when asked for, in PEM; empty for none.
-    pub identity: String,
-    /// `reuse-ssl-session`
-    pub resume: bool,
-}
 
 /// What came of it, for accounting and logs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,15 +18,15 @@ use crate::account::field;
 use crate::account::file::Shown;
 use crate::account::record::{self, Row, stored};
 use crate::classify::bounce_category;
-use crate::classify::bounce_rules::{Rules, Stage};
+use crate::classify::bounce_rules::Rules;
 use crate::classify::health;
-use crate::classify::outcome::{Failure, Outcome, Verdict};
+use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
 use crate::clock;
 use crate::connect::tls;
 use crate::holds::{Pieces, Work, doing};
+use crate::prepare::content::Content;
 use crate::report::dsn;
 use crate::report::recorded::{self, Report};
-use crate::schedule::message::Content;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
 use crate::suppression::gate;
@@ -240,7 +240,7 @@ pub(super) async fn without_suppressed(
         return Some(batch);
     }
     // The receiver never hears of them: they use up no rate.
-    shard.scheduler.borrow_mut().not_attempted(path.id, path.source, refused.len() as u64);
+    shard.scheduler.borrow_mut().not_attempted(path.id, path.source, refused.len() as u64, clock::now_ns() as i64);
     path.rates().not_attempted(&shard.ledger, refused.len() as u64);
     batch.recipients.retain(|r| !refused.iter().any(|(out, _)| out == r));
     conclude(shard, path, &batch, e, body, refused, &Attempt::default()).await;

@@ -19,22 +19,21 @@ use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic}
 use super::interruption::Seat;
 use super::mode::{self, bounce_queues};
 use super::open::{give_way, open, skip_host, wait_for_turn};
-use super::reply::Reply;
 use super::session::{Ear, Session, SessionFault};
 use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
 use super::signing::signed;
 use super::slow::{EARLY, GRANTED, SLOW, SlowAt};
 use super::transaction::{self, Standing};
-use crate::classify::bounce_rules::Stage;
 use crate::classify::health;
-use crate::classify::outcome::{Failure, Outcome, Verdict};
+use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
 use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::log_limit;
-use crate::route::{paths, twins};
-use crate::schedule::message::Content;
+use crate::prepare::content::Content;
+use crate::route::{paths, spread};
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
 use crate::shard::{Shard, Signal};
+use crate::smtp::reply::Reply;
 use crate::suppression::gate::{self, About};
 
 /// A connection whose queue has run empty waits this long for more mail when
@@ -81,8 +80,8 @@ pub(super) struct Path {
     rates: SharedRates,
     /// The mode that they are those of.
     mode: Mode,
-    /// They are those of a path with twins.
-    of_twins: bool,
+    /// They are those of a spread path.
+    of_spread: bool,
     /// Which place under `max-smtp-out` the connection has, where the destination is spread.
     place: Option<u32>,
     pub ear: Rc<Ear>,
@@ -104,8 +103,8 @@ impl Path {
         if leads_elsewhere(&self.rules, &p.rules) {
             return false;
         }
-        if !Rc::ptr_eq(&self.rules, &p.rules) || (self.mode, self.of_twins) != (p.mode, p.twins.is_some()) {
-            (self.rules, self.mode, self.of_twins) = (Rc::clone(&p.rules), p.mode, p.twins.is_some());
+        if !Rc::ptr_eq(&self.rules, &p.rules) || (self.mode, self.of_spread) != (p.mode, p.spread.is_some()) {
+            (self.rules, self.mode, self.of_spread) = (Rc::clone(&p.rules), p.mode, p.spread.is_some());
             let config = shard.config();
             let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
             self.rates = SharedRates::of(p, vmta, self.source);
@@ -115,11 +114,11 @@ impl Path {
         !(p.held || p.paused || p.has_surplus() || self.is_surplus(p) || self.source.is_some_and(disabled))
     }
 
-    /// Twins share the places; one that is above what the limit is now is given up.
+    /// SpreadPath share the places; one that is above what the limit is now is given up.
     fn is_surplus(&self, p: &crate::schedule::Path) -> bool {
         let most = p.limits().smtp_out;
         // What needs no host takes no place.
-        let counted = p.twins.is_some() && p.rules.delivery_type == 0;
+        let counted = p.spread.is_some() && p.rules.delivery_type == 0;
         counted && most != ANY_CONNECTIONS && self.place.is_none_or(|n| u64::from(n) >= most)
     }
 
@@ -240,7 +239,7 @@ fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         vmta_name: Rc::clone(&p.vmta_name),
         rates: SharedRates::of(p, vmta, source),
         mode: p.mode,
-        of_twins: p.twins.is_some(),
+        of_spread: p.spread.is_some(),
         place: None,
         ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
@@ -276,7 +275,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         counted: false,
         rates: SharedRates::default(),
         mode: Mode::Normal,
-        of_twins: false,
+        of_spread: false,
         place: None,
         ear: Ear::new(None),
         waits: Cell::default(),
@@ -432,7 +431,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let of_source = {
         let s = shard.scheduler.borrow();
         let p = s.paths.get(id);
-        path.place = p.and_then(|p| p.twins.as_ref()).and_then(|t| held.number_under(t.connections));
+        path.place = p.and_then(|p| p.spread.as_ref()).and_then(|t| held.number_under(t.connections));
         p.zip(path.source).and_then(|(p, ip)| SourceWants::of(p, ip))
     };
     if let Some(Err(full)) = of_source.map(|w| held.take_source(&w)) {
@@ -530,7 +529,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
     let (end, cut) = (seat.end(), seat.cut());
     let rolled_up = path.origin.is_some();
     loop {
-        twins::keep_up(shard, path.id);
+        spread::keep_up(shard, path.id);
         let may_go_on = path.refresh(shard);
         let max = path.rules.max_msg_per_connection;
         // Hosts of other domains have their turn.
@@ -619,12 +618,12 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
 
 /// Waits, counted as idle, until there may be work; false when the connection should end.
 async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Duration, seat: &Seat) -> bool {
-    let work = {
+    {
         let mut sch = shard.scheduler.borrow_mut();
         let Some(p) = sch.paths.get_mut(id) else { return false };
         p.idle += 1;
-        Rc::clone(&p.work)
-    };
+    }
+    let waiting = shard.idle.join(id);
     let (stop, end) = (shard.stop_signal(), seat.end());
     seat.set_idle(true);
     let more = tokio::select! {
@@ -632,7 +631,7 @@ async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Du
         () = stop.wait() => false,
         () = end.wait() => false,
         () = s.disturbed() => false,
-        () = work.notified() => true,
+        () = waiting.woken() => true,
         () = tokio::time::sleep(limit) => false,
     };
     seat.set_idle(false);
@@ -882,6 +881,6 @@ fn sort(
 /// Bytes that were counted before they were sent, and did not arrive.
 fn give_volume_back(shard: &Shard, path: &Path, content: &Content) {
     let bytes = (content.body[0].len() + content.body[1].len()) as u64;
-    shard.scheduler.borrow_mut().not_transferred(path.id, path.source, bytes);
+    shard.scheduler.borrow_mut().not_transferred(path.id, path.source, bytes, clock::now_ns() as i64);
     path.rates.not_transferred(&shard.ledger, bytes);
 }

@@ -13,12 +13,12 @@ use super::conclusion::{Attempt, Common, accounted, reports};
 use super::connection::{load, path_of_queue};
 use crate::classify::outcome::Verdict;
 use crate::clock;
+use crate::prepare::content::Content;
 use crate::prepare::message::name_or_default;
 use crate::report::recorded;
-use crate::schedule::message::Content;
 use crate::schedule::removal::TakenOut;
-use crate::schedule::{Batch, Entry, QueueId, Scheduler, Slot};
-use crate::shard::Shard;
+use crate::schedule::{Batch, Entry, QueueId, Slot};
+use crate::shard::{Scheduler, Shard};
 
 /// Messages that one request looks at, bytes of them, and the time it takes: others are served in
 /// between, heartbeats among them.

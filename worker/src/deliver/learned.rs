@@ -6,37 +6,12 @@ use std::cell::RefCell;
 use ipc::dice::HashMap;
 
 use crate::clock;
+use crate::smtp::extension::Lesson;
 
 /// A lesson is kept so long, milliseconds.
 const KEPT_MS: i64 = 3_600_000;
 /// Hosts of which something is kept.
 const HOSTS_MAX: usize = 10_000;
-
-/// What a client may use when a host offers it, and can do without.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extension {
-    /// PIPELINING (RFC 2920)
-    Pipelining,
-    /// CHUNKING (RFC 3030)
-    Chunking,
-    /// Parameters of MAIL and RCPT: SIZE, BODY, DSN's
-    Parameters,
-}
-
-/// What is known of one host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lesson {
-    /// PIPELINING is not used.
-    pub without_pipelining: bool,
-    /// CHUNKING is not used.
-    pub without_chunking: bool,
-    /// Parameters are not used.
-    pub without_parameters: bool,
-    /// Recipients that it takes in a transaction; 0 where it is not known.
-    pub recipients_max: u16,
-    /// Refusals after which it ends a session; 0 where it is not known.
-    pub refusals_max: u16,
-}
 
 /// What is known of all hosts.
 #[derive(Debug, Default)]
@@ -76,20 +51,10 @@ impl Learned {
     }
 }
 
-impl Lesson {
-    /// An extension is not used any more.
-    pub fn leave_out(&mut self, e: Extension) {
-        match e {
-            Extension::Pipelining => self.without_pipelining = true,
-            Extension::Chunking => self.without_chunking = true,
-            Extension::Parameters => self.without_parameters = true,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::smtp::extension::Extension;
 
     #[test]
     fn only_what_is_new_is_news() {

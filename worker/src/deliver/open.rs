@@ -19,7 +19,7 @@ use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::{Family, Search};
-use crate::connect::tls::Parameters;
+use crate::connect::protection::Parameters;
 use crate::log_limit;
 use crate::route::rollup;
 use crate::schedule::{Queue, QueueId};
@@ -278,7 +278,7 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
     r.hosts_ms = clock::now_ms();
     let served = new && p.serves(q);
     if served {
-        p.work.notify_one();
+        shard.idle.wake_one(path.id);
     }
     !served
 }

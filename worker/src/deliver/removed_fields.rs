@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use ipc::rules::DomainRules;
 
+use crate::prepare::content::Content;
 use crate::prepare::headers;
-use crate::schedule::message::Content;
 
 /// Whether any may have to go.
 pub fn any(content: &Content, rules: &DomainRules) -> bool {

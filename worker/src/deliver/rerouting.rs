@@ -22,12 +22,12 @@ use tokio::time::Instant;
 use super::connection::load;
 use super::deletion::{chose, next_messages};
 use crate::holds::{Pieces, Work, doing};
+use crate::prepare::content::Content;
 use crate::prepare::message::canonical_name;
 use crate::schedule::job::JobId;
-use crate::schedule::message::Content;
 use crate::schedule::removal::TakenOut;
-use crate::schedule::{Batch, Entry, Queue, QueueId, Scheduler, Slot};
-use crate::shard::Shard;
+use crate::schedule::{Batch, Entry, Queue, QueueId, Slot};
+use crate::shard::{Scheduler, Shard};
 
 /// What the note is called among the spool's values.
 const NOTED_AS: &str = "rerouting";

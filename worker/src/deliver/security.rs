@@ -16,8 +16,9 @@ use crate::clock;
 use crate::connect::dane::{self, Dane};
 use crate::connect::mta_sts::{Mode, Policies, Policy};
 use crate::connect::mx::{Host, Resolver};
+use crate::connect::protection::{Parameters, Trust};
 use crate::connect::secure_dns::SecureResolver;
-use crate::connect::tls::{ClientConfigs, Parameters, Trust};
+use crate::connect::tls::ClientConfigs;
 use crate::ports::Ports;
 
 /// How long what was seen of a host holds, milliseconds.

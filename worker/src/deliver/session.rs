@@ -15,14 +15,15 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
-use super::learned::{Extension, Lesson};
-use super::reply::{self, Extensions, Reply};
 use super::security::Security;
-use crate::classify::bounce_rules::Stage;
-use crate::classify::outcome::{self, Failure, Verdict};
-use crate::classify::reply_patterns::{Matches, Patterns, Route};
-use crate::connect::tls::{Outcome, Parameters};
+use crate::classify::outcome::{self, Failure, Stage, Verdict};
+use crate::classify::reply_patterns::{Patterns, Route};
+use crate::connect::protection::Parameters;
+use crate::connect::tls::Outcome;
 use crate::ports::{ConnectFault, Net, Stream};
+use crate::schedule::matches::Matches;
+use crate::smtp::extension::{Extension, Lesson};
+use crate::smtp::reply::{self, Extensions, Reply};
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]

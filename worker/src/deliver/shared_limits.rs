@@ -17,7 +17,7 @@ use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
 use crate::config::Config;
-use crate::route::twins::{ramp_up, source_keys};
+use crate::schedule::spread_path::{ramp_up, source_keys};
 use crate::schedule::tokens::Grant;
 use crate::schedule::{Path, PathId, Queue};
 use crate::shard::Shard;
@@ -176,7 +176,7 @@ impl SharedRates {
         let rate = p.rules.destination_max_msg_rate;
         let of_destination = (key("destination rate", &p.destination), rate, "destination-max-msg-rate");
         all.recipients.extend(Named::of(of_destination));
-        if let Some(t) = &p.twins {
+        if let Some(t) = &p.spread {
             let (l, [msg, hour, volume, _]) = (p.limits(), t.windows);
             let of_msg = [(msg, l.msg_rate, "max-msg-rate"), (hour, l.msg_per_hour, "max-msg-per-hour")];
             all.take_in(&of_msg, (volume, l.data_volume_rate, "max-data-volume-rate"));
@@ -243,11 +243,11 @@ pub struct Wants {
     /// Index of the virtual MTA.
     pub vmta: u32,
     /// Where the destination is spread.
-    of_twins: Option<TwinsWants>,
+    of_spread: Option<SpreadWants>,
 }
 
-/// Limits of the path that all its twins share.
-struct TwinsWants {
+/// Limits of the path that all owners of the destination share.
+struct SpreadWants {
     connections: u64,
     max_smtp_out: u64,
     /// Rates of new connections, and their directives.
@@ -266,7 +266,7 @@ impl Wants {
     /// What a connection of `p` needs.
     pub fn of(p: &Path) -> Wants {
         let l = p.limits();
-        let of_twins = p.twins.as_ref().map(|t| TwinsWants {
+        let of_spread = p.spread.as_ref().map(|t| SpreadWants {
             connections: t.connections,
             max_smtp_out: if l.smtp_out == ANY_CONNECTIONS { 0 } else { l.smtp_out },
             connects: [
@@ -274,7 +274,7 @@ impl Wants {
                 (t.ramp_up, ramp_up(p.rules.smtp_out_rampup_interval), "smtp-out-rampup-interval"),
             ],
         });
-        Wants { rules: Rc::clone(&p.rules), destination: Rc::clone(&p.destination), vmta: p.vmta, of_twins }
+        Wants { rules: Rc::clone(&p.rules), destination: Rc::clone(&p.destination), vmta: p.vmta, of_spread }
     }
 
     /// `queue-priority`
@@ -286,7 +286,7 @@ impl Wants {
 impl SourceWants {
     /// What one from `ip` needs besides, if something.
     pub fn of(p: &Path, ip: IpAddr) -> Option<SourceWants> {
-        let limited = p.twins.is_some() && p.limits_sources();
+        let limited = p.spread.is_some() && p.limits_sources();
         limited.then(|| {
             let ([.., connects], connections) = source_keys(p, ip);
             let max_smtp_out = p.rules.source_ip_max_smtp_out.of(ip).count;
@@ -339,7 +339,7 @@ impl Held {
         let priority = rules.queue_priority.min(100) as u8;
         let shard = Rc::clone(shard);
         let mut held = Held { shard, path, served: false, priority, slot: None, places: Vec::new() };
-        if let Some(t) = &wants.of_twins {
+        if let Some(t) = &wants.of_spread {
             held.place(t.connections, t.max_smtp_out).map_err(Full::of("max-smtp-out"))?;
         }
         if let Some(v) = vmta {
@@ -352,7 +352,7 @@ impl Held {
         let hint = path.wrapping_mul(64);
         let total = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
         held.slot = Some(total.map_err(Full::of("total-max-smtp-out"))?);
-        if let Some(t) = &wants.of_twins {
+        if let Some(t) = &wants.of_spread {
             take_all(&held.shard.ledger, &t.connects)?;
         }
         Ok(held)

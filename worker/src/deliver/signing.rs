@@ -14,8 +14,8 @@ use crate::dkim::options::Options;
 use crate::dkim::request::Request;
 use crate::dkim::signature::{DomainKey, Message, unsigned};
 use crate::holds::{Work, doing};
+use crate::prepare::content::Content;
 use crate::schedule::QueueId;
-use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// How long a signature is used again, seconds.

@@ -13,13 +13,12 @@ use ipc::message::{ArchivedBodyType, ArchivedEnvelope, ArchivedRet, notify};
 use ipc::rules::DomainRules;
 use tokio::task::coop::consume_budget;
 
-use super::dot_stuffing::DotStuffed;
-use super::learned::Extension;
-use super::reply::Reply;
 use super::session::{Session, SessionFault};
-use crate::classify::bounce_rules::Stage;
-use crate::classify::outcome::{Outcome, Verdict};
+use crate::classify::outcome::{Outcome, Stage, Verdict};
 use crate::holds::{Work, doing};
+use crate::smtp::dot_stuffing::DotStuffed;
+use crate::smtp::extension::Extension;
+use crate::smtp::reply::Reply;
 
 /// How a recipient stands with the receiver when its transaction is over.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use tokio::task::coop::consume_budget;
 use super::headers::{self, TooMuch};
 use super::kept;
 use super::pattern_list::Subject;
-use crate::accept::command::{Mail, Rcpt, Refusal, withheld};
 use crate::config::Config;
 use crate::holds::{Pieces, Work, doing};
+use crate::smtp::command::{Mail, Rcpt, Refusal, withheld};
 
 /// Where a message comes from.
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 //! identity. The content is not copied: what changes becomes a new first piece, the rest
 //! stays where it was received.
 
+pub mod content;
 pub mod headers;
 pub mod kept;
 pub mod message;

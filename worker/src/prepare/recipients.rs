@@ -4,7 +4,7 @@ use ipc::dice::HashMap;
 
 use ipc::message::{Recipient, notify};
 
-use crate::accept::command::Rcpt;
+use crate::smtp::command::Rcpt;
 
 /// Recipients of RCPT with their destinations, in the order in which they were given first. Applications that take To, Cc and
 /// Bcc as they are give an address twice: its mailbox gets one copy.

@@ -10,9 +10,9 @@ use ipc::message::Envelope;
 use rkyv::util::AlignedVec;
 use spool::{NewMessage, Outcomes};
 
+use crate::prepare::content::Content;
 use crate::route::handoff::Share;
 use crate::route::submit::owner_of_one;
-use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// A report that is to be stored.

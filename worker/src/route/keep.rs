@@ -21,8 +21,8 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::deliver::connection::read;
+use crate::prepare::content::Content;
 use crate::route::handoff::{Answer, Share, close, is_there};
-use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// How long an owner may take for one share.

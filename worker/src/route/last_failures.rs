@@ -8,8 +8,7 @@ use ipc::dice::HashMap;
 use ipc::frame::archive;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::classify::bounce_rules::Stage;
-use crate::classify::outcome::{Failure, Outcome, Verdict};
+use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
 use crate::clock;
 use crate::schedule::Path;
 use crate::shard::Shard;

@@ -7,5 +7,5 @@ pub mod moving;
 pub mod owner;
 pub mod paths;
 pub mod rollup;
+pub mod spread;
 pub mod submit;
-pub mod twins;

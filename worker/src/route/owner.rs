@@ -15,13 +15,13 @@ use spool::SpoolError;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use crate::accept::command::{Mail, Rcpt};
 use crate::accept::receiving::{Share, no_room};
 use crate::accept::source::kept_back;
 use crate::ports::{MeshListener, MeshStream};
 use crate::prepare::message::{Submitter, canonical_name, prepare};
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
+use crate::smtp::command::{Mail, Rcpt};
 
 /// Answers that may wait to be written to one origin.
 const ANSWERS_MAX: usize = 2 * ipc::limits::HANDOFFS_IN_FLIGHT_MAX;
@@ -205,11 +205,11 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         )));
     }
     if let Some(directive) = rules.withheld() {
-        return Ok(Injected::Refused(crate::accept::command::withheld(directive).2));
+        return Ok(Injected::Refused(crate::smtp::command::withheld(directive).2));
     }
     let mut recipients = Vec::new();
     for address in &request.recipients {
-        match crate::accept::command::rcpt(&format!("<{}>", bare(address)), true) {
+        match crate::smtp::command::rcpt(&format!("<{}>", bare(address)), true) {
             Ok(r) if let Some(refusal) = kept_back(&config.global, &**shard, &r.address) => {
                 return Ok(Injected::Refused(refusal.2));
             }
@@ -221,7 +221,7 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         }
     }
     let utf8 = !request.sender.is_ascii() || request.recipients.iter().any(|r| !r.is_ascii());
-    let mail = match crate::accept::command::mail(
+    let mail = match crate::smtp::command::mail(
         &format!("<{}>{}", bare(&request.sender), if utf8 { " SMTPUTF8" } else { "" }),
         true,
     ) {

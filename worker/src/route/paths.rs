@@ -24,9 +24,10 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::ports::MeshStream;
-use crate::route::{last_failures, twins};
+use crate::route::last_failures;
 use crate::schedule::path::{Paces, Source};
 use crate::schedule::rate::Pace;
+use crate::schedule::spread_path;
 use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
 
@@ -171,7 +172,7 @@ fn may_deliver(shard: &Shard, p: &Path) -> bool {
         return true;
     }
     let (before, now) = (map.owners_before(&p.destination), map.owners(&p.destination));
-    if p.twins.is_some() != now.is_spread() && p.connections + p.connecting > 0 {
+    if p.spread.is_some() != now.is_spread() && p.connections + p.connecting > 0 {
         return false;
     }
     if before.is_spread() && now.is_spread() {
@@ -185,7 +186,7 @@ fn own(shard: &Shard, p: &mut Path, new: bool) {
     p.held = !may_deliver(shard, p);
     if !p.held {
         let is_spread = shard.map.borrow().owners(&p.destination).is_spread();
-        twins::take_regime(&shard.ledger, p, is_spread, new);
+        spread_path::take_regime(&shard.ledger, p, is_spread, new, clock::now_ms());
     }
 }
 
@@ -211,7 +212,7 @@ fn inherit(shard: &Rc<Shard>, state: PathState, noted: bool) {
     let mut s = shard.scheduler.borrow_mut();
     if let Some((id, p)) = s.find_path(&state.destination, &state.vmta) {
         apply(p, &state);
-        twins::publish(&shard.ledger, p);
+        spread_path::publish(&shard.ledger, p);
         p.noted |= noted;
         let at = p.retry_at_ms;
         if at > clock::now_ms() {
@@ -234,14 +235,15 @@ pub fn note_rate(shard: &Rc<Shard>, id: PathId) {
     }
 }
 
-/// What the ledger counts for its twins needs no note.
+/// What the ledger counts for a spread path needs no note.
 fn takes_much(p: &Path, now_ns: i64) -> bool {
     let l = p.limits();
     let of_source = |s: &Source| {
         let msg = p.rules.source_ip_max_msg_rate.of(s.ip);
         s.paces.is_to_be_noted(msg, Rate::UNLIMITED, now_ns)
     };
-    p.twins.is_none() && (p.paces.is_to_be_noted(l.msg_rate, l.msg_per_hour, now_ns) || p.sources.iter().any(of_source))
+    p.spread.is_none()
+        && (p.paces.is_to_be_noted(l.msg_rate, l.msg_per_hour, now_ns) || p.sources.iter().any(of_source))
 }
 
 /// The mode of a path changed, or one of its source addresses was left out: a kill does not
@@ -362,7 +364,7 @@ fn hold_and_free(shard: &Rc<Shard>) {
         let was_held = p.held;
         own(shard, p, false);
         if p.held {
-            p.work.notify_waiters();
+            shard.idle.wake_all(id);
         } else if was_held {
             freed.push(id);
         }
@@ -394,7 +396,7 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
                     if before.contains(owner) && !before.is_spread() {
                         let state = PathState { windows: Windows::InUse, ..Default::default() };
                         apply(p, &state);
-                        twins::publish(&shard.ledger, p);
+                        spread_path::publish(&shard.ledger, p);
                     }
                 }
                 shard.paths.outstanding.borrow_mut().remove(&owner);
@@ -464,7 +466,7 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
                     continue;
                 }
                 // Those that were opened since under the owners of now are not in the way.
-                let stays = owners.contains(shard.number) && p.twins.is_some() == owners.is_spread();
+                let stays = owners.contains(shard.number) && p.spread.is_some() == owners.is_spread();
                 if p.connections + p.connecting > 0 && !stays {
                     busy.push(p.destination.as_ref().to_owned());
                 } else {
@@ -497,7 +499,7 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
 fn still_busy(shard: &Shard, map: &ShardMap, claimant: u8) -> usize {
     let keeps = |p: &Path| {
         let (before, owners) = (map.owners_before(&p.destination), map.owners(&p.destination));
-        let stays = owners.contains(shard.number) && p.twins.is_some() == owners.is_spread();
+        let stays = owners.contains(shard.number) && p.spread.is_some() == owners.is_spread();
         owners.contains(claimant) && !(before.is_spread() && owners.is_spread()) && !stays
     };
     let s = shard.scheduler.borrow();
@@ -520,7 +522,7 @@ pub fn is_settled(shard: &Shard) -> bool {
     }
     let mine = |p: &Path| {
         let owners = map.owners(&p.destination);
-        owners.contains(shard.number) && p.twins.is_some() == owners.is_spread()
+        owners.contains(shard.number) && p.spread.is_some() == owners.is_spread()
     };
     shard.paths.all_released()
         && shard.scheduler.borrow().paths.iter().all(|(_, p)| p.connections + p.connecting == 0 || mine(p))

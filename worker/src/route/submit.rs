@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::holds::{Pieces, Work, doing};
+use crate::prepare::content::Content;
 use crate::route::handoff::{Answer, Share};
 use crate::route::rollup;
-use crate::schedule::message::Content;
 use crate::shard::Shard;
 
 /// How long an owner may take before the share is kept here.

@@ -1,15 +1,12 @@
 //! What a path has while it does something, or while something that it did still counts: most
 //! of a hundred thousand paths wait for their clock and have none of it.
 
-use std::rc::Rc;
-
 use ipc::backoff::Mode;
-use tokio::sync::Notify;
 
+use super::matches::Matches;
 use super::path::{Paces, Source};
-use crate::classify::reply_patterns::Matches;
-use crate::connect::tls::Parameters;
-use crate::route::twins::Twins;
+use super::spread_path::SpreadPath;
+use crate::connect::protection::Parameters;
 
 /// Connections, windows and mode of a path. [`super::Path`] dereferences to it: reading one that is
 /// at rest finds the values of a path without history, the first write makes its own.
@@ -60,10 +57,8 @@ pub struct Activity {
     pub matches: Matches,
     /// Hosts that are left out until a time, Unix milliseconds (`skip-mx`).
     pub skipped_hosts: Vec<(String, i64)>,
-    /// Several shards own the destination and have a path of this name.
-    pub twins: Option<Box<Twins>>,
-    /// Wakes idle connections.
-    pub work: Rc<Notify>,
+    /// Several shards own the destination and have a path of this name: what they share.
+    pub spread: Option<Box<SpreadPath>>,
 }
 
 impl Default for Activity {
@@ -89,8 +84,7 @@ impl Default for Activity {
             good_in_a_row: 0,
             matches: Matches::default(),
             skipped_hosts: Vec::new(),
-            twins: None,
-            work: Rc::default(),
+            spread: None,
         }
     }
 }
@@ -109,7 +103,7 @@ impl Activity {
     pub fn is_over(&self, now_ms: i64) -> bool {
         self.connections + self.connecting + self.idle + self.ordinary == 0
             && self.mode == Mode::Normal
-            && self.twins.is_none()
+            && self.spread.is_none()
             && self.connect_again_ms.max(self.ask_again_ms).max(self.blocked_until_ms) <= now_ms
             && self.paces.busy_until_ns() / 1_000_000 <= now_ms
             && self.sources_in_use_ns == 0
@@ -117,6 +111,5 @@ impl Activity {
             && self.skipped_hosts.iter().all(|(_, until_ms)| *until_ms <= now_ms)
             && self.matches.is_over(now_ms)
             && self.open_hosts.is_empty()
-            && Rc::strong_count(&self.work) == 1
     }
 }

@@ -2,10 +2,11 @@
 
 use std::cmp::Reverse;
 
+use super::message::Held;
 use super::queue::{Entry, QueueId};
 use super::scheduler::Scheduler;
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// Takes recipients past `bounce-after` (and `bounce-upon-no-mx`) out of queue `id`, wherever they wait.
     pub fn expired(&mut self, id: QueueId, now_ms: i64) -> Vec<Entry> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };

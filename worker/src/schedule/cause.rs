@@ -180,7 +180,7 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
     }
     if p.blocked_until_ms > now_ms {
         let of_source = p.blocked_by.is_empty() || p.blocked_by.starts_with(OF_SOURCE);
-        return if of_source && p.twins.is_none() { Cause::Source } else { Cause::SharedLimit };
+        return if of_source && p.spread.is_none() { Cause::Source } else { Cause::SharedLimit };
     }
     let open = u64::from(p.connections + p.connecting);
     if open >= l.smtp_out {

@@ -1,5 +1,6 @@
 //! How deep the queues were, and what they held: when most of it is gone its memory is given back.
 
+use super::message::Held;
 use super::scheduler::Scheduler;
 
 /// Fewer messages than these are not worth it.
@@ -28,7 +29,7 @@ impl Depth {
     }
 }
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// Frees tables that were made for a deeper queue; true when that, or content that went, is worth
     /// being given back to the system.
     pub fn shrink(&mut self) -> bool {
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn tables_of_a_deep_queue_are_freed_with_it() {
-        let mut s = Scheduler::default();
+        let mut s = Scheduler::<()>::default();
         let m = |key| Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
         let slots: Vec<u32> = (0..10_000).map(|key| s.add("", m(key))).collect();
         assert!(!s.shrink());

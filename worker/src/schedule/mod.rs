@@ -20,6 +20,7 @@ mod depth;
 #[cfg(test)]
 mod dice;
 pub mod job;
+pub mod matches;
 pub mod message;
 mod name_index;
 pub mod path;
@@ -36,6 +37,7 @@ pub mod scheduler;
 mod simulated_day;
 #[cfg(test)]
 mod simulation;
+pub mod spread_path;
 pub mod timers;
 pub mod tokens;
 

@@ -393,7 +393,7 @@ impl Path {
         let gap = self.rules.smtp_out_rampup_interval.as_millis().min(1 << 50) as i64;
         let Some(a) = &mut self.activity else { return };
         a.ramp_up_ms = a.ramp_up_ms.min(now_ms.saturating_add(gap));
-        a.twins.iter_mut().for_each(|t| t.limits_changed = true);
+        a.spread.iter_mut().for_each(|t| t.limits_changed = true);
         // It may wait for what a rate over all shards would have given under the old limits.
         a.connect_again_ms = a.connect_again_ms.min(now_ms + LOOK_AGAIN_MS).max(a.ramp_up_ms);
         for (pace, rate) in a.paces.under(&l) {

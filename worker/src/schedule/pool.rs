@@ -1,6 +1,7 @@
 //! How the members of a pool share its queue: by weight and by what receivers said of late,
 //! none far ahead of the others, and none held up by one that cannot.
 
+use super::message::Held;
 use super::path::{Path, PathId};
 use super::queue::{Puller, Queue, QueueId};
 use super::scheduler::Scheduler;
@@ -11,7 +12,7 @@ const LEAD_MESSAGES: f64 = 4.0;
 /// A path that took nothing for so long, milliseconds, is not waited for.
 const RECENT_MS: i64 = 1000;
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// Entries of queue `id` that are path `path`'s share, at least one while there are any.
     pub fn share_of(&self, id: QueueId, path: PathId, now_ms: i64) -> u64 {
         let Some(q) = self.queues.get(id).filter(|q| q.may_go(now_ms)) else { return 0 };
@@ -84,8 +85,8 @@ mod tests {
     use super::*;
 
     /// A pool's queue with `n` messages, and paths for its members with a connection each.
-    fn pool(members: &[(&str, u32)], n: u64) -> (Scheduler, QueueId, Vec<PathId>) {
-        let mut s = Scheduler::default();
+    fn pool(members: &[(&str, u32)], n: u64) -> (Scheduler<()>, QueueId, Vec<PathId>) {
+        let mut s = Scheduler::<()>::default();
         let id = s.queue("d.test", "pool", || way(DomainRules::default(), members));
         let paths: Vec<PathId> = (0..members.len())
             .filter_map(|i| s.path_of(id, i, |m| (m.vmta, Rc::new(DomainRules::default()))).map(|(p, _)| p))
@@ -100,7 +101,7 @@ mod tests {
     }
 
     /// How many each path got when all ask in turn, every 10 ms.
-    fn shares(s: &mut Scheduler, paths: &[PathId], from_ms: i64, turns: i64) -> Vec<u32> {
+    fn shares(s: &mut Scheduler<()>, paths: &[PathId], from_ms: i64, turns: i64) -> Vec<u32> {
         let mut got = vec![0; paths.len()];
         for turn in 0..turns {
             for (i, p) in paths.iter().enumerate() {

@@ -14,7 +14,7 @@ use super::path::{PathId, failure_wait_ms};
 use super::ready::Ready;
 use super::scheduler::Slot;
 use crate::classify::outcome::Failure;
-use crate::connect::tls::Parameters;
+use crate::connect::protection::Parameters;
 
 /// Number of a queue within its shard.
 pub type QueueId = usize;
@@ -239,7 +239,7 @@ impl Queue {
     }
 
     /// Moves what is due to the ready list.
-    pub fn promote(&mut self, now_ms: i64, messages: &slab::Slab<Message>) {
+    pub fn promote<C>(&mut self, now_ms: i64, messages: &slab::Slab<Message<C>>) {
         let now_s = (now_ms / 1000) as u32;
         while let Some(Reverse((due, entry))) = self.waiting.peek().copied() {
             if due > now_s {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use ipc::dice::HashMap;
 
+use super::message::Held;
 use super::queue::QueueId;
 use super::scheduler::Scheduler;
 use crate::classify::outcome::Failure;
@@ -17,7 +18,7 @@ pub struct Recalled {
     is_over: bool,
 }
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// A recipient of queue `id` that waits until a time was told `reply`, in this shard before its start or in another. Of
     /// several the latest counts.
     pub fn recall(&mut self, id: QueueId, reply: &str, due_ms: i64) {
@@ -49,7 +50,7 @@ mod tests {
         let (mut s, path) = with(DomainRules::default(), 1);
         let id = s.paths[path].queues.first().unwrap_or_default();
         let said =
-            |s: &super::Scheduler| s.queues[id].last_failure.as_ref().map(ToString::to_string).unwrap_or_default();
+            |s: &super::Scheduler<()>| s.queues[id].last_failure.as_ref().map(ToString::to_string).unwrap_or_default();
         s.recall(id, "", 1);
         assert_eq!(said(&s), "");
         s.recall(id, "451 4.7.1 one", 2000);

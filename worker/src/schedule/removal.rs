@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use super::batch::Batch;
+use super::message::Held;
 use super::queue::{Entry, QueueId};
 use super::scheduler::{Scheduler, Slot};
 
@@ -19,7 +20,7 @@ pub struct TakenOut {
     pub recipients: Vec<u16>,
 }
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// Takes recipients that wait out of queue `id`: those of a message (its key and slot) that `wanted`
     /// says. They count as its recipients until they are settled.
     pub fn take_out(&mut self, id: QueueId, wanted: impl Fn(u64, Slot, u16) -> bool) -> Vec<TakenOut> {
@@ -96,7 +97,7 @@ mod tests {
         let (mut s, id) = with(DomainRules { max_rcpt_per_transaction: 4, ..Default::default() }, 10);
         let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
         s.retry(&b, &[1, 2, 3], 60_000);
-        let taken = |s: &mut Scheduler, which: &[u16]| {
+        let taken = |s: &mut Scheduler<()>, which: &[u16]| {
             let all = s.take_out(id, |key, slot, r| (key, slot) == (1, b.slot) && which.contains(&r));
             let mut all: Vec<u16> = all.into_iter().flat_map(|t| t.recipients).collect();
             all.sort_unstable();

@@ -2,16 +2,17 @@
 
 use std::cmp::Reverse;
 
+use super::message::Held;
 use super::path::PathId;
 use super::queue::QueueId;
 use super::scheduler::Scheduler;
 use super::timers::Timer;
-use crate::connect::tls::Parameters;
+use crate::connect::protection::Parameters;
 
 /// Queues of a path that are looked at for one that no connection serves.
 const UNSERVED_MAX: usize = 64;
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// The queue whose hosts the next connection of path `id` is to be opened to: one that no
     /// open connection serves, if there is one.
     pub fn unserved(&self, path: PathId, now_ms: i64) -> Option<QueueId> {

@@ -15,7 +15,7 @@ use super::age::next_delay;
 use super::batch::{Batch, Next};
 use super::depth::Depth;
 use super::job::{JobId, Jobs};
-use super::message::Message;
+use super::message::{Held, Message};
 use super::name_index::NameIndex;
 use super::path::{Path, PathId};
 use super::queue::{Entry, Member, Puller, Queue, QueueId, RolledUp};
@@ -60,10 +60,10 @@ pub enum New {
 }
 
 /// All queues and paths of a shard.
-#[derive(Debug, Default)]
-pub struct Scheduler {
+#[derive(Debug)]
+pub struct Scheduler<C> {
     /// Messages.
-    pub messages: Slab<Message>,
+    pub messages: Slab<Message<C>>,
     /// Jobs that they belong to.
     pub jobs: Jobs,
     /// Queues.
@@ -92,7 +92,30 @@ pub struct Scheduler {
     pub(super) depth: Depth,
 }
 
-impl Scheduler {
+impl<C> Default for Scheduler<C> {
+    fn default() -> Self {
+        Scheduler {
+            messages: Slab::new(),
+            jobs: Jobs::default(),
+            queues: Slab::new(),
+            paths: Slab::new(),
+            queue_by_name: NameIndex::default(),
+            path_by_name: NameIndex::default(),
+            names: HashSet::default(),
+            names_kept: 0,
+            recalled: Recalled::default(),
+            failures: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            content_bytes: 0,
+            recipients: 0,
+            queues_with_mail: 0,
+            queued_bytes: 0,
+            depth: Depth::default(),
+        }
+    }
+}
+
+impl<C: Held> Scheduler<C> {
     /// The queue of a destination and virtual MTA or pool, made if it is new.
     pub fn queue(&mut self, destination: &str, via: &str, way: impl FnOnce() -> Way) -> QueueId {
         let names = |id: usize| self.queues.get(id).map(Queue::names);
@@ -249,7 +272,7 @@ impl Scheduler {
     }
 
     /// Adds a message of a job; its entries follow with [`Scheduler::enqueue`].
-    pub fn add(&mut self, job: &str, mut m: Message) -> Slot {
+    pub fn add(&mut self, job: &str, mut m: Message<C>) -> Slot {
         m.job = self.jobs.join(job, u64::from(m.left), u64::from(m.body_len));
         self.queued_bytes += u64::from(m.body_len);
         self.content_bytes += m.content.as_ref().map_or(0, |c| c.held_bytes());
@@ -493,7 +516,7 @@ pub(super) mod tests {
     }
 
     /// A queue with `n` recipients, and its only path; both have number 0.
-    pub fn with(rules: DomainRules, n: u16) -> (Scheduler, QueueId) {
+    pub fn with(rules: DomainRules, n: u16) -> (Scheduler<()>, QueueId) {
         let mut s = Scheduler::default();
         let way = way(rules, &[("v", 1)]);
         let rules = Rc::clone(&way.rules);
@@ -507,7 +530,7 @@ pub(super) mod tests {
         (s, id)
     }
 
-    pub fn next(s: &mut Scheduler, path: PathId, now_ns: i64) -> Next {
+    pub fn next(s: &mut Scheduler<()>, path: PathId, now_ns: i64) -> Next {
         s.next(path, None, now_ns, &|_| true, &mut |n, _| Grant::all(n))
     }
 
@@ -556,6 +579,6 @@ pub(super) mod tests {
     #[test]
     fn a_deferred_message_costs_less_than_100_bytes() {
         assert!(size_of::<Queue>() <= 240 && size_of::<Timer>() <= 8, "{}", size_of::<Queue>());
-        assert!(size_of::<Message>() + size_of::<Reverse<(u32, Entry)>>() <= 64);
+        assert!(size_of::<Message<()>>() + size_of::<Reverse<(u32, Entry)>>() <= 64);
     }
 }

@@ -131,7 +131,7 @@ fn day(seed: u64, adaptive: bool) -> Day {
     let rules = Rc::new(DomainRules { pool_adaptive: adaptive, max_smtp_out: 2, ..Default::default() });
     let members: Rc<[Member]> =
         (0..MEMBERS).map(|i| Member { vmta: i as u32, name: Rc::from(format!("v{i}")), weight: 1 }).collect();
-    let mut s = Scheduler::default();
+    let mut s = Scheduler::<()>::default();
     let mut paths = Vec::new();
     for i in 0..RECEIVERS {
         let way = Way { members: Rc::clone(&members), of_pool: true, rules: Rc::clone(&rules) };

@@ -23,7 +23,7 @@ struct Connection {
 }
 
 struct World {
-    s: Scheduler,
+    s: Scheduler<()>,
     dice: Dice,
     now_ms: i64,
     connections: Vec<Connection>,
@@ -190,7 +190,7 @@ proptest! {
     #[test]
     fn limits_hold_and_every_recipient_ends_once(seed in 1u64..u64::MAX) {
         let mut dice = Dice(seed);
-        let mut s = Scheduler::default();
+        let mut s = Scheduler::<()>::default();
         let queues: Vec<QueueId> = (0..1 + dice.below(4))
             .map(|i| {
                 let rules = Rc::new(World::rules(&mut dice));

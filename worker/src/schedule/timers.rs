@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use super::message::Held;
 use super::path::PathId;
 use super::queue::{Entry, QueueId};
 use super::scheduler::Scheduler;
@@ -15,7 +16,7 @@ pub enum Timer {
     Path(u32),
 }
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// Lets recipients wait in their queue until `due_ms`, to the second above.
     pub(super) fn wait(&mut self, id: QueueId, entry: Entry, due_ms: i64) {
         // `never` lies behind the last second that fits.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipc::rules::Rate;
 
+use super::message::Held;
 use super::path::{Path, PathId};
 use super::rate::Pace;
 use super::scheduler::Scheduler;
@@ -26,12 +27,11 @@ impl Grant {
     }
 }
 
-impl Scheduler {
+impl<C: Held> Scheduler<C> {
     /// A transaction did not deliver its content: bytes that were counted are given back.
-    pub fn not_transferred(&mut self, id: PathId, source: Option<IpAddr>, bytes: u64) {
+    pub fn not_transferred(&mut self, id: PathId, source: Option<IpAddr>, bytes: u64, now_ns: i64) {
         let Some(p) = self.paths.get_mut(id) else { return };
         let rate = p.limits().data_volume_rate;
-        let now_ns = crate::clock::now_ns() as i64;
         p.paces.volume.give_back(rate, now_ns, bytes);
         if let Some(ip) = source {
             let rate = p.rules.source_ip_max_data_volume_rate.of(ip);
@@ -42,10 +42,9 @@ impl Scheduler {
     }
 
     /// Recipients that were counted as attempted were not: the receiver never heard of them.
-    pub fn not_attempted(&mut self, id: PathId, source: Option<IpAddr>, n: u64) {
+    pub fn not_attempted(&mut self, id: PathId, source: Option<IpAddr>, n: u64, now_ns: i64) {
         let Some(p) = self.paths.get_mut(id) else { return };
         let (msg, hour) = (p.limits().msg_rate, p.limits().msg_per_hour);
-        let now_ns = crate::clock::now_ns() as i64;
         p.paces.msg.give_back(msg, now_ns, n);
         p.paces.hour.give_back(hour, now_ns, n);
         if let Some(ip) = source {
@@ -68,8 +67,8 @@ pub(super) fn take_tokens(
     shared: &mut dyn FnMut(u64, u64) -> Grant,
 ) -> (u64, i64) {
     let l = p.limits();
-    // Of a path with twins the clocks are copies: how many there are the ledger knows.
-    let by_clock_alone = p.twins.is_some();
+    // Of a spread path the clocks are copies: how many there are the ledger knows.
+    let by_clock_alone = p.spread.is_some();
     let (mut n, mut next, mut by_source) = (most, now_ns, "");
     let mut allow = |pace: &Pace, rate: Rate, one: bool| {
         let one = one || by_clock_alone;
@@ -162,7 +161,7 @@ mod tests {
             with(DomainRules { max_data_volume_rate: rate(100), max_rcpt_per_transaction: 1, ..rules }, 3);
         assert!(matches!(next(&mut s, id, now), Next::Send(_)));
         assert!(matches!(next(&mut s, id, now), Next::Wait(_)));
-        s.not_transferred(id, None, 100);
+        s.not_transferred(id, None, 100, now);
         assert!(matches!(next(&mut s, id, now), Next::Send(_)));
     }
 

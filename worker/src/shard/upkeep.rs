@@ -9,7 +9,7 @@ use super::Shard;
 use crate::clock;
 use crate::deliver::shared_limits::wake_first;
 use crate::holds::{Pieces, Work, doing};
-use crate::route::{paths, twins};
+use crate::route::{paths, spread};
 use crate::schedule::{PathId, QueueId, Timer};
 
 /// Queues and paths that are looked after in a second.
@@ -153,7 +153,7 @@ impl Shard {
     }
 
     fn look_after_path(self: &Rc<Self>, id: PathId, now: i64) {
-        twins::keep_up(self, id);
+        spread::keep_up(self, id);
         let over = {
             let mut s = self.scheduler.borrow_mut();
             let p = s.paths.get_mut(id);

@@ -14,8 +14,8 @@ use self::blame::Blame;
 use crate::clock;
 use crate::one_message::{Whose, found};
 use crate::schedule::cause::{self, Cause};
-use crate::schedule::{Path, Queue, QueueId, Scheduler};
-use crate::shard::Shard;
+use crate::schedule::{Path, Queue, QueueId};
+use crate::shard::{Scheduler, Shard};
 
 /// What goes before a virtual MTA's own directive, see [`Path::blocked_by`].
 const OF_VMTA: &str = "virtual-mta ";

@@ -2,7 +2,7 @@
 
 use ipc::text;
 
-use super::learned::Lesson;
+use super::extension::Lesson;
 
 /// Most bytes of one reply that are read; the rest of a longer one is an error.
 pub const REPLY_BYTES_MAX: usize = 16 << 10;

@@ -3,11 +3,9 @@
 //! ledger, so that the receiver sees the limits of one.
 //!
 //! The clocks in a [`Path`] are copies there, brought up to date before each decision
-//! ([`follow`]); tokens and places are taken in the ledger itself
-//! ([`crate::deliver::shared_limits`]).
+//! ([`follow`]); tokens and places are taken in the ledger itself, by whoever delivers.
 
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
@@ -16,16 +14,13 @@ use ipc::ledger::{Ahead, Ledger};
 use ipc::pace::Pacing;
 use ipc::rules::Rate;
 
-use crate::clock;
-use crate::schedule::path::Turn;
-use crate::schedule::rate::Pace;
-use crate::schedule::{Path, PathId};
-use crate::shard::Shard;
+use super::path::{Path, Turn};
+use super::rate::Pace;
 
-/// Names of what a path shares with its twins, and what they agreed on last.
+/// What a path shares with the paths of its name at the other owners: the names of it in the ledger, and what all agreed on last.
 #[derive(Debug)]
-pub struct Twins {
-    /// Recipients, recipients in an hour, bytes, connections: as [`crate::schedule::path::Paces::under`] has them.
+pub struct SpreadPath {
+    /// Recipients, recipients in an hour, bytes, connections: as [`super::path::Paces::under`] has them.
     pub windows: [u64; 4],
     /// `smtp-out-rampup-interval`
     pub ramp_up: u64,
@@ -43,11 +38,11 @@ pub struct Twins {
     sources: Vec<(IpAddr, [u64; 3])>,
 }
 
-impl Twins {
-    fn of(p: &Path) -> Twins {
+impl SpreadPath {
+    fn of(p: &Path) -> SpreadPath {
         let name = format!("{}/{}", p.destination, p.vmta_name);
         let of = |what| key(what, &name);
-        Twins {
+        SpreadPath {
             windows: ["path recipients", "path hour", "path volume", "path connects"].map(of),
             ramp_up: of("path ramp-up"),
             connections: of("path connections"),
@@ -85,32 +80,32 @@ pub fn ramp_up(interval: Duration) -> Rate {
 
 /// Brings a path's regime in line with how many shards own its destination; only when it has no
 /// connections, which were counted under the other one. Mode and clock of a path that is `new`
-/// here are those that its twins went on with.
-pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool, new: bool) {
-    match (p.twins.is_some(), is_spread) {
+/// here are those that the other owners went on with.
+pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool, new: bool, now_ms: i64) {
+    match (p.spread.is_some(), is_spread) {
         (false, true) => {
-            let mut t = Box::new(Twins::of(p));
+            let mut t = Box::new(SpreadPath::of(p));
             if let Some(at) = ledger.clock(t.retry).filter(|_| new) {
                 (p.retry_at_ms, t.agreed_retry_ms) = (at, at);
             }
             if let Some(until) = ledger.clock(t.mode).filter(|_| new) {
                 t.agreed_mode_ms = until;
-                set_mode(p, until, clock::now_ms());
+                set_mode(p, until, now_ms);
             }
-            p.twins = Some(t);
+            p.spread = Some(t);
             publish(ledger, p);
         }
         (true, false) => {
-            follow(ledger, p, clock::now_ms());
-            p.twins = None;
+            follow(ledger, p, now_ms);
+            p.spread = None;
         }
         _ => {}
     }
 }
 
-/// Windows that were counted elsewhere hold for all twins.
+/// Windows that were counted elsewhere hold for the paths of all owners.
 pub fn publish(ledger: &Ledger, p: &mut Path) {
-    let Some(keys) = p.twins.as_ref().map(|t| t.windows) else { return };
+    let Some(keys) = p.spread.as_ref().map(|t| t.windows) else { return };
     let raise = |k: u64, pace: &Pace| {
         if pace.tat_ns > 0 {
             ledger.update_clock(k, Ahead::default(), |tat_ns| (tat_ns.max(pace.tat_ns), ()));
@@ -129,11 +124,11 @@ fn set_mode(p: &mut Path, until_ms: i64, now_ms: i64) -> Option<Turn> {
     if until_ms > now_ms { p.enter_backoff_until(until_ms, now_ms) } else { p.leave_backoff(now_ms) }
 }
 
-/// Takes over what the twins did since, and tells them what happened here.
+/// Takes over what the other owners did since, and tells them what happened here.
 pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
     // Nearly all have none, and are at rest: taking would give them an activity of their own.
-    p.twins.as_ref()?;
-    let mut t = p.twins.take()?;
+    p.spread.as_ref()?;
+    let mut t = p.spread.take()?;
     let limits = p.limits();
     let cut = std::mem::take(&mut t.limits_changed);
     for (k, (pace, rate)) in t.windows.into_iter().zip(p.paces.under(&limits)) {
@@ -159,7 +154,7 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
     p.retry_at_ms = agree(ledger, t.retry, p.retry_at_ms, &mut t.agreed_retry_ms);
     let mine = if p.mode == Mode::Backoff { p.mode_until_ms } else { 0 };
     let all = agree(ledger, t.mode, mine, &mut t.agreed_mode_ms);
-    p.twins = Some(t);
+    p.spread = Some(t);
     if all == mine {
         return None;
     }
@@ -178,37 +173,18 @@ fn agree(ledger: &Ledger, key: u64, mine: i64, agreed: &mut i64) -> i64 {
     *agreed
 }
 
-/// [`follow`], and what a change of mode leads to. Who is told of it was told by the twin that
-/// made it.
-pub fn keep_up(shard: &Rc<Shard>, id: PathId) {
-    let followed = {
-        let mut s = shard.scheduler.borrow_mut();
-        let Some(p) = s.paths.get_mut(id).filter(|p| p.twins.is_some()) else { return };
-        let before = p.retry_at_ms;
-        let turn = follow(&shard.ledger, p, clock::now_ms());
-        let at = p.retry_at_ms;
-        let followed = turn.map(|t| (t, p.name(), p.queues.clone()));
-        if at > before {
-            s.wake_at(id, at);
-        }
-        followed
-    };
-    if let Some((turn, name, queues)) = followed {
-        super::paths::note_mode(shard, id);
-        tracing::info!(shard = shard.number, path = name, ?turn, "mode as on the other shards of the destination");
-        if turn == Turn::Entered {
-            queues.iter().for_each(|q| crate::deliver::mode::reroute(shard, q));
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
     use ipc::rules::DomainRules;
 
-    fn twins() -> (Ledger, [Path; 2]) {
+    /// Unix milliseconds.
+    const NOW: i64 = 1_000_000_000;
+
+    fn two_owners() -> (Ledger, [Path; 2]) {
         let ledger = Ledger::create().unwrap().0;
         let rules = Rc::new(DomainRules {
             max_msg_rate: Rate { count: 10, per: Duration::from_secs(1) },
@@ -218,7 +194,7 @@ mod tests {
         });
         let both = [0, 1].map(|_| {
             let mut p = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&rules));
-            take_regime(&ledger, &mut p, true, true);
+            take_regime(&ledger, &mut p, true, true, NOW);
             p
         });
         (ledger, both)
@@ -226,7 +202,7 @@ mod tests {
 
     #[test]
     fn mode_and_retry_clock_are_those_of_whoever_changed_them() {
-        let (ledger, [mut a, mut b]) = twins();
+        let (ledger, [mut a, mut b]) = two_owners();
         let now = 1_000_000_000;
         a.enter_backoff(now);
         a.retry_at_ms = now + 5000;
@@ -240,9 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_comes_back_takes_what_its_twins_went_on_with() {
-        let (ledger, [mut a, mut b]) = twins();
-        let now = clock::now_ms();
+    fn a_path_that_comes_back_takes_what_other_owners_went_on_with() {
+        let (ledger, [mut a, mut b]) = two_owners();
+        let now = NOW;
         a.enter_backoff(now);
         follow(&ledger, &mut a, now);
         follow(&ledger, &mut b, now);
@@ -251,7 +227,7 @@ mod tests {
         // What its spool knew is older.
         let mut again = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&a.rules));
         again.enter_backoff(now);
-        take_regime(&ledger, &mut again, true, true);
+        take_regime(&ledger, &mut again, true, true, NOW);
         assert_eq!(again.mode, Mode::Normal);
         assert_eq!((follow(&ledger, &mut again, now), follow(&ledger, &mut b, now)), (None, None));
         assert_eq!(b.mode, Mode::Normal);
@@ -259,10 +235,10 @@ mod tests {
 
     #[test]
     fn windows_are_one_for_all_and_those_of_backoff_end_with_it() {
-        let (ledger, [mut a, mut b]) = twins();
+        let (ledger, [mut a, mut b]) = two_owners();
         let now = 1_000_000_000;
         a.enter_backoff(now);
-        let k = a.twins.as_ref().unwrap().windows[0];
+        let k = a.spread.as_ref().unwrap().windows[0];
         ledger.update_clock(k, Ahead::default(), |_| (now * 1_000_000 + 3_600_000_000_000, ()));
         follow(&ledger, &mut a, now);
         follow(&ledger, &mut b, now);
@@ -274,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_path_counted_alone_holds_when_it_gets_twins_and_after() {
-        let (ledger, [mut a, _]) = twins();
+    fn what_a_path_counted_alone_holds_when_it_is_spread_and_after() {
+        let (ledger, [mut a, _]) = two_owners();
         let mut alone = Path::new("hot.test".into(), 0, "v".into(), Rc::clone(&a.rules));
         alone.paces.msg.tat_ns = 77;
-        take_regime(&ledger, &mut alone, true, false);
+        take_regime(&ledger, &mut alone, true, false, NOW);
         follow(&ledger, &mut a, 0);
         assert_eq!(a.paces.msg.tat_ns, 77);
-        take_regime(&ledger, &mut a, false, false);
-        assert!(a.twins.is_none() && a.paces.msg.tat_ns == 77);
+        take_regime(&ledger, &mut a, false, false, NOW);
+        assert!(a.spread.is_none() && a.paces.msg.tat_ns == 77);
     }
 }

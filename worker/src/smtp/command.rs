@@ -115,7 +115,7 @@ fn xtext(v: &str, max: usize) -> bool {
 }
 
 /// A number as RFC 1870 and RFC 3030 write it: one to twenty digits and nothing else.
-pub(super) fn digits(word: &str) -> Option<u64> {
+pub fn digits(word: &str) -> Option<u64> {
     Some(word).filter(|w| w.len() <= 20 && w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 

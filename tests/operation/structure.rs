@@ -1,0 +1,160 @@
+//! How the sources depend on each other: what the schedule may import, and which files import one another in a circle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// A file of a crate, by the names of its module.
+type Module = Vec<String>;
+
+/// What `schedule/` may import beside itself, `std` and `ipc`: containers, and values that import nothing else of the worker.
+const OF_THE_SCHEDULE: [&str; 6] =
+    ["crate::classify::outcome", "crate::connect::protection", "hashbrown", "proptest", "slab", "smallvec"];
+
+/// Files of the largest circle of each crate today; the numbers may only fall.
+const CIRCLES: [(&str, usize); 4] = [("worker", 40), ("supervisor", 2), ("spool", 0), ("ipc", 2)];
+
+#[test]
+fn the_schedule_imports_values_and_nothing_that_does_something() {
+    let files = modules(&root().join("worker/src/schedule"));
+    let is_child =
+        |import: &str| files.keys().any(|m| m.first().is_some_and(|m| import.starts_with(&format!("{m}::"))));
+    for (module, file) in &files {
+        for import in imports(&code(file)).into_iter().filter(|i| !is_child(i)) {
+            let is_allowed = |of: &&str| import == **of || import.starts_with(&format!("{of}::"));
+            let own = ["std", "ipc", "super", "self", "crate::schedule", "Self"].iter().any(is_allowed);
+            assert!(own || OF_THE_SCHEDULE.iter().any(is_allowed), "{module:?} imports {import}");
+        }
+    }
+}
+
+#[test]
+fn circles_of_files_that_import_one_another_do_not_grow() {
+    for (of, allowed) in CIRCLES {
+        let largest = circles(&root().join(of).join("src")).into_iter().max_by_key(Vec::len).unwrap_or_default();
+        let names: Vec<String> = largest.iter().map(|m| m.join("/")).collect();
+        assert!(largest.len() <= allowed, "{of}: expected at most {allowed} files, found {}: {names:?}", names.len());
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("..")).to_path_buf()
+}
+
+/// All files below a folder, by module.
+fn modules(source: &Path) -> BTreeMap<Module, PathBuf> {
+    let mut all = BTreeMap::new();
+    let mut folders = vec![source.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|e| e == "rs") {
+                let inside = entry.strip_prefix(source).unwrap().with_extension("");
+                let mut module: Module = inside.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+                module.retain(|m| !matches!(m.as_str(), "mod" | "lib" | "main"));
+                all.insert(module, entry);
+            }
+        }
+    }
+    all
+}
+
+/// A file without its comments and unit tests.
+fn code(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let text = text.split("#[cfg(test)]\n#[allow(clippy::unwrap_used)]\nmod tests").next().unwrap_or_default();
+    text.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// Paths that a file imports by `use`, and those in its code that begin with `crate::` or `super::`.
+fn imports(code: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for line in code.split(';') {
+        let tree = line.rsplit_once("\nuse ").map(|(_, t)| t).or_else(|| line.strip_prefix("use "));
+        let tree = tree
+            .or_else(|| line.rsplit_once(" use ").map(|(_, t)| t))
+            .or_else(|| line.rsplit_once("pub use ").map(|(_, t)| t));
+        if let Some(tree) = tree {
+            expand("", &tree.split_whitespace().collect::<Vec<_>>().join(" "), &mut all);
+        }
+    }
+    for begin in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(begin) {
+            let path = code[at..].split(|c: char| c != ':' && c != '_' && !c.is_ascii_alphanumeric()).next();
+            all.extend(path.map(|p| p.trim_end_matches(':').to_owned()));
+        }
+    }
+    all
+}
+
+/// The paths of one `use`, whose braces may be nested.
+fn expand(before: &str, tree: &str, all: &mut Vec<String>) {
+    let Some((head, rest)) = tree.split_once('{') else {
+        let path = tree.split(" as ").next().unwrap_or_default().trim();
+        all.push(format!("{before}{}", path.trim_end_matches("::*").trim_end_matches("::self")));
+        return;
+    };
+    let inside = rest.rsplit_once('}').map_or(rest, |(i, _)| i);
+    let (mut depth, mut from) = (0, 0);
+    let before = format!("{before}{}", head.trim());
+    for (at, c) in inside.char_indices().chain([(inside.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                let part = inside[from..at].trim();
+                if !part.is_empty() {
+                    expand(&before, part, all);
+                }
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Groups of several files each of which imports all others, directly or by way of others.
+fn circles(source: &Path) -> Vec<Vec<Module>> {
+    let files = modules(source);
+    let mut reached: BTreeMap<&Module, BTreeSet<&Module>> = BTreeMap::new();
+    for (module, file) in &files {
+        let own = |path: &str| -> Option<&Module> {
+            let mut words: Vec<&str> = path.split("::").map(str::trim).collect();
+            let mut base: Module = match words.first() {
+                Some(&"crate") => Vec::new(),
+                Some(&"super") => module.clone(),
+                _ => return None,
+            };
+            while words.first().is_some_and(|w| matches!(*w, "super" | "crate")) {
+                if words.remove(0) == "super" {
+                    base.pop();
+                }
+            }
+            base.extend(words.iter().map(|w| (*w).to_owned()));
+            // The longest beginning that is a file.
+            (1..=base.len()).rev().find_map(|n| files.get_key_value(&base[..n]).map(|(m, _)| m))
+        };
+        let direct = imports(&code(file)).iter().filter_map(|p| own(p)).filter(|m| *m != module).collect();
+        reached.insert(module, direct);
+    }
+    // What is imported by what is imported, until nothing is added.
+    loop {
+        let mut grown = false;
+        for module in files.keys() {
+            let further: BTreeSet<&Module> = reached[module].iter().flat_map(|m| reached[m].iter().copied()).collect();
+            let all = reached.entry(module).or_default();
+            let before = all.len();
+            all.extend(further);
+            grown |= all.len() > before;
+        }
+        if !grown {
+            break;
+        }
+    }
+    let circle_of = |m: &Module| -> Vec<Module> {
+        let both = |o: &&Module| *o == m || reached[m].contains(o) && reached[*o].contains(m);
+        files.keys().filter(both).cloned().collect()
+    };
+    files.keys().map(circle_of).filter(|c| c.len() > 1).collect()
+}

@@ -1,0 +1,58 @@
+//! Envelope and content of a message in memory, as they go out.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use ipc::message::ArchivedEnvelope;
+use rkyv::util::AlignedVec;
+
+use super::kept;
+use crate::deliver::signing::Signed;
+use crate::dkim::request::Request;
+use crate::schedule::message::Held;
+
+/// What the allocations of one [`Content`] cost beside what lies in them: its own, the envelope, two
+/// pieces of content, each with a header, a count of its owners, and what rounding up takes.
+const ALLOCATIONS_BYTES: usize = 160;
+
+/// Envelope and content held in memory.
+#[derive(Debug)]
+pub struct Content {
+    /// Archived [`ipc::message::Envelope`], validated.
+    pub envelope: AlignedVec<16>,
+    /// Header as changed, and the rest, as it goes out.
+    pub body: [Bytes; 2],
+    /// What it asks of its signature.
+    pub dkim: Option<Request>,
+    /// Names of its fields that do not go out, whatever the path.
+    pub removed: Vec<String>,
+    /// The content with the fields that are kept in front.
+    stored: [Bytes; 2],
+    /// The same without fields that do not go out and behind its DKIM signatures, by what asked for that: made once for all recipients
+    /// and attempts as long as it is held.
+    pub signed: RefCell<Vec<Signed>>,
+}
+
+impl Content {
+    /// What was stored.
+    pub fn new(envelope: AlignedVec<16>, body: [Bytes; 2]) -> Content {
+        let marks = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope).map_or(0, |e| e.kept);
+        let stored = body.clone();
+        let (body, dkim, removed) = kept::part(body, marks);
+        Content { envelope, body, dkim, removed, stored, signed: RefCell::default() }
+    }
+
+    /// The content as it is stored.
+    pub fn stored(&self) -> &[Bytes; 2] {
+        &self.stored
+    }
+}
+
+impl Held for Content {
+    fn held_bytes(&self) -> u64 {
+        let [header, rest] = self.stored.each_ref().map(Bytes::len);
+        // The header as it came lies in one buffer with the rest.
+        let own = self.envelope.capacity() + 2 * header + rest;
+        (own + size_of::<Content>() + ALLOCATIONS_BYTES) as u64
+    }
+}
