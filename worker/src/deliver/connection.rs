@@ -31,6 +31,7 @@ use crate::clock;
 use crate::log_limit;
 use crate::prepare::content::Content;
 use crate::route::{paths, spread};
+use crate::schedule::limit::Limit;
 use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
 use crate::shard::{Shard, Signal};
 use crate::smtp::reply::Reply;
@@ -360,7 +361,7 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Hel
     leave_source(&shard, &path);
     if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
         p.connections -= 1;
-        if path.counted && p.blocked_by.is_empty() && p.ask_again_ms > 0 {
+        if path.counted && p.blocked_by.is_none() && p.ask_again_ms > 0 {
             // It may have waited for this source address.
             p.ask_again_ms = 0;
         }
@@ -409,8 +410,8 @@ fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
 struct Blocked {
     /// When it may be tried again, Unix milliseconds.
     until_ms: i64,
-    /// The directive; empty for source addresses.
-    by: &'static str,
+    /// Which one; `None` where no source address is free.
+    by: Option<Limit>,
 }
 
 /// Takes what limits ask for and finds a host.
@@ -422,11 +423,11 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let Some(wants) = shard.scheduler.borrow().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
     let again = |f: Full| shard.asks.again_ms(f.is_asked, wants.queue_priority());
-    let blocked = |f: Full| Blocked { until_ms: again(f), by: f.by };
+    let blocked = |f: Full| Blocked { until_ms: again(f), by: Some(f.by) };
     let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
     // A source address that only an event frees is looked at again before long all the same.
     let now = clock::now_ms();
-    let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: "" };
+    let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: None };
     let Some(mut path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
     let of_source = {
         let s = shard.scheduler.borrow();

@@ -216,7 +216,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         let at = shard.asks.again_ms(f.is_asked, path.rules.queue_priority);
         if let Some(p) = s.paths.get_mut(path.id) {
             p.ask_again_ms = at;
-            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, f.by);
+            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, Some(f.by));
         }
         s.wake_at(path.id, at);
         return None;

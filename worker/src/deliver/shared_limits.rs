@@ -17,6 +17,7 @@ use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 use ipc::snapshot::ArchivedVirtualMta;
 
 use crate::config::Config;
+use crate::schedule::limit::Limit;
 use crate::schedule::spread_path::{ramp_up, source_keys};
 use crate::schedule::tokens::Grant;
 use crate::schedule::{Path, PathId, Queue};
@@ -36,14 +37,14 @@ const PRIORITY_DEFAULT: u64 = 50;
 /// A limit over all shards that is reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Full {
-    /// Its directive.
-    pub by: &'static str,
+    /// Which one.
+    pub by: Limit,
     /// The ledger knows that something is waited for.
     pub is_asked: bool,
 }
 
 impl Full {
-    fn of(by: &'static str) -> impl Fn(bool) -> Full {
+    fn of(by: Limit) -> impl Fn(bool) -> Full {
         move |is_asked| Full { by, is_asked }
     }
 }
@@ -109,13 +110,13 @@ pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
 struct Named {
     key: u64,
     pacing: Pacing,
-    /// See [`crate::schedule::activity::Activity::blocked_by`].
-    by: &'static str,
+    /// The limit.
+    by: Limit,
 }
 
 impl Named {
     /// `None` where it limits nothing.
-    fn of((key, rate, by): (u64, Rate, &'static str)) -> Option<Named> {
+    fn of((key, rate, by): (u64, Rate, Limit)) -> Option<Named> {
         Pacing::of(rate).map(|pacing| Named { key, pacing, by })
     }
 
@@ -138,13 +139,13 @@ impl Named {
 }
 
 /// Mail waits for a limit that cannot be counted: operators hear of it, once a minute.
-fn tell_of_no_room(limit: &str, now_ns: i64) {
+fn tell_of_no_room(limit: Limit, now_ns: i64) {
     const EVERY_NS: i64 = 60_000_000_000;
     static TOLD_NS: AtomicI64 = AtomicI64::new(i64::MIN / 2);
     let told = TOLD_NS.load(Relaxed);
     if now_ns - told >= EVERY_NS && TOLD_NS.compare_exchange(told, now_ns, Relaxed, Relaxed).is_ok() {
         tracing::warn!(
-            limit,
+            limit = limit.directive(),
             "the ledger is full of rates that count: mail under one more waits until another's window is over"
         );
     }
@@ -169,29 +170,29 @@ impl SharedRates {
             let msg = rate((v.msg_rate.0.to_native(), v.msg_rate.1.to_native()));
             let volume = rate((v.data_volume_rate.0.to_native(), v.data_volume_rate.1.to_native()));
             let name = v.name.as_str();
-            let of_msg = (key("vmta rate", name), msg, "virtual-mta max-smtp-msg-rate");
-            let of_volume = (key("vmta volume", name), volume, "virtual-mta max-smtp-data-volume-rate");
+            let of_msg = (key("vmta rate", name), msg, Limit::VmtaMsgRate);
+            let of_volume = (key("vmta volume", name), volume, Limit::VmtaDataVolumeRate);
             all.take_in(&[of_msg], of_volume);
         }
         let rate = p.rules.destination_max_msg_rate;
-        let of_destination = (key("destination rate", &p.destination), rate, "destination-max-msg-rate");
+        let of_destination = (key("destination rate", &p.destination), rate, Limit::DestinationMsgRate);
         all.recipients.extend(Named::of(of_destination));
         if let Some(t) = &p.spread {
             let (l, [msg, hour, volume, _]) = (p.limits(), t.windows);
-            let of_msg = [(msg, l.msg_rate, "max-msg-rate"), (hour, l.msg_per_hour, "max-msg-per-hour")];
-            all.take_in(&of_msg, (volume, l.data_volume_rate, "max-data-volume-rate"));
+            let of_msg = [(msg, l.msg_rate, Limit::MsgRate), (hour, l.msg_per_hour, Limit::MsgPerHour)];
+            all.take_in(&of_msg, (volume, l.data_volume_rate, Limit::DataVolumeRate));
             if let Some(ip) = source.filter(|_| p.limits_sources()) {
                 let ([msg, volume, _], _) = source_keys(p, ip);
                 let rules = &p.rules;
-                let of_msg = (msg, rules.source_ip_max_msg_rate.of(ip), "source-ip-max-msg-rate");
+                let of_msg = (msg, rules.source_ip_max_msg_rate.of(ip), Limit::SourceMsgRate);
                 let of_volume = rules.source_ip_max_data_volume_rate.of(ip);
-                all.take_in(&[of_msg], (volume, of_volume, "source-ip-max-data-volume-rate"));
+                all.take_in(&[of_msg], (volume, of_volume, Limit::SourceDataVolumeRate));
             }
         }
         all
     }
 
-    fn take_in(&mut self, recipients: &[(u64, Rate, &'static str)], volume: (u64, Rate, &'static str)) {
+    fn take_in(&mut self, recipients: &[(u64, Rate, Limit)], volume: (u64, Rate, Limit)) {
         self.recipients.extend(recipients.iter().copied().filter_map(Named::of));
         self.volume.extend(Named::of(volume));
     }
@@ -206,7 +207,7 @@ impl SharedRates {
             Some((r.at_ns, v.by))
         };
         if let Some((next_ns, by)) = self.volume.iter().filter_map(refused).max_by_key(|(at, _)| *at) {
-            return Grant { count: 0, next_ns, by };
+            return Grant { count: 0, next_ns, by: Some(by) };
         }
         let mut granted = want;
         for (i, r) in self.recipients.iter().enumerate() {
@@ -216,7 +217,7 @@ impl SharedRates {
                 granted = n;
             }
             if granted == 0 {
-                return Grant { count: 0, next_ns: at, by: r.by };
+                return Grant { count: 0, next_ns: at, by: Some(r.by) };
             }
         }
         self.volume.iter().for_each(|v| ledger.count(v.key, &v.pacing, bytes, now_ns));
@@ -251,7 +252,7 @@ struct SpreadWants {
     connections: u64,
     max_smtp_out: u64,
     /// Rates of new connections, and their directives.
-    connects: [(u64, Rate, &'static str); 2],
+    connects: [(u64, Rate, Limit); 2],
 }
 
 /// The same of one of its source addresses.
@@ -270,8 +271,8 @@ impl Wants {
             connections: t.connections,
             max_smtp_out: if l.smtp_out == ANY_CONNECTIONS { 0 } else { l.smtp_out },
             connects: [
-                (t.windows[3], l.connect_rate, "max-connect-rate"),
-                (t.ramp_up, ramp_up(p.rules.smtp_out_rampup_interval), "smtp-out-rampup-interval"),
+                (t.windows[3], l.connect_rate, Limit::ConnectRate),
+                (t.ramp_up, ramp_up(p.rules.smtp_out_rampup_interval), Limit::RampUp),
             ],
         });
         Wants { rules: Rc::clone(&p.rules), destination: Rc::clone(&p.destination), vmta: p.vmta, of_spread }
@@ -297,7 +298,7 @@ impl SourceWants {
 }
 
 /// Takes one of each, or of none.
-fn take_all(ledger: &Ledger, rates: &[(u64, Rate, &'static str)]) -> Result<(), Full> {
+fn take_all(ledger: &Ledger, rates: &[(u64, Rate, Limit)]) -> Result<(), Full> {
     let now_ns = crate::clock::now_ns() as i64;
     let rates: Vec<Named> = rates.iter().copied().filter_map(Named::of).collect();
     for (i, r) in rates.iter().enumerate() {
@@ -340,18 +341,18 @@ impl Held {
         let shard = Rc::clone(shard);
         let mut held = Held { shard, path, served: false, priority, slot: None, places: Vec::new() };
         if let Some(t) = &wants.of_spread {
-            held.place(t.connections, t.max_smtp_out).map_err(Full::of("max-smtp-out"))?;
+            held.place(t.connections, t.max_smtp_out).map_err(Full::of(Limit::SmtpOut))?;
         }
         if let Some(v) = vmta {
             held.place(key("vmta", v.name.as_str()), v.max_smtp_out.to_native())
-                .map_err(Full::of("virtual-mta max-smtp-out"))?;
+                .map_err(Full::of(Limit::VmtaSmtpOut))?;
         }
         held.place(key("destination", destination), rules.destination_max_smtp_out)
-            .map_err(Full::of("destination-max-smtp-out"))?;
+            .map_err(Full::of(Limit::DestinationSmtpOut))?;
         let limit = config.global.total_max_smtp_out as usize;
         let hint = path.wrapping_mul(64);
         let total = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
-        held.slot = Some(total.map_err(Full::of("total-max-smtp-out"))?);
+        held.slot = Some(total.map_err(Full::of(Limit::TotalSmtpOut))?);
         if let Some(t) = &wants.of_spread {
             take_all(&held.shard.ledger, &t.connects)?;
         }
@@ -363,8 +364,8 @@ impl Held {
     /// # Errors
     /// The limit that has none left.
     pub fn take_source(&mut self, p: &SourceWants) -> Result<(), Full> {
-        self.place(p.connections, p.max_smtp_out).map_err(Full::of("source-ip-max-smtp-out"))?;
-        take_all(&self.shard.ledger, &[(p.connects, p.max_connect_rate, "source-ip-max-connect-rate")])
+        self.place(p.connections, p.max_smtp_out).map_err(Full::of(Limit::SourceSmtpOut))?;
+        take_all(&self.shard.ledger, &[(p.connects, p.max_connect_rate, Limit::SourceConnectRate)])
     }
 
     /// Which of the places of `max-smtp-out` it has, where the destination is spread.
@@ -392,11 +393,11 @@ impl Held {
         let name = normalise_domain(host).unwrap_or_else(|_| host.to_lowercase());
         let of_mx = g.mx_connection_limits.iter().find(|(p, _)| ipc::layers::pattern_matches(p, &name));
         if let Some((_, limit)) = of_mx {
-            self.place(key("mx", &format!("{name} {source}")), *limit).map_err(Full::of("mx-connection-limit"))?;
+            self.place(key("mx", &format!("{name} {source}")), *limit).map_err(Full::of(Limit::MxConnections))?;
         }
         let of_ip = g.ip_connection_limits.iter().find(|(n, _)| n.contains(peer.ip()));
         if let Some((_, limit)) = of_ip {
-            self.place(key("ip", &peer.ip().to_string()), *limit).map_err(Full::of("ip-connection-limit"))?;
+            self.place(key("ip", &peer.ip().to_string()), *limit).map_err(Full::of(Limit::IpConnections))?;
         }
         Ok(())
     }

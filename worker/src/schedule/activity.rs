@@ -3,6 +3,7 @@
 
 use ipc::backoff::Mode;
 
+use super::limit::Limit;
 use super::matches::Matches;
 use super::path::{Paces, Source};
 use super::spread_path::SpreadPath;
@@ -33,9 +34,8 @@ pub struct Activity {
     /// A limit other than the path's own lets no connection be opened before this time, Unix
     /// milliseconds.
     pub blocked_until_ms: i64,
-    /// Its directive, behind `virtual-mta ` when it is one of the virtual MTA's own; empty for
-    /// source addresses.
-    pub blocked_by: &'static str,
+    /// The limit; `None` where no source address is free.
+    pub blocked_by: Option<Limit>,
     /// Its windows.
     pub paces: Paces,
     /// Source addresses that limits or switches are known of.
@@ -73,7 +73,7 @@ impl Default for Activity {
             ramp_up_ms: 0,
             ask_again_ms: 0,
             blocked_until_ms: 0,
-            blocked_by: "",
+            blocked_by: None,
             paces: Paces::default(),
             sources: Vec::new(),
             sources_in_use_ns: 0,

@@ -4,13 +4,24 @@
 use ipc::layers::NO_VMTA;
 use ipc::rules::Rate;
 
+use super::limit::Holder;
 use super::path::Path;
 use super::queue::Queue;
 
-/// A cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Cause {
+/// Declares [`Cause`] and, from the same list, [`CAUSES`].
+macro_rules! causes {
+    ($( $(#[$doc:meta])* $cause:ident, )*) => {
+        /// A cause.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Cause { $( $(#[$doc])* $cause, )* }
+
+        /// Causes that there are.
+        pub const CAUSES: [Cause; [$( Cause::$cause ),*].len()] = [$( Cause::$cause ),*];
+    };
+}
+
+causes! {
     /// Transactions are under way, or about to begin: nothing of ours holds it up.
     Receiver,
     /// DNS, connection, greeting or TLS.
@@ -47,29 +58,6 @@ pub enum Cause {
     RetryDns,
 }
 
-/// Causes that there are.
-pub const CAUSES: [Cause; 17] = [
-    Cause::Receiver,
-    Cause::Connecting,
-    Cause::MaxSmtpOut,
-    Cause::MaxMsgRate,
-    Cause::MaxMsgPerHour,
-    Cause::MaxDataVolumeRate,
-    Cause::MaxConnectRate,
-    Cause::ConnectPause,
-    Cause::SharedLimit,
-    Cause::Source,
-    Cause::Retry,
-    Cause::Recipients,
-    Cause::Pool,
-    Cause::Paused,
-    Cause::NoVirtualMta,
-    Cause::Moving,
-    Cause::RetryDns,
-];
-
-/// What limits of source addresses begin with.
-const OF_SOURCE: &str = "source-ip-";
 /// Minutes that are remembered.
 const MINUTES: usize = 5;
 
@@ -179,7 +167,7 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         return Cause::Pool;
     }
     if p.blocked_until_ms > now_ms {
-        let of_source = p.blocked_by.is_empty() || p.blocked_by.starts_with(OF_SOURCE);
+        let of_source = p.blocked_by.is_none_or(|l| l.holder() == Holder::Source);
         return if of_source && p.spread.is_none() { Cause::Source } else { Cause::SharedLimit };
     }
     let open = u64::from(p.connections + p.connecting);

@@ -20,6 +20,7 @@ mod depth;
 #[cfg(test)]
 mod dice;
 pub mod job;
+pub mod limit;
 pub mod matches;
 pub mod message;
 mod name_index;

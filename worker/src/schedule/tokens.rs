@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipc::rules::Rate;
 
+use super::limit::Limit;
 use super::message::Held;
 use super::path::{Path, PathId};
 use super::rate::Pace;
@@ -16,14 +17,14 @@ pub struct Grant {
     pub count: u64,
     /// When there will be more, if that is none; Unix nanoseconds.
     pub next_ns: i64,
-    /// The directive behind it then, and whose it is; see [`Path::blocked_by`].
-    pub by: &'static str,
+    /// The limit behind it then.
+    pub by: Option<Limit>,
 }
 
 impl Grant {
     /// All of them.
     pub fn all(count: u64) -> Grant {
-        Grant { count, next_ns: 0, by: "" }
+        Grant { count, next_ns: 0, by: None }
     }
 }
 
@@ -69,7 +70,7 @@ pub(super) fn take_tokens(
     let l = p.limits();
     // Of a spread path the clocks are copies: how many there are the ledger knows.
     let by_clock_alone = p.spread.is_some();
-    let (mut n, mut next, mut by_source) = (most, now_ns, "");
+    let (mut n, mut next, mut by_source) = (most, now_ns, None);
     let mut allow = |pace: &Pace, rate: Rate, one: bool| {
         let one = one || by_clock_alone;
         let (k, at) = pace.available(rate, now_ns, if one { n.min(1) } else { n });
@@ -88,15 +89,15 @@ pub(super) fn take_tokens(
         let waits = |pace: &Pace, rate: Rate| pace.available(rate, now_ns, 1).0 == 0;
         let paces = &p.source(ip).paces;
         by_source = match () {
-            () if waits(&paces.msg, msg) => "source-ip-max-msg-rate",
-            () if waits(&paces.volume, volume) => "source-ip-max-data-volume-rate",
-            () => "",
+            () if waits(&paces.msg, msg) => Some(Limit::SourceMsgRate),
+            () if waits(&paces.volume, volume) => Some(Limit::SourceDataVolumeRate),
+            () => None,
         };
         allow(&paces.msg, msg, false);
         allow(&paces.volume, volume, true);
     }
     if n == 0 {
-        if !by_source.is_empty() {
+        if by_source.is_some() {
             (p.blocked_until_ms, p.blocked_by) = ((next + 999_999) / 1_000_000, by_source);
         }
         return (0, next);
@@ -173,7 +174,7 @@ mod tests {
             s.next(id, None, 1_000_000_000_000_000, &|_| true, &mut |_, _| Grant {
                 count: 0,
                 next_ns: at_ms * 1_000_000,
-                by: ""
+                by: None
             }),
             Next::Wait(at_ms)
         );

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use ipc::backoff::{Mode, POLICIES};
 use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
+use ipc::snapshot::ArchivedVirtualMta;
 
-use super::OF_VMTA;
 use crate::schedule::Path;
 use crate::schedule::cause::Cause;
+use crate::schedule::limit::Limit;
 use crate::schedule::path::dns_wait;
 use crate::shard::Shard;
 
@@ -118,10 +119,10 @@ pub fn own(r: &DomainRules, cause: Cause, mode: Mode) -> Option<Blame> {
 /// The limit of a source address that lets no connection be opened, of the address that is free first.
 fn source(p: &Path, now_ms: i64) -> Option<Blame> {
     let of_paces = |ip: IpAddr| match p.blocked_by {
-        "source-ip-max-msg-rate" => {
+        Some(Limit::SourceMsgRate) => {
             Blame::of("source-ip-max-msg-rate", shown_rate(p.rules.source_ip_max_msg_rate.of(ip)))
         }
-        "source-ip-max-data-volume-rate" => {
+        Some(Limit::SourceDataVolumeRate) => {
             Blame::of("source-ip-max-data-volume-rate", shown_volume(p.rules.source_ip_max_data_volume_rate.of(ip)))
         }
         _ => None,
@@ -150,54 +151,44 @@ fn source(p: &Path, now_ms: i64) -> Option<Blame> {
 
 /// The limit over several paths that a path waits for.
 fn shared(shard: &Shard, p: &Path) -> Option<Blame> {
-    let directive = p.blocked_by.trim_start_matches(OF_VMTA);
-    if directive.is_empty() {
-        return None;
-    }
+    let limit = p.blocked_by?;
     let config = shard.config();
     let rate = |(count, per_ms): (u64, u64)| Rate { count, per: Duration::from_millis(per_ms) };
     let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
     // Of several lines it is not known which one it was.
     let one = |n: usize, first: Option<u64>| first.filter(|_| n == 1).map(|n| n.to_string()).unwrap_or_default();
-    let source = p.sources.first().map(|s| s.ip);
-    let value = match (p.blocked_by, vmta) {
-        ("total-max-smtp-out", _) => config.global.total_max_smtp_out.to_string(),
-        ("destination-max-smtp-out", _) => p.rules.destination_max_smtp_out.to_string(),
-        ("destination-max-msg-rate", _) => shown_rate(p.rules.destination_max_msg_rate),
-        ("mx-connection-limit", _) => {
+    let of_vmta = |show: &dyn Fn(&ArchivedVirtualMta) -> String| vmta.map(show).unwrap_or_default();
+    let of_source = |show: &dyn Fn(IpAddr) -> String| p.sources.first().map(|s| show(s.ip)).unwrap_or_default();
+    let value = match limit {
+        Limit::TotalSmtpOut => config.global.total_max_smtp_out.to_string(),
+        Limit::DestinationSmtpOut => p.rules.destination_max_smtp_out.to_string(),
+        Limit::DestinationMsgRate => shown_rate(p.rules.destination_max_msg_rate),
+        Limit::MxConnections => {
             let all = &config.global.mx_connection_limits;
             one(all.len(), all.first().map(|(_, n)| *n))
         }
-        ("ip-connection-limit", _) => {
+        Limit::IpConnections => {
             let all = &config.global.ip_connection_limits;
             one(all.len(), all.first().map(|(_, n)| *n))
         }
-        ("virtual-mta max-smtp-out", Some(v)) => v.max_smtp_out.to_string(),
-        ("virtual-mta max-smtp-msg-rate", Some(v)) => {
-            shown_rate(rate((v.msg_rate.0.to_native(), v.msg_rate.1.to_native())))
-        }
-        ("virtual-mta max-smtp-data-volume-rate", Some(v)) => {
-            shown_volume(rate((v.data_volume_rate.0.to_native(), v.data_volume_rate.1.to_native())))
+        Limit::VmtaSmtpOut => of_vmta(&|v| v.max_smtp_out.to_string()),
+        Limit::VmtaMsgRate => of_vmta(&|v| shown_rate(rate((v.msg_rate.0.to_native(), v.msg_rate.1.to_native())))),
+        Limit::VmtaDataVolumeRate => {
+            of_vmta(&|v| shown_volume(rate((v.data_volume_rate.0.to_native(), v.data_volume_rate.1.to_native()))))
         }
         // Limits of a path that others of the same name have a part of.
-        ("max-smtp-out", _) => return own(&p.rules, Cause::MaxSmtpOut, p.mode),
-        ("max-connect-rate", _) => return own(&p.rules, Cause::MaxConnectRate, p.mode),
-        ("max-msg-rate", _) => return own(&p.rules, Cause::MaxMsgRate, p.mode),
-        ("max-msg-per-hour", _) => return own(&p.rules, Cause::MaxMsgPerHour, p.mode),
-        ("max-data-volume-rate", _) => return own(&p.rules, Cause::MaxDataVolumeRate, p.mode),
-        ("smtp-out-rampup-interval", _) => return own(&p.rules, Cause::ConnectPause, p.mode),
-        ("source-ip-max-smtp-out", _) => {
-            source.map(|ip| p.rules.source_ip_max_smtp_out.of(ip).count.to_string()).unwrap_or_default()
-        }
-        ("source-ip-max-connect-rate", _) => {
-            source.map(|ip| shown_rate(p.rules.source_ip_max_connect_rate.of(ip))).unwrap_or_default()
-        }
-        ("source-ip-max-msg-rate", _) => {
-            source.map(|ip| shown_rate(p.rules.source_ip_max_msg_rate.of(ip))).unwrap_or_default()
-        }
-        _ => String::new(),
+        Limit::SmtpOut => return own(&p.rules, Cause::MaxSmtpOut, p.mode),
+        Limit::ConnectRate => return own(&p.rules, Cause::MaxConnectRate, p.mode),
+        Limit::MsgRate => return own(&p.rules, Cause::MaxMsgRate, p.mode),
+        Limit::MsgPerHour => return own(&p.rules, Cause::MaxMsgPerHour, p.mode),
+        Limit::DataVolumeRate => return own(&p.rules, Cause::MaxDataVolumeRate, p.mode),
+        Limit::RampUp => return own(&p.rules, Cause::ConnectPause, p.mode),
+        Limit::SourceSmtpOut => of_source(&|ip| p.rules.source_ip_max_smtp_out.of(ip).count.to_string()),
+        Limit::SourceConnectRate => of_source(&|ip| shown_rate(p.rules.source_ip_max_connect_rate.of(ip))),
+        Limit::SourceMsgRate => of_source(&|ip| shown_rate(p.rules.source_ip_max_msg_rate.of(ip))),
+        Limit::SourceDataVolumeRate => of_source(&|ip| shown_volume(p.rules.source_ip_max_data_volume_rate.of(ip))),
     };
-    Blame::of(directive, value)
+    Blame::of(limit.directive(), value)
 }
 
 fn shown_window(per: Duration) -> String {

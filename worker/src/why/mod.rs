@@ -14,11 +14,9 @@ use self::blame::Blame;
 use crate::clock;
 use crate::one_message::{Whose, found};
 use crate::schedule::cause::{self, Cause};
+use crate::schedule::limit::{Holder, Limit};
 use crate::schedule::{Path, Queue, QueueId};
 use crate::shard::{Scheduler, Shard};
-
-/// What goes before a virtual MTA's own directive, see [`Path::blocked_by`].
-const OF_VMTA: &str = "virtual-mta ";
 
 /// Counts the seconds since the last time for a queue that has work.
 pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
@@ -78,9 +76,9 @@ pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
 const NO_ROOM: &str =
     "the ledger is full of rates that count: this one has no room until the window of another is over";
 
-fn has_no_room(shard: &Shard, directive: &str) -> bool {
+fn has_no_room(shard: &Shard, p: &Path) -> bool {
     let since_ns = clock::now_ns() as i64 - 5_000_000_000;
-    directive.ends_with("-rate") && shard.ledger.no_room_since(since_ns)
+    p.blocked_by.is_some_and(Limit::is_rate) && shard.ledger.no_room_since(since_ns)
 }
 
 /// What holds a queue back.
@@ -127,6 +125,11 @@ fn of_disk(shard: &Shard) -> Option<WhyCause> {
 }
 
 /// A queue whose causes are put into words.
+/// The limit that holds the path up is its virtual MTA's.
+fn is_of_vmta(cause: Cause, p: &Path) -> bool {
+    cause == Cause::SharedLimit && p.blocked_by.is_some_and(|l| l.holder() == Holder::VirtualMta)
+}
+
 struct Of<'a> {
     shard: &'a Shard,
     q: &'a Queue,
@@ -139,7 +142,7 @@ impl Of<'_> {
         let of_path = p.and_then(|p| blame::of_late(self.shard, p, cause));
         let of_rules = || blame::own(&self.q.rules, cause, Mode::Normal);
         let blame = if p.is_some() { of_path } else { of_rules() };
-        let of_vmta = p.is_some_and(|p| cause == Cause::SharedLimit && p.blocked_by.starts_with(OF_VMTA));
+        let of_vmta = p.is_some_and(|p| is_of_vmta(cause, p));
         let c = self.named(cause, p.map(|p| p.vmta), blame, of_vmta);
         WhyCause { path: p.map(Path::name).unwrap_or_default(), ..c }
     }
@@ -153,9 +156,8 @@ impl Of<'_> {
 
     /// What holds a path up now.
     fn path(&self, cause: Cause, p: &Path) -> WhyCause {
-        let of_vmta = cause == Cause::SharedLimit && p.blocked_by.starts_with(OF_VMTA);
-        let c = self.named(cause, Some(p.vmta), blame::now(self.shard, p, cause, self.now), of_vmta);
-        let note = match cause == Cause::SharedLimit && has_no_room(self.shard, &c.directive) {
+        let c = self.named(cause, Some(p.vmta), blame::now(self.shard, p, cause, self.now), is_of_vmta(cause, p));
+        let note = match cause == Cause::SharedLimit && has_no_room(self.shard, p) {
             true => NO_ROOM.to_owned(),
             false => note(cause, self.q, p, self.now),
         };
@@ -211,7 +213,7 @@ impl Of<'_> {
                 Cause::MaxConnectRate => ready(&w.connect, l.connect_rate),
                 Cause::ConnectPause => p.connect_again_ms,
                 // Others are asked for again and again until somebody gives one back.
-                Cause::SharedLimit if p.blocked_by.ends_with("-rate") => p.blocked_until_ms,
+                Cause::SharedLimit if p.blocked_by.is_some_and(Limit::is_rate) => p.blocked_until_ms,
                 Cause::Source => p.sources.iter().map(|s| p.source_ready_ms(s.ip)).min().unwrap_or(0),
                 Cause::Pool => p.pulled_ms + p.rules.pool_probe_interval.as_millis().min(1 << 50) as i64,
                 _ => 0,
@@ -296,13 +298,13 @@ fn note(c: Cause, q: &Queue, p: &Path, now_ms: i64) -> String {
                 off => format!("disabled: {off}"),
             }
         }
-        Cause::SharedLimit if p.blocked_by.starts_with(OF_VMTA) => {
-            format!("of virtual MTA {} over all destinations", p.vmta_name)
-        }
-        Cause::SharedLimit if p.blocked_by.starts_with("destination-") => "over all virtual MTAs".to_owned(),
-        Cause::SharedLimit if p.blocked_by == "total-max-smtp-out" => "over all paths".to_owned(),
-        Cause::SharedLimit if p.blocked_by.ends_with("-connection-limit") => "of the receiver's host".to_owned(),
-        Cause::SharedLimit => "over all shards".to_owned(),
+        Cause::SharedLimit => match p.blocked_by.map(Limit::holder) {
+            Some(Holder::VirtualMta) => format!("of virtual MTA {} over all destinations", p.vmta_name),
+            Some(Holder::Destination) => "over all virtual MTAs".to_owned(),
+            Some(Holder::Server) => "over all paths".to_owned(),
+            Some(Holder::Host) => "of the receiver's host".to_owned(),
+            Some(Holder::Path | Holder::Source) | None => "over all shards".to_owned(),
+        },
         Cause::Pool => "receivers refused or deferred much of what this member sent".to_owned(),
         Cause::Paused if !q.paused && !p.paused => "its jobs, by an operator; `sluice resume job`".to_owned(),
         Cause::Paused => "by an operator; `sluice resume queue`".to_owned(),
