@@ -25,6 +25,7 @@ impl Ballast {
     /// Looks whether it is there. It is removed at once where fewer bytes are free than it takes.
     pub fn open<D: Disk>(folder: &mut D, free_bytes: u64) -> Ballast {
         if free_bytes < BYTES {
+            // Whether that gave anything back is seen when it is opened below.
             let _ = folder.remove(NAME);
         }
         // One that was being made at a crash keeps no room.

@@ -90,6 +90,7 @@ impl Spool {
     pub fn store(&self, message: NewMessage) -> oneshot::Receiver<Result<u64, SpoolError>> {
         let (reply, receiver) = oneshot::channel();
         if let Err(e) = bounded(&message) {
+            // The other end is the receiver that is returned.
             let _ = reply.send(Err(e));
             return receiver;
         }
@@ -171,8 +172,8 @@ impl Spool {
         self.outcome(16, |i| i.group.open.push((origin, from)));
     }
 
-    /// Nothing more may be delivered for now: the disk does not take what came of it, and it
-    /// would be delivered again after a crash.
+    /// Deliveries are held until the disk takes what comes of them: mail that is delivered before would be delivered again after a
+    /// crash.
     pub fn holds_deliveries(&self) -> bool {
         self.shared.backlog.holds_deliveries()
     }

@@ -371,11 +371,10 @@ impl Supervisor {
     /// whether this one took it: it would find this one gone, and give the share to a third a second time.
     async fn retire(self: &Rc<Self>, number: u8) -> Result<(), String> {
         let owns = |s: &Self| s.map.borrow().shards.contains(&number);
-        let is_gone = |s: &Self| s.slot(number, |_| ()).is_none();
         // From then on it takes no share that it has not.
         let knows_it = |s: &Self| {
             let epoch = s.map.borrow().epoch;
-            owns(s) || is_gone(s) || s.slot(number, |s| s.heartbeat.settled_epoch == epoch).unwrap_or(true)
+            owns(s) || s.slot(number, |s| s.heartbeat.settled_epoch == epoch).unwrap_or(true)
         };
         loop {
             if !self.until(Duration::from_secs(3600), knows_it).await {
@@ -388,13 +387,11 @@ impl Supervisor {
                 let slots = s.slots.borrow();
                 slots.iter().all(|s| s.number == number || s.has_none_open_at(number, asked))
             };
-            let empty = |s: &Self| {
-                owns(s) || is_gone(s) || (s.slot(number, |s| s.is_empty(asked)).unwrap_or(true) && none_open(s))
-            };
+            let empty = |s: &Self| owns(s) || s.slot(number, |s| s.is_empty(asked)).is_none_or(|e| e && none_open(s));
             if !self.until(Duration::from_secs(3600), empty).await {
                 return Err(format!("shard {number} still holds mail; it goes on handing it over"));
             }
-            if owns(self) || is_gone(self) {
+            if owns(self) || self.slot(number, |_| ()).is_none() {
                 return Ok(());
             }
             let grace = self.grace();

@@ -72,9 +72,8 @@ fn imports(code: &str) -> Vec<String> {
     let mut all = Vec::new();
     for line in code.split(';') {
         let tree = line.rsplit_once("\nuse ").map(|(_, t)| t).or_else(|| line.strip_prefix("use "));
-        let tree = tree
-            .or_else(|| line.rsplit_once(" use ").map(|(_, t)| t))
-            .or_else(|| line.rsplit_once("pub use ").map(|(_, t)| t));
+        // Behind `pub`, or in a function.
+        let tree = tree.or_else(|| line.rsplit_once(" use ").map(|(_, t)| t));
         if let Some(tree) = tree {
             expand("", &tree.split_whitespace().collect::<Vec<_>>().join(" "), &mut all);
         }

@@ -164,7 +164,7 @@ impl Slot {
         serves && self.beat_at > since && h.recipients == 0 && !h.held && h.accounting_behind.is_none()
     }
 
-    /// A process said after `since` that shard `other` has no share of this one that it has not answered for.
+    /// This shard said after `since` that it waits for no answer of shard `other` about a share.
     pub fn has_none_open_at(&self, other: u8, since: Instant) -> bool {
         self.beat_at > since && self.heartbeat.shares_open_at.as_ref().is_some_and(|at| !at.contains(&other))
     }

@@ -115,7 +115,7 @@ impl Path {
         !(p.held || p.paused || p.has_surplus() || self.is_surplus(p) || self.source.is_some_and(disabled))
     }
 
-    /// SpreadPath share the places; one that is above what the limit is now is given up.
+    /// All owners of a spread destination share the places of its limit. A connection whose place is above the limit in force is given up.
     fn is_surplus(&self, p: &crate::schedule::Path) -> bool {
         let most = p.limits().smtp_out;
         // What needs no host takes no place.

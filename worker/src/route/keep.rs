@@ -31,8 +31,8 @@ const OWNER_WAIT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// Shares that are with one owner at once.
 const AT_ONCE: usize = 32;
-/// What the notes of shares that another than the shard named in them is asked to take are called among the spool's values, before
-/// the share's key.
+/// A kept share names the shard that it was made for. Where it was offered to another since, a value of the spool says to which: this,
+/// and the share's key, is the value's name.
 const NOTED_AS: &str = "kept/";
 
 /// A share kept under handoff.
@@ -53,7 +53,7 @@ pub struct Keeping {
     by_owner: RefCell<HashMap<u8, VecDeque<Kept>>>,
     /// Found at start and not read yet.
     found: RefCell<VecDeque<Recovered>>,
-    /// The shard that was asked last, of shares found at start that name another, by key.
+    /// By the key of a share that may be found at start: the shard that it was offered to last, where it names another.
     noted: RefCell<HashMap<u64, u8>>,
     recipients: Cell<u64>,
     /// Owners that are being offered some.
@@ -142,7 +142,7 @@ pub async fn pass_on(shard: Rc<Shard>) {
     }
 }
 
-/// Finds who was asked last to take shares that name another.
+/// Reads the notes of an earlier process, see [`NOTED_AS`].
 pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
     let notes = values.iter().filter_map(|(name, value)| {
         let key = name.strip_prefix(NOTED_AS)?.parse::<u64>().ok()?;
@@ -151,7 +151,7 @@ pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
     shard.handoffs.kept.noted.borrow_mut().extend(notes);
 }
 
-/// Notes who is asked to take a share that names another, so that the next process asks the same shard; nobody with `None`.
+/// Notes the shard that a share is offered to from now on, so that the next process asks the same one; `None` takes the note away.
 fn note(shard: &Shard, key: u64, owner: Option<u8>) {
     shard.spool.put(&format!("{NOTED_AS}{key}"), owner.into_iter().collect());
 }
@@ -192,7 +192,7 @@ async fn read_found(shard: &Rc<Shard>) {
             }
         }
     }
-    // Of shares that are not kept any more.
+    // Notes of shares that are not kept any more.
     let old: Vec<u64> = shard.handoffs.kept.noted.borrow_mut().drain().map(|(key, _)| key).collect();
     old.into_iter().for_each(|key| note(shard, key, None));
     shard.handoffs.all_known();

@@ -124,12 +124,12 @@ fn of_disk(shard: &Shard) -> Option<WhyCause> {
     Some(WhyCause { cause: "disk".to_owned(), note: format!("{what}{reason}"), ..Default::default() })
 }
 
-/// A queue whose causes are put into words.
 /// The limit that holds the path up is its virtual MTA's.
 fn is_of_vmta(cause: Cause, p: &Path) -> bool {
     cause == Cause::SharedLimit && p.blocked_by.is_some_and(|l| l.holder() == Holder::VirtualMta)
 }
 
+/// A queue whose causes are put into words.
 struct Of<'a> {
     shard: &'a Shard,
     q: &'a Queue,
