@@ -2,6 +2,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -83,6 +84,12 @@ impl std::fmt::Debug for Config {
 }
 
 impl Config {
+    /// Source addresses of a virtual MTA.
+    pub fn source_addresses(&self, vmta: u32) -> Vec<IpAddr> {
+        let hosts = self.snapshot.get().vmtas.get(vmta as usize).map(|v| &v.source_hosts);
+        hosts.into_iter().flat_map(|h| h.iter()).filter_map(|h| h.ip.as_str().parse().ok()).collect()
+    }
+
     /// Takes a snapshot into use.
     ///
     /// # Errors

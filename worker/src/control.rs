@@ -32,10 +32,9 @@ use crate::deliver::rerouting;
 use crate::heat::Heat;
 use crate::holds::Work;
 use crate::ports::Ports;
-use crate::route::paths;
 use crate::sandbox::{self, Grants, InForce};
-use crate::shard::Shard;
-use crate::shard::life::{self, Parts};
+use crate::shard::life;
+use crate::shard::{Parts, Shard};
 use crate::suppression;
 use crate::switches::Obeyed;
 use crate::{Start, holds, one_message, rows};
@@ -300,19 +299,19 @@ async fn open_shard(
 }
 
 fn heartbeat(shard: &Shard) -> Heartbeat {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let st = shard.spool.statistics();
     let c = &shard.counters;
     let wall = crate::clock::wall_ms(crate::clock::now_ms());
     Heartbeat {
         state: if shard.stopping() { "draining" } else { "serving" }.into(),
-        recipients: s.recipients + shard.handoffs.kept.recipients(),
+        recipients: s.recipients + shard.kept.recipients(),
         messages: s.messages.len() as u64,
         queued_bytes: s.queued_bytes,
         domains: s.queues_with_mail,
         connections_out: shard.connections.get(),
         connections_in: shard.sessions.get(),
-        handoffs: shard.handoffs.kept.recipients(),
+        handoffs: shard.kept.recipients(),
         shares_open_at: shard.handoffs.open_at(),
         received: c.received.get(),
         delivered: c.delivered.get(),
@@ -326,7 +325,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
         refusal: shard.spool.refusal().map(|r| (r.since_ms(wall), r.why)),
         held: shard.spool.holds_deliveries(),
         accounting_behind: shard.spool.accounting_behind().map(|r| (r.since_ms(wall), r.why)),
-        settled_epoch: if paths::is_settled(shard) { shard.map.borrow().epoch } else { 0 },
+        settled_epoch: if shard.engine().is_settled() { shard.map.borrow().epoch } else { 0 },
         holds: {
             let h = holds::so_far();
             let by = if h.count == 0 { String::new() } else { h.by.name().to_owned() };
@@ -491,7 +490,7 @@ impl Worker {
                 alive
             }
             ToWorker::Map(map) => {
-                holds::doing(Work::Reload, || self.shard.set_map(map));
+                holds::doing(Work::Reload, || self.shard.follow_map(map));
                 true
             }
             ToWorker::SwitchAccounting { switch, files } => {

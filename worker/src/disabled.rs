@@ -1,15 +1,15 @@
 //! Since when and why source addresses are left out: `show disabled`. That they are is the path's or the order's own
 //! matter; here is what is said of it, which outlives the process.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+pub mod kept;
+
 use std::net::IpAddr;
 
 use ipc::frame::archive;
 use ipc::operator::DisabledRow;
 use ipc::queue_orders::QueuePattern;
-use rkyv::{Archive, Deserialize, Serialize};
 
+use self::kept::Note;
 use crate::clock;
 use crate::shard::Shard;
 
@@ -19,19 +19,6 @@ const NOTED_AS: &str = "disabled/";
 const NOTES_MAX: usize = 10_000;
 /// Characters of a reason.
 const WHY_MAX: usize = 300;
-
-/// Why an address is left out at a queue.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-struct Note {
-    since_unix_ms: i64,
-    until_unix_ms: i64,
-    by_operator: bool,
-    why: String,
-}
-
-/// What is noted, by queue and address.
-#[derive(Debug, Default)]
-pub struct Notes(RefCell<BTreeMap<String, Note>>);
 
 fn name(destination: &str, via: &str, ip: &str) -> String {
     format!("{NOTED_AS}{destination}/{via}/{ip}")
@@ -84,15 +71,14 @@ pub fn note(shard: &Shard, (destination, via): (&str, &str), ip: &str, until_ms:
 pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<DisabledRow> {
     let now = clock::now_ms();
     let mut all = Vec::new();
-    for (pattern, ip, until_ms) in shard.switches.borrow().disabled.iter().filter(|(_, _, until)| *until > now) {
+    for (pattern, ip, until_ms) in shard.switches().disabled.iter().filter(|(_, _, until)| *until > now) {
         if of.covers(pattern) {
             let queue = (pattern.destination.as_str(), pattern.via.as_str());
             all.push(DisabledRow { is_order: true, ..row(shard, queue, ip, *until_ms) });
         }
     }
-    for (_, p) in &shard.scheduler.borrow().paths {
-        let serves =
-            || p.queues.iter().any(|id| shard.scheduler.borrow().queues.get(id).is_some_and(|q| q.is_meant_by(of)));
+    for (_, p) in &shard.scheduler().paths {
+        let serves = || p.queues.iter().any(|id| shard.scheduler().queues.get(id).is_some_and(|q| q.is_meant_by(of)));
         if p.sources.iter().any(|s| s.disabled_until_ms > now) && (of.matches(&p.destination, &p.vmta_name) || serves())
         {
             let disabled = p.sources.iter().filter(|s| s.disabled_until_ms > now);
@@ -100,7 +86,7 @@ pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<DisabledRow> {
             all.extend(disabled.map(|s| row(shard, queue, &s.ip.to_string(), s.disabled_until_ms)));
         }
     }
-    for state in crate::route::paths::inherited::of(shard, of) {
+    for state in shard.inherited().of(of) {
         let disabled = state.sources.iter().filter(|s| s.disabled_until_unix_ms > now);
         let queue = (state.destination.as_str(), state.vmta.as_str());
         all.extend(disabled.map(|s| row(shard, queue, &s.ip, s.disabled_until_unix_ms)));

@@ -58,7 +58,7 @@ impl Heat {
 }
 
 fn hottest(shard: &Shard) -> Option<(String, u32)> {
-    let mut s = shard.scheduler.borrow_mut();
+    let mut s = shard.scheduler_mut();
     let mut all: HashMap<&str, u64> = HashMap::default();
     for (_, p) in &mut s.paths {
         let taken = std::mem::take(&mut p.taken);

@@ -9,10 +9,11 @@ use ipc::operator::{MessageRecipientRow, MessageRow};
 use spool::KnownRecipient;
 
 use crate::clock;
-use crate::deliver::connection::{load, read};
+
 use crate::deliver::signing::as_sent;
 use crate::prepare::content::Content;
-use crate::prepare::message::name_or_default;
+use crate::prepare::vmta_name::name_or_default;
+use crate::route::stored::{load, read};
 use crate::schedule::{QueueId, Slot};
 use crate::shard::{Scheduler, Shard};
 
@@ -48,7 +49,7 @@ pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<Record> {
     // Its id begins with when it was accepted.
     let at_ms = i64::from_be_bytes(std::array::from_fn(|i| if i < 2 { 0 } else { id.0[i - 2] }));
     let candidates: Vec<(Slot, u64)> = {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         s.messages.iter().filter(|(_, m)| m.received_ms == at_ms).map(|(slot, m)| (slot as Slot, m.key)).collect()
     };
     let mut all = Vec::new();
@@ -59,7 +60,7 @@ pub async fn found(shard: &Rc<Shard>, id: MessageId) -> Vec<Record> {
             all.push(Record { key, content, whose: Whose::Own(slot) });
         }
     }
-    for (key, owner) in shard.handoffs.kept.shares_of(id) {
+    for (key, owner) in shard.kept.shares_of(id) {
         // It may have been passed on meanwhile.
         let Ok((envelope, body)) = read(shard, key).await else { continue };
         let content = Rc::new(Content::new(envelope, [body, Bytes::new()]));
@@ -96,7 +97,7 @@ fn places(s: &Scheduler, whose: Whose, recipients: usize) -> Vec<Place> {
 }
 
 fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, known: &[KnownRecipient]) -> MessageRow {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let now = clock::now_ms();
     let vmta = name_or_default(&e.vmta);
     let recipient = |(n, (r, place)): (usize, (&ipc::message::ArchivedRecipient, Place))| {
@@ -182,17 +183,18 @@ pub async fn content(shard: &Rc<Shard>, id: MessageId) -> Result<Option<Vec<u8>>
         return Err(format!("the message has {bytes} bytes, and at most {SHOWN_MAX} are shown"));
     }
     let queue = {
-        let s = &mut *shard.scheduler.borrow_mut();
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return Ok(None) };
-        let waits = places(s, whose, e.recipients.len()).into_iter().find_map(|p| match p {
+        let waits = places(&shard.scheduler(), whose, e.recipients.len()).into_iter().find_map(|p| match p {
             Place::Waits(id, ..) => Some(id),
             Place::Elsewhere => None,
         });
         let Some(first) = e.recipients.first() else { return Ok(None) };
-        let id = waits.unwrap_or_else(|| shard.queue_for(s, first.destination.as_str(), e.vmta.as_str()));
-        // Keys are those of the virtual MTA that would send it.
-        let _ = shard.path_for(s, id, 0);
-        id
+        shard.decide(|engine, now| {
+            let id = waits.unwrap_or_else(|| engine.queue_for(&first.destination, &e.vmta, now));
+            // Keys are those of the virtual MTA that would send it.
+            let _ = engine.path_for(id, 0, now);
+            id
+        })
     };
     Ok(as_sent(shard, queue, &content).await.map(|body| body.concat()))
 }

@@ -99,7 +99,7 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
                 r.last_5_min.iter().chain(&r.now).map(cause).sum::<usize>()
                     + text(&[&r.queue, &r.domain, &r.last_reply])
             };
-            let s = shard.scheduler.borrow();
+            let s = shard.scheduler();
             let meant = s.queues.iter().filter(|(_, q)| crate::why::is_meant(&s, q, of));
             let row = |id, q: &Queue, rows: &mut Vec<WhyRow>| rows.push(crate::why::row(shard, &s, id, q));
             Page::of(meant, from, row, bytes).answer(Listing::Why)
@@ -109,7 +109,7 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
 
 /// `show queues`: what rolled up to one queue is a row for each domain, and joined by who asked.
 fn queues(shard: &Shard, of: &QueuePattern, from: u64, bytes: impl Fn(&QueueRow) -> usize) -> Page<QueueRow> {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let now = clock::now_ms();
     let row = |_, q: &Queue, rows: &mut Vec<QueueRow>| {
         let paths: Vec<&Path> = q.pullers.iter().filter_map(|p| s.paths.get(p.path)).collect();
@@ -157,7 +157,7 @@ fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
 
 /// `show paths`
 fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<PathRow> {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let now = clock::now_ms();
     let row = |_, p: &Path, rows: &mut Vec<PathRow>| {
         let limits = p.limits();
@@ -185,7 +185,7 @@ fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<Pa
 
 /// `show pools`: members that have served a destination, with what they get of its mail.
 fn pools(shard: &Shard, from: u64, bytes: impl Fn(&PoolRow) -> usize) -> Page<PoolRow> {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let now = clock::now_ms();
     let members = |_, q: &Queue, all: &mut Vec<PoolRow>| {
         let weight = |m: usize| f64::from(q.members.get(m).map_or(1, |m| m.weight));
@@ -220,7 +220,7 @@ fn pools(shard: &Shard, from: u64, bytes: impl Fn(&PoolRow) -> usize) -> Page<Po
 
 /// `show jobs`
 fn jobs(shard: &Shard, from: u64, bytes: impl Fn(&JobRow) -> usize) -> Page<JobRow> {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let mut domains: HashMap<JobId, HashSet<&str>> = HashMap::default();
     for (_, q) in &s.queues {
         let waiting = q.waiting.iter().filter_map(|Reverse((_, e))| s.messages.get(e.slot as usize)).map(|m| m.job);

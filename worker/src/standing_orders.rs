@@ -1,8 +1,7 @@
 //! Orders of operators that stand until they are taken back, whether they match mail now or not: `show orders`. What each
 //! of them does is a matter of [`crate::switches`]; here is who gave it and when, which outlives the process.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ipc::backoff::Mode;
 use ipc::frame::archive;
@@ -15,10 +14,6 @@ use crate::shard::Shard;
 
 /// What the notes are called among the spool's values, before what they are about.
 const NOTED_AS: &str = "order/";
-
-/// Who gave each order and when, by the name of its note.
-#[derive(Debug, Default)]
-pub struct Notes(RefCell<BTreeMap<String, Given>>);
 
 fn pause_name(of: &QueuePattern) -> String {
     format!("{NOTED_AS}queue/{of}")
@@ -36,7 +31,7 @@ fn job_name(job: &str) -> String {
 pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
     for (name, value) in values.iter().filter(|(name, _)| name.starts_with(NOTED_AS)) {
         match rkyv::from_bytes::<Given, rkyv::rancor::Error>(value) {
-            Ok(given) => drop(shard.standing_orders.0.borrow_mut().insert(name.clone(), given)),
+            Ok(given) => drop(shard.standing_orders.borrow_mut().insert(name.clone(), given)),
             Err(_) => shard.spool.put(name, Vec::new()),
         }
     }
@@ -64,16 +59,16 @@ pub fn note_job(shard: &Shard, job: &str, by: &str) {
 fn put(shard: &Shard, name: String, by: &str) {
     let given = Given { unix_ms: clock::now_ms(), by: by.to_owned() };
     shard.spool.put(&name, archive(&given).to_vec());
-    shard.standing_orders.0.borrow_mut().insert(name, given);
+    shard.standing_orders.borrow_mut().insert(name, given);
 }
 
 /// Forgets who gave orders that stand no more.
 fn forget_taken_back(shard: &Shard) {
-    let switches = shard.switches.borrow();
+    let switches = shard.switches();
     let mut stand: BTreeSet<String> = switches.pauses.iter().map(|(of, _)| pause_name(of)).collect();
     stand.extend(switches.disabled.iter().map(|(of, ip, _)| source_name(of, ip)));
-    stand.extend(shard.scheduler.borrow().jobs.paused().map(job_name));
-    shard.standing_orders.0.borrow_mut().retain(|name, _| {
+    stand.extend(shard.scheduler().jobs.paused().map(job_name));
+    shard.standing_orders.borrow_mut().retain(|name, _| {
         let stands = stand.contains(name);
         if !stands {
             shard.spool.put(name, Vec::new());
@@ -84,14 +79,14 @@ fn forget_taken_back(shard: &Shard) {
 
 /// All notes, for a shard that is new.
 pub fn all(shard: &Shard) -> Vec<(String, Given)> {
-    shard.standing_orders.0.borrow().iter().map(|(name, given)| (name.clone(), given.clone())).collect()
+    shard.standing_orders.borrow().iter().map(|(name, given)| (name.clone(), given.clone())).collect()
 }
 
 /// Takes over the notes of another shard, once its orders were taken over.
 pub fn take(shard: &Shard, all: Vec<(String, Given)>) {
     for (name, given) in all.into_iter().filter(|(name, _)| name.starts_with(NOTED_AS)) {
         shard.spool.put(&name, archive(&given).to_vec());
-        shard.standing_orders.0.borrow_mut().insert(name, given);
+        shard.standing_orders.borrow_mut().insert(name, given);
     }
     forget_taken_back(shard);
 }
@@ -111,7 +106,7 @@ fn time(ms: i64) -> String {
 
 /// A row of what is noted under a name, if anything is.
 fn row(shard: &Shard, name: &str, order: &str, of: String, taken_back_by: String) -> OrderRow {
-    let notes = shard.standing_orders.0.borrow();
+    let notes = shard.standing_orders.borrow();
     let given = notes.get(name);
     OrderRow {
         order: order.to_owned(),
@@ -127,7 +122,7 @@ fn row(shard: &Shard, name: &str, order: &str, of: String, taken_back_by: String
 /// Rows of `show orders`: those whose pattern means nothing outside of `of`, jobs where `of` is everything.
 pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<OrderRow> {
     let now = clock::now_ms();
-    let switches = shard.switches.borrow();
+    let switches = shard.switches();
     let mut all = Vec::new();
     for (pattern, paused) in switches.pauses.iter().filter(|(p, _)| of.covers(p)) {
         let (order, opposite) = if *paused { ("pause queue", "resume queue") } else { ("resume queue", "pause queue") };
@@ -151,7 +146,7 @@ pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<OrderRow> {
         let row = row(shard, &source_name(pattern, ip), order, pattern.to_string(), undo);
         all.push(OrderRow { source: ip.clone(), until, ..row });
     }
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     if of.destination == "*" && of.via == "*" {
         let of_job =
             |job: &str| row(shard, &job_name(job), "pause job", job.to_owned(), format!("resume job {}", quoted(job)));
@@ -170,7 +165,7 @@ pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<OrderRow> {
     let of_path = |p: &Path| forced(p.name(), Some(p.mode_since_ms), p.mode_until_ms);
     all.extend(s.paths.iter().map(|(_, p)| p).filter(is_forced).map(of_path));
     // Paths that this shard has no mail for begin in backoff.
-    let inherited = crate::route::paths::inherited::of(shard, of);
+    let inherited = shard.inherited().of(of);
     all.extend(inherited.iter().filter(|p| p.forced && p.backoff_until_unix_ms > now).map(|p| {
         let name = format!("{}/{}", ipc::message::shown_domain(&p.destination), p.vmta);
         forced(name, None, p.backoff_until_unix_ms)

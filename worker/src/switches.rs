@@ -6,15 +6,13 @@ use std::rc::Rc;
 use ipc::control::AllSwitches;
 use ipc::frame::archive;
 use ipc::mesh::PathState;
-use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern, Switches};
+use ipc::queue_orders::{QueueAction, QueueOrder, Switches};
 use ipc::text;
 
 use crate::clock;
-use crate::deliver::connection::source_addresses;
 use crate::meant;
-use crate::route::paths::inherited;
-use crate::schedule::{Path, PathId, Queue, QueueId};
-use crate::shard::{Scheduler, Shard};
+use crate::schedule::{Path, PathId, QueueId};
+use crate::shard::Shard;
 
 /// Name of the switches among the spool's values.
 const KEPT_AS: &str = "switches";
@@ -55,78 +53,34 @@ impl Obeyed {
 pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     if let Some((_, jobs)) = values.iter().find(|(name, _)| name == JOBS_KEPT_AS) {
         let names = String::from_utf8_lossy(jobs).lines().map(str::to_owned).collect::<Vec<_>>();
-        shard.scheduler.borrow_mut().jobs.set_paused(names);
+        shard.scheduler_mut().jobs.set_paused(names);
     }
     let Some((_, value)) = values.iter().find(|(name, _)| name == KEPT_AS) else { return };
     match rkyv::from_bytes::<Switches, rkyv::rancor::Error>(value) {
-        Ok(s) => *shard.switches.borrow_mut() = s,
+        Ok(s) => shard.decide(|e, _| {
+            e.switches = s;
+            e.apply_orders();
+        }),
         Err(e) => tracing::warn!(error = %e, "pauses in the spool cannot be read; forgotten"),
-    }
-    apply(shard);
-}
-
-/// Puts the switches in force at what is there: also after a reload, by which mail may go other ways.
-pub fn apply(shard: &Shard) {
-    let s = &mut *shard.scheduler.borrow_mut();
-    let queues: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
-    queues.into_iter().for_each(|id| apply_to_mail_sent_on(shard, s, id));
-    for (_, p) in &mut s.paths {
-        apply_to_path(shard, p);
     }
 }
 
 /// What operators switched, for a shard that is new.
 pub fn all(shard: &Shard) -> AllSwitches {
-    let jobs = shard.scheduler.borrow().jobs.paused().map(str::to_owned).collect();
-    AllSwitches { queues: shard.switches.borrow().clone(), jobs, given: crate::standing_orders::all(shard) }
+    let jobs = shard.scheduler().jobs.paused().map(str::to_owned).collect();
+    AllSwitches { queues: shard.switches().clone(), jobs, given: crate::standing_orders::all(shard) }
 }
 
 /// Takes over what the other shards know, in place of what was known here before.
 pub fn take(shard: &Shard, all: AllSwitches) {
     shard.spool.put(KEPT_AS, archive(&all.queues).to_vec());
     shard.spool.put(JOBS_KEPT_AS, all.jobs.join("\n").into_bytes());
-    *shard.switches.borrow_mut() = all.queues;
-    shard.scheduler.borrow_mut().jobs.set_paused(all.jobs);
+    shard.decide(|e, _| {
+        e.switches = all.queues;
+        e.scheduler.jobs.set_paused(all.jobs);
+        e.apply_orders();
+    });
     crate::standing_orders::take(shard, all.given);
-    apply(shard);
-}
-
-/// A queue is new: it is paused where operators said so.
-pub fn apply_to_queue(shard: &Shard, q: &mut Queue) {
-    let paused = shard.switches.borrow().is_paused(|of| q.is_meant_by(of));
-    q.paused = paused;
-}
-
-/// A path is new: it is paused, and sources are left out, where operators said so.
-pub fn apply_to_path(shard: &Shard, p: &mut Path) {
-    let paused = shard.switches.borrow().is_paused(|of| of.matches(&p.destination, &p.vmta_name));
-    p.paused = paused;
-    apply_to_sources(shard, p, None);
-}
-
-/// Leaves sources of a path out that operators disabled there, or at a queue that it serves.
-pub fn apply_to_sources(shard: &Shard, p: &mut Path, q: Option<&Queue>) {
-    let switches = shard.switches.borrow();
-    if switches.disabled.is_empty() {
-        return;
-    }
-    let is_direct = |of: &QueuePattern| of.matches(&p.destination, &p.vmta_name);
-    let sources = switches.sources(|of| is_direct(of) || q.is_some_and(|q| q.is_meant_by(of)));
-    let own = if sources.is_empty() { Vec::new() } else { source_addresses(shard, p.vmta) };
-    for (ip, until_ms) in sources {
-        if let Some(ip) = ip.parse().ok().filter(|ip| until_ms > 0 && own.contains(ip)) {
-            p.source(ip).disabled_until_ms = until_ms;
-        }
-    }
-}
-
-/// Queue `id` got mail of a virtual MTA that sends it on there: what operators said of that counts too.
-pub fn apply_to_mail_sent_on(shard: &Shard, s: &mut Scheduler, id: QueueId) {
-    let Some(q) = s.queues.get_mut(id) else { return };
-    apply_to_queue(shard, q);
-    for path in &q.pullers {
-        s.paths.get_mut(path.path).into_iter().for_each(|p| apply_to_sources(shard, p, Some(q)));
-    }
 }
 
 /// Carries out an order of a user.
@@ -147,12 +101,14 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder, by: &str) -> Result<Obeyed, S
         // A slip of the pen: nothing is kept for it.
         return Ok(Obeyed::default());
     }
-    let before = shard.switches.borrow().clone();
-    shard.switches.borrow_mut().forget_over(now);
-    shard.switches.borrow_mut().note(order)?;
-    let kept = *shard.switches.borrow() != before;
+    let kept = shard.decide(|e, _| {
+        let before = e.switches.clone();
+        e.switches.forget_over(now);
+        e.switches.note(order)?;
+        Ok::<bool, String>(e.switches != before)
+    })?;
     if kept {
-        shard.spool.put(KEPT_AS, archive(&*shard.switches.borrow()).to_vec());
+        shard.spool.put(KEPT_AS, archive(&*shard.switches()).to_vec());
         crate::standing_orders::note(shard, order, by);
     }
     let mut done = match &order.action {
@@ -170,16 +126,22 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder, by: &str) -> Result<Obeyed, S
         QueueAction::EnableSource { ip } => set_source(shard, order, &paths, ip, 0)?,
     };
     done.kept = kept;
-    for id in queues {
-        shard.pump_queue(id);
-        shard.pump_pullers(id);
-    }
+    pump_all(shard, queues);
     tracing::info!(shard = shard.number, of = %order.of, action = ?order.action, matched = done.matched, changed = done.changed, "order");
     Ok(done)
 }
 
+fn pump_all(shard: &Shard, queues: Vec<QueueId>) {
+    shard.decide(|e, now| {
+        for id in queues {
+            e.pump_queue(id, now);
+            e.pump_pullers(id, now);
+        }
+    });
+}
+
 fn queue_name(shard: &Shard, id: QueueId) -> String {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let Some(q) = s.queues.get(id) else { return String::new() };
     // Its wait is over, and it stays all the same.
     let paused = if q.paused { ", paused: it goes when it is resumed" } else { "" };
@@ -192,21 +154,22 @@ const PATHS_MADE_MAX: usize = 10_000;
 /// Queues and paths that an order means. For what is said to paths those are made that will serve the queues: else it
 /// would not hold for them.
 fn meant(shard: &Shard, order: &QueueOrder) -> (Vec<QueueId>, Vec<PathId>) {
-    let s = &mut *shard.scheduler.borrow_mut();
-    let queues = meant::queues(shard, s, &order.of);
+    let queues = meant::queues(shard, &shard.scheduler(), &order.of);
     let is_of_paths = !matches!(order.action, QueueAction::Pause(_) | QueueAction::Schedule { .. });
     let mut made = 0;
     for id in queues.iter().filter(|_| is_of_paths) {
         if made >= PATHS_MADE_MAX {
             break;
         }
-        let members = s.queues.get(*id).filter(|q| q.recipients > 0).map_or(0, |q| q.members.len());
-        for member in 0..members {
-            let _ = shard.path_for(s, *id, member);
-        }
-        made += members;
+        made += shard.decide(|e, now| {
+            let members = e.scheduler.queues.get(*id).filter(|q| q.recipients > 0).map_or(0, |q| q.members.len());
+            for member in 0..members {
+                let _ = e.path_for(*id, member, now);
+            }
+            members
+        });
     }
-    let paths = meant::paths(shard, s, &order.of, &queues);
+    let paths = meant::paths(shard, &shard.scheduler(), &order.of, &queues);
     (queues, paths)
 }
 
@@ -220,7 +183,7 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool, by: &str) -> Result
         return Err(format!("a job's name has at most {} printable characters", text::JOB_NAME_MAX));
     }
     let (recipients, changed, kept) = {
-        let jobs = &mut shard.scheduler.borrow_mut().jobs;
+        let jobs = &mut shard.scheduler_mut().jobs;
         let mut names: Vec<String> = jobs.paused().map(str::to_owned).collect();
         let was = names.iter().any(|n| n == job);
         names.retain(|n| n != job);
@@ -238,10 +201,9 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool, by: &str) -> Result
     if changed {
         shard.spool.put(JOBS_KEPT_AS, kept.into_bytes());
         crate::standing_orders::note_job(shard, job, by);
-        let queues: Vec<QueueId> = shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
-        for id in queues.into_iter().filter(|_| !paused) {
-            shard.pump_queue(id);
-            shard.pump_pullers(id);
+        let queues: Vec<QueueId> = shard.scheduler().queues.iter().map(|(id, _)| id).collect();
+        if !paused {
+            pump_all(shard, queues);
         }
     }
     tracing::info!(shard = shard.number, job, paused, recipients, "job");
@@ -249,38 +211,22 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool, by: &str) -> Result
 }
 
 fn pause(shard: &Rc<Shard>, queues: &[QueueId]) -> Obeyed {
-    let (done, resumed) = pause_here(shard, queues);
-    // Their rules may send them on to others, which they did not while they were paused.
-    resumed.into_iter().for_each(|id| crate::deliver::mode::reroute(shard, id));
+    let mut done = Obeyed::default();
+    shard.decide(|e, now| {
+        let resumed = e.apply_pauses(|id, q, before| {
+            // They are in the order of their numbers, as these are.
+            if queues.binary_search(&id).is_ok() {
+                done.count(|| q.full_name(), before != q.paused);
+            }
+        });
+        // Their rules may send them on to others, which they did not while they were paused.
+        resumed.into_iter().for_each(|id| e.reroute(id, now));
+    });
     done
 }
 
-fn pause_here(shard: &Shard, queues: &[QueueId]) -> (Obeyed, Vec<QueueId>) {
-    let s = &mut *shard.scheduler.borrow_mut();
-    let mut done = Obeyed::default();
-    let mut resumed = Vec::new();
-    for (id, q) in &mut s.queues {
-        let before = q.paused;
-        apply_to_queue(shard, q);
-        if before && !q.paused {
-            resumed.push(id);
-        }
-        // They are in the order of their numbers, as these are.
-        if queues.binary_search(&id).is_ok() {
-            done.count(|| q.full_name(), before != q.paused);
-        }
-    }
-    let switches = shard.switches.borrow();
-    for (id, p) in &mut s.paths {
-        p.paused = switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
-        // Connections that wait look at it; those that are busy end their message first.
-        shard.idle.wake_all(id);
-    }
-    (done, resumed)
-}
-
 fn path_name(shard: &Shard, id: PathId) -> String {
-    shard.scheduler.borrow().paths.get(id).map(Path::name).unwrap_or_default()
+    shard.scheduler().paths.get(id).map(Path::name).unwrap_or_default()
 }
 
 fn set_modes(shard: &Rc<Shard>, order: &QueueOrder, paths: &[PathId], backoff: bool, now: i64) -> Obeyed {
@@ -298,14 +244,15 @@ fn set_modes(shard: &Rc<Shard>, order: &QueueOrder, paths: &[PathId], backoff: b
             }
             was_in_backoff
         };
-        inherited::change(shard, &order.of, leave).into_iter().for_each(|name| done.count(|| name, true));
+        let left = shard.decide(|e, _| e.change_inherited(&order.of, leave));
+        left.into_iter().for_each(|name| done.count(|| name, true));
     }
     done
 }
 
 fn set_mode(shard: &Rc<Shard>, id: PathId, backoff: bool, now: i64) -> bool {
     let (turn, forced) = {
-        let mut s = shard.scheduler.borrow_mut();
+        let mut s = shard.scheduler_mut();
         let Some(p) = s.paths.get_mut(id) else { return false };
         let was_forced = p.forced;
         let turn = if backoff { p.enter_backoff(now) } else { p.leave_backoff(now) };
@@ -315,16 +262,16 @@ fn set_mode(shard: &Rc<Shard>, id: PathId, backoff: bool, now: i64) -> bool {
         (turn, p.forced != was_forced)
     };
     if let Some(turn) = turn {
-        crate::deliver::mode::turned(shard, id, turn, "set queue");
+        shard.decide(|e, now| e.mode_changed(id, turn, "set queue", now));
     } else if forced {
-        crate::route::paths::note_mode(shard, id);
+        shard.decide(|e, now| e.note_mode(id, now));
     }
     turn.is_some() || forced
 }
 
 /// Ends the wait of a queue's paths, and of its recipients where wanted.
 fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
-    let s = &mut *shard.scheduler.borrow_mut();
+    let s = &mut *shard.scheduler_mut();
     let Some(q) = s.queues.get_mut(id) else { return false };
     let mut changed = false;
     if recipients && !q.waiting.is_empty() {
@@ -357,13 +304,14 @@ fn set_source(
     let address: IpAddr = ip.parse().map_err(|_| format!("expected an IP address, found {ip:?}"))?;
     let mut done = Obeyed::default();
     let mut set = Vec::new();
+    let config = shard.config();
     {
-        let s = &mut *shard.scheduler.borrow_mut();
+        let s = &mut *shard.scheduler_mut();
         for id in paths {
             let Some(p) = s.paths.get_mut(*id) else { continue };
             let known = p.sources.iter().any(|s| s.ip == address && s.disabled_until_ms > 0);
             // What never goes from this address has nothing to switch.
-            if !known && !source_addresses(shard, p.vmta).contains(&address) {
+            if !known && !config.source_addresses(p.vmta).contains(&address) {
                 continue;
             }
             let changed = match p.sources.iter().find(|s| s.ip == address) {
@@ -384,18 +332,21 @@ fn set_source(
             let of = p.sources.iter_mut().find(|s| s.ip == ip);
             of.is_some_and(|s| std::mem::take(&mut s.disabled_until_unix_ms) > clock::now_ms())
         };
-        inherited::change(shard, &order.of, enable).into_iter().for_each(|name| done.count(|| name, true));
+        let enabled = shard.decide(|e, _| e.change_inherited(&order.of, enable));
+        enabled.into_iter().for_each(|name| done.count(|| name, true));
     }
     for id in &set {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let Some(p) = s.paths.get(*id) else { continue };
         crate::disabled::note(shard, (&p.destination, &p.vmta_name), ip, until_ms, None);
     }
     // What a note of before says of the source is not so any more.
-    set.iter().for_each(|id| crate::route::paths::note_mode(shard, *id));
-    set.iter().filter(|_| until_ms > 0).for_each(|id| crate::deliver::mode::rest_without_sources(shard, *id));
-    for id in set {
-        shard.pump(id);
-    }
+    shard.decide(|e, now| {
+        set.iter().for_each(|id| e.note_mode(*id, now));
+        set.iter().filter(|_| until_ms > 0).for_each(|id| e.rest_without_sources(*id, now));
+        for id in &set {
+            e.pump(*id, now);
+        }
+    });
     Ok(done)
 }

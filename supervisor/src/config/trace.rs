@@ -15,8 +15,9 @@ use worker::config::Config;
 use worker::deliver::signing;
 use worker::prepare::content::Content;
 use worker::prepare::headers;
-use worker::prepare::message::{DEFAULT_VMTA, Submitter, prepare};
+use worker::prepare::message::{Submitter, prepare};
 use worker::prepare::pattern_list::Subject;
+use worker::prepare::vmta_name::DEFAULT_VMTA;
 use worker::suppression::{Suppresses, normal_address};
 
 use super::explain::{Explained, Origin, explain, explain_source, written_at};

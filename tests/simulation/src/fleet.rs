@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use tokio::time::{Instant, sleep};
 use worker::config::Config;
-use worker::route::paths::is_settled;
 use worker::shard::Shard;
 use worker::switches;
 
@@ -54,7 +53,8 @@ impl World {
     /// Every destination that the last map moved has been released by the shard that owned it before.
     fn is_settled(&self) -> bool {
         let epoch = self.map.borrow().epoch;
-        let is_it = |h: &Host| h.shard().is_some_and(|s| is_settled(&s) && s.map.borrow().epoch == epoch);
+        let is_it =
+            |h: &Host| h.shard().is_some_and(|s| s.engine().is_settled() && s.map.borrow().epoch == epoch);
         self.wanted().all(is_it)
     }
 
@@ -91,7 +91,7 @@ impl World {
         self.map.borrow_mut().clone_from(&map);
         for host in self.wanted() {
             let map = map.clone();
-            host.order(move |shard| shard.set_map(map));
+            host.order(move |shard| shard.follow_map(map));
         }
         for host in self.hosts.iter().filter(|h| h.number >= workers && h.is_wanted.get()) {
             self.retire(host).await;

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout};
 use worker::accept::listener::serve;
 use worker::config::Config;
 use worker::ports::Ports;
+use worker::shard::Parts;
 use worker::shard::Shard;
-use worker::shard::life::{Held, Parts};
+use worker::shard::life::Held;
 
 use crate::book::{CutShort, Life};
 use crate::net::Port;
@@ -99,7 +100,7 @@ impl Host {
 
     /// Recipients that a shard has, of its own and for others.
     pub fn holds(&self, shard: &Shard) -> u64 {
-        shard.scheduler.borrow().recipients + shard.handoffs.kept.recipients()
+        shard.scheduler().recipients + shard.kept.recipients()
     }
 
     /// Tells the process that runs to do something; nobody hears it where none does.
@@ -180,7 +181,7 @@ impl Host {
                 p.shard = Rc::downgrade(&shard);
             }
             // Who begins to serve is told what it missed.
-            shard.set_map(world.map.borrow().clone());
+            shard.follow_map(world.map.borrow().clone());
             let obeys = Rc::clone(&shard);
             spawn_local(async move {
                 while let Some(order) = ordered.recv().await {

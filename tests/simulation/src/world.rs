@@ -459,8 +459,8 @@ impl World {
                 left.push(format!("shard {} does not serve", h.number));
                 continue;
             };
-            left.push(format!("shard {} keeps {} for others", h.number, s.handoffs.kept.recipients()));
-            let s = s.scheduler.borrow();
+            left.push(format!("shard {} keeps {} for others", h.number, s.kept.recipients()));
+            let s = s.scheduler();
             for (_, q) in s.queues.iter().filter(|(_, q)| q.recipients > 0).take(5) {
                 left.push(format!("{} of {} in shard {}", q.recipients, q.name(), h.number));
             }

@@ -13,11 +13,12 @@ use tokio::net::TcpListener;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::client_place::ClientPlace;
 use super::own_name;
-use super::places::{ClientPlace, Stranger, Waits};
 use super::receiving::Share;
 use super::refusals;
 use super::session::{Event, Session, Transaction};
+use super::strangers::{Stranger, Waits};
 use crate::holds::{Work, doing};
 use crate::log_limit;
 use crate::prepare::message::{Submitter, prepare};

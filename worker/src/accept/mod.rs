@@ -1,7 +1,9 @@
 //! The SMTP server (RFC 5321). [`session`] is the protocol without sockets; [`listener`]
-//! gives it bytes and time; [`places`] shares the connections out; [`source`] decides who may do what.
+//! gives it bytes and time; [`places`], [`client_place`] and [`strangers`] share the connections out; [`source`] decides who may do what.
 
 pub mod blackhole;
+pub mod budget;
+pub mod client_place;
 pub mod listener;
 pub mod own_name;
 pub mod places;
@@ -9,3 +11,4 @@ pub mod receiving;
 pub mod refusals;
 pub mod session;
 pub mod source;
+pub mod strangers;

@@ -3,42 +3,19 @@
 //! The places of the ledger are three ranges: what is reserved for a `<source-group>` serves its sources alone; a quarter of the
 //! rest serves known clients alone, where there are any; the others serve everybody. So no stranger takes the last place of
 //! a known client. A stranger has besides only so many places for its address and for its network; and when places for
-//! everybody get scarce, those strangers that take long to say something make room, see [`Strangers`].
+//! everybody get scarce, those strangers that take long to say something make room, see [`super::strangers`].
 
-use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
 use std::ops::Range;
-use std::rc::Rc;
-use std::time::Duration;
 
-use ipc::ledger::shared_limits::key;
-use ipc::ledger::{Class, Place, Slot};
 use ipc::limits::LEDGER_SLOTS;
-use ipc::network::Network;
-use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, ArchivedSourceGroup};
-use slab::Slab;
-use tokio::time::Instant;
-
-use crate::shard::{Shard, Signal};
 
 /// Places of a stranger's address where `max-smtp-in-per-address` says nothing: an eighth of all, and at most so many.
 const PER_ADDRESS_MAX: usize = 128;
 /// But so many, where half of all are not fewer.
 const PER_ADDRESS_MIN: usize = 4;
-/// A network has so many times those of an address.
-const ADDRESSES_PER_NETWORK: u64 = 2;
 /// Places are scarce when less than this part of those for everybody is free.
 const SPARE_PART: usize = 8;
-/// How often that is looked at while there are strangers.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// When places are scarce a stranger may be silent for so long before its first command, between messages, and within one
-/// (for a command, or 4,096 bytes of content).
-const PATIENCE: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30)];
-/// Who had to make room counts for its address and network for so long: coming back at once would take the place again.
-const AWAY: Duration = Duration::from_secs(10);
-/// Operators hear of it so often at most.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// How the places are shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +30,12 @@ pub struct Places {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Group {
+pub(super) struct Group {
     /// Lower case.
-    name: String,
+    pub name: String,
     /// 0 is unlimited.
-    max: u64,
-    reserved: Range<usize>,
+    pub max: u64,
+    pub reserved: Range<usize>,
 }
 
 /// Why there is no place for a client.
@@ -118,217 +95,26 @@ impl Places {
         self.common.clone()
     }
 
-    fn group(&self, name: &str) -> Option<&Group> {
+    pub(super) fn group(&self, name: &str) -> Option<&Group> {
         let name = (!name.is_empty()).then(|| name.to_lowercase())?;
         self.groups.iter().find(|g| g.name == name)
     }
 
+    /// Those that known clients have besides.
+    pub(super) fn known(&self) -> Range<usize> {
+        self.known.clone()
+    }
+
     /// What a stranger's address has where nothing else is said.
-    fn per_address(&self) -> u64 {
+    pub(super) fn per_address(&self) -> u64 {
         let least = PER_ADDRESS_MIN.min(self.total.div_ceil(2));
         (self.total / 8).clamp(least, PER_ADDRESS_MAX) as u64
     }
 
     /// How many of those for everybody are to be given back, of `taken`.
-    fn scarce_by(&self, taken: usize) -> usize {
+    pub(super) fn scarce_by(&self, taken: usize) -> usize {
         let all = self.common.len();
         taken.saturating_sub(all - (all / SPARE_PART).max(1).min(all))
-    }
-}
-
-/// A client's place; given back when it is dropped.
-pub struct ClientPlace {
-    shard: Rc<Shard>,
-    slot: Option<Slot>,
-    /// Under the limit of its group.
-    of_group: Option<Place>,
-    /// Under the limits of its address and network.
-    under: Vec<Place>,
-    /// It may have to make room.
-    pub stranger: Option<Stranger>,
-}
-
-impl ClientPlace {
-    /// A place for a client at `ip`; `hint` spreads the search, any number will do.
-    ///
-    /// # Errors
-    /// The limit that has none left.
-    pub fn take(shard: &Rc<Shard>, rules: &SourceRules, ip: IpAddr, hint: u16) -> Result<ClientPlace, NoPlace> {
-        let config = shard.config();
-        let places = &config.places;
-        let group = places.group(&rules.source_group);
-        let is_known = config.snapshot.get().knows(ip) || group.is_some_and(|g| !g.reserved.is_empty());
-        let mut taken =
-            ClientPlace { shard: Rc::clone(shard), slot: None, of_group: None, under: Vec::new(), stranger: None };
-        let place = |key, limit, why| match limit {
-            0 => Ok(None),
-            _ => shard.ledger.take_place(key, shard.number, limit, u64::from(hint)).ok_or(why).map(Some),
-        };
-        if let Some(g) = group {
-            taken.of_group = place(key("source-group", &g.name), g.max, NoPlace::OfGroup)?;
-        }
-        let usual = if is_known { 0 } else { places.per_address() };
-        let per_address = rules.max_smtp_in_per_address.unwrap_or(usual);
-        let per_network = rules.max_smtp_in_per_network.unwrap_or(match per_address {
-            _ if is_known => 0,
-            0 => 0,
-            n => n.max(usual).saturating_mul(ADDRESSES_PER_NETWORK),
-        });
-        for (limit, network, why) in [
-            (per_address, Network::of_one_host(ip), NoPlace::OfAddress),
-            (per_network, Network::of_one_customer(ip), NoPlace::OfNetwork),
-        ] {
-            if limit > 0 {
-                taken.under.extend(place(key("smtp-in", &network.to_string()), limit, why)?);
-            }
-        }
-        let mut ranges = vec![places.common()];
-        if is_known {
-            ranges.insert(0, places.known.clone());
-            ranges.splice(0..0, group.map(|g| g.reserved.clone()));
-        }
-        let free = |r: Range<usize>| shard.ledger.take_among(Class::SmtpIn, shard.number, r, usize::from(hint));
-        taken.slot = Some(ranges.into_iter().find_map(free).ok_or(NoPlace::Total)?);
-        taken.stranger = (!is_known).then(|| Strangers::enter(shard));
-        shard.session_count(1);
-        Ok(taken)
-    }
-
-    /// Gives the place back to others; under the limits of its address and network the client counts on for a while.
-    pub fn make_room(mut self) {
-        let under = std::mem::take(&mut self.under);
-        let shard = Rc::clone(&self.shard);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(AWAY).await;
-            under.into_iter().for_each(|p| shard.ledger.give_place(p));
-        });
-    }
-}
-
-impl Drop for ClientPlace {
-    fn drop(&mut self) {
-        let places = self.of_group.take().into_iter().chain(std::mem::take(&mut self.under));
-        places.for_each(|p| self.shard.ledger.give_place(p));
-        if let Some(slot) = self.slot.take() {
-            self.shard.ledger.give(slot);
-            self.shard.session_count(-1);
-        }
-    }
-}
-
-/// What a stranger's session waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waits {
-    /// The first command.
-    ForGreeting,
-    /// A command outside of a transaction.
-    BetweenMessages,
-    /// A command or content within one.
-    WithinMessage,
-}
-
-#[derive(Debug)]
-struct Session {
-    /// From when on it may have to make room; `None` while it waits for nothing that the client has to do.
-    due: Cell<Option<Instant>>,
-    leave: Signal,
-}
-
-/// Sessions of strangers in one shard. When places are scarce those make room that have kept theirs waiting beyond what is granted
-/// then, the longest first. Every shard looks after its own.
-#[derive(Debug, Default)]
-pub struct Strangers {
-    sessions: RefCell<Slab<Rc<Session>>>,
-    watched: Cell<bool>,
-    /// Those that made room since operators were told, and when that was.
-    told: Cell<(u32, Option<Instant>)>,
-}
-
-impl Strangers {
-    fn enter(shard: &Rc<Shard>) -> Stranger {
-        let all = &shard.strangers;
-        let session = Rc::new(Session { due: Cell::new(None), leave: Signal::default() });
-        let at = all.sessions.borrow_mut().insert(Rc::clone(&session));
-        if !all.watched.replace(true) {
-            tokio::task::spawn_local(watch(Rc::clone(shard)));
-        }
-        Stranger { shard: Rc::clone(shard), session, at }
-    }
-
-    /// Asks up to `n` to leave, with those that were asked and have not gone yet; those that are due for the longest first.
-    /// How many that are.
-    fn make_room(&self, n: usize, now: Instant) -> usize {
-        let all = self.sessions.borrow();
-        let n = n.saturating_sub(all.iter().filter(|(_, s)| s.leave.is_raised()).count());
-        let due = |s: &Rc<Session>| s.due.get().filter(|due| *due <= now && !s.leave.is_raised());
-        let mut late: Vec<(Instant, &Rc<Session>)> = all.iter().filter_map(|(_, s)| Some((due(s)?, s))).collect();
-        if late.len() > n {
-            late.select_nth_unstable_by_key(n, |(due, _)| *due);
-            late.truncate(n);
-        }
-        late.iter().for_each(|(_, s)| s.leave.raise());
-        late.len()
-    }
-
-    fn tell(&self, made_room: usize, now: Instant) {
-        let (n, at) = self.told.get();
-        let n = n.saturating_add(made_room as u32);
-        let tells = n > 0 && at.is_none_or(|at| now - at >= TELL_EVERY);
-        self.told.set(if tells { (0, Some(now)) } else { (n, at) });
-        if tells {
-            tracing::warn!(
-                clients = n,
-                "connections are scarce (total-max-smtp-in): silent clients that no <source> names made room"
-            );
-        }
-    }
-}
-
-/// Looks after the strangers as long as there are any.
-async fn watch(shard: Rc<Shard>) {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if shard.strangers.sessions.borrow().is_empty() {
-            shard.strangers.watched.set(false);
-            return;
-        }
-        let config = shard.config();
-        let taken = shard.ledger.taken_among(Class::SmtpIn, &config.places.common);
-        let now = Instant::now();
-        // Other shards do their part.
-        let wanted = config.places.scarce_by(taken).div_ceil(shard.map.borrow().shards.len().max(1));
-        let made_room = if wanted > 0 { shard.strangers.make_room(wanted, now) } else { 0 };
-        shard.strangers.tell(made_room, now);
-    }
-}
-
-/// The session of a stranger among the others; it leaves when it is dropped.
-pub struct Stranger {
-    shard: Rc<Shard>,
-    session: Rc<Session>,
-    at: usize,
-}
-
-impl Stranger {
-    /// The client has to do something, since a time.
-    pub fn waits(&self, what: Waits, since: Instant) {
-        self.session.due.set(Some(since + PATIENCE[what as usize]));
-    }
-
-    /// It waits for us.
-    pub fn is_busy(&self) {
-        self.session.due.set(None);
-    }
-
-    /// Resolves when it has to make room: never while the client waits for us.
-    pub async fn has_to_leave(&self) {
-        self.session.leave.wait().await;
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        self.shard.strangers.sessions.borrow_mut().try_remove(self.at);
     }
 }
 
@@ -365,24 +151,5 @@ mod tests {
             prop_assert_eq!(end as u64, total.min(LEDGER_SLOTS as u64));
             prop_assert!(p.scarce_by(p.common.len()) <= p.common.len());
         }
-    }
-
-    #[test]
-    fn who_is_due_for_the_longest_makes_room_first() {
-        let all = Strangers::default();
-        let now = Instant::now();
-        let dues = [Some(3), None, Some(1), Some(2), Some(9)];
-        let sessions = dues.map(|s| {
-            let due = Cell::new(s.map(|s| now + Duration::from_secs(s)));
-            let session = Rc::new(Session { due, leave: Signal::default() });
-            all.sessions.borrow_mut().insert(Rc::clone(&session));
-            session
-        });
-        let left = || sessions.iter().map(|s| s.leave.is_raised()).collect::<Vec<_>>();
-        assert_eq!(all.make_room(5, now), 0, "nobody is late");
-        let later = now + Duration::from_secs(5);
-        assert_eq!((all.make_room(2, later), left()), (2, vec![false, false, true, true, false]));
-        assert_eq!(all.make_room(2, later), 0, "two are on their way");
-        assert_eq!((all.make_room(9, later), left()), (1, vec![true, false, true, true, false]));
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use ipc::message::{ArchivedEnvelope, ArchivedSourceType, MessageId};
 
 use super::field::STORED;
-use crate::prepare::message::name_or_default;
+use crate::prepare::vmta_name::name_or_default;
 
 /// A row of any type. Empty fields say that there is nothing to say.
 #[derive(Debug, Clone, Default)]

@@ -9,10 +9,9 @@ use ipc::rules::DomainRules;
 use spool::layout::UpdateEntry;
 use spool::{Outcomes, RecipientState, Settled};
 
-use super::connection::{Path, load, path_of_queue};
 use super::contained::{contained, hold_after_panic, may_panic};
-use super::local::Type;
-use super::mode;
+use super::delivery_type::Type;
+use super::path::{Path, path_of_queue};
 use super::session::Session;
 use crate::account::field;
 use crate::account::file::Shown;
@@ -27,9 +26,10 @@ use crate::holds::{Pieces, Work, doing};
 use crate::prepare::content::Content;
 use crate::report::dsn;
 use crate::report::recorded::{self, Report};
+use crate::route::stored::load;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
-use crate::suppression::gate;
+use crate::suppression::refusals;
 
 /// Recipients of a message whose outcomes are worked out before others have their turn.
 const CONCLUDED_AT_ONCE: usize = 64;
@@ -143,11 +143,11 @@ pub(super) async fn conclude(
     c.deferred.set(c.deferred.get() + retry.len() as u64);
     let turn = judge(shard, path, &heard, at, delivered);
     if let Some(turn) = turn {
-        mode::turned(shard, path.id, turn, "backoff-to-normal-after-delivery");
+        shard.decide(|e, now| e.mode_changed(path.id, turn, "backoff-to-normal-after-delivery", now));
     }
     let waits = !retry.is_empty();
     {
-        let mut s = shard.scheduler.borrow_mut();
+        let mut s = shard.scheduler_mut();
         if waits {
             s.retry(batch, &retry, due);
             path.is_done_with(&retry);
@@ -165,7 +165,7 @@ pub(super) async fn conclude(
     }
     if waits {
         // What was in flight when the rest was rerouted follows it.
-        mode::reroute(shard, batch.queue);
+        shard.decide(|e, now| e.reroute(batch.queue, now));
     }
 }
 
@@ -235,12 +235,12 @@ pub(super) async fn without_suppressed(
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
 ) -> Option<Batch> {
-    let refused = gate::refused(shard, e, &path.vmta_name, path.pool.as_deref(), &batch.recipients);
+    let refused = refusals::refused(shard, e, &path.vmta_name, path.pool.as_deref(), &batch.recipients);
     if refused.is_empty() {
         return Some(batch);
     }
     // The receiver never hears of them: they use up no rate.
-    shard.scheduler.borrow_mut().not_attempted(path.id, path.source, refused.len() as u64, clock::now_ns() as i64);
+    shard.scheduler_mut().not_attempted(path.id, path.source, refused.len() as u64, clock::now_ns() as i64);
     path.rates().not_attempted(&shard.ledger, refused.len() as u64);
     batch.recipients.retain(|r| !refused.iter().any(|(out, _)| out == r));
     conclude(shard, path, &batch, e, body, refused, &Attempt::default()).await;
@@ -259,7 +259,7 @@ fn judge(
     if verdicts.iter().all(|(_, v)| v.stage == Stage::Suppressed) {
         return None;
     }
-    let s = &mut *shard.scheduler.borrow_mut();
+    let s = &mut *shard.scheduler_mut();
     let failure = verdicts
         .iter()
         .rev()
@@ -454,8 +454,16 @@ pub(super) fn account_for_queue(shard: &Shard, path: &Path, f: &Failure) {
     shard.spool.update(Vec::new(), vec![row.encode()]);
 }
 
+/// Bounces recipients that were accepted only for that, as they come, as long as the shard lives.
+pub async fn bounce_all_refused(shard: Rc<Shard>) {
+    loop {
+        let (id, entry) = shard.refused.next().await;
+        tokio::task::spawn_local(bounce_refused(Rc::clone(&shard), id, entry));
+    }
+}
+
 /// Bounces recipients that were accepted only for that; none of them waits in the queue.
-pub async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
+async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
     let Some(path) = path_of_queue(&shard, id) else { return };
     let Some((key, content)) = content_of(&shard, &path, &entry).await else { return };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
@@ -463,7 +471,7 @@ pub async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
     let mut pieces = Pieces::default();
     let mut verdicts = Vec::new();
     for some in all.chunks(16 * CONCLUDED_AT_ONCE) {
-        verdicts.extend(gate::refused(&shard, e, &path.vmta_name, path.pool.as_deref(), some));
+        verdicts.extend(refusals::refused(&shard, e, &path.vmta_name, path.pool.as_deref(), some));
         pieces.pause().await;
     }
     conclude(&shard, &path, &Batch::of(id, key, entry), e, &content.body, verdicts, &Attempt::default()).await;
@@ -471,7 +479,7 @@ pub async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
 
 /// Bounces everything that waits in a queue.
 pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f: &Failure) {
-    let waiting = shard.scheduler.borrow_mut().drain(id);
+    let waiting = shard.scheduler_mut().drain(id);
     let at = Attempt::of_failure(f);
     for (entry, _) in waiting {
         let Some((key, content)) = content_of(shard, path, &entry).await else { continue };
@@ -501,7 +509,7 @@ async fn conclude_alone(
 pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
     let Some(path) = path_of_queue(&shard, id) else { return };
     let never = || Rc::new(Failure::own("5.4.7", "no attempt was made within bounce-after"));
-    let of_queue = shard.scheduler.borrow().queues.get(id).and_then(|q| q.last_failure.clone());
+    let of_queue = shard.scheduler().queues.get(id).and_then(|q| q.last_failure.clone());
     for entry in entries {
         // What a receiver said of others is nothing that it said of who was never attempted.
         let of_all = |f: &Rc<Failure>| !f.verdict.remote || f.verdict.stage == Stage::Session;
@@ -532,7 +540,7 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
 pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i64)>) {
     let Some(path) = path_of_queue(&shard, id) else { return };
     let waits = || Rc::new(Failure::own("4.4.7", "it waits for its turn"));
-    let failure = shard.scheduler.borrow().queues.get(id).and_then(|q| q.last_failure.clone()).unwrap_or_else(waits);
+    let failure = shard.scheduler().queues.get(id).and_then(|q| q.last_failure.clone()).unwrap_or_else(waits);
     // A path may go on in spite of a 5yz, as with bounce-upon-5xx-greeting no.
     let status = failure
         .verdict
@@ -541,7 +549,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
         .map_or_else(|| failure.verdict.status.clone(), |rest| format!("4{rest}"));
     let v = Verdict { outcome: Outcome::Deferred, status, ..failure.verdict.clone() };
     for (entry, due) in entries {
-        let Some(key) = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key) else { continue };
+        let Some(key) = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key) else { continue };
         let Ok(content) = load(&shard, entry.slot, key).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
         let due_reports = delay_reports_due(e.received_unix_ms.to_native(), clock::now_ms(), &path.rules);
@@ -554,7 +562,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
                 updates.push(UpdateEntry { key, recipient: r, state });
             }
         }
-        let waits_still = shard.scheduler.borrow().messages.get(entry.slot as usize).is_some_and(|m| m.key == key);
+        let waits_still = shard.scheduler().messages.get(entry.slot as usize).is_some_and(|m| m.key == key);
         if waits_still && !updates.is_empty() {
             let at = Attempt::of_failure(&failure);
             let reports = reports(&shard, &path, e, &content.body, &verdicts, &at, |_| true).await;
@@ -565,7 +573,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
 
 /// A waiting entry's message; `None`, and noted, when it cannot be read.
 async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u64, Rc<Content>)> {
-    let key = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key)?;
+    let key = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key)?;
     match load(shard, entry.slot, key).await {
         Ok(c) => Some((key, c)),
         Err(e) => {
@@ -587,7 +595,7 @@ pub(crate) fn unreadable_in(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolEr
 }
 
 fn set_aside(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolError) {
-    let mut s = shard.scheduler.borrow_mut();
+    let mut s = shard.scheduler_mut();
     if matches!(e, spool::SpoolError::Unreadable { .. }) {
         // In quarantine: an operator's matter now, the queue goes on.
         s.settle(batch.queue, batch.slot, batch.recipients.len());

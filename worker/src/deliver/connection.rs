@@ -1,28 +1,24 @@
 //! The life of one connection of a path.
 
-use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use ipc::backoff::Mode;
 use ipc::message::ArchivedEnvelope;
-use ipc::rules::{ANY_CONNECTIONS, DomainRules};
-use ipc::snapshot::ArchivedVirtualMta;
-use rkyv::util::AlignedVec;
 
+use super::asks::ASK_AGAIN_MS;
+use super::bounce::bounce_queues;
 use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic};
 use super::interruption::Seat;
-use super::mode::{self, bounce_queues};
 use super::open::{give_way, open, skip_host, wait_for_turn};
-use super::session::{Ear, Session, SessionFault};
-use super::shared_limits::{ASK_AGAIN_MS, Full, Held, SharedRates, SourceWants, Wants};
+use super::path::{Path, Waits, for_local_delivery, leave_source, path_of};
+use super::reply_rules::apply_reply_rules;
+use super::session::{Session, SessionFault};
+use super::shared_limits::{Full, Held, SourceWants, Wants};
 use super::signing::signed;
-use super::slow::{EARLY, GRANTED, SLOW, SlowAt};
+use super::slow::{EARLY, GRANTED, SLOW, Slow, all_of};
 use super::transaction::{self, Standing};
 use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
@@ -30,12 +26,12 @@ use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::log_limit;
 use crate::prepare::content::Content;
-use crate::route::{paths, spread};
+use crate::route::stored::load;
 use crate::schedule::limit::Limit;
-use crate::schedule::{Batch, Next, PathId, Queue, QueueId};
-use crate::shard::{Shard, Signal};
-use crate::smtp::reply::Reply;
-use crate::suppression::gate::{self, About};
+use crate::schedule::{Batch, Next, PathId, Queue};
+use crate::shard::Shard;
+use crate::signal::Signal;
+use crate::suppression::refusals::{self, About};
 
 /// A connection whose queue has run empty waits this long for more mail when
 /// `connection-idle-timeout` is not set: injection comes in bursts.
@@ -49,255 +45,27 @@ const RATE_WAIT_IDLE: Duration = Duration::from_millis(200);
 /// Messages of one domain's hosts after which others may have the connection's place.
 const TURN_MESSAGES: u64 = 16;
 
-/// What opening a connection waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Waits {
-    /// DNS and policies.
-    #[default]
-    ForNames,
-    /// The host at an address.
-    At(SocketAddr),
-    /// Mail is being bounced: that must come to its end.
-    ForOutcomes,
-}
-
-/// What one connection knows of its path, and of the queue whose mail it carries.
-pub(super) struct Path {
-    pub id: PathId,
-    pub destination: Rc<str>,
-    pub name: String,
-    pub vmta_name: Rc<str>,
-    pub rules: Rc<DomainRules>,
-    /// The domain whose hosts the connection is to, where that is not the destination.
-    pub origin: Option<Rc<str>>,
-    /// The queue that the batch in hand is from.
-    pub queue: QueueId,
-    /// The pool that the queue belongs to.
-    pub pool: Option<Rc<str>>,
-    pub hello: String,
-    pub source: Option<IpAddr>,
-    /// The connection is counted at its source address.
-    counted: bool,
-    rates: SharedRates,
-    /// The mode that they are those of.
-    mode: Mode,
-    /// They are those of a spread path.
-    of_spread: bool,
-    /// Which place under `max-smtp-out` the connection has, where the destination is spread.
-    place: Option<u32>,
-    pub ear: Rc<Ear>,
-    /// What is waited for while a connection is opened.
-    pub waits: Cell<Waits>,
-    /// The hosts that it may lead to, see [`super::slow::group_of`].
-    pub group: Cell<u64>,
-    /// Where opening the connection counts, once it takes long.
-    pub slow_at: RefCell<Option<SlowAt>>,
-    /// Recipients of the batch in hand that it is not responsible for any more.
-    done: RefCell<Vec<u16>>,
-}
-
-impl Path {
-    /// Takes the rules in force; false when the path has to rest.
-    pub(super) fn refresh(&mut self, shard: &Shard) -> bool {
-        let s = shard.scheduler.borrow();
-        let Some(p) = s.paths.get(self.id) else { return false };
-        if leads_elsewhere(&self.rules, &p.rules) {
-            return false;
-        }
-        if !Rc::ptr_eq(&self.rules, &p.rules) || (self.mode, self.of_spread) != (p.mode, p.spread.is_some()) {
-            (self.rules, self.mode, self.of_spread) = (Rc::clone(&p.rules), p.mode, p.spread.is_some());
-            let config = shard.config();
-            let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-            self.rates = SharedRates::of(p, vmta, self.source);
-        }
-        let now = clock::now_ms();
-        let disabled = |ip| p.sources.iter().any(|s| s.ip == ip && s.disabled_until_ms > now);
-        !(p.held || p.paused || p.has_surplus() || self.is_surplus(p) || self.source.is_some_and(disabled))
-    }
-
-    /// All owners of a spread destination share the places of its limit. A connection whose place is above the limit in force is given up.
-    fn is_surplus(&self, p: &crate::schedule::Path) -> bool {
-        let most = p.limits().smtp_out;
-        // What needs no host takes no place.
-        let counted = p.spread.is_some() && p.rules.delivery_type == 0;
-        counted && most != ANY_CONNECTIONS && self.place.is_none_or(|n| u64::from(n) >= most)
-    }
-
-    /// Another batch is in hand.
-    pub(super) fn takes_in_hand(&self) {
-        self.done.borrow_mut().clear();
-    }
-
-    /// These recipients of the batch in hand ended, or are in their queue.
-    pub(super) fn is_done_with(&self, recipients: &[u16]) {
-        self.done.borrow_mut().extend(recipients);
-    }
-
-    /// Recipients of the batch in hand that nothing became of.
-    pub(super) fn left_of(&self, batch: &Batch) -> Vec<u16> {
-        let done = self.done.borrow();
-        batch.recipients.iter().copied().filter(|r| !done.contains(r)).collect()
-    }
-
-    /// Recipients of the batch in hand that were not attempted go back to the front.
-    pub(super) fn put_back(&self, shard: &Shard, batch: &Batch, recipients: &[u16]) {
-        shard.scheduler.borrow_mut().put_back(batch, recipients);
-        self.is_done_with(recipients);
-    }
-
-    /// Notes which queue the batch in hand is from.
-    pub(super) fn carries(&mut self, shard: &Shard, queue: QueueId) {
-        self.takes_in_hand();
-        self.queue = queue;
-        let s = shard.scheduler.borrow();
-        self.pool = s.queues.get(queue).and_then(|q| q.pool().cloned());
-    }
-
-    /// Rates over all shards.
-    pub(super) fn rates(&self) -> &SharedRates {
-        &self.rates
-    }
-}
-
-/// Other rules ask for other hosts, or for another protection: a connection that was opened before does not fit them.
-fn leads_elsewhere(before: &Rc<DomainRules>, now: &Rc<DomainRules>) -> bool {
-    fn of(r: &DomainRules) -> impl PartialEq + '_ {
-        let hosts = (&r.smtp_hosts, r.default_smtp_port, r.delivery_type);
-        let tls = (r.use_starttls, r.require_starttls, r.use_dane, r.use_mta_sts);
-        let versions = (r.smtp_tls_allow_tlsv12, r.smtp_tls_allow_tlsv13, &r.smtp_tls_ca_file);
-        let ciphers = (&r.smtp_tls_ciphers, &r.smtp_tls_tlsv13_ciphersuites);
-        (hosts, tls, versions, ciphers, &r.smtp_client_certificate, r.withheld())
-    }
-    !Rc::ptr_eq(before, now) && of(before) != of(now)
-}
-
-/// Source addresses of a virtual MTA.
-pub(crate) fn source_addresses(shard: &Shard, vmta: u32) -> Vec<IpAddr> {
-    let config = shard.config();
-    let hosts = config.snapshot.get().vmtas.get(vmta as usize).map(|v| &v.source_hosts);
-    hosts.into_iter().flat_map(|h| h.iter()).filter_map(|h| h.ip.as_str().parse().ok()).collect()
-}
-
-/// A source address in turn that may open a connection now, and its EHLO name.
-///
-/// # Errors
-/// When one may, Unix milliseconds; `i64::MAX` where only an event can tell.
-fn next_source(
-    p: &mut crate::schedule::Path,
-    vmta: &ArchivedVirtualMta,
-    now_ms: i64,
-) -> Result<Option<(IpAddr, String)>, i64> {
-    let hosts = &vmta.source_hosts;
-    let mut soonest = i64::MAX;
-    for i in 0..hosts.len() {
-        let h = &hosts[(p.source_turn as usize + i) % hosts.len()];
-        let Ok(ip) = h.ip.as_str().parse() else { continue };
-        let ready = p.source_ready_ms(ip);
-        if ready <= now_ms {
-            p.source_turn = ((p.source_turn as usize + i + 1) % hosts.len()) as u16;
-            return Ok(Some((ip, h.name.as_str().to_owned())));
-        }
-        soonest = soonest.min(ready);
-    }
-    if hosts.is_empty() { Ok(None) } else { Err(soonest) }
-}
-
-/// What a connection of path `id` needs to know; counts it at its source address.
-///
-/// # Errors
-/// When there may be a source address for it, Unix milliseconds.
-fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
-    let config = shard.config();
-    let mut s = shard.scheduler.borrow_mut();
-    let picked = s.unserved(id, clock::now_ms());
-    let s = &mut *s;
-    let Some(p) = s.paths.get_mut(id) else { return Ok(None) };
-    let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-    let mut hello = vmta.map(|v| v.host_name.as_str().to_owned()).unwrap_or_default();
-    let mut source = None;
-    if let Some((ip, name)) = vmta.map(|v| next_source(p, v, clock::now_ms())).transpose()?.flatten() {
-        source = Some(ip);
-        if !name.is_empty() {
-            hello = name;
+/// Begins tasks that open connections, whenever there are too few.
+pub async fn begin_openers(shard: Rc<Shard>) {
+    loop {
+        for _ in 0..shard.openers.to_begin().await {
+            tokio::task::spawn_local(open_connections(Rc::clone(&shard)));
         }
     }
-    if hello.is_empty() {
-        hello.clone_from(&config.global.host_name);
-    }
-    let counted = source.is_some() && p.limits_sources();
-    let first = p.queues.first();
-    let queue = picked.or(first).unwrap_or_default();
-    if let Some(ip) = source.filter(|_| counted) {
-        let rate = p.rules.source_ip_max_connect_rate.of(ip);
-        let s = p.source(ip);
-        s.connections += 1;
-        s.paces.connect.advance(rate, clock::now_ns() as i64, 1);
-    }
-    Ok(Some(Path {
-        id,
-        destination: Rc::clone(&p.destination),
-        name: p.name(),
-        vmta_name: Rc::clone(&p.vmta_name),
-        rates: SharedRates::of(p, vmta, source),
-        mode: p.mode,
-        of_spread: p.spread.is_some(),
-        place: None,
-        ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
-        rules: Rc::clone(&p.rules),
-        origin: s.queues.get(queue).and_then(|q| q.origin().cloned()),
-        queue,
-        pool: None,
-        hello,
-        source,
-        counted,
-        waits: Cell::default(),
-        group: Cell::default(),
-        slow_at: RefCell::default(),
-        done: RefCell::default(),
-    }))
-}
-
-/// For mail of queue `id` that meets no connection: as if it went by the queue's first path.
-pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
-    let s = shard.scheduler.borrow();
-    let q = s.queues.get(id)?;
-    let member = q.members.first()?;
-    Some(Path {
-        id: q.pullers.first().map_or(PathId::MAX, |p| p.path),
-        destination: Rc::clone(q.destination()),
-        origin: q.origin().cloned(),
-        name: format!("{}/{}", ipc::message::shown_domain(q.destination()), member.name),
-        vmta_name: Rc::clone(&member.name),
-        rules: Rc::clone(&q.rules),
-        queue: id,
-        pool: q.pool().cloned(),
-        hello: String::new(),
-        source: None,
-        counted: false,
-        rates: SharedRates::default(),
-        mode: Mode::Normal,
-        of_spread: false,
-        place: None,
-        ear: Ear::new(None),
-        waits: Cell::default(),
-        group: Cell::default(),
-        slow_at: RefCell::default(),
-        done: RefCell::default(),
-    })
 }
 
 /// Opens connections one after the other. What that needs lies in this task for good: taken and
 /// freed for each of a hundred thousand destinations it would leave holes that nothing fits.
-pub async fn open_connections(shard: Rc<Shard>) {
+async fn open_connections(shard: Rc<Shard>) {
     while let Some(id) = shard.openers.next().await {
-        let without_smtp = shard.scheduler.borrow().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
+        let without_smtp = shard.scheduler().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
         if without_smtp {
             tokio::task::spawn_local(run_without_smtp(Rc::clone(&shard), id));
         } else {
             open_one(&shard, id).await;
         }
         shard.openers.done();
-        shard.opened();
+        shard.decide(|e, now| e.opened(now));
     }
 }
 
@@ -313,16 +81,18 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
     };
     match connected {
         Ok(Some((path, session, held))) => {
-            if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
-                p.connecting -= 1;
-                p.connections += 1;
-                shard.openers.learn(p, true);
-            }
+            shard.decide(|e, _| {
+                if let Some(p) = e.scheduler.paths.get_mut(id) {
+                    p.connecting -= 1;
+                    p.connections += 1;
+                    e.line.learn(p, true);
+                }
+            });
             tokio::task::spawn_local(carry(Rc::clone(shard), path, session, held));
         }
         other => {
             {
-                let mut s = shard.scheduler.borrow_mut();
+                let mut s = shard.scheduler_mut();
                 if let Some(p) = s.paths.get_mut(id) {
                     p.connecting -= 1;
                     if let Err(Blocked { until_ms, by }) = other {
@@ -348,7 +118,7 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Hel
     let seat = Seat::take(&shard, id, held.keys());
     let host = path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone()));
     let count = |opened| {
-        host.iter().for_each(|(h, with)| shard.scheduler.borrow_mut().count_host(id, h, with.as_ref(), opened));
+        host.iter().for_each(|(h, with)| shard.scheduler_mut().count_host(id, h, with.as_ref(), opened));
     };
     count(true);
     held.serves();
@@ -359,7 +129,7 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Hel
     drop(seat);
     drop(held);
     leave_source(&shard, &path);
-    if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
+    if let Some(p) = shard.scheduler_mut().paths.get_mut(id) {
         p.connections -= 1;
         if path.counted && p.blocked_by.is_none() && p.ask_again_ms > 0 {
             // It may have waited for this source address.
@@ -374,7 +144,7 @@ async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Hel
 /// What is not delivered by SMTP needs no host, and counts as a connection all the same.
 async fn run_without_smtp(shard: Rc<Shard>, id: PathId) {
     let count = |open: bool| {
-        if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(id) {
+        if let Some(p) = shard.scheduler_mut().paths.get_mut(id) {
             p.connecting -= u32::from(open);
             p.connections = if open { p.connections + 1 } else { p.connections - 1 };
         }
@@ -391,21 +161,6 @@ async fn run_without_smtp(shard: Rc<Shard>, id: PathId) {
     shard.pump(id);
 }
 
-fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
-    let config = shard.config();
-    let (queue, rates) = {
-        let s = shard.scheduler.borrow();
-        let p = s.paths.get(id)?;
-        let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-        (p.queues.first()?, SharedRates::of(p, vmta, None))
-    };
-    let path = path_of_queue(shard, queue)?;
-    let s = shard.scheduler.borrow();
-    let p = s.paths.get(id)?;
-    let (name, vmta_name, rules) = (p.name(), Rc::clone(&p.vmta_name), Rc::clone(&p.rules));
-    Some(Path { id, name, vmta_name, rules, rates, ..path })
-}
-
 /// A limit is reached.
 struct Blocked {
     /// When it may be tried again, Unix milliseconds.
@@ -420,9 +175,9 @@ struct Blocked {
 /// When a limit is reached.
 async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, Blocked> {
     let config = shard.config();
-    let Some(wants) = shard.scheduler.borrow().paths.get(id).map(Wants::of) else { return Ok(None) };
+    let Some(wants) = shard.scheduler().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
-    let again = |f: Full| shard.asks.again_ms(f.is_asked, wants.queue_priority());
+    let again = |f: Full| shard.asks.again_ms(f.is_asked, wants.queue_priority(), clock::now_ns() as i64);
     let blocked = |f: Full| Blocked { until_ms: again(f), by: Some(f.by) };
     let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
     // A source address that only an event frees is looked at again before long all the same.
@@ -430,7 +185,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: None };
     let Some(mut path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
     let of_source = {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let p = s.paths.get(id);
         path.place = p.and_then(|p| p.spread.as_ref()).and_then(|t| held.number_under(t.connections));
         p.zip(path.source).and_then(|(p, ip)| SourceWants::of(p, ip))
@@ -457,12 +212,12 @@ async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option
     if let Ok(opened) = tokio::time::timeout(EARLY, opening.as_mut()).await {
         return opened;
     }
-    let mut slow = if shard.openers.has_room_early(shard) { shard.openers.slow(shard, path) } else { None };
+    let mut slow = if has_room_early(shard) { takes_long(shard, path) } else { None };
     if slow.is_none() {
         if let Ok(opened) = tokio::time::timeout(SLOW - EARLY, opening.as_mut()).await {
             return opened;
         }
-        slow = shard.openers.slow(shard, path);
+        slow = takes_long(shard, path);
     }
     let may_end = || path.waits.get() != Waits::ForOutcomes;
     let Some(slow) = slow else {
@@ -495,26 +250,23 @@ async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option
     None
 }
 
-/// A connection is not one of its source address any more.
-fn leave_source(shard: &Shard, path: &Path) {
-    let mut s = shard.scheduler.borrow_mut();
-    if let (Some(p), Some(ip), true) = (s.paths.get_mut(path.id), path.source, path.counted)
-        && let Some(source) = p.sources.iter_mut().find(|s| s.ip == ip)
-    {
-        source.connections = source.connections.saturating_sub(1);
-    }
+/// Whether so few take long that more may from [`EARLY`] on.
+fn has_room_early(shard: &Shard) -> bool {
+    shard.openers.openings.count() < shard.slow_max() / 2
 }
 
-/// Applies what the rules say of all replies since the last time, and answers what is to become
-/// of the mail by the first of them that says so, with the reply that it matched.
-pub(super) fn heard(shard: &Rc<Shard>, path: &Path) -> Option<(Route, Reply)> {
-    let (patterns, all) = path.ear.take()?;
-    let mut said = None;
-    for h in all {
-        let route = mode::apply(shard, path, &patterns, &h.matching, path.source, &h.reply.text());
-        said = said.or(route.map(|r| (r, h.reply)));
-    }
-    said
+/// Opening takes long: as long as the answer lives the task does not count. `None` where too many take long already.
+fn takes_long(shard: &Shard, path: &Path) -> Option<Slow> {
+    let is_retry = shard.scheduler().paths.get(path.id).is_some_and(|p| p.retry_step > 0);
+    let places = match path.waits.get() {
+        Waits::At(address) => Some(all_of(address.ip(), path.group.get())),
+        Waits::ForNames | Waits::ForOutcomes => None,
+    };
+    let slow = shard.openers.openings.enter(places, is_retry, shard.slow_max())?;
+    path.slow_at.replace(Some(Rc::clone(&slow.at)));
+    shard.openers.help();
+    shard.decide(|e, now| e.opened(now));
+    Some(slow)
 }
 
 /// Whether mail of a queue may go by a connection: the hosts of its domain are those that the
@@ -530,12 +282,12 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
     let (end, cut) = (seat.end(), seat.cut());
     let rolled_up = path.origin.is_some();
     loop {
-        spread::keep_up(shard, path.id);
+        shard.decide(|e, now| e.keep_up(path.id, now));
         let may_go_on = path.refresh(shard);
         let max = path.rules.max_msg_per_connection;
         // Hosts of other domains have their turn.
         if rolled_up && messages % TURN_MESSAGES == TURN_MESSAGES - 1 {
-            let s = shard.scheduler.borrow();
+            let s = shard.scheduler();
             let now = clock::now_ms();
             let full = s.paths.get(path.id).is_some_and(|p| p.is_full() || p.blocked_until_ms > now);
             if full && s.has_unserved(path.id, now) {
@@ -551,7 +303,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
             break;
         }
         let now_ns = clock::now_ns() as i64;
-        let (rates, ledger) = (&path.rates, &shard.ledger);
+        let (rates, ledger) = (path.rates(), &shard.ledger);
         // What the host takes in a transaction and in a session.
         let lesson = shard.learned.of(&s.host);
         let offered = &s.extensions;
@@ -564,10 +316,10 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
         let most = most.into_iter().filter(|n| *n != 0).min().unwrap_or(u64::MAX);
         let mut shared = |n: u64, bytes| rates.grant(ledger, n.min(most), bytes, now_ns);
         let serves = |q: &Queue| carries_mail_of(path, &s, q);
-        let next = shard.scheduler.borrow_mut().next(path.id, path.source, now_ns, &serves, &mut shared);
+        let next = shard.scheduler_mut().next(path.id, path.source, now_ns, &serves, &mut shared);
         match next {
             Next::Send(batch) => {
-                paths::note_rate(shard, path.id);
+                shard.decide(|e, now| e.note_rate(path.id, now));
                 path.carries(shard, batch.queue);
                 let ordinary = batch.ordinary;
                 let (queue, key, whole) = (batch.queue, batch.key, batch.whole());
@@ -577,7 +329,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
                     hold_after_panic(shard, path, &Batch::of(queue, key, whole));
                     false
                 });
-                shard.scheduler.borrow_mut().free(path.id, ordinary);
+                shard.scheduler_mut().free(path.id, ordinary);
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
                 if !more {
@@ -602,7 +354,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
             }
             Next::Wait(_) => break,
             // Mail for other hosts needs the place.
-            Next::Idle if rolled_up && shard.scheduler.borrow().has_unserved(path.id, clock::now_ms()) => break,
+            Next::Idle if rolled_up && shard.scheduler().has_unserved(path.id, clock::now_ms()) => break,
             Next::Idle => {
                 let limit = match path.rules.connection_idle_timeout {
                     Duration::ZERO => IDLE_DEFAULT,
@@ -620,7 +372,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
 /// Waits, counted as idle, until there may be work; false when the connection should end.
 async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Duration, seat: &Seat) -> bool {
     {
-        let mut sch = shard.scheduler.borrow_mut();
+        let mut sch = shard.scheduler_mut();
         let Some(p) = sch.paths.get_mut(id) else { return false };
         p.idle += 1;
     }
@@ -636,31 +388,8 @@ async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Du
         () = tokio::time::sleep(limit) => false,
     };
     seat.set_idle(false);
-    shard.scheduler.borrow_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
+    shard.scheduler_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
     more
-}
-
-/// Envelope and content of a message: from memory before the first attempt, else from disk.
-pub async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>, spool::SpoolError> {
-    let held = shard.scheduler.borrow().messages.get(slot as usize).and_then(|m| m.content.clone());
-    if let Some(c) = held {
-        return Ok(c);
-    }
-    let (envelope, body) = read(shard, key).await?;
-    Ok(Rc::new(Content::new(envelope, [body, Bytes::new()])))
-}
-
-/// Envelope and content of a message as they are on disk; the envelope has been validated.
-///
-/// # Errors
-/// [`spool::SpoolError::Unreadable`] where they are damaged, others where they cannot be had now.
-pub async fn read(shard: &Shard, key: u64) -> Result<(AlignedVec<16>, Bytes), spool::SpoolError> {
-    let (bytes, body) = shard.spool.read(key).await?;
-    let mut envelope = AlignedVec::<16>::with_capacity(bytes.len());
-    envelope.extend_from_slice(&bytes);
-    rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope)
-        .map_err(|e| spool::SpoolError::Unreadable { key, reason: e.to_string() })?;
-    Ok((envelope, body))
 }
 
 /// One transaction; false when the session is over.
@@ -719,14 +448,17 @@ async fn attempt(
         give_volume_back(shard, path, &content);
         return false;
     };
-    let needs_tls = shard.protection.borrow().clear_text_refused(&path.rules, s, &mut result.standings);
+    let needs_tls = s.tls.is_none() && {
+        let decided = result.standings.iter_mut().filter_map(Standing::decided_mut);
+        shard.protection.borrow().clear_text_refused(&path.rules, &s.host, s.extensions.starttls, decided)
+    };
     let (fault, mut verdicts) = sort(shard, path, s, &batch, result, reused, *errors);
     // What the receiver said of each recipient itself; what comes of rules, or of others, is not.
     let alone = verdicts.len() == 1;
     for (r, v) in verdicts.iter().filter(|(_, v)| v.stage == Stage::Recipient || (alone && v.stage == Stage::Message)) {
         let Some(to) = e.recipients.get(usize::from(*r)) else { continue };
         let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
-        gate::note(
+        refusals::note(
             shard,
             &path.rules,
             About { address: &to.address, vmta, pool, job: &e.job_id },
@@ -739,7 +471,7 @@ async fn attempt(
         give_volume_back(shard, path, &content);
     }
     let mut goes_on = fault.is_none() && !needs_tls;
-    match heard(shard, path).map(|(route, _)| route) {
+    match apply_reply_rules(shard, path).map(|(route, _)| route) {
         Some(Route::SkipMx) => {
             // The mail stays, whatever the reply was, and goes to the next host.
             skip_host(shard, path, &s.host);
@@ -763,7 +495,7 @@ async fn attempt(
             let verdict = last.map_or_else(|| Verdict::own("4.4.0", "deferred by a rule"), |(_, v)| v.clone());
             let ill = health::speaks_ill(shard.config().bounce_rules(), &verdict);
             let failure = Failure::at(verdict, &s.host, &s.peer.ip().to_string()).recorded(&path.rules);
-            let mut sch = shard.scheduler.borrow_mut();
+            let mut sch = shard.scheduler_mut();
             let now = clock::now_ms();
             if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
                 p.defer(now, Rc::new(failure), ill);
@@ -861,7 +593,7 @@ fn sort(
         if !ipc::planted!("recipients-of-a-lost-session-left-out") {
             path.put_back(shard, batch, &left);
         }
-        let mut sch = shard.scheduler.borrow_mut();
+        let mut sch = shard.scheduler_mut();
         if let Some(f) = fault.as_ref().filter(|f| is_left_out(f)) {
             let failure = sch.shared_failure(f.failure());
             let ill = health::speak_ill(shard.config().bounce_rules(), [&failure.verdict].into_iter());
@@ -882,6 +614,6 @@ fn sort(
 /// Bytes that were counted before they were sent, and did not arrive.
 fn give_volume_back(shard: &Shard, path: &Path, content: &Content) {
     let bytes = (content.body[0].len() + content.body[1].len()) as u64;
-    shard.scheduler.borrow_mut().not_transferred(path.id, path.source, bytes, clock::now_ns() as i64);
-    path.rates.not_transferred(&shard.ledger, bytes);
+    shard.scheduler_mut().not_transferred(path.id, path.source, bytes, clock::now_ns() as i64);
+    path.rates().not_transferred(&shard.ledger, bytes);
 }

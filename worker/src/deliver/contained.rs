@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::Poll;
 
-use super::connection::Path;
+use super::path::Path;
 use crate::classify::outcome::Failure;
 use crate::clock;
 use crate::schedule::{Batch, PathId};
@@ -23,7 +23,7 @@ pub(super) async fn contained<T>(mut work: Pin<&mut impl Future<Output = T>>) ->
 /// What connects or serves for a path panicked: it waits for its retry, or the same would happen
 /// again at once.
 pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
-    let s = &mut *shard.scheduler.borrow_mut();
+    let s = &mut *shard.scheduler_mut();
     let failure = s.shared_failure(Failure::own("4.3.0", "an error of this server; see its log"));
     let Some(p) = s.paths.get_mut(id) else { return };
     tracing::error!(shard = shard.number, path = p.name(), "a connection ended by a panic; its mail waits");
@@ -44,7 +44,7 @@ pub(super) fn hold_after_panic(shard: &Shard, path: &Path, batch: &Batch) {
         "an attempt ended by a panic; its recipients are tried again later"
     );
     let due = clock::now_ms() + path.rules.retry_recipients_after.as_millis() as i64;
-    shard.scheduler.borrow_mut().retry(batch, &left, due);
+    shard.scheduler_mut().retry(batch, &left, due);
 }
 
 #[cfg(test)]
@@ -83,7 +83,7 @@ mod tests {
     use crate::ports::Ports;
     use crate::schedule::message::Message;
     use crate::schedule::{Entry, QueueId};
-    use crate::shard::life::Parts;
+    use crate::shard::Parts;
 
     /// A shard whose only place of `total-max-smtp-out` shows what is kept.
     async fn shard(dir: &std::path::Path) -> Rc<Shard> {
@@ -152,16 +152,17 @@ mod tests {
         });
         shard.spool.flush();
         let key = stored.await.unwrap().unwrap();
-        let mut s = shard.scheduler.borrow_mut();
         let received_ms = clock::now_ms();
         let m = Message { key, received_ms, body_len: 20, left: 2, notify_delay: false, job: 0, content: None };
-        let slot = s.add("", m);
-        let id = shard.queue_for(&mut s, "d.test", "");
-        s.enqueue(id, Entry { slot, start: 0, end: 2, priority: 50, attempts: 0 }, 0, received_ms);
-        let path = shard.path_for(&mut s, id, 0).unwrap();
-        let p = s.paths.get_mut(path).unwrap();
-        (p.rules, p.retry_at_ms) = (Rc::new(rules), 0);
-        (id, path)
+        shard.decide(|e, now| {
+            let slot = e.scheduler.add("", m);
+            let id = e.queue_for("d.test", "", now);
+            e.scheduler.enqueue(id, Entry { slot, start: 0, end: 2, priority: 50, attempts: 0 }, 0, received_ms);
+            let path = e.path_for(id, 0, now).unwrap();
+            let p = e.scheduler.paths.get_mut(path).unwrap();
+            (p.rules, p.retry_at_ms) = (Rc::new(rules), 0);
+            (id, path)
+        })
     }
 
     async fn until(what: &str, done: impl Fn() -> bool) {
@@ -176,7 +177,7 @@ mod tests {
 
     /// Nothing is counted any more of what panicked.
     fn nothing_is_kept(shard: &Shard, path: PathId) -> bool {
-        let counts = shard.scheduler.borrow().paths.get(path).map(|p| (p.connecting, p.connections, p.ordinary));
+        let counts = shard.scheduler().paths.get(path).map(|p| (p.connecting, p.connections, p.ordinary));
         let place = shard.ledger.take(Class::SmtpOut, 0, 1, 0);
         let is_free = place.is_some();
         place.into_iter().for_each(|p| shard.ledger.give(p));
@@ -217,6 +218,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         LocalSet::new().block_on(&runtime, async {
             let shard = shard(dir.path()).await;
+            spawn_local(crate::deliver::connection::begin_openers(Rc::clone(&shard)));
             let port = receiver().await;
             let by_smtp = DomainRules {
                 smtp_hosts: format!("[127.0.0.1]:{port}"),
@@ -235,13 +237,13 @@ mod tests {
                 PANICS_AT.set(place);
                 shard.pump(path);
                 until(place, || PANICS_AT.get().is_empty() && nothing_is_kept(&shard, path)).await;
-                assert_eq!(shard.scheduler.borrow().recipients, 2, "{place}: nobody is lost");
-                let rests = shard.scheduler.borrow().paths.get(path).is_some_and(|p| p.retry_at_ms > 0);
+                assert_eq!(shard.scheduler().recipients, 2, "{place}: nobody is lost");
+                let rests = shard.scheduler().paths.get(path).is_some_and(|p| p.retry_at_ms > 0);
                 assert_eq!(rests, matches!(place, "open" | "serve"), "{place}: what would happen again at once waits");
                 tokio::time::sleep(Duration::from_millis(150)).await;
-                shard.scheduler.borrow_mut().promote_all(queue);
+                shard.scheduler_mut().promote_all(queue);
                 shard.pump(path);
-                until(place, || shard.scheduler.borrow().recipients == 0 && nothing_is_kept(&shard, path)).await;
+                until(place, || shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)).await;
             }
         });
     }

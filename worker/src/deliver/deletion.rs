@@ -10,12 +10,13 @@ use spool::{Outcomes, Settled};
 use tokio::time::Instant;
 
 use super::conclusion::{Attempt, Common, accounted, reports};
-use super::connection::{load, path_of_queue};
+use super::path::path_of_queue;
 use crate::classify::outcome::Verdict;
 use crate::clock;
 use crate::prepare::content::Content;
-use crate::prepare::message::name_or_default;
+use crate::prepare::vmta_name::name_or_default;
 use crate::report::recorded;
+use crate::route::stored::load;
 use crate::schedule::removal::TakenOut;
 use crate::schedule::{Batch, Entry, QueueId, Slot};
 use crate::shard::{Scheduler, Shard};
@@ -58,12 +59,12 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
     }
     // As they are now: mail may have changed its queue meanwhile.
     let meant = |s: &Scheduler| s.queues.iter().filter(|(_, q)| q.is_meant_by(&d.of)).map(|(id, _)| id).collect();
-    let queues: Vec<QueueId> = if wanted.is_empty() { Vec::new() } else { meant(&shard.scheduler.borrow()) };
+    let queues: Vec<QueueId> = if wanted.is_empty() { Vec::new() } else { meant(&shard.scheduler()) };
     let mut deleted = 0;
     for id in queues {
         // What is under way ends as the receiver says; whose slot is another message's by now stays.
         let taken = {
-            let s = &mut *shard.scheduler.borrow_mut();
+            let s = &mut *shard.scheduler_mut();
             let all = s.queues.get(id).is_some_and(|q| q.is_named_by(&d.of));
             s.take_out(id, |message, slot, r| {
                 let is = |m: &Meant| m.key == message && (all || m.chose) && m.recipients.binary_search(&r).is_ok();
@@ -83,7 +84,7 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
 /// Messages that may be meant, as far as memory tells, in the order of their numbers in the spool; and
 /// the last of them, if there are more.
 pub(super) fn next_messages(shard: &Shard, d: &Deletion, after: Option<u64>) -> (Vec<(u64, Slot)>, Option<u64>) {
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let job = match &d.job_id {
         Some(name) => match s.jobs.iter().find(|(_, j)| *j.name == **name) {
             Some((id, _)) => Some(id),
@@ -164,7 +165,7 @@ async fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>,
         }
     }
     shard.counters.bounced.set(shard.counters.bounced.get() + n as u64);
-    let last = shard.scheduler.borrow_mut().settle(id, slot, n);
+    let last = shard.scheduler_mut().settle(id, slot, n);
     let mut told = Vec::new();
     if let (true, Some(path)) = (d.dsn, path)
         && let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)

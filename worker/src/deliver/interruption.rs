@@ -1,20 +1,20 @@
 //! Connections that end so that others find a place: those that idle, those of a lower
 //! `queue-priority`, and those of a path that has more than its part of what a limit allows.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::cmp::Reverse;
-use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::time::Duration;
 
 use ipc::dice::HashMap;
 use ipc::ledger::requests::{Ask, Request};
 use ipc::rules::DomainRules;
-use slab::Slab;
 
+use super::open_connections::Open;
 use crate::clock;
 use crate::schedule::PathId;
-use crate::shard::{Shard, Signal};
+use crate::shard::Shard;
+use crate::signal::Signal;
 
 /// A path that has but one connection more than another of its priority keeps it for so long,
 /// milliseconds, before they change places.
@@ -23,58 +23,6 @@ const SLICE_MS: i64 = 2_000;
 const ANSWER_EVERY_MS: i64 = 10;
 /// Pause between looks for requests of other shards.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// An open connection.
-#[derive(Debug)]
-struct Open {
-    path: PathId,
-    /// Limits that it holds a place of.
-    keys: Vec<u64>,
-    since_ms: i64,
-    idle: Cell<bool>,
-    /// Ends it behind the message in hand.
-    end: Rc<Signal>,
-    /// Ends it at once.
-    cut: Rc<Signal>,
-    /// Whose place it makes.
-    request: Cell<Option<Request>>,
-}
-
-/// All open connections of a shard, and when requests were last looked at.
-#[derive(Debug, Default)]
-pub struct Connections {
-    open: RefCell<Slab<Rc<Open>>>,
-    /// How many of a path hold a place of a limit.
-    held: RefCell<HashMap<(PathId, u64), u32>>,
-    /// Unix milliseconds.
-    answered_ms: Cell<i64>,
-}
-
-impl Connections {
-    /// Connections of path `id` that hold a place of `key`.
-    pub fn held(&self, id: PathId, key: u64) -> u32 {
-        self.held.borrow().get(&(id, key)).copied().unwrap_or(0)
-    }
-
-    fn insert(&self, c: &Rc<Open>) -> usize {
-        let mut held = self.held.borrow_mut();
-        c.keys.iter().for_each(|k| *held.entry((c.path, *k)).or_default() += 1);
-        self.open.borrow_mut().insert(Rc::clone(c))
-    }
-
-    fn remove(&self, at: usize) {
-        let Some(c) = self.open.borrow_mut().try_remove(at) else { return };
-        let mut held = self.held.borrow_mut();
-        for k in &c.keys {
-            if let Entry::Occupied(mut n) = held.entry((c.path, *k)) {
-                *n.get_mut() -= 1;
-                if *n.get() == 0 {
-                    n.remove();
-                }
-            }
-        }
-    }
-}
 
 /// An open connection's entry among the others; it leaves when it is dropped.
 pub struct Seat {
@@ -151,7 +99,7 @@ pub fn answer(shard: &Rc<Shard>) {
     let mut candidates: HashMap<u64, Candidates> =
         requests.iter().map(|r| (r.ask.key, Candidates::default())).collect();
     {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         for (_, c) in open.iter().filter(|(_, c)| c.request.get().is_none()) {
             let Some(p) = s.paths.get(c.path) else { continue };
             for k in &c.keys {

@@ -12,52 +12,21 @@ use ipc::control::ProgramEnd;
 use ipc::message::{ArchivedBodyType, ArchivedEnvelope};
 
 use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
-use super::connection::{Path, load};
 use super::contained::{contained, hold_after_panic};
+use super::delivery_type::Type;
 use super::open::{keep_back, withheld};
+use super::path::Path;
 use super::removed_fields;
 use crate::classify::outcome::{Outcome, Stage, Verdict};
 use crate::regular_file::{self, Links};
+use crate::route::stored::load;
 use crate::schedule::{Batch, Next};
 use crate::shard::Shard;
 use crate::{clock, programs};
 
-/// How mail leaves, in the order of the values of `type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
-    /// To a receiver.
-    Smtp,
-    /// Into a program, one process for each recipient.
-    Pipe,
-    /// Into a file for each recipient, or at the end of one.
-    File,
-    /// Nowhere.
-    Discard,
-    /// By HTTP; not in force.
-    Http,
-}
-
 /// How long somebody else may keep a mailbox locked.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
-
-impl Type {
-    /// By the value of the directive.
-    pub fn of(n: u64) -> Type {
-        [Type::Smtp, Type::Pipe, Type::File, Type::Discard, Type::Http].get(n as usize).copied().unwrap_or(Type::Smtp)
-    }
-
-    /// As accounting names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Type::Smtp => "smtp",
-            Type::Pipe => "pipe",
-            Type::File => "file",
-            Type::Discard => "discard",
-            Type::Http => "http-delivery",
-        }
-    }
-}
 
 /// Delivers what the scheduler gives until there is nothing left; counted as a connection.
 pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
@@ -72,17 +41,17 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
         let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (path.rates(), &shard.ledger);
         let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now_ns);
-        let next = shard.scheduler.borrow_mut().next(path.id, None, now_ns, &|_| true, &mut shared);
+        let next = shard.scheduler_mut().next(path.id, None, now_ns, &|_| true, &mut shared);
         // A rate that asks to wait has set the path's timer.
         let Next::Send(batch) = next else { return };
-        crate::route::paths::note_rate(shard, path.id);
+        shard.decide(|e, now| e.note_rate(path.id, now));
         path.carries(shard, batch.queue);
         let ordinary = batch.ordinary;
         let (queue, key, whole) = (batch.queue, batch.key, batch.whole());
         if contained(std::pin::pin!(attempt(shard, path, batch))).await.is_none() {
             hold_after_panic(shard, path, &Batch::of(queue, key, whole));
         }
-        shard.scheduler.borrow_mut().free(path.id, ordinary);
+        shard.scheduler_mut().free(path.id, ordinary);
         tokio::task::yield_now().await;
     }
 }

@@ -6,18 +6,23 @@
 //!        └▶ next batch → MAIL RCPT… DATA|BDAT → replies → outcome ─▶ … → QUIT
 //! ```
 
+pub mod asks;
+pub mod bounce;
 pub mod conclusion;
 pub mod connection;
 mod contained;
 pub mod deletion;
+pub mod delivery_type;
 pub mod idle;
 pub mod interruption;
 pub mod learned;
 pub mod local;
-pub mod mode;
 pub mod open;
+pub mod open_connections;
 pub mod openers;
+pub mod path;
 mod removed_fields;
+mod reply_rules;
 pub mod rerouting;
 pub mod security;
 pub mod session;

@@ -1,18 +1,20 @@
 //! From a destination to a session: hosts, connection, greeting, EHLO, TLS.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use ipc::layers::NO_VMTA;
 
+use super::asks::ASK_AGAIN_MS;
+use super::bounce::{bounce_queues, bounce_those};
 use super::conclusion::account_for_queue;
-use super::connection::{Path, Waits, heard};
 use super::contained::may_panic;
-use super::mode::{bounce_queues, bounce_those};
+use super::path::{Path, Waits};
+use super::reply_rules::apply_reply_rules;
 use super::security::Security;
 use super::session::{Session, SessionFault, server_name};
-use super::shared_limits::ASK_AGAIN_MS;
 use super::shared_limits::Held;
-use super::slow::{GRANTED, group_of};
+use super::slow::{GRANTED, all_of, group_of};
 use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
 use crate::classify::reply_patterns::Route;
@@ -38,7 +40,7 @@ const SKIP_HOST_MS: i64 = 300_000;
 pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
     may_panic("open");
     let config = shard.config();
-    let missing = shard.scheduler.borrow().paths.get(path.id).filter(|p| p.vmta == NO_VMTA).map(|p| p.orphaned);
+    let missing = shard.scheduler().paths.get(path.id).filter(|p| p.vmta == NO_VMTA).map(|p| p.orphaned);
     if let Some(orphaned) = missing {
         let text = format!("virtual MTA {} does not exist", path.vmta_name);
         if orphaned {
@@ -91,7 +93,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         return None;
     }
     let (skipped, is_retry) = {
-        let s = &mut *shard.scheduler.borrow_mut();
+        let s = &mut *shard.scheduler_mut();
         let now = clock::now_ms();
         let no_mx = hosts.iter().all(|h| h.implicit);
         let p = s.paths.get_mut(path.id)?;
@@ -142,7 +144,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
             break;
         }
         path.waits.set(Waits::At(address));
-        if !shard.openers.may_wait_at(shard, path, address.ip()) {
+        if !may_wait_at(shard, path, address.ip()) {
             crowded = true;
             continue;
         }
@@ -156,7 +158,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 s.connect_ms = Some((clock::now_ms() - connecting).max(0) as u64);
                 s.has_others = hosts.iter().any(|h| h.name != host.name && !skipped.contains(&h.name));
                 known.connected(address, path.source);
-                match heard(shard, path) {
+                match apply_reply_rules(shard, path) {
                     None | Some((Route::BounceRcpt, _)) => return Some(s),
                     // The host takes the session, and a rule says otherwise.
                     Some((route, reply)) => {
@@ -177,7 +179,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                     false if greylists(&config, &failure) => {}
                     false => known.took_no_session(address, clock::now_ms()),
                 }
-                (failure, heard(shard, path).map(|(route, _)| route))
+                (failure, apply_reply_rules(shard, path).map(|(route, _)| route))
             }
         };
         match route {
@@ -212,8 +214,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     }
     if let (Some(f), None) = (full, &last) {
         // Nobody failed.
-        let mut s = shard.scheduler.borrow_mut();
-        let at = shard.asks.again_ms(f.is_asked, path.rules.queue_priority);
+        let mut s = shard.scheduler_mut();
+        let at = shard.asks.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
         if let Some(p) = s.paths.get_mut(path.id) {
             p.ask_again_ms = at;
             (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, Some(f.by));
@@ -231,7 +233,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     };
     if last.is_none()
         && !skipped.is_empty()
-        && let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(path.id)
+        && let Some(p) = shard.scheduler_mut().paths.get_mut(path.id)
     {
         // The retry begins with the first again.
         p.skipped_hosts.clear();
@@ -240,12 +242,18 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     None
 }
 
+/// Whether a connection of `path` to an address may be begun: so many others that take long are not waited for there.
+fn may_wait_at(shard: &Shard, path: &Path, address: IpAddr) -> bool {
+    let places = all_of(address, path.group.get());
+    shard.openers.openings.may_wait(places, path.slow_at.borrow().as_ref(), shard.slow_max())
+}
+
 /// A directive of the path or its virtual MTA that is not in force, and without which its mail would go otherwise than
 /// meant.
 pub(super) fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<String> {
     let of_path = path.rules.withheld().map(str::to_owned);
     of_path.or_else(|| {
-        let vmta = shard.scheduler.borrow().paths.get(path.id)?.vmta;
+        let vmta = shard.scheduler().paths.get(path.id)?.vmta;
         let vmta = config.snapshot.get().vmtas.get(vmta as usize)?;
         Some(vmta.withheld.as_str().to_owned()).filter(|d| !d.is_empty())
     })
@@ -267,7 +275,7 @@ fn greylists(config: &Config, f: &Failure) -> bool {
 /// Notes the hosts of a domain that rolled up; false when they are new here and a connection that
 /// is open can carry its mail.
 fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
-    let s = &mut *shard.scheduler.borrow_mut();
+    let s = &mut *shard.scheduler_mut();
     let (Some(q), Some(p)) = (s.queues.get_mut(path.queue), s.paths.get(path.id)) else { return false };
     if !is_opened_for(path, q) {
         return false;
@@ -288,7 +296,7 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
 /// that go on, or of one member of a pool.
 fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     let alone = {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let of_domain = s.queues.get(path.queue).is_some_and(|q| is_opened_for(path, q) && q.members.len() == 1);
         of_domain && s.paths.get(path.id).is_some_and(|p| p.connections == 0)
     };
@@ -300,7 +308,7 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
         tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
     }
     account_for_queue(shard, path, &failure);
-    shard.scheduler.borrow_mut().defer_queue(path.queue, clock::now_ms(), failure);
+    shard.scheduler_mut().defer_queue(path.queue, clock::now_ms(), failure);
 }
 
 /// The queue that a connection was to be opened for: its number may be another one's by now.
@@ -316,7 +324,7 @@ pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
         Waits::ForNames | Waits::ForOutcomes => String::new(),
     };
     let text = format!("so many connections{to} are waited for that this one has its turn later");
-    let s = &mut *shard.scheduler.borrow_mut();
+    let s = &mut *shard.scheduler_mut();
     let failure = s.shared_failure(Failure::own("4.4.1", text));
     let Some(p) = s.paths.get_mut(path.id) else { return };
     p.connect_again_ms = p.connect_again_ms.max(shard.openers.turn_ms(clock::now_ms()));
@@ -342,7 +350,7 @@ pub(super) fn give_way(shard: &Rc<Shard>, path: &Path) {
 /// the other members carry on.
 fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     let shared = {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
         queues.iter().any(|q| s.queues.get(q).is_some_and(|q| q.members.len() > 1))
     };
@@ -354,7 +362,7 @@ fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 
 /// Leaves a host out of what the path tries, for a while.
 pub(super) fn skip_host(shard: &Shard, path: &Path, host: &str) {
-    if let Some(p) = shard.scheduler.borrow_mut().paths.get_mut(path.id) {
+    if let Some(p) = shard.scheduler_mut().paths.get_mut(path.id) {
         p.skipped_hosts.retain(|(h, _)| h != host);
         p.skipped_hosts.push((host.to_owned(), clock::now_ms() + SKIP_HOST_MS));
     }
@@ -489,10 +497,10 @@ fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) 
         tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     }
     account_for_queue(shard, path, &failure);
-    let s = &mut *shard.scheduler.borrow_mut();
+    shard.decide(|e, _| e.scheduler.paths.get(path.id).into_iter().for_each(|p| e.line.learn(p, false)));
+    let s = &mut *shard.scheduler_mut();
     let failure = s.shared_failure(failure);
     let Some(p) = s.paths.get_mut(path.id) else { return };
-    shard.openers.learn(p, false);
     let now = clock::now_ms();
     for q in p.queues.iter() {
         s.queues.get_mut(q).into_iter().for_each(|q| q.last_failure = Some(Rc::clone(&failure)));

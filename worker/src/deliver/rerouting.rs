@@ -19,15 +19,16 @@ use rkyv::{Archive, Deserialize, Serialize};
 use spool::{NewMessage, Outcomes, Settled};
 use tokio::time::Instant;
 
-use super::connection::load;
 use super::deletion::{chose, next_messages};
+use crate::engine::Now;
 use crate::holds::{Pieces, Work, doing};
 use crate::prepare::content::Content;
-use crate::prepare::message::canonical_name;
+use crate::prepare::vmta_name::canonical_name;
+use crate::route::stored::load;
 use crate::schedule::job::JobId;
 use crate::schedule::removal::TakenOut;
 use crate::schedule::{Batch, Entry, Queue, QueueId, Slot};
-use crate::shard::{Scheduler, Shard};
+use crate::shard::{Engine, Shard};
 
 /// What the note is called among the spool's values.
 const NOTED_AS: &str = "rerouting";
@@ -42,15 +43,12 @@ struct Noted {
     recipients: Vec<u16>,
 }
 
-/// One request at a time moves mail.
-#[derive(Debug, Default)]
-pub struct Rerouting(Cell<bool>);
-
-struct Turn<'a>(&'a Rerouting);
+/// An order's turn to move mail, until this is dropped.
+struct Turn<'a>(&'a Cell<bool>);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.0.set(false);
+        self.0.set(false);
     }
 }
 
@@ -93,17 +91,17 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
     let Some(to) = canonical_name(config.snapshot.get(), &order.to).map(str::to_owned) else {
         return Err(format!("there is no virtual MTA or pool {}", order.to));
     };
-    if shard.rerouting.0.replace(true) {
+    if shard.is_rerouting.replace(true) {
         return Err("another reroute goes on: wait for its end".into());
     }
-    let _turn = Turn(&shard.rerouting);
+    let _turn = Turn(&shard.is_rerouting);
     if let Some(refusal) = shard.spool.refusal().filter(|_| !order.dry_run) {
         return Err(format!("mail cannot be written anew: {}", refusal.why));
     }
     let d = meant(order);
     // What does not move is counted before anything moves.
     let first = match after {
-        None => doing(Work::Order, || outlook(shard, &d, &to)),
+        None => doing(Work::Order, || shard.decide(|e, now| outlook(e, &d, &to, now))),
         Some(_) => Outlook::default(),
     };
     if order.dry_run && after.is_none() && first.is_whole {
@@ -124,7 +122,8 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
         let chose = chose(e, &d.of);
         wanted.insert(slot, Wanted { key, content, chose });
     }
-    let (leaving, moves) = doing(Work::Order, || take_out(shard, &d, wanted, &to, order.dry_run));
+    let (leaving, moves) =
+        doing(Work::Order, || shard.decide(|e, now| take_out(e, &d, wanted, (&to, order.dry_run), now)));
     if !leaving.is_empty() {
         write_anew(shard, leaving, &to).await?;
     }
@@ -149,26 +148,27 @@ fn meant(order: &RerouteOrder) -> Deletion {
 }
 
 /// Queues with mail that an order means, with where their mail would go; `None` for those that it is in already.
-fn ways(s: &mut Scheduler, shard: &Shard, d: &Deletion, to: &str) -> Vec<(QueueId, Option<(String, String)>)> {
-    let meant: Vec<QueueId> =
-        s.queues.iter().filter(|(_, q)| q.recipients > 0 && q.is_meant_by(&d.of)).map(|(id, _)| id).collect();
+fn ways(e: &mut Engine, d: &Deletion, to: &str, now: Now) -> Vec<(QueueId, Option<(String, String)>)> {
+    let is_meant = |q: &Queue| q.recipients > 0 && q.is_meant_by(&d.of);
+    let meant: Vec<QueueId> = e.scheduler.queues.iter().filter(|(_, q)| is_meant(q)).map(|(id, _)| id).collect();
     let mut way = |id: QueueId| {
-        let (key, from) = s.queues.get(id).map(|q| (Rc::clone(&q.key), q.full_name()))?;
-        let target = shard.queue_for(s, &key, to);
-        let name = s.queues.get(target).map(Queue::full_name).unwrap_or_default();
+        let (key, from) = e.scheduler.queues.get(id).map(|q| (Rc::clone(&q.key), q.full_name()))?;
+        let target = e.queue_for(&key, to, now);
+        let name = e.scheduler.queues.get(target).map(Queue::full_name).unwrap_or_default();
         Some((id, (target != id).then_some((from, name))))
     };
     meant.into_iter().filter_map(&mut way).collect()
 }
 
 /// What would move now, and what would not, of the queues all of whose mail is meant.
-fn outlook(shard: &Shard, d: &Deletion, to: &str) -> Outlook {
-    let s = &mut *shard.scheduler.borrow_mut();
+fn outlook(e: &mut Engine, d: &Deletion, to: &str, now: Now) -> Outlook {
+    let ways = ways(e, d, to, now);
+    let s = &e.scheduler;
     let job = d.job_id.as_ref().map(|name| s.jobs.iter().find(|(_, j)| *j.name == **name));
     let job = job.map(|found| found.map(|(id, j)| (id, j.recipients)));
     let (mut found, mut is_whole) = (Rerouted::default(), true);
     let (mut moves, mut here) = (BTreeMap::<(String, String), u64>::new(), 0);
-    for (id, way) in ways(s, shard, d, to) {
+    for (id, way) in ways {
         let Some(q) = s.queues.get(id) else { continue };
         if !q.is_named_by(&d.of) {
             is_whole = false;
@@ -205,16 +205,17 @@ fn sent(moves: BTreeMap<(String, String), u64>) -> Vec<Sent> {
 
 /// Takes what waits of messages out of the queues that are meant, but for what is where it should go; or only counts it.
 fn take_out(
-    shard: &Shard,
+    e: &mut Engine,
     d: &Deletion,
     mut wanted: HashMap<Slot, Wanted>,
-    to: &str,
-    dry_run: bool,
+    (to, dry_run): (&str, bool),
+    now: Now,
 ) -> (Vec<Leaving>, Vec<Sent>) {
-    let s = &mut *shard.scheduler.borrow_mut();
+    let ways = ways(e, d, to, now);
+    let s = &mut e.scheduler;
     let mut moves: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut by_slot: BTreeMap<Slot, Vec<(QueueId, TakenOut)>> = BTreeMap::new();
-    for (id, way) in ways(s, shard, d, to) {
+    for (id, way) in ways {
         let (Some(way), Some(q)) = (way, s.queues.get(id)) else { continue };
         let all = q.is_named_by(&d.of);
         // Whose slot is another message's by now stays.
@@ -281,7 +282,7 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
         }
         let mut settled = Settled { key: l.key, ..Settled::default() };
         for (id, t) in &l.taken {
-            settled.last = shard.scheduler.borrow_mut().settle(*id, t.entry.slot, t.recipients.len());
+            settled.last = shard.scheduler_mut().settle(*id, t.entry.slot, t.recipients.len());
             settled.recipients.extend(&t.recipients);
         }
         let receivers = shard.spool.conclude(Outcomes { settled: Some(settled), reports, ..Outcomes::default() });
@@ -301,7 +302,7 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
 fn put_back(shard: &Rc<Shard>, l: &Leaving) {
     for (id, t) in &l.taken {
         let batch = Batch::of(*id, l.key, t.entry);
-        shard.scheduler.borrow_mut().hold(&batch, &t.recipients, t.due_ms, t.entry.attempts);
+        shard.scheduler_mut().hold(&batch, &t.recipients, t.due_ms, t.entry.attempts);
         shard.pump_queue(*id);
     }
 }
@@ -311,7 +312,7 @@ async fn written(shard: &Rc<Shard>, l: &Leaving, id: QueueId, t: &TakenOut, to: 
     let owned = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&l.content.envelope)
         .and_then(rkyv::deserialize::<Envelope, rkyv::rancor::Error>);
     let Ok(mut original) = owned else { return Vec::new() };
-    let Some(destination) = shard.scheduler.borrow().queues.get(id).map(|q| Rc::clone(&q.key)) else {
+    let Some(destination) = shard.scheduler().queues.get(id).map(|q| Rc::clone(&q.key)) else {
         return Vec::new();
     };
     // Delays were told of also where nothing was attempted.
@@ -348,7 +349,7 @@ struct Found {
 impl Found {
     fn of(shard: &Shard, noted: &[Noted]) -> Found {
         let keys: HashSet<u64> = noted.iter().map(|n| n.key).collect();
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let all = || s.messages.iter().map(|(slot, m)| (slot as Slot, m));
         let originals: HashMap<u64, (Slot, i64)> =
             all().filter(|(_, m)| keys.contains(&m.key)).map(|(slot, m)| (m.key, (slot, m.received_ms))).collect();
@@ -404,17 +405,17 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     }
     let queues: Vec<QueueId> = match ended.is_empty() {
         true => Vec::new(),
-        false => shard.scheduler.borrow().queues.iter().map(|(id, _)| id).collect(),
+        false => shard.scheduler().queues.iter().map(|(id, _)| id).collect(),
     };
     let mut twice = 0;
     for id in queues {
         let is_ended = |key: u64, at: Slot, r: u16| ended.get(&(key, at)).is_some_and(|some| some.contains(&r));
-        let taken = shard.scheduler.borrow_mut().take_out(id, is_ended);
+        let taken = shard.scheduler_mut().take_out(id, is_ended);
         for t in taken {
             twice += t.recipients.len();
             let slot = t.entry.slot;
-            let Some(key) = shard.scheduler.borrow().messages.get(slot as usize).map(|m| m.key) else { continue };
-            let last = shard.scheduler.borrow_mut().settle(id, slot, t.recipients.len());
+            let Some(key) = shard.scheduler().messages.get(slot as usize).map(|m| m.key) else { continue };
+            let last = shard.scheduler_mut().settle(id, slot, t.recipients.len());
             shard.spool.settle(Settled { key, recipients: t.recipients, last, rows: Vec::new() });
         }
     }

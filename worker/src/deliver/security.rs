@@ -9,8 +9,6 @@ use ipc::dice::HashMap;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 
-use super::session::Session;
-use super::transaction::Standing;
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::connect::dane::{self, Dane};
@@ -185,25 +183,28 @@ impl Protection {
 
     /// What a receiver refuses because it came in the clear waits for TLS, which the host is not
     /// left without from then on; true when that was so, and the session of no more use.
-    pub fn clear_text_refused(&self, rules: &DomainRules, s: &Session, standings: &mut [Standing]) -> bool {
-        if s.tls.is_some() || !rules.use_starttls {
+    /// `decided` are the verdicts of a session in the clear; `offers_tls` says whether its host does.
+    pub fn clear_text_refused<'v>(
+        &self,
+        rules: &DomainRules,
+        host: &str,
+        offers_tls: bool,
+        decided: impl Iterator<Item = &'v mut Verdict>,
+    ) -> bool {
+        if !rules.use_starttls {
             return false;
         }
-        let has_tls = s.extensions.starttls || self.seen_of(&s.host).is_some();
+        let has_tls = offers_tls || self.seen_of(host).is_some();
         let needs_tls =
             |v: &Verdict| v.remote && (NEEDS_TLS.contains(&v.status.as_str()) || v.code == STARTTLS_FIRST && has_tls);
         let mut refused = false;
-        for standing in standings {
-            if let Standing::Decided(v) = standing
-                && needs_tls(v)
-            {
-                (v.outcome, refused) = (Outcome::Deferred, true);
-                NEEDS_TLS[1].clone_into(&mut v.status);
-            }
+        for v in decided.filter(|v| needs_tls(v)) {
+            (v.outcome, refused) = (Outcome::Deferred, true);
+            NEEDS_TLS[1].clone_into(&mut v.status);
         }
         if refused {
-            tracing::info!(host = s.host, "it takes no mail in the clear: TLS is demanded for a while");
-            self.note(&s.host, Seen::Needed);
+            tracing::info!(host, "it takes no mail in the clear: TLS is demanded for a while");
+            self.note(host, Seen::Needed);
         }
         refused
     }

@@ -1,13 +1,11 @@
 //! Limits over all shards that a connection is under: those of its virtual MTA, and those of
 //! the destination over all virtual MTAs.
 
-use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ipc::dice::HashMap;
 use ipc::ledger::requests::Ask;
 use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Class, Ledger, Place, Slot};
@@ -20,20 +18,11 @@ use crate::config::Config;
 use crate::schedule::limit::Limit;
 use crate::schedule::spread_path::{ramp_up, source_keys};
 use crate::schedule::tokens::Grant;
-use crate::schedule::{Path, PathId, Queue};
+use crate::schedule::{Path, PathId};
 use crate::shard::Shard;
 
-/// Pause before a limit that is reached is asked again, milliseconds.
-pub(super) const ASK_AGAIN_MS: i64 = 100;
-/// A shard that waits for a place looks so often whether another gave one back, milliseconds.
-const LOOK_EVERY_MS: i64 = 5;
 /// A request is repeated as long as it counts; a shard that has not repeated one for so long has none, milliseconds.
 const WAITS_MS: i64 = 1_000;
-/// Time between two that ask.
-const ASK_EVERY_NS: i64 = 400_000;
-/// `queue-priority` where nothing is said.
-const PRIORITY_DEFAULT: u64 = 50;
-
 /// A limit over all shards that is reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Full {
@@ -49,47 +38,6 @@ impl Full {
     }
 }
 
-/// Paths that limits over all shards hold up. Those whose requests the ledger has ask again soon, or
-/// as soon as what they wait for is given back; of all others, which may be very many, each looks
-/// in its turn whether there is room for its request.
-#[derive(Debug, Default)]
-pub struct Asks {
-    /// The next turn, Unix nanoseconds.
-    next_ns: Cell<i64>,
-    woken: RefCell<Vec<PathId>>,
-    /// The ledger has requests of this shard until this time, Unix milliseconds.
-    waits_until_ms: Cell<i64>,
-}
-
-impl Asks {
-    /// When a path of this `queue-priority` asks again, Unix milliseconds. Those above the default
-    /// wait for nobody's turn.
-    pub fn again_ms(&self, is_asked: bool, queue_priority: u64) -> i64 {
-        let now_ns = crate::clock::now_ns() as i64;
-        let soon_ms = now_ns / 1_000_000 + ASK_AGAIN_MS;
-        if is_asked || queue_priority > PRIORITY_DEFAULT {
-            return soon_ms;
-        }
-        let turn_ns = self.next_ns.get().max(now_ns);
-        self.next_ns.set(turn_ns + ASK_EVERY_NS);
-        soon_ms.max(turn_ns / 1_000_000)
-    }
-
-    /// Paths for which something was given back, by this shard or another.
-    pub fn woken(&self, ledger: &Ledger, shard: u8, now_ms: i64) -> Vec<PathId> {
-        let mut all = std::mem::take(&mut *self.woken.borrow_mut());
-        if self.look_again_ms(now_ms).is_some() {
-            all.extend(ledger.woken(shard, now_ms).into_iter().map(|p| p as PathId));
-        }
-        all
-    }
-
-    /// When what others give back is to be looked for again, if something is waited for; Unix milliseconds.
-    pub fn look_again_ms(&self, now_ms: i64) -> Option<i64> {
-        (self.waits_until_ms.get() > now_ms).then_some(now_ms + LOOK_EVERY_MS)
-    }
-}
-
 /// Something of `key` was given back, or may be left: whoever has the best right to it asks at once, if
 /// that is not `by`, which gave it back: what it could not use with another limit in its way it would ask
 /// for in a circle.
@@ -98,7 +46,7 @@ pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
     match shard.ledger.first_to_ask(key, now) {
         Some(ask) if ask.shard != shard.number => shard.ledger.wake(&ask, now),
         Some(ask) if by != Some(ask.path as PathId) => {
-            shard.asks.woken.borrow_mut().push(ask.path as PathId);
+            shard.asks.wake(ask.path as PathId);
             shard.timers.notify_one();
         }
         _ => {}
@@ -459,10 +407,10 @@ impl Held {
         match taken {
             Some(t) => {
                 if shard.ledger.has_asked(&ask, now) {
-                    if shard.scheduler.borrow().has_more_for(self.path, now) {
+                    if shard.scheduler().has_more_for(self.path, now) {
                         // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
                         shard.ledger.request(&Ask { has: has + 1, ..ask }, now);
-                        shard.asks.waits_until_ms.set(now + WAITS_MS);
+                        shard.asks.waits_until(now + WAITS_MS);
                     } else {
                         shard.ledger.withdraw(&ask, now);
                     }
@@ -474,7 +422,7 @@ impl Held {
             None => {
                 let is_asked = shard.ledger.request(&ask, now);
                 if is_asked {
-                    shard.asks.waits_until_ms.set(now + WAITS_MS);
+                    shard.asks.waits_until(now + WAITS_MS);
                     shard.timers.notify_one();
                 }
                 super::interruption::answer(shard);
@@ -494,48 +442,5 @@ impl Drop for Held {
             self.wake_first(key("total", ""));
         }
         std::mem::take(&mut self.places).into_iter().for_each(|(p, key)| self.give(p, key));
-    }
-}
-
-/// Rates that a reload or a restart changed hold from now on, not from when those before would have
-/// let something go.
-pub fn cut_rates(shard: &Shard) {
-    let (config, now_ns) = (shard.config(), crate::clock::now_ns() as i64);
-    let cut = |key: u64, rate: Rate| Pacing::of(rate).iter().for_each(|p| shard.ledger.rescale(key, p, now_ns));
-    for v in config.snapshot.get().vmtas.iter() {
-        let (count, per_ms) = (v.msg_rate.0.to_native(), v.msg_rate.1.to_native());
-        cut(key("vmta rate", v.name.as_str()), Rate { count, per: std::time::Duration::from_millis(per_ms) });
-    }
-    // Where virtual MTAs differ the slowest counts.
-    let mut of_destinations: HashMap<Rc<str>, Rate> = HashMap::default();
-    let s = shard.scheduler.borrow();
-    let interval = |rate: Rate| Pacing::of(rate).map(|p| p.interval_ps());
-    let in_use = |q: &Queue| shard.ledger.clock(key("destination rate", q.destination())).is_some();
-    for (_, q) in s.queues.iter().filter(|(_, q)| in_use(q)) {
-        for m in q.members.iter() {
-            let rate = config.rules(q.destination(), m.vmta).destination_max_msg_rate;
-            let slowest = of_destinations.entry(Rc::clone(q.destination())).or_insert(rate);
-            if interval(rate) > interval(*slowest) {
-                *slowest = rate;
-            }
-        }
-    }
-    let limited = of_destinations.into_iter().filter(|(_, rate)| rate.count > 0);
-    limited.for_each(|(name, rate)| cut(key("destination rate", &name), rate));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn those_whose_requests_find_no_room_look_again_in_turn() {
-        assert_eq!(PRIORITY_DEFAULT, DomainRules::default().queue_priority);
-        let (asks, now) = (Asks::default(), crate::clock::now_ms());
-        let turns: Vec<i64> = (0..10_000).map(|_| asks.again_ms(false, PRIORITY_DEFAULT) - now).collect();
-        assert!((99..=200).contains(&turns[0]) && (99..=300).contains(&turns[250]), "{} {}", turns[0], turns[250]);
-        assert!(turns.is_sorted() && (3_900..5_000).contains(&turns[9_999]), "{}", turns[9_999]);
-        assert!(asks.again_ms(false, 51) - now < 1_000, "urgent mail waits for nobody");
-        assert!(asks.again_ms(true, 0) - now < 1_000, "a request lives for a second");
     }
 }

@@ -4,9 +4,8 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use ipc::rules::DomainRules;
-use tokio::sync::OnceCell;
 
-use super::connection::{Path, path_of_queue};
+use super::path::{Path, path_of_queue};
 use super::removed_fields;
 use crate::clock;
 use crate::config::Config;
@@ -14,7 +13,7 @@ use crate::dkim::options::Options;
 use crate::dkim::request::Request;
 use crate::dkim::signature::{DomainKey, Message, unsigned};
 use crate::holds::{Work, doing};
-use crate::prepare::content::Content;
+use crate::prepare::content::{Content, Signed};
 use crate::schedule::QueueId;
 use crate::shard::Shard;
 
@@ -23,24 +22,6 @@ const SIGNED_S: i64 = 300;
 
 /// Longest content whose hash is worked out between other work, bytes: a millisecond or so.
 const HASHED_HERE_MAX: usize = 256 << 10;
-
-/// Content as it goes by some paths.
-pub struct Signed {
-    /// Generation of the configuration.
-    generation: u64,
-    at_s: i64,
-    rules: Rc<DomainRules>,
-    vmta: Rc<str>,
-    pool: Option<Rc<str>>,
-    /// Others who ask while it is being made wait for it.
-    body: Rc<OnceCell<[Bytes; 2]>>,
-}
-
-impl std::fmt::Debug for Signed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signed").field("vmta", &self.vmta).finish_non_exhaustive()
-    }
-}
 
 /// The content as it goes by a path: without what its source and rules remove, behind as many signatures as the rules ask
 /// for and keys fit.
@@ -82,7 +63,7 @@ async fn sign(
     options: &[Options],
     now_s: i64,
 ) -> [Bytes; 2] {
-    let vmta = shard.scheduler.borrow().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
+    let vmta = shard.scheduler().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta, path.pool.as_deref());
     let body = removed_fields::without(content, &path.rules);
     let mut message = Message::of(&body);

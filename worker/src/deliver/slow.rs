@@ -15,7 +15,7 @@ use ipc::network::Network;
 use tokio::time::Instant;
 
 use crate::connect::mx::Host;
-use crate::shard::{Shard, Signal};
+use crate::signal::Signal;
 
 /// What is opened for so long takes long.
 pub const SLOW: Duration = Duration::from_millis(500);
@@ -23,8 +23,6 @@ pub const SLOW: Duration = Duration::from_millis(500);
 pub const EARLY: Duration = Duration::from_millis(100);
 /// What has taken long for so long may have to give way.
 pub const GRANTED: Duration = Duration::from_secs(15);
-/// So many that take long in a shard, see [`Openings::enter`]: each holds 17 KB.
-pub const SLOW_MAX: u32 = 2048;
 /// So many are worth giving their memory back when most of them are over.
 const MANY: u32 = 512;
 /// So many may take long at one address (of IPv6 one /64, which one host can have as a whole), or at the hosts of one MX group; at most a
@@ -148,7 +146,7 @@ impl Openings {
     /// Opening a connection takes long: at places, or nobody knows yet where it leads. There may be `most`, of which paths whose
     /// last attempt failed have half. The one that has waited the longest gives way, if that is longer than [`GRANTED`]; where
     /// none has, and where there are too many at one place, the answer is `None`.
-    pub fn enter(&self, shard: &Rc<Shard>, places: Option<[Where; 3]>, is_retry: bool, most: u32) -> Option<Slow> {
+    pub fn enter(self: &Rc<Self>, places: Option<[Where; 3]>, is_retry: bool, most: u32) -> Option<Slow> {
         if places.is_some_and(|p| !self.has_room(&p, most)) {
             return None;
         }
@@ -158,7 +156,7 @@ impl Openings {
             self.peak.set(self.peak.get().max(self.count.get()));
             let (number, leave) = self.add(is_retry, now);
             let at = SlowAt::new(Cell::new(places.filter(|p| self.count_at(*p, most))));
-            Slow { shard: Rc::clone(shard), number, at, leave }
+            Slow { all: Rc::clone(self), number, at, leave }
         })
     }
 
@@ -191,7 +189,7 @@ impl Openings {
 
 /// One that takes long.
 pub struct Slow {
-    shard: Rc<Shard>,
+    all: Rc<Openings>,
     number: u64,
     /// Where it is waited for.
     pub at: SlowAt,
@@ -207,7 +205,7 @@ impl Slow {
 
 impl Drop for Slow {
     fn drop(&mut self) {
-        let all = &self.shard.openers.openings;
+        let all = &self.all;
         all.count.set(all.count.get() - 1);
         all.slow.borrow_mut().remove(&self.number);
         self.at.take().into_iter().for_each(|places| all.leave(places));
@@ -218,6 +216,7 @@ impl Drop for Slow {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::engine::line::SLOW_MAX;
 
     #[test]
     fn the_hosts_of_a_group_are_the_same_in_any_order() {

@@ -36,6 +36,16 @@ pub enum Standing {
     Decided(Verdict),
 }
 
+impl Standing {
+    /// The verdict, where there is one that the receiver said of the recipient.
+    pub fn decided_mut(&mut self) -> Option<&mut Verdict> {
+        match self {
+            Standing::Decided(v) => Some(v),
+            Standing::Unasked | Standing::Accepted | Standing::Surplus | Standing::Closing(_) => None,
+        }
+    }
+}
+
 /// What came of a transaction.
 #[derive(Debug)]
 pub struct Result {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hickory_proto::op::Message;
 
-use super::Pending;
+use super::pending::Pending;
 use crate::connect::exchange::{self, Question, Trouble};
 
 /// Where name servers are asked.

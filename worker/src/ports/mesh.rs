@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::Pending;
+use super::pending::Pending;
 
 /// Where the other shards are reached, and reach this one.
 pub trait Mesh: Debug {

@@ -4,18 +4,15 @@
 mod dns;
 mod mesh;
 mod net;
+mod pending;
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::rc::Rc;
 
 pub use dns::Dns;
 pub use mesh::{Mesh, MeshListener, MeshStream};
 pub use net::{ConnectFault, Net, Stream};
-
-/// What a port answers when it is done.
-pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+pub use pending::Pending;
 
 /// The ports of one shard.
 #[derive(Debug, Clone)]
@@ -63,8 +60,9 @@ mod tests {
     use crate::config::Config;
     use crate::connect::exchange::{Question, Trouble};
     use crate::connect::mx::name_of;
+    use crate::shard::Parts;
     use crate::shard::Shard;
-    use crate::shard::life::{Held, Parts};
+    use crate::shard::life::Held;
 
     const OUR_IP: [u8; 4] = [192, 0, 2, 9];
     const RECEIVERS_IP: [u8; 4] = [192, 0, 2, 25];

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::Pending;
+use super::pending::Pending;
 
 /// Where receivers are reached.
 pub trait Net: Debug {

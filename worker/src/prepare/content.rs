@@ -1,19 +1,43 @@
 //! Envelope and content of a message in memory, as they go out.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use ipc::message::ArchivedEnvelope;
+use ipc::rules::DomainRules;
 use rkyv::util::AlignedVec;
+use tokio::sync::OnceCell;
 
 use super::kept;
-use crate::deliver::signing::Signed;
 use crate::dkim::request::Request;
 use crate::schedule::message::Held;
 
 /// What the allocations of one [`Content`] cost beside what lies in them: its own, the envelope, two
 /// pieces of content, each with a header, a count of its owners, and what rounding up takes.
 const ALLOCATIONS_BYTES: usize = 160;
+
+/// Content as it goes by some paths.
+pub struct Signed {
+    /// Generation of the configuration.
+    pub generation: u64,
+    /// When it was made, Unix seconds.
+    pub at_s: i64,
+    /// By the rules of the path.
+    pub rules: Rc<DomainRules>,
+    /// Through a virtual MTA.
+    pub vmta: Rc<str>,
+    /// And its pool, where mail chose one.
+    pub pool: Option<Rc<str>>,
+    /// Others who ask while it is being made wait for it.
+    pub body: Rc<OnceCell<[Bytes; 2]>>,
+}
+
+impl std::fmt::Debug for Signed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signed").field("vmta", &self.vmta).finish_non_exhaustive()
+    }
+}
 
 /// Envelope and content held in memory.
 #[derive(Debug)]

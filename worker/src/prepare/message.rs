@@ -13,6 +13,7 @@ use tokio::task::coop::consume_budget;
 use super::headers::{self, TooMuch};
 use super::kept;
 use super::pattern_list::Subject;
+use super::vmta_name::{DEFAULT_VMTA, canonical_name};
 use crate::config::Config;
 use crate::holds::{Pieces, Work, doing};
 use crate::smtp::command::{Mail, Rcpt, Refusal, withheld};
@@ -297,24 +298,6 @@ fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, value: &[u8]) -
 
 /// In place of a virtual MTA's name: the one that owns the local address that a client connected to.
 pub const BY_SOURCE_IP: &str = "by-smtp-source-ip";
-
-/// The virtual MTA of mail that chose none.
-pub const DEFAULT_VMTA: &str = "{default}";
-
-/// The name of the virtual MTA that a message chose, which is empty where it chose none.
-pub fn name_or_default(vmta: &str) -> &str {
-    if vmta.is_empty() { DEFAULT_VMTA } else { vmta }
-}
-
-/// The name of a virtual MTA or pool as the configuration spells it, if there is one.
-pub fn canonical_name<'a>(snapshot: &'a ArchivedSnapshot, name: &str) -> Option<&'a str> {
-    let key = name.to_lowercase();
-    let at = |i: &rkyv::rend::u32_le| i.to_native() as usize;
-    let vmta = snapshot.vmta_by_name.get(key.as_str()).and_then(|i| snapshot.vmtas.get(at(i))).map(|v| v.name.as_str());
-    vmta.or_else(|| {
-        snapshot.pool_by_name.get(key.as_str()).and_then(|i| snapshot.pools.get(at(i))).map(|p| p.name.as_str())
-    })
-}
 
 fn default_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, from: &Submitter) -> String {
     if rules.default_virtual_mta != BY_SOURCE_IP {

@@ -8,3 +8,4 @@ pub mod kept;
 pub mod message;
 pub mod pattern_list;
 pub mod recipients;
+pub mod vmta_name;

@@ -8,7 +8,7 @@ use ipc::message::{ArchivedEnvelope, ArchivedRet, Envelope, notify};
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::prepare::headers;
-use crate::prepare::message::canonical_name;
+use crate::prepare::vmta_name::canonical_name;
 use crate::report::recorded::Report;
 use crate::shard::Shard;
 

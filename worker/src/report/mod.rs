@@ -7,6 +7,17 @@ pub mod recorded;
 use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify};
 use ipc::snapshot::Global;
 
+/// A short mail to operators.
+#[derive(Debug)]
+pub struct Notice {
+    /// Addresses.
+    pub to: Vec<String>,
+    /// Its subject.
+    pub subject: String,
+    /// Its text, lines with CRLF.
+    pub text: String,
+}
+
 /// The envelope of mail to one address, from nobody: no report comes back for it.
 fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: String, body: &[u8]) -> Envelope {
     Envelope {

@@ -5,15 +5,24 @@ use std::rc::Rc;
 use bytes::Bytes;
 use ipc::message::Envelope;
 
+use super::Notice;
 use crate::shard::Shard;
 
-/// Queues a notice for each of `to`. One that cannot be stored is only logged: it must not hold
+/// Queues the notices that the shard wants sent, as long as it lives.
+pub async fn send_all(shard: Rc<Shard>) {
+    loop {
+        let notice = shard.notices.next().await;
+        send(&shard, notice);
+    }
+}
+
+/// Queues a notice for each of its addresses. One that cannot be stored is only logged: it must not hold
 /// up what it tells of.
-pub fn send(shard: &Rc<Shard>, to: &[String], subject: &str, text: &str) {
+fn send(shard: &Rc<Shard>, Notice { to, subject, text }: Notice) {
     for address in to {
-        let Ok(destination) = ipc::message::destination_of(address) else { continue };
-        let (envelope, body) = compose(shard, address, destination, subject, text);
-        let (shard, address) = (Rc::clone(shard), address.clone());
+        let Ok(destination) = ipc::message::destination_of(&address) else { continue };
+        let (envelope, body) = compose(shard, &address, destination, &subject, &text);
+        let shard = Rc::clone(shard);
         tokio::task::spawn_local(async move {
             if let Err(error) = crate::route::submit::submit(&shard, envelope, [Bytes::from(body), Bytes::new()]).await
             {

@@ -59,7 +59,7 @@ pub fn record(shard: &Rc<Shard>, mut outcomes: Outcomes, reports: Vec<Report>) {
     tokio::task::spawn_local(async move {
         for (r, durable) in reports.into_iter().zip(durable) {
             match (durable.await, r.share) {
-                (Ok(Ok(key)), Some(share)) => shard.handoffs.kept.keep(share, key, &r.envelope),
+                (Ok(Ok(key)), Some(share)) => shard.kept.keep(share, key, &r.envelope),
                 (Ok(Ok(key)), None) => shard.enqueue(key, Rc::new(Content::new(r.envelope, r.body))).await,
                 // The process ends with the outcome unwritten: the recipient is attempted again.
                 _ => {}

@@ -1,4 +1,4 @@
-//! The origin's side of the mesh: connections to the other shards, and what is offered over them.
+//! The origin's side of the mesh: shares that are offered to other shards, and what these say. [`super::links`] sends them.
 //!
 //! A share has an identity ([`HandoffId`]) that never comes again. As long as an answer to it may
 //! be lost it is *open* at the shard that was asked, which remembers it that long ([`mesh::OPEN`]):
@@ -6,26 +6,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::IoSlice;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use ipc::dice;
 use ipc::dice::HashMap;
 use ipc::frame::Header;
 use ipc::limits::{HANDOFFS_IN_FLIGHT_MAX, MESH_BACKLOG_BYTES_MAX};
-use ipc::mesh::{self, Open, Refusal};
+use ipc::mesh::{self, Open};
 use ipc::message::HandoffId;
-use ipc::stream::FrameReader;
-use spool::SpoolError;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::sleep;
-
-use crate::ports::MeshStream;
-use crate::route::keep::Keeping;
-use crate::shard::Shard;
 
 /// What an owner says of a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,26 +33,27 @@ pub enum Answer {
 }
 
 /// A frame waiting to be written.
-struct Outgoing {
-    header: [u8; ipc::frame::HEADER_BYTES],
-    archive: Bytes,
-    body: [Bytes; 2],
+pub(super) struct Outgoing {
+    pub header: [u8; ipc::frame::HEADER_BYTES],
+    pub archive: Bytes,
+    pub body: [Bytes; 2],
 }
 
 impl Outgoing {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.header.len() + self.archive.len() + self.body[0].len() + self.body[1].len()
     }
 }
 
+/// What goes to one shard, and who waits for its answers.
 #[derive(Default)]
-struct Link {
-    queue: RefCell<VecDeque<Outgoing>>,
-    queued_bytes: Cell<usize>,
-    waiting: RefCell<HashMap<u64, oneshot::Sender<Answer>>>,
-    wake: Notify,
-    connected: Cell<bool>,
-    started: Cell<bool>,
+pub(super) struct Link {
+    pub queue: RefCell<VecDeque<Outgoing>>,
+    pub queued_bytes: Cell<usize>,
+    pub waiting: RefCell<HashMap<u64, oneshot::Sender<Answer>>>,
+    pub wake: Notify,
+    pub connected: Cell<bool>,
+    pub started: Cell<bool>,
     /// Offers since the owner was last told what is open.
     untold: Cell<u32>,
 }
@@ -74,9 +65,6 @@ impl Link {
         self.wake.notify_one();
     }
 }
-
-/// Pause before a disk that did not take that shares are gone is asked again.
-const CLOSED_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// Offers after which an owner is told again what is open.
 const TOLD_EVERY: u32 = 1024;
@@ -118,13 +106,11 @@ pub struct Handoffs {
     open: Rc<OpenShares>,
     /// Kept shares found at start have been read: what is open is known.
     all_known: Cell<bool>,
-    /// Shares kept for others.
-    pub kept: Keeping,
 }
 
 impl std::fmt::Debug for Handoffs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Handoffs").field("kept", &self.kept).finish_non_exhaustive()
+        f.debug_struct("Handoffs").field("origin", &self.origin).finish_non_exhaustive()
     }
 }
 
@@ -140,7 +126,6 @@ impl Handoffs {
             next_offer: Cell::new(1),
             open: Rc::default(),
             all_known: Cell::new(false),
-            kept: Keeping::default(),
         }
     }
 
@@ -158,7 +143,7 @@ impl Handoffs {
         Share { id, owner, open: Rc::clone(&self.open) }
     }
 
-    fn link(&self, owner: u8) -> Rc<Link> {
+    pub(super) fn link(&self, owner: u8) -> Rc<Link> {
         Rc::clone(self.links.borrow_mut().entry(owner).or_default())
     }
 
@@ -190,7 +175,7 @@ impl Handoffs {
     }
 
     /// Tells an owner what it need not remember any more.
-    fn tell_open(&self, owner: u8, link: &Link) {
+    pub(super) fn tell_open(&self, owner: u8, link: &Link) {
         if !self.all_known.get() || !link.connected.get() {
             return;
         }
@@ -250,128 +235,5 @@ impl Handoffs {
             let header = Header::new(kind, archive.len(), 0).encode();
             link.send(Outgoing { header, archive: archive.clone(), body: [Bytes::new(), Bytes::new()] });
         }
-    }
-}
-
-/// Ends shares that were taken by those who were asked, once it is on disk that they are not this shard's any more. A shard that
-/// forgot them before would take them a second time from one that finds them again at its next start.
-pub async fn close(shard: &Shard, taken: Vec<Share>) {
-    while !taken.is_empty() && !ipc::planted!("share-closed-before-it-is-gone") {
-        match shard.spool.barrier().await {
-            Ok(()) | Err(SpoolError::Closed) => return,
-            Err(_) => sleep(CLOSED_AGAIN_AFTER).await,
-        }
-    }
-}
-
-/// Whether a shard is, or will be back: it has its part in the map, or has not left it in order.
-pub fn is_there(shard: &Shard, other: u8) -> bool {
-    let map = shard.map.borrow();
-    map.shards.contains(&other)
-        || shard.handoffs.is_connected(other)
-        || (map.previous.contains(&other) && shard.ports.mesh.has(other))
-}
-
-/// Connects to every other shard of the map, now and whenever it changes.
-pub fn keep_links(shard: &Rc<Shard>) {
-    let map = Rc::clone(&shard.map.borrow());
-    let all = map.shards.iter().chain(&map.previous).copied();
-    for owner in all.filter(|s| *s != shard.number) {
-        let link = shard.handoffs.link(owner);
-        if !link.started.replace(true) {
-            tokio::task::spawn_local(run_link(Rc::clone(shard), owner, link));
-        }
-    }
-}
-
-async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
-    loop {
-        let known = {
-            let map = shard.map.borrow();
-            map.shards.contains(&owner) || map.previous.contains(&owner)
-        };
-        if !known {
-            link.started.set(false);
-            return;
-        }
-        if let Ok(io) = shard.ports.mesh.connect(owner).await {
-            link.connected.set(true);
-            shard.handoffs.tell_open(owner, &link);
-            shard.handoffs.kept.wake.notify_one();
-            shard.foreign.notify_one();
-            if let Err(e) = speak(&shard, &link, io).await
-                && crate::log_limit::allows_line("mesh connection ended", &owner.to_string())
-            {
-                tracing::info!(owner, error = %e, "mesh connection ended");
-            }
-            link.connected.set(false);
-            // What was not answered is kept, or asked again, by those who wait for it.
-            link.waiting.borrow_mut().clear();
-            link.queue.borrow_mut().clear();
-            link.queued_bytes.set(0);
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(), ipc::frame::FrameError> {
-    let MeshStream { mut read, mut write } = io;
-    let hello = ipc::frame::archive(&mesh::Hello { shard: Some(shard.number), epoch: shard.map.borrow().epoch });
-    write.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await?;
-    write.write_all(&hello).await?;
-    let answers = async {
-        let mut frames = FrameReader::default();
-        while let Some(f) = frames.next(&mut read).await? {
-            match f.header.kind {
-                mesh::ACCEPTED | mesh::REFUSED => {
-                    let answer = match f.header.kind {
-                        mesh::ACCEPTED => Answer::Taken,
-                        _ => match ipc::frame::unarchive::<Refusal>(mesh::REFUSED, &f.archive)? {
-                            Refusal::Full => Answer::Full,
-                            Refusal::InProgress => Answer::Unknown,
-                            Refusal::Retired => Answer::Never,
-                            Refusal::Stopping | Refusal::Spool | Refusal::Invalid => Answer::Refused,
-                        },
-                    };
-                    if let Some(tx) = link.waiting.borrow_mut().remove(&f.header.a) {
-                        // Who asked may have stopped waiting and kept the share.
-                        let _ = tx.send(answer);
-                    }
-                }
-                k => return Err(ipc::frame::FrameError::Kind(k)),
-            }
-        }
-        Ok(())
-    };
-    let frames = async {
-        loop {
-            let batch: Vec<Outgoing> = {
-                let mut q = link.queue.borrow_mut();
-                let n = q.len().min(64);
-                q.drain(..n).collect()
-            };
-            if batch.is_empty() {
-                link.wake.notified().await;
-                continue;
-            }
-            let bytes: usize = batch.iter().map(Outgoing::len).sum();
-            let parts = batch.iter().flat_map(|f| [&f.header[..], &f.archive, &f.body[0], &f.body[1]]);
-            let mut slices: Vec<IoSlice<'_>> = parts.filter(|p| !p.is_empty()).map(IoSlice::new).collect();
-            let mut left = &mut slices[..];
-            while !left.is_empty() {
-                let n = write.write_vectored(left).await?;
-                if n == 0 {
-                    return Err(ipc::frame::FrameError::Truncated);
-                }
-                IoSlice::advance_slices(&mut left, n);
-            }
-            link.queued_bytes.set(link.queued_bytes.get().saturating_sub(bytes));
-        }
-    };
-    tokio::select! {
-        biased;
-        // There are no more of them than offers that were written.
-        r = answers => r,
-        r = frames => r,
     }
 }

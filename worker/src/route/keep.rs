@@ -5,120 +5,36 @@
 //! it is: from the first attempt or outcome on its recipients have a state, and a share with a
 //! state is offered to nobody as a whole.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::dice::{HashMap, HashSet};
 use ipc::mesh;
-use ipc::message::{ArchivedEnvelope, MessageId};
-use rkyv::util::AlignedVec;
-use spool::{Recovered, Settled, SpoolError};
-use tokio::sync::Notify;
+use ipc::message::MessageId;
+use spool::{Settled, SpoolError};
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::timeout;
 
-use crate::deliver::connection::read;
 use crate::prepare::content::Content;
-use crate::route::handoff::{Answer, Share, close, is_there};
+use crate::route::handoff::{Answer, Share};
+use crate::route::kept::{Kept, with};
+use crate::route::links::{close, is_there};
+use crate::route::stored::read;
 use crate::shard::Shard;
 
 /// How long an owner may take for one share.
 const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Pause before an owner that did not take one is asked again.
 const RETRY: Duration = Duration::from_millis(250);
-/// Shares that are with one owner at once.
-const AT_ONCE: usize = 32;
 /// A kept share names the shard that it was made for. Where it was offered to another since, a value of the spool says to which: this,
 /// and the share's key, is the value's name.
 const NOTED_AS: &str = "kept/";
-
-/// A share kept under handoff.
-#[derive(Debug)]
-struct Kept {
-    key: u64,
-    message: MessageId,
-    recipients: u64,
-    share: Share,
-}
-
-/// All of them.
-#[derive(Debug, Default)]
-pub struct Keeping {
-    /// Message and the shard that is asked, by key; also of those that are with their owner right now.
-    all: RefCell<HashMap<u64, (MessageId, u8)>>,
-    /// By the shard that is asked.
-    by_owner: RefCell<HashMap<u8, VecDeque<Kept>>>,
-    /// Found at start and not read yet.
-    found: RefCell<VecDeque<Recovered>>,
-    /// By the key of a share that may be found at start: the shard that it was offered to last, where it names another.
-    noted: RefCell<HashMap<u64, u8>>,
-    recipients: Cell<u64>,
-    /// Owners that are being offered some.
-    passing: RefCell<HashSet<u8>>,
-    /// There is something to do.
-    pub wake: Notify,
-}
-
-impl Keeping {
-    /// Recipients kept for other shards.
-    pub fn recipients(&self) -> u64 {
-        self.recipients.get()
-    }
-
-    /// A share is durable here and will be passed on.
-    pub fn keep(&self, share: Share, key: u64, envelope: &AlignedVec<16>) {
-        let known = with(envelope, |e| Some((MessageId(e.id.0), e.recipients.len() as u64)));
-        let (message, recipients) = known.unwrap_or((MessageId([0; 16]), 0));
-        self.recipients.set(self.recipients.get() + recipients);
-        self.put_back([Kept { key, message, recipients, share }]);
-    }
-
-    /// Keys of the shares of a message, each with the shard that it is kept for.
-    pub fn shares_of(&self, message: MessageId) -> Vec<(u64, u8)> {
-        let all = self.all.borrow();
-        all.iter().filter(|(_, (m, _))| *m == message).map(|(key, (_, owner))| (*key, *owner)).collect()
-    }
-
-    fn put_back(&self, all: impl IntoIterator<Item = Kept>) {
-        for k in all {
-            self.all.borrow_mut().insert(k.key, (k.message, k.share.owner));
-            self.by_owner.borrow_mut().entry(k.share.owner).or_default().push_back(k);
-        }
-        self.wake.notify_one();
-    }
-
-    /// A kept share was found when the spool opened.
-    pub fn found(&self, r: Recovered) {
-        self.recipients.set(self.recipients.get() + r.recipients.len() as u64);
-        self.found.borrow_mut().push_back(r);
-    }
-
-    /// A share is not kept any more.
-    fn gone(&self, key: u64, recipients: u64) {
-        self.all.borrow_mut().remove(&key);
-        self.recipients.set(self.recipients.get().saturating_sub(recipients));
-    }
-
-    fn take(&self, owner: u8) -> Vec<Kept> {
-        let mut all = self.by_owner.borrow_mut();
-        let Some(q) = all.get_mut(&owner) else { return Vec::new() };
-        let n = q.len().min(AT_ONCE);
-        let taken = q.drain(..n).collect();
-        if q.is_empty() {
-            all.remove(&owner);
-        }
-        taken
-    }
-}
 
 /// Passes kept shares on, to each owner whenever it is there.
 pub async fn pass_on(shard: Rc<Shard>) {
     read_found(&shard).await;
     loop {
-        let kept = &shard.handoffs.kept;
+        let kept = &shard.kept;
         let asked: Vec<u8> = kept.by_owner.borrow().keys().copied().collect();
         for owner in asked {
             let can = owner == shard.number || shard.handoffs.is_connected(owner) || !is_there(&shard, owner);
@@ -126,7 +42,7 @@ pub async fn pass_on(shard: Rc<Shard>) {
                 let shard = Rc::clone(&shard);
                 spawn_local(async move {
                     pass_to(&shard, owner).await;
-                    shard.handoffs.kept.passing.borrow_mut().remove(&owner);
+                    shard.kept.passing.borrow_mut().remove(&owner);
                 });
             }
         }
@@ -148,7 +64,7 @@ pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
         let key = name.strip_prefix(NOTED_AS)?.parse::<u64>().ok()?;
         value.first().map(|owner| (key, *owner))
     });
-    shard.handoffs.kept.noted.borrow_mut().extend(notes);
+    shard.kept.noted.borrow_mut().extend(notes);
 }
 
 /// Notes the shard that a share is offered to from now on, so that the next process asks the same one; `None` takes the note away.
@@ -160,7 +76,7 @@ fn note(shard: &Shard, key: u64, owner: Option<u8>) {
 /// are so for good.
 async fn read_found(shard: &Rc<Shard>) {
     loop {
-        let Some(r) = shard.handoffs.kept.found.borrow_mut().pop_front() else { break };
+        let Some(r) = shard.kept.found.borrow_mut().pop_front() else { break };
         let recipients = r.recipients.len() as u64;
         let touched = r.recipients.iter().any(|x| x.attempts > 0 || x.due_unix_ms > 0);
         let identity = match read(shard, r.key).await {
@@ -174,38 +90,34 @@ async fn read_found(shard: &Rc<Shard>) {
             // Nobody can be given it; the queue says so like of any other.
             Err(SpoolError::Unreadable { .. }) => None,
             Err(_) => {
-                shard.handoffs.kept.found.borrow_mut().push_back(r);
+                shard.kept.found.borrow_mut().push_back(r);
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
         };
         match identity {
             Some((id, asked, message)) => {
-                let noted = shard.handoffs.kept.noted.borrow_mut().remove(&r.key);
+                let noted = shard.kept.noted.borrow_mut().remove(&r.key);
                 let owner = noted.or(asked).unwrap_or(shard.number);
                 let share = shard.handoffs.share(owner, id);
-                shard.handoffs.kept.put_back([Kept { key: r.key, message, recipients, share }]);
+                shard.kept.put_back([Kept { key: r.key, message, recipients, share }]);
             }
             None => {
-                shard.handoffs.kept.gone(r.key, recipients);
+                shard.kept.gone(r.key, recipients);
                 shard.enqueue_own(&r);
             }
         }
     }
     // Notes of shares that are not kept any more.
-    let old: Vec<u64> = shard.handoffs.kept.noted.borrow_mut().drain().map(|(key, _)| key).collect();
+    let old: Vec<u64> = shard.kept.noted.borrow_mut().drain().map(|(key, _)| key).collect();
     old.into_iter().for_each(|key| note(shard, key, None));
     shard.handoffs.all_known();
-}
-
-fn with<T>(envelope: &AlignedVec<16>, f: impl FnOnce(&ArchivedEnvelope) -> Option<T>) -> Option<T> {
-    rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(envelope).ok().and_then(f)
 }
 
 /// Offers what is kept for `owner` until nothing is left, or it takes no more.
 async fn pass_to(shard: &Rc<Shard>, owner: u8) {
     loop {
-        let some = shard.handoffs.kept.take(owner);
+        let some = shard.kept.take(owner);
         if some.is_empty() {
             return;
         }
@@ -225,7 +137,7 @@ async fn pass_to(shard: &Rc<Shard>, owner: u8) {
         close(shard, taken).await;
         if !left.is_empty() {
             left.sort_by_key(|k| k.key);
-            shard.handoffs.kept.put_back(left);
+            shard.kept.put_back(left);
             tokio::time::sleep(RETRY).await;
             return;
         }
@@ -253,7 +165,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
                 return Passed::Nowhere(kept);
             }
             // In quarantine: an operator's matter now, the others go on.
-            shard.handoffs.kept.gone(kept.key, kept.recipients);
+            shard.kept.gone(kept.key, kept.recipients);
             return Passed::Gone;
         }
     };
@@ -279,7 +191,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
             if named != Some(asked) {
                 note(shard, kept.key, None);
             }
-            shard.handoffs.kept.gone(kept.key, kept.recipients);
+            shard.kept.gone(kept.key, kept.recipients);
             shard.enqueue(kept.key, Rc::new(Content::new(envelope, [body, Bytes::new()]))).await;
             Passed::Gone
         }
@@ -294,7 +206,7 @@ fn passed(shard: &Shard, kept: Kept, named: Option<u8>) -> Passed {
     }
     let recipients = (0..kept.recipients as u16).collect();
     shard.spool.settle(Settled { key: kept.key, recipients, last: true, rows: Vec::new() });
-    shard.handoffs.kept.gone(kept.key, kept.recipients);
+    shard.kept.gone(kept.key, kept.recipients);
     Passed::Taken(kept.share)
 }
 

@@ -1,7 +1,6 @@
 //! Why paths wait, over an orderly stop: the clock that a path goes on with in the next process (see [`super::paths`]) came of
 //! something that a receiver said, and operators ask what that was. After a kill the path is tried at once, and says it anew.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use ipc::dice::HashMap;
@@ -21,16 +20,6 @@ const TIMES_KEPT_AS: &str = "last-failure-times/";
 const PATHS_PER_PIECE: usize = 4096;
 /// Bytes of a diagnostic that are kept.
 const DIAGNOSTIC_MAX: usize = 255;
-
-/// By destination and virtual MTA.
-type ByPath = HashMap<(Rc<str>, Rc<str>), At>;
-
-/// A failure, and when that was, Unix seconds; 0 where it is not known.
-type At = (Rc<Failure>, u32);
-
-/// What paths waited for, when the process before stopped.
-#[derive(Debug, Default)]
-pub struct LastFailures(RefCell<ByPath>);
 
 /// As it lies in the spool. Most paths that wait share their failure with others.
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -86,7 +75,7 @@ fn beginning(text: &str) -> &str {
 /// Keeps why each path waits that waits, before a stop.
 pub fn keep_all(shard: &Shard) {
     let now = clock::now_ms();
-    let s = shard.scheduler.borrow();
+    let s = shard.scheduler();
     let waiting = s.paths.iter().map(|(_, p)| p).filter(|p| p.retry_at_ms > now);
     let known: Vec<(&Path, &Rc<Failure>)> = waiting.filter_map(|p| Some((p, p.last_failure.as_ref()?))).collect();
     for (n, some) in known.chunks(PATHS_PER_PIECE).enumerate() {
@@ -123,29 +112,11 @@ pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
 
 fn take_in(shard: &Shard, piece: Piece, times: &[u32]) {
     let failures: Vec<Rc<Failure>> = piece.failures.into_iter().map(|k| Rc::new(k.into_failure())).collect();
-    let s = &mut *shard.scheduler.borrow_mut();
-    for (n, (destination, vmta, place)) in piece.paths.into_iter().enumerate() {
-        let failed_s = times.get(n).copied().unwrap_or(0);
-        let Some(failure) = failures.get(place as usize).map(Rc::clone) else { continue };
-        match s.find_path(&destination, &vmta) {
-            Some((_, p)) if p.last_failure.is_none() => {
-                (p.last_failure, p.failed_s) = (Some(failure), failed_s);
-            }
-            Some(_) => {}
-            None => {
-                shard.last_failures.0.borrow_mut().insert((destination.into(), vmta.into()), (failure, failed_s));
-            }
+    shard.decide(|e, _| {
+        for (n, (destination, vmta, place)) in piece.paths.into_iter().enumerate() {
+            let failed_s = times.get(n).copied().unwrap_or(0);
+            let Some(failure) = failures.get(place as usize) else { continue };
+            e.inherit_failure(&destination, &vmta, Rc::clone(failure), failed_s);
         }
-    }
-}
-
-/// A path was made.
-pub fn admit(shard: &Shard, p: &mut Path) {
-    let mut all = shard.last_failures.0.borrow_mut();
-    if !all.is_empty()
-        && let Some((failure, failed_s)) = all.remove(&(Rc::clone(&p.destination), Rc::clone(&p.vmta_name)))
-        && p.last_failure.is_none()
-    {
-        (p.last_failure, p.failed_s) = (Some(failure), failed_s);
-    }
+    });
 }

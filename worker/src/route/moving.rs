@@ -7,13 +7,12 @@
 //! before it heard the answer cannot know whether the owner has it: the next one asks under the same
 //! identity, whoever owns the destination by then, and nobody sends it meanwhile.
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::dice::{HashMap, HashSet};
+use ipc::dice::HashMap;
 use ipc::mesh;
 use ipc::message::{ArchivedEnvelope, Envelope, HandoffId, Moved};
 use rkyv::util::AlignedVec;
@@ -23,8 +22,10 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::deliver::conclusion::unreadable_in;
-use crate::deliver::connection::load;
-use crate::route::handoff::{Answer, Share, close, is_there};
+use crate::route::handoff::Answer;
+use crate::route::links::{close, is_there};
+use crate::route::moves::{Offer, Unanswered};
+use crate::route::stored::load;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::Shard;
 
@@ -45,48 +46,6 @@ struct Offered {
     end: u16,
     incarnation: u32,
     sequence: u64,
-}
-
-/// Something to hand over, with the time that it is due, under its identity.
-struct Offer {
-    queue: QueueId,
-    entry: Entry,
-    due: i64,
-    share: Share,
-}
-
-/// Moves under way.
-#[derive(Default)]
-pub struct Moves {
-    /// Owners that are handed mail.
-    owners: RefCell<HashSet<u8>>,
-    /// Messages that an owner may have, and has not answered for.
-    unanswered: Cell<usize>,
-    /// Offered before this process was started, and not answered for: taken out of their queues.
-    found: RefCell<HashMap<u8, Vec<Offer>>>,
-}
-
-impl Moves {
-    /// An orderly stop would leave a message with two shards.
-    pub fn are_unanswered(&self) -> bool {
-        self.unanswered.get() > 0
-    }
-}
-
-/// A message that was offered.
-struct Unanswered<'a>(&'a Moves);
-
-impl<'a> Unanswered<'a> {
-    fn new(moves: &'a Moves) -> Self {
-        moves.unanswered.set(moves.unanswered.get() + 1);
-        Unanswered(moves)
-    }
-}
-
-impl Drop for Unanswered<'_> {
-    fn drop(&mut self) {
-        self.0.unanswered.set(self.0.unanswered.get() - 1);
-    }
 }
 
 /// Finds what an earlier process had offered among what is queued.
@@ -120,7 +79,7 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
 /// whole would be answered for as if it were the whole.
 fn take_out(shard: &Rc<Shard>, owner: u8, noted: &[Offered]) -> Vec<Offer> {
     let mut all = Vec::new();
-    let mut s = shard.scheduler.borrow_mut();
+    let mut s = shard.scheduler_mut();
     let queues: Vec<QueueId> = s.queues.iter().filter(|(_, q)| q.recipients > 0).map(|(id, _)| id).collect();
     for queue in queues {
         let is_noted = |o: &Offered, key: u64, r: u16| o.key == key && (o.start..o.end).contains(&r);
@@ -156,7 +115,7 @@ pub async fn move_out(shard: Rc<Shard>) {
         let mut any = false;
         {
             let map = shard.map.borrow();
-            let s = shard.scheduler.borrow();
+            let s = shard.scheduler();
             let mine = |d: &str| map.is_owner(d, shard.number);
             for (id, q) in s.queues.iter().filter(|(_, q)| q.recipients > 0 && !mine(q.destination())) {
                 any = true;
@@ -205,7 +164,7 @@ async fn move_to(shard: &Rc<Shard>, owner: u8, queues: Vec<QueueId>) {
         {
             // Held, the queue opens no connection and gives none more to send; what is in
             // flight ends, and what it leaves is found in the next round.
-            entries.extend(shard.scheduler.borrow_mut().drain(id).into_iter().map(|(e, due)| (id, e, due)));
+            entries.extend(shard.scheduler_mut().drain(id).into_iter().map(|(e, due)| (id, e, due)));
         }
         let next = entries.drain(..entries.len().min(AT_ONCE));
         let some: Vec<Offer> = next
@@ -229,7 +188,7 @@ fn note(shard: &Shard, owner: u8, offered: &[Offered]) {
 async fn move_some(shard: &Rc<Shard>, some: Vec<Offer>) -> bool {
     let Some(owner) = some.first().map(|o| o.share.owner) else { return true };
     {
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let noted = some.iter().filter_map(|o| {
             let key = s.messages.get(o.entry.slot as usize)?.key;
             let HandoffId { incarnation, sequence, .. } = o.share.id;
@@ -251,7 +210,7 @@ async fn ask_again(shard: &Rc<Shard>, owner: u8, mut all: Vec<Offer>) {
         sleep(RETRY).await;
     }
     for o in &mut all {
-        let key = shard.scheduler.borrow().messages.get(o.entry.slot as usize).map(|m| m.key);
+        let key = shard.scheduler().messages.get(o.entry.slot as usize).map(|m| m.key);
         if let Some(key) = key {
             o.due = shard.spool.state(key, o.entry.start).await.ok().flatten().map_or(0, |s| s.due_unix_ms);
         }
@@ -288,14 +247,14 @@ async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
 
 fn put_back(shard: &Shard, id: QueueId, entry: Entry, due: i64) {
     let batch = Batch::of(id, 0, entry);
-    shard.scheduler.borrow_mut().hold(&batch, &batch.recipients, due, batch.attempts);
+    shard.scheduler_mut().hold(&batch, &batch.recipients, due, batch.attempts);
 }
 
 /// Hands over one message; false when it stays for now.
 async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
     let Offer { queue: id, entry, due, ref share } = *o;
     let owner = share.owner;
-    let Some(key) = shard.scheduler.borrow().messages.get(entry.slot as usize).map(|m| m.key) else { return true };
+    let Some(key) = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key) else { return true };
     let content = match load(shard, entry.slot, key).await {
         Ok(c) => c,
         Err(e) => {
@@ -310,7 +269,7 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
     let state = shard.spool.state(key, entry.start).await.ok().flatten().unwrap_or_default();
     let range = usize::from(entry.start)..usize::from(entry.end).min(e.recipients.len());
     e.recipients = e.recipients[range].to_vec();
-    let Some(destination) = shard.scheduler.borrow().queues.get(id).map(|q| Rc::clone(&q.key)) else { return true };
+    let Some(destination) = shard.scheduler().queues.get(id).map(|q| Rc::clone(&q.key)) else { return true };
     if e.recipients.is_empty() {
         return true;
     }
@@ -352,7 +311,7 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
         sleep(RETRY).await;
     }
     let recipients: Vec<u16> = (entry.start..entry.end).collect();
-    let last = shard.scheduler.borrow_mut().settle(id, entry.slot, recipients.len());
+    let last = shard.scheduler_mut().settle(id, entry.slot, recipients.len());
     shard.spool.settle(Settled { key, recipients, last, rows: Vec::new() });
     true
 }

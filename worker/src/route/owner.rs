@@ -1,15 +1,13 @@
 //! The owner's side of the mesh: takes handoffs, makes them durable, acknowledges; and takes
 //! mail that `sluice inject` submits.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::BytesMut;
-use ipc::dice::HashSet;
 use ipc::frame::{Frame, FrameError, Header};
 use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::mesh::{self, Inject, Injected, Refusal};
-use ipc::message::{ArchivedEnvelope, HandoffId, SourceType};
+use ipc::message::{ArchivedEnvelope, SourceType};
 use ipc::stream::FrameReader;
 use spool::SpoolError;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -18,26 +16,14 @@ use tokio::sync::mpsc;
 use crate::accept::receiving::{Share, no_room};
 use crate::accept::source::kept_back;
 use crate::ports::{MeshListener, MeshStream};
-use crate::prepare::message::{Submitter, canonical_name, prepare};
+use crate::prepare::message::{Submitter, prepare};
+use crate::prepare::vmta_name::canonical_name;
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
 use crate::smtp::command::{Mail, Rcpt};
 
 /// Answers that may wait to be written to one origin.
 const ANSWERS_MAX: usize = 2 * ipc::limits::HANDOFFS_IN_FLIGHT_MAX;
-
-/// Handoffs being stored.
-#[derive(Debug, Default)]
-pub struct Taken {
-    in_progress: RefCell<HashSet<HandoffId>>,
-}
-
-impl Taken {
-    /// Nothing is being stored.
-    pub fn is_idle(&self) -> bool {
-        self.in_progress.borrow().is_empty()
-    }
-}
 
 /// Serves the shard's socket.
 pub async fn serve(shard: Rc<Shard>, mut listener: Box<dyn MeshListener>) {
@@ -130,15 +116,6 @@ fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>
     });
 }
 
-/// Who stores a handoff.
-struct InProgress<'a>(&'a Taken, HandoffId);
-
-impl Drop for InProgress<'_> {
-    fn drop(&mut self) {
-        self.0.in_progress.borrow_mut().remove(&self.1);
-    }
-}
-
 async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refusal> {
     let valid = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&f.archive).map_err(|e| {
         tracing::error!(origin, error = %e, "a handoff does not validate");
@@ -150,10 +127,7 @@ async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refus
         return Err(Refusal::Invalid);
     }
     let id = valid.handoff_id().filter(|id| id.origin == origin).ok_or(Refusal::Invalid)?;
-    if !shard.taken.in_progress.borrow_mut().insert(id) && !ipc::planted!("handoff-stored-twice-at-once") {
-        return Err(Refusal::InProgress);
-    }
-    let _stored = InProgress(&shard.taken, id);
+    let Some(_in_progress) = shard.inbound.begin(id) else { return Err(Refusal::InProgress) };
     // What its origin had not on disk was never offered before.
     let kept = f.header.kind == mesh::HANDOFF_KEPT;
     if kept && shard.spool.has_seen(id).await.map_err(|_| Refusal::InProgress)? {

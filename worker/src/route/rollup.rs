@@ -3,63 +3,20 @@
 //! domain's own queue, whose shard looks, moves what waits, and tells the others, who route
 //! straight from then on. Each recipient's mail still goes to its own domain's hosts.
 
-use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use ipc::dice::HashMap;
 use ipc::mesh::{self, RolledUp};
 use ipc::message::Envelope;
 use ipc::rules::DomainRules;
-use tokio::time::Instant;
 
-use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::{Host, Resolver};
-use crate::prepare::message::DEFAULT_VMTA;
-use crate::schedule::{PathId, QueueId};
+use crate::schedule::PathId;
 use crate::shard::Shard;
 
-/// How long mail is routed straight before the domain's owner looks at its hosts again.
-const KNOWN_FOR: Duration = Duration::from_secs(3600);
 /// Bytes of `QUEUE/DOMAIN`.
 const DESTINATION_BYTES_MAX: usize = 255;
-/// Domains that are remembered.
-const KNOWN_MAX: usize = 50_000;
-
-/// What is known of domains.
-#[derive(Debug, Default)]
-pub struct Rollups(RefCell<HashMap<String, (Instant, Rc<str>)>>);
-
-impl Rollups {
-    /// The queue that a domain's mail joins, if it is known to join one.
-    pub fn queue_of(&self, domain: &str) -> Option<Rc<str>> {
-        let all = self.0.borrow();
-        all.get(domain).filter(|(until, _)| *until > Instant::now()).map(|(_, q)| Rc::clone(q))
-    }
-
-    /// Takes note; answers whether it is news.
-    pub fn learn(&self, domain: &str, queue: &str) -> bool {
-        let news = self.queue_of(domain).is_none_or(|q| &*q != queue);
-        let mut all = self.0.borrow_mut();
-        if all.len() >= KNOWN_MAX && !all.contains_key(domain) {
-            let now = Instant::now();
-            all.retain(|_, (until, _)| *until > now);
-            if all.len() >= KNOWN_MAX {
-                all.clear();
-            }
-        }
-        all.insert(domain.to_owned(), (Instant::now() + KNOWN_FOR, Rc::from(queue)));
-        news
-    }
-
-    /// Another configuration is in force.
-    pub fn forget(&self) {
-        self.0.borrow_mut().clear();
-    }
-}
-
 /// Puts recipients under the queues that their domains are known to roll up to.
 pub fn follow(shard: &Shard, envelope: &mut Envelope) {
     let mut changed = false;
@@ -139,21 +96,5 @@ pub fn join(shard: &Rc<Shard>, id: PathId, domain: &str, queue: &str) {
         let news = ipc::frame::archive(&RolledUp { domain: domain.to_owned(), queue: queue.to_owned() });
         shard.handoffs.tell_all(mesh::ROLLED_UP, &Bytes::copy_from_slice(&news));
     }
-    let to = format!("{queue}/{domain}");
-    let mut joined: Vec<QueueId> = Vec::new();
-    {
-        let s = &mut *shard.scheduler.borrow_mut();
-        let queues: Vec<QueueId> = s.paths.get(id).map(|p| p.queues.iter().collect()).unwrap_or_default();
-        for from in queues {
-            let Some(via) = s.queues.get(from).filter(|q| *q.key == *domain).map(|q| Rc::clone(&q.via)) else {
-                continue;
-            };
-            // What chose nothing goes by the joined queue's `virtual-mta-pool`. Who asked for {default} cannot be told from it here.
-            let chose = if &*via == DEFAULT_VMTA { "" } else { &*via };
-            let target = shard.queue_for(s, &to, chose);
-            s.transfer(from, target, clock::now_ms());
-            joined.push(target);
-        }
-    }
-    joined.into_iter().for_each(|q| shard.pump_queue(q));
+    shard.decide(|e, now| e.join(id, domain, queue, now));
 }

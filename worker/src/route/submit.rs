@@ -361,7 +361,7 @@ async fn keep(
                 true => shard.handoffs.new_share(o.share.owner),
                 false => o.share,
             };
-            shard.handoffs.kept.keep(share, key, &o.envelope);
+            shard.kept.keep(share, key, &o.envelope);
             Ok(())
         }
         Err(e) => Err((o, e)),

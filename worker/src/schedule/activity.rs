@@ -5,8 +5,8 @@ use ipc::backoff::Mode;
 
 use super::limit::Limit;
 use super::matches::Matches;
-use super::path::{Paces, Source};
-use super::spread_path::SpreadPath;
+use super::source::{Paces, Source};
+use super::spread::SpreadPath;
 use crate::connect::protection::Parameters;
 
 /// Connections, windows and mode of a path. [`super::Path`] dereferences to it: reading one that is

@@ -2,8 +2,10 @@
 
 use std::cmp::Reverse;
 
+use super::entry::Entry;
+use super::ids::QueueId;
 use super::message::Held;
-use super::queue::{Entry, QueueId};
+use super::queue::next_delay;
 use super::scheduler::Scheduler;
 
 impl<C: Held> Scheduler<C> {
@@ -57,12 +59,6 @@ impl<C: Held> Scheduler<C> {
         q.delay_at_ms = first;
         found
     }
-}
-
-/// The first multiple of `every_ms` after acceptance that is later than `after_ms`.
-pub(super) fn next_delay(received_ms: i64, after_ms: i64, every_ms: i64) -> i64 {
-    let passed = (after_ms - received_ms).max(0) / every_ms;
-    received_ms.saturating_add((passed + 1).saturating_mul(every_ms))
 }
 
 #[cfg(test)]

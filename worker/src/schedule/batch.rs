@@ -1,7 +1,7 @@
 //! What a connection sends at once.
 
-use super::queue::{Entry, QueueId};
-use super::scheduler::Slot;
+use super::entry::Entry;
+use super::ids::{QueueId, Slot};
 
 /// Recipients to send in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]

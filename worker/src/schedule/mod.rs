@@ -19,6 +19,10 @@ pub mod cause;
 mod depth;
 #[cfg(test)]
 mod dice;
+pub mod entry;
+mod given_back;
+pub mod held_up;
+pub mod ids;
 pub mod job;
 pub mod limit;
 pub mod matches;
@@ -32,19 +36,24 @@ pub mod rate;
 pub mod ready;
 pub mod recalled;
 pub mod removal;
+pub mod retry_wait;
 mod rolled_up;
 pub mod scheduler;
+mod shrink;
 #[cfg(test)]
 mod simulated_day;
 #[cfg(test)]
 mod simulation;
+pub mod source;
+pub mod spread;
 pub mod spread_path;
 pub mod timers;
 pub mod tokens;
 
 pub use batch::{Batch, Next};
+pub use entry::Entry;
+pub use ids::{PathId, QueueId, Slot, Timer};
 pub use message::Message;
-pub use path::{Path, PathId};
-pub use queue::{Entry, Member, Queue, QueueId};
-pub use scheduler::{Scheduler, Slot, Way};
-pub use timers::Timer;
+pub use path::Path;
+pub use queue::{Member, Queue};
+pub use scheduler::{Scheduler, Way};

@@ -4,19 +4,18 @@
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
-use std::time::Duration;
 
 use ipc::backoff::{Limits, Mode};
 use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 
 use super::activity::Activity;
-use super::queue::{Queue, QueueId};
+use super::ids::QueueId;
+use super::queue::Queue;
 use super::queue_set::QueueSet;
 use super::rate::Pace;
+use super::retry_wait::{failure_wait_ms, next_wait_ms};
+use super::source::{Paces, Source};
 use crate::classify::outcome::Failure;
-
-/// Number of a path within its shard.
-pub type PathId = usize;
 
 /// Deliveries in a row that lead one step further back from backoff.
 const DELIVERIES_PER_STEP: u32 = 10;
@@ -30,61 +29,6 @@ const LOOK_AGAIN_MS: i64 = 1000;
 const LIVELY_MS: i64 = 1000;
 /// Health below which a path is only probed.
 const PROBED_BELOW: f32 = 0.25;
-
-/// What rate limits count at one path, or at one of its source addresses.
-#[derive(Debug, Default, PartialEq)]
-pub struct Paces {
-    /// Recipients attempted.
-    pub msg: Pace,
-    /// Recipients attempted in an hour.
-    pub hour: Pace,
-    /// Bytes delivered.
-    pub volume: Pace,
-    /// Connections opened.
-    pub connect: Pace,
-}
-
-impl Paces {
-    /// Each window with the limit that it counts for, in the order that a note of them has.
-    pub fn under(&mut self, l: &Limits) -> [(&mut Pace, Rate); 4] {
-        [
-            (&mut self.msg, l.msg_rate),
-            (&mut self.hour, l.msg_per_hour),
-            (&mut self.volume, l.data_volume_rate),
-            (&mut self.connect, l.connect_rate),
-        ]
-    }
-
-    /// One transaction took so much that a note of windows in use would not tell of it.
-    pub fn is_to_be_noted(&self, msg: Rate, hour: Rate, now_ns: i64) -> bool {
-        self.msg.is_to_be_noted(msg, now_ns) || self.hour.is_to_be_noted(hour, now_ns)
-    }
-
-    /// When the last of the windows is over, Unix nanoseconds.
-    pub fn busy_until_ns(&self) -> i64 {
-        self.msg.tat_ns.max(self.hour.tat_ns).max(self.volume.tat_ns).max(self.connect.tat_ns)
-    }
-}
-
-/// A source address at this destination.
-#[derive(Debug)]
-pub struct Source {
-    /// The address.
-    pub ip: IpAddr,
-    /// Connections from it, those being opened included.
-    pub connections: u32,
-    /// Its windows.
-    pub paces: Paces,
-    /// Not used before this time, Unix milliseconds; `i64::MAX` until an operator enables it.
-    pub disabled_until_ms: i64,
-}
-
-impl Source {
-    /// Nothing of it counts any more.
-    pub fn is_quiet(&self, now_ms: i64) -> bool {
-        self.connections == 0 && self.disabled_until_ms <= now_ms && self.paces.busy_until_ns() / 1_000_000 <= now_ms
-    }
-}
 
 /// A path: what it needs while it waits. The rest is its [`Activity`].
 #[derive(Debug)]
@@ -150,33 +94,6 @@ impl DerefMut for Path {
     fn deref_mut(&mut self) -> &mut Activity {
         self.activity.get_or_insert_default()
     }
-}
-
-/// The wait of a retry list at a step, milliseconds, and one step on; its last one goes on.
-pub(super) fn next_wait_ms(list: &[Duration], step: &mut u32) -> i64 {
-    let wait = list.get((*step as usize).min(list.len().saturating_sub(1)));
-    *step = step.saturating_add(1);
-    wait.map_or(600_000, |d| d.as_millis().min(1 << 50) as i64)
-}
-
-/// `retry-after-dns-error` where it is not given and the retry list is not shorter.
-const DNS_WAIT: Duration = Duration::from_secs(60);
-
-/// How long mail waits after a failure, milliseconds: by `retry-after-dns-error`, which stays on its step of the retry list,
-/// or by that list.
-pub(super) fn failure_wait_ms(failure: &Failure, rules: &DomainRules, list: &[Duration], step: &mut u32) -> i64 {
-    match failure.is_of_dns {
-        true => dns_wait(rules, list, *step).as_millis().min(1 << 50) as i64,
-        false => next_wait_ms(list, step),
-    }
-}
-
-/// `retry-after-dns-error`, at a step of the retry list.
-pub fn dns_wait(rules: &DomainRules, list: &[Duration], mut step: u32) -> Duration {
-    rules.retry_after_dns_error.unwrap_or_else(|| {
-        let normal_ms = next_wait_ms(list, &mut step);
-        DNS_WAIT.min(Duration::from_millis(normal_ms.unsigned_abs()))
-    })
 }
 
 impl Path {
@@ -541,6 +458,8 @@ pub enum Turn {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn path(rules: DomainRules) -> Path {

@@ -1,9 +1,10 @@
 //! How the members of a pool share its queue: by weight and by what receivers said of late,
 //! none far ahead of the others, and none held up by one that cannot.
 
+use super::ids::{PathId, QueueId};
 use super::message::Held;
-use super::path::{Path, PathId};
-use super::queue::{Puller, Queue, QueueId};
+use super::path::Path;
+use super::queue::{Puller, Queue};
 use super::scheduler::Scheduler;
 
 /// Messages that a path may take ahead of its share of a pool's mail while the pool's other

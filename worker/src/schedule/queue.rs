@@ -9,43 +9,13 @@ use ipc::rules::DomainRules;
 use smallvec::SmallVec;
 
 use super::cause::History;
+use super::entry::Entry;
+use super::ids::PathId;
 use super::message::Message;
-use super::path::{PathId, failure_wait_ms};
 use super::ready::Ready;
-use super::scheduler::Slot;
+use super::retry_wait::failure_wait_ms;
 use crate::classify::outcome::Failure;
 use crate::connect::protection::Parameters;
-
-/// Number of a queue within its shard.
-pub type QueueId = usize;
-
-/// Recipients `start..end` of a message that share a priority and a past. 12 bytes, for memory is what a
-/// deep queue costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entry {
-    /// The message.
-    pub slot: Slot,
-    /// First recipient's index.
-    pub start: u16,
-    /// Index behind the last.
-    pub end: u16,
-    /// 0 to 100; the highest goes first.
-    pub priority: u8,
-    /// Attempts made so far, up to 255.
-    pub attempts: u8,
-}
-
-impl Entry {
-    /// Recipients in it.
-    pub fn len(&self) -> u64 {
-        u64::from(self.end - self.start)
-    }
-
-    /// Never true: entries hold at least one recipient.
-    pub fn is_empty(&self) -> bool {
-        self.start == self.end
-    }
-}
 
 /// A virtual MTA that a queue's mail may leave through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,4 +238,10 @@ impl Queue {
         }
         0
     }
+}
+
+/// The first multiple of `every_ms` after acceptance that is later than `after_ms`.
+pub(super) fn next_delay(received_ms: i64, after_ms: i64, every_ms: i64) -> i64 {
+    let passed = (after_ms - received_ms).max(0) / every_ms;
+    received_ms.saturating_add((passed + 1).saturating_mul(every_ms))
 }

@@ -1,6 +1,6 @@
 //! A small sorted set of queues. Nearly every path has one, which needs no memory of its own.
 
-use super::queue::QueueId;
+use super::ids::QueueId;
 
 /// Queues in order.
 #[derive(Debug, Clone, Default)]

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
+use super::entry::Entry;
 use super::job::JobId;
-use super::queue::Entry;
 
 /// Entries of one priority.
 #[derive(Debug)]

@@ -3,20 +3,10 @@
 
 use std::rc::Rc;
 
-use ipc::dice::HashMap;
-
+use super::ids::QueueId;
 use super::message::Held;
-use super::queue::QueueId;
-use super::scheduler::Scheduler;
+use super::scheduler::{Recalled, Scheduler};
 use crate::classify::outcome::Failure;
-
-/// When the replies that queues know were said, by the time that their recipients wait for (Unix milliseconds).
-#[derive(Debug, Default)]
-pub struct Recalled {
-    due_ms: HashMap<QueueId, i64>,
-    /// All mail is found: what is said from now on is newer.
-    is_over: bool,
-}
 
 impl<C: Held> Scheduler<C> {
     /// A recipient of queue `id` that waits until a time was told `reply`, in this shard before its start or in another. Of

@@ -3,9 +3,10 @@
 use std::cmp::Reverse;
 
 use super::batch::Batch;
+use super::entry::Entry;
+use super::ids::{QueueId, Slot};
 use super::message::Held;
-use super::queue::{Entry, QueueId};
-use super::scheduler::{Scheduler, Slot};
+use super::scheduler::Scheduler;
 
 /// Recipients that were taken out of their queue.
 #[derive(Debug, Clone, PartialEq, Eq)]

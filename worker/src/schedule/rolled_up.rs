@@ -2,11 +2,9 @@
 
 use std::cmp::Reverse;
 
+use super::ids::{PathId, QueueId, Timer};
 use super::message::Held;
-use super::path::PathId;
-use super::queue::QueueId;
 use super::scheduler::Scheduler;
-use super::timers::Timer;
 use crate::connect::protection::Parameters;
 
 /// Queues of a path that are looked at for one that no connection serves.

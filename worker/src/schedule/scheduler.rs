@@ -5,22 +5,21 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use ipc::dice::HashSet;
+use ipc::dice::{HashMap, HashSet};
 use ipc::message::{origin_part, queue_part};
 use ipc::rules::DomainRules;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::age::next_delay;
 use super::batch::{Batch, Next};
 use super::depth::Depth;
+use super::entry::Entry;
+use super::ids::{PathId, QueueId, Slot, Timer};
 use super::job::{JobId, Jobs};
 use super::message::{Held, Message};
 use super::name_index::NameIndex;
-use super::path::{Path, PathId};
-use super::queue::{Entry, Member, Puller, Queue, QueueId, RolledUp};
-use super::recalled::Recalled;
-use super::timers::Timer;
+use super::path::Path;
+use super::queue::{Member, Puller, Queue, RolledUp, next_delay};
 use super::tokens::{Grant, take_tokens};
 use crate::classify::outcome::Failure;
 
@@ -33,9 +32,6 @@ const FAILURES_KEPT: usize = 32;
 const QUEUES_LOOKED_AT: usize = 16;
 /// Names that are kept whether queues have them or not.
 const NAMES_MIN: usize = 1024;
-
-/// A message's place in [`Scheduler`].
-pub type Slot = u32;
 
 /// Who a queue's mail may leave through.
 #[derive(Debug, Clone)]
@@ -57,6 +53,14 @@ pub enum New {
     ForQueue,
     /// The path.
     Path,
+}
+
+/// When the replies that queues know were said, by the time that their recipients wait for (Unix milliseconds).
+#[derive(Debug, Default)]
+pub struct Recalled {
+    pub(super) due_ms: HashMap<QueueId, i64>,
+    /// All mail is found: what is said from now on is newer.
+    pub(super) is_over: bool,
 }
 
 /// All queues and paths of a shard.

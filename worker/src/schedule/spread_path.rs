@@ -9,68 +9,18 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipc::backoff::Mode;
-use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Ahead, Ledger};
 use ipc::pace::Pacing;
 use ipc::rules::Rate;
 
 use super::path::{Path, Turn};
 use super::rate::Pace;
-
-/// What a path shares with the paths of its name at the other owners: the names of it in the ledger, and what all agreed on last.
-#[derive(Debug)]
-pub struct SpreadPath {
-    /// Recipients, recipients in an hour, bytes, connections: as [`super::path::Paces::under`] has them.
-    pub windows: [u64; 4],
-    /// `smtp-out-rampup-interval`
-    pub ramp_up: u64,
-    /// Places of `max-smtp-out`.
-    pub connections: u64,
-    mode: u64,
-    retry: u64,
-    /// When backoff ends, Unix milliseconds; 0 when there is none.
-    agreed_mode_ms: i64,
-    /// The retry clock, Unix milliseconds.
-    agreed_retry_ms: i64,
-    /// Windows of limits that are not in force any more are to be cut.
-    pub limits_changed: bool,
-    /// Names of windows of source addresses: looked at with each turn, they are made once.
-    sources: Vec<(IpAddr, [u64; 3])>,
-}
-
-impl SpreadPath {
-    fn of(p: &Path) -> SpreadPath {
-        let name = format!("{}/{}", p.destination, p.vmta_name);
-        let of = |what| key(what, &name);
-        SpreadPath {
-            windows: ["path recipients", "path hour", "path volume", "path connects"].map(of),
-            ramp_up: of("path ramp-up"),
-            connections: of("path connections"),
-            mode: of("path mode"),
-            retry: of("path retry"),
-            agreed_mode_ms: 0,
-            agreed_retry_ms: 0,
-            limits_changed: false,
-            sources: Vec::new(),
-        }
-    }
-
-    fn windows_of(&mut self, p: &Path, ip: IpAddr) -> [u64; 3] {
-        if let Some((_, known)) = self.sources.iter().find(|(of, _)| *of == ip) {
-            return *known;
-        }
-        let made = source_keys(p, ip).0;
-        self.sources.push((ip, made));
-        made
-    }
-}
+use super::spread::{SpreadPath, source_names};
 
 /// Names of a source address's windows at a path (recipients, bytes, connections), and of its
 /// places.
 pub fn source_keys(p: &Path, ip: IpAddr) -> ([u64; 3], u64) {
-    let name = format!("{}/{}/{ip}", p.destination, p.vmta_name);
-    let windows = ["source recipients", "source volume", "source connects"].map(|what| key(what, &name));
-    (windows, key("source connections", &name))
+    source_names(&p.destination, &p.vmta_name, ip)
 }
 
 /// The rate that `smtp-out-rampup-interval` amounts to.
@@ -84,7 +34,7 @@ pub fn ramp_up(interval: Duration) -> Rate {
 pub fn take_regime(ledger: &Ledger, p: &mut Path, is_spread: bool, new: bool, now_ms: i64) {
     match (p.spread.is_some(), is_spread) {
         (false, true) => {
-            let mut t = Box::new(SpreadPath::of(p));
+            let mut t = Box::new(SpreadPath::of(&p.destination, &p.vmta_name));
             if let Some(at) = ledger.clock(t.retry).filter(|_| new) {
                 (p.retry_at_ms, t.agreed_retry_ms) = (at, at);
             }
@@ -144,7 +94,7 @@ pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
     }
     if p.limits_sources() {
         for i in 0..p.sources.len() {
-            let [msg, volume, connect] = t.windows_of(p, p.sources[i].ip);
+            let [msg, volume, connect] = t.windows_of(&p.destination, &p.vmta_name, p.sources[i].ip);
             let s = &mut p.sources[i];
             for (pace, k) in [(&mut s.paces.msg, msg), (&mut s.paces.volume, volume), (&mut s.paces.connect, connect)] {
                 *pace = Pace::at(ledger.clock(k).unwrap_or(pace.tat_ns));

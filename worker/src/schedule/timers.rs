@@ -2,19 +2,10 @@
 
 use std::cmp::Reverse;
 
+use super::entry::Entry;
+use super::ids::{PathId, QueueId, Timer};
 use super::message::Held;
-use super::path::PathId;
-use super::queue::{Entry, QueueId};
 use super::scheduler::Scheduler;
-
-/// Something whose time comes. Numbers of 32 bits: there is one for nearly every queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Timer {
-    /// Recipients of a queue that waited are due.
-    Queue(u32),
-    /// A path's clock or window lets it go on.
-    Path(u32),
-}
 
 impl<C: Held> Scheduler<C> {
     /// Lets recipients wait in their queue until `due_ms`, to the second above.

@@ -5,10 +5,8 @@ use std::net::IpAddr;
 use ipc::rules::Rate;
 
 use super::limit::Limit;
-use super::message::Held;
-use super::path::{Path, PathId};
+use super::path::Path;
 use super::rate::Pace;
-use super::scheduler::Scheduler;
 
 /// What limits over all shards allow of a number of recipients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,35 +23,6 @@ impl Grant {
     /// All of them.
     pub fn all(count: u64) -> Grant {
         Grant { count, next_ns: 0, by: None }
-    }
-}
-
-impl<C: Held> Scheduler<C> {
-    /// A transaction did not deliver its content: bytes that were counted are given back.
-    pub fn not_transferred(&mut self, id: PathId, source: Option<IpAddr>, bytes: u64, now_ns: i64) {
-        let Some(p) = self.paths.get_mut(id) else { return };
-        let rate = p.limits().data_volume_rate;
-        p.paces.volume.give_back(rate, now_ns, bytes);
-        if let Some(ip) = source {
-            let rate = p.rules.source_ip_max_data_volume_rate.of(ip);
-            if rate.count > 0 {
-                p.source(ip).paces.volume.give_back(rate, now_ns, bytes);
-            }
-        }
-    }
-
-    /// Recipients that were counted as attempted were not: the receiver never heard of them.
-    pub fn not_attempted(&mut self, id: PathId, source: Option<IpAddr>, n: u64, now_ns: i64) {
-        let Some(p) = self.paths.get_mut(id) else { return };
-        let (msg, hour) = (p.limits().msg_rate, p.limits().msg_per_hour);
-        p.paces.msg.give_back(msg, now_ns, n);
-        p.paces.hour.give_back(hour, now_ns, n);
-        if let Some(ip) = source {
-            let rate = p.rules.source_ip_max_msg_rate.of(ip);
-            if rate.count > 0 {
-                p.source(ip).paces.msg.give_back(rate, now_ns, n);
-            }
-        }
     }
 }
 

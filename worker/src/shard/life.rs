@@ -1,51 +1,23 @@
 //! A shard from its start to its end: put together, given what its spool holds, started, stopped, and left. None of it needs
 //! a supervisor.
 
-use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ipc::ledger::Ledger;
 use ipc::shard_map::ShardMap;
 use spool::store::Values;
-use spool::{Recovered, Spool, SpoolError};
+use spool::{Recovered, SpoolError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 
 use super::Shard;
-use crate::account::file::Shown;
-use crate::config::Config;
-use crate::deliver::{interruption, rerouting, shared_limits};
-use crate::ports::Ports;
-use crate::route::{handoff, keep, last_failures, moving, owner, paths};
-use crate::suppression::gate;
+use crate::deliver::{conclusion, connection, interruption, rerouting};
+use crate::report::notice;
+use crate::route::{keep, last_failures, links, moving, owner, paths};
+use crate::suppression::refusals;
 
 /// Time between two looks whether a shard that stops has ended its work.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// What a shard is put together from.
-#[derive(Debug)]
-pub struct Parts {
-    /// Its number.
-    pub number: u8,
-    /// Configuration in force.
-    pub config: Config,
-    /// Durable storage.
-    pub spool: Spool,
-    /// Limits over all shards.
-    pub ledger: Ledger,
-    /// Who owns what.
-    pub map: ShardMap,
-    /// What it has of the world around it.
-    pub ports: Ports,
-    /// What accounting files show of outcomes.
-    pub accounting: Arc<Shown>,
-    /// Folder of the suppression lists; none are kept without one.
-    pub suppression: Option<PathBuf>,
-    /// Its folder lies in a `<spool>` that takes no new mail.
-    pub delivers_only: bool,
-}
 
 /// What an opened spool holds.
 #[derive(Debug)]
@@ -75,8 +47,8 @@ impl Shard {
         keep::restore(&self, &values);
         last_failures::restore(&self, &values);
         paths::restore(&self, values);
-        self.scheduler.borrow_mut().has_recalled();
-        shared_limits::cut_rates(&self);
+        self.scheduler_mut().has_recalled();
+        self.decide(|e, now| e.cut_rates(now));
         Ok(())
     }
 
@@ -87,18 +59,30 @@ impl Shard {
     pub fn start(self: &Rc<Self>) -> Result<(), String> {
         let mesh = self.ports.mesh.listen().map_err(|e| e.to_string())?;
         spawn_local(owner::serve(Rc::clone(self), mesh));
+        spawn_local(connection::begin_openers(Rc::clone(self)));
+        spawn_local(conclusion::bounce_all_refused(Rc::clone(self)));
+        spawn_local(notice::send_all(Rc::clone(self)));
         spawn_local(Rc::clone(self).form_groups());
         spawn_local(Rc::clone(self).run_timers());
-        spawn_local(gate::watch(Rc::clone(self)));
+        spawn_local(refusals::watch(Rc::clone(self)));
         spawn_local(keep::pass_on(Rc::clone(self)));
         spawn_local(moving::move_out(Rc::clone(self)));
         spawn_local(interruption::watch(Rc::clone(self)));
         spawn_local(precache(Rc::clone(self)));
-        handoff::keep_links(self);
+        links::keep_links(self);
         paths::claim_all(self);
-        let ids: Vec<usize> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+        let ids: Vec<usize> = self.scheduler().queues.iter().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.pump_queue(id));
         Ok(())
+    }
+
+    /// Takes a new shard map into use: connects to the shards of it, and claims what moved here.
+    pub fn follow_map(self: &Rc<Self>, map: ShardMap) {
+        let is_another = self.set_map(map);
+        links::keep_links(self);
+        if is_another {
+            paths::claim_all(self);
+        }
     }
 
     /// Takes no more work; transactions in flight may end.
@@ -110,7 +94,7 @@ impl Shard {
     /// Resolves when nothing is in flight any more: no transaction, and no handoff that was not answered.
     pub async fn has_ended_work(&self) {
         let is_busy = || {
-            let unanswered = self.moves.are_unanswered() || !self.taken.is_idle();
+            let unanswered = self.moves.are_unanswered() || !self.inbound.is_idle();
             self.sessions.get() > 0 || self.connections.get() > 0 || unanswered
         };
         while is_busy() {
@@ -121,7 +105,7 @@ impl Shard {
     /// Makes everything durable that happened until now, and leaves the other shards in order. False when the disk did not take all of
     /// it, or rows wait for accounting files: only another start of the shard goes on with that.
     pub async fn leave(&self) -> bool {
-        paths::keep_all(self);
+        self.decide(|e, now| e.keep_paths(now));
         last_failures::keep_all(self);
         if ipc::planted!("left-before-outcomes-are-written") {
             self.ports.mesh.leave();

@@ -3,13 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use ipc::backoff::Mode;
-
 use super::Shard;
 use crate::clock;
 use crate::deliver::shared_limits::wake_first;
 use crate::holds::{Pieces, Work, doing};
-use crate::route::{paths, spread};
 use crate::schedule::{PathId, QueueId, Timer};
 
 /// Queues and paths that are looked after in a second.
@@ -26,7 +23,7 @@ impl Shard {
         let mut held = false;
         loop {
             let now = clock::now_ms();
-            let next = self.scheduler.borrow().next_timer().unwrap_or(i64::MAX).min(now + 1000);
+            let next = self.scheduler().next_timer().unwrap_or(i64::MAX).min(now + 1000);
             let next = self.asks.look_again_ms(now).map_or(next, |at| next.min(at));
             if next > now {
                 tokio::select! {
@@ -36,19 +33,17 @@ impl Shard {
                 }
             }
             let now = clock::now_ms();
-            let due = self.scheduler.borrow_mut().due(now);
+            let due = self.scheduler_mut().due(now);
             let mut pieces = Pieces::default();
             for timer in due {
                 match timer {
                     Timer::Queue(id) => self.pump_queue(id as QueueId),
-                    Timer::Path(id) => {
-                        self.pump(id as PathId);
-                    }
+                    Timer::Path(id) => self.pump(id as PathId),
                 }
                 pieces.pause().await;
             }
             for id in self.asks.woken(&self.ledger, self.number, now) {
-                let mut s = self.scheduler.borrow_mut();
+                let mut s = self.scheduler_mut();
                 if let Some(p) = s.paths.get_mut(id).filter(|p| p.ask_again_ms > now) {
                     p.ask_again_ms = 0;
                 }
@@ -58,7 +53,7 @@ impl Shard {
                 let opens = |p: &crate::schedule::Path| {
                     p.connecting > opening || p.waits_to_open || (p.connecting > 0 && p.is_lively(now))
                 };
-                if !self.scheduler.borrow().paths.get(id).is_some_and(opens) {
+                if !self.scheduler().paths.get(id).is_some_and(opens) {
                     // It has no use for it any more: the next one has.
                     let keys = self.ledger.withdraw_all(self.number, id as u32, now);
                     keys.into_iter().for_each(|k| wake_first(&self, k, Some(id)));
@@ -66,7 +61,7 @@ impl Shard {
             }
             if std::mem::replace(&mut held, self.spool.holds_deliveries()) && !held {
                 tracing::info!(shard = self.number, "delivery goes on: what came of it can be written again");
-                let ids: Vec<QueueId> = self.scheduler.borrow().queues.iter().map(|(id, _)| id).collect();
+                let ids: Vec<QueueId> = self.scheduler().queues.iter().map(|(id, _)| id).collect();
                 ids.into_iter().for_each(|id| self.pump_queue(id));
             }
             if now - sweep >= 1000 {
@@ -82,13 +77,13 @@ impl Shard {
     fn sweep(self: &Rc<Self>, now: i64) {
         let (queue, path) = self.swept.get();
         let (queues, paths) = {
-            let s = self.scheduler.borrow();
+            let s = self.scheduler();
             (part(queue, s.queues.capacity()), part(path, s.paths.capacity()))
         };
         self.swept.set((queues.end, paths.end));
         queues.for_each(|id| self.look_after_queue(id, now));
-        paths.for_each(|id| self.look_after_path(id, now));
-        paths::sweep(self, now);
+        paths.for_each(|id| self.look_after_path(id));
+        self.decide(|e, now| e.sweep_inherited(now));
         crate::log_limit::sweep();
         self.give_memory_back(now);
     }
@@ -97,7 +92,7 @@ impl Shard {
     /// written down, and freed, what became of it.
     fn give_memory_back(&self, now: i64) {
         let at = self.give_back_ms.get();
-        if self.scheduler.borrow_mut().shrink() || self.openers.openings.fell() {
+        if self.scheduler_mut().shrink() || self.openers.openings.fell() {
             self.give_back_ms.set(now + GIVE_BACK_AFTER_MS);
         } else if at != 0 && at <= now {
             self.give_back_ms.set(0);
@@ -112,19 +107,19 @@ impl Shard {
     }
 
     fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
-        if !self.scheduler.borrow().queues.contains(id) {
+        if !self.scheduler().queues.contains(id) {
             return;
         }
-        let expired = self.scheduler.borrow_mut().expired(id, now);
+        let expired = self.scheduler_mut().expired(id, now);
         if !expired.is_empty() {
             tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
         }
-        let delayed = self.scheduler.borrow_mut().delayed(id, now);
+        let delayed = self.scheduler_mut().delayed(id, now);
         if !delayed.is_empty() {
             tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
         }
         let waits = {
-            let mut s = self.scheduler.borrow_mut();
+            let mut s = self.scheduler_mut();
             if let Some(q) = s.queues.get_mut(id).filter(|q| q.paused && crate::meant::is_left_over(self, q)) {
                 // Nothing comes here that the pause could hold.
                 q.paused = false;
@@ -144,45 +139,22 @@ impl Shard {
         match waits {
             // A path that let others go first, whose probe is due, or whose connections hang.
             Some(false) => {
-                self.pump_pullers(id);
-                self.pump_another_member(id);
+                self.decide(|e, now| {
+                    e.pump_pullers(id, now);
+                    e.pump_another_member(id, now);
+                });
             }
             Some(true) => self.pump_queue(id),
             None => {}
         }
     }
 
-    fn look_after_path(self: &Rc<Self>, id: PathId, now: i64) {
-        spread::keep_up(self, id);
-        let over = {
-            let mut s = self.scheduler.borrow_mut();
-            let p = s.paths.get_mut(id);
-            p.and_then(|p| {
-                p.rest(now);
-                let is_over = p.mode == Mode::Backoff && p.mode_until_ms <= now;
-                if is_over { p.leave_backoff(now) } else { None }
-            })
-        };
-        if let Some(turn) = over {
-            crate::deliver::mode::turned(self, id, turn, "backoff-to-normal-after");
-        }
-        let gone = self.scheduler.borrow_mut().forget_path(id, now);
-        if let Some(p) = gone {
-            paths::forgotten(self, &p);
-        }
-    }
-
-    /// Lets one more member of a pool pull from queue `id`.
-    fn pump_another_member(self: &Rc<Self>, id: QueueId) {
-        let path = {
-            let mut s = self.scheduler.borrow_mut();
-            let Some(q) = s.queues.get(id).filter(|q| q.pullers.len() < q.members.len()) else { return };
-            let new = (0..q.members.len()).find(|m| !q.pullers.iter().any(|p| p.member == *m));
-            new.and_then(|m| self.path_for(&mut s, id, m))
-        };
-        if let Some(p) = path {
-            self.pump(p);
-        }
+    fn look_after_path(&self, id: PathId) {
+        self.decide(|e, now| {
+            e.keep_up(id, now);
+            e.end_backoff(id, now);
+            e.forget_path(id, now);
+        });
     }
 }
 

@@ -17,6 +17,7 @@ pub mod compaction;
 pub mod delta;
 pub mod gate;
 pub mod lists;
+pub mod refusals;
 pub mod table;
 
 /// Name of the folder below the data folder.

@@ -11,7 +11,7 @@ use ipc::snapshot::ArchivedVirtualMta;
 use crate::schedule::Path;
 use crate::schedule::cause::Cause;
 use crate::schedule::limit::Limit;
-use crate::schedule::path::dns_wait;
+use crate::schedule::retry_wait::dns_wait;
 use crate::shard::Shard;
 
 /// A directive and its value.

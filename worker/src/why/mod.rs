@@ -13,7 +13,8 @@ use ipc::rules::DomainKey;
 use self::blame::Blame;
 use crate::clock;
 use crate::one_message::{Whose, found};
-use crate::schedule::cause::{self, Cause};
+use crate::schedule::cause::Cause;
+use crate::schedule::held_up;
 use crate::schedule::limit::{Holder, Limit};
 use crate::schedule::{Path, Queue, QueueId};
 use crate::shard::{Scheduler, Shard};
@@ -34,7 +35,7 @@ fn of_queue(s: &Scheduler, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
     }
     let of_path = |p: &crate::schedule::queue::Puller| {
         let path = s.paths.get(p.path)?;
-        Some(cause::of_path(q, path, s.may_pull(id, p.path, now_ms), now_ms))
+        Some(held_up::of_path(q, path, s.may_pull(id, p.path, now_ms), now_ms))
     };
     let none = if q.paused {
         Cause::Paused
@@ -65,7 +66,7 @@ pub async fn of_message(shard: &Rc<Shard>, id: MessageId) -> Vec<WhyRow> {
     let mut rows = Vec::new();
     for record in found(shard, id).await {
         let Whose::Own(slot) = record.whose else { continue };
-        let s = shard.scheduler.borrow();
+        let s = shard.scheduler();
         let has = |q: &Queue| q.entries().any(|e| e.slot == slot);
         rows.extend(s.queues.iter().filter(|(_, q)| has(q)).map(|(id, q)| row(shard, &s, id, q)));
     }
@@ -92,7 +93,7 @@ pub fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     causes.extend(paths.map(|(path_id, path)| {
         let cause = match has_paused_jobs_only(s, q) {
             true => Cause::Paused,
-            false => cause::of_path(q, path, s.may_pull(id, path_id, now), now),
+            false => held_up::of_path(q, path, s.may_pull(id, path_id, now), now),
         };
         of.path(cause, path)
     }));

@@ -1,0 +1,93 @@
+//! Which destinations are this shard's to deliver, by the map of shards and by what their owners before have released.
+
+use std::rc::Rc;
+
+use ipc::dice::{HashMap, HashSet};
+use ipc::ledger::Ledger;
+use ipc::shard_map::{Owners, ShardMap};
+
+use super::now::Now;
+use crate::schedule::path::Path;
+use crate::schedule::spread_path;
+
+/// The map in force, and who has not released what moved here.
+#[derive(Debug)]
+pub struct Ownership {
+    pub(super) number: u8,
+    map: Rc<ShardMap>,
+    /// Owners of the epoch before that have not released everything: their destinations that
+    /// have connections still, or `None` while they have not answered.
+    pub(super) outstanding: HashMap<u8, Option<HashSet<String>>>,
+}
+
+impl Ownership {
+    /// Nothing is asked of anybody yet.
+    pub fn new(number: u8, map: Rc<ShardMap>) -> Ownership {
+        Ownership { number, map, outstanding: HashMap::default() }
+    }
+
+    /// The map in force.
+    pub fn map(&self) -> &Rc<ShardMap> {
+        &self.map
+    }
+
+    /// Another map is in force.
+    pub fn set_map(&mut self, map: Rc<ShardMap>) {
+        self.map = map;
+    }
+
+    fn released(&self, owners_before: &Owners, destination: &str) -> bool {
+        owners_before.iter().all(|o| match self.outstanding.get(&o) {
+            None => true,
+            Some(None) => false,
+            Some(Some(busy)) => !busy.contains(destination),
+        })
+    }
+
+    /// Whether a path is this shard's to deliver. What the ledger counts before and after needs no
+    /// release: its limits hold whoever has the connections.
+    fn may_deliver(&self, p: &Path) -> bool {
+        let map = &self.map;
+        if !map.is_owner(&p.destination, self.number) {
+            return false;
+        }
+        if map.previous.is_empty() {
+            return true;
+        }
+        let (before, now) = (map.owners_before(&p.destination), map.owners(&p.destination));
+        if p.spread.is_some() != now.is_spread() && p.connections + p.connecting > 0 {
+            return false;
+        }
+        if before.is_spread() && now.is_spread() {
+            return true;
+        }
+        self.released(&before, &p.destination)
+    }
+
+    /// Holds a path that is not this shard's to deliver, and lets go one that is.
+    pub(super) fn update(&self, ledger: &Ledger, p: &mut Path, new: bool, now: Now) {
+        p.held = !self.may_deliver(p);
+        if !p.held {
+            let is_spread = self.map.owners(&p.destination).is_spread();
+            spread_path::take_regime(ledger, p, is_spread, new, now.ms());
+        }
+    }
+
+    /// A connection of the path keeps the shard that claims its destination waiting. Those that were opened since under the owners
+    /// of now are not in the way.
+    pub(super) fn is_in_the_way(&self, p: &Path, claimant: u8) -> bool {
+        p.connections + p.connecting > 0 && self.concerns(p, claimant) && !self.stays(p)
+    }
+
+    /// What is known of a path is of use to the shard that claims its destination.
+    pub(super) fn concerns(&self, p: &Path, claimant: u8) -> bool {
+        let (before, owners) = (self.map.owners_before(&p.destination), self.map.owners(&p.destination));
+        owners.contains(claimant) && !(before.is_spread() && owners.is_spread())
+    }
+
+    /// The connections of a path are its owners' under the map in force.
+    pub(super) fn stays(&self, p: &Path) -> bool {
+        let owners = self.map.owners(&p.destination);
+        owners.contains(self.number) && p.spread.is_some() == owners.is_spread()
+    }
+}

@@ -1,0 +1,78 @@
+//! What the decisions of a shard depend on.
+
+use std::rc::Rc;
+
+use ipc::dice::HashMap;
+use ipc::ledger::Ledger;
+use ipc::queue_orders::Switches;
+use ipc::shard_map::ShardMap;
+
+use super::action::Action;
+use super::inherited::Inherited;
+use super::line::Line;
+use super::ownership::Ownership;
+use crate::config::Config;
+use crate::schedule::message::Held;
+use crate::schedule::scheduler::Scheduler;
+
+/// What the tasks of the shard are at, as far as decisions depend on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tasks {
+    /// Connections that are being opened or are to be, without those that take long.
+    pub opening: u32,
+    /// Mail may be sent: the shard is not stopping, and what comes of attempts can be written down.
+    pub may_send: bool,
+}
+
+/// Everything that the decisions of one shard depend on. `C` is what messages hold in memory.
+#[derive(Debug)]
+pub struct Engine<C> {
+    /// Queues and paths.
+    pub scheduler: Scheduler<C>,
+    pub(super) config: Rc<Config>,
+    pub(super) ledger: Rc<Ledger>,
+    /// Which destinations are this shard's.
+    pub ownership: Ownership,
+    /// What is known of paths that have no mail here.
+    pub inherited: Inherited,
+    /// What operators paused and disabled.
+    pub switches: Switches,
+    /// Paths that wait for their turn to open connections.
+    pub line: Line,
+    /// Turns of pools' members at destinations that are new.
+    pub(super) pool_turns: HashMap<Rc<str>, u32>,
+    pub(super) tasks: Tasks,
+    pub(super) actions: Vec<Action>,
+}
+
+impl<C: Held> Engine<C> {
+    /// That of shard `number`, without mail.
+    pub fn new(number: u8, config: Rc<Config>, ledger: Rc<Ledger>, map: Rc<ShardMap>) -> Self {
+        Engine {
+            scheduler: Scheduler::default(),
+            config,
+            ledger,
+            ownership: Ownership::new(number, map),
+            inherited: Inherited::default(),
+            switches: Switches::default(),
+            line: Line::default(),
+            pool_turns: HashMap::default(),
+            tasks: Tasks::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// Says what the shard's tasks are at, before something is decided.
+    pub fn begins(&mut self, tasks: Tasks) {
+        self.tasks = tasks;
+    }
+
+    /// Puts what is to be carried out behind what is in `to`.
+    pub fn take_actions(&mut self, to: &mut Vec<Action>) {
+        to.append(&mut self.actions);
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+}

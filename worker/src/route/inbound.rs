@@ -1,0 +1,34 @@
+//! Shares of other shards that are being stored here.
+
+use std::cell::RefCell;
+
+use ipc::dice::HashSet;
+use ipc::message::HandoffId;
+
+/// Handoffs being stored.
+#[derive(Debug, Default)]
+pub struct InboundHandoffs {
+    in_progress: RefCell<HashSet<HandoffId>>,
+}
+
+impl InboundHandoffs {
+    /// Nothing is being stored.
+    pub fn is_idle(&self) -> bool {
+        self.in_progress.borrow().is_empty()
+    }
+
+    /// One is being stored from now on; `None` where it is already.
+    pub(super) fn begin(&self, id: HandoffId) -> Option<InProgress<'_>> {
+        let is_new = self.in_progress.borrow_mut().insert(id);
+        (is_new || ipc::planted!("handoff-stored-twice-at-once")).then_some(InProgress(self, id))
+    }
+}
+
+/// A handoff that is being stored, until this is dropped.
+pub(super) struct InProgress<'a>(&'a InboundHandoffs, HandoffId);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        self.0.in_progress.borrow_mut().remove(&self.1);
+    }
+}

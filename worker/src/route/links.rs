@@ -1,0 +1,142 @@
+//! Connections to the other shards, over which shares are offered to them.
+
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ipc::frame::Header;
+use ipc::mesh::{self, Refusal};
+use ipc::stream::FrameReader;
+use spool::SpoolError;
+use tokio::io::AsyncWriteExt;
+use tokio::time::sleep;
+
+use super::handoff::{Answer, Link, Outgoing, Share};
+use crate::ports::MeshStream;
+use crate::shard::Shard;
+
+/// Pause before a disk that did not take that shares are gone is asked again.
+const CLOSED_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Ends shares that were taken by those who were asked, once it is on disk that they are not this shard's any more. A shard that
+/// forgot them before would take them a second time from one that finds them again at its next start.
+pub async fn close(shard: &Shard, taken: Vec<Share>) {
+    while !taken.is_empty() && !ipc::planted!("share-closed-before-it-is-gone") {
+        match shard.spool.barrier().await {
+            Ok(()) | Err(SpoolError::Closed) => return,
+            Err(_) => sleep(CLOSED_AGAIN_AFTER).await,
+        }
+    }
+}
+
+/// Whether a shard is, or will be back: it has its part in the map, or has not left it in order.
+pub fn is_there(shard: &Shard, other: u8) -> bool {
+    let map = shard.map.borrow();
+    map.shards.contains(&other)
+        || shard.handoffs.is_connected(other)
+        || (map.previous.contains(&other) && shard.ports.mesh.has(other))
+}
+
+/// Connects to every other shard of the map, now and whenever it changes.
+pub fn keep_links(shard: &Rc<Shard>) {
+    let map = Rc::clone(&shard.map.borrow());
+    let all = map.shards.iter().chain(&map.previous).copied();
+    for owner in all.filter(|s| *s != shard.number) {
+        let link = shard.handoffs.link(owner);
+        if !link.started.replace(true) {
+            tokio::task::spawn_local(run_link(Rc::clone(shard), owner, link));
+        }
+    }
+}
+
+async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
+    loop {
+        let known = {
+            let map = shard.map.borrow();
+            map.shards.contains(&owner) || map.previous.contains(&owner)
+        };
+        if !known {
+            link.started.set(false);
+            return;
+        }
+        if let Ok(io) = shard.ports.mesh.connect(owner).await {
+            link.connected.set(true);
+            shard.handoffs.tell_open(owner, &link);
+            shard.kept.wake.notify_one();
+            shard.foreign.notify_one();
+            if let Err(e) = speak(&shard, &link, io).await
+                && crate::log_limit::allows_line("mesh connection ended", &owner.to_string())
+            {
+                tracing::info!(owner, error = %e, "mesh connection ended");
+            }
+            link.connected.set(false);
+            // What was not answered is kept, or asked again, by those who wait for it.
+            link.waiting.borrow_mut().clear();
+            link.queue.borrow_mut().clear();
+            link.queued_bytes.set(0);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(), ipc::frame::FrameError> {
+    let MeshStream { mut read, mut write } = io;
+    let hello = ipc::frame::archive(&mesh::Hello { shard: Some(shard.number), epoch: shard.map.borrow().epoch });
+    write.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await?;
+    write.write_all(&hello).await?;
+    let answers = async {
+        let mut frames = FrameReader::default();
+        while let Some(f) = frames.next(&mut read).await? {
+            match f.header.kind {
+                mesh::ACCEPTED | mesh::REFUSED => {
+                    let answer = match f.header.kind {
+                        mesh::ACCEPTED => Answer::Taken,
+                        _ => match ipc::frame::unarchive::<Refusal>(mesh::REFUSED, &f.archive)? {
+                            Refusal::Full => Answer::Full,
+                            Refusal::InProgress => Answer::Unknown,
+                            Refusal::Retired => Answer::Never,
+                            Refusal::Stopping | Refusal::Spool | Refusal::Invalid => Answer::Refused,
+                        },
+                    };
+                    if let Some(tx) = link.waiting.borrow_mut().remove(&f.header.a) {
+                        // Who asked may have stopped waiting and kept the share.
+                        let _ = tx.send(answer);
+                    }
+                }
+                k => return Err(ipc::frame::FrameError::Kind(k)),
+            }
+        }
+        Ok(())
+    };
+    let frames = async {
+        loop {
+            let batch: Vec<Outgoing> = {
+                let mut q = link.queue.borrow_mut();
+                let n = q.len().min(64);
+                q.drain(..n).collect()
+            };
+            if batch.is_empty() {
+                link.wake.notified().await;
+                continue;
+            }
+            let bytes: usize = batch.iter().map(Outgoing::len).sum();
+            let parts = batch.iter().flat_map(|f| [&f.header[..], &f.archive, &f.body[0], &f.body[1]]);
+            let mut slices: Vec<IoSlice<'_>> = parts.filter(|p| !p.is_empty()).map(IoSlice::new).collect();
+            let mut left = &mut slices[..];
+            while !left.is_empty() {
+                let n = write.write_vectored(left).await?;
+                if n == 0 {
+                    return Err(ipc::frame::FrameError::Truncated);
+                }
+                IoSlice::advance_slices(&mut left, n);
+            }
+            link.queued_bytes.set(link.queued_bytes.get().saturating_sub(bytes));
+        }
+    };
+    tokio::select! {
+        biased;
+        // There are no more of them than offers that were written.
+        r = answers => r,
+        r = frames => r,
+    }
+}
