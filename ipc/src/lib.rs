@@ -8,7 +8,11 @@
 //! | operator | client ⇄ supervisor    | commands of the operator and their answers          | [`operator`] |
 //!
 //! Frames are rkyv archives ([`frame`]), validated before they are read. The compiled
-//! configuration ([`snapshot`]) and the cross-shard limits ([`ledger`]) are shared memory.
+//! configuration ([`snapshot`]) and the cross-shard limits ([`ledger`]) are shared memory. Values that outlive
+//! the build that wrote them carry a version ([`stored`]).
+//!
+//! Variants of archived enums and directives are numbers in what other processes and older builds wrote: they are append only, which
+//! `tests/append_only.rs` holds them to.
 
 pub mod backoff;
 pub mod control;
@@ -32,5 +36,6 @@ pub mod rollup;
 pub mod rules;
 pub mod shard_map;
 pub mod snapshot;
+pub mod stored;
 pub mod stream;
 pub mod text;

@@ -106,6 +106,11 @@ pub struct PathState {
     pub sources: Vec<SourceState>,
 }
 
+impl crate::stored::Stored for PathState {
+    const WHAT: &'static str = "the state of a path";
+    const VERSION: u8 = 1;
+}
+
 /// One source address of a path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct SourceState {
@@ -117,7 +122,7 @@ pub struct SourceState {
     pub disabled_until_unix_ms: i64,
 }
 
-/// Rate windows of a path.
+/// Rate windows of a path. Append only: spools hold them.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Windows {
     /// When the next event is due by the pace of each, Unix nanoseconds: recipients, recipients
@@ -198,5 +203,35 @@ mod tests {
         let now = rkyv::from_bytes::<PathState, rkyv::rancor::Error>(&kept).unwrap();
         assert_eq!((now.vmta, now.retry_step, now.forced), (before.vmta, u32::MAX, false));
         assert_eq!((now.retry_at_unix_ms, now.backoff_until_unix_ms, now.sources), (-1, -1, before.sources));
+    }
+
+    #[test]
+    fn states_of_paths_lie_in_spools_as_they_always_did() {
+        let of = |ip: &str| SourceState { ip: ip.to_owned(), until_ns: [1, 2, 3], disabled_until_unix_ms: 4 };
+        let of_windows = |windows| PathState {
+            destination: "d.test".into(),
+            vmta: "a-name-that-lies-out-of-line".into(),
+            windows,
+            retry_at_unix_ms: 0x0102_0304_0506_0708,
+            retry_step: 0x090a_0b0c,
+            forced: true,
+            backoff_until_unix_ms: -2,
+            sources: vec![of("192.0.2.1"), of("2001:db8::1")],
+        };
+        crate::assert_layout!(of_windows(Windows::Until([5, 6, 7, 8])), 1: "\
+            612d6e616d652d746861742d6c6965732d6f75742d6f662d6c696e653139322e302e322e31323030313a6462383a3a3189000000ecffffff
+            01000000000000000200000000000000030000000000000004000000000000008b000000cdffffff01000000000000000200000000000000
+            03000000000000000400000000000000642e74657374ffff9c00000078ffffff000000000000000005000000000000000600000000000000
+            0700000000000000080000000000000008070605040302010c0b0a0901000000feffffffffffffff60ffffff02000000");
+        crate::assert_layout!(of_windows(Windows::InUse), 1: "\
+            612d6e616d652d746861742d6c6965732d6f75742d6f662d6c696e653139322e302e322e31323030313a6462383a3a3189000000ecffffff
+            01000000000000000200000000000000030000000000000004000000000000008b000000cdffffff01000000000000000200000000000000
+            03000000000000000400000000000000642e74657374ffff9c00000078ffffff010000000000000000000000000000000000000000000000
+            0000000000000000000000000000000008070605040302010c0b0a0901000000feffffffffffffff60ffffff02000000");
+        crate::assert_layout!(of_windows(Windows::InUseAfter([9, 10, 11, 12])), 1: "\
+            612d6e616d652d746861742d6c6965732d6f75742d6f662d6c696e653139322e302e322e31323030313a6462383a3a3189000000ecffffff
+            01000000000000000200000000000000030000000000000004000000000000008b000000cdffffff01000000000000000200000000000000
+            03000000000000000400000000000000642e74657374ffff9c00000078ffffff020000000000000009000000000000000a00000000000000
+            0b000000000000000c0000000000000008070605040302010c0b0a0901000000feffffffffffffff60ffffff02000000");
     }
 }

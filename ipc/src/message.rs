@@ -53,7 +53,7 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// How mail came in; the accounting field `srcType`.
+/// How mail came in; the accounting field `srcType`. Append only: spools hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug, PartialEq))]
 pub enum SourceType {
@@ -65,7 +65,7 @@ pub enum SourceType {
     Report,
 }
 
-/// BODY= of RFC 6152.
+/// BODY= of RFC 6152. Append only: spools hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug, PartialEq))]
 pub enum BodyType {
@@ -75,7 +75,7 @@ pub enum BodyType {
     EightBit,
 }
 
-/// RET= of RFC 3461 §4.3.
+/// RET= of RFC 3461 §4.3. Append only: spools hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Debug, PartialEq))]
 pub enum Ret {
@@ -361,5 +361,71 @@ mod tests {
         let (a, b) = (MessageId::new(1, 9, 9), MessageId::new(2, 0, 0));
         assert!(a < b && a.to_string() < b.to_string());
         assert_eq!(a.to_string().len(), 26);
+    }
+
+    #[test]
+    fn envelopes_lie_in_spools_as_they_always_did() {
+        let to = |address: &str, orcpt: &str| Recipient {
+            address: address.into(),
+            destination: "d.test".into(),
+            notify: notify::FAILURE,
+            priority_given: 0,
+            given_again: 0,
+            orcpt: orcpt.into(),
+        };
+        let full = Envelope {
+            id: MessageId([7; 16]),
+            received_unix_ms: 0x0102_0304_0506_0708,
+            sender: "somebody@sender.test".into(),
+            vmta: "v".into(),
+            job_id: "a-job-that-lies-out-of-line".into(),
+            envid: "e".into(),
+            ret: Ret::Headers,
+            body_type: BodyType::EightBit,
+            smtputf8: true,
+            suppress_dsn: false,
+            source_type: SourceType::Report,
+            kept: kept::DKIM_KEY,
+            source_name: "client.test".into(),
+            source_ip: "192.0.2.1".into(),
+            local_ip: "192.0.2.2".into(),
+            handoff: Some(HandoffId { origin: 1, incarnation: 0x0203_0405, sequence: 6 }),
+            asked: Some(2),
+            moved: Some(Moved { due_unix_ms: -2, delay_reports: 3, attempts: 4, last_reply: "421 4.7.0 later".into() }),
+            recipients: vec![
+                to("a@d.test", ""),
+                Recipient { priority_given: 51, given_again: 258, ..to("b@d.test", "rfc822;b@d.test") },
+            ],
+        };
+        let bare = Envelope {
+            ret: Ret::Unset,
+            body_type: BodyType::SevenBit,
+            source_type: SourceType::Smtp,
+            handoff: None,
+            asked: None,
+            moved: None,
+            ..full.clone()
+        };
+        let other = Envelope { ret: Ret::Full, source_type: SourceType::Api, recipients: Vec::new(), ..bare.clone() };
+        crate::assert_layout!(full, record: "\
+            736f6d65626f64794073656e6465722e74657374612d6a6f622d746861742d6c6965732d6f75742d6f662d6c696e65636c69656e742e7465
+            73743139322e302e322e313139322e302e322e3234323120342e372e30206c617465727266633832323b6240642e7465737400006140642e
+            74657374642e74657374ffff04000000ffffffffffffffff6240642e74657374642e74657374ffff043302018f000000bfffffff00000000
+            0707070707070707070707070707070708070605040302019400000040ffffff76ffffffffffffff9b00000044ffffff65ffffffffffffff
+            02010100020200008b00000047ffffff890000004affffff890000004bffffff010000000000000001000000050403020600000000000000
+            01020000000000000100000000000000feffffffffffffff030400008f00000018ffffff000000002cffffff02000000");
+        crate::assert_layout!(bare, record: "\
+            736f6d65626f64794073656e6465722e74657374612d6a6f622d746861742d6c6965732d6f75742d6f662d6c696e65636c69656e742e7465
+            73743139322e302e322e313139322e302e322e327266633832323b6240642e74657374006140642e74657374642e74657374ffff04000000
+            ffffffffffffffff6240642e74657374642e74657374ffff043302018f000000c0ffffff0000000007070707070707070707070707070707
+            08070605040302019400000050ffffff76ffffffffffffff9b00000054ffffff65ffffffffffffff00000100000200008b00000057ffffff
+            890000005affffff890000005bffffff00000000000000000000000000000000000000000000000000000000000000000000000000000000
+            0000000000000000000000000000000000000000000000002cffffff02000000");
+        crate::assert_layout!(other, record: "\
+            736f6d65626f64794073656e6465722e74657374612d6a6f622d746861742d6c6965732d6f75742d6f662d6c696e65636c69656e742e7465
+            73743139322e302e322e313139322e302e322e32000000000707070707070707070707070707070708070605040302019400000098ffffff
+            76ffffffffffffff9b0000009cffffff65ffffffffffffff01000100010200008b0000009fffffff89000000a2ffffff89000000a3ffffff
+            0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000
+            000000000000000064ffffff00000000");
     }
 }

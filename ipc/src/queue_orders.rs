@@ -126,6 +126,11 @@ pub struct Switches {
     pub disabled: Vec<(QueuePattern, String, i64)>,
 }
 
+impl crate::stored::Stored for Switches {
+    const WHAT: &'static str = "what operators switched";
+    const VERSION: u8 = 1;
+}
+
 /// Who gave an order, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Given {
@@ -133,6 +138,11 @@ pub struct Given {
     pub unix_ms: i64,
     /// The user who ran the command.
     pub by: String,
+}
+
+impl crate::stored::Stored for Given {
+    const WHAT: &'static str = "who gave an order";
+    const VERSION: u8 = 1;
 }
 
 /// Entries of each kind that are kept.
@@ -247,5 +257,20 @@ mod tests {
         assert_eq!((until(&s, "d.test"), until(&s, "e.test")), (Some(900), None));
         s.note(&order("*", QueueAction::EnableSource { ip: ip() })).unwrap();
         assert_eq!(s, Switches::default());
+    }
+
+    #[test]
+    fn switches_and_notes_lie_in_spools_as_they_always_did() {
+        let of = |text| QueuePattern::parse(text).unwrap();
+        let switches = Switches {
+            pauses: vec![(of("*.d.test/*"), true), (of("a.d.test/a-name-that-lies-out-of-line"), false)],
+            disabled: vec![(of("*/v"), "192.0.2.1".into(), -2), (of("d.test"), "2001:db8::1".into(), 0)],
+        };
+        crate::assert_layout!(switches, 1: "\
+            612d6e616d652d746861742d6c6965732d6f75742d6f662d6c696e652a2e642e746573742affffffffffffff01000000612e642e74657374
+            9c000000c8ffffff000000003139322e302e322e31323030313a6462383a3a312affffffffffffff76ffffffffffffff89000000dcffffff
+            feffffffffffffff642e74657374ffff2affffffffffffff8b000000c5ffffff000000000000000084ffffff02000000b8ffffff02000000");
+        crate::assert_layout!(Given { unix_ms: -2, by: "an operator of this machine".into() }, 1: "\
+            616e206f70657261746f72206f662074686973206d616368696e650000000000feffffffffffffff9b000000d8ffffff");
     }
 }

@@ -219,7 +219,7 @@ impl FromValue for Vec<String> {
 
 macro_rules! rules {
     ($(#[$doc:meta])* $rules:ident, $key:ident { $( $name:literal $variant:ident $field:ident: $type:ty = $default:expr; )* }) => {
-        /// Numbers of the directives of one scope, as they stand in the snapshot.
+        /// Numbers of the directives of one scope, as they stand in the snapshot: append only.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u16)]
         #[allow(missing_docs)]

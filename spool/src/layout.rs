@@ -51,7 +51,7 @@ const MAGIC: u32 = 0x4C53_4D31;
 /// The magic as it stands on disk, for finding the next record after damage.
 pub const MAGIC_BYTES: [u8; 4] = MAGIC.to_le_bytes();
 
-/// What a record says.
+/// What a record says. Append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -533,5 +533,82 @@ mod tests {
             let _ = Summary::default().decode_chunk(0, &v);
             let _ = Header::decode(&v);
         }
+    }
+
+    #[test]
+    fn records_lie_in_segments_as_they_always_did() {
+        let state = |last_reply: &str| RecipientState {
+            due_unix_ms: 0x0102_0304_0506_0708,
+            delay_reports: 9,
+            attempts: 10,
+            last_reply: last_reply.into(),
+        };
+        let row = || b"an accounting row that lies out of line".to_vec();
+        let start = StartMeta {
+            cold: true,
+            values: vec![("path/d.test/v".into(), vec![1, 2, 3])],
+            seen: vec![(1, 0x0203_0405, 6, vec![7, u64::MAX])],
+        };
+        ipc::assert_layout!(start, record: "\
+            706174682f642e746573742f760102038d000000f0fffffff5ffffff030000000700000000000000ffffffffffffffff0100000005040302
+            0600000000000000e0ffffff0200000001000000c4ffffff01000000dcffffff01000000");
+        let entry = |recipient, reply| UpdateEntry { key: 1 << 40, recipient, state: state(reply) };
+        let update = UpdateMeta { entries: vec![entry(258, "421 4.7.0 later"), entry(1, "")], rows: vec![row()] };
+        ipc::assert_layout!(update, record: "\
+            34323120342e372e30206c6174657200000000000001000002010000000000000807060504030201090a00008f000000d4ffffff00000000
+            000000000001000001000000000000000807060504030201090a0000ffffffffffffffff00000000616e206163636f756e74696e6720726f
+            772074686174206c696573206f7574206f66206c696e6500d8ffffff2700000080ffffff02000000f0ffffff01000000");
+        let done = DoneMeta { entries: vec![(1, 258), (u64::MAX, 2)], settled: vec![3], rows: vec![row()] };
+        ipc::assert_layout!(done, record: "\
+            01000000000000000201000000000000ffffffffffffffff02000000000000000300000000000000616e206163636f756e74696e6720726f
+            772074686174206c696573206f7574206f66206c696e6500d8ffffff27000000a8ffffff02000000c0ffffff01000000e8ffffff01000000");
+        let states = vec![(258, state("450 4.2.2 full"))];
+        let moved = MovedMeta { key: 1, envelope: row(), states, done: vec![259] };
+        ipc::assert_layout!(moved, record: "\
+            616e206163636f756e74696e6720726f772074686174206c696573206f7574206f66206c696e6534353020342e322e322066756c6c000000
+            02010000000000000807060504030201090a00008e000000dbffffff000000000301000000000000010000000000000098ffffff27000000
+            c8ffffff01000000e0ffffff01000000");
+        ipc::assert_layout!(PutMeta { name: "path/d.test/v".into(), value: vec![1, 2, 3] }, record: "\
+            706174682f642e746573742f760102038d000000f0fffffff5ffffff03000000");
+        ipc::assert_layout!(ForgetMeta { origin: 1, incarnation: 0x0203_0405, below: u64::MAX }, record: "0100000005040302ffffffffffffffff");
+        let position = Position {
+            version: FORMAT_VERSION,
+            boot: "a boot that lies out of line".into(),
+            clean: true,
+            next_sequence: 1 << 40,
+            next_segment: 2,
+            active: vec![(3, 4)],
+        };
+        ipc::assert_layout!(position, record: "\
+            6120626f6f742074686174206c696573206f7574206f66206c696e650000000003000000000000000400000000000000010000009c000000
+            ccffffff01000000000000000001000002000000d4ffffff0100000000000000");
+        ipc::assert_layout!(SegmentEntry { refs: vec![1, u32::MAX], last_sequence: 2 }, record: "01000000fffffffff8ffffff020000000200000000000000");
+        let of = |destination: &str, reply| IndexedRecipient {
+            destination: destination.into(),
+            done: false,
+            priority: 51,
+            state: state(reply),
+            state_segment: 11,
+        };
+        let summary = Summary {
+            location: Location { segment: 1, offset: 2 },
+            body_len: 3,
+            received_unix_ms: -4,
+            handoff: true,
+            notify_delay: false,
+            vmta: "v".into(),
+            job: "a job".into(),
+            recipients: vec![of("a.test", "421 4.7.0 later"), of("b.test", "421 4.7.0 later")],
+        };
+        let now: String = summary.encode().concat().iter().map(|b| format!("{b:02x}")).collect();
+        let known: String = "\
+            01010000000200000003000000fcffffffffffffff02000501760561206a6f620206612e746573740807060504030201090a0b0000000f34
+            323120342e372e30206c617465720206622e746573740807060504030201090a0b000000ff"
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            now, known,
+            "the index holds messages in another way: raise FORMAT_VERSION, so that it is built anew"
+        );
     }
 }

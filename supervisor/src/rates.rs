@@ -30,6 +30,11 @@ struct Rates {
     all: Vec<Kept>,
 }
 
+impl ipc::stored::Stored for Rates {
+    const WHAT: &'static str = "rates over all shards";
+    const VERSION: u8 = 1;
+}
+
 impl Rates {
     /// Those of a ledger that still count, or may have counted while nobody looked.
     fn of(ledger: &Ledger, at_ns: i64, is_last: bool) -> Rates {
@@ -73,7 +78,7 @@ fn write_unless_over(file: &Path, rates: &Rates) -> std::io::Result<()> {
 
 fn write(file: &Path, rates: &Rates) -> std::io::Result<()> {
     let new = file.with_extension("new");
-    std::fs::write(&new, ipc::frame::archive(rates))?;
+    std::fs::write(&new, ipc::stored::bytes(rates))?;
     std::fs::rename(&new, file)
 }
 
@@ -88,10 +93,10 @@ pub fn restore(data_dir: &Path, ledger: &Ledger) {
             return;
         }
     };
-    match rkyv::from_bytes::<Rates, rkyv::rancor::Error>(&bytes) {
+    match ipc::stored::read::<Rates>(&bytes) {
         Ok(rates) => rates.assumed(now_ns()).for_each(|k| ledger.restore(&k)),
         Err(e) => {
-            tracing::warn!(path = %file.display(), error = %e, "rates over all shards are damaged and begin anew");
+            tracing::warn!(path = %file.display(), error = %e, "rates over all shards cannot be read and begin anew");
         }
     }
 }
@@ -162,5 +167,14 @@ mod tests {
         let (after, _fd) = Ledger::create().unwrap();
         restore(dir.path(), &after);
         assert_eq!(after.clock(1), None);
+    }
+
+    #[test]
+    fn rates_lie_in_the_file_as_they_always_did() {
+        let of = |key| Kept { key, clock_ns: -2, ahead: Ahead { before_ns: 3, after_ns: 4 }, interval_ps: 5 };
+        let rates = Rates { at_ns: 0x0102_0304_0506_0708, is_last: true, all: vec![of(1), of(u64::MAX)] };
+        ipc::assert_layout!(rates, 1: "\
+            0100000000000000feffffffffffffff030000000000000004000000000000000500000000000000fffffffffffffffffeffffffffffffff
+            030000000000000004000000000000000500000000000000080706050403020101000000a4ffffff0200000000000000");
     }
 }

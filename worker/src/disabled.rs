@@ -5,9 +5,9 @@ pub mod kept;
 
 use std::net::IpAddr;
 
-use ipc::frame::archive;
 use ipc::operator::DisabledRow;
 use ipc::queue_orders::QueuePattern;
+use ipc::stored;
 
 use self::kept::Note;
 use crate::clock;
@@ -28,10 +28,16 @@ fn name(destination: &str, via: &str, ip: &str) -> String {
 pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
     let now = clock::now_ms();
     for (name, value) in values.iter().filter(|(name, _)| name.starts_with(NOTED_AS)) {
-        match rkyv::from_bytes::<Note, rkyv::rancor::Error>(value) {
+        match stored::read::<Note>(value) {
             Ok(note) if note.until_unix_ms > now => drop(shard.disabled.0.borrow_mut().insert(name.clone(), note)),
-            // It is over, or says nothing that anybody can read.
-            _ => shard.spool.put(name, Vec::new()),
+            // It is over.
+            Ok(_) => shard.spool.put(name, Vec::new()),
+            Err(e) => {
+                tracing::warn!(name, error = %e, "why a source address is left out cannot be read; forgotten");
+                if !e.is_of_newer_build() {
+                    shard.spool.put(name, Vec::new());
+                }
+            }
         }
     }
 }
@@ -63,7 +69,7 @@ pub fn note(shard: &Shard, (destination, via): (&str, &str), ip: &str, until_ms:
         by_operator: why.is_none(),
         why: why.unwrap_or_default().chars().take(WHY_MAX).collect(),
     };
-    shard.spool.put(&name, archive(&note).to_vec());
+    shard.spool.put(&name, stored::bytes(&note));
     notes.insert(name, note);
 }
 
@@ -110,5 +116,18 @@ fn row(shard: &Shard, (destination, via): (&str, &str), ip: &str, until_ms: i64)
             Some(n) => n.why.clone(),
             None => String::new(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_lie_in_spools_as_they_always_did() {
+        let note =
+            Note { since_unix_ms: 1, until_unix_ms: -2, by_operator: true, why: "421 4.7.0 not from there".into() };
+        ipc::assert_layout!(note, 1: "\
+            34323120342e372e30206e6f742066726f6d2074686572650100000000000000feffffffffffffff0100000098000000d4ffffff00000000");
     }
 }

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use ipc::backoff::Mode;
-use ipc::frame::archive;
 use ipc::operator::OrderRow;
 use ipc::queue_orders::{Given, QueueAction, QueueOrder, QueuePattern};
+use ipc::stored;
 
 use crate::clock;
 use crate::schedule::Path;
@@ -30,9 +30,14 @@ fn job_name(job: &str) -> String {
 /// Takes over what the spool had kept.
 pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
     for (name, value) in values.iter().filter(|(name, _)| name.starts_with(NOTED_AS)) {
-        match rkyv::from_bytes::<Given, rkyv::rancor::Error>(value) {
+        match stored::read::<Given>(value) {
             Ok(given) => drop(shard.standing_orders.borrow_mut().insert(name.clone(), given)),
-            Err(_) => shard.spool.put(name, Vec::new()),
+            Err(e) => {
+                tracing::warn!(name, error = %e, "who gave an order cannot be read; forgotten");
+                if !e.is_of_newer_build() {
+                    shard.spool.put(name, Vec::new());
+                }
+            }
         }
     }
     forget_taken_back(shard);
@@ -58,7 +63,7 @@ pub fn note_job(shard: &Shard, job: &str, by: &str) {
 
 fn put(shard: &Shard, name: String, by: &str) {
     let given = Given { unix_ms: clock::now_ms(), by: by.to_owned() };
-    shard.spool.put(&name, archive(&given).to_vec());
+    shard.spool.put(&name, stored::bytes(&given));
     shard.standing_orders.borrow_mut().insert(name, given);
 }
 
@@ -85,7 +90,7 @@ pub fn all(shard: &Shard) -> Vec<(String, Given)> {
 /// Takes over the notes of another shard, once its orders were taken over.
 pub fn take(shard: &Shard, all: Vec<(String, Given)>) {
     for (name, given) in all.into_iter().filter(|(name, _)| name.starts_with(NOTED_AS)) {
-        shard.spool.put(&name, archive(&given).to_vec());
+        shard.spool.put(&name, stored::bytes(&given));
         shard.standing_orders.borrow_mut().insert(name, given);
     }
     forget_taken_back(shard);

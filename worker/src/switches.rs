@@ -4,10 +4,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use ipc::control::AllSwitches;
-use ipc::frame::archive;
 use ipc::mesh::PathState;
 use ipc::queue_orders::{QueueAction, QueueOrder, Switches};
-use ipc::text;
+use ipc::{stored, text};
 
 use crate::clock;
 use crate::meant;
@@ -56,7 +55,7 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         shard.scheduler_mut().jobs.set_paused(names);
     }
     let Some((_, value)) = values.iter().find(|(name, _)| name == KEPT_AS) else { return };
-    match rkyv::from_bytes::<Switches, rkyv::rancor::Error>(value) {
+    match stored::read::<Switches>(value) {
         Ok(s) => shard.decide(|e, _| {
             e.switches = s;
             e.apply_orders();
@@ -73,7 +72,7 @@ pub fn all(shard: &Shard) -> AllSwitches {
 
 /// Takes over what the other shards know, in place of what was known here before.
 pub fn take(shard: &Shard, all: AllSwitches) {
-    shard.spool.put(KEPT_AS, archive(&all.queues).to_vec());
+    shard.spool.put(KEPT_AS, stored::bytes(&all.queues));
     shard.spool.put(JOBS_KEPT_AS, all.jobs.join("\n").into_bytes());
     shard.decide(|e, _| {
         e.switches = all.queues;
@@ -108,7 +107,7 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder, by: &str) -> Result<Obeyed, S
         Ok::<bool, String>(e.switches != before)
     })?;
     if kept {
-        shard.spool.put(KEPT_AS, archive(&*shard.switches()).to_vec());
+        shard.spool.put(KEPT_AS, stored::bytes(&*shard.switches()));
         crate::standing_orders::note(shard, order, by);
     }
     let mut done = match &order.action {

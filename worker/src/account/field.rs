@@ -34,8 +34,8 @@ pub fn name_of(kind: u8) -> &'static str {
     TYPES.iter().find(|((k, _), _)| *k == kind).map_or("", |((_, name), _)| name)
 }
 
-/// Fields that the log holds with a row, in this order; new ones go to the end, for rows in logs
-/// have those that there were when they were written.
+/// Fields that the log holds with a row, in this order. Append only: rows in logs have those that there were when they were
+/// written.
 pub const STORED: [&str; 32] = [
     "orig",
     "rcpt",

@@ -14,6 +14,7 @@ use ipc::control::{RerouteOrder, Rerouted, Sent};
 use ipc::dice::{HashMap, HashSet};
 use ipc::message::{ArchivedEnvelope, Envelope, Moved, Recipient};
 use ipc::queue_orders::Deletion;
+use ipc::stored;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 use spool::{NewMessage, Outcomes, Settled};
@@ -41,6 +42,15 @@ const TIME_MAX: Duration = Duration::from_secs(1);
 struct Noted {
     key: u64,
     recipients: Vec<u16>,
+}
+
+/// What is noted of one group.
+#[derive(Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+struct AllNoted(Vec<Noted>);
+
+impl stored::Stored for AllNoted {
+    const WHAT: &'static str = "what was to be rerouted";
+    const VERSION: u8 = 1;
 }
 
 /// An order's turn to move mail, until this is dropped.
@@ -250,7 +260,7 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
         recipients.sort_unstable();
         Noted { key: l.key, recipients }
     };
-    shard.spool.put(NOTED_AS, ipc::frame::archive(&leaving.iter().map(noted).collect::<Vec<_>>()).to_vec());
+    shard.spool.put(NOTED_AS, stored::bytes(&AllNoted(leaving.iter().map(noted).collect())));
     if let Err(e) = shard.spool.barrier().await {
         leaving.iter().for_each(|l| put_back(shard, l));
         shard.spool.put(NOTED_AS, Vec::new());
@@ -366,10 +376,8 @@ impl Found {
 /// Ends what an earlier process had written anew and not ended, for a crash tore the group that both were in.
 pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     let Some((_, value)) = values.iter().find(|(name, _)| name == NOTED_AS) else { return };
-    let mut aligned = AlignedVec::<16>::with_capacity(value.len());
-    aligned.extend_from_slice(value);
-    let noted = match ipc::frame::unarchive::<Vec<Noted>>(0, &aligned) {
-        Ok(noted) => noted,
+    let noted = match stored::read::<AllNoted>(value) {
+        Ok(AllNoted(noted)) => noted,
         Err(e) => return tracing::error!(error = %e, "a note of what was to be rerouted cannot be read"),
     };
     let found = Found::of(shard, &noted);
@@ -429,5 +437,17 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     // Only what is ended may be forgotten.
     if shard.spool.barrier().await.is_ok() {
         shard.spool.put(NOTED_AS, Vec::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_to_be_rerouted_lies_in_spools_as_it_always_did() {
+        let of = |key, recipients| Noted { key, recipients };
+        ipc::assert_layout!(AllNoted(vec![of(9, vec![0, 1, 2]), of(u64::MAX, vec![u16::MAX])]), 1: "\
+            000001000200ffff0900000000000000f0ffffff03000000ffffffffffffffffe6ffffff01000000e0ffffff02000000");
     }
 }

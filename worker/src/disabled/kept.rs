@@ -17,3 +17,8 @@ pub(super) struct Note {
 /// What is noted, by queue and address.
 #[derive(Debug, Default)]
 pub struct Notes(pub(super) RefCell<BTreeMap<String, Note>>);
+
+impl ipc::stored::Stored for Note {
+    const WHAT: &'static str = "why a source address is left out";
+    const VERSION: u8 = 1;
+}

@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use ipc::frame::archive;
 use ipc::mesh::{PathState, SourceState, Windows};
 use ipc::queue_orders::QueuePattern;
+use ipc::stored;
 
 use super::action::Action;
 use super::inherited::{State, apply, name, state_of, takes_much};
@@ -55,7 +55,7 @@ impl<C: Held> Engine<C> {
             let is_member = members.contains(vmta) && of.matches(destination, &of.via);
             if (of.matches(destination, vmta) || is_member) && change(&mut i.state) {
                 let p = &i.state;
-                self.actions.push(Action::Keep(name(&p.destination, &p.vmta), archive(p).to_vec()));
+                self.actions.push(Action::Keep(name(&p.destination, &p.vmta), stored::bytes(p)));
                 i.noted = true;
                 changed.push(format!("{}/{}", ipc::message::shown_domain(&p.destination), p.vmta));
             }
@@ -85,7 +85,7 @@ impl<C: Held> Engine<C> {
             };
             let state = PathState { windows, retry_at_unix_ms: 0, ..state };
             p.noted = true;
-            self.act(Action::Keep(key, archive(&state).to_vec()));
+            self.act(Action::Keep(key, stored::bytes(&state)));
         } else if std::mem::take(&mut p.noted) {
             self.act(Action::Keep(key, Vec::new()));
         }
@@ -124,14 +124,14 @@ impl<C: Held> Engine<C> {
         for (_, p) in &self.scheduler.paths {
             let key = name(&p.destination, &p.vmta_name);
             if let Some(state) = state_of(p, now.ms()) {
-                self.actions.push(Action::Keep(key, archive(&state).to_vec()));
+                self.actions.push(Action::Keep(key, stored::bytes(&state)));
             } else if p.noted {
                 self.actions.push(Action::Keep(key, Vec::new()));
             }
         }
         // What was inherited and met no mail here is passed on as it came.
         for (key, i) in self.inherited.states.iter().filter(|(_, i)| !i.noted) {
-            self.actions.push(Action::Keep(key.clone(), archive(&i.state).to_vec()));
+            self.actions.push(Action::Keep(key.clone(), stored::bytes(&i.state)));
         }
     }
 

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use ipc::dice::HashMap;
-use ipc::frame::archive;
+use ipc::stored;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
@@ -22,14 +22,28 @@ const PATHS_PER_PIECE: usize = 4096;
 const DIAGNOSTIC_MAX: usize = 255;
 
 /// As it lies in the spool. Most paths that wait share their failure with others.
-#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 struct Piece {
     failures: Vec<Kept>,
     /// Destination, virtual MTA, and place in the failures.
     paths: Vec<(String, String, u32)>,
 }
 
-#[derive(Debug, Archive, Serialize, Deserialize)]
+impl stored::Stored for Piece {
+    const WHAT: &'static str = "what receivers said last";
+    const VERSION: u8 = 1;
+}
+
+/// When the failures of a piece were, in the order of its paths.
+#[derive(Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+struct Times(Vec<u32>);
+
+impl stored::Stored for Times {
+    const WHAT: &'static str = "when receivers said it";
+    const VERSION: u8 = 1;
+}
+
+#[derive(Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
 struct Kept {
     status: String,
     diagnostic: String,
@@ -81,7 +95,7 @@ pub fn keep_all(shard: &Shard) {
     for (n, some) in known.chunks(PATHS_PER_PIECE).enumerate() {
         let mut piece = Piece::default();
         let mut places: HashMap<*const Failure, u32> = HashMap::default();
-        let times: Vec<u32> = some.iter().map(|(p, _)| p.failed_s).collect();
+        let times = Times(some.iter().map(|(p, _)| p.failed_s).collect());
         for (p, f) in some {
             let place = *places.entry(Rc::as_ptr(f)).or_insert_with(|| {
                 piece.failures.push(Kept::of(f));
@@ -89,8 +103,8 @@ pub fn keep_all(shard: &Shard) {
             });
             piece.paths.push((p.destination.as_ref().to_owned(), p.vmta_name.as_ref().to_owned(), place));
         }
-        shard.spool.put(&format!("{KEPT_AS}{n}"), archive(&piece).to_vec());
-        shard.spool.put(&format!("{TIMES_KEPT_AS}{n}"), archive(&times).to_vec());
+        shard.spool.put(&format!("{KEPT_AS}{n}"), stored::bytes(&piece));
+        shard.spool.put(&format!("{TIMES_KEPT_AS}{n}"), stored::bytes(&times));
     }
 }
 
@@ -100,10 +114,10 @@ pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
         let Some(n) = name.strip_prefix(KEPT_AS) else { continue };
         let times_name = format!("{TIMES_KEPT_AS}{n}");
         let times = values.iter().find(|(k, _)| *k == times_name);
-        let times = times.and_then(|(_, v)| rkyv::from_bytes::<Vec<u32>, rkyv::rancor::Error>(v).ok());
+        let times = times.and_then(|(_, v)| stored::read::<Times>(v).ok());
         shard.spool.put(&times_name, Vec::new());
-        match rkyv::from_bytes::<Piece, rkyv::rancor::Error>(value) {
-            Ok(piece) => take_in(shard, piece, &times.unwrap_or_default()),
+        match stored::read::<Piece>(value) {
+            Ok(piece) => take_in(shard, piece, &times.unwrap_or_default().0),
             Err(e) => tracing::warn!(name, error = %e, "what receivers said last cannot be read; forgotten"),
         }
         shard.spool.put(name, Vec::new());
@@ -119,4 +133,34 @@ fn take_in(shard: &Shard, piece: Piece, times: &[u32]) {
             e.inherit_failure(&destination, &vmta, Rc::clone(failure), failed_s);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_lie_in_spools_as_they_always_did() {
+        let of = |host: &str| Kept {
+            status: "4.7.1".into(),
+            diagnostic: "smtp;421 4.7.1 come back later".into(),
+            remote: true,
+            host: host.into(),
+            ip: "192.0.2.1".into(),
+            is_of_dns: false,
+        };
+        let to = |destination: &str, place| (destination.to_owned(), "a-name-that-lies-out-of-line".to_owned(), place);
+        let piece = Piece {
+            failures: vec![of("mx.test"), Kept { is_of_dns: true, remote: false, ..of("") }],
+            paths: vec![to("d.test", 0), to("another.test", 1)],
+        };
+        ipc::assert_layout!(piece, 1: "\
+            736d74703b34323120342e372e3120636f6d65206261636b206c617465723139322e302e322e31736d74703b34323120342e372e3120636f
+            6d65206261636b206c617465723139322e302e322e310000342e372e31ffffff9e000000a8ffffff010000006d782e74657374ff89000000
+            b2ffffff00000000342e372e31ffffff9e000000a7ffffff00000000ffffffffffffffff89000000b1ffffff01000000612d6e616d652d74
+            6861742d6c6965732d6f75742d6f662d6c696e65616e6f746865722e74657374612d6e616d652d746861742d6c6965732d6f75742d6f662d
+            6c696e65642e74657374ffff9c000000b4ffffff000000008c000000c4ffffff9c000000c8ffffff0100000044ffffff02000000d0ffffff
+            02000000");
+        ipc::assert_layout!(Times(vec![0, 1, u32::MAX]), 1: "0000000001000000fffffffff4ffffff03000000");
+    }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use ipc::dice::HashMap;
 use ipc::mesh;
 use ipc::message::{ArchivedEnvelope, Envelope, HandoffId, Moved};
-use rkyv::util::AlignedVec;
+use ipc::stored;
 use rkyv::{Archive, Deserialize, Serialize};
 use spool::Settled;
 use tokio::task::{JoinSet, spawn_local};
@@ -48,17 +48,24 @@ struct Offered {
     sequence: u64,
 }
 
+/// What is noted of one new owner.
+#[derive(Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+struct AllOffered(Vec<Offered>);
+
+impl stored::Stored for AllOffered {
+    const WHAT: &'static str = "what was offered to a new owner";
+    const VERSION: u8 = 1;
+}
+
 /// Finds what an earlier process had offered among what is queued.
 pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     let notes = values.iter().filter_map(|(name, value)| {
         let owner = name.strip_prefix(NOTED_AS)?.parse::<u8>().ok()?;
-        let mut aligned = AlignedVec::<16>::with_capacity(value.len());
-        aligned.extend_from_slice(value);
-        let noted = ipc::frame::unarchive::<Vec<Offered>>(0, &aligned);
+        let noted = stored::read::<AllOffered>(value);
         noted
             .inspect_err(|e| tracing::error!(name, error = %e, "a note of what was offered cannot be read"))
             .ok()
-            .map(|n| (owner, n))
+            .map(|AllOffered(n)| (owner, n))
     });
     for (owner, noted) in notes {
         let again = take_out(shard, owner, &noted);
@@ -175,12 +182,12 @@ async fn move_to(shard: &Rc<Shard>, owner: u8, queues: Vec<QueueId>) {
         }
     }
     entries.into_iter().for_each(|(id, entry, due)| put_back(shard, id, entry, due));
-    note(shard, owner, &[]);
+    note(shard, owner, Vec::new());
 }
 
 /// Notes what an owner may have, in place of what was noted before.
-fn note(shard: &Shard, owner: u8, offered: &[Offered]) {
-    let value = if offered.is_empty() { Vec::new() } else { ipc::frame::archive(&offered.to_vec()).to_vec() };
+fn note(shard: &Shard, owner: u8, offered: Vec<Offered>) {
+    let value = if offered.is_empty() { Vec::new() } else { stored::bytes(&AllOffered(offered)) };
     shard.spool.put(&format!("{NOTED_AS}{owner}"), value);
 }
 
@@ -194,7 +201,7 @@ async fn move_some(shard: &Rc<Shard>, some: Vec<Offer>) -> bool {
             let HandoffId { incarnation, sequence, .. } = o.share.id;
             Some(Offered { key, start: o.entry.start, end: o.entry.end, incarnation, sequence })
         });
-        note(shard, owner, &noted.collect::<Vec<_>>());
+        note(shard, owner, noted.collect());
     }
     if shard.spool.barrier().await.is_err() {
         some.into_iter().for_each(|o| put_back(shard, o.queue, o.entry, o.due));
@@ -216,7 +223,7 @@ async fn ask_again(shard: &Rc<Shard>, owner: u8, mut all: Vec<Offer>) {
         }
     }
     hand_over(shard, all, true).await;
-    note(shard, owner, &[]);
+    note(shard, owner, Vec::new());
     // What it does not have is this shard's, or has another owner.
     shard.foreign.notify_one();
 }
@@ -314,4 +321,16 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
     let last = shard.scheduler_mut().settle(id, entry.slot, recipients.len());
     shard.spool.settle(Settled { key, recipients, last, rows: Vec::new() });
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_offered_lies_in_spools_as_it_always_did() {
+        let of = |key| Offered { key, start: 1, end: 0x0203, incarnation: 0x0405_0607, sequence: 8 };
+        ipc::assert_layout!(AllOffered(vec![of(9), of(u64::MAX)]), 1: "\
+            090000000000000001000302070605040800000000000000ffffffffffffffff01000302070605040800000000000000d0ffffff02000000");
+    }
 }

@@ -26,7 +26,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Takes over the values that the spool had kept.
 pub fn restore(shard: &Rc<Shard>, values: Vec<(String, Vec<u8>)>) {
     for (key, value) in values.into_iter().filter(|(k, _)| k.starts_with("path/")) {
-        match rkyv::from_bytes::<PathState, rkyv::rancor::Error>(&value) {
+        match ipc::stored::read::<PathState>(&value) {
             Ok(state) => shard.decide(|e, now| e.inherit(state, true, now)),
             Err(e) => tracing::warn!(name = key, error = %e, "a path's state in the spool cannot be read; forgotten"),
         }
