@@ -1,6 +1,6 @@
 //! Chance: random numbers that are no secrets, and the order in which hash maps give what they hold. The system
 //! decides both; in a simulation (feature `simulation`) a seed does, so that a run can be repeated.
-#![allow(clippy::disallowed_types)]
+#![expect(clippy::disallowed_types, reason = "this is where chance comes from")]
 
 use std::hash::BuildHasher;
 

@@ -24,6 +24,7 @@ const STEP_LEAST_MS: i64 = 500;
 /// The kernel's own word for the time since boot is this exact, nanoseconds.
 const UPTIME_EXACT_NS: i64 = 1_000_000_000;
 
+#[expect(clippy::disallowed_methods, reason = "this is where the machine's clock is read")]
 fn boottime_ns() -> i64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec())
 }
@@ -49,7 +50,7 @@ pub fn uptime_ns() -> i64 {
     boottime_ns() + correction_ns()
 }
 
-#[allow(clippy::disallowed_methods)]
+#[expect(clippy::disallowed_methods, reason = "this is where the machine's clock is read")]
 fn machine_ns() -> i64 {
     #[cfg(feature = "simulation")]
     if let Some((_, machine)) = simulated::now_ns() {

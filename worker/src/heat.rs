@@ -21,6 +21,10 @@ pub struct Heat {
 }
 
 /// Time that the shard's thread ran or waited for its core, which others may use as well.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time that this process had is reported, and decides nothing in a shard"
+)]
 fn cpu_time() -> Duration {
     // Kernels without it leave the time that it ran.
     let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();

@@ -113,8 +113,8 @@ impl Key {
         match self {
             Key::Rsa(k) => {
                 let mut out = vec![0; k.public_modulus_len()];
-                k.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), data, &mut out)
-                    .map_err(|_| "the RSA key cannot sign".to_owned())?;
+                let random = system_random();
+                k.sign(&RSA_PKCS1_SHA256, &random, data, &mut out).map_err(|_| "the RSA key cannot sign".to_owned())?;
                 Ok(out)
             }
             Key::ShortRsa(k) => {
@@ -175,13 +175,17 @@ pub fn generate_rsa(bits: usize) -> Result<String, String> {
     Ok(pem(der.as_ref()))
 }
 
+#[expect(clippy::disallowed_methods, reason = "keys are secrets, and signatures by RSA take no chance of it")]
+fn system_random() -> SystemRandom {
+    SystemRandom::new()
+}
+
 /// A new Ed25519 key in PEM.
 ///
 /// # Errors
 /// A sentence when the system has no random numbers.
 pub fn generate_ed25519() -> Result<String, String> {
-    let der =
-        Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).map_err(|_| "the key could not be made".to_owned())?;
+    let der = Ed25519KeyPair::generate_pkcs8v1(&system_random()).map_err(|_| "the key could not be made".to_owned())?;
     Ok(pem(der.as_ref()))
 }
 
