@@ -149,6 +149,8 @@ pub struct Heartbeat {
     pub accounting_behind: Option<(i64, String)>,
     /// How long the worker's loop was held.
     pub holds: Holds,
+    /// Panics since start: each ended a task and nothing else.
+    pub panics: u64,
 }
 
 /// How often and how long a worker's loop was held by one piece of work.

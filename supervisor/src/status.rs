@@ -66,6 +66,7 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "deferred": totals.deferred,
                 "outOfStep": totals.out_of_step,
             } },
+            "panics": totals.panics,
             "dkim": { "keys": sup.dkim_keys.get().0, "unpublished": sup.dkim_keys.get().1 },
             "conn": {
                 "smtpIn": {
@@ -98,6 +99,7 @@ fn shard(s: &crate::shards::Slot) -> Value {
     json!({
         "shard": s.number, "pid": s.pid(), "state": s.state_name(),
         "loop": { "holds": h.count, "longestCpuMs": h.cpu_ms, "longestMs": h.ms, "longestBy": h.by },
+        "panics": s.heartbeat.panics,
     })
 }
 
@@ -137,6 +139,10 @@ pub fn as_text(v: &Value) -> String {
     };
     let waiting = s.pointer("/spool/accountingBehind").and_then(Value::as_array);
     refusals.extend(waiting.into_iter().flatten().map(behind));
+    if let Some(panics) = s["panics"].as_u64().filter(|n| *n > 0) {
+        refusals +=
+            &format!("  Errors   panics of this program: {panics}, each told of in its log (\"ended by a panic\")\n");
+    }
     format!(
         "Sluice {} on {host}, {}\n\n  Traffic        rcpts        msgs      kbytes\n  Inbound  {:>11} {:>11} {:>11}\n  Outbound {:>11} {:>11} {:>11}\n\n  Connections  active     maximum\n  Inbound  {:>10} {:>11}\n  Outbound {:>10} {:>11}\n\n  Queued   {:>10} recipients in {} domains, {} kbytes\n  Status   {}, started {}\n{refusals}",
         v["data"]["mta"]["product"]["version"].as_str().unwrap_or_default(),
@@ -157,4 +163,16 @@ pub fn as_text(v: &Value) -> String {
         text("/status"),
         text("/startupTime"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_are_shown_where_there_are_any() {
+        let of = |panics: u64| as_text(&json!({ "data": { "status": { "panics": panics } } }));
+        assert!(!of(0).contains("panics"));
+        assert!(of(3).contains("panics of this program: 3, "), "{}", of(3));
+    }
 }

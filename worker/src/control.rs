@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use ipc::stream::FrameStream;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::account::file::Files;
@@ -37,7 +38,8 @@ use crate::shard::life;
 use crate::shard::{Parts, Shard};
 use crate::suppression;
 use crate::switches::Obeyed;
-use crate::{Start, holds, one_message, rows};
+use crate::tasks::Panicked;
+use crate::{Start, holds, one_message, rows, tasks};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 /// The same of a shard that stops: what it still does is soon over.
@@ -331,6 +333,7 @@ fn heartbeat(shard: &Shard) -> Heartbeat {
             let by = if h.count == 0 { String::new() } else { h.by.name().to_owned() };
             Holds { count: h.count, cpu_ms: h.cpu_ms, ms: h.ms, by }
         },
+        panics: tasks::panics(),
     }
 }
 
@@ -353,7 +356,10 @@ impl Worker {
     fn begin(&mut self) -> Result<(), String> {
         self.shard.start()?;
         let (shard, switching) = (Rc::clone(&self.shard), Rc::clone(&self.switching));
-        spawn_local(switch_accounting(shard, switching, self.outbox.clone()));
+        let outbox = self.outbox.clone();
+        tasks::keep(&shard, "accounting files", move |shard| {
+            switch_accounting(shard, Rc::clone(&switching), outbox.clone())
+        });
         self.listen()
     }
 
@@ -366,13 +372,17 @@ impl Worker {
             let failed = |e: std::io::Error| format!("listener {address}: {e}");
             let socket = std::net::TcpListener::from(fd.try_clone().map_err(failed)?);
             socket.set_nonblocking(true).map_err(failed)?;
-            let listener = TcpListener::from_std(socket).map_err(failed)?;
+            let listener = Rc::new(TcpListener::from_std(socket).map_err(failed)?);
             let (shard, name) = (Rc::clone(&self.shard), address.clone());
             let task = match shard.config().global.dummy_smtp.address == name {
-                true => spawn_local(crate::accept::blackhole::accept(shard, name, listener)),
-                false => spawn_local(crate::accept::listener::accept(shard, name, listener)),
+                true => tasks::keep(&shard, "listener", move |shard| {
+                    crate::accept::blackhole::accept(shard, name.clone(), Rc::clone(&listener))
+                }),
+                false => tasks::keep(&shard, "listener", move |shard| {
+                    crate::accept::listener::accept(shard, name.clone(), Rc::clone(&listener))
+                }),
             };
-            self.accepting.insert(address.clone(), task.abort_handle());
+            self.accepting.insert(address.clone(), task);
         }
         Ok(())
     }
@@ -522,7 +532,7 @@ impl Worker {
     /// answers, and what is on disk, come when the disk has spoken.
     fn rows(&self, request: u64, what: RowsOf) -> Option<Rows> {
         if let RowsOf::Page { of, from } = &what {
-            return Some(holds::doing(Work::Order, || rows::page(&self.shard, of, *from)));
+            return Some(answered(|| rows::page(&self.shard, of, *from)).unwrap_or_else(Rows::Refused));
         }
         if what == RowsOf::Switches {
             return Some(Rows::Switches(crate::switches::all(&self.shard)));
@@ -531,7 +541,7 @@ impl Worker {
             return Some(Rows::Refused(format!("shard {}: {AT_WORK_MAX} orders wait for its disk", self.start.shard)));
         };
         let shard = Rc::clone(&self.shard);
-        let done = holds::doing(Work::Order, || match &what {
+        let done = answered(|| match &what {
             RowsOf::PauseJob { job, paused, by } => crate::switches::pause_job(&shard, job, *paused, by),
             RowsOf::Ordered { order, by } => crate::switches::obey(&shard, order, by),
             RowsOf::TakeSwitches(all) => {
@@ -540,22 +550,26 @@ impl Worker {
             }
             _ => Ok(Obeyed::default()),
         });
+        let done = done.and_then(|done| done);
         let connection = self.connection;
-        spawn_local(async move {
-            let rows = match what {
-                RowsOf::WhyMessage(id) => Rows::Why(crate::why::of_message(&shard, MessageId(id)).await),
-                RowsOf::Message(id) => Rows::Message(one_message::rows(&shard, MessageId(id)).await),
-                RowsOf::MessageContent(id) => match one_message::content(&shard, MessageId(id)).await {
-                    Ok(content) => Rows::MessageContent(content),
-                    Err(e) => Rows::Refused(e),
-                },
-                RowsOf::Delete { what, after } => deleted(&shard, &what, after).await,
-                RowsOf::Reroute { order, after } => match rerouting::reroute(&shard, &order, after).await {
-                    Ok(done) => Rows::Rerouted(done),
-                    Err(e) => Rows::Refused(e),
-                },
-                _ => obeyed(&shard, done).await,
-            };
+        tasks::begin("order", move || async move {
+            let making = pin!(async {
+                match what {
+                    RowsOf::WhyMessage(id) => Rows::Why(crate::why::of_message(&shard, MessageId(id)).await),
+                    RowsOf::Message(id) => Rows::Message(one_message::rows(&shard, MessageId(id)).await),
+                    RowsOf::MessageContent(id) => match one_message::content(&shard, MessageId(id)).await {
+                        Ok(content) => Rows::MessageContent(content),
+                        Err(e) => Rows::Refused(e),
+                    },
+                    RowsOf::Delete { what, after } => deleted(&shard, &what, after).await,
+                    RowsOf::Reroute { order, after } => match rerouting::reroute(&shard, &order, after).await {
+                        Ok(done) => Rows::Rerouted(done),
+                        Err(e) => Rows::Refused(e),
+                    },
+                    _ => obeyed(&shard, done).await,
+                }
+            });
+            let rows = tasks::caught(making).await.unwrap_or_else(|panic| Rows::Refused(error_of_ours(&panic)));
             permit.send(Outcome { connection, what: ToSupervisor::Rows { request, rows }, switched_to: None });
         });
         None
@@ -670,6 +684,16 @@ async fn answer(control: &FrameStream, what: &ToSupervisor) -> bool {
         }
         (Err(_), _) => false,
     }
+}
+
+/// Does at once what an operator wants. A panic is an answer, too.
+fn answered<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    tasks::contained(|| holds::doing(Work::Order, work)).map_err(|panic| error_of_ours(&panic))
+}
+
+fn error_of_ours(panic: &Panicked) -> String {
+    panic.tell("order");
+    "an error of this server; see its log".to_owned()
 }
 
 /// What came of a deletion, once it is on disk.

@@ -35,6 +35,7 @@ pub mod smtp;
 mod standing_orders;
 pub mod suppression;
 pub mod switches;
+pub mod tasks;
 mod why;
 
 use std::path::PathBuf;
@@ -55,6 +56,7 @@ pub struct Start {
 /// # Errors
 /// A sentence when it cannot serve; the supervisor starts it again.
 pub fn run(start: Start) -> Result<(), String> {
+    tasks::tell_of_panics();
     ipc::memory::keep_large_apart();
     // Before anything starts a thread, so that all of them inherit it.
     rights::pin(start.cpu);

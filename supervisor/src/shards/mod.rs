@@ -44,6 +44,8 @@ pub struct Totals {
     pub deferred: u64,
     /// Sessions that ended for a reply about the order or the form of our commands.
     pub out_of_step: u64,
+    /// Panics, each of which ended a task.
+    pub panics: u64,
 }
 
 impl Totals {
@@ -55,6 +57,7 @@ impl Totals {
         self.bounced += other.bounced;
         self.deferred += other.deferred;
         self.out_of_step += other.out_of_step;
+        self.panics += other.panics;
     }
 }
 
@@ -66,6 +69,7 @@ impl From<&Heartbeat> for Totals {
             bounced: h.bounced,
             deferred: h.deferred,
             out_of_step: h.out_of_step,
+            panics: h.panics,
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::shard::{Shard, add};
+use crate::tasks::{self, AtEnd};
 
 /// Bytes of a command line.
 const LINE_BYTES_MAX: usize = 4096;
@@ -19,7 +20,7 @@ const IDLE: Duration = Duration::from_secs(300);
 const SLOT_EVERY: Duration = Duration::from_millis(50);
 
 /// Accepts on one listening socket, shared with the other workers, until the shard stops.
-pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
+pub async fn accept(shard: Rc<Shard>, address: String, listener: Rc<TcpListener>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -27,7 +28,7 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                     return;
                 }
                 let shard = Rc::clone(&shard);
-                tokio::task::spawn_local(async move {
+                tasks::begin("black hole", move || async move {
                     let options = shard.config().global.dummy_smtp.clone();
                     let slot = loop {
                         let places = shard.config().places.common();
@@ -36,13 +37,15 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                             slot => break slot,
                         }
                     };
+                    let is_served = slot.is_some();
+                    let mut slot = slot;
+                    let _given_back = AtEnd(|| slot.take().into_iter().for_each(|s| shard.ledger.give(s)));
                     let mut client = Client { shard: &shard, options, stream, input: BytesMut::new(), recipients: 0 };
                     // What a client of a black hole does wrong is its own matter.
-                    let _ = match &slot {
-                        Some(_) => client.serve().await,
-                        None => client.say("421 4.3.2 no free connection (total-max-smtp-in)").await,
+                    let _ = match is_served {
+                        true => client.serve().await,
+                        false => client.say("421 4.3.2 no free connection (total-max-smtp-in)").await,
                     };
-                    slot.into_iter().for_each(|s| shard.ledger.give(s));
                 });
             }
             Err(e) => {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::places::NoPlace;
 use super::strangers::Stranger;
 use crate::shard::Shard;
+use crate::tasks;
 
 /// A network has so many times those of an address.
 const ADDRESSES_PER_NETWORK: u64 = 2;
@@ -77,7 +78,7 @@ impl ClientPlace {
         taken.slot = Some(ranges.into_iter().find_map(free).ok_or(NoPlace::Total)?);
         taken.stranger = (!is_known).then(|| shard.strangers.enter());
         if taken.stranger.is_some() && shard.strangers.begins_watch() {
-            tokio::task::spawn_local(watch(Rc::clone(shard)));
+            tasks::keep(shard, "strangers", watch);
         }
         shard.session_count(1);
         Ok(taken)
@@ -87,7 +88,7 @@ impl ClientPlace {
     pub fn make_room(mut self) {
         let under = std::mem::take(&mut self.under);
         let shard = Rc::clone(&self.shard);
-        tokio::task::spawn_local(async move {
+        tasks::begin("places of a client", move || async move {
             tokio::time::sleep(AWAY).await;
             under.into_iter().for_each(|p| shard.ledger.give_place(p));
         });

@@ -27,6 +27,7 @@ use crate::shard::Shard;
 use crate::smtp::command::Refusal;
 use crate::smtp::content::Fault;
 use crate::suppression::Suppresses;
+use crate::tasks;
 
 /// Connections taken in one turn, so that other workers get their share.
 const ACCEPTS_PER_TURN: u32 = 8;
@@ -44,7 +45,7 @@ const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 86_400);
 const CONTENT_STEP: usize = 4096;
 
 /// Accepts on one listening socket, shared with the other workers, until the shard stops.
-pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
+pub async fn accept(shard: Rc<Shard>, address: String, listener: Rc<TcpListener>) {
     let mut turn = 0;
     loop {
         let busy = {
@@ -65,7 +66,7 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: TcpListener) {
                 let (shard, address) = (Rc::clone(&shard), address.clone());
                 let _ = stream.set_nodelay(true);
                 let local = stream.local_addr().ok();
-                tokio::task::spawn_local(async move { serve(shard, &address, stream, peer, local).await });
+                tasks::begin("client", move || async move { serve(shard, &address, stream, peer, local).await });
                 turn += 1;
                 if turn % ACCEPTS_PER_TURN == 0 {
                     tokio::task::yield_now().await;

@@ -333,7 +333,7 @@ async fn fetch(host: &str, resolver: &Resolver, net: &dyn Net, tls: &Arc<ClientC
 async fn get(host: &str, stream: tokio_rustls::client::TlsStream<Box<dyn Stream>>) -> Result<String, String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    tokio::task::spawn_local(connection);
+    crate::tasks::begin("policy of MTA-STS", move || connection);
     let request = hyper::Request::get("/.well-known/mta-sts.txt")
         .header("host", host)
         .header("user-agent", "sluice")

@@ -9,7 +9,7 @@ use ipc::rules::DomainRules;
 use spool::layout::UpdateEntry;
 use spool::{Outcomes, RecipientState, Settled};
 
-use super::contained::{contained, hold_after_panic, may_panic};
+use super::contained::{InHand, contained, hold_after_panic, may_panic};
 use super::delivery_type::Type;
 use super::path::{Path, path_of_queue};
 use super::session::Session;
@@ -458,13 +458,15 @@ pub(super) fn account_for_queue(shard: &Shard, path: &Path, f: &Failure) {
 pub async fn bounce_all_refused(shard: Rc<Shard>) {
     loop {
         let (id, entry) = shard.refused.next().await;
-        tokio::task::spawn_local(bounce_refused(Rc::clone(&shard), id, entry));
+        let shard = Rc::clone(&shard);
+        crate::tasks::begin("refusal", move || bounce_refused(shard, id, entry));
     }
 }
 
 /// Bounces recipients that were accepted only for that; none of them waits in the queue.
 async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
-    let Some(path) = path_of_queue(&shard, id) else { return };
+    let mut one = InHand::new(&shard, id, [entry]);
+    let (Some(path), Some(entry)) = (path_of_queue(&shard, id), one.next()) else { return };
     let Some((key, content)) = content_of(&shard, &path, &entry).await else { return };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
     let all: Vec<u16> = (entry.start..entry.end).collect();
@@ -474,14 +476,16 @@ async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
         verdicts.extend(refusals::refused(&shard, e, &path.vmta_name, path.pool.as_deref(), some));
         pieces.pause().await;
     }
-    conclude(&shard, &path, &Batch::of(id, key, entry), e, &content.body, verdicts, &Attempt::default()).await;
+    let batch = Batch::of(id, key, entry);
+    conclude_alone(&shard, &path, batch, e, &content.body, verdicts, &Attempt::default()).await;
 }
 
 /// Bounces everything that waits in a queue.
 pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f: &Failure) {
     let waiting = shard.scheduler_mut().drain(id);
     let at = Attempt::of_failure(f);
-    for (entry, _) in waiting {
+    let mut waiting = InHand::new(shard, id, waiting.into_iter().map(|(entry, _)| entry));
+    while let Some(entry) = waiting.next() {
         let Some((key, content)) = content_of(shard, path, &entry).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
         let verdicts = (entry.start..entry.end).map(|r| (r, f.verdict.clone())).collect();
@@ -507,10 +511,11 @@ async fn conclude_alone(
 
 /// Ends recipients that are older than `bounce-after`, with the last reply as their reason.
 pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
+    let mut entries = InHand::new(&shard, id, entries);
     let Some(path) = path_of_queue(&shard, id) else { return };
     let never = || Rc::new(Failure::own("5.4.7", "no attempt was made within bounce-after"));
     let of_queue = shard.scheduler().queues.get(id).and_then(|q| q.last_failure.clone());
-    for entry in entries {
+    while let Some(entry) = entries.next() {
         // What a receiver said of others is nothing that it said of who was never attempted.
         let of_all = |f: &Rc<Failure>| !f.verdict.remote || f.verdict.stage == Stage::Session;
         let failure = of_queue.clone().filter(|f| entry.attempts > 0 || of_all(f)).unwrap_or_else(never);
@@ -573,6 +578,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
 
 /// A waiting entry's message; `None`, and noted, when it cannot be read.
 async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u64, Rc<Content>)> {
+    may_panic("in hand");
     let key = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key)?;
     match load(shard, entry.slot, key).await {
         Ok(c) => Some((key, c)),

@@ -32,6 +32,7 @@ use crate::schedule::{Batch, Next, PathId, Queue};
 use crate::shard::Shard;
 use crate::signal::Signal;
 use crate::suppression::refusals::{self, About};
+use crate::tasks::{self, AtEnd};
 
 /// A connection whose queue has run empty waits this long for more mail when
 /// `connection-idle-timeout` is not set: injection comes in bursts.
@@ -49,7 +50,16 @@ const TURN_MESSAGES: u64 = 16;
 pub async fn begin_openers(shard: Rc<Shard>) {
     loop {
         for _ in 0..shard.openers.to_begin().await {
-            tokio::task::spawn_local(open_connections(Rc::clone(&shard)));
+            let shard = Rc::clone(&shard);
+            tasks::begin("opening", move || async move {
+                let _counted = AtEnd(|| {
+                    // Who ends by itself has counted itself out.
+                    if std::thread::panicking() {
+                        shard.openers.panicked();
+                    }
+                });
+                open_connections(Rc::clone(&shard)).await;
+            });
         }
     }
 }
@@ -60,7 +70,8 @@ async fn open_connections(shard: Rc<Shard>) {
     while let Some(id) = shard.openers.next().await {
         let without_smtp = shard.scheduler().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
         if without_smtp {
-            tokio::task::spawn_local(run_without_smtp(Rc::clone(&shard), id));
+            let shard = Rc::clone(&shard);
+            tasks::begin("delivery", move || run_without_smtp(shard, id));
         } else {
             open_one(&shard, id).await;
         }
@@ -88,7 +99,8 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
                     e.line.learn(p, true);
                 }
             });
-            tokio::task::spawn_local(carry(Rc::clone(shard), path, session, held));
+            let shard = Rc::clone(shard);
+            tasks::begin("connection", move || carry(shard, path, session, held));
         }
         other => {
             {

@@ -1,23 +1,35 @@
 //! A panic is an error of this program and ends what it happened in, but nothing else: connections,
 //! places and mail in hand are given back behind it as behind any other failure.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::pin::Pin;
-use std::task::Poll;
+use std::rc::Rc;
 
 use super::path::Path;
 use crate::classify::outcome::Failure;
 use crate::clock;
-use crate::schedule::{Batch, PathId};
+use crate::log_limit;
+use crate::schedule::{Batch, Entry, PathId, QueueId};
 use crate::shard::Shard;
+use crate::tasks::{Panicked, caught};
 
-/// Does something to its end; `None` when it panicked. What it borrows is as it was left.
-pub(super) async fn contained<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
-        Ok(polled) => polled.map(Some),
-        Err(_) => Poll::Ready(None),
-    })
-    .await
+thread_local! {
+    /// The last panic here, until it is told of.
+    static LAST: Cell<Option<Panicked>> = const { Cell::new(None) };
+}
+
+/// Does something to its end; `None` when it panicked, which is told of by [`rest_after_panic`] or [`hold_after_panic`]. What it borrows is as
+/// it was left.
+pub(super) async fn contained<T>(work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    caught(work).await.map_err(|panic| LAST.set(Some(panic))).ok()
+}
+
+fn tell(shard: &Shard, path: &str, task: &'static str, then: &str) {
+    let Panicked { place, why } = LAST.take().unwrap_or_default();
+    if log_limit::allows_line("ended by a panic", path) {
+        tracing::error!(shard = shard.number, path, task, place, why, "ended by a panic; {then}");
+    }
 }
 
 /// What connects or serves for a path panicked: it waits for its retry, or the same would happen
@@ -25,8 +37,9 @@ pub(super) async fn contained<T>(mut work: Pin<&mut impl Future<Output = T>>) ->
 pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
     let s = &mut *shard.scheduler_mut();
     let failure = s.shared_failure(Failure::own("4.3.0", "an error of this server; see its log"));
+    let name = s.paths.get(id).map(|p| p.name()).unwrap_or_default();
+    tell(shard, &name, "connection", "its mail waits for the retry of the path");
     let Some(p) = s.paths.get_mut(id) else { return };
-    tracing::error!(shard = shard.number, path = p.name(), "a connection ended by a panic; its mail waits");
     p.defer(clock::now_ms(), failure, true);
     let at = p.retry_at_ms;
     s.wake_at(id, at);
@@ -36,21 +49,54 @@ pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
 /// as after a reply of their own.
 pub(super) fn hold_after_panic(shard: &Shard, path: &Path, batch: &Batch) {
     let left = path.left_of(batch);
-    tracing::error!(
-        shard = shard.number,
-        path = path.name,
-        key = batch.key,
-        recipients = left.len(),
-        "an attempt ended by a panic; its recipients are tried again later"
-    );
+    let recipients = format!("{} recipients of message {} are tried again later", left.len(), batch.key);
+    tell(shard, &path.name, "attempt", &recipients);
     let due = clock::now_ms() + path.rules.retry_recipients_after.as_millis() as i64;
     shard.scheduler_mut().retry(batch, &left, due);
+}
+
+/// How long what was in hand waits when a panic ends who had it.
+const HELD_MS: i64 = 60_000;
+
+/// Entries that were taken out of their queue to be concluded one after the other. Those that a panic leaves go back, and wait.
+pub(super) struct InHand {
+    shard: Rc<Shard>,
+    queue: QueueId,
+    /// The one that is concluded now.
+    now: Option<Entry>,
+    left: VecDeque<Entry>,
+}
+
+impl InHand {
+    pub(super) fn new(shard: &Rc<Shard>, queue: QueueId, entries: impl IntoIterator<Item = Entry>) -> InHand {
+        InHand { shard: Rc::clone(shard), queue, now: None, left: entries.into_iter().collect() }
+    }
+
+    /// The next one; the one before is done with.
+    pub(super) fn next(&mut self) -> Option<Entry> {
+        self.now = self.left.pop_front();
+        self.now
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let due = clock::now_ms() + HELD_MS;
+        let mut s = self.shard.scheduler_mut();
+        for entry in self.now.take().into_iter().chain(self.left.drain(..)) {
+            let batch = Batch::of(self.queue, 0, entry);
+            s.hold(&batch, &batch.recipients, due, batch.attempts);
+        }
+    }
 }
 
 #[cfg(test)]
 thread_local! {
     /// Where the next panic is to happen.
-    pub(super) static PANICS_AT: std::cell::Cell<&'static str> = const { std::cell::Cell::new("") };
+    pub(super) static PANICS_AT: Cell<&'static str> = const { Cell::new("") };
 }
 
 /// A place that tests let panic once.
@@ -66,7 +112,8 @@ pub(super) fn may_panic(_place: &'static str) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::rc::Rc;
+    #![expect(clippy::disallowed_methods, reason = "a panic of what tests begin is a failure of theirs")]
+
     use std::time::Duration;
 
     use ipc::ledger::{Class, Ledger};
@@ -82,7 +129,6 @@ mod tests {
     use crate::config::Config;
     use crate::ports::Ports;
     use crate::schedule::message::Message;
-    use crate::schedule::{Entry, QueueId};
     use crate::shard::Parts;
 
     /// A shard whose only place of `total-max-smtp-out` shows what is kept.
@@ -109,7 +155,9 @@ mod tests {
             suppression: None,
             delivers_only: false,
         };
-        Shard::new(parts).unwrap()
+        let shard = Shard::new(parts).unwrap();
+        spawn_local(crate::deliver::connection::begin_openers(Rc::clone(&shard)));
+        shard
     }
 
     /// Two recipients of one message in a queue, and its path.
@@ -218,7 +266,6 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         LocalSet::new().block_on(&runtime, async {
             let shard = shard(dir.path()).await;
-            spawn_local(crate::deliver::connection::begin_openers(Rc::clone(&shard)));
             let port = receiver().await;
             let by_smtp = DomainRules {
                 smtp_hosts: format!("[127.0.0.1]:{port}"),
@@ -235,13 +282,74 @@ mod tests {
             ] {
                 let (queue, path) = queued(&shard, rules.clone()).await;
                 PANICS_AT.set(place);
+                let before = crate::tasks::panics();
                 shard.pump(path);
                 until(place, || PANICS_AT.get().is_empty() && nothing_is_kept(&shard, path)).await;
                 assert_eq!(shard.scheduler().recipients, 2, "{place}: nobody is lost");
+                assert!(crate::tasks::panics() > before, "{place}: it is counted");
                 let rests = shard.scheduler().paths.get(path).is_some_and(|p| p.retry_at_ms > 0);
                 assert_eq!(rests, matches!(place, "open" | "serve"), "{place}: what would happen again at once waits");
                 tokio::time::sleep(Duration::from_millis(150)).await;
                 shard.scheduler_mut().promote_all(queue);
+                shard.pump(path);
+                until(place, || shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)).await;
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_taken_out_of_its_queue_goes_back_when_its_task_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let shard = shard(dir.path()).await;
+            let discarded = DomainRules { delivery_type: 3, ..Default::default() };
+            let (queue, path) = queued(&shard, discarded).await;
+            let taken: Vec<Entry> = shard.scheduler_mut().drain(queue).into_iter().map(|(e, _)| e).collect();
+            let waits = || shard.scheduler().queues.get(queue).map_or(0, |q| q.waiting.len());
+            assert_eq!((taken.len(), waits()), (1, 0));
+            PANICS_AT.set("in hand");
+            let of_task = Rc::clone(&shard);
+            crate::tasks::begin("expiry", move || crate::deliver::conclusion::expire(of_task, queue, taken));
+            until("it panics", || PANICS_AT.get().is_empty() && waits() == 1).await;
+            shard.scheduler_mut().promote_all(queue);
+            shard.pump(path);
+            until("it is delivered", || shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)).await;
+        });
+    }
+
+    #[test]
+    fn a_message_that_panics_each_time_waits_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let shard = shard(dir.path()).await;
+            let port = receiver().await;
+            let rules = DomainRules {
+                smtp_hosts: format!("[127.0.0.1]:{port}"),
+                retry_after: vec![Duration::from_millis(10)],
+                retry_recipients_after: Duration::from_secs(60),
+                ..Default::default()
+            };
+            for place in ["attempt", "conclude"] {
+                let (queue, path) = queued(&shard, rules.clone()).await;
+                for round in 0..3 {
+                    PANICS_AT.set(place);
+                    shard.pump(path);
+                    until(place, || PANICS_AT.get().is_empty() && nothing_is_kept(&shard, path)).await;
+                    // It would panic again, if it were tried.
+                    PANICS_AT.set(place);
+                    for _ in 0..20 {
+                        shard.scheduler_mut().due(clock::now_ms());
+                        shard.pump(path);
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    assert_eq!(PANICS_AT.get(), place, "{place}, round {round}: it waits");
+                    let waits = shard.scheduler().queues.get(queue).map_or(0, |q| q.waiting.len());
+                    assert!(waits > 0, "{place}, round {round}: it waits for a time of its own");
+                    shard.scheduler_mut().promote_all(queue);
+                }
+                PANICS_AT.set("");
                 shard.pump(path);
                 until(place, || shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)).await;
             }

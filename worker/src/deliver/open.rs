@@ -523,6 +523,6 @@ fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) 
     queues.iter().filter(|q| !shared.contains(q)).for_each(|q| s.drop_contents(q));
     let shard = Rc::clone(shard);
     if !shared.is_empty() {
-        tokio::task::spawn_local(async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });
+        crate::tasks::begin("pools", move || async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });
     }
 }

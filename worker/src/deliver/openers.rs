@@ -94,6 +94,11 @@ impl Openers {
         self.idle.set(self.idle.get() + 1);
     }
 
+    /// A task ended by a panic, with something in hand.
+    pub fn panicked(&self) {
+        self.all.set(self.all.get() - 1);
+    }
+
     /// When a path that found too many that take long has its turn again, Unix milliseconds: however many they are, looking costs
     /// only so much.
     pub fn turn_ms(&self, now_ms: i64) -> i64 {

@@ -23,7 +23,7 @@ fn send(shard: &Rc<Shard>, Notice { to, subject, text }: Notice) {
         let Ok(destination) = ipc::message::destination_of(&address) else { continue };
         let (envelope, body) = compose(shard, &address, destination, &subject, &text);
         let shard = Rc::clone(shard);
-        tokio::task::spawn_local(async move {
+        crate::tasks::begin("notice", move || async move {
             if let Err(error) = crate::route::submit::submit(&shard, envelope, [Bytes::from(body), Bytes::new()]).await
             {
                 tracing::warn!(to = address, %error, "a notice could not be queued");

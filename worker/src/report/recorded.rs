@@ -56,7 +56,7 @@ pub fn record(shard: &Rc<Shard>, mut outcomes: Outcomes, reports: Vec<Report>) {
         return;
     }
     let shard = Rc::clone(shard);
-    tokio::task::spawn_local(async move {
+    crate::tasks::begin("reports", move || async move {
         for (r, durable) in reports.into_iter().zip(durable) {
             match (durable.await, r.share) {
                 (Ok(Ok(key)), Some(share)) => shard.kept.keep(share, key, &r.envelope),

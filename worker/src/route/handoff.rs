@@ -59,6 +59,15 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Its connection ended.
+    pub fn ended(&self) {
+        self.connected.set(false);
+        // What was not answered is kept, or asked again, by those who wait for it.
+        self.waiting.borrow_mut().clear();
+        self.queue.borrow_mut().clear();
+        self.queued_bytes.set(0);
+    }
+
     fn send(&self, frame: Outgoing) {
         self.queued_bytes.set(self.queued_bytes.get() + frame.len());
         self.queue.borrow_mut().push_back(frame);

@@ -5,6 +5,7 @@
 //! it is: from the first attempt or outcome on its recipients have a state, and a share with a
 //! state is offered to nobody as a whole.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use ipc::mesh;
 use ipc::message::MessageId;
 use spool::{Settled, SpoolError};
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::prepare::content::Content;
@@ -21,6 +22,7 @@ use crate::route::kept::{Kept, with};
 use crate::route::links::{close, is_there};
 use crate::route::stored::read;
 use crate::shard::Shard;
+use crate::tasks::{self, AtEnd};
 
 /// How long an owner may take for one share.
 const OWNER_WAIT: Duration = Duration::from_secs(5);
@@ -40,9 +42,11 @@ pub async fn pass_on(shard: Rc<Shard>) {
             let can = owner == shard.number || shard.handoffs.is_connected(owner) || !is_there(&shard, owner);
             if can && kept.passing.borrow_mut().insert(owner) {
                 let shard = Rc::clone(&shard);
-                spawn_local(async move {
+                tasks::begin("passing on", move || async move {
+                    let _done = AtEnd(|| {
+                        shard.kept.passing.borrow_mut().remove(&owner);
+                    });
                     pass_to(&shard, owner).await;
-                    shard.kept.passing.borrow_mut().remove(&owner);
                 });
             }
         }
@@ -124,7 +128,8 @@ async fn pass_to(shard: &Rc<Shard>, owner: u8) {
         let mut offers = JoinSet::new();
         for kept in some {
             let shard = Rc::clone(shard);
-            offers.spawn_local(async move { pass_one(&shard, kept).await });
+            #[expect(clippy::disallowed_methods, reason = "it contains what it does, and is joined below")]
+            offers.spawn_local(async move { pass_contained(&shard, kept).await });
         }
         let (mut taken, mut left) = (Vec::new(), Vec::new());
         while let Some(done) = offers.join_next().await {
@@ -152,6 +157,22 @@ enum Passed {
     Gone,
     /// It is still kept.
     Nowhere(Kept),
+}
+
+/// As [`pass_one`]. Where that panics the share is still kept, if it was not settled before, and is offered again after a while.
+async fn pass_contained(shard: &Rc<Shard>, kept: Kept) -> Passed {
+    let Kept { key, message, recipients, share: Share { id, owner, .. } } = kept;
+    let panic = match tasks::caught(pin!(pass_one(shard, kept))).await {
+        Ok(passed) => return passed,
+        Err(panic) => panic,
+    };
+    panic.tell("passing on a share");
+    if !shard.kept.has(key) {
+        return Passed::Gone;
+    }
+    let kept = Kept { key, message, recipients, share: shard.handoffs.share(owner, id) };
+    tokio::time::sleep(tasks::AFTER_PANIC).await;
+    Passed::Nowhere(kept)
 }
 
 /// Offers one kept share to the shard that was asked before, or to the owner of its destination once that one is gone, or has said

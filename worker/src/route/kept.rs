@@ -57,6 +57,11 @@ impl Keeping {
         self.put_back([Kept { key, message, recipients, share }]);
     }
 
+    /// Whether a share is kept.
+    pub(super) fn has(&self, key: u64) -> bool {
+        self.all.borrow().contains_key(&key)
+    }
+
     /// Keys of the shares of a message, each with the shard that it is kept for.
     pub fn shares_of(&self, message: MessageId) -> Vec<(u64, u8)> {
         let all = self.all.borrow();

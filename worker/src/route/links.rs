@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use super::handoff::{Answer, Link, Outgoing, Share};
 use crate::ports::MeshStream;
 use crate::shard::Shard;
+use crate::tasks::{self, AtEnd};
 
 /// Pause before a disk that did not take that shares are gone is asked again.
 const CLOSED_AGAIN_AFTER: Duration = Duration::from_millis(250);
@@ -44,7 +45,7 @@ pub fn keep_links(shard: &Rc<Shard>) {
     for owner in all.filter(|s| *s != shard.number) {
         let link = shard.handoffs.link(owner);
         if !link.started.replace(true) {
-            tokio::task::spawn_local(run_link(Rc::clone(shard), owner, link));
+            tasks::keep(shard, "mesh link", move |shard| run_link(shard, owner, Rc::clone(&link)));
         }
     }
 }
@@ -61,6 +62,7 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
         }
         if let Ok(io) = shard.ports.mesh.connect(owner).await {
             link.connected.set(true);
+            let ended = AtEnd(|| link.ended());
             shard.handoffs.tell_open(owner, &link);
             shard.kept.wake.notify_one();
             shard.foreign.notify_one();
@@ -69,11 +71,7 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
             {
                 tracing::info!(owner, error = %e, "mesh connection ended");
             }
-            link.connected.set(false);
-            // What was not answered is kept, or asked again, by those who wait for it.
-            link.waiting.borrow_mut().clear();
-            link.queue.borrow_mut().clear();
-            link.queued_bytes.set(0);
+            drop(ended);
         }
         sleep(Duration::from_millis(100)).await;
     }

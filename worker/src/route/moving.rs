@@ -8,6 +8,7 @@
 //! identity, whoever owns the destination by then, and nobody sends it meanwhile.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use ipc::message::{ArchivedEnvelope, Envelope, HandoffId, Moved};
 use ipc::stored;
 use rkyv::{Archive, Deserialize, Serialize};
 use spool::Settled;
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::deliver::conclusion::unreadable_in;
@@ -28,6 +29,7 @@ use crate::route::moves::{Offer, Unanswered};
 use crate::route::stored::load;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::Shard;
+use crate::tasks::{self, AtEnd};
 
 /// How long a new owner may take for one message.
 const OWNER_WAIT: Duration = Duration::from_secs(5);
@@ -147,9 +149,11 @@ fn begin<F: Future<Output = ()> + 'static>(shard: &Rc<Shard>, owner: u8, work: i
     if shard.moves.owners.borrow_mut().insert(owner) {
         let shard = Rc::clone(shard);
         let work = work(Rc::clone(&shard));
-        spawn_local(async move {
+        tasks::begin("moving to an owner", move || async move {
+            let _done = AtEnd(|| {
+                shard.moves.owners.borrow_mut().remove(&owner);
+            });
             work.await;
-            shard.moves.owners.borrow_mut().remove(&owner);
         });
     }
 }
@@ -233,8 +237,16 @@ async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
     let mut offers = JoinSet::new();
     for o in some {
         let shard = Rc::clone(shard);
+        #[expect(clippy::disallowed_methods, reason = "it contains what it does, and is joined below")]
         offers.spawn_local(async move {
-            let moved = move_one(&shard, &o, asked).await;
+            let moved = match tasks::caught(pin!(move_one(&shard, &o, asked))).await {
+                Ok(moved) => moved,
+                Err(panic) => {
+                    panic.tell("moving a message");
+                    sleep(tasks::AFTER_PANIC).await;
+                    false
+                }
+            };
             if !moved {
                 put_back(&shard, o.queue, o.entry, o.due);
             }

@@ -1,6 +1,7 @@
 //! The owner's side of the mesh: takes handoffs, makes them durable, acknowledges; and takes
 //! mail that `sluice inject` submits.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::BytesMut;
@@ -21,17 +22,28 @@ use crate::prepare::vmta_name::canonical_name;
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
 use crate::smtp::command::{Mail, Rcpt};
+use crate::tasks;
 
 /// Answers that may wait to be written to one origin.
 const ANSWERS_MAX: usize = 2 * ipc::limits::HANDOFFS_IN_FLIGHT_MAX;
 
-/// Serves the shard's socket.
-pub async fn serve(shard: Rc<Shard>, mut listener: Box<dyn MeshListener>) {
+/// Pause before the socket is made once more.
+const LISTEN_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Serves the shard's socket: `first`, and after a panic another one in its place.
+pub async fn serve(shard: Rc<Shard>, first: Rc<RefCell<Option<Box<dyn MeshListener>>>>) {
+    let mut listener = loop {
+        match first.take().map_or_else(|| shard.ports.mesh.listen(), Ok) {
+            Ok(listener) => break listener,
+            Err(e) => tracing::error!(error = %e, "the mesh socket cannot be made again; tried once more"),
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    };
     loop {
         match listener.accept().await {
             Ok(io) => {
                 let shard = Rc::clone(&shard);
-                tokio::task::spawn_local(async move {
+                tasks::begin("mesh connection", move || async move {
                     if let Err(e) = serve_one(&shard, io).await {
                         tracing::warn!(error = %e, "mesh peer sent a bad frame; connection closed");
                     }
@@ -54,7 +66,7 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
     }
     let hello: mesh::Hello = ipc::frame::unarchive(mesh::HELLO, &first.archive)?;
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
-    tokio::task::spawn_local(write_answers(write, queue));
+    tasks::begin("mesh answers", move || write_answers(write, queue));
     while let Some(f) = frames.next(&mut read).await? {
         match (f.header.kind, hello.shard) {
             (mesh::HANDOFF | mesh::HANDOFF_KEPT, Some(origin)) => take(shard, origin, f, &answers),
@@ -64,8 +76,8 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
             }
             (mesh::CLAIM, Some(claimant)) => {
                 let claim: mesh::Claim = ipc::frame::unarchive(mesh::CLAIM, &f.archive)?;
-                let release = crate::route::paths::release(Rc::clone(shard), claimant, claim.epoch, answers.clone());
-                tokio::task::spawn_local(release);
+                let (shard, answers) = (Rc::clone(shard), answers.clone());
+                tasks::begin("release", move || crate::route::paths::release(shard, claimant, claim.epoch, answers));
             }
             (mesh::ROLLED_UP, Some(_)) => {
                 let news: mesh::RolledUp = ipc::frame::unarchive(mesh::ROLLED_UP, &f.archive)?;
@@ -110,7 +122,7 @@ fn answer(offer: u64, refused: Option<Refusal>) -> Vec<u8> {
 /// Takes a share, unless it has it already, and answers.
 fn take(shard: &Rc<Shard>, origin: u8, f: Frame, answers: &mpsc::Sender<Vec<u8>>) {
     let (shard, answers, offer) = (Rc::clone(shard), answers.clone(), f.header.a);
-    tokio::task::spawn_local(async move {
+    tasks::begin("handoff", move || async move {
         let refused = store_once(&shard, origin, f).await.err();
         let _ = answers.send(answer(offer, refused)).await;
     });

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use crate::ports::MeshStream;
 use crate::shard::Shard;
+use crate::tasks;
 
 /// Paths in one frame of a release.
 const PATHS_PER_FRAME: usize = 1000;
@@ -38,7 +39,7 @@ pub fn claim_all(shard: &Rc<Shard>) {
     let before = shard.decide(|e, now| e.begins_epoch(now));
     let epoch = shard.map.borrow().epoch;
     for owner in before {
-        tokio::task::spawn_local(claim(Rc::clone(shard), owner, epoch));
+        tasks::keep(shard, "claim", move |shard| claim(shard, owner, epoch));
     }
 }
 

@@ -1,6 +1,7 @@
 //! A shard from its start to its end: put together, given what its spool holds, started, stopped, and left. None of it needs
 //! a supervisor.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,13 +9,13 @@ use ipc::shard_map::ShardMap;
 use spool::store::Values;
 use spool::{Recovered, SpoolError};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_local;
 
 use super::Shard;
 use crate::deliver::{conclusion, connection, interruption, rerouting};
 use crate::report::notice;
 use crate::route::{keep, last_failures, links, moving, owner, paths};
 use crate::suppression::refusals;
+use crate::tasks;
 
 /// Time between two looks whether a shard that stops has ended its work.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -58,17 +59,18 @@ impl Shard {
     /// A sentence when the other shards could not reach it.
     pub fn start(self: &Rc<Self>) -> Result<(), String> {
         let mesh = self.ports.mesh.listen().map_err(|e| e.to_string())?;
-        spawn_local(owner::serve(Rc::clone(self), mesh));
-        spawn_local(connection::begin_openers(Rc::clone(self)));
-        spawn_local(conclusion::bounce_all_refused(Rc::clone(self)));
-        spawn_local(notice::send_all(Rc::clone(self)));
-        spawn_local(Rc::clone(self).form_groups());
-        spawn_local(Rc::clone(self).run_timers());
-        spawn_local(refusals::watch(Rc::clone(self)));
-        spawn_local(keep::pass_on(Rc::clone(self)));
-        spawn_local(moving::move_out(Rc::clone(self)));
-        spawn_local(interruption::watch(Rc::clone(self)));
-        spawn_local(precache(Rc::clone(self)));
+        let mesh = Rc::new(RefCell::new(Some(mesh)));
+        tasks::keep(self, "mesh", move |shard| owner::serve(shard, Rc::clone(&mesh)));
+        tasks::keep(self, "opening", connection::begin_openers);
+        tasks::keep(self, "refusals", conclusion::bounce_all_refused);
+        tasks::keep(self, "notices", notice::send_all);
+        tasks::keep(self, "groups", Shard::form_groups);
+        tasks::keep(self, "timers", Shard::run_timers);
+        tasks::keep(self, "suppression", refusals::watch);
+        tasks::keep(self, "kept shares", keep::pass_on);
+        tasks::keep(self, "moving", moving::move_out);
+        tasks::keep(self, "interruption", interruption::watch);
+        tasks::keep(self, "precache", precache);
         links::keep_links(self);
         paths::claim_all(self);
         let ids: Vec<usize> = self.scheduler().queues.iter().map(|(id, _)| id).collect();

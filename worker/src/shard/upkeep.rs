@@ -8,7 +8,10 @@ use crate::clock;
 use crate::deliver::shared_limits::wake_first;
 use crate::holds::{Pieces, Work, doing};
 use crate::schedule::{PathId, QueueId, Timer};
+use crate::tasks::{self, Panicked};
 
+/// When what a timer was for panicked, it is tried again after this time, milliseconds.
+const TIMED_AGAIN_MS: i64 = 60_000;
 /// Queues and paths that are looked after in a second.
 const SWEPT_MAX: usize = 1024;
 /// The spool's index follows within 2 s, milliseconds.
@@ -36,9 +39,13 @@ impl Shard {
             let due = self.scheduler_mut().due(now);
             let mut pieces = Pieces::default();
             for timer in due {
-                match timer {
+                let pumped = tasks::contained(|| match timer {
                     Timer::Queue(id) => self.pump_queue(id as QueueId),
                     Timer::Path(id) => self.pump(id as PathId),
+                });
+                if let Err(panic) = pumped {
+                    panic.tell("timers");
+                    self.time_again(timer, now + TIMED_AGAIN_MS);
                 }
                 pieces.pause().await;
             }
@@ -72,6 +79,19 @@ impl Shard {
         }
     }
 
+    /// What a timer was for panicked: that is tried once more, later.
+    fn time_again(&self, timer: Timer, at_ms: i64) {
+        let mut s = self.scheduler_mut();
+        let paths: Vec<PathId> = match timer {
+            Timer::Path(id) => vec![id as PathId],
+            Timer::Queue(id) => {
+                let of_queue = s.queues.get(id as QueueId);
+                of_queue.iter().flat_map(|q| q.pullers.iter().map(|p| p.path)).collect()
+            }
+        };
+        paths.into_iter().for_each(|id| s.wake_at(id, at_ms));
+    }
+
     /// Looks for expired and delayed mail, ends backoff whose time is over, and forgets empty
     /// queues and paths: of so many at a time that a hundred thousand which wait cost nothing.
     fn sweep(self: &Rc<Self>, now: i64) {
@@ -81,8 +101,9 @@ impl Shard {
             (part(queue, s.queues.capacity()), part(path, s.paths.capacity()))
         };
         self.swept.set((queues.end, paths.end));
-        queues.for_each(|id| self.look_after_queue(id, now));
-        paths.for_each(|id| self.look_after_path(id));
+        let tell = |panic: Panicked| panic.tell("upkeep");
+        queues.for_each(|id| tasks::contained(|| self.look_after_queue(id, now)).unwrap_or_else(tell));
+        paths.for_each(|id| tasks::contained(|| self.look_after_path(id)).unwrap_or_else(tell));
         self.decide(|e, now| e.sweep_inherited(now));
         crate::log_limit::sweep();
         self.give_memory_back(now);
@@ -112,11 +133,13 @@ impl Shard {
         }
         let expired = self.scheduler_mut().expired(id, now);
         if !expired.is_empty() {
-            tokio::task::spawn_local(crate::deliver::conclusion::expire(Rc::clone(self), id, expired));
+            let shard = Rc::clone(self);
+            tasks::begin("expiry", move || crate::deliver::conclusion::expire(shard, id, expired));
         }
         let delayed = self.scheduler_mut().delayed(id, now);
         if !delayed.is_empty() {
-            tokio::task::spawn_local(crate::deliver::conclusion::report_delays(Rc::clone(self), id, delayed));
+            let shard = Rc::clone(self);
+            tasks::begin("reports of delays", move || crate::deliver::conclusion::report_delays(shard, id, delayed));
         }
         let waits = {
             let mut s = self.scheduler_mut();
