@@ -49,12 +49,22 @@ impl<D: Disk, I: Index> Store<D, I> {
             clean: false,
             next_sequence: self.log.next_sequence,
             next_segment: self.log.next_segment,
-            active: [Stream::Hot, Stream::Cold].into_iter().filter_map(|s| self.log.position(s)).collect(),
+            active: self.read_again(),
         };
         let mut keys: Vec<u64> = self.dirty.keys().copied().collect();
         // Taken from the end: in order, sled's leaves are written once.
         keys.sort_unstable_by(|a, b| b.cmp(a));
         self.checkpoint = Some(Checkpoint { position, keys });
+    }
+
+    /// Segments that the next start reads from where the index knows them: those in use, and those of which damaged bytes wait
+    /// for the quarantine.
+    fn read_again(&self) -> Vec<(u32, u64)> {
+        let in_use = [Stream::Hot, Stream::Cold].into_iter().filter_map(|s| self.log.position(s));
+        let waiting = self.quarantine.segments().into_iter().filter(|(id, _)| !self.log.is_active(*id));
+        let len = |id: u32| self.log.segments.get(&id).map(|s| s.len);
+        let waiting = waiting.filter_map(|(id, cut)| Some((id, cut.or_else(|| len(id))?)));
+        in_use.chain(waiting).collect()
     }
 
     /// Does a slice of the checkpoint; answers true when it is finished and durable.
@@ -82,7 +92,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// start trusts what a failure left of it.
     pub(crate) fn give_index_up(&mut self) {
         self.index_failed = true;
-        self.compaction = None;
+        (self.checkpoint, self.compaction) = (None, None);
         if let Err(e) = self.index.set_aside() {
             tracing::warn!(error = %e, "a failed index is still where it was; tried again");
         }
@@ -195,6 +205,7 @@ impl<D: Disk, I: Index> Store<D, I> {
                 s.live == 0
                     && !log.is_active(**id)
                     && newest_hot != Some(**id)
+                    && !self.quarantine.needs(**id)
                     && s.last_sequence <= self.checkpointed
                     && (s.last_sequence <= self.projected || s.cold)
                     && (s.cold || !s.refs.iter().any(|r| log.segments.contains_key(r)))

@@ -19,6 +19,11 @@ pub trait Disk: Send {
     /// # Errors
     /// As `readdir(3)`.
     fn list(&self) -> io::Result<Vec<String>>;
+    /// Names of all files, by the time of their last change.
+    ///
+    /// # Errors
+    /// As `readdir(3)` and `fstat(2)`.
+    fn oldest_first(&self) -> io::Result<Vec<String>>;
     /// Creates a file that must not exist, durably.
     ///
     /// # Errors
@@ -130,6 +135,18 @@ impl Disk for Folder {
         Ok(names)
     }
 
+    fn oldest_first(&self) -> io::Result<Vec<String>> {
+        let mut all = Vec::new();
+        for e in std::fs::read_dir(&self.path)? {
+            let e = e?;
+            if let Ok(name) = e.file_name().into_string() {
+                all.push((e.metadata()?.modified()?, name));
+            }
+        }
+        all.sort_unstable();
+        Ok(all.into_iter().map(|(_, name)| name).collect())
+    }
+
     fn create(&mut self, name: &str) -> io::Result<File> {
         let f = OpenOptions::new().read(true).write(true).create_new(true).open(self.path.join(name))?;
         if self.sync {
@@ -211,6 +228,12 @@ impl Disk for Folder {
     }
 
     fn folder(&self, name: &str) -> io::Result<Folder> {
-        Folder::open(&self.path.join(name), self.sync)
+        let path = self.path.join(name);
+        let is_new = !path.exists();
+        let folder = Folder::open(&path, self.sync)?;
+        if is_new && self.sync {
+            self.handle.sync_all()?;
+        }
+        Ok(folder)
     }
 }

@@ -11,7 +11,6 @@
 
 mod gathering;
 
-use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -54,6 +53,8 @@ const AGAIN_MAX: Duration = Duration::from_secs(1);
 const IDLE_MAX: Duration = Duration::from_millis(500);
 /// The folder of the log in the shard's folder.
 const LOG: &str = "log";
+/// Damaged bytes that the quarantine could not take are tried again after this time.
+const QUARANTINE_EVERY: Duration = Duration::from_secs(1);
 /// The folder of damaged bytes in the shard's folder.
 const QUARANTINE: &str = "quarantine";
 
@@ -101,6 +102,10 @@ pub(crate) struct Running<D: Disk, I: Index> {
     ballast: Ballast,
     restore_at: Instant,
     leave_at: Instant,
+    /// When damaged bytes are copied next.
+    quarantine_at: Instant,
+    /// The quarantine did not take what waits for it.
+    quarantine_failed: bool,
 }
 
 /// How long the spool's thread or task waits before its next step, and for what.
@@ -213,8 +218,10 @@ impl<D: Disk, I: Index> Running<D, I> {
             ballast,
             restore_at: now,
             leave_at: now,
+            quarantine_at: now,
+            quarantine_failed: false,
         };
-        running.write_quarantine();
+        while running.write_quarantine(now) {}
         running.restore_ballast();
         if opened.messages > 0 {
             running.try_disk();
@@ -260,7 +267,8 @@ impl<D: Disk, I: Index> Running<D, I> {
 
     /// What is waited for from now on.
     pub fn pause(&mut self, now: Instant) -> Pause {
-        let busy = self.store.checkpointing() || self.store.compacting() || self.accounting.is_busy();
+        let copies = self.store.quarantine_waits() && self.quarantine_at <= now;
+        let busy = self.store.checkpointing() || self.store.compacting() || self.accounting.is_busy() || copies;
         let wanted = self.gathering.wanted(now);
         self.shared.lock().wanted = wanted;
         Pause {
@@ -495,9 +503,18 @@ impl<D: Disk, I: Index> Running<D, I> {
 
     fn answer(&mut self, query: Query) {
         match query {
-            Query::Read(key, reply) => drop(reply.send(self.store.read(key))),
-            Query::State(key, r, reply) => drop(reply.send(self.store.state(key, r))),
-            Query::Recipients(key, reply) => drop(reply.send(self.store.recipients(key))),
+            Query::Read(key, reply) => {
+                let answer = self.store.read(key);
+                drop(reply.send(self.told(answer)));
+            }
+            Query::State(key, r, reply) => {
+                let answer = self.store.state(key, r);
+                drop(reply.send(self.told(answer)));
+            }
+            Query::Recipients(key, reply) => {
+                let answer = self.store.recipients(key);
+                drop(reply.send(self.told(answer)));
+            }
             Query::Seen(id, reply) => drop(reply.send(match self.store.has_seen(id) {
                 false if self.is_in_doubt => Err(SpoolError::Sync(self.failure.clone())),
                 seen => Ok(seen),
@@ -510,6 +527,18 @@ impl<D: Disk, I: Index> Running<D, I> {
                 Err(e) => drop(reply.send(Err(e))),
             },
         }
+    }
+
+    /// An answer out of the index, which is rebuilt where it cannot be read: who asks for one message asks again, and would never
+    /// hear of it.
+    fn told<T>(&mut self, answer: Result<T, SpoolError>) -> Result<T, SpoolError> {
+        if let Err(SpoolError::Index(error)) = &answer
+            && !self.store.index_failed()
+        {
+            tracing::error!(error, "the index cannot be read; it is rebuilt from the segments when there is room");
+            self.store.give_index_up();
+        }
+        answer
     }
 
     /// What is done after a group, and without one.
@@ -555,22 +584,26 @@ impl<D: Disk, I: Index> Running<D, I> {
         {
             tracing::warn!(error = %e, "copying long-deferred mail forward failed; tried again later");
         }
-        self.write_quarantine();
+        self.write_quarantine(now);
         self.shared.statistics.disk_bytes.store(self.store.disk_bytes(), Relaxed);
     }
 
-    fn write_quarantine(&mut self) {
-        for (name, bytes) in self.store.take_quarantine() {
-            let written = self.folder.folder(QUARANTINE).and_then(|mut quarantine| {
-                // The same bytes may have been found before.
-                let _ = quarantine.remove(&name);
-                let file = quarantine.create(&name)?;
-                quarantine.write(&file, 0, &[IoSlice::new(&bytes)])
-            });
-            if let Err(e) = written {
-                tracing::error!(name, error = %e, "damaged bytes could not be copied to quarantine");
-            }
+    /// Copies one stretch of damaged bytes, if one waits; answers whether it did.
+    fn write_quarantine(&mut self, now: Instant) -> bool {
+        if !self.store.quarantine_waits() || now < self.quarantine_at {
+            return false;
         }
+        let quarantine = self.folder.folder(QUARANTINE);
+        let written = quarantine.and_then(|mut quarantine| self.store.write_quarantine(&mut quarantine));
+        let Err(e) = written else {
+            self.quarantine_failed = false;
+            return true;
+        };
+        if !std::mem::replace(&mut self.quarantine_failed, true) {
+            tracing::error!(error = %e, "damaged bytes cannot be copied to quarantine; they stay where they are, and this is tried again");
+        }
+        self.quarantine_at = now + QUARANTINE_EVERY;
+        false
     }
 
     /// Whether the index can be written to; gives the ballast up for it. Nothing is freed until
@@ -636,6 +669,9 @@ impl<D: Disk, I: Index> Running<D, I> {
 
     /// Marks the stop as orderly.
     pub fn close(&mut self) {
+        let now = Instant::now();
+        self.quarantine_at = now;
+        while self.write_quarantine(now) {}
         if let Err(e) = self.store.close() {
             tracing::error!(error = %e, "the index could not be closed; the next start rebuilds it");
         }

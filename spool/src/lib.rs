@@ -11,6 +11,7 @@ pub mod group;
 pub mod index;
 pub mod layout;
 pub mod memory;
+pub mod quarantine;
 pub mod segment;
 pub mod sled;
 pub mod store;

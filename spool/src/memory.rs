@@ -5,7 +5,7 @@
 //! A kill of the process alone takes nothing from a [`MemoryDisk`]: what was written is the
 //! system's. Of a [`MemoryIndex`] it may take what was not flushed, as a loss of power does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +33,8 @@ struct Unsynced {
 /// A file. Pages that were never written are not there, and read as zeros.
 #[derive(Debug, Default)]
 struct FileState {
+    /// Changes of the disk before the last of this file.
+    changed: u64,
     len: u64,
     pages: BTreeMap<u64, Page>,
     synced_len: u64,
@@ -159,6 +161,8 @@ struct DiskState {
     faults: Vec<(Fault, Instant)>,
     times: Option<NextTimes>,
     syncs: u64,
+    /// Writes and new files so far.
+    changes: u64,
 }
 
 impl DiskState {
@@ -324,15 +328,33 @@ impl MemoryDisk {
         });
     }
 
-    /// Flips bits at a place of a file, as bad media would: what is synced is damaged, too.
+    /// Flips all bits of a byte of a file, as bad media would: what is synced is damaged, too.
     pub fn damage(&self, name: &str, offset: usize) {
+        self.rot(name, offset, 0xFF);
+    }
+
+    /// Whether nothing of a stretch of a file would be lost with the power.
+    pub fn is_synced(&self, name: &str, from: u64, to: u64) -> bool {
+        let s = self.state();
+        let Some(f) = s.files.get(&self.path(name)).filter(|f| to <= f.synced_len) else { return false };
+        let sectors = from / SECTOR as u64..to.div_ceil(SECTOR as u64);
+        f.unsynced.range(sectors.start / PAGE_SECTORS as u64..sectors.end.div_ceil(PAGE_SECTORS as u64)).all(
+            |(n, u)| {
+                let of_page = (0..PAGE_SECTORS as u64).filter(|s| u.sectors & 1 << s != 0);
+                of_page.map(|s| n * PAGE_SECTORS as u64 + s).all(|s| !sectors.contains(&s))
+            },
+        )
+    }
+
+    /// Flips some bits of a byte of a file, in memory and on disk.
+    pub fn rot(&self, name: &str, offset: usize, bits: u8) {
         let path = self.path(name);
         let mut s = self.state();
         let Some(f) = s.files.get_mut(&path).filter(|f| (offset as u64) < f.len) else { return };
         let (n, at) = ((offset / PAGE) as u64, offset % PAGE);
-        f.pages.entry(n).or_insert_with(|| Box::new([0; PAGE]))[at] ^= 0xFF;
+        f.pages.entry(n).or_insert_with(|| Box::new([0; PAGE]))[at] ^= bits;
         if let Some(before) = f.unsynced.get_mut(&n).and_then(|u| u.before.as_mut()) {
-            before[at] ^= 0xFF;
+            before[at] ^= bits;
         }
     }
 }
@@ -347,6 +369,13 @@ impl Disk for MemoryDisk {
         Ok(inside.filter(|name| !name.contains('/')).map(str::to_owned).collect())
     }
 
+    fn oldest_first(&self) -> io::Result<Vec<String>> {
+        let mut names = self.list()?;
+        let s = self.state();
+        names.sort_by_key(|name| s.files.get(&self.path(name)).map_or(0, |f| f.changed));
+        Ok(names)
+    }
+
     fn create(&mut self, name: &str) -> io::Result<String> {
         let path = self.path(name);
         let mut s = self.state();
@@ -354,7 +383,9 @@ impl Disk for MemoryDisk {
         if s.files.contains_key(&path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        s.files.insert(path.clone(), FileState::default());
+        s.changes += 1;
+        let changed = s.changes;
+        s.files.insert(path.clone(), FileState { changed, ..FileState::default() });
         // Syncing the folder makes removals durable, too.
         let of_folder = |path: &str| path.strip_prefix(&self.prefix).is_some_and(|name| !name.contains('/'));
         s.removed.retain(|(path, _)| !of_folder(path));
@@ -376,7 +407,10 @@ impl Disk for MemoryDisk {
         let done = s.tick(Fault::Writes);
         let all: usize = parts.iter().map(|p| p.len()).sum();
         let mut left = if done.is_ok() { all } else { all / 2 };
+        s.changes += 1;
+        let changed = s.changes;
         let f = s.grow(file, offset + left as u64)?;
+        f.changed = changed;
         let mut at = offset;
         for p in parts {
             let now = &p[..p.len().min(left)];
@@ -449,7 +483,16 @@ struct IndexState {
     now: BTreeMap<Vec<u8>, Vec<u8>>,
     /// What keys that changed since the last flush had before it.
     before: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Keys whose values fail their checksums.
+    rotted: BTreeSet<Vec<u8>>,
     fail: bool,
+}
+
+impl IndexState {
+    /// Whether values can be read; as in sled, one that rotted fails its checksum.
+    fn reads<'a>(&self, mut keys: impl Iterator<Item = &'a Vec<u8>>) -> Result<(), IndexError> {
+        if keys.any(|k| self.rotted.contains(k)) { Err(IndexError("a checksum is wrong".into())) } else { Ok(()) }
+    }
 }
 
 /// An index in memory; clones share it.
@@ -478,6 +521,15 @@ impl MemoryIndex {
         s.fail = false;
     }
 
+    /// Lets the n-th value rot, counted around; false where there is none.
+    pub fn rot(&self, n: u64) -> bool {
+        let mut s = self.state();
+        let Some(i) = n.checked_rem(s.now.len() as u64) else { return false };
+        let key = s.now.keys().nth(i as usize).cloned();
+        s.rotted.extend(key);
+        true
+    }
+
     /// Keys in use.
     pub fn keys(&self) -> usize {
         self.state().now.len()
@@ -493,6 +545,7 @@ impl Index for MemoryIndex {
         if s.fail {
             return Err(IndexError("injected failure".into()));
         }
+        s.reads(changes.iter().map(|(k, _)| k))?;
         for (k, v) in changes {
             let before = match v {
                 Some(v) => s.now.insert(k.clone(), v),
@@ -514,12 +567,17 @@ impl Index for MemoryIndex {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
         let s = self.state();
-        if s.fail { Err(IndexError("injected failure".into())) } else { Ok(s.now.get(key).cloned()) }
+        if s.fail {
+            return Err(IndexError("injected failure".into()));
+        }
+        s.reads(std::iter::once(&key.to_vec()))?;
+        Ok(s.now.get(key).cloned())
     }
 
     fn scan(&self, prefix: &[u8], each: &mut Each<'_>) -> Result<(), IndexError> {
         let s = self.state();
-        s.now.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix)).try_for_each(|(k, v)| each(k, v))
+        let all = s.now.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix));
+        all.into_iter().try_for_each(|(k, v)| s.reads(std::iter::once(k)).and_then(|()| each(k, v)))
     }
 
     fn set_aside(&mut self) -> Result<(), IndexError> {

@@ -14,6 +14,7 @@ use crate::layout::{
     DoneMeta, FORMAT_VERSION, ForgetMeta, Kind, Location, MovedMeta, POSITION_KEY, Position, PutMeta, SegmentEntry,
     StartMeta, Summary, UpdateMeta, aligned,
 };
+use crate::quarantine::{Stretch, Waiting};
 use crate::rows::PROJECTED;
 use crate::segment::{Log, Record};
 use crate::store::{Recovered, RecoveredRecipient, Store};
@@ -61,7 +62,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             compaction: None,
             projected: 0,
             index_failed: false,
-            quarantine: Vec::new(),
+            quarantine: Waiting::default(),
         };
         let mut opened = Opened::default();
         let trusted = match store.position() {
@@ -231,23 +232,33 @@ impl<D: Disk, I: Index> Store<D, I> {
                 Ok(())
             })
             .map_err(|e| SpoolError::Write(e.to_string()))?;
-        for d in damage {
+        let mut behind = None;
+        for d in damage.into_iter().filter(|d| d.from < end || !ipc::planted!("damaged-end-cut-off")) {
             opened.damaged += 1;
+            let name = format!("segment-{}-{}", d.segment, d.from);
+            let at_the_end = d.from >= end;
             tracing::error!(
                 segment = d.segment,
                 from = d.from,
                 to = d.to,
+                at_the_end,
+                file = name,
                 "damaged bytes in the segment log; set aside in quarantine"
             );
-            if let Ok(bytes) = self.log.raw(d.segment, d.from, d.to) {
-                self.quarantine.push((format!("segment-{}-{}", d.segment, d.from), bytes));
-            }
+            behind = at_the_end.then_some(d.to).or(behind);
+            self.quarantine.push(Stretch { name, segment: d.segment, from: d.from, to: d.to });
         }
         // A segment in use ends where it was written to, and keeps the room behind that.
         if torn && !self.log.is_active(id) {
             // What the index knows was acknowledged: it stays, readable or not.
             let known = self.log.segments.get(&id).map_or(0, |s| s.len.min(changes_from));
-            self.log.set_len(id, end.max(known));
+            match behind {
+                Some(to) if to > known => self.quarantine.cut_later(id, end.max(known)),
+                _ => {
+                    self.quarantine.cut_never(id);
+                    self.log.set_len(id, end.max(known));
+                }
+            }
         }
         Ok(records)
     }

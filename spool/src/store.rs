@@ -17,6 +17,7 @@ use crate::layout::{
     DoneMeta, ForgetMeta, IndexedRecipient, Kind, Location, Position, PutMeta, REPLY_BYTES_MAX, RecipientState,
     Summary, UpdateEntry, UpdateMeta, beginning, message_key,
 };
+use crate::quarantine::{Stretch, Waiting};
 use crate::segment::{Log, Pending, STEP_BYTES, Stream};
 
 /// Room kept allocated behind new mail, so that outcomes of queued mail can be written when
@@ -143,7 +144,7 @@ pub struct Store<D: Disk, I: Index> {
     pub(crate) projected: u64,
     /// The index failed; nothing more is written to it until it is rebuilt.
     pub(crate) index_failed: bool,
-    pub(crate) quarantine: Vec<(String, Vec<u8>)>,
+    pub(crate) quarantine: Waiting,
 }
 
 impl<D: Disk, I: Index> std::fmt::Debug for Store<D, I> {
@@ -391,14 +392,8 @@ impl<D: Disk, I: Index> Store<D, I> {
         );
         let len = self.log.segments.get(&at.segment).map_or(0, |s| s.len);
         let to = (u64::from(at.offset) + (1 << 20)).min(len);
-        if let Ok(bytes) = self.log.raw(at.segment, u64::from(at.offset).min(to), to) {
-            self.quarantine.push((format!("message-{key}"), bytes));
-        }
-    }
-
-    /// Stretches of damaged bytes found since the last call, to be written to a file each.
-    pub fn take_quarantine(&mut self) -> Vec<(String, Vec<u8>)> {
-        std::mem::take(&mut self.quarantine)
+        let (from, name) = (u64::from(at.offset).min(to), format!("message-{key}"));
+        self.quarantine.push(Stretch { name, segment: at.segment, from, to });
     }
 
     // What each record means, for commits and for replays alike.

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use ipc::message::HandoffId;
 use spool::disk::{Disk as _, Times};
 use spool::layout::{RecipientState, UpdateEntry};
-use spool::memory::{Fault, MemoryDisk, MemoryIndex};
+use spool::memory::{Fault, Lost, MemoryDisk, MemoryIndex};
+use spool::quarantine::{BYTES_MAX, FILES_MAX};
 use spool::{NewMessage, Options, Outcomes, Projection, Recovered, Settled, Spool, SpoolError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -711,4 +712,199 @@ async fn files_lie_where_they_lay() {
         sleep(ms(10)).await;
         assert_eq!(m.disk.folder("quarantine").unwrap().list().unwrap(), [format!("message-{key}")]);
     }
+}
+
+/// Bytes of files of a folder, by name.
+fn files_of(folder: &MemoryDisk) -> BTreeMap<String, Vec<u8>> {
+    let read = |name: String| {
+        let file = folder.clone().open(&name).unwrap();
+        let mut bytes = vec![0; folder.len(&file).unwrap() as usize];
+        folder.read(&file, 0, &mut bytes).unwrap();
+        (name, bytes)
+    };
+    folder.list().unwrap().into_iter().map(read).collect()
+}
+
+impl Machine {
+    fn quarantine(&self) -> BTreeMap<String, Vec<u8>> {
+        files_of(&self.disk.folder("quarantine").unwrap())
+    }
+
+    /// Stores two messages, is killed, and the content of the second one rots; answers the key of the first, and where
+    /// the second begins.
+    async fn rots_at_its_end(&self) -> (u64, usize) {
+        let p = self.start().await;
+        let first = p.store(1, 4000).await.unwrap().unwrap();
+        let file = self.log().open("00000001.log").unwrap();
+        let is_magic = |bytes: &[u8]| bytes.starts_with(&spool::layout::MAGIC_BYTES);
+        p.store(1, 4000).await.unwrap().unwrap();
+        p.kill().await;
+        let mut bytes = vec![0; 1 << 20];
+        self.log().read(&file, 0, &mut bytes).unwrap();
+        let records: Vec<usize> = (0..bytes.len()).step_by(8).filter(|i| is_magic(&bytes[*i..])).collect();
+        let second = *records.last().unwrap();
+        self.log().damage("00000001.log", second + 2000);
+        (first, second)
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        let file = self.log().open("00000001.log").unwrap();
+        self.log().len(&file).unwrap()
+    }
+}
+
+/// The last record of a log rotted after it was synced, and was taken for one that a crash had torn: it was cut off without a word.
+#[tokio::test(start_paused = true)]
+async fn what_rots_at_the_end_of_a_log_is_set_aside_before_it_is_cut_off() {
+    let mut m = Machine::new(1 << 30);
+    let (first, second) = m.rots_at_its_end().await;
+    let before = files_of(&m.log())["00000001.log"].clone();
+    let p = m.start().await;
+    assert_eq!(p.found.keys().collect::<Vec<_>>(), [&first]);
+    let name = format!("segment-1-{second}");
+    let aside = m.quarantine();
+    assert_eq!(aside.keys().collect::<Vec<_>>(), [&name]);
+    let end = before.iter().rposition(|b| *b != 0).unwrap() + 1;
+    assert!(aside[&name] == before[second..end], "the bytes as they were found");
+    assert_eq!(m.segment_bytes(), second as u64);
+    p.kill().await;
+    m.lose_power();
+    assert_eq!(m.quarantine(), aside);
+}
+
+/// What waits for a disk that takes nothing is found again by the next process, however far the index has come.
+#[tokio::test(start_paused = true)]
+async fn rot_waits_for_a_disk_that_takes_it() {
+    for fault in [Fault::Full, Fault::Writes, Fault::Syncs] {
+        let mut m = Machine::new(1 << 30);
+        let (_, second) = m.rots_at_its_end().await;
+        let name = format!("segment-1-{second}");
+        let whole = m.segment_bytes();
+        for _ in 0..2 {
+            m.disk.fail_until(fault, Instant::now() + ms(20_000));
+            let p = m.start().await;
+            sleep(ms(10_000)).await;
+            assert_eq!(m.segment_bytes(), whole, "{fault:?}");
+            p.kill().await;
+        }
+        // What the disk refuses at the start is tried again: before 20 s are over since the fault began nothing is cut.
+        let p = m.start().await;
+        sleep(ms(9_900)).await;
+        assert_eq!(m.segment_bytes(), whole, "{fault:?}");
+        while m.segment_bytes() == whole {
+            sleep(ms(100)).await;
+        }
+        assert!(m.quarantine()[&name].len() > 2000, "{fault:?}");
+        assert_eq!(m.segment_bytes(), second as u64, "{fault:?}");
+        p.kill().await;
+        m.lose_power();
+        assert!(m.quarantine()[&name].len() > 2000, "{fault:?}");
+    }
+}
+
+/// The index has passed the segment when the process ends, and the bytes are still where they were.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_set_aside_is_found_by_the_next_process() {
+    let m = Machine::new(1 << 30);
+    let (_, second) = m.rots_at_its_end().await;
+    let name = format!("segment-1-{second}");
+    // Room for groups and the index where the ballast was, and none for the quarantine.
+    m.disk.set_capacity(m.disk.used());
+    for orderly in [false, true] {
+        let p = m.start().await;
+        p.spool.put("name", b"value".to_vec());
+        p.spool.barrier().await.unwrap();
+        sleep(ms(6000)).await;
+        assert_eq!(m.quarantine().len(), 0);
+        if orderly {
+            assert!(p.spool.finished().await);
+            p.driver.await.unwrap();
+        } else {
+            p.kill().await;
+        }
+    }
+    m.disk.set_capacity(1 << 30);
+    let _p = m.start().await;
+    assert_eq!(m.quarantine().into_keys().collect::<Vec<_>>(), [name]);
+    assert_eq!(m.segment_bytes(), second as u64);
+}
+
+/// Room that was allocated and never written to is no damage.
+#[tokio::test(start_paused = true)]
+async fn a_kill_leaves_nothing_in_quarantine() {
+    let mut m = Machine::new(1 << 30);
+    for _ in 0..3 {
+        let p = m.start().await;
+        p.store(1, 4000).await.unwrap().unwrap();
+        p.kill().await;
+        m.lose_power();
+    }
+    let p = m.start().await;
+    assert_eq!((p.found.len(), m.quarantine().len()), (3, 0));
+}
+
+impl Machine {
+    /// Loses its power while a message is synced: the first sector of it is lost, and the others are not.
+    async fn tears_a_group(&mut self, p: Process, body: usize) {
+        self.takes(Times { sync: ms(1000), ..Times::default() });
+        drop(p.store(1, body));
+        sleep(ms(500)).await;
+        p.kill().await;
+        self.takes(Times::default());
+        let mut sectors = 0;
+        self.disk.lose_power_but(&mut |path, lost| match lost {
+            Lost::Sector(_) if path.starts_with("log/") => {
+                sectors += 1;
+                sectors > 2
+            }
+            _ => true,
+        });
+        self.index.lose_power();
+        self.boot += 1;
+    }
+}
+
+/// Each loss of power can tear a group, and nobody empties the quarantine.
+#[tokio::test(start_paused = true)]
+async fn the_quarantine_drops_its_oldest_files() {
+    let mut m = Machine::new(1 << 30);
+    let mut names: Vec<String> = Vec::new();
+    for round in 0..FILES_MAX + 6 {
+        let p = m.start().await;
+        names.extend(m.quarantine().into_keys().filter(|n| !names.contains(n)).collect::<Vec<_>>());
+        assert_eq!(names.len(), round, "each leaves a file");
+        m.tears_a_group(p, 4000).await;
+    }
+    let _p = m.start().await;
+    let left: BTreeSet<String> = m.quarantine().into_keys().collect();
+    assert_eq!(left.len(), FILES_MAX);
+    let dropped: BTreeSet<String> = names[..6].iter().cloned().collect();
+    assert!(left.is_disjoint(&dropped), "{left:?}");
+}
+
+/// Eight files of 7 MB are within the limit, and ten are not.
+#[tokio::test(start_paused = true)]
+async fn the_bytes_in_quarantine_are_limited() {
+    let mut m = Machine::new(1 << 30);
+    for _ in 0..10 {
+        let p = m.start().await;
+        m.tears_a_group(p, 7 << 20).await;
+    }
+    let _p = m.start().await;
+    let bytes: u64 = m.quarantine().values().map(|b| b.len() as u64).sum();
+    assert!(bytes <= BYTES_MAX && bytes > BYTES_MAX / 2, "{bytes}");
+}
+
+/// An entry of the index rotted: who asked for its message asked in vain until the next start.
+#[tokio::test(start_paused = true)]
+async fn an_index_that_cannot_be_read_is_rebuilt_in_use() {
+    let m = Machine::new(1 << 30);
+    let p = m.start().await;
+    let key = p.store(1, 4000).await.unwrap().unwrap();
+    // A checkpoint brings it to the index.
+    sleep(ms(5000)).await;
+    (0..m.index.keys() as u64).for_each(|n| assert!(m.index.rot(n)));
+    assert!(matches!(p.spool.read(key).await, Err(SpoolError::Index(_))));
+    sleep(ms(5000)).await;
+    assert_eq!(p.spool.read(key).await.unwrap().1.len(), 4000);
 }

@@ -84,7 +84,10 @@ fn open(disk: &Small, index: &MemoryIndex, boot: &str) -> (Store<Small, MemoryIn
             store.state(*key, *recipient).expect("an index that was just read or made");
         }
     }
-    store.take_quarantine();
+    let mut quarantine = disk.folder("quarantine").expect("a folder in memory");
+    while store.quarantine_waits() {
+        store.write_quarantine(&mut quarantine).expect("a disk that works");
+    }
     store.project_from(&mut Nowhere).expect("a disk that works");
     (store, found, opened.rebuilt.is_some())
 }
@@ -99,6 +102,9 @@ impl Disk for Small {
 
     fn list(&self) -> io::Result<Vec<String>> {
         self.0.list()
+    }
+    fn oldest_first(&self) -> io::Result<Vec<String>> {
+        self.0.oldest_first()
     }
     fn create(&mut self, name: &str) -> io::Result<String> {
         self.0.create(name)
