@@ -486,11 +486,16 @@ struct IndexState {
     /// Keys whose values fail their checksums.
     rotted: BTreeSet<Vec<u8>>,
     fail: bool,
+    /// It was set aside, and no other was begun.
+    is_aside: bool,
 }
 
 impl IndexState {
     /// Whether values can be read; as in sled, one that rotted fails its checksum.
     fn reads<'a>(&self, mut keys: impl Iterator<Item = &'a Vec<u8>>) -> Result<(), IndexError> {
+        if self.is_aside {
+            return Err(IndexError("closed".into()));
+        }
         if keys.any(|k| self.rotted.contains(k)) { Err(IndexError("a checksum is wrong".into())) } else { Ok(()) }
     }
 }
@@ -558,7 +563,7 @@ impl Index for MemoryIndex {
 
     fn flush(&mut self) -> Result<(), IndexError> {
         let mut s = self.state();
-        if s.fail {
+        if s.fail || s.is_aside {
             return Err(IndexError("injected failure".into()));
         }
         s.before.clear();
@@ -576,18 +581,24 @@ impl Index for MemoryIndex {
 
     fn scan(&self, prefix: &[u8], each: &mut Each<'_>) -> Result<(), IndexError> {
         let s = self.state();
+        s.reads(std::iter::empty())?;
         let all = s.now.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix));
         all.into_iter().try_for_each(|(k, v)| s.reads(std::iter::once(k)).and_then(|()| each(k, v)))
     }
 
     fn set_aside(&mut self) -> Result<(), IndexError> {
         let mut s = self.state();
-        *s = IndexState { fail: s.fail, ..Default::default() };
+        *s = IndexState { fail: s.fail, is_aside: true, ..Default::default() };
         Ok(())
     }
 
     fn begin(&mut self) -> Result<(), IndexError> {
-        if self.state().fail { Err(IndexError("injected failure".into())) } else { Ok(()) }
+        let mut s = self.state();
+        if s.fail {
+            return Err(IndexError("injected failure".into()));
+        }
+        s.is_aside = false;
+        Ok(())
     }
 }
 

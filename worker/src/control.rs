@@ -698,9 +698,8 @@ fn error_of_ours(panic: &Panicked) -> String {
 
 /// What came of a deletion, once it is on disk.
 async fn deleted(shard: &Rc<Shard>, what: &Deletion, after: Option<u64>) -> Rows {
-    let (recipients, after) = crate::deliver::deletion::delete(shard, what, after).await;
-    match shard.spool.barrier().await {
-        Ok(()) => Rows::Deleted { recipients, after },
+    match crate::deliver::deletion::delete(shard, what, after).await {
+        Ok((recipients, after)) => Rows::Deleted { recipients, after },
         Err(e) => Rows::Refused(format!("deleted, but not kept over a restart: {e}")),
     }
 }

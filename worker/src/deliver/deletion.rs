@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipc::dice::HashMap;
 use ipc::message::ArchivedEnvelope;
 use ipc::queue_orders::{Deletion, QueuePattern};
-use spool::{Outcomes, Settled};
+use spool::{Outcomes, Settled, SpoolError};
 use tokio::time::Instant;
 
 use super::conclusion::{Attempt, Common, accounted, reports};
@@ -36,9 +36,12 @@ struct Meant {
     chose: bool,
 }
 
-/// Deletes what a deletion means among the next messages behind number `after`; answers how many
+/// Deletes what a deletion means among the next messages behind number `after`; answers, once that is on disk, how many
 /// recipients, and the number to go on behind, if there are more messages.
-pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64, Option<u64>) {
+///
+/// # Errors
+/// They are deleted, and may come back with the next process: that they ended could not be written.
+pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> Result<(u64, Option<u64>), SpoolError> {
     let (messages, mut next) = next_messages(shard, d, after);
     let mut wanted: HashMap<Slot, Meant> = HashMap::default();
     let (began, mut bytes, mut last) = (Instant::now(), 0, None);
@@ -78,7 +81,10 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> (u64
             }
         }
     }
-    (deleted, next)
+    if !ipc::planted!("deletion-not-waited-for") {
+        shard.spool.barrier().await?;
+    }
+    Ok((deleted, next))
 }
 
 /// Messages that may be meant, as far as memory tells, in the order of their numbers in the spool; and
