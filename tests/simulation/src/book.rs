@@ -1,12 +1,13 @@
 //! What is true of the world: which mail was accepted, who received it, and what must not be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::dice::Dice;
 use crate::pipe::Scissors;
 
 /// Whoever was killed may not yet have written down what receivers had said within this time, beside the time that its
@@ -35,6 +36,55 @@ struct Delivery {
     by: Life,
     /// Of its connection.
     scissors: Scissors,
+}
+
+/// Who ended a recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// A receiver, or that the mail was too old.
+    Receiver,
+    /// An operator, who deleted it.
+    Operator,
+}
+
+/// What an operator deletes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// One recipient.
+    Recipient(String),
+    /// All that is queued for a domain.
+    Domain(String),
+}
+
+impl Deleted {
+    fn means(&self, recipient: &str) -> bool {
+        match self {
+            Deleted::Recipient(r) => r == recipient,
+            Deleted::Domain(domain) => domain_of(recipient) == domain,
+        }
+    }
+}
+
+fn domain_of(recipient: &str) -> &str {
+    recipient.rsplit_once('@').map_or("", |(_, domain)| domain)
+}
+
+/// An order to delete.
+#[derive(Debug)]
+struct Deletion {
+    what: Deleted,
+    given: Instant,
+    /// Rows say what was deleted.
+    is_accounted: bool,
+}
+
+/// A row of an accounting file that ends a recipient.
+#[derive(Debug)]
+struct Row {
+    kind: u8,
+    end: End,
+    /// When it was written.
+    at: Instant,
 }
 
 /// How a life ended that may not have written down all that it had heard: it was killed, or its disk took nothing when it left.
@@ -72,8 +122,9 @@ struct Recipient {
     /// The client heard that it was not accepted, with this code, at that time.
     refused: Option<(u16, Instant)>,
     deliveries: Vec<Delivery>,
-    /// Kinds of rows in accounting files that end it, and when each was written.
-    rows: Vec<(u8, Instant)>,
+    rows: Vec<Row>,
+    /// When a shard first said that it had deleted it.
+    said_deleted: Option<Instant>,
 }
 
 /// Everything that happened to mail.
@@ -83,6 +134,11 @@ pub struct Book {
     recipients: BTreeMap<String, Recipient>,
     /// Lives that may not have written down everything.
     cut_short: BTreeMap<Life, CutShort>,
+    deletions: Vec<Deletion>,
+    /// By domain, how many recipients shards said they had deleted, and would write a row of.
+    said_deleted: BTreeMap<String, u64>,
+    /// Recipients whose mail, or whose end, rotted and is in quarantine.
+    in_quarantine: BTreeSet<String>,
     /// What was found to be wrong while the world went on.
     violations: Vec<String>,
     messages: u64,
@@ -105,6 +161,10 @@ pub struct Sums {
     pub twice: usize,
     /// Rows that end a recipient.
     pub rows: usize,
+    /// Recipients that were deleted, with a row.
+    pub deleted: usize,
+    /// Recipients that the quarantine alone has a word of.
+    pub quarantined: usize,
     /// Lives of shards that were killed, or whose disk took nothing when they left.
     pub cut_short: usize,
 }
@@ -116,6 +176,9 @@ impl Book {
             begun: Instant::now(),
             recipients: BTreeMap::new(),
             cut_short: BTreeMap::new(),
+            deletions: Vec::new(),
+            said_deleted: BTreeMap::new(),
+            in_quarantine: BTreeSet::new(),
             violations: Vec::new(),
             messages: 0,
         }
@@ -184,10 +247,42 @@ impl Book {
         self.recipients.get_mut(recipient).into_iter().for_each(|r| r.is_turned_away = true);
     }
 
-    /// A row of an accounting file that ends a recipient, and when it was written.
-    pub fn row(&mut self, recipient: &str, kind: u8, at: Instant) {
+    /// A recipient that was accepted, and that no receiver has taken or refused; chance decides which.
+    pub fn any_that_waits(&self, dice: &Dice) -> Option<String> {
+        let waits = |r: &Recipient| r.accepted.is_some() && r.deliveries.is_empty() && !r.is_turned_away;
+        let all: Vec<&String> = self.recipients.iter().filter(|(_, r)| waits(r)).map(|(address, _)| address).collect();
+        dice.pick(&all).map(|address| (*address).clone())
+    }
+
+    /// An operator is about to delete something.
+    pub fn is_to_be_deleted(&mut self, what: Deleted, is_accounted: bool) {
+        self.deletions.push(Deletion { what, given: Instant::now(), is_accounted });
+    }
+
+    /// A shard says that it has deleted so many recipients.
+    pub fn was_deleted(&mut self, what: &Deleted, recipients: u64, is_accounted: bool) {
+        if let Deleted::Recipient(address) = what
+            && recipients > 0
+            && let Some(r) = self.recipients.get_mut(address)
+        {
+            r.said_deleted.get_or_insert_with(Instant::now);
+        }
+        let (Deleted::Recipient(domain) | Deleted::Domain(domain)) = what;
+        if is_accounted {
+            let domain = domain.rsplit('@').next().unwrap_or_default().to_owned();
+            *self.said_deleted.entry(domain).or_default() += recipients;
+        }
+    }
+
+    /// The quarantine has a word of recipients: a record rotted that held their mail, or how it ended.
+    pub fn in_quarantine(&mut self, recipients: &[String]) {
+        self.in_quarantine.extend(recipients.iter().cloned());
+    }
+
+    /// A row of an accounting file that ends a recipient, by whom, and when it was written.
+    pub fn row(&mut self, recipient: &str, kind: u8, end: End, at: Instant) {
         match self.recipients.get_mut(recipient) {
-            Some(r) => r.rows.push((kind, at)),
+            Some(r) => r.rows.push(Row { kind, end, at }),
             None => self.violation(format!("{recipient} has a row, and nobody sent it")),
         }
     }
@@ -204,7 +299,7 @@ impl Book {
         for (address, r) in &self.recipients {
             (address, r.accepted.map(since), r.refused.map(|(code, at)| (code, since(at)))).hash(&mut h);
             r.deliveries.iter().for_each(|d| (since(d.at), d.by.shard, d.by.number).hash(&mut h));
-            r.rows.iter().for_each(|(kind, at)| (kind, since(*at)).hash(&mut h));
+            r.rows.iter().for_each(|row| (row.kind, since(row.at)).hash(&mut h));
         }
         h.finish()
     }
@@ -226,6 +321,10 @@ impl Book {
         let mut wrong = Vec::new();
         let mut sums = Sums { messages: self.messages, cut_short: self.cut_short.len(), ..Sums::default() };
         for (address, r) in &self.recipients {
+            let is_in_quarantine = self.in_quarantine.contains(address);
+            let orders = || self.deletions.iter().filter(|d| d.what.means(address));
+            // That nothing says what became of it is what the operator wanted.
+            let may_be_gone = orders().any(|d| !d.is_accounted);
             let forgotten = r.deliveries.iter().filter(|d| self.may_be_forgotten(d)).count();
             sums.deliveries += r.deliveries.len();
             sums.rows += r.rows.len();
@@ -233,15 +332,18 @@ impl Book {
             sums.unknown += usize::from(r.accepted.is_none() && r.refused.is_none());
             sums.refused += usize::from(r.refused.is_some());
             sums.twice += usize::from(r.deliveries.len() > 1);
-            let (is_delivered, has_d) = (!r.deliveries.is_empty(), r.rows.iter().any(|(kind, _)| *kind == b'd'));
-            if r.accepted.is_some() && r.rows.is_empty() {
+            let (is_delivered, has_d) = (!r.deliveries.is_empty(), r.rows.iter().any(|row| row.kind == b'd'));
+            let deleted = r.rows.iter().find(|row| row.end == End::Operator).map(|row| row.at);
+            sums.deleted += usize::from(deleted.is_some());
+            sums.quarantined += usize::from(r.accepted.is_some() && r.rows.is_empty() && is_in_quarantine);
+            if r.accepted.is_some() && r.rows.is_empty() && !is_in_quarantine && !may_be_gone {
                 let how = match r.deliveries.last() {
                     Some(d) => format!("delivered {} and not accounted", self.told(d)),
                     None => "lost".to_owned(),
                 };
                 wrong.push(format!("I1 {address} of message {} was {how}", r.message));
             }
-            if r.deliveries.len() > 1 + forgotten {
+            if r.deliveries.len() > 1 + forgotten && !is_in_quarantine {
                 let when: Vec<String> = r.deliveries.iter().map(|d| self.told(d)).collect();
                 wrong.push(format!(
                     "I2 {address} of message {} was delivered {} times: {}",
@@ -250,17 +352,29 @@ impl Book {
                     when.join(", ")
                 ));
             }
-            if r.rows.len() > 1 + forgotten {
-                let rows: String = r.rows.iter().map(|(k, _)| char::from(*k)).collect();
+            if r.rows.len() > 1 + forgotten && !is_in_quarantine {
+                let rows: String = r.rows.iter().map(|row| char::from(row.kind)).collect();
                 wrong.push(format!("I2 {address} of message {} has the rows {rows}", r.message));
             }
             // Nothing goes wrong for long enough that mail would be too old in the end.
-            let bounced = r.rows.iter().find(|(k, _)| *k == b'b').filter(|_| !r.is_turned_away);
-            if let Some((_, at)) = bounced {
-                let age = r.begun.map_or(0.0, |begun| at.duration_since(begun).as_secs_f64());
+            let is_bounce = |row: &&Row| row.kind == b'b' && row.end == End::Receiver;
+            if let Some(row) = r.rows.iter().find(is_bounce).filter(|_| !r.is_turned_away) {
+                let age = r.begun.map_or(0.0, |begun| row.at.duration_since(begun).as_secs_f64());
                 wrong.push(format!(
                     "{address} of message {} was bounced after {age:.0} s, and no receiver had refused it",
                     r.message
+                ));
+            }
+            if deleted.is_some_and(|at| !orders().any(|d| d.given <= at && d.is_accounted)) {
+                wrong.push(format!("{address} of message {} was deleted, and nobody had ordered that", r.message));
+            }
+            let gone = [deleted, r.said_deleted].into_iter().flatten().min();
+            let late = |d: &&Delivery| gone.is_some_and(|gone| d.at > gone) && !self.may_be_forgotten(d);
+            if let Some(d) = r.deliveries.iter().find(late).filter(|_| !is_in_quarantine) {
+                wrong.push(format!(
+                    "{address} of message {} was delivered {} after it had been deleted",
+                    r.message,
+                    self.told(d)
                 ));
             }
             if has_d && !is_delivered {
@@ -269,8 +383,21 @@ impl Book {
                     r.message
                 ));
             }
-            if is_delivered && !r.rows.is_empty() && !has_d && forgotten < r.deliveries.len() {
+            if is_delivered && !r.rows.is_empty() && !has_d && forgotten < r.deliveries.len() && !is_in_quarantine {
                 wrong.push(format!("{address} of message {} was delivered, and is accounted as bounced", r.message));
+            }
+        }
+        for (domain, said) in &self.said_deleted {
+            let is_there = |(address, r): (&String, &Recipient)| {
+                let rows = r.rows.iter().filter(|row| row.end == End::Operator).count();
+                if rows == 0 { usize::from(self.in_quarantine.contains(address)) } else { rows }
+            };
+            let of_domain = self.recipients.iter().filter(|(address, _)| domain_of(address) == domain);
+            let rows: usize = of_domain.map(is_there).sum();
+            if (rows as u64) < *said {
+                wrong.push(format!(
+                    "shards said that they had deleted {said} recipients of {domain}, and {rows} are accounted"
+                ));
             }
         }
         self.violations.append(&mut wrong);

@@ -1,10 +1,11 @@
-//! What the supervisor does with shards, and operators by way of it: starts processes, changes their number, gives them another
-//! configuration and orders.
+//! What the supervisor does with shards: starts processes, changes their number, gives them another configuration, and adopts those that
+//! another supervisor started.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
+use ipc::shard_map::ShardMap;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 use worker::config::Config;
 use worker::shard::Shard;
@@ -23,21 +24,25 @@ impl World {
     pub async fn supervise(self: Rc<Self>, n: usize) {
         let Some(host) = self.hosts.get(n) else { return };
         while !self.is_over() {
-            if !host.is_wanted.get() {
+            if !host.is_wanted.get() || self.is_unattended.get() {
                 sleep(LOOK_EVERY).await;
                 continue;
             }
             let ending = host.live(&self).await;
             self.note(|| format!("shard {n}: {ending:?}"));
+            while self.is_unattended.get() && !self.is_over() {
+                sleep(LOOK_EVERY).await;
+            }
             self.free_ledger_of(host.number);
             sleep(Duration::from_millis(self.between(20, 3000))).await;
         }
     }
 
+    /// Waits until something is so; false when it is not in time, or the supervisor that waits is gone.
     async fn until(&self, wait: Duration, is_so: impl Fn() -> bool) -> bool {
-        let until = Instant::now() + wait;
+        let (until, supervisor) = (Instant::now() + wait, self.supervisor.get());
         while !is_so() {
-            if Instant::now() >= until || self.is_over() {
+            if Instant::now() >= until || self.is_over() || self.supervisor.get() != supervisor {
                 return false;
             }
             sleep(LOOK_EVERY).await;
@@ -53,25 +58,101 @@ impl World {
     /// Every destination that the last map moved has been released by the shard that owned it before.
     fn is_settled(&self) -> bool {
         let epoch = self.map.borrow().epoch;
-        let is_it =
-            |h: &Host| h.shard().is_some_and(|s| s.engine().is_settled() && s.map.borrow().epoch == epoch);
+        let is_it = |h: &Host| h.shard().is_some_and(|s| s.engine().is_settled() && s.map.borrow().epoch == epoch);
         self.wanted().all(is_it)
     }
 
     /// Changes the number of shards, as `sluice scale` does. One change at a time: another is refused meanwhile.
     pub async fn scale(self: Rc<Self>, workers: u8) {
-        if self.is_scaling.replace(true) {
+        if self.is_unattended.get() || self.is_scaling.replace(true) {
             return;
         }
+        let supervisor = self.supervisor.get();
         self.scale_now(workers).await;
+        if self.supervisor.get() == supervisor {
+            self.is_scaling.set(false);
+        }
+    }
+
+    /// The supervisor is gone until then. Shards go on, and those that end stay away.
+    pub async fn lose_supervisor(self: Rc<Self>, until: Instant) {
+        if self.is_unattended.replace(true) {
+            return;
+        }
+        // What it was about to do is not done.
+        let gone = self.supervisor.get() + 1;
+        self.supervisor.set(gone);
         self.is_scaling.set(false);
+        for host in self.hosts.iter().filter(|h| h.life().is_some()) {
+            match host.shard() {
+                Some(shard) => shard.programs.supervisor_gone(),
+                // It has nobody to tell that it serves, and ends.
+                None => host.kill(&self),
+            }
+        }
+        tokio::time::sleep_until(until).await;
+        if self.supervisor.get() == gone {
+            self.adopt();
+        }
+    }
+
+    /// A supervisor comes, where none is: it adopts the shards that run, starts those that do not, and goes by its configuration.
+    /// Shards beyond it are retired.
+    pub fn adopt(self: &Rc<Self>) {
+        if !self.is_unattended.get() {
+            return;
+        }
+        let running: Vec<Rc<Shard>> = self.hosts.iter().filter_map(Host::shard).collect();
+        self.note(|| format!("a supervisor adopts {} shards", running.len()));
+        if self.hosts.iter().all(|h| h.life().is_none()) {
+            // Nobody hands anything back.
+            self.begin_ledger();
+            *self.map.borrow_mut() = ShardMap::first(self.plan.shards, Vec::new());
+        }
+        let newest = running.iter().map(|s| s.map.borrow().clone()).max_by_key(|map| map.epoch);
+        let configured: Vec<u8> = (0..self.plan.shards).collect();
+        let mut map = newest.map_or_else(|| self.map.borrow().clone(), |map| ShardMap::clone(&map));
+        if map.shards != configured {
+            // It was scaled while it ran; what the configuration says counts again.
+            let spread = map.spread.clone();
+            map = map.next(self.plan.shards, spread);
+        }
+        self.map.borrow_mut().clone_from(&map);
+        let is_left_over =
+            |h: &Host| h.is_wanted.get() || h.life().is_some() || h.has_lived() && !h.has_left_nothing.get();
+        let surplus: Vec<u8> =
+            self.hosts[configured.len()..].iter().filter(|h| is_left_over(h)).map(|h| h.number).collect();
+        for host in self.hosts.iter().filter(|h| configured.contains(&h.number) || surplus.contains(&h.number)) {
+            host.is_wanted.set(true);
+        }
+        self.is_unattended.set(false);
+        self.supervisor.set(self.supervisor.get() + 1);
+        self.tell_map(&map);
+        let (world, supervisor) = (Rc::clone(self), self.supervisor.get());
+        self.is_scaling.set(true);
+        spawn_local(async move {
+            for host in world.hosts.iter().filter(|h| surplus.contains(&h.number)) {
+                world.retire(host, supervisor).await;
+            }
+            if world.supervisor.get() == supervisor {
+                world.is_scaling.set(false);
+            }
+        });
+    }
+
+    /// Gives a map to all shards that run.
+    fn tell_map(&self, map: &ShardMap) {
+        for host in self.wanted() {
+            let map = map.clone();
+            host.order(move |shard| shard.follow_map(map));
+        }
     }
 
     async fn scale_now(self: &Rc<Self>, workers: u8) {
         if !self.until(SCALE_WAIT, || self.is_settled()).await || usize::from(workers) > self.hosts.len() {
             return;
         }
-        let before = self.map.borrow().clone();
+        let (before, supervisor) = (self.map.borrow().clone(), self.supervisor.get());
         let is_new = |n: u8| !before.shards.contains(&n);
         self.hosts.iter().filter(|h| h.number < workers).for_each(|h| h.is_wanted.set(true));
         let new: Vec<&Host> = self.hosts.iter().filter(|h| h.number < workers && is_new(h.number)).collect();
@@ -89,19 +170,16 @@ impl World {
         let spread = before.spread.clone();
         let map = before.next(workers, spread);
         self.map.borrow_mut().clone_from(&map);
-        for host in self.wanted() {
-            let map = map.clone();
-            host.order(move |shard| shard.follow_map(map));
-        }
+        self.tell_map(&map);
         for host in self.hosts.iter().filter(|h| h.number >= workers && h.is_wanted.get()) {
-            self.retire(host).await;
+            self.retire(host, supervisor).await;
         }
         self.until(SCALE_WAIT, || self.is_settled()).await;
     }
 
     /// Ends a shard that owns nothing any more, once it holds nothing either, and no other has a share of which it does not know
     /// whether this one took it.
-    async fn retire(&self, host: &Host) {
+    async fn retire(&self, host: &Host, supervisor: u32) {
         let epoch = self.map.borrow().epoch;
         let has_written = |s: &Shard| !s.spool.holds_deliveries() && s.spool.accounting_behind().is_none();
         let knows_it = |s: &Shard| s.map.borrow().epoch >= epoch;
@@ -113,6 +191,9 @@ impl World {
         };
         while !self.is_over() {
             sleep(Duration::from_secs(1)).await;
+            if self.supervisor.get() != supervisor {
+                return;
+            }
             if !is_empty() || !none_open() {
                 continue;
             }
@@ -120,6 +201,9 @@ impl World {
             host.has_left_nothing.set(false);
             host.stop();
             self.until(Duration::from_secs(3600), || host.life().is_none()).await;
+            if self.supervisor.get() != supervisor {
+                return;
+            }
             if host.has_left_nothing.get() {
                 return;
             }
@@ -130,6 +214,9 @@ impl World {
 
     /// Gives all shards a configuration, by the number of what is different in it.
     pub fn reload(&self, variant: u64) {
+        if self.is_unattended.get() {
+            return;
+        }
         if let Err(e) = self.compile(variant) {
             self.book.borrow_mut().violation(format!("a configuration is wrong: {e}"));
             return;
@@ -140,16 +227,6 @@ impl World {
                 let taken = Config::of(snapshot).and_then(|config| shard.reload(config));
                 taken.unwrap_or_else(|e| tracing::error!(error = %e, "a shard does not take a configuration"));
             });
-        }
-    }
-
-    /// Gives all shards that run an order about queues.
-    pub fn order(&self, of: &str, action: QueueAction) {
-        let Ok(of) = QueuePattern::parse(of) else { return };
-        let order = QueueOrder { of, action };
-        for host in self.wanted() {
-            let order = order.clone();
-            host.order(move |shard| drop(switches::obey(shard, &order, "an operator")));
         }
     }
 }

@@ -20,6 +20,7 @@ use worker::shard::life::Held;
 use crate::book::{CutShort, Life};
 use crate::net::Port;
 use crate::pipe::{End, Scissors, connection};
+use crate::rot::Rotted;
 use crate::rows::{self, Projected};
 use crate::world::World;
 
@@ -47,6 +48,8 @@ pub struct Host {
     pub is_wanted: Cell<bool>,
     /// The last process left in order, nothing was queued, and everything was on disk.
     pub has_left_nothing: Cell<bool>,
+    /// Records of its log that rotted.
+    pub rotted: RefCell<Vec<Rotted>>,
     lives: Cell<u32>,
     process: RefCell<Option<Process>>,
 }
@@ -88,6 +91,7 @@ impl Host {
             unwritable: Cell::default(),
             is_wanted: Cell::new(is_wanted),
             has_left_nothing: Cell::new(false),
+            rotted: RefCell::default(),
             lives: Cell::new(0),
             process: RefCell::default(),
         }
@@ -108,6 +112,11 @@ impl Host {
         if let Some(p) = &*self.process.borrow() {
             let _ = p.orders.send(Box::new(what));
         }
+    }
+
+    /// A process has run on it.
+    pub fn has_lived(&self) -> bool {
+        self.lives.get() > 0
     }
 
     /// The life that goes on.

@@ -6,9 +6,11 @@ mod fleet;
 mod host;
 mod injector;
 mod net;
+mod operator;
 mod pipe;
 mod plan;
 mod receiver;
+mod rot;
 mod rows;
 mod world;
 

@@ -91,6 +91,14 @@ pub enum Trouble {
     Reload,
     /// An operator pauses queues, disables a source address, or lets mail go before its time.
     Orders,
+    /// An operator deletes mail.
+    Delete,
+    /// An operator gives waiting mail another virtual MTA.
+    Reroute,
+    /// A bit flips in what a disk had synced.
+    Rot,
+    /// The supervisor is gone for a while.
+    Away,
 }
 
 /// Something that goes wrong at a time that is known.

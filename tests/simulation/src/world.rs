@@ -22,7 +22,7 @@ use worker::account::file::{Files, Shown};
 use worker::account::record::{View, stored};
 use worker::clock;
 
-use crate::book::{Book, Sums};
+use crate::book::{Book, End, Sums};
 use crate::dice::Dice;
 use crate::host::Host;
 use crate::injector::inject;
@@ -39,6 +39,9 @@ const LATENCY: Duration = Duration::from_millis(20);
 const BOUNCE_AFTER_MIN: u64 = 40;
 /// Mail that has not ended so long after it should have is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// What rows of deleted recipients say.
+const DELETED: &str = "deleted by administrator";
 
 /// The world.
 pub struct World {
@@ -58,13 +61,18 @@ pub struct World {
     pub boots: Cell<u32>,
     /// The number of shards changes.
     pub is_scaling: Cell<bool>,
+    /// Supervisors before the one that is there, or that comes next.
+    pub supervisor: Cell<u32>,
+    /// No supervisor is there.
+    pub is_unattended: Cell<bool>,
     snapshot: RefCell<OwnedFd>,
     ledger: RefCell<(Ledger, OwnedFd)>,
     shown: Arc<Shown>,
     messages: Cell<u64>,
     is_injected: Cell<bool>,
     is_over: Cell<bool>,
-    dice: Dice,
+    /// What chance decides.
+    pub dice: Dice,
     begun: Instant,
 }
 
@@ -185,6 +193,8 @@ impl World {
             spawn: Rc::new(move |task| drop(tx.send(task))),
             boots: Cell::new(1),
             is_scaling: Cell::new(false),
+            supervisor: Cell::new(0),
+            is_unattended: Cell::new(false),
             snapshot: RefCell::new(snapshot),
             ledger: RefCell::new(new_ledger()?),
             shown: Files::new(&accounting, 0).shown(),
@@ -371,32 +381,27 @@ impl World {
             }
             Trouble::Reload => self.reload(dice.next()),
             Trouble::Orders => self.give_orders(until),
+            Trouble::Delete => self.delete_some(),
+            Trouble::Reroute => self.reroute_some(),
+            Trouble::Rot => {
+                // At the end of a log it looks like what a crash has torn.
+                let at_the_end = dice.permille(400);
+                if at_the_end {
+                    self.kill(host);
+                }
+                let what = host.rot(dice, at_the_end);
+                self.note(|| format!("rot on the disk of shard {}: {what}", host.number));
+            }
+            Trouble::Away => {
+                // As long as systemd takes to start it again, or until somebody sees that it has given up.
+                let until = Instant::now() + Duration::from_millis(dice.between(100, 60_000));
+                spawn_local(Rc::clone(self).lose_supervisor(until));
+            }
         }
     }
 
-    /// An operator does something, and takes it back then.
-    fn give_orders(self: &Rc<Self>, until: Instant) {
-        let dice = &self.dice;
-        let of = match dice.permille(300) {
-            true => "*/*".to_owned(),
-            false => format!("d{}.test/*", dice.below(self.plan.receivers.len() as u64)),
-        };
-        let (action, back) = match dice.below(4) {
-            0 => (QueueAction::Pause(true), QueueAction::Pause(false)),
-            1 => (QueueAction::Mode(true), QueueAction::Mode(false)),
-            2 => {
-                let ip = format!("10.10.0.{}", dice.between(1, 3));
-                let until_unix_ms = clock::now_ms() + dice.between(1, 60_000) as i64;
-                (QueueAction::DisableSource { ip: ip.clone(), until_unix_ms }, QueueAction::EnableSource { ip })
-            }
-            _ => (QueueAction::Schedule { recipients: true }, QueueAction::Schedule { recipients: false }),
-        };
-        self.note(|| format!("order about {of}: {action:?}"));
-        self.order(&of, action);
-        self.later(until, move |w| w.order(&of, back));
-    }
-
-    fn later(self: &Rc<Self>, at: Instant, what: impl FnOnce(&Rc<World>) + 'static) {
+    /// Does something at a time.
+    pub fn later(self: &Rc<Self>, at: Instant, what: impl FnOnce(&Rc<World>) + 'static) {
         let world = Rc::clone(self);
         spawn_local(async move {
             tokio::time::sleep_until(at).await;
@@ -423,13 +428,19 @@ impl World {
         }
         self.boots.set(self.boots.get() + 1);
         // No process of the boot before has it.
+        self.begin_ledger();
+    }
+
+    /// Begins another ledger, which processes have that start from now on.
+    pub fn begin_ledger(&self) {
         if let Ok(new) = new_ledger() {
             *self.ledger.borrow_mut() = new;
         }
     }
 
     /// Ends what goes wrong.
-    fn mend(&self) {
+    fn mend(self: &Rc<Self>) {
+        self.adopt();
         self.reload(0);
         self.network.is_dns_dead.set(false);
         self.network.mesh_latency.set(Duration::ZERO);
@@ -469,12 +480,16 @@ impl World {
     }
 
     fn read_rows(&self) {
-        let rcpt = const { stored("rcpt") };
+        let (rcpt, diagnosis) = const { (stored("rcpt"), stored("dsnDiag")) };
         let mut book = self.book.borrow_mut();
         for host in &self.hosts {
+            book.in_quarantine(&host.in_quarantine());
             for (at, row) in &rows::lock(&host.rows).rows {
                 match View::of(row) {
-                    Some(v) => book.row(&v.field(rcpt), v.kind, *at),
+                    Some(v) => {
+                        let of = if v.field(diagnosis).contains(DELETED) { End::Operator } else { End::Receiver };
+                        book.row(&v.field(rcpt), v.kind, of, *at);
+                    }
                     None => book.violation("a row that is none".into()),
                 }
             }
