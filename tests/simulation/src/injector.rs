@@ -1,6 +1,5 @@
 //! Clients that hand over mail by SMTP, and know what they were told.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,6 +13,10 @@ use crate::world::World;
 
 /// How long a client waits for a reply.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Room for replies that come together.
+const REPLY_BYTES: usize = 512;
+/// Room for the header of a message, and for what ends its content.
+const HEADER_BYTES: usize = 128;
 /// Recipients of a message at most.
 const RECIPIENTS_MAX: u64 = 6;
 
@@ -34,29 +37,27 @@ impl From<std::io::Error> for Gone {
 /// What the line of a message begins with that says which it is.
 pub const SUBJECT: &str = "Subject: message ";
 
-/// A number that is the same for the same content.
+/// A number that is the same for the same content. Nobody tries to deceive it, and it is made of all content twice: so it takes eight
+/// bytes in one step, none of which loses what those before left.
 pub fn digest(content: &[u8]) -> u64 {
-    let mut h = DefaultHasher::new();
-    content.hash(&mut h);
-    h.finish()
+    let step = |h: u64, word: u64| (h ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    let (words, rest) = content.as_chunks();
+    let whole = words.iter().fold(content.len() as u64, |h, word| step(h, u64::from_le_bytes(*word)));
+    rest.iter().fold(whole, |h, byte| step(h, u64::from(*byte)))
 }
 
-struct Client {
-    read: BufReader<tokio::io::ReadHalf<End>>,
-    write: tokio::io::WriteHalf<End>,
-}
+struct Client(BufReader<End>);
 
 impl Client {
     fn new(end: End) -> Client {
-        let (read, write) = tokio::io::split(end);
-        Client { read: BufReader::new(read), write }
+        Client(BufReader::with_capacity(REPLY_BYTES, end))
     }
 
     /// The code of the next reply.
     async fn reply(&mut self) -> Result<u16, Gone> {
         loop {
             let mut line = String::new();
-            let n = timeout(PATIENCE, self.read.read_line(&mut line)).await.map_err(|_| Gone::Silence)??;
+            let n = timeout(PATIENCE, self.0.read_line(&mut line)).await.map_err(|_| Gone::Silence)??;
             if n == 0 {
                 return Err(Gone::Connection);
             }
@@ -71,7 +72,7 @@ impl Client {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<u16, Gone> {
-        self.write.write_all(bytes).await?;
+        self.0.get_mut().write_all(bytes).await?;
         self.reply().await
     }
 }
@@ -101,10 +102,13 @@ fn message(world: &World, dice: &Dice) -> Message {
         false => dice.between(100, 4_000),
     };
     let line = b".a line of a message that begins with a dot, as some do in every archive of mail\r\n";
-    let mut content = format!("x-virtual-mta: {vmta}\r\n").into_bytes();
-    let mut received = format!("{SUBJECT}{number}\r\n\r\n").into_bytes();
+    let lines = (body / line.len() as u64) as usize;
+    let room = HEADER_BYTES + lines * (line.len() + 1);
+    let (mut received, mut content) = (Vec::with_capacity(room), Vec::with_capacity(room));
+    received.extend_from_slice(format!("{SUBJECT}{number}\r\n\r\n").as_bytes());
+    content.extend_from_slice(format!("x-virtual-mta: {vmta}\r\n").as_bytes());
     content.extend_from_slice(&received);
-    for _ in 0..body / line.len() as u64 {
+    for _ in 0..lines {
         received.extend_from_slice(line);
         content.push(b'.');
         content.extend_from_slice(line);

@@ -125,19 +125,18 @@ impl Receiver {
     }
 
     async fn converse(&self, end: End, by: Life, scissors: &Scissors) -> std::io::Result<()> {
-        let (read, mut write) = tokio::io::split(end);
-        let mut read = BufReader::new(read);
+        let mut io = BufReader::new(end);
         let (mut t, mut has_greeted, mut messages) = (Transaction::default(), false, 0);
         self.pause().await;
         if self.dice.permille(self.manner.get().turns_away) {
-            write.write_all(b"421 4.3.2 not now\r\n").await?;
+            io.get_mut().write_all(b"421 4.3.2 not now\r\n").await?;
             return Ok(());
         }
-        write.write_all(format!("220 {} ready\r\n", self.domain).as_bytes()).await?;
+        io.get_mut().write_all(format!("220 {} ready\r\n", self.domain).as_bytes()).await?;
         let mut line = Vec::new();
         loop {
             line.clear();
-            if read.read_until(b'\n', &mut line).await? == 0 {
+            if io.read_until(b'\n', &mut line).await? == 0 {
                 return Ok(());
             }
             let Some(text) = line.strip_suffix(b"\r\n").and_then(|l| std::str::from_utf8(l).ok()) else {
@@ -146,7 +145,7 @@ impl Receiver {
             };
             let manner = self.manner.get();
             if self.dice.permille(manner.hangs) {
-                tokio::io::copy(&mut read, &mut tokio::io::sink()).await?;
+                tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
                 return Ok(());
             }
             if self.dice.permille(manner.drops) {
@@ -186,9 +185,9 @@ impl Receiver {
                 }
                 "DATA" if t.recipients.is_empty() => "554 5.5.1 nobody to send it to\r\n".into(),
                 "DATA" => {
-                    write.write_all(b"354 go on\r\n").await?;
-                    content(&mut read, &mut t.content).await?;
-                    match self.take(&mut t, by, &mut write, scissors).await? {
+                    io.get_mut().write_all(b"354 go on\r\n").await?;
+                    content(&mut io, &mut t.content).await?;
+                    match self.take(&mut t, by, io.get_mut(), scissors).await? {
                         Next::Goes => continue,
                         Next::Ends => return Ok(()),
                     }
@@ -198,12 +197,12 @@ impl Receiver {
                     let n: usize = n.parse().unwrap_or(0);
                     let from = t.content.len();
                     t.content.resize(from + n, 0);
-                    read.read_exact(&mut t.content[from..]).await?;
+                    io.read_exact(&mut t.content[from..]).await?;
                     if t.recipients.is_empty() {
                         t.content.clear();
                         "554 5.5.1 nobody to send it to\r\n".into()
                     } else if last == "LAST" {
-                        match self.take(&mut t, by, &mut write, scissors).await? {
+                        match self.take(&mut t, by, io.get_mut(), scissors).await? {
                             Next::Goes => continue,
                             Next::Ends => return Ok(()),
                         }
@@ -213,12 +212,12 @@ impl Receiver {
                 }
                 "NOOP" => "250 2.0.0 nothing done\r\n".into(),
                 "QUIT" => {
-                    write.write_all(b"221 2.0.0 bye\r\n").await?;
+                    io.get_mut().write_all(b"221 2.0.0 bye\r\n").await?;
                     return Ok(());
                 }
                 _ => "500 5.5.2 what?\r\n".into(),
             };
-            write.write_all(reply.as_bytes()).await?;
+            io.get_mut().write_all(reply.as_bytes()).await?;
         }
     }
 
@@ -241,13 +240,7 @@ impl Receiver {
     }
 
     /// Takes a message, and says so.
-    async fn take(
-        &self,
-        t: &mut Transaction,
-        by: Life,
-        write: &mut (impl AsyncWriteExt + Unpin),
-        scissors: &Scissors,
-    ) -> std::io::Result<Next> {
+    async fn take(&self, t: &mut Transaction, by: Life, write: &mut End, scissors: &Scissors) -> std::io::Result<Next> {
         let t = std::mem::take(t);
         self.pause().await;
         if self.dice.permille(self.manner.get().drops_content) {
@@ -255,7 +248,8 @@ impl Receiver {
             return Ok(Next::Ends);
         }
         // The server has added to the header, before the subject.
-        let at = t.content.windows(SUBJECT.len()).take(HEADER_BYTES_MAX).position(|w| w == SUBJECT.as_bytes());
+        let is_it = |w: &[u8]| w[0] == SUBJECT.as_bytes()[0] && w == SUBJECT.as_bytes();
+        let at = t.content.windows(SUBJECT.len()).take(HEADER_BYTES_MAX).position(is_it);
         let received = t.content.get(at.unwrap_or(0)..).unwrap_or_default();
         let number = received.get(SUBJECT.len()..).and_then(|n| n.split(|b| *b == b'\r').next());
         let number = number.and_then(|n| std::str::from_utf8(n).ok()?.parse::<u64>().ok());
