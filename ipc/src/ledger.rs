@@ -40,7 +40,8 @@ const PACES_AT: usize = CELLS_AT + LEDGER_CELLS * 8;
 const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
 const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
 const CLOCK_AT: usize = WINDOWS_AT + LEDGER_PACES * window::BUCKETS * 8;
-const BYTES: usize = CLOCK_AT + 8;
+const REQUESTS_USED_AT: usize = CLOCK_AT + 8;
+const BYTES: usize = REQUESTS_USED_AT + 8;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
@@ -108,6 +109,11 @@ impl Ledger {
     /// The time that all processes go by: nanoseconds less those since boot.
     pub fn ahead(&self) -> i64 {
         self.map.atomics_64(CLOCK_AT, 1)[0].load(Relaxed) as i64
+    }
+
+    /// How many of the cells of requests have been in use: the first so many.
+    fn requests_used(&self) -> &AtomicU64 {
+        &self.map.atomics_64(REQUESTS_USED_AT, 1)[0]
     }
 
     fn requests(&self) -> &[AtomicU64] {

@@ -8,10 +8,11 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::Ledger;
-use crate::limits::LEDGER_REQUESTS;
 
 /// Words of a request: see [`Cell`].
 pub(super) const WORDS: usize = 6;
+/// The word of a request that says whose it is, and how long it lives.
+const WHO: usize = 1;
 /// A request lives so long without being repeated, milliseconds.
 const LIVES_MS: u64 = 1_000;
 /// An answer counts for so long when its connection does not end before, milliseconds.
@@ -61,19 +62,36 @@ struct Cell<'a> {
     woken: &'a AtomicU64,
 }
 
+impl Cell<'_> {
+    fn of(words: &[AtomicU64; WORDS]) -> Cell<'_> {
+        let [key, who, answered, path, posted, woken] = words;
+        Cell { key, who, answered, path, posted, woken }
+    }
+}
+
 impl Ledger {
+    /// Cells that have been in use since the ledger was made, which are the first ones: whoever looks for a request looks at no others.
+    /// Requests are looked for whenever something limited is given back, and where no limit was ever full there are none.
+    fn request_cells(&self) -> &[[AtomicU64; WORDS]] {
+        let used = self.requests_used().load(SeqCst) as usize;
+        self.all_request_cells().get(..used).unwrap_or(self.all_request_cells())
+    }
+
+    fn all_request_cells(&self) -> &[[AtomicU64; WORDS]] {
+        self.requests().as_chunks().0
+    }
+
     fn request_cell(&self, i: usize) -> Cell<'_> {
-        let c = &self.requests()[i * WORDS..(i + 1) * WORDS];
-        Cell { key: &c[0], who: &c[1], answered: &c[2], path: &c[3], posted: &c[4], woken: &c[5] }
+        Cell::of(&self.all_request_cells()[i])
     }
 
     /// Requests that are alive.
     pub fn requests_now(&self, now_ms: i64) -> impl Iterator<Item = Request> + '_ {
         let now = now_ms as u64 & TIME_MASK;
-        (0..LEDGER_REQUESTS).filter_map(move |index| {
-            let c = self.request_cell(index);
-            let who = c.who.load(SeqCst);
+        self.request_cells().iter().enumerate().filter_map(move |(index, words)| {
+            let who = words[WHO].load(SeqCst);
             (who & TIME_MASK > now).then(|| {
+                let c = Cell::of(words);
                 let path = c.path.load(SeqCst);
                 Request {
                     ask: Ask {
@@ -123,9 +141,14 @@ impl Ledger {
             }
             taken
         };
-        for c in (0..LEDGER_REQUESTS).map(|i| self.request_cell(i)) {
+        for (i, c) in self.all_request_cells().iter().map(Cell::of).enumerate() {
             let before = c.who.load(SeqCst);
-            if before & TIME_MASK <= now && take(&c, before) {
+            if before & TIME_MASK > now {
+                continue;
+            }
+            // Others have to find it from the moment that it is there.
+            self.requests_used().fetch_max(i as u64 + 1, SeqCst);
+            if take(&c, before) {
                 return true;
             }
         }
@@ -149,7 +172,7 @@ impl Ledger {
 
     /// A worker is dead: it waits for nothing.
     pub(super) fn withdraw_those_of(&self, shard: u8) {
-        for c in (0..LEDGER_REQUESTS).map(|i| self.request_cell(i)) {
+        for c in self.request_cells().iter().map(Cell::of) {
             let who = c.who.load(SeqCst);
             if (who >> TIME_BITS) as u8 == shard {
                 // Where that fails somebody else's request stands there by now.
@@ -226,6 +249,7 @@ fn same(a: &Ask, b: &Ask) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::limits::LEDGER_REQUESTS;
 
     const T: i64 = 1_700_000_000_000;
 
@@ -263,6 +287,23 @@ mod tests {
         assert!(l.others_first(&ask(2, 50, 2), T + 10), "came later");
         assert!(l.others_first(&ask(2, 40, 0), T + 10));
         assert!(!l.others_first(&Ask { key: 8, ..ask(2, 40, 0) }, T + 10));
+    }
+
+    #[test]
+    fn only_cells_that_were_in_use_are_looked_at() {
+        let (a, fd) = Ledger::create().unwrap();
+        let b = Ledger::open(&fd).unwrap();
+        let ask = |path| Ask { key: 7, priority: 50, shard: 1, path, has: 0 };
+        assert_eq!(b.request_cells().len(), 0);
+        for path in 0..3 {
+            a.request(&ask(path), T);
+            a.request(&ask(path), T + 500);
+        }
+        assert_eq!((b.request_cells().len(), b.requests_now(T + 900).count()), (3, 3));
+        a.withdraw(&ask(0), T + 900);
+        // What is free is used again, before what never was.
+        b.request(&ask(3), T + 900);
+        assert_eq!((a.request_cells().len(), a.requests_now(T + 900).count()), (3, 3));
     }
 
     #[test]
