@@ -16,7 +16,8 @@ use crate::index::{Change, Each, Index, IndexError};
 
 /// What a disk writes whole, or not at all.
 const SECTOR: usize = 512;
-const PAGE_SECTORS: usize = 32;
+/// Few: a page is copied whenever it is written to for the first time since a sync.
+const PAGE_SECTORS: usize = 8;
 const PAGE: usize = SECTOR * PAGE_SECTORS;
 
 type Page = Box<[u8; PAGE]>;
@@ -27,7 +28,7 @@ struct Unsynced {
     /// The page as it was synced; `None` for one of zeros.
     before: Option<Page>,
     /// A bit for each sector written.
-    sectors: u32,
+    sectors: u8,
 }
 
 /// A file. Pages that were never written are not there, and read as zeros.
