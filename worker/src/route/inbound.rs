@@ -20,7 +20,7 @@ impl InboundHandoffs {
     /// One is being stored from now on; `None` where it is already.
     pub(super) fn begin(&self, id: HandoffId) -> Option<InProgress<'_>> {
         let is_new = self.in_progress.borrow_mut().insert(id);
-        (is_new || ipc::planted!("handoff-stored-twice-at-once")).then_some(InProgress(self, id))
+        (is_new || ipc::planted!("handoff-stored-twice-at-once")).then(|| InProgress(self, id))
     }
 }
 
@@ -30,5 +30,20 @@ pub(super) struct InProgress<'a>(&'a InboundHandoffs, HandoffId);
 impl Drop for InProgress<'_> {
     fn drop(&mut self) {
         self.0.in_progress.borrow_mut().remove(&self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeat_leaves_the_first_in_progress() {
+        let inbound = InboundHandoffs::default();
+        let id = HandoffId { origin: 1, incarnation: 2, sequence: 3 };
+        let first = inbound.begin(id);
+        assert!(first.is_some() && inbound.begin(id).is_none() && inbound.begin(id).is_none());
+        drop(first);
+        assert!(inbound.is_idle() && inbound.begin(id).is_some());
     }
 }
