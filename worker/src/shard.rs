@@ -105,7 +105,7 @@ pub struct Shard {
     config: RefCell<Rc<Config>>,
     /// What decides.
     engine: RefCell<Engine>,
-    /// What it decided and is being carried out; empty between two calls.
+    /// An empty table for what it decides next.
     actions: RefCell<Vec<Action>>,
     /// Durable storage.
     pub spool: Spool,
@@ -191,6 +191,9 @@ impl std::fmt::Debug for Shard {
         f.debug_struct("Shard").field("number", &self.number).finish_non_exhaustive()
     }
 }
+
+/// Actions that one decision may have before their table is given back.
+const ACTIONS_KEPT: usize = 1024;
 
 impl Shard {
     /// Puts a shard together.
@@ -284,17 +287,18 @@ impl Shard {
 
     /// Lets the engine decide something, and carries out what it wants done.
     pub fn decide<T>(&self, what: impl FnOnce(&mut Engine, Now) -> T) -> T {
-        let mut actions = self.actions.take();
-        let decided = {
+        let (decided, mut actions) = {
             let mut engine = self.engine.borrow_mut();
             let may_send = !self.stopping() && !self.spool.holds_deliveries();
             engine.begins(Tasks { opening: self.openers.busy(), may_send });
             let decided = what(&mut engine, self.now());
-            engine.take_actions(&mut actions);
-            decided
+            (decided, engine.take_actions(self.actions.take()))
         };
         actions.drain(..).for_each(|a| self.carry_out(a));
-        self.actions.replace(actions);
+        // What a reload of a hundred thousand paths needed is not kept for what decides about one.
+        if actions.capacity() <= ACTIONS_KEPT {
+            self.actions.replace(actions);
+        }
         decided
     }
 

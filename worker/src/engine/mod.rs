@@ -28,3 +28,7 @@ pub use action::{Action, News};
 pub use intake::Intake;
 pub use now::Now;
 pub use state::{Engine, Tasks};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

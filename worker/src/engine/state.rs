@@ -67,9 +67,9 @@ impl<C: Held> Engine<C> {
         self.tasks = tasks;
     }
 
-    /// Puts what is to be carried out behind what is in `to`.
-    pub fn take_actions(&mut self, to: &mut Vec<Action>) {
-        to.append(&mut self.actions);
+    /// What is to be carried out, in exchange for an empty table for what comes next.
+    pub fn take_actions(&mut self, empty: Vec<Action>) -> Vec<Action> {
+        std::mem::replace(&mut self.actions, empty)
     }
 
     pub(super) fn act(&mut self, action: Action) {
