@@ -20,7 +20,7 @@ use crate::dkim::key::Key;
 use crate::dkim::options::Options;
 use crate::dkim::signature::DomainKey;
 use crate::prepare::pattern_list::PatternLists;
-use crate::schedule::{Member, Way};
+use crate::schedule::{Exit, Member};
 use crate::suppression::address_list::AddressLists;
 
 /// Sets of directives that are looked through for one that is the same.
@@ -237,7 +237,7 @@ impl Config {
 
     /// Who mail that chose `via` (virtual MTA or pool; empty for none) to `destination` leaves
     /// through. One that does not exist gives way to `invalid-virtual-mta-fallback`.
-    pub fn way(&self, destination: &str, via: &str) -> Way {
+    pub fn exit(&self, destination: &str, via: &str) -> Exit {
         let snapshot = self.snapshot.get();
         let key = via.to_lowercase();
         let index = |name: &str| snapshot.vmta_by_name.get(name).map(|i| i.to_native());
@@ -247,7 +247,7 @@ impl Config {
         if let Some(i) = of_pool {
             let members = self.members(i);
             let rules = self.held_once(snapshot.pool_rules(destination, i));
-            return Way { members, of_pool: true, rules };
+            return Exit { members, of_pool: true, rules };
         }
         let vmta = if key.is_empty() { Some(0) } else { index(&key).or_else(fallback) }.unwrap_or(NO_VMTA);
         let alone = |name: &str| Rc::from([Member { vmta, name: Rc::from(name), weight: 1 }]);
@@ -255,7 +255,7 @@ impl Config {
             Some(name) => Rc::clone(self.single.borrow_mut().entry(vmta).or_insert_with(|| alone(name))),
             None => alone(via),
         };
-        Way { members, of_pool: false, rules: self.rules(destination, vmta) }
+        Exit { members, of_pool: false, rules: self.rules(destination, vmta) }
     }
 
     /// The destination that mail for `destination` which chose `via` is queued under: where
@@ -266,7 +266,7 @@ impl Config {
         }
         let mut seen = vec![destination];
         while let Some(at) = seen.last() {
-            let next = self.way(at, via).rules.queue_to.clone();
+            let next = self.exit(at, via).rules.queue_to.clone();
             if next.is_empty() || seen.contains(&next) || seen.len() > QUEUE_TO_HOPS_MAX {
                 break;
             }

@@ -27,9 +27,9 @@ use crate::clock;
 use crate::config::Config;
 use crate::connect::address_health::AddressHealth;
 use crate::connect::mx::Resolver;
-use crate::deliver::asks::Asks;
 use crate::deliver::idle::IdleConnections;
 use crate::deliver::learned::Learned;
+use crate::deliver::limit_queue::LimitQueue;
 use crate::deliver::open_connections::Connections;
 use crate::deliver::openers::Openers;
 use crate::deliver::security::Protection;
@@ -172,7 +172,7 @@ pub struct Shard {
     /// Those that are open.
     pub open: Connections,
     /// Paths that limits over all shards hold up.
-    pub asks: Asks,
+    pub limit_queue: LimitQueue,
     stop: Rc<Signal>,
     message_counter: Cell<u64>,
     /// See [`Shard::next_turn`].
@@ -246,7 +246,7 @@ impl Shard {
             connections: Cell::new(0),
             openers: Openers::default(),
             open: Connections::default(),
-            asks: Asks::default(),
+            limit_queue: LimitQueue::default(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
             turns: Cell::new(0),

@@ -36,7 +36,7 @@ pub fn look_up(config: &Config, destination: &str, via: &str) -> Result<RolledUp
     let (destination, via) = super::explain::path(destination, via)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let queue = config.queued_under(destination, &via);
-    let rules = config.way(&queue, &via).rules;
+    let rules = config.exit(&queue, &via).rules;
     let found = runtime.block_on(async {
         let dns = dns_of_the_system();
         let resolver = Resolver::new(&config.global.name_servers, config.global.edns_udp_length, &dns)?;

@@ -322,7 +322,7 @@ fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Co
         let all = explain(snapshot, &destination, named(via), name, None)?;
         Ok(all.first().map(Line::of))
     };
-    let rules = |via: &str| config.way(&destination, via).rules;
+    let rules = |via: &str| config.exit(&destination, via).rules;
     let given = rules(&via).virtual_mta_pool.clone();
     if via.is_empty() && !given.is_empty() {
         rerouted.extend(line("", "virtual-mta-pool")?);
@@ -330,7 +330,7 @@ fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Co
     }
     seen.push(via.to_lowercase());
     loop {
-        let way = config.way(&destination, &via);
+        let way = config.exit(&destination, &via);
         let Some(next) = way.rules.rerouted_to(&via).filter(|_| !way.of_pool) else { break };
         rerouted.extend(line(&via, "reroute-to-virtual-mta")?);
         via = next.to_owned();
@@ -341,7 +341,7 @@ fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Co
         }
         seen.push(name);
     }
-    let out = config.way(&destination, &via);
+    let out = config.exit(&destination, &via);
     let pool = out.of_pool.then_some(via.as_str());
     let members = out.members.iter().map(|m| member(config, &destination, &m.name, m.vmta, m.weight, pool, content));
     let members = members.collect::<Result<Vec<_>, String>>()?;

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ipc::message::ArchivedEnvelope;
 
-use super::asks::ASK_AGAIN_MS;
 use super::bounce::bounce_queues;
 use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic};
-use super::interruption::Seat;
+use super::interruption::OpenConnection;
+use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
 use super::path::{Path, Waits, for_local_delivery, leave_source, path_of};
 use super::reply_rules::apply_reply_rules;
@@ -127,18 +127,18 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
 /// Serves a connection to its end.
 async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Held) {
     let id = path.id;
-    let seat = Seat::take(&shard, id, held.keys());
+    let entry = OpenConnection::take(&shard, id, held.keys());
     let host = path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone()));
     let count = |opened| {
         host.iter().for_each(|(h, with)| shard.scheduler_mut().count_host(id, h, with.as_ref(), opened));
     };
     count(true);
     held.serves();
-    if contained(pin!(serve(&shard, &mut path, session, &seat))).await.is_none() {
+    if contained(pin!(serve(&shard, &mut path, session, &entry))).await.is_none() {
         rest_after_panic(&shard, id);
     }
     count(false);
-    drop(seat);
+    drop(entry);
     drop(held);
     leave_source(&shard, &path);
     if let Some(p) = shard.scheduler_mut().paths.get_mut(id) {
@@ -189,7 +189,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let config = shard.config();
     let Some(wants) = shard.scheduler().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
-    let again = |f: Full| shard.asks.again_ms(f.is_asked, wants.queue_priority(), clock::now_ns() as i64);
+    let again = |f: Full| shard.limit_queue.again_ms(f.is_asked, wants.queue_priority(), clock::now_ns() as i64);
     let blocked = |f: Full| Blocked { until_ms: again(f), by: Some(f.by) };
     let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
     // A source address that only an event frees is looked at again before long all the same.
@@ -241,9 +241,9 @@ async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option
     };
     let is_wanted = async {
         tokio::time::sleep(GRANTED).await;
-        let seat = Seat::take(shard, path.id, keys);
-        seat.set_idle(true);
-        seat.end().wait().await;
+        let entry = OpenConnection::take(shard, path.id, keys);
+        entry.set_idle(true);
+        entry.end().wait().await;
     };
     let stop = shard.stop_signal();
     let gives_way = tokio::select! {
@@ -288,10 +288,10 @@ fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
-async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) {
+async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, entry: &OpenConnection) {
     may_panic("serve");
     let (mut messages, mut errors) = (0u64, 0u64);
-    let (end, cut) = (seat.end(), seat.cut());
+    let (end, cut) = (entry.end(), entry.cut());
     let rolled_up = path.origin.is_some();
     loop {
         shard.decide(|e, now| e.keep_up(path.id, now));
@@ -355,14 +355,14 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
             Next::Wait(at) if at - clock::now_ms() <= RATE_WAIT_MAX => {
                 let wait = Duration::from_millis((at - clock::now_ms()).max(0) as u64);
                 // Others who wait for its place could use it meanwhile.
-                seat.set_idle(wait >= RATE_WAIT_IDLE);
+                entry.set_idle(wait >= RATE_WAIT_IDLE);
                 tokio::select! {
                     biased;
                     () = s.disturbed() => return,
                     () = end.wait() => {}
                     () = tokio::time::sleep(wait) => {}
                 }
-                seat.set_idle(false);
+                entry.set_idle(false);
             }
             Next::Wait(_) => break,
             // Mail for other hosts needs the place.
@@ -372,7 +372,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
                     Duration::ZERO => IDLE_DEFAULT,
                     d => d,
                 };
-                if !wait_for_work(shard, path.id, &mut s, limit, seat).await {
+                if !wait_for_work(shard, path.id, &mut s, limit, entry).await {
                     break;
                 }
             }
@@ -382,15 +382,21 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, seat: &Seat) 
 }
 
 /// Waits, counted as idle, until there may be work; false when the connection should end.
-async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Duration, seat: &Seat) -> bool {
+async fn wait_for_work(
+    shard: &Rc<Shard>,
+    id: PathId,
+    s: &mut Session,
+    limit: Duration,
+    entry: &OpenConnection,
+) -> bool {
     {
         let mut sch = shard.scheduler_mut();
         let Some(p) = sch.paths.get_mut(id) else { return false };
         p.idle += 1;
     }
     let waiting = shard.idle.join(id);
-    let (stop, end) = (shard.stop_signal(), seat.end());
-    seat.set_idle(true);
+    let (stop, end) = (shard.stop_signal(), entry.end());
+    entry.set_idle(true);
     let more = tokio::select! {
         biased;
         () = stop.wait() => false,
@@ -399,7 +405,7 @@ async fn wait_for_work(shard: &Rc<Shard>, id: PathId, s: &mut Session, limit: Du
         () = waiting.woken() => true,
         () = tokio::time::sleep(limit) => false,
     };
-    seat.set_idle(false);
+    entry.set_idle(false);
     shard.scheduler_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
     more
 }

@@ -25,15 +25,15 @@ const ANSWER_EVERY_MS: i64 = 10;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// An open connection's entry among the others; it leaves when it is dropped.
-pub struct Seat {
+pub struct OpenConnection {
     shard: Rc<Shard>,
     at: usize,
     open: Rc<Open>,
 }
 
-impl Seat {
+impl OpenConnection {
     /// For a connection of path `path` that holds places of `keys`.
-    pub fn take(shard: &Rc<Shard>, path: PathId, keys: Vec<u64>) -> Seat {
+    pub fn take(shard: &Rc<Shard>, path: PathId, keys: Vec<u64>) -> OpenConnection {
         let open = Rc::new(Open {
             path,
             keys,
@@ -44,7 +44,7 @@ impl Seat {
             request: Cell::new(None),
         });
         let at = shard.open.insert(&open);
-        Seat { shard: Rc::clone(shard), at, open }
+        OpenConnection { shard: Rc::clone(shard), at, open }
     }
 
     /// It waits for work, or does not any more.
@@ -63,7 +63,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.shard.open.remove(self.at);
         if let Some(r) = self.open.request.get() {

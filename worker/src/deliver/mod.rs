@@ -6,7 +6,6 @@
 //!        └▶ next batch → MAIL RCPT… DATA|BDAT → replies → outcome ─▶ … → QUIT
 //! ```
 
-pub mod asks;
 pub mod bounce;
 pub mod conclusion;
 pub mod connection;
@@ -16,6 +15,7 @@ pub mod delivery_type;
 pub mod idle;
 pub mod interruption;
 pub mod learned;
+pub mod limit_queue;
 pub mod local;
 pub mod open;
 pub mod open_connections;

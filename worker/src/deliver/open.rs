@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use ipc::layers::NO_VMTA;
 
-use super::asks::ASK_AGAIN_MS;
 use super::bounce::{bounce_queues, bounce_those};
 use super::conclusion::account_for_queue;
 use super::contained::may_panic;
+use super::limit_queue::ASK_AGAIN_MS;
 use super::path::{Path, Waits};
 use super::reply_rules::apply_reply_rules;
 use super::security::Security;
@@ -215,7 +215,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     if let (Some(f), None) = (full, &last) {
         // Nobody failed.
         let mut s = shard.scheduler_mut();
-        let at = shard.asks.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
+        let at = shard.limit_queue.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
         if let Some(p) = s.paths.get_mut(path.id) {
             p.ask_again_ms = at;
             (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, Some(f.by));
@@ -438,7 +438,8 @@ async fn approach(
     security: &Security,
 ) -> Result<Session, Trouble> {
     let r = &path.rules;
-    let mut s = Session::connect(&*shard.ports.net, host, address, path.source, r.connect_timeout, &path.ear).await?;
+    let mut s =
+        Session::connect(&*shard.ports.net, host, address, path.source, r.connect_timeout, &path.reply_rules).await?;
     s.lesson = shard.learned.of(host);
     let greeting = s.reply(r.smtp_greeting_timeout).await?;
     if !greeting.is_positive() {

@@ -8,7 +8,7 @@ use ipc::backoff::Mode;
 use ipc::rules::{ANY_CONNECTIONS, DomainRules};
 use ipc::snapshot::ArchivedVirtualMta;
 
-use super::session::Ear;
+use super::session::ReplyRules;
 use super::shared_limits::SharedRates;
 use super::slow::SlowAt;
 use crate::clock;
@@ -51,7 +51,7 @@ pub(super) struct Path {
     of_spread: bool,
     /// Which place under `max-smtp-out` the connection has, where the destination is spread.
     pub(super) place: Option<u32>,
-    pub ear: Rc<Ear>,
+    pub reply_rules: Rc<ReplyRules>,
     /// What is waited for while a connection is opened.
     pub waits: Cell<Waits>,
     /// The hosts that it may lead to, see [`super::slow::group_of`].
@@ -201,7 +201,7 @@ pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         mode: p.mode,
         of_spread: p.spread.is_some(),
         place: None,
-        ear: Ear::new(config.patterns(&p.rules.smtp_pattern_list)),
+        reply_rules: ReplyRules::new(config.patterns(&p.rules.smtp_pattern_list)),
         rules: Rc::clone(&p.rules),
         origin: s.queues.get(queue).and_then(|q| q.origin().cloned()),
         queue,
@@ -237,7 +237,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
         mode: Mode::Normal,
         of_spread: false,
         place: None,
-        ear: Ear::new(None),
+        reply_rules: ReplyRules::new(None),
         waits: Cell::default(),
         group: Cell::default(),
         slow_at: RefCell::default(),

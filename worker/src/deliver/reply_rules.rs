@@ -13,7 +13,7 @@ use crate::smtp::reply::Reply;
 /// Applies what the rules say of all replies since the last time, and answers what is to become
 /// of the mail by the first of them that says so, with the reply that it matched.
 pub(super) fn apply_reply_rules(shard: &Rc<Shard>, path: &Path) -> Option<(Route, Reply)> {
-    let (patterns, all) = path.ear.take()?;
+    let (patterns, all) = path.reply_rules.take()?;
     let mut said = None;
     for h in all {
         let route = apply(shard, path, &patterns, &h.matching, path.source, &h.reply.text());

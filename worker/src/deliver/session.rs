@@ -162,7 +162,7 @@ enum Io {
 
 /// Listens to every reply for rules that it matches.
 #[derive(Debug, Default)]
-pub struct Ear {
+pub struct ReplyRules {
     patterns: Option<Rc<Patterns>>,
     heard: RefCell<Vec<Heard>>,
 }
@@ -176,10 +176,10 @@ pub struct Heard {
     pub reply: Reply,
 }
 
-impl Ear {
+impl ReplyRules {
     /// For a list; none hears nothing.
-    pub fn new(patterns: Option<Rc<Patterns>>) -> Rc<Ear> {
-        Rc::new(Ear { patterns, heard: RefCell::default() })
+    pub fn new(patterns: Option<Rc<Patterns>>) -> Rc<ReplyRules> {
+        Rc::new(ReplyRules { patterns, heard: RefCell::default() })
     }
 
     fn hear(&self, reply: &Reply) {
@@ -239,7 +239,7 @@ pub struct Session {
     has_spoken: bool,
     /// Why nothing can be written any more; what the receiver said before is still read.
     unwritable: Option<SessionFault>,
-    ear: Rc<Ear>,
+    reply_rules: Rc<ReplyRules>,
 }
 
 impl std::fmt::Debug for Session {
@@ -259,7 +259,7 @@ impl Session {
         peer: SocketAddr,
         source: Option<IpAddr>,
         limit: Duration,
-        ear: &Rc<Ear>,
+        reply_rules: &Rc<ReplyRules>,
     ) -> Result<Session, SessionFault> {
         let fault = |f: ConnectFault| {
             let (what, ip, e) = match f {
@@ -291,7 +291,7 @@ impl Session {
             lesson: Lesson::default(),
             has_spoken: false,
             unwritable: None,
-            ear: Rc::clone(ear),
+            reply_rules: Rc::clone(reply_rules),
         })
     }
 
@@ -299,7 +299,7 @@ impl Session {
     pub fn verdict_on_recipient(&self, reply: &Reply) -> Verdict {
         let v = Verdict::of_refusal(reply).at(Stage::Recipient);
         match v.outcome {
-            outcome::Outcome::Deferred if self.ear.route_of(reply) == Some(Route::BounceRcpt) => {
+            outcome::Outcome::Deferred if self.reply_rules.route_of(reply) == Some(Route::BounceRcpt) => {
                 Verdict { outcome: outcome::Outcome::Bounced, ..v }
             }
             _ => v,
@@ -384,7 +384,7 @@ impl Session {
             match reply::parse(&self.buf) {
                 Ok(Some((r, n))) => {
                     let _ = self.buf.split_to(n);
-                    self.ear.hear(&r);
+                    self.reply_rules.hear(&r);
                     self.closing = r.code == 421;
                     if self.closing && self.said_421.is_none() {
                         self.said_421 = Some(r.clone());

@@ -46,7 +46,7 @@ pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
     match shard.ledger.first_to_ask(key, now) {
         Some(ask) if ask.shard != shard.number => shard.ledger.wake(&ask, now),
         Some(ask) if by != Some(ask.path as PathId) => {
-            shard.asks.wake(ask.path as PathId);
+            shard.limit_queue.wake(ask.path as PathId);
             shard.timers.notify_one();
         }
         _ => {}
@@ -410,7 +410,7 @@ impl Held {
                     if shard.scheduler().has_more_for(self.path, now) {
                         // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
                         shard.ledger.request(&Ask { has: has + 1, ..ask }, now);
-                        shard.asks.waits_until(now + WAITS_MS);
+                        shard.limit_queue.waits_until(now + WAITS_MS);
                     } else {
                         shard.ledger.withdraw(&ask, now);
                     }
@@ -422,7 +422,7 @@ impl Held {
             None => {
                 let is_asked = shard.ledger.request(&ask, now);
                 if is_asked {
-                    shard.asks.waits_until(now + WAITS_MS);
+                    shard.limit_queue.waits_until(now + WAITS_MS);
                     shard.timers.notify_one();
                 }
                 super::interruption::answer(shard);

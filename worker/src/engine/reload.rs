@@ -28,8 +28,8 @@ impl<C: Held> Engine<C> {
 
     fn reload_paths(&mut self, old: &Config, config: &Config, now: Now) {
         for (id, p) in &mut self.scheduler.paths {
-            let way = config.way(&p.destination, &p.vmta_name);
-            let index = way.members.first().filter(|_| !way.of_pool).map_or(NO_VMTA, |m| m.vmta);
+            let exit = config.exit(&p.destination, &p.vmta_name);
+            let index = exit.members.first().filter(|_| !exit.of_pool).map_or(NO_VMTA, |m| m.vmta);
             // Mail of a virtual MTA that is gone goes on by the fallback, or waits.
             p.vmta = index;
             let held = index == NO_VMTA;
@@ -38,14 +38,14 @@ impl<C: Held> Engine<C> {
                 p.retry_at_ms = 0;
             }
             if index != NO_VMTA {
-                let (before, list) = (&p.rules.smtp_pattern_list, &way.rules.smtp_pattern_list);
+                let (before, list) = (&p.rules.smtp_pattern_list, &exit.rules.smtp_pattern_list);
                 if !p.matches.is_empty() && (before != list || !config.has_patterns_of(old, list)) {
                     p.forget_matches();
                 }
-                if p.rules.smtp_hosts != way.rules.smtp_hosts {
+                if p.rules.smtp_hosts != exit.rules.smtp_hosts {
                     p.leads_elsewhere();
                 }
-                p.rules = way.rules;
+                p.rules = exit.rules;
                 p.limits_changed(now.ms());
             }
             // Connections that wait look at their new limits.
@@ -60,18 +60,18 @@ impl<C: Held> Engine<C> {
             let Some(q) = s.queues.get_mut(*id) else { continue };
             // What they demand may be another thing now.
             q.forget_hosts();
-            let way = config.way(q.destination(), &q.via);
-            if way.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
+            let exit = config.exit(q.destination(), &q.via);
+            if exit.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
                 // Its path stays as it was, and is looked at there.
                 continue;
             }
-            if q.rules.smtp_hosts != way.rules.smtp_hosts {
+            if q.rules.smtp_hosts != exit.rules.smtp_hosts {
                 q.retry_now();
             }
-            if way.members == q.members && way.of_pool == q.of_pool {
-                q.rules = way.rules;
+            if exit.members == q.members && exit.of_pool == q.of_pool {
+                q.rules = exit.rules;
             } else {
-                s.set_way(*id, way);
+                s.set_exit(*id, exit);
             }
         }
         ids

@@ -52,7 +52,7 @@ impl<C: Held> Engine<C> {
         let config = &self.config;
         let id = self.scheduler.queue(destination, name_or_default(via), || {
             new = true;
-            config.way(ipc::message::queue_part(destination), via)
+            config.exit(ipc::message::queue_part(destination), via)
         });
         if let Some(q) = self.scheduler.queues.get_mut(id).filter(|_| new) {
             q.paused = self.switches.is_paused(|of| q.is_meant_by(of));
@@ -94,10 +94,10 @@ impl<C: Held> Engine<C> {
                 return (NO_VMTA, config.rules(&destination, NO_VMTA));
             }
             // By name: the queue may remember an index of a configuration before.
-            let way = config.way(&destination, &m.name);
-            let vmta = way.members.first().filter(|_| !way.of_pool).map_or(NO_VMTA, |m| m.vmta);
+            let exit = config.exit(&destination, &m.name);
+            let vmta = exit.members.first().filter(|_| !exit.of_pool).map_or(NO_VMTA, |m| m.vmta);
             lost = vmta == NO_VMTA;
-            (vmta, way.rules)
+            (vmta, exit.rules)
         })?;
         if new == New::Nothing {
             return Some(path);

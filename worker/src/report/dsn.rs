@@ -51,7 +51,7 @@ pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &
     let id = shard.next_message_id();
     let now = clock::now_ms();
     let Ok(destination) = ipc::message::destination_of(&e.sender) else { return None };
-    if !config.way(&destination, "").rules.deliver_local_dsn {
+    if !config.exit(&destination, "").rules.deliver_local_dsn {
         return None;
     }
     let body = compose(&config.global, &id.to_string(), now, e, parts, content);

@@ -56,4 +56,4 @@ pub use ids::{PathId, QueueId, Slot, Timer};
 pub use message::Message;
 pub use path::Path;
 pub use queue::{Member, Queue};
-pub use scheduler::{Scheduler, Way};
+pub use scheduler::{Exit, Scheduler};

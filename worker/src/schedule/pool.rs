@@ -81,14 +81,14 @@ mod tests {
 
     use ipc::rules::{DomainRules, Rate};
 
-    use super::super::scheduler::tests::{next, way};
+    use super::super::scheduler::tests::{exit, next};
     use super::super::{Entry, Message, Next};
     use super::*;
 
     /// A pool's queue with `n` messages, and paths for its members with a connection each.
     fn pool(members: &[(&str, u32)], n: u64) -> (Scheduler<()>, QueueId, Vec<PathId>) {
         let mut s = Scheduler::<()>::default();
-        let id = s.queue("d.test", "pool", || way(DomainRules::default(), members));
+        let id = s.queue("d.test", "pool", || exit(DomainRules::default(), members));
         let paths: Vec<PathId> = (0..members.len())
             .filter_map(|i| s.path_of(id, i, |m| (m.vmta, Rc::new(DomainRules::default()))).map(|(p, _)| p))
             .collect();

@@ -35,7 +35,7 @@ const NAMES_MIN: usize = 1024;
 
 /// Who a queue's mail may leave through.
 #[derive(Debug, Clone)]
-pub struct Way {
+pub struct Exit {
     /// The virtual MTA, or the members of the pool.
     pub members: Rc<[Member]>,
     /// It is a pool.
@@ -121,12 +121,12 @@ impl<C> Default for Scheduler<C> {
 
 impl<C: Held> Scheduler<C> {
     /// The queue of a destination and virtual MTA or pool, made if it is new.
-    pub fn queue(&mut self, destination: &str, via: &str, way: impl FnOnce() -> Way) -> QueueId {
+    pub fn queue(&mut self, destination: &str, via: &str, exit: impl FnOnce() -> Exit) -> QueueId {
         let names = |id: usize| self.queues.get(id).map(Queue::names);
         if let Some(id) = self.queue_by_name.find((destination, via), names) {
             return id;
         }
-        let Way { members, of_pool, rules } = way();
+        let Exit { members, of_pool, rules } = exit();
         let rolled_up = origin_part(destination).map(|origin| {
             Box::new(RolledUp {
                 destination: Rc::from(queue_part(destination)),
@@ -227,10 +227,10 @@ impl<C: Held> Scheduler<C> {
     }
 
     /// Takes other members for a queue, after a reload.
-    pub fn set_way(&mut self, id: QueueId, way: Way) {
+    pub fn set_exit(&mut self, id: QueueId, exit: Exit) {
         self.leave_paths(id);
         let Some(q) = self.queues.get_mut(id) else { return };
-        (q.members, q.of_pool, q.rules) = (way.members, way.of_pool, way.rules);
+        (q.members, q.of_pool, q.rules) = (exit.members, exit.of_pool, exit.rules);
     }
 
     /// Queue `id` has no paths any more.
@@ -510,21 +510,21 @@ impl<C: Held> Scheduler<C> {
 pub(super) mod tests {
     use super::*;
 
-    pub fn way(rules: DomainRules, members: &[(&str, u32)]) -> Way {
+    pub fn exit(rules: DomainRules, members: &[(&str, u32)]) -> Exit {
         let members = members.iter().enumerate().map(|(i, (name, weight))| Member {
             vmta: i as u32,
             name: Rc::from(*name),
             weight: *weight,
         });
-        Way { members: members.collect(), of_pool: false, rules: Rc::new(rules) }
+        Exit { members: members.collect(), of_pool: false, rules: Rc::new(rules) }
     }
 
     /// A queue with `n` recipients, and its only path; both have number 0.
     pub fn with(rules: DomainRules, n: u16) -> (Scheduler<()>, QueueId) {
         let mut s = Scheduler::default();
-        let way = way(rules, &[("v", 1)]);
-        let rules = Rc::clone(&way.rules);
-        let id = s.queue("d.test", "v", || way);
+        let exit = exit(rules, &[("v", 1)]);
+        let rules = Rc::clone(&exit.rules);
+        let id = s.queue("d.test", "v", || exit);
         s.path_of(id, 0, |m| (m.vmta, rules));
         let slot = s.add(
             "",
@@ -565,8 +565,8 @@ pub(super) mod tests {
     fn a_path_that_serves_two_queues_takes_from_them_in_turn() {
         let (mut s, id) = with(DomainRules::default(), 1);
         let rules = Rc::clone(&s.queues[id].rules);
-        let way = Way { of_pool: true, ..way(DomainRules::default(), &[("v", 1)]) };
-        let other = s.queue("d.test", "pool", || way);
+        let exit = Exit { of_pool: true, ..exit(DomainRules::default(), &[("v", 1)]) };
+        let other = s.queue("d.test", "pool", || exit);
         assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((0, New::ForQueue)));
         for key in 0..3 {
             let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };

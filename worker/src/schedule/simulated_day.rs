@@ -134,8 +134,8 @@ fn day(seed: u64, adaptive: bool) -> Day {
     let mut s = Scheduler::<()>::default();
     let mut paths = Vec::new();
     for i in 0..RECEIVERS {
-        let way = Way { members: Rc::clone(&members), of_pool: true, rules: Rc::clone(&rules) };
-        let id = s.queue(&format!("r{i}.test"), "pool", || way);
+        let exit = Exit { members: Rc::clone(&members), of_pool: true, rules: Rc::clone(&rules) };
+        let id = s.queue(&format!("r{i}.test"), "pool", || exit);
         let of_queue = (0..MEMBERS).filter_map(|m| s.path_of(id, m, |m| (m.vmta, Rc::clone(&rules))));
         paths.push((id, of_queue.map(|(p, _)| p).collect::<Vec<_>>()));
     }

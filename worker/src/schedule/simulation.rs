@@ -195,7 +195,7 @@ proptest! {
             .map(|i| {
                 let rules = Rc::new(World::rules(&mut dice));
                 let members = Rc::from([Member { vmta: 0, name: "v".into(), weight: 1 }]);
-                let id = s.queue(&format!("d{i}.test"), "v", || Way { members, of_pool: false, rules: Rc::clone(&rules) });
+                let id = s.queue(&format!("d{i}.test"), "v", || Exit { members, of_pool: false, rules: Rc::clone(&rules) });
                 // One path a queue, so that both have the same number.
                 assert_eq!(s.path_of(id, 0, |m| (m.vmta, rules)), Some((id, scheduler::New::Path)));
                 id

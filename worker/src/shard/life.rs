@@ -127,7 +127,7 @@ async fn precache(shard: Rc<Shard>) {
         let config = shard.config();
         for d in &config.global.precached_domains {
             if shard.map.borrow().owner(d) == shard.number {
-                let rules = config.way(d, "").rules;
+                let rules = config.exit(d, "").rules;
                 let resolver = Rc::clone(&shard.resolver.borrow());
                 resolver.refresh(d, &rules, &config.own_server).await;
             }

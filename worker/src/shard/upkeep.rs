@@ -27,7 +27,7 @@ impl Shard {
         loop {
             let now = clock::now_ms();
             let next = self.scheduler().next_timer().unwrap_or(i64::MAX).min(now + 1000);
-            let next = self.asks.look_again_ms(now).map_or(next, |at| next.min(at));
+            let next = self.limit_queue.look_again_ms(now).map_or(next, |at| next.min(at));
             if next > now {
                 tokio::select! {
                     biased;
@@ -49,7 +49,7 @@ impl Shard {
                 }
                 pieces.pause().await;
             }
-            for id in self.asks.woken(&self.ledger, self.number, now) {
+            for id in self.limit_queue.woken(&self.ledger, self.number, now) {
                 let mut s = self.scheduler_mut();
                 if let Some(p) = s.paths.get_mut(id).filter(|p| p.ask_again_ms > now) {
                     p.ask_again_ms = 0;

@@ -19,7 +19,7 @@ const PRIORITY_DEFAULT: u64 = 50;
 /// as soon as what they wait for is given back; of all others, which may be very many, each looks
 /// in its turn whether there is room for its request.
 #[derive(Debug, Default)]
-pub struct Asks {
+pub struct LimitQueue {
     /// The next turn, Unix nanoseconds.
     next_ns: Cell<i64>,
     woken: RefCell<Vec<PathId>>,
@@ -27,7 +27,7 @@ pub struct Asks {
     waits_until_ms: Cell<i64>,
 }
 
-impl Asks {
+impl LimitQueue {
     /// When a path of this `queue-priority` asks again, Unix milliseconds. Those above the default
     /// wait for nobody's turn.
     pub fn again_ms(&self, is_asked: bool, queue_priority: u64, now_ns: i64) -> i64 {
@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn those_whose_requests_find_no_room_look_again_in_turn() {
         assert_eq!(PRIORITY_DEFAULT, DomainRules::default().queue_priority);
-        let (asks, now) = (Asks::default(), 5_000_000);
+        let (queue, now) = (LimitQueue::default(), 5_000_000);
         let turns: Vec<i64> =
-            (0..10_000).map(|_| asks.again_ms(false, PRIORITY_DEFAULT, now * 1_000_000) - now).collect();
+            (0..10_000).map(|_| queue.again_ms(false, PRIORITY_DEFAULT, now * 1_000_000) - now).collect();
         assert!((99..=200).contains(&turns[0]) && (99..=300).contains(&turns[250]), "{} {}", turns[0], turns[250]);
         assert!(turns.is_sorted() && (3_900..5_000).contains(&turns[9_999]), "{}", turns[9_999]);
-        assert!(asks.again_ms(false, 51, now * 1_000_000) - now < 1_000, "urgent mail waits for nobody");
-        assert!(asks.again_ms(true, 0, now * 1_000_000) - now < 1_000, "a request lives for a second");
+        assert!(queue.again_ms(false, 51, now * 1_000_000) - now < 1_000, "urgent mail waits for nobody");
+        assert!(queue.again_ms(true, 0, now * 1_000_000) - now < 1_000, "a request lives for a second");
     }
 }
