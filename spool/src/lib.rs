@@ -12,6 +12,7 @@ pub mod index;
 pub mod layout;
 pub mod memory;
 pub mod quarantine;
+mod quarantine_files;
 pub mod segment;
 pub mod sled;
 pub mod store;
