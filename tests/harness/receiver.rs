@@ -149,6 +149,9 @@ impl Receiver {
     /// A receiver on a given address; port 0 lets the kernel choose.
     pub fn at(address: &str) -> Receiver {
         let listener = TcpListener::bind(address).unwrap();
+        // The standard library's queue of 128 is too short where hundreds connect at once: the kernel drops the end of their
+        // handshakes, and each client waits up to a minute for a greeting.
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::MAXCONN).unwrap();
         let address = listener.local_addr().unwrap();
         let r = Receiver { address, seen: Arc::default(), script: Arc::default() };
         let me = r.clone();
