@@ -23,13 +23,23 @@ pub(super) fn leave_sources_out(switches: &Switches, config: &Config, p: &mut Pa
     }
 }
 
+/// Pauses a queue where operators said so, and lets it go on elsewhere.
+pub(super) fn pause_queue(switches: &Switches, q: &mut Queue) {
+    q.paused = switches.is_paused(|of| q.is_meant_by(of));
+}
+
+/// The same of a path.
+pub(super) fn pause_path(switches: &Switches, p: &mut Path) {
+    p.paused = switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
+}
+
 impl<C: Held> Engine<C> {
     /// Puts the switches in force at what is there: also after a reload, by which mail may go other ways.
     pub fn apply_orders(&mut self) {
         let queues: Vec<QueueId> = self.scheduler.queues.iter().map(|(id, _)| id).collect();
         queues.into_iter().for_each(|id| self.apply_orders_to_mail_sent_on(id));
         for (_, p) in &mut self.scheduler.paths {
-            p.paused = self.switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
+            pause_path(&self.switches, p);
             leave_sources_out(&self.switches, &self.config, p, None);
         }
     }
@@ -38,7 +48,7 @@ impl<C: Held> Engine<C> {
     pub(super) fn apply_orders_to_mail_sent_on(&mut self, id: QueueId) {
         let s = &mut self.scheduler;
         let Some(q) = s.queues.get_mut(id) else { return };
-        q.paused = self.switches.is_paused(|of| q.is_meant_by(of));
+        pause_queue(&self.switches, q);
         for path in &q.pullers {
             if let Some(p) = s.paths.get_mut(path.path) {
                 leave_sources_out(&self.switches, &self.config, p, Some(q));
@@ -52,14 +62,14 @@ impl<C: Held> Engine<C> {
         let mut resumed = Vec::new();
         for (id, q) in &mut self.scheduler.queues {
             let before = q.paused;
-            q.paused = self.switches.is_paused(|of| q.is_meant_by(of));
+            pause_queue(&self.switches, q);
             if before && !q.paused {
                 resumed.push(id);
             }
             each(id, q, before);
         }
         for (id, p) in &mut self.scheduler.paths {
-            p.paused = self.switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
+            pause_path(&self.switches, p);
             // Connections that wait look at it; those that are busy end their message first.
             self.actions.push(Action::WakeAll(id));
         }

@@ -29,7 +29,7 @@ impl<C: Held> Engine<C> {
     fn reload_paths(&mut self, old: &Config, config: &Config, now: Now) {
         for (id, p) in &mut self.scheduler.paths {
             let exit = config.exit(&p.destination, &p.vmta_name);
-            let index = exit.members.first().filter(|_| !exit.of_pool).map_or(NO_VMTA, |m| m.vmta);
+            let index = exit.vmta();
             // Mail of a virtual MTA that is gone goes on by the fallback, or waits.
             p.vmta = index;
             let held = index == NO_VMTA;

@@ -8,8 +8,9 @@ use ipc::rules::REROUTES_MAX;
 
 use super::action::{Action, News};
 use super::now::Now;
+use super::orders::{leave_sources_out, pause_path, pause_queue};
 use super::state::Engine;
-use crate::prepare::vmta_name::name_or_default;
+use crate::prepare::vmta_name::{DEFAULT_VMTA, name_or_default};
 use crate::schedule::message::Held;
 use crate::schedule::scheduler::New;
 use crate::schedule::{PathId, QueueId};
@@ -55,7 +56,7 @@ impl<C: Held> Engine<C> {
             config.exit(ipc::message::queue_part(destination), via)
         });
         if let Some(q) = self.scheduler.queues.get_mut(id).filter(|_| new) {
-            q.paused = self.switches.is_paused(|of| q.is_meant_by(of));
+            pause_queue(&self.switches, q);
             if q.of_pool {
                 // Destinations with one message each still use all members.
                 let turn = self.pool_turns.entry(Rc::clone(&q.via)).or_default();
@@ -95,7 +96,7 @@ impl<C: Held> Engine<C> {
             }
             // By name: the queue may remember an index of a configuration before.
             let exit = config.exit(&destination, &m.name);
-            let vmta = exit.members.first().filter(|_| !exit.of_pool).map_or(NO_VMTA, |m| m.vmta);
+            let vmta = exit.vmta();
             lost = vmta == NO_VMTA;
             (vmta, exit.rules)
         })?;
@@ -110,9 +111,9 @@ impl<C: Held> Engine<C> {
             if p.held {
                 self.actions.push(Action::LookForForeign);
             }
-            p.paused = self.switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
+            pause_path(&self.switches, p);
         }
-        super::orders::leave_sources_out(&self.switches, &self.config, p, self.scheduler.queues.get(id));
+        leave_sources_out(&self.switches, &self.config, p, self.scheduler.queues.get(id));
         Some(path)
     }
 
@@ -149,7 +150,7 @@ impl<C: Held> Engine<C> {
         for from in queues {
             let Some(q) = self.scheduler.queues.get(from).filter(|q| *q.key == *domain) else { continue };
             // What chose nothing goes by the joined queue's `virtual-mta-pool`. Who asked for {default} cannot be told from it here.
-            let via = if *q.via == *name_or_default("") { String::new() } else { q.via.as_ref().to_owned() };
+            let via = if *q.via == *DEFAULT_VMTA { String::new() } else { q.via.as_ref().to_owned() };
             let target = self.queue_for(&to, &via, now);
             self.scheduler.transfer(from, target, now.ms());
             self.pump_queue(target, now);

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use ipc::dice::{HashMap, HashSet};
+use ipc::layers::NO_VMTA;
 use ipc::message::{origin_part, queue_part};
 use ipc::rules::DomainRules;
 use slab::Slab;
@@ -42,6 +43,13 @@ pub struct Exit {
     pub of_pool: bool,
     /// Directives for what waits.
     pub rules: Rc<DomainRules>,
+}
+
+impl Exit {
+    /// Index of the virtual MTA, where it is one that exists; [`NO_VMTA`] for a pool.
+    pub fn vmta(&self) -> u32 {
+        self.members.first().filter(|_| !self.of_pool).map_or(NO_VMTA, |m| m.vmta)
+    }
 }
 
 /// What was not there before, of a path and what it serves.
