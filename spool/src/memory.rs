@@ -493,7 +493,7 @@ struct IndexState {
 
 impl IndexState {
     /// Whether values can be read; as in sled, one that rotted fails its checksum.
-    fn reads<'a>(&self, mut keys: impl Iterator<Item = &'a Vec<u8>>) -> Result<(), IndexError> {
+    fn reads<'a>(&self, mut keys: impl Iterator<Item = &'a [u8]>) -> Result<(), IndexError> {
         if self.is_aside {
             return Err(IndexError("closed".into()));
         }
@@ -551,7 +551,7 @@ impl Index for MemoryIndex {
         if s.fail {
             return Err(IndexError("injected failure".into()));
         }
-        s.reads(changes.iter().map(|(k, _)| k))?;
+        s.reads(changes.iter().map(|(k, _)| k.as_slice()))?;
         for (k, v) in changes {
             let before = match v {
                 Some(v) => s.now.insert(k.clone(), v),
@@ -576,7 +576,7 @@ impl Index for MemoryIndex {
         if s.fail {
             return Err(IndexError("injected failure".into()));
         }
-        s.reads(std::iter::once(&key.to_vec()))?;
+        s.reads(std::iter::once(key))?;
         Ok(s.now.get(key).cloned())
     }
 
@@ -584,7 +584,7 @@ impl Index for MemoryIndex {
         let s = self.state();
         s.reads(std::iter::empty())?;
         let all = s.now.range(prefix.to_vec()..).take_while(|(k, _)| k.starts_with(prefix));
-        all.into_iter().try_for_each(|(k, v)| s.reads(std::iter::once(k)).and_then(|()| each(k, v)))
+        all.into_iter().try_for_each(|(k, v)| s.reads(std::iter::once(k.as_slice())).and_then(|()| each(k, v)))
     }
 
     fn set_aside(&mut self) -> Result<(), IndexError> {
