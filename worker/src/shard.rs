@@ -1,4 +1,4 @@
-//! What one shard owns, and how its queues get connections.
+//! What one shard owns, and how what its engine decides is carried out.
 
 pub mod life;
 mod news;
@@ -268,7 +268,7 @@ impl Shard {
     ///
     /// # Errors
     /// A sentence when it cannot be used; the old one stays.
-    pub fn reload(self: &Rc<Self>, config: Config) -> Result<(), String> {
+    pub fn reload(&self, config: Config) -> Result<(), String> {
         let old = self.config();
         let asks = |g: &ipc::snapshot::Global| (g.name_servers.clone(), g.edns_udp_length);
         if asks(&old.global) != asks(&config.global) {
@@ -285,7 +285,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Lets the engine decide something, and carries out what it wants done.
+    /// Lets the engine decide something, and carries out what it wants done. What [`Shard::engine`], [`Shard::scheduler`] and their like
+    /// gave must be dropped before.
     pub fn decide<T>(&self, what: impl FnOnce(&mut Engine, Now) -> T) -> T {
         let (decided, mut actions) = {
             let mut engine = self.engine.borrow_mut();

@@ -18,7 +18,7 @@ use crate::tasks;
 
 /// A network has so many times those of an address.
 const ADDRESSES_PER_NETWORK: u64 = 2;
-/// How often that is looked at while there are strangers.
+/// How often a shard that has strangers looks whether places are scarce.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Who had to make room counts for its address and network for so long: coming back at once would take the place again.
 const AWAY: Duration = Duration::from_secs(10);

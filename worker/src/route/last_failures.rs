@@ -114,6 +114,7 @@ pub fn restore(shard: &Shard, values: &[(String, Vec<u8>)]) {
         let Some(n) = name.strip_prefix(KEPT_AS) else { continue };
         let times_name = format!("{TIMES_KEPT_AS}{n}");
         let times = values.iter().find(|(k, _)| *k == times_name);
+        // Without them it is shown what was said, and not when.
         let times = times.and_then(|(_, v)| stored::read::<Times>(v).ok());
         shard.spool.put(&times_name, Vec::new());
         match stored::read::<Piece>(value) {

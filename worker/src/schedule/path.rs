@@ -66,7 +66,7 @@ pub struct Path {
     pub paused: bool,
     /// Its virtual MTA was there when the mail was accepted and is not any more: the mail waits.
     pub orphaned: bool,
-    /// The spool knows that a rate limit is in use, see [`crate::route::paths`].
+    /// The spool knows that a rate limit is in use, see [`crate::engine::inherited`].
     pub noted: bool,
     /// Number of the queue that was served last.
     pub turn: u32,
