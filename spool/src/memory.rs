@@ -347,6 +347,18 @@ impl MemoryDisk {
         )
     }
 
+    /// Names and bytes of files that were removed, and that a loss of power may bring back.
+    pub fn removed(&self) -> Vec<(String, Vec<u8>)> {
+        let s = self.state();
+        let of_folder = |(path, f): &(String, FileState)| {
+            let name = path.strip_prefix(&self.prefix).filter(|name| !name.contains('/'))?;
+            let mut bytes = vec![0; f.len as usize];
+            f.read(0, &mut bytes);
+            Some((name.to_owned(), bytes))
+        };
+        s.removed.iter().filter_map(of_folder).collect()
+    }
+
     /// Flips some bits of a byte of a file, in memory and on disk.
     pub fn rot(&self, name: &str, offset: usize, bits: u8) {
         let path = self.path(name);

@@ -4,12 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use spool::memory::{Fault, MemoryDisk, MemoryIndex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 use worker::accept::listener::serve;
 use worker::config::Config;
 use worker::ports::Ports;
@@ -26,6 +28,8 @@ use crate::world::World;
 
 /// Bytes of a shard's disk.
 const DISK_BYTES: u64 = 2 << 30;
+/// What a step of accounting takes at most, milliseconds.
+const ACCOUNTING_STEP_MS: u64 = 200;
 /// Messages that a spool may hold at a start.
 const RECOVERED_MAX: usize = 1 << 20;
 
@@ -213,7 +217,8 @@ impl Host {
             self.has_left_nothing.set(is_empty && is_complete);
             Ok::<_, String>(())
         };
-        let mut running = ManuallyDrop::new(Box::pin(tasks.run_until(main)));
+        let named = tracing::info_span!("shard", n = life.shard, life = life.number);
+        let mut running = ManuallyDrop::new(Box::pin(tasks.run_until(main).instrument(named)));
         let ended = tokio::select! {
             biased;
             _ = killed => return Ending::Killed,
@@ -250,7 +255,9 @@ impl Host {
         let projection = Box::new(Projected::into(rows::Shared::clone(&self.rows)));
         let (spool, values, driver) =
             spool::Spool::without_thread(self.disk.clone(), self.index.clone(), options, projection, each);
-        spawn_local(driver.run());
+        let (most, dice) = (world.between(0, ACCOUNTING_STEP_MS), Mutex::new(world.dice.fork()));
+        let takes = move || Duration::from_millis(dice.lock().map_or(0, |dice| dice.below(most + 1)));
+        spawn_local(driver.with_accounting_time(takes).run());
         let shard = Shard::new(Parts {
             number: self.number,
             config,

@@ -19,6 +19,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tokio::task::LocalSet;
+use tokio::time::Instant;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::plan::{Options, Plan, Trouble};
 use crate::world::World;
@@ -54,9 +57,25 @@ struct Args {
     /// Puts a fault in force that the code has for this; tests/simulation/planted names them
     #[arg(long, value_name = "FAULT")]
     planted: Option<String>,
-    /// Tells on standard error what happens
+    /// Tells on standard error what happens, and what shards log
     #[arg(long)]
     trace: bool,
+}
+
+/// Seconds since the world began, as lines of logs have them.
+struct Simulated(Instant);
+
+impl FormatTime for Simulated {
+    fn format_time(&self, w: &mut Writer<'_>) -> std::fmt::Result {
+        write!(w, "{:>10.3}", self.0.elapsed().as_secs_f64())
+    }
+}
+
+/// Lets shards log to standard error.
+fn log() {
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    // Nothing else logs in this process.
+    let _ = lines.with_max_level(tracing::Level::DEBUG).with_timer(Simulated(Instant::now())).try_init();
 }
 
 fn main() -> ExitCode {
@@ -87,7 +106,11 @@ fn main() -> ExitCode {
         }
     };
     let local = LocalSet::new();
+    let trace = plan.trace;
     let done = runtime.block_on(local.run_until(async {
+        if trace {
+            log();
+        }
         let world = World::new(plan)?;
         let sums = world.run().await?;
         let book = world.book.borrow();

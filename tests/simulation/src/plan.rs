@@ -191,9 +191,9 @@ impl Plan {
         if !(1..=RECEIVERS_MAX).contains(&receivers.len()) {
             return Err(format!("expected 1 to {RECEIVERS_MAX} receivers"));
         }
-        if let Some(e) = described.events.iter().find(|e| e.shard.is_some_and(|s| s >= shards)) {
+        if let Some(e) = described.events.iter().find(|e| e.shard.is_some_and(|s| s >= SHARDS_MAX)) {
             let shard = e.shard.unwrap_or_default();
-            return Err(format!("the event at {} s names shard {shard}, and there are {shards} from 0 on", e.at));
+            return Err(format!("the event at {} s names shard {shard}, and numbers end at {}", e.at, SHARDS_MAX - 1));
         }
         let faults = options.faults.or(described.faults);
         Ok(Plan {

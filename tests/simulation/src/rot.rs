@@ -50,7 +50,7 @@ impl Host {
             return if self.index.rot(n) { "a value of its index".into() } else { "an index without values".into() };
         }
         let Ok(log) = self.disk.folder("log") else { return "no log".into() };
-        let found = records(&log);
+        let found = records(files(&log));
         let rots = |f: &&Found| {
             let kinds = [Kind::Message, Kind::Moved, Kind::Update, Kind::Done];
             kinds.contains(&f.header.kind) && log.is_synced(&f.file, f.from as u64, f.to as u64)
@@ -61,13 +61,15 @@ impl Host {
         let Some(f) = dice.pick(if at_the_end && !last.is_empty() { &last } else { &all }) else {
             return "an empty log".into();
         };
+        // Mail whose end rots comes back with its segment, too.
+        let gone = records(log.removed());
         let (at, bit) = (f.from + dice.below((f.to - f.from) as u64) as usize, dice.below(8));
         let rotted = Rotted {
             segment: f.header.segment,
             at: at as u64,
             key: key(f),
             from: f.from as u64,
-            recipients: recipients(f, &found),
+            recipients: recipients(f, || found.iter().chain(&gone)),
         };
         log.rot(&f.file, at, 1 << bit);
         let told = format!("byte {at} of {}, in a {:?} of {:?}", f.file, f.header.kind, rotted.recipients);
@@ -109,10 +111,10 @@ fn files(folder: &MemoryDisk) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-/// All records of a log that are as they were written, but for contents.
-fn records(log: &MemoryDisk) -> Vec<Found> {
+/// All records of segments that are as they were written, but for contents.
+fn records(segments: impl IntoIterator<Item = (String, Vec<u8>)>) -> Vec<Found> {
     let mut all: Vec<Found> = Vec::new();
-    for (file, bytes) in files(log) {
+    for (file, bytes) in segments {
         let mut at = 0;
         let first = all.len();
         while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= HEADER_BYTES) {
@@ -158,7 +160,7 @@ fn of_envelope(f: &Found) -> Vec<String> {
 
 /// Recipients whose mail or whose end a record holds: a message without the record that ends it is delivered again by a process
 /// that has nothing else to go by.
-fn recipients(f: &Found, all: &[Found]) -> Vec<String> {
+fn recipients<'a, All: Iterator<Item = &'a Found>>(f: &Found, all: impl Fn() -> All) -> Vec<String> {
     let rcpt = const { stored("rcpt") };
     let (rows, keys) = match f.header.kind {
         Kind::Done => match ipc::frame::unarchive::<DoneMeta>(0, &aligned(&f.meta)) {
@@ -169,7 +171,7 @@ fn recipients(f: &Found, all: &[Found]) -> Vec<String> {
         _ => (Vec::new(), Vec::new()),
     };
     let of_rows = rows.iter().filter_map(|row| Some(View::of(row)?.field(rcpt).into_owned()));
-    let of_keys = all.iter().filter(|other| key(other).is_some_and(|k| keys.contains(&k))).flat_map(of_envelope);
+    let of_keys = all().filter(|other| key(other).is_some_and(|k| keys.contains(&k))).flat_map(of_envelope);
     let mut some: Vec<String> = of_rows.chain(of_keys).chain(of_envelope(f)).collect();
     some.sort_unstable();
     some.dedup();
