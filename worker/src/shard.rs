@@ -1,5 +1,8 @@
 //! What one shard owns, and how what its engine decides is carried out.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod alone;
 pub mod life;
 mod news;
 mod upkeep;

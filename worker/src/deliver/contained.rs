@@ -116,46 +116,21 @@ mod tests {
 
     use std::time::Duration;
 
-    use ipc::ledger::{Class, Ledger};
+    use ipc::ledger::Class;
     use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType};
     use ipc::rules::DomainRules;
     use ipc::shard_map::ShardMap;
-    use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::TcpListener;
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
-    use crate::config::Config;
-    use crate::ports::Ports;
     use crate::schedule::message::Message;
-    use crate::shard::Parts;
 
     /// A shard whose only place of `total-max-smtp-out` shows what is kept.
     async fn shard(dir: &std::path::Path) -> Rc<Shard> {
-        let mut snapshot = Snapshot::default();
-        snapshot.vmtas.push(VirtualMta { name: "{default}".into(), ..Default::default() });
-        snapshot.vmta_by_name.insert("{default}".into(), 0);
-        snapshot.global.total_max_smtp_out = 1;
-        snapshot.global.host_name = "mta.test".into();
-        let config = Config::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap()).unwrap();
-        let options =
-            spool::Options { path: dir.into(), shard: 0, sync: false, min_free_bytes: 0, boot: String::new() };
-        let rows = crate::account::file::Files::new(&[], 0);
-        let (spool, opened) = spool::Spool::open(options, Box::new(rows), Box::new(|_| {})).unwrap();
-        opened.await.unwrap().unwrap();
-        let parts = Parts {
-            number: 0,
-            config,
-            spool,
-            ledger: Ledger::create().unwrap().0,
-            map: ShardMap::first(1, Vec::new()),
-            ports: Ports::of_the_system(0, dir.into()),
-            accounting: Default::default(),
-            suppression: None,
-            delivers_only: false,
-        };
-        let shard = Shard::new(parts).unwrap();
+        let map = ShardMap::first(1, Vec::new());
+        let shard = crate::shard::alone::shard(dir, map, |s| s.global.total_max_smtp_out = 1).await;
         spawn_local(crate::deliver::connection::begin_openers(Rc::clone(&shard)));
         shard
     }

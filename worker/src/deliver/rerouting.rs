@@ -373,12 +373,22 @@ impl Found {
     }
 }
 
+/// The note of an earlier process, if there is one.
+fn note_in(values: &[(String, Vec<u8>)]) -> Option<Result<AllNoted, stored::StoredError>> {
+    values.iter().find(|(name, _)| name == NOTED_AS).map(|(_, value)| stored::read::<AllNoted>(value))
+}
+
+/// Keys of messages that an earlier process was about to write anew.
+pub fn noted(values: &[(String, Vec<u8>)]) -> impl Iterator<Item = u64> {
+    note_in(values).and_then(Result::ok).into_iter().flat_map(|AllNoted(all)| all.into_iter().map(|n| n.key))
+}
+
 /// Ends what an earlier process had written anew and not ended, for a crash tore the group that both were in.
 pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
-    let Some((_, value)) = values.iter().find(|(name, _)| name == NOTED_AS) else { return };
-    let noted = match stored::read::<AllNoted>(value) {
-        Ok(AllNoted(noted)) => noted,
-        Err(e) => return tracing::error!(error = %e, "a note of what was to be rerouted cannot be read"),
+    let noted = match note_in(values) {
+        None => return,
+        Some(Ok(AllNoted(noted))) => noted,
+        Some(Err(e)) => return tracing::error!(error = %e, "a note of what was to be rerouted cannot be read"),
     };
     let found = Found::of(shard, &noted);
     // Recipients by the message that they were written anew from.

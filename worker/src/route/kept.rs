@@ -83,6 +83,14 @@ impl Keeping {
         self.found.borrow_mut().push_back(r);
     }
 
+    /// Takes out of what was found at start, before it was read, what has one of these keys.
+    pub fn take_found(&self, keys: &HashSet<u64>) -> Vec<Recovered> {
+        let (taken, left): (Vec<_>, Vec<_>) = self.found.take().into_iter().partition(|r| keys.contains(&r.key));
+        *self.found.borrow_mut() = left.into();
+        taken.iter().for_each(|r| self.gone(r.key, r.recipients.len() as u64));
+        taken
+    }
+
     /// A share is not kept any more.
     pub(super) fn gone(&self, key: u64, recipients: u64) {
         self.all.borrow_mut().remove(&key);

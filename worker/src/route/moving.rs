@@ -59,17 +59,29 @@ impl stored::Stored for AllOffered {
     const VERSION: u8 = 1;
 }
 
+/// The notes of an earlier process, by owner.
+fn notes(values: &[(String, Vec<u8>)]) -> impl Iterator<Item = (u8, Result<AllOffered, stored::StoredError>)> {
+    values.iter().filter_map(|(name, value)| {
+        let owner = name.strip_prefix(NOTED_AS)?.parse::<u8>().ok()?;
+        Some((owner, stored::read::<AllOffered>(value)))
+    })
+}
+
+/// Keys of messages that an earlier process had offered.
+pub fn noted(values: &[(String, Vec<u8>)]) -> impl Iterator<Item = u64> {
+    notes(values).filter_map(|(_, noted)| noted.ok()).flat_map(|AllOffered(all)| all.into_iter().map(|o| o.key))
+}
+
 /// Finds what an earlier process had offered among what is queued.
 pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
-    let notes = values.iter().filter_map(|(name, value)| {
-        let owner = name.strip_prefix(NOTED_AS)?.parse::<u8>().ok()?;
-        let noted = stored::read::<AllOffered>(value);
-        noted
-            .inspect_err(|e| tracing::error!(name, error = %e, "a note of what was offered cannot be read"))
-            .ok()
-            .map(|AllOffered(n)| (owner, n))
-    });
-    for (owner, noted) in notes {
+    for (owner, noted) in notes(values) {
+        let noted = match noted {
+            Ok(AllOffered(noted)) => noted,
+            Err(e) => {
+                tracing::error!(owner, error = %e, "a note of what was offered cannot be read");
+                continue;
+            }
+        };
         let again = take_out(shard, owner, &noted);
         if !again.is_empty() {
             tracing::info!(
@@ -336,8 +348,54 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use ipc::shard_map::ShardMap;
+    use spool::{Recovered, RecoveredRecipient};
+    use tokio::sync::{mpsc, oneshot};
+
     use super::*;
+    use crate::shard::life::Held;
+
+    /// The second recipient of a message whose record says that it was kept for another shard once.
+    fn kept_once() -> Recovered {
+        let recipient = RecoveredRecipient {
+            index: 1,
+            destination: "d.test".into(),
+            due_unix_ms: 0,
+            delay_reports: 0,
+            attempts: 0,
+            priority: 50,
+            last_reply: String::new(),
+        };
+        Recovered {
+            key: 7,
+            body_len: 20,
+            received_unix_ms: 1,
+            handoff: true,
+            notify_delay: false,
+            vmta: String::new(),
+            job: String::new(),
+            recipients: vec![recipient],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kept_share_that_became_its_keepers_own_and_was_offered_is_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
+        let noted = AllOffered(vec![Offered { key: 7, start: 1, end: 2, incarnation: 3, sequence: 4 }]);
+        let (found, messages) = mpsc::channel(1);
+        let (known, values) = oneshot::channel();
+        found.send(kept_once()).await.unwrap();
+        drop(found);
+        known.send(Ok(vec![(format!("{NOTED_AS}1"), stored::bytes(&noted))])).unwrap();
+        Rc::clone(&shard).recover(Held { messages, values }).await.unwrap();
+        let found = shard.moves.found.borrow();
+        let asked: Vec<HandoffId> = found.get(&1).into_iter().flatten().map(|o| o.share.id).collect();
+        assert_eq!(asked, [HandoffId { origin: 0, incarnation: 3, sequence: 4 }]);
+        assert_eq!(shard.kept.recipients(), 0, "it is not kept any more");
+    }
 
     #[test]
     fn what_was_offered_lies_in_spools_as_it_always_did() {

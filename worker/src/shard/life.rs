@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::dice::HashSet;
 use ipc::shard_map::ShardMap;
 use spool::store::Values;
 use spool::{Recovered, SpoolError};
@@ -40,6 +41,9 @@ impl Shard {
         }
         let values = held.values.await.map_err(|_| "the spool's thread ended while opening".to_owned())?;
         let values = values.map_err(|e| e.to_string())?;
+        // Only a shard's own mail is moved or rerouted: what was kept for another and is named there was this one's own by then.
+        let own: HashSet<u64> = moving::noted(&values).chain(rerouting::noted(&values)).collect();
+        self.kept.take_found(&own).iter().for_each(|r| self.enqueue_own(r));
         crate::switches::restore(&self, &values);
         crate::standing_orders::restore(&self, &values);
         crate::disabled::restore(&self, &values);

@@ -1,0 +1,38 @@
+//! A shard for unit tests, with a spool in a folder and the system's ports, of which nothing has begun to work.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use ipc::ledger::Ledger;
+use ipc::shard_map::ShardMap;
+use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
+
+use super::{Parts, Shard};
+use crate::config::Config;
+use crate::ports::Ports;
+
+/// Shard 0 of `map` over an empty spool, with a configuration that has what `more` says beside the least.
+pub(crate) async fn shard(folder: &Path, map: ShardMap, more: impl FnOnce(&mut Snapshot)) -> Rc<Shard> {
+    let mut snapshot = Snapshot::default();
+    snapshot.vmtas.push(VirtualMta { name: "{default}".into(), ..Default::default() });
+    snapshot.vmta_by_name.insert("{default}".into(), 0);
+    snapshot.global.host_name = "mta.test".into();
+    more(&mut snapshot);
+    let config = Config::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap()).unwrap();
+    let options = spool::Options { path: folder.into(), shard: 0, sync: false, min_free_bytes: 0, boot: String::new() };
+    let rows = crate::account::file::Files::new(&[], 0);
+    let (spool, opened) = spool::Spool::open(options, Box::new(rows), Box::new(|_| {})).unwrap();
+    opened.await.unwrap().unwrap();
+    let parts = Parts {
+        number: 0,
+        config,
+        spool,
+        ledger: Ledger::create().unwrap().0,
+        map,
+        ports: Ports::of_the_system(0, folder.into()),
+        accounting: Default::default(),
+        suppression: None,
+        delivers_only: false,
+    };
+    Shard::new(parts).unwrap()
+}
