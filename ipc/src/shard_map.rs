@@ -19,6 +19,9 @@ pub struct ShardMap {
     pub spread: Vec<Spread>,
     /// Those of the epoch before.
     pub previous_spread: Vec<Spread>,
+    /// Shards that are there and have no part in `shards`: they come, or leave. One that is in neither is gone, and has nothing.
+    /// It changes within an epoch.
+    pub without_part: Vec<u8>,
 }
 
 /// `spread` of the destinations that a pattern matches.
@@ -97,7 +100,12 @@ impl ShardMap {
         }
     }
 
-    /// The map that follows this one.
+    /// Whether a shard serves, or will be back: what it was offered it may have.
+    pub fn has(&self, shard: u8) -> bool {
+        self.shards.contains(&shard) || self.without_part.contains(&shard)
+    }
+
+    /// The map that follows this one, before it is known who has no part in it.
     pub fn next(&self, workers: u8, spread: Vec<Spread>) -> ShardMap {
         ShardMap {
             epoch: self.epoch + 1,
@@ -105,6 +113,7 @@ impl ShardMap {
             previous: self.shards.clone(),
             spread,
             previous_spread: self.spread.clone(),
+            without_part: Vec::new(),
         }
     }
 }

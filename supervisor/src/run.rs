@@ -257,6 +257,7 @@ impl Supervisor {
     /// A worker came back whose number is above those wanted: it hands its mail over and ends.
     pub fn take_surplus(self: &Rc<Self>, number: u8, cpu: usize) {
         self.slots.borrow_mut().push(Slot::new(number, cpu));
+        self.tell_map();
         spawn_local(life::keep(Rc::clone(self), number));
         let workers = self.map.borrow().shards.len() as u32;
         spawn_local(drain_left_over(Rc::clone(self), workers));
@@ -410,6 +411,8 @@ impl Supervisor {
                 self.gone.set(gone);
                 self.slots.borrow_mut().retain(|s| s.number != number);
                 if !self.stopping.get() {
+                    // It has nothing that others offered it: they need not ask it any more.
+                    self.tell_map();
                     tracing::info!(shard = number, "the shard is gone: the others have its mail");
                 }
                 return Ok(());

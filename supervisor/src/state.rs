@@ -176,7 +176,7 @@ impl Supervisor {
 
     /// A worker has begun to serve: what changed since it was welcomed.
     pub fn bring_up_to_date(&self, number: u8) {
-        let map = self.map.borrow().clone();
+        let map = self.map_for_shards();
         let (switch, current) = self.accounting.in_use();
         self.slot(number, |s| {
             s.order(ToWorker::Map(map), Vec::new());
@@ -310,7 +310,21 @@ impl Supervisor {
     /// Puts the next shard map in force.
     pub fn publish_map(&self, workers: u8, spread: Vec<Spread>) {
         let map = self.map.borrow().next(workers, spread);
-        self.map.borrow_mut().clone_from(&map);
+        *self.map.borrow_mut() = map;
+        self.tell_map();
+    }
+
+    /// The shard map as shards are given it, with those that have no part in it.
+    pub fn map_for_shards(&self) -> ShardMap {
+        let map = self.map.borrow().clone();
+        let numbers = self.slots.borrow().iter().map(|s| s.number).collect::<Vec<u8>>();
+        let without_part = numbers.into_iter().filter(|n| !map.shards.contains(n)).collect();
+        ShardMap { without_part, ..map }
+    }
+
+    /// Gives all shards the shard map.
+    pub fn tell_map(&self) {
+        let map = self.map_for_shards();
         for s in self.slots.borrow().iter() {
             s.order(ToWorker::Map(map.clone()), Vec::new());
         }

@@ -91,7 +91,7 @@ async fn greet(sup: &Rc<Supervisor>, stream: &mut FrameStream) -> Option<u8> {
     });
     let accounting_before = known?;
     let (names, fds) = sup.descriptors();
-    let welcome = Welcome { map: sup.map.borrow().clone(), listeners: names, accounting: files, accounting_before };
+    let welcome = Welcome { map: sup.map_for_shards(), listeners: names, accounting: files, accounting_before };
     let sent = stream.send(TO_WORKER, &archive(&ToWorker::Welcome(welcome)), &[], &fds).await;
     sent.is_ok().then_some(number)
 }

@@ -82,7 +82,14 @@ impl Make for SourceState {
 
 impl Make for ShardMap {
     fn make(c: &mut Choices<'_>) -> ShardMap {
-        ShardMap { epoch: make(c), shards: make(c), previous: make(c), spread: make(c), previous_spread: make(c) }
+        ShardMap {
+            epoch: make(c),
+            shards: make(c),
+            previous: make(c),
+            spread: make(c),
+            previous_spread: make(c),
+            without_part: make(c),
+        }
     }
 }
 

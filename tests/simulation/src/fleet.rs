@@ -127,7 +127,7 @@ impl World {
         }
         self.is_unattended.set(false);
         self.supervisor.set(self.supervisor.get() + 1);
-        self.tell_map(&map);
+        self.tell_map();
         let (world, supervisor) = (Rc::clone(self), self.supervisor.get());
         self.is_scaling.set(true);
         spawn_local(async move {
@@ -140,9 +140,19 @@ impl World {
         });
     }
 
-    /// Gives a map to all shards that run.
-    fn tell_map(&self, map: &ShardMap) {
-        for host in self.wanted() {
+    /// The shard map as shards are given it, with those that have no part in it.
+    pub fn map_for_shards(&self) -> ShardMap {
+        let map = self.map.borrow().clone();
+        let is_there = |h: &&Host| h.is_wanted.get() || h.has_lived() && !h.has_left_nothing.get();
+        let there = self.hosts.iter().filter(is_there).map(|h| h.number);
+        let without_part = there.filter(|n| !map.shards.contains(n)).collect();
+        ShardMap { without_part, ..map }
+    }
+
+    /// Gives all shards that run the shard map.
+    fn tell_map(&self) {
+        let map = self.map_for_shards();
+        for host in &self.hosts {
             let map = map.clone();
             host.order(move |shard| shard.follow_map(map));
         }
@@ -169,8 +179,8 @@ impl World {
         self.note(|| format!("{workers} shards"));
         let spread = before.spread.clone();
         let map = before.next(workers, spread);
-        self.map.borrow_mut().clone_from(&map);
-        self.tell_map(&map);
+        *self.map.borrow_mut() = map;
+        self.tell_map();
         for host in self.hosts.iter().filter(|h| h.number >= workers && h.is_wanted.get()) {
             self.retire(host, supervisor).await;
         }
@@ -205,6 +215,8 @@ impl World {
                 return;
             }
             if host.has_left_nothing.get() {
+                // It has nothing that others offered it: they need not ask it any more.
+                self.tell_map();
                 return;
             }
             // What came until the last moment is handed over by the next process.

@@ -194,7 +194,7 @@ impl Host {
                 p.shard = Rc::downgrade(&shard);
             }
             // Who begins to serve is told what it missed.
-            shard.follow_map(world.map.borrow().clone());
+            shard.follow_map(world.map_for_shards());
             let obeys = Rc::clone(&shard);
             spawn_local(async move {
                 while let Some(order) = ordered.recv().await {
@@ -263,7 +263,7 @@ impl Host {
             config,
             spool,
             ledger: world.ledger(self.number)?,
-            map: world.map.borrow().clone(),
+            map: world.map_for_shards(),
             ports: Ports { net: Rc::<Port>::clone(&port), dns: Rc::<Port>::clone(&port), mesh: port },
             accounting: world.shown(),
             suppression: None,

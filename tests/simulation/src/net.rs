@@ -40,8 +40,6 @@ pub struct Network {
     between: RefCell<Vec<([u8; 2], Scissors)>>,
     /// Shards that listen for others.
     listening: RefCell<BTreeMap<u8, mpsc::UnboundedSender<End>>>,
-    /// Shards that have come, and have not left in order.
-    known: RefCell<BTreeMap<u8, ()>>,
     /// Pairs of shards that do not reach each other.
     parted: RefCell<Vec<[u8; 2]>>,
     /// Name servers do not answer.
@@ -74,7 +72,6 @@ impl Network {
             book,
             between: RefCell::default(),
             listening: RefCell::default(),
-            known: RefCell::default(),
             parted: RefCell::default(),
             is_dns_dead: Cell::new(false),
             mesh_latency: Rc::default(),
@@ -232,7 +229,6 @@ impl Mesh for Port {
     fn listen(&self) -> io::Result<Box<dyn MeshListener>> {
         let (tx, rx) = mpsc::unbounded_channel();
         self.network.listening.borrow_mut().insert(self.life.shard, tx);
-        self.network.known.borrow_mut().insert(self.life.shard, ());
         Ok(Box::new(Listener(rx)))
     }
 
@@ -254,12 +250,7 @@ impl Mesh for Port {
         })
     }
 
-    fn has(&self, number: u8) -> bool {
-        self.network.known.borrow().contains_key(&number)
-    }
-
     fn leave(&self) {
-        self.network.known.borrow_mut().remove(&self.life.shard);
         self.network.listening.borrow_mut().remove(&self.life.shard);
     }
 }

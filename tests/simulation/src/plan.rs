@@ -101,15 +101,6 @@ pub enum Trouble {
     Away,
 }
 
-impl Trouble {
-    /// What goes wrong where nothing is said: all but an absent supervisor, of which one world is not understood yet (see
-    /// docs/simulation.md).
-    fn by_themselves() -> Vec<Trouble> {
-        let all = <Trouble as clap::ValueEnum>::value_variants().iter().copied();
-        all.filter(|t| !matches!(t, Trouble::Away)).collect()
-    }
-}
-
 /// Something that goes wrong at a time that is known.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -203,7 +194,7 @@ impl Plan {
             clients: options.clients.or(described.clients).unwrap_or(20),
             pause_ms: described.pause_ms.unwrap_or(1000),
             busy: Duration::from_secs(60 * options.minutes.or(described.minutes).unwrap_or(10)),
-            faults: faults.unwrap_or_else(Trouble::by_themselves),
+            faults: faults.unwrap_or_else(|| <Trouble as clap::ValueEnum>::value_variants().to_vec()),
             events: described.events,
             configuration: described.configuration.unwrap_or_default(),
             trace: options.trace,

@@ -24,10 +24,7 @@ pub trait Mesh: Debug {
     /// descriptor is left, or too many connect to it at once.
     fn connect(&self, number: u8) -> Pending<'_, io::Result<MeshStream>>;
 
-    /// Shard `number` has come, and has not left in order: it serves, or will be back.
-    fn has(&self, number: u8) -> bool;
-
-    /// This shard leaves in order.
+    /// This shard takes no connections any more.
     fn leave(&self);
 }
 
@@ -84,10 +81,6 @@ impl Mesh for System {
 
     fn connect(&self, number: u8) -> Pending<'_, io::Result<MeshStream>> {
         Box::pin(async move { UnixStream::connect(self.socket_of(number)).await.map(MeshStream::from) })
-    }
-
-    fn has(&self, number: u8) -> bool {
-        self.socket_of(number).exists()
     }
 
     fn leave(&self) {

@@ -153,10 +153,6 @@ mod tests {
             Box::pin(async { Err(io::ErrorKind::NotFound.into()) })
         }
 
-        fn has(&self, _: u8) -> bool {
-            false
-        }
-
         fn leave(&self) {}
     }
 

@@ -30,18 +30,16 @@ pub async fn close(shard: &Shard, taken: Vec<Share>) {
     }
 }
 
-/// Whether a shard is, or will be back: it has its part in the map, or has not left it in order.
+/// Whether a shard is there, or will be back. That nobody listens for it says nothing of that: what it was offered last may be on its
+/// disk all the same.
 pub fn is_there(shard: &Shard, other: u8) -> bool {
-    let map = shard.map.borrow();
-    map.shards.contains(&other)
-        || shard.handoffs.is_connected(other)
-        || (map.previous.contains(&other) && shard.ports.mesh.has(other))
+    shard.map.borrow().has(other) || shard.handoffs.is_connected(other)
 }
 
-/// Connects to every other shard of the map, now and whenever it changes.
+/// Connects to every other shard that is there, and to those of the map before, now and whenever it changes.
 pub fn keep_links(shard: &Rc<Shard>) {
     let map = Rc::clone(&shard.map.borrow());
-    let all = map.shards.iter().chain(&map.previous).copied();
+    let all = map.shards.iter().chain(&map.previous).chain(&map.without_part).copied();
     for owner in all.filter(|s| *s != shard.number) {
         let link = shard.handoffs.link(owner);
         if !link.started.replace(true) {
@@ -54,7 +52,7 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
     loop {
         let known = {
             let map = shard.map.borrow();
-            map.shards.contains(&owner) || map.previous.contains(&owner)
+            map.has(owner) || map.previous.contains(&owner)
         };
         if !known {
             link.started.set(false);

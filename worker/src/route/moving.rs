@@ -228,10 +228,6 @@ async fn move_some(shard: &Rc<Shard>, some: Vec<Offer>) -> bool {
 
 /// Offers what an earlier process had noted.
 async fn ask_again(shard: &Rc<Shard>, owner: u8, mut all: Vec<Offer>) {
-    // A shard that leaves comes into the map when all others serve.
-    while !is_there(shard, owner) && shard.ports.mesh.has(owner) && !shard.stopping() {
-        sleep(RETRY).await;
-    }
     for o in &mut all {
         let key = shard.scheduler().messages.get(o.entry.slot as usize).map(|m| m.key);
         if let Some(key) = key {
