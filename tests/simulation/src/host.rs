@@ -18,8 +18,10 @@ use worker::ports::Ports;
 use worker::shard::Parts;
 use worker::shard::Shard;
 use worker::shard::life::Held;
+use worker::tasks::begin;
 
 use crate::book::{CutShort, Life};
+use crate::fragile::Fragile;
 use crate::net::Port;
 use crate::pipe::{End, Scissors, connection};
 use crate::rot::Rotted;
@@ -66,7 +68,7 @@ type Order = Box<dyn FnOnce(&Rc<Shard>)>;
 struct Process {
     life: Life,
     shard: Weak<Shard>,
-    clients: mpsc::UnboundedSender<(End, SocketAddr, SocketAddr)>,
+    clients: mpsc::UnboundedSender<(Fragile<End>, SocketAddr, SocketAddr)>,
     orders: mpsc::UnboundedSender<Order>,
     kill: Option<oneshot::Sender<()>>,
     stop: Option<oneshot::Sender<()>>,
@@ -171,6 +173,7 @@ impl Host {
         let p = process.as_ref().filter(|p| p.shard.strong_count() > 0)?;
         let listener = SocketAddr::from(([10, 0, 0, 1], 25));
         let (theirs, ours, scissors) = connection([from, listener], &world.network.latency);
+        let ours = Fragile::new(ours, &world.network.panics, scissors.clone());
         p.clients.send((ours, from, listener)).ok()?;
         world.network.opened(p.life, scissors.clone());
         Some((theirs, scissors))
@@ -182,7 +185,7 @@ impl Host {
         self.lives.set(life.number + 1);
         let (kill, killed) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
-        let (clients, mut new) = mpsc::unbounded_channel::<(End, SocketAddr, SocketAddr)>();
+        let (clients, mut new) = mpsc::unbounded_channel::<(Fragile<End>, SocketAddr, SocketAddr)>();
         let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
         *self.process.borrow_mut() =
             Some(Process { life, shard: Weak::new(), clients, orders, kill: Some(kill), stop: Some(stop) });
@@ -205,7 +208,10 @@ impl Host {
             let clients = spawn_local(async move {
                 while let Some((end, peer, local)) = new.recv().await {
                     let shard = Rc::clone(&served);
-                    spawn_local(async move { serve(shard, &local.to_string(), end, peer, Some(local)).await });
+                    begin(
+                        "client",
+                        move || async move { serve(shard, &local.to_string(), end, peer, Some(local)).await },
+                    );
                 }
             });
             let _ = stopped.await;

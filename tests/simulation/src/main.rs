@@ -3,6 +3,7 @@
 mod book;
 mod dice;
 mod fleet;
+mod fragile;
 mod host;
 mod injector;
 mod net;
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         }
     };
     let seed = plan.seed;
+    worker::tasks::tell_of_panics();
     ipc::planted::plant(args.planted.as_deref().unwrap_or_default());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build() {
         Ok(r) => r,

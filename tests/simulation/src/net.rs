@@ -17,6 +17,7 @@ use worker::ports::{ConnectFault, Dns, Mesh, MeshListener, MeshStream, Net, Pend
 
 use crate::book::{Book, Life};
 use crate::dice::Dice;
+use crate::fragile::{Fragile, Panics};
 use crate::pipe::{End, Latency, Scissors, connection};
 use crate::receiver::Receiver;
 
@@ -39,7 +40,7 @@ pub struct Network {
     /// Connections between shards, with the process at either end.
     between: RefCell<Vec<([u8; 2], Scissors)>>,
     /// Shards that listen for others.
-    listening: RefCell<BTreeMap<u8, mpsc::UnboundedSender<End>>>,
+    listening: RefCell<BTreeMap<u8, mpsc::UnboundedSender<MeshStream>>>,
     /// Pairs of shards that do not reach each other.
     parted: RefCell<Vec<[u8; 2]>>,
     /// Name servers do not answer.
@@ -48,6 +49,8 @@ pub struct Network {
     pub mesh_latency: Latency,
     /// How long bytes take to receivers.
     pub latency: Latency,
+    /// How often tasks of shards panic at connections.
+    pub panics: Rc<Panics>,
 }
 
 impl Network {
@@ -63,6 +66,7 @@ impl Network {
         let zone = receivers.iter().enumerate().map(|(n, r)| (r.domain.clone(), address(n))).collect();
         let receivers = receivers.into_iter().enumerate().map(|(n, r)| (address(n), r)).collect();
         Rc::new(Network {
+            panics: Panics::new(dice.fork()),
             dice,
             receivers,
             zone,
@@ -172,7 +176,8 @@ impl Net for Port {
             let (ours, theirs, scissors) = connection([(source, port).into(), peer], &self.network.latency);
             self.network.opened(self.life, scissors.clone());
             self.network.count(source, &scissors);
-            (self.spawn)(Box::pin(Rc::clone(receiver).serve(theirs, source, self.life, scissors)));
+            (self.spawn)(Box::pin(Rc::clone(receiver).serve(theirs, source, self.life, scissors.clone())));
+            let ours = Fragile::new(ours, &self.network.panics, scissors);
             Ok(Box::new(ours) as Box<dyn Stream>)
         })
     }
@@ -220,9 +225,10 @@ impl Dns for Port {
     }
 }
 
-fn streams(end: End) -> MeshStream {
+fn streams(end: End, panics: &Rc<Panics>, scissors: &Scissors) -> MeshStream {
     let (read, write) = tokio::io::split(end);
-    MeshStream { read: Box::new(read), write: Box::new(write) }
+    let read = Fragile::new(read, panics, scissors.clone());
+    MeshStream { read: Box::new(read), write: Box::new(Fragile::new(write, panics, scissors.clone())) }
 }
 
 impl Mesh for Port {
@@ -244,9 +250,10 @@ impl Mesh for Port {
             let listening = self.network.listening.borrow().get(&number).cloned().ok_or_else(refused)?;
             let address = |shard: u8| SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(shard)));
             let (ours, theirs, scissors) = connection(pair.map(address), &self.network.mesh_latency);
-            self.network.between.borrow_mut().push((pair, scissors));
-            listening.send(theirs).map_err(|_| refused())?;
-            Ok(streams(ours))
+            self.network.between.borrow_mut().push((pair, scissors.clone()));
+            let panics = &self.network.panics;
+            listening.send(streams(theirs, panics, &scissors)).map_err(|_| refused())?;
+            Ok(streams(ours, panics, &scissors))
         })
     }
 
@@ -255,10 +262,10 @@ impl Mesh for Port {
     }
 }
 
-struct Listener(mpsc::UnboundedReceiver<End>);
+struct Listener(mpsc::UnboundedReceiver<MeshStream>);
 
 impl MeshListener for Listener {
     fn accept(&mut self) -> Pending<'_, io::Result<MeshStream>> {
-        Box::pin(async move { self.0.recv().await.map(streams).ok_or_else(|| io::ErrorKind::NotConnected.into()) })
+        Box::pin(async move { self.0.recv().await.ok_or_else(|| io::ErrorKind::NotConnected.into()) })
     }
 }

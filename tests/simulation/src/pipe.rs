@@ -16,6 +16,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Bytes on their way in one direction; more must wait.
 const WINDOW: usize = 64 << 10;
 
+/// What a task has read may be forgotten when it panics so soon behind it.
+const PANICS_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long bytes that are written now take to arrive; others may change it.
 pub type Latency = Rc<Cell<Duration>>;
 
@@ -26,6 +29,8 @@ struct Wire {
     ways: [Way; 2],
     /// Since then nothing passes any more, and both ends are told so.
     cut: Option<Instant>,
+    /// When a task of a shard panicked at it.
+    panicked: Option<Instant>,
     latency: Latency,
 }
 
@@ -60,10 +65,16 @@ impl Scissors {
         wire.ways.iter_mut().for_each(Way::wake);
     }
 
-    /// Whether what was written at that time never arrived.
+    /// The task of a shard that reads or writes panics.
+    pub fn panicked(&self) {
+        self.0.borrow_mut().panicked = Some(Instant::now());
+    }
+
+    /// Whether what was written at that time never arrived, or the task that read it panicked behind that.
     pub fn has_lost(&self, written: Instant) -> bool {
         let wire = self.0.borrow();
-        wire.cut.is_some_and(|cut| cut <= written + wire.latency.get())
+        let is_cut = wire.cut.is_some_and(|cut| cut <= written + wire.latency.get());
+        is_cut || wire.panicked.is_some_and(|at| at <= written + wire.latency.get() + PANICS_WITHIN)
     }
 
     /// The end that opened it is gone, or it is cut.

@@ -99,6 +99,8 @@ pub enum Trouble {
     Rot,
     /// The supervisor is gone for a while.
     Away,
+    /// Tasks of shards panic where they read or write.
+    Panic,
 }
 
 /// Something that goes wrong at a time that is known.

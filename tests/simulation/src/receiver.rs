@@ -136,7 +136,8 @@ impl Receiver {
         let mut line = Vec::new();
         loop {
             line.clear();
-            if io.read_until(b'\n', &mut line).await? == 0 {
+            if io.read_until(b'\n', &mut line).await? == 0 || !line.ends_with(b"\n") {
+                // The client is gone, perhaps in the midst of a line.
                 return Ok(());
             }
             let Some(text) = line.strip_suffix(b"\r\n").and_then(|l| std::str::from_utf8(l).ok()) else {

@@ -328,6 +328,12 @@ impl World {
             sleep(Duration::from_millis(100)).await;
         }
         self.read_rows();
+        let (panics, wanted) = (worker::tasks::panics(), self.network.panics.happened());
+        if panics > wanted {
+            self.book
+                .borrow_mut()
+                .violation(format!("{} tasks panicked by themselves; --trace names them", panics - wanted));
+        }
         Ok(self.book.borrow_mut().check())
     }
 
@@ -392,6 +398,10 @@ impl World {
                 let what = host.rot(dice, at_the_end);
                 self.note(|| format!("rot on the disk of shard {}: {what}", host.number));
             }
+            Trouble::Panic => {
+                self.network.panics.set(dice.between(1, 20));
+                self.later(until, |w| w.network.panics.set(0));
+            }
             Trouble::Away => {
                 // As long as systemd takes to start it again, or until somebody sees that it has given up.
                 let until = Instant::now() + Duration::from_millis(dice.between(100, 60_000));
@@ -442,6 +452,7 @@ impl World {
     fn mend(self: &Rc<Self>) {
         self.adopt();
         self.reload(0);
+        self.network.panics.set(0);
         self.network.is_dns_dead.set(false);
         self.network.mesh_latency.set(Duration::ZERO);
         for r in self.network.receivers() {

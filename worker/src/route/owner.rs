@@ -67,7 +67,14 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
     let hello: mesh::Hello = ipc::frame::unarchive(mesh::HELLO, &first.archive)?;
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     tasks::begin("mesh answers", move || write_answers(write, queue));
-    while let Some(f) = frames.next(&mut read).await? {
+    loop {
+        let next = tokio::select! {
+            biased;
+            // Nobody would hear what became of it. Gone, the connection is made anew.
+            () = answers.closed() => return Ok(()),
+            next = frames.next(&mut read) => next?,
+        };
+        let Some(f) = next else { return Ok(()) };
         match (f.header.kind, hello.shard) {
             (mesh::HANDOFF | mesh::HANDOFF_KEPT, Some(origin)) => take(shard, origin, f, &answers),
             (mesh::OPEN, Some(origin)) => {
@@ -93,7 +100,6 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
             (k, _) => return Err(FrameError::Kind(k)),
         }
     }
-    Ok(())
 }
 
 async fn write_answers(mut write: Box<dyn AsyncWrite + Unpin>, mut queue: mpsc::Receiver<Vec<u8>>) {
