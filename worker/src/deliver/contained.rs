@@ -117,7 +117,6 @@ mod tests {
     use std::time::Duration;
 
     use ipc::ledger::Class;
-    use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType};
     use ipc::rules::DomainRules;
     use ipc::shard_map::ShardMap;
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -137,36 +136,7 @@ mod tests {
 
     /// Two recipients of one message in a queue, and its path.
     async fn queued(shard: &Rc<Shard>, rules: DomainRules) -> (QueueId, PathId) {
-        let to = |n: u8| Recipient {
-            address: format!("{n}@d.test"),
-            destination: "d.test".into(),
-            notify: 0,
-            priority_given: 0,
-            given_again: 0,
-            orcpt: String::new(),
-        };
-        let text = String::new;
-        let e = Envelope {
-            id: MessageId([1; 16]),
-            received_unix_ms: clock::now_ms(),
-            sender: "s@s.test".into(),
-            vmta: text(),
-            job_id: text(),
-            envid: text(),
-            ret: Ret::Unset,
-            body_type: BodyType::SevenBit,
-            smtputf8: false,
-            suppress_dsn: false,
-            source_type: SourceType::Smtp,
-            kept: 0,
-            source_name: text(),
-            source_ip: text(),
-            local_ip: text(),
-            handoff: None,
-            asked: None,
-            moved: None,
-            recipients: vec![to(0), to(1)],
-        };
+        let e = crate::shard::alone::envelope(&["0@d.test", "1@d.test"]);
         let envelope = ipc::frame::archive(&e).to_vec().into();
         let stored = shard.spool.store(spool::NewMessage {
             envelope,

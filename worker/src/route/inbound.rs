@@ -2,13 +2,16 @@
 
 use std::cell::RefCell;
 
-use ipc::dice::HashSet;
+use ipc::dice::{HashMap, HashSet};
 use ipc::message::HandoffId;
+use tokio::sync::oneshot;
 
 /// Handoffs being stored.
 #[derive(Debug, Default)]
 pub struct InboundHandoffs {
     in_progress: RefCell<HashSet<HandoffId>>,
+    /// By origin, what ends the connection that it offers on when it is dropped.
+    connections: RefCell<HashMap<u8, oneshot::Sender<()>>>,
 }
 
 impl InboundHandoffs {
@@ -17,10 +20,28 @@ impl InboundHandoffs {
         self.in_progress.borrow().is_empty()
     }
 
+    /// An origin offers on a new connection. Its connection before ends: what is unread there was given up, and came behind what is
+    /// offered again.
+    pub(super) fn connected(&self, origin: u8) -> Replaced {
+        let (current, replaced) = oneshot::channel();
+        self.connections.borrow_mut().insert(origin, current);
+        Replaced(replaced)
+    }
+
     /// One is being stored from now on; `None` where it is already.
     pub(super) fn begin(&self, id: HandoffId) -> Option<InProgress<'_>> {
         let is_new = self.in_progress.borrow_mut().insert(id);
         (is_new || ipc::planted!("handoff-stored-twice-at-once")).then(|| InProgress(self, id))
+    }
+}
+
+/// A connection on which an origin offers, until the origin has another.
+pub(super) struct Replaced(oneshot::Receiver<()>);
+
+impl Replaced {
+    /// Resolves when the origin has another.
+    pub async fn replaced(&mut self) {
+        let _ = (&mut self.0).await;
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use ipc::frame::{Frame, FrameError, Header};
 use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::mesh::{self, Inject, Injected, Refusal};
-use ipc::message::{ArchivedEnvelope, SourceType};
+use ipc::message::{ArchivedEnvelope, MessageId, SourceType};
 use ipc::stream::FrameReader;
 use spool::SpoolError;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -19,6 +19,7 @@ use crate::accept::source::kept_back;
 use crate::ports::{MeshListener, MeshStream};
 use crate::prepare::message::{Submitter, prepare};
 use crate::prepare::vmta_name::canonical_name;
+use crate::route::inbound::Replaced;
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
 use crate::smtp::command::{Mail, Rcpt};
@@ -65,6 +66,7 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
         return Err(FrameError::Kind(first.header.kind));
     }
     let hello: mesh::Hello = ipc::frame::unarchive(mesh::HELLO, &first.archive)?;
+    let mut connection = hello.shard.map(|origin| shard.inbound.connected(origin));
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     tasks::begin("mesh answers", move || write_answers(write, queue));
     loop {
@@ -72,6 +74,7 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
             biased;
             // Nobody would hear what became of it. Gone, the connection is made anew.
             () = answers.closed() => return Ok(()),
+            () = replaced(&mut connection) => return Ok(()),
             next = frames.next(&mut read) => next?,
         };
         let Some(f) = next else { return Ok(()) };
@@ -99,6 +102,14 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
             }
             (k, _) => return Err(FrameError::Kind(k)),
         }
+    }
+}
+
+/// Resolves when an origin has another connection; never for others.
+async fn replaced(connection: &mut Option<Replaced>) {
+    match connection {
+        Some(c) => c.replaced().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -148,6 +159,8 @@ async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refus
     let Some(_in_progress) = shard.inbound.begin(id) else { return Err(Refusal::InProgress) };
     // What its origin had not on disk was never offered before.
     let kept = f.header.kind == mesh::HANDOFF_KEPT;
+    let message = MessageId(valid.id.0);
+    tracing::debug!(shard = shard.number, origin, incarnation = id.incarnation, sequence = id.sequence, kept, %message, "offered");
     if kept && shard.spool.has_seen(id).await.map_err(|_| Refusal::InProgress)? {
         return Ok(());
     }
@@ -234,4 +247,58 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
             Err(e) => Injected::Refused(e.to_string()),
         },
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "a panic of what tests begin is a failure of theirs")]
+
+    use ipc::message::HandoffId;
+    use ipc::shard_map::ShardMap;
+    use tokio::io::DuplexStream;
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+
+    /// A connection of shard 1 to `shard`.
+    async fn connected(shard: &Rc<Shard>) -> (DuplexStream, FrameReader) {
+        let (mut theirs, ours) = tokio::io::duplex(1 << 16);
+        let (read, write) = tokio::io::split(ours);
+        let shard = Rc::clone(shard);
+        spawn_local(
+            async move { serve_one(&shard, MeshStream { read: Box::new(read), write: Box::new(write) }).await },
+        );
+        let hello = ipc::frame::archive(&mesh::Hello { shard: Some(1), epoch: 1 });
+        theirs.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await.unwrap();
+        theirs.write_all(&hello).await.unwrap();
+        tokio::task::yield_now().await;
+        (theirs, FrameReader::default())
+    }
+
+    /// A share, offered as one that its origin has on disk or not.
+    fn offer(kind: u8) -> Vec<u8> {
+        let mut e = crate::shard::alone::envelope(&["r@d.test"]);
+        e.handoff = Some(HandoffId { origin: 1, incarnation: 2, sequence: 3 });
+        let (archive, body) = (ipc::frame::archive(&e), b"Subject: x\r\n\r\nx\r\n");
+        let header = Header::new(kind, archive.len(), body.len()).encode();
+        [&header[..], &archive, body].concat()
+    }
+
+    #[tokio::test]
+    async fn what_an_origin_gave_up_is_not_read_behind_what_it_offers_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = async {
+            let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
+            let (mut before, mut answers_before) = connected(&shard).await;
+            let (mut now, mut answers) = connected(&shard).await;
+            now.write_all(&offer(mesh::HANDOFF_KEPT)).await.unwrap();
+            assert_eq!(answers.next(&mut now).await.unwrap().unwrap().header.kind, mesh::ACCEPTED);
+            // It may be closed by now.
+            let _ = before.write_all(&offer(mesh::HANDOFF)).await;
+            assert!(answers_before.next(&mut before).await.unwrap().is_none(), "nothing is answered there");
+            assert_eq!(shard.scheduler().recipients, 1);
+        };
+        LocalSet::new().run_until(all).await;
+    }
 }

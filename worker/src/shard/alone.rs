@@ -4,6 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ipc::ledger::Ledger;
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, destination_of};
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
 
@@ -35,4 +36,38 @@ pub(crate) async fn shard(folder: &Path, map: ShardMap, more: impl FnOnce(&mut S
         delivers_only: false,
     };
     Shard::new(parts).unwrap()
+}
+
+/// A message to some recipients, as it is stored.
+pub(crate) fn envelope(recipients: &[&str]) -> Envelope {
+    let to = |address: &&str| Recipient {
+        address: (*address).to_owned(),
+        destination: destination_of(address).unwrap(),
+        notify: 0,
+        priority_given: 0,
+        given_again: 0,
+        orcpt: String::new(),
+    };
+    let text = String::new;
+    Envelope {
+        id: MessageId([1; 16]),
+        received_unix_ms: crate::clock::now_ms(),
+        sender: "s@s.test".into(),
+        vmta: text(),
+        job_id: text(),
+        envid: text(),
+        ret: Ret::Unset,
+        body_type: BodyType::SevenBit,
+        smtputf8: false,
+        suppress_dsn: false,
+        source_type: SourceType::Smtp,
+        kept: 0,
+        source_name: text(),
+        source_ip: text(),
+        local_ip: text(),
+        handoff: None,
+        asked: None,
+        moved: None,
+        recipients: recipients.iter().map(to).collect(),
+    }
 }
