@@ -221,6 +221,7 @@ impl Book {
         let Some(r) = self.recipients.get_mut(recipient) else {
             return self.violation(format!("{recipient} was delivered, which nobody sent"));
         };
+        scissors.takes();
         r.deliveries.push(Delivery { at: Instant::now(), by, scissors });
         let (sent, refused, is_whole) = (r.message, r.refused, r.digest == digest);
         if sent == message && !is_whole {

@@ -16,9 +16,6 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Bytes on their way in one direction; more must wait.
 const WINDOW: usize = 64 << 10;
 
-/// What a task has read may be forgotten when it panics so soon behind it.
-const PANICS_WITHIN: Duration = Duration::from_secs(5);
-
 /// How long bytes that are written now take to arrive; others may change it.
 pub type Latency = Rc<Cell<Duration>>;
 
@@ -29,8 +26,10 @@ struct Wire {
     ways: [Way; 2],
     /// Since then nothing passes any more, and both ends are told so.
     cut: Option<Instant>,
-    /// When a task of a shard panicked at it.
-    panicked: Option<Instant>,
+    /// A task of a shard panicked at it.
+    has_panicked: bool,
+    /// When a receiver took the last message.
+    last_taken: Option<Instant>,
     latency: Latency,
 }
 
@@ -67,14 +66,20 @@ impl Scissors {
 
     /// The task of a shard that reads or writes panics.
     pub fn panicked(&self) {
-        self.0.borrow_mut().panicked = Some(Instant::now());
+        self.0.borrow_mut().has_panicked = true;
     }
 
-    /// Whether what was written at that time never arrived, or the task that read it panicked behind that.
+    /// A receiver takes a message now.
+    pub fn takes(&self) {
+        self.0.borrow_mut().last_taken = Some(Instant::now());
+    }
+
+    /// Whether what was written at that time never arrived, or may have been forgotten with the task that read it: when that panicked, no
+    /// more than the last message was in its hands.
     pub fn has_lost(&self, written: Instant) -> bool {
         let wire = self.0.borrow();
         let is_cut = wire.cut.is_some_and(|cut| cut <= written + wire.latency.get());
-        is_cut || wire.panicked.is_some_and(|at| at <= written + wire.latency.get() + PANICS_WITHIN)
+        is_cut || wire.has_panicked && wire.last_taken == Some(written)
     }
 
     /// The end that opened it is gone, or it is cut.
