@@ -20,7 +20,7 @@ use crate::log_limit;
 const _: () = assert!(cfg!(panic = "unwind"), "a panic is to end one task, not the shard with all of them");
 
 /// Pause before what panicked is done once more. What panics once may do so each time.
-pub const AFTER_PANIC: Duration = Duration::from_secs(10);
+pub const AFTER_PANIC: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 /// Pause before a task that a shard cannot be without begins anew.
 const KEPT_AFTER: Duration = Duration::from_secs(1);
 
@@ -135,6 +135,22 @@ pub fn keep<S: 'static, F: Future>(of: &Rc<S>, task: &'static str, work: impl Fn
         }
     };
     tokio::task::spawn_local(kept).abort_handle()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Where the next panic is to happen.
+    pub(crate) static PANICS_AT: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// A place that tests let panic once.
+#[inline]
+pub(crate) fn may_panic(_place: &'static str) {
+    #[cfg(test)]
+    if PANICS_AT.get() == _place {
+        PANICS_AT.set("");
+        panic!("on purpose");
+    }
 }
 
 /// Does something when it is dropped, also by a panic.

@@ -9,7 +9,7 @@ use ipc::rules::DomainRules;
 use spool::layout::UpdateEntry;
 use spool::{Outcomes, RecipientState, Settled};
 
-use super::contained::{InHand, contained, hold_after_panic, may_panic};
+use super::contained::{InHand, contained, hold_after_panic};
 use super::delivery_type::Type;
 use super::path::{Path, path_of_queue};
 use super::session::Session;
@@ -30,6 +30,7 @@ use crate::route::stored::load;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
 use crate::suppression::refusals;
+use crate::tasks::may_panic;
 
 /// Recipients of a message whose outcomes are worked out before others have their turn.
 const CONCLUDED_AT_ONCE: usize = 64;

@@ -9,7 +9,7 @@ use ipc::message::ArchivedEnvelope;
 use super::bounce::bounce_queues;
 use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
-use super::contained::{contained, hold_after_panic, may_panic, rest_after_panic};
+use super::contained::{contained, hold_after_panic, rest_after_panic};
 use super::interruption::OpenConnection;
 use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
@@ -289,7 +289,7 @@ fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
 async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, entry: &OpenConnection) {
-    may_panic("serve");
+    tasks::may_panic("serve");
     let (mut messages, mut errors) = (0u64, 0u64);
     let (end, cut) = (entry.end(), entry.cut());
     let rolled_up = path.origin.is_some();
@@ -420,7 +420,7 @@ async fn attempt(
     errors: &mut u64,
     cut: &Signal,
 ) -> bool {
-    may_panic("attempt");
+    tasks::may_panic("attempt");
     let content = match load(shard, batch.slot, batch.key).await {
         Ok(c) => c,
         Err(e) => {

@@ -94,22 +94,6 @@ impl Drop for InHand {
 }
 
 #[cfg(test)]
-thread_local! {
-    /// Where the next panic is to happen.
-    pub(super) static PANICS_AT: Cell<&'static str> = const { Cell::new("") };
-}
-
-/// A place that tests let panic once.
-#[inline]
-pub(super) fn may_panic(_place: &'static str) {
-    #[cfg(test)]
-    if PANICS_AT.get() == _place {
-        PANICS_AT.set("");
-        panic!("on purpose");
-    }
-}
-
-#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     #![expect(clippy::disallowed_methods, reason = "a panic of what tests begin is a failure of theirs")]
@@ -124,7 +108,7 @@ mod tests {
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
-    use crate::schedule::message::Message;
+    use crate::tasks::PANICS_AT;
 
     /// A shard whose only place of `total-max-smtp-out` shows what is kept.
     async fn shard(dir: &std::path::Path) -> Rc<Shard> {
@@ -136,21 +120,8 @@ mod tests {
 
     /// Two recipients of one message in a queue, and its path.
     async fn queued(shard: &Rc<Shard>, rules: DomainRules) -> (QueueId, PathId) {
-        let e = crate::shard::alone::envelope(&["0@d.test", "1@d.test"]);
-        let envelope = ipc::frame::archive(&e).to_vec().into();
-        let stored = shard.spool.store(spool::NewMessage {
-            envelope,
-            body: ["Subject: x\r\n\r\n".into(), "x\r\n".into()],
-            in_progress: false,
-        });
-        shard.spool.flush();
-        let key = stored.await.unwrap().unwrap();
-        let received_ms = clock::now_ms();
-        let m = Message { key, received_ms, body_len: 20, left: 2, notify_delay: false, job: 0, content: None };
+        let id = crate::shard::alone::queued(shard, &["0@d.test", "1@d.test"]).await;
         shard.decide(|e, now| {
-            let slot = e.scheduler.add("", m);
-            let id = e.queue_for("d.test", "", now);
-            e.scheduler.enqueue(id, Entry { slot, start: 0, end: 2, priority: 50, attempts: 0 }, 0, received_ms);
             let path = e.path_for(id, 0, now).unwrap();
             let p = e.scheduler.paths.get_mut(path).unwrap();
             (p.rules, p.retry_at_ms) = (Rc::new(rules), 0);

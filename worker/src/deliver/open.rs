@@ -7,7 +7,6 @@ use ipc::layers::NO_VMTA;
 
 use super::bounce::{bounce_queues, bounce_those};
 use super::conclusion::account_for_queue;
-use super::contained::may_panic;
 use super::limit_queue::ASK_AGAIN_MS;
 use super::path::{Path, Waits};
 use super::reply_rules::apply_reply_rules;
@@ -26,6 +25,7 @@ use crate::log_limit;
 use crate::route::rollup;
 use crate::schedule::{Queue, QueueId};
 use crate::shard::Shard;
+use crate::tasks::may_panic;
 
 /// After a connection was refused while others of the path are open, milliseconds.
 const CONNECT_AGAIN_MS: i64 = 5_000;

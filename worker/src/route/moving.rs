@@ -7,6 +7,7 @@
 //! before it heard the answer cannot know whether the owner has it: the next one asks under the same
 //! identity, whoever owns the destination by then, and nobody sends it meanwhile.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
@@ -247,12 +248,18 @@ async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
         let shard = Rc::clone(shard);
         #[expect(clippy::disallowed_methods, reason = "it contains what it does, and is joined below")]
         offers.spawn_local(async move {
-            let moved = match tasks::caught(pin!(move_one(&shard, &o, asked))).await {
-                Ok(moved) => moved,
-                Err(panic) => {
-                    panic.tell("moving a message");
-                    sleep(tasks::AFTER_PANIC).await;
-                    false
+            let may_have_it = Cell::new(asked);
+            let moved = loop {
+                match tasks::caught(pin!(move_one(&shard, &o, &may_have_it))).await {
+                    Ok(moved) => break moved,
+                    Err(panic) => {
+                        panic.tell("moving a message");
+                        sleep(tasks::AFTER_PANIC).await;
+                        // An owner that may have it is asked again under the same identity.
+                        if !may_have_it.get() || shard.stopping() {
+                            break false;
+                        }
+                    }
                 }
             };
             if !moved {
@@ -277,8 +284,8 @@ fn put_back(shard: &Shard, id: QueueId, entry: Entry, due: i64) {
     shard.scheduler_mut().hold(&batch, &batch.recipients, due, batch.attempts);
 }
 
-/// Hands over one message; false when it stays for now.
-async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
+/// Hands over one message; false when it stays for now. `may_have_it` is whether its owner may have it, before and after.
+async fn move_one(shard: &Rc<Shard>, o: &Offer, may_have_it: &Cell<bool>) -> bool {
     let Offer { queue: id, entry, due, ref share } = *o;
     let owner = share.owner;
     let Some(key) = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key) else { return true };
@@ -310,24 +317,27 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
     let archive = Bytes::copy_from_slice(&ipc::frame::archive(&e));
     // An owner that had it on disk and whose answer was lost knows it by its identity, so the same
     // one is asked until it has answered: whoever it is moved to then gets it from there.
-    let mut unanswered = asked.then(|| Unanswered::new(&shard.moves));
+    let mut unanswered = may_have_it.get().then(|| Unanswered::new(&shard.moves));
     let mut takes_none = false;
     loop {
         let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, share, archive.clone(), content.stored());
         if let Some(answer) = offer {
             unanswered.get_or_insert_with(|| Unanswered::new(&shard.moves));
+            may_have_it.set(true);
+            tasks::may_panic("moving");
             match timeout(OWNER_WAIT, answer).await {
                 Ok(Ok(Answer::Taken)) => break,
                 // It says that it does not have it.
                 Ok(Ok(a @ (Answer::Full | Answer::Refused | Answer::Never))) => {
                     unanswered = None;
+                    may_have_it.set(false);
                     takes_none = a == Answer::Never;
                 }
                 _ => {}
             }
         }
-        let may_have_it = unanswered.is_some() && is_there(shard, owner);
-        if !may_have_it
+        let is_awaited = unanswered.is_some() && is_there(shard, owner);
+        if !is_awaited
             && (takes_none
                 || shard.stopping()
                 || shard.map.borrow().epoch != epoch
@@ -346,9 +356,14 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, asked: bool) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use ipc::frame::Header;
     use ipc::shard_map::ShardMap;
+    use ipc::stream::FrameReader;
     use spool::{Recovered, RecoveredRecipient};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixListener;
     use tokio::sync::{mpsc, oneshot};
+    use tokio::task::LocalSet;
 
     use super::*;
     use crate::shard::life::Held;
@@ -391,6 +406,39 @@ mod tests {
         let asked: Vec<HandoffId> = found.get(&1).into_iter().flatten().map(|o| o.share.id).collect();
         assert_eq!(asked, [HandoffId { origin: 0, incarnation: 3, sequence: 4 }]);
         assert_eq!(shard.kept.recipients(), 0, "it is not kept any more");
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_may_have_a_message_is_asked_for_it_again_after_a_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = async {
+            let map = ShardMap::first(2, Vec::new());
+            let domain = (0..).map(|n| format!("d{n}.test")).find(|d| map.owner(d) == 1).unwrap();
+            let shard = crate::shard::alone::shard(folder.path(), map, |_| ()).await;
+            let owner = UnixListener::bind(folder.path().join("shard-01.sock")).unwrap();
+            let queue = crate::shard::alone::queued(&shard, &[&format!("r@{domain}")]).await;
+            crate::route::links::keep_links(&shard);
+            let (mut io, _) = owner.accept().await.unwrap();
+            let mover = Rc::clone(&shard);
+            tasks::PANICS_AT.set("moving");
+            tasks::begin("mover", move || async move { move_to(&mover, 1, vec![queue]).await });
+            let (mut frames, mut offered) = (FrameReader::default(), Vec::new());
+            while offered.len() < 2 {
+                let f = frames.next(&mut io).await.unwrap().unwrap();
+                if f.header.kind == mesh::HANDOFF_KEPT {
+                    offered
+                        .push((f.header.a, ipc::frame::unarchive::<Envelope>(mesh::HANDOFF_KEPT, &f.archive).unwrap()));
+                }
+            }
+            assert_eq!(offered[0].1.handoff, offered[1].1.handoff);
+            let mut taken = Header::new(mesh::ACCEPTED, 0, 0);
+            taken.a = offered[1].0;
+            io.write_all(&taken.encode()).await.unwrap();
+            while shard.scheduler().recipients > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), LocalSet::new().run_until(all)).await.unwrap();
     }
 
     #[test]

@@ -11,6 +11,8 @@ use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
 use super::{Parts, Shard};
 use crate::config::Config;
 use crate::ports::Ports;
+use crate::schedule::message::Message;
+use crate::schedule::{Entry, QueueId};
 
 /// Shard 0 of `map` over an empty spool, with a configuration that has what `more` says beside the least.
 pub(crate) async fn shard(folder: &Path, map: ShardMap, more: impl FnOnce(&mut Snapshot)) -> Rc<Shard> {
@@ -70,4 +72,25 @@ pub(crate) fn envelope(recipients: &[&str]) -> Envelope {
         moved: None,
         recipients: recipients.iter().map(to).collect(),
     }
+}
+
+/// A message to some recipients of one domain, in its queue.
+pub(crate) async fn queued(shard: &Rc<Shard>, recipients: &[&str]) -> QueueId {
+    let e = envelope(recipients);
+    let (destination, count) = (e.recipients[0].destination.clone(), e.recipients.len() as u16);
+    let stored = shard.spool.store(spool::NewMessage {
+        envelope: ipc::frame::archive(&e).to_vec().into(),
+        body: ["Subject: x\r\n\r\n".into(), "x\r\n".into()],
+        in_progress: false,
+    });
+    shard.spool.flush();
+    let key = stored.await.unwrap().unwrap();
+    let received_ms = e.received_unix_ms;
+    let m = Message { key, received_ms, body_len: 20, left: count, notify_delay: false, job: 0, content: None };
+    shard.decide(|e, now| {
+        let slot = e.scheduler.add("", m);
+        let id = e.queue_for(&destination, "", now);
+        e.scheduler.enqueue(id, Entry { slot, start: 0, end: count, priority: 50, attempts: 0 }, 0, received_ms);
+        id
+    })
 }
