@@ -20,15 +20,15 @@ const P99_MAX: Duration = Duration::from_secs(3);
 /// Within this time behind the attack the server is as small as before.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 /// What counts as that: bytes and descriptors above rest.
-const REST: Footprint = Footprint { pss: 16 << 20, descriptors: 20 };
+const REST: Footprint = Footprint { memory: 16 << 20, descriptors: 20 };
 /// Bytes where the attack brings thousands of names: mail to 4,600 honest domains leaves 25 to 30 MB of caches.
 const REST_OF_MANY_NAMES: u64 = 36 << 20;
 
 /// What the processes of a server take.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Footprint {
-    /// Bytes (PSS).
-    pub pss: u64,
+    /// Bytes that are no file's: how many others share the pages of the program does not count.
+    pub memory: u64,
     pub descriptors: u64,
 }
 
@@ -41,8 +41,8 @@ impl Footprint {
         let mut all = Footprint::default();
         for pid in pids {
             let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
-            all.pss += pss.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) << 10;
+            let memory = rollup.lines().find_map(|l| l.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB"));
+            all.memory += memory.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) << 10;
             all.descriptors += std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |d| d.count() as u64);
         }
         all
@@ -50,7 +50,7 @@ impl Footprint {
 
     fn above(self, rest: Footprint) -> Footprint {
         Footprint {
-            pss: self.pss.saturating_sub(rest.pss),
+            memory: self.memory.saturating_sub(rest.memory),
             descriptors: self.descriptors.saturating_sub(rest.descriptors),
         }
     }
@@ -90,7 +90,7 @@ impl Innocents {
 
     /// The attack brings thousands of names, which the server remembers for a while.
     pub fn beside_many_names(mut self) -> Innocents {
-        self.rest.pss = REST_OF_MANY_NAMES;
+        self.rest.memory = REST_OF_MANY_NAMES;
         self
     }
 
@@ -112,7 +112,7 @@ impl Innocents {
         assert!(p99 <= P99_MAX.max(quiet * 10), "innocent mail is slow: {impact:?}");
         assert_eq!(self.receiver.duplicates(), 0);
         let above = || Footprint::of(engine).above(rest);
-        let is_back = |a: Footprint| a.pss <= self.rest.pss && a.descriptors <= self.rest.descriptors;
+        let is_back = |a: Footprint| a.memory <= self.rest.memory && a.descriptors <= self.rest.descriptors;
         let until = Instant::now() + BACK_WITHIN;
         while !is_back(above()) {
             assert!(Instant::now() < until, "not back at rest after {BACK_WITHIN:?}: {:?} above", above());
@@ -143,7 +143,7 @@ impl Innocents {
                 let mut most = Footprint::default();
                 while !over.load(Relaxed) {
                     let now = Footprint::of_processes(&pids);
-                    most.pss = most.pss.max(now.pss);
+                    most.memory = most.memory.max(now.memory);
                     most.descriptors = most.descriptors.max(now.descriptors);
                     std::thread::sleep(Duration::from_millis(250));
                 }

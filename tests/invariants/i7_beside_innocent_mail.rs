@@ -13,7 +13,7 @@ use tests::engine::Engine;
 use tests::{eventually, many_descriptors};
 
 /// What an attack may take above rest, but that of receivers that hold connections.
-const PSS_MAX: u64 = 64 << 20;
+const MEMORY_MAX: u64 = 64 << 20;
 const DESCRIPTORS_MAX: u64 = 200;
 /// Domains whose name server says nothing.
 const MUTE: usize = 1500;
@@ -46,7 +46,7 @@ fn large_messages_of_many_clients_at_once() {
             }
         });
     });
-    assert!(impact.above_rest.pss <= PSS_MAX && impact.above_rest.descriptors <= DESCRIPTORS_MAX, "{impact:?}");
+    assert!(impact.above_rest.memory <= MEMORY_MAX && impact.above_rest.descriptors <= DESCRIPTORS_MAX, "{impact:?}");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn users_of_this_machine_that_connect_and_say_nothing() {
         std::thread::sleep(Duration::from_secs(2));
         (web, local)
     });
-    assert!(impact.above_rest.pss <= PSS_MAX && impact.above_rest.descriptors <= DESCRIPTORS_MAX, "{impact:?}");
+    assert!(impact.above_rest.memory <= MEMORY_MAX && impact.above_rest.descriptors <= DESCRIPTORS_MAX, "{impact:?}");
 }
 
 #[test]
@@ -129,5 +129,5 @@ fn a_configuration_that_is_wrong_a_million_times() {
             assert!(said.contains("max-smtp-uot") && said.len() < 1 << 20, "{} bytes", said.len());
         }
     });
-    assert!(impact.above_rest.pss <= PSS_MAX && impact.above_rest.descriptors <= DESCRIPTORS_MAX, "{impact:?}");
+    assert!(impact.above_rest.memory <= MEMORY_MAX && impact.above_rest.descriptors <= DESCRIPTORS_MAX, "{impact:?}");
 }
