@@ -331,8 +331,14 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// # Errors
     /// [`SpoolError::Index`].
     pub fn state(&self, key: u64, recipient: u16) -> Result<Option<RecipientState>, SpoolError> {
-        if let Some((s, _)) = self.dirty.get(&key).and_then(|d| d.states.get(&recipient)) {
-            return Ok(Some(s.clone()));
+        if let Some(d) = self.dirty.get(&key) {
+            if let Some((s, _)) = d.states.get(&recipient) {
+                return Ok(Some(s.clone()));
+            }
+            if !d.indexed && !d.envelope.is_empty() {
+                // The index, which may be given up, has nothing of it.
+                return Ok(None);
+            }
         }
         let indexed = self.indexed(key)?;
         Ok(indexed.and_then(|s| s.recipients.get(usize::from(recipient)).map(|r| r.state.clone())))
