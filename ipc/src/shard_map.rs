@@ -105,6 +105,13 @@ impl ShardMap {
         self.shards.contains(&shard) || self.without_part.contains(&shard)
     }
 
+    /// This map as shards are given it, where these shards are there.
+    #[must_use]
+    pub fn among(mut self, there: impl IntoIterator<Item = u8>) -> ShardMap {
+        self.without_part = there.into_iter().filter(|shard| !self.shards.contains(shard)).collect();
+        self
+    }
+
     /// The map that follows this one, before it is known who has no part in it.
     pub fn next(&self, workers: u8, spread: Vec<Spread>) -> ShardMap {
         ShardMap {

@@ -316,10 +316,7 @@ impl Supervisor {
 
     /// The shard map as shards are given it, with those that have no part in it.
     pub fn map_for_shards(&self) -> ShardMap {
-        let map = self.map.borrow().clone();
-        let numbers = self.slots.borrow().iter().map(|s| s.number).collect::<Vec<u8>>();
-        let without_part = numbers.into_iter().filter(|n| !map.shards.contains(n)).collect();
-        ShardMap { without_part, ..map }
+        self.map.borrow().clone().among(self.slots.borrow().iter().map(|s| s.number))
     }
 
     /// Gives all shards the shard map.

@@ -118,10 +118,8 @@ impl World {
             map = map.next(self.plan.shards, spread);
         }
         self.map.borrow_mut().clone_from(&map);
-        let is_left_over =
-            |h: &Host| h.is_wanted.get() || h.life().is_some() || h.has_lived() && !h.has_left_nothing.get();
         let surplus: Vec<u8> =
-            self.hosts[configured.len()..].iter().filter(|h| is_left_over(h)).map(|h| h.number).collect();
+            self.hosts[configured.len()..].iter().filter(|h| h.is_there()).map(|h| h.number).collect();
         for host in self.hosts.iter().filter(|h| configured.contains(&h.number) || surplus.contains(&h.number)) {
             host.is_wanted.set(true);
         }
@@ -142,11 +140,7 @@ impl World {
 
     /// The shard map as shards are given it, with those that have no part in it.
     pub fn map_for_shards(&self) -> ShardMap {
-        let map = self.map.borrow().clone();
-        let is_there = |h: &&Host| h.is_wanted.get() || h.has_lived() && !h.has_left_nothing.get();
-        let there = self.hosts.iter().filter(is_there).map(|h| h.number);
-        let without_part = there.filter(|n| !map.shards.contains(n)).collect();
-        ShardMap { without_part, ..map }
+        self.map.borrow().clone().among(self.hosts.iter().filter(|h| h.is_there()).map(|h| h.number))
     }
 
     /// Gives all shards that run the shard map.

@@ -120,9 +120,9 @@ impl Host {
         }
     }
 
-    /// A process has run on it.
-    pub fn has_lived(&self) -> bool {
-        self.lives.get() > 0
+    /// A process runs or is to run, or one left something behind.
+    pub fn is_there(&self) -> bool {
+        self.is_wanted.get() || self.life().is_some() || self.lives.get() > 0 && !self.has_left_nothing.get()
     }
 
     /// The life that goes on.

@@ -1,17 +1,19 @@
 //! Shares of other shards that are being stored here.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use ipc::dice::{HashMap, HashSet};
 use ipc::message::HandoffId;
-use tokio::sync::oneshot;
+
+use crate::signal::Signal;
 
 /// Handoffs being stored.
 #[derive(Debug, Default)]
 pub struct InboundHandoffs {
     in_progress: RefCell<HashSet<HandoffId>>,
-    /// By origin, what ends the connection that it offers on when it is dropped.
-    connections: RefCell<HashMap<u8, oneshot::Sender<()>>>,
+    /// By origin, what is raised when it offers on another connection.
+    replaced: RefCell<HashMap<u8, Rc<Signal>>>,
 }
 
 impl InboundHandoffs {
@@ -20,28 +22,19 @@ impl InboundHandoffs {
         self.in_progress.borrow().is_empty()
     }
 
-    /// An origin offers on a new connection. Its connection before ends: what is unread there was given up, and came behind what is
-    /// offered again.
-    pub(super) fn connected(&self, origin: u8) -> Replaced {
-        let (current, replaced) = oneshot::channel();
-        self.connections.borrow_mut().insert(origin, current);
-        Replaced(replaced)
+    /// An origin offers on a new connection, which ends when what this answers is raised: the origin has another then. What is unread on
+    /// the connection before was given up, and would come behind what is offered again.
+    pub(super) fn connected(&self, origin: u8) -> Rc<Signal> {
+        let replaced = Rc::<Signal>::default();
+        let before = self.replaced.borrow_mut().insert(origin, Rc::clone(&replaced));
+        before.iter().for_each(|before| before.raise());
+        replaced
     }
 
     /// One is being stored from now on; `None` where it is already.
     pub(super) fn begin(&self, id: HandoffId) -> Option<InProgress<'_>> {
         let is_new = self.in_progress.borrow_mut().insert(id);
         (is_new || ipc::planted!("handoff-stored-twice-at-once")).then(|| InProgress(self, id))
-    }
-}
-
-/// A connection on which an origin offers, until the origin has another.
-pub(super) struct Replaced(oneshot::Receiver<()>);
-
-impl Replaced {
-    /// Resolves when the origin has another.
-    pub async fn replaced(&mut self) {
-        let _ = (&mut self.0).await;
     }
 }
 

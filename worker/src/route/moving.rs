@@ -7,7 +7,6 @@
 //! before it heard the answer cannot know whether the owner has it: the next one asks under the same
 //! identity, whoever owns the destination by then, and nobody sends it meanwhile.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
@@ -248,18 +247,17 @@ async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
         let shard = Rc::clone(shard);
         #[expect(clippy::disallowed_methods, reason = "it contains what it does, and is joined below")]
         offers.spawn_local(async move {
-            let may_have_it = Cell::new(asked);
+            let mut unanswered = asked.then(|| Unanswered::new(&shard.moves));
             let moved = loop {
-                match tasks::caught(pin!(move_one(&shard, &o, &may_have_it))).await {
+                let panic = match tasks::caught(pin!(move_one(&shard, &o, &mut unanswered))).await {
                     Ok(moved) => break moved,
-                    Err(panic) => {
-                        panic.tell("moving a message");
-                        sleep(tasks::AFTER_PANIC).await;
-                        // An owner that may have it is asked again under the same identity.
-                        if !may_have_it.get() || shard.stopping() {
-                            break false;
-                        }
-                    }
+                    Err(panic) => panic,
+                };
+                panic.tell("moving a message");
+                sleep(tasks::AFTER_PANIC).await;
+                // An owner that may have it is asked again under the same identity.
+                if unanswered.is_none() || shard.stopping() {
+                    break false;
                 }
             };
             if !moved {
@@ -284,8 +282,8 @@ fn put_back(shard: &Shard, id: QueueId, entry: Entry, due: i64) {
     shard.scheduler_mut().hold(&batch, &batch.recipients, due, batch.attempts);
 }
 
-/// Hands over one message; false when it stays for now. `may_have_it` is whether its owner may have it, before and after.
-async fn move_one(shard: &Rc<Shard>, o: &Offer, may_have_it: &Cell<bool>) -> bool {
+/// Hands over one message; false when it stays in its queue. `unanswered` is there, before and after, where its owner may have it.
+async fn move_one<'a>(shard: &'a Rc<Shard>, o: &Offer, unanswered: &mut Option<Unanswered<'a>>) -> bool {
     let Offer { queue: id, entry, due, ref share } = *o;
     let owner = share.owner;
     let Some(key) = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key) else { return true };
@@ -317,27 +315,24 @@ async fn move_one(shard: &Rc<Shard>, o: &Offer, may_have_it: &Cell<bool>) -> boo
     let archive = Bytes::copy_from_slice(&ipc::frame::archive(&e));
     // An owner that had it on disk and whose answer was lost knows it by its identity, so the same
     // one is asked until it has answered: whoever it is moved to then gets it from there.
-    let mut unanswered = may_have_it.get().then(|| Unanswered::new(&shard.moves));
     let mut takes_none = false;
     loop {
         let offer = shard.handoffs.offer(mesh::HANDOFF_KEPT, share, archive.clone(), content.stored());
         if let Some(answer) = offer {
             unanswered.get_or_insert_with(|| Unanswered::new(&shard.moves));
-            may_have_it.set(true);
             tasks::may_panic("moving");
             match timeout(OWNER_WAIT, answer).await {
                 Ok(Ok(Answer::Taken)) => break,
                 // It says that it does not have it.
                 Ok(Ok(a @ (Answer::Full | Answer::Refused | Answer::Never))) => {
-                    unanswered = None;
-                    may_have_it.set(false);
+                    *unanswered = None;
                     takes_none = a == Answer::Never;
                 }
                 _ => {}
             }
         }
-        let is_awaited = unanswered.is_some() && is_there(shard, owner);
-        if !is_awaited
+        let may_have_it = unanswered.is_some() && is_there(shard, owner);
+        if !may_have_it
             && (takes_none
                 || shard.stopping()
                 || shard.map.borrow().epoch != epoch

@@ -2,6 +2,7 @@
 //! mail that `sluice inject` submits.
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::BytesMut;
@@ -19,7 +20,6 @@ use crate::accept::source::kept_back;
 use crate::ports::{MeshListener, MeshStream};
 use crate::prepare::message::{Submitter, prepare};
 use crate::prepare::vmta_name::canonical_name;
-use crate::route::inbound::Replaced;
 use crate::route::submit::{store_archived, submit};
 use crate::shard::Shard;
 use crate::smtp::command::{Mail, Rcpt};
@@ -66,15 +66,21 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
         return Err(FrameError::Kind(first.header.kind));
     }
     let hello: mesh::Hello = ipc::frame::unarchive(mesh::HELLO, &first.archive)?;
-    let mut connection = hello.shard.map(|origin| shard.inbound.connected(origin));
+    let replaced = hello.shard.map(|origin| shard.inbound.connected(origin)).unwrap_or_default();
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     tasks::begin("mesh answers", move || write_answers(write, queue));
+    let mut over = pin!(async {
+        tokio::select! {
+            biased;
+            // Nobody would hear what became of what comes. Gone, the connection is made anew.
+            () = answers.closed() => {}
+            () = replaced.wait() => {}
+        }
+    });
     loop {
         let next = tokio::select! {
             biased;
-            // Nobody would hear what became of it. Gone, the connection is made anew.
-            () = answers.closed() => return Ok(()),
-            () = replaced(&mut connection) => return Ok(()),
+            () = &mut over => return Ok(()),
             next = frames.next(&mut read) => next?,
         };
         let Some(f) = next else { return Ok(()) };
@@ -102,14 +108,6 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
             }
             (k, _) => return Err(FrameError::Kind(k)),
         }
-    }
-}
-
-/// Resolves when an origin has another connection; never for others.
-async fn replaced(connection: &mut Option<Replaced>) {
-    match connection {
-        Some(c) => c.replaced().await,
-        None => std::future::pending().await,
     }
 }
 
