@@ -34,7 +34,7 @@ const DOES_SOMETHING: [&str; 8] = [
 ];
 
 /// Files of the largest circle of each crate today, imports of a module's own children among them; the numbers may only fall.
-const CIRCLES: [(&str, usize); 4] = [("worker", 2), ("supervisor", 4), ("spool", 0), ("ipc", 6)];
+const CIRCLES: [(&str, usize); 4] = [("worker", 2), ("supervisor", 2), ("spool", 0), ("ipc", 6)];
 
 #[test]
 fn the_schedule_imports_values_and_nothing_that_does_something() {
@@ -112,7 +112,8 @@ fn imports(code: &str) -> Vec<String> {
         }
     }
     for begin in ["crate::", "super::", "std::", "tokio::"] {
-        for (at, _) in code.match_indices(begin) {
+        // Behind another `super::` it is no beginning.
+        for (at, _) in code.match_indices(begin).filter(|(at, _)| !code[..*at].ends_with("::")) {
             let path = code[at..].split(|c: char| c != ':' && c != '_' && !c.is_ascii_alphanumeric()).next();
             // What stands before braces is a part of a `use`.
             all.extend(path.map(|p| p.trim_end_matches(':')).filter(|p| p.contains("::")).map(str::to_owned));

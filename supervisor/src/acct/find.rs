@@ -2,17 +2,53 @@
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use fancy_regex::Regex;
 use jiff::tz::TimeZone;
 
+use super::column::column;
 use super::moment::Clock;
 use super::output::Output;
 use super::reader::{self, Told, Wanted, add_names};
 use super::sort::Sorter;
-use super::{Find, column};
 use crate::Failure;
+
+/// `sluice acct find`
+#[derive(Debug, Args)]
+pub struct Find {
+    /// Records of deliveries (d)
+    #[arg(long)]
+    delivered: bool,
+    /// Records of bounces (b)
+    #[arg(long)]
+    bounced: bool,
+    /// Records of recipients that go on (t, rs)
+    #[arg(long)]
+    status: bool,
+    /// Records of queues as a whole (tq)
+    #[arg(long)]
+    mta: bool,
+    /// Only records with this text, in any case, or that this expression matches (m/EXPRESSION/, m/EXPRESSION/i)
+    #[arg(long = "match", value_name = "[FIELDS]PATTERN", allow_hyphen_values = true)]
+    matches: Vec<String>,
+    /// In the order of this field
+    #[arg(long = "sortBy", alias = "sort-by", value_name = "FIELD")]
+    sort_by: Option<String>,
+    /// Show times that are numbers of seconds as dates
+    #[arg(long)]
+    iso_times: bool,
+    /// How to print, and which fields
+    #[arg(long, value_name = "FORMAT[FIELDS]", default_value = "standard", hide_default_value = true)]
+    output: String,
+    /// No line of names before csv and tsv
+    #[arg(long)]
+    no_header: bool,
+    /// Accounting files, CSV or JSON; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
 
 /// What a record must have.
 struct Needle {

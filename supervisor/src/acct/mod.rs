@@ -1,6 +1,7 @@
 //! `sluice acct find` and `sluice acct stats`, which are PowerMTA's `acctfind` and `pmtastats`: they read accounting
 //! files, of this server or of PowerMTA, and ask no server. Files are read as a stream; what is kept of them is bounded.
 
+mod column;
 mod find;
 mod moment;
 mod options;
@@ -14,12 +15,13 @@ mod tally;
 mod traffic;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Failure;
 use crate::operator::output::print;
+use find::Find;
 
 /// `sluice acct`
 #[derive(Debug, Subcommand)]
@@ -46,41 +48,6 @@ Examples:
   acctfind --bounced --dsnStatus m/^5\\./ --to yahoo.com --output csv[to,dsnDiag] acct*.csv
   acctfind --delivered --to hotmail.com --sortBy dstIp --output tsv[to,vmta,dstIp] acct.csv
   zcat old.csv.gz | acctfind --match someone@example.com -";
-
-/// `sluice acct find`
-#[derive(Debug, Args)]
-pub struct Find {
-    /// Records of deliveries (d)
-    #[arg(long)]
-    delivered: bool,
-    /// Records of bounces (b)
-    #[arg(long)]
-    bounced: bool,
-    /// Records of recipients that go on (t, rs)
-    #[arg(long)]
-    status: bool,
-    /// Records of queues as a whole (tq)
-    #[arg(long)]
-    mta: bool,
-    /// Only records with this text, in any case, or that this expression matches (m/EXPRESSION/, m/EXPRESSION/i)
-    #[arg(long = "match", value_name = "[FIELDS]PATTERN", allow_hyphen_values = true)]
-    matches: Vec<String>,
-    /// In the order of this field
-    #[arg(long = "sortBy", alias = "sort-by", value_name = "FIELD")]
-    sort_by: Option<String>,
-    /// Show times that are numbers of seconds as dates
-    #[arg(long)]
-    iso_times: bool,
-    /// How to print, and which fields
-    #[arg(long, value_name = "FORMAT[FIELDS]", default_value = "standard", hide_default_value = true)]
-    output: String,
-    /// No line of names before csv and tsv
-    #[arg(long)]
-    no_header: bool,
-    /// Accounting files, CSV or JSON; - is standard input
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
-}
 
 /// `sluice acct stats`
 #[derive(Debug, Args)]
@@ -211,20 +178,6 @@ pub fn with_fields_as_matches(words: impl Iterator<Item = OsString>) -> Vec<OsSt
     all
 }
 
-/// The column that a word means: PowerMTA's short names for some, anything else as it is.
-fn column(word: &str) -> String {
-    match word.to_ascii_lowercase().as_str() {
-        "to" => "rcpt".into(),
-        "from" => "orig".into(),
-        "dstip" => "dlvDestinationIp".into(),
-        "timedelivered" => "timeLogged".into(),
-        lower => match lower.strip_prefix("header:") {
-            Some(_) => format!("header_{}", &word["header:".len()..]),
-            None => word.to_owned(),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,9 +203,5 @@ mod tests {
         );
         assert_eq!(rewritten("find --header:X-Id -5 -"), "find --match=[header:X-Id]-5 -");
         assert_eq!(rewritten("find -- --to x"), "find -- --to x");
-        assert_eq!(
-            (column("To"), column("header:X-a"), column("queue")),
-            ("rcpt".into(), "header_X-a".into(), "queue".into())
-        );
     }
 }

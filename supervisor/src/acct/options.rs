@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{column, moment};
+use super::column::column;
+use super::moment;
 use crate::Failure;
 
 /// Help behind the usage line.

@@ -6,7 +6,7 @@ use ipc::rules::{Setting, SourceKey, Value};
 use ipc::snapshot::{BouncePattern, Pool, Source, SourceGroup, SpoolDirectory, VirtualMta};
 
 use super::super::{composite, reply_rule};
-use super::listeners::TlsLines;
+use super::listener_lines::TlsLines;
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
 /// Blocks of one kind, but for those that there is one of for each domain, client or virtual MTA.

@@ -9,7 +9,7 @@ use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
 use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
 use super::super::{composite, encrypted_key, source_hosts};
-use super::listeners::TlsLines;
+use super::listener_lines::TlsLines;
 use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
 
 impl Compiler<'_> {

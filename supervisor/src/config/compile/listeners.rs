@@ -3,76 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
 
-use ipc::rules::Value;
-use ipc::snapshot::{Listener, ListenerTls};
+use ipc::snapshot::Listener;
 use worker::connect::own_addresses;
 
 use super::super::composite::Listen;
 use super::super::source_hosts::within;
+use super::listener_lines::{Asked, TlsLines};
 use super::{Compiler, Diagnostic, Span};
 
 /// Listeners of a server: they travel to a worker in one frame, with the snapshot, the ledger and `dummy-smtp-port`'s.
 const LISTENERS_MAX: usize = ipc::limits::DESCRIPTORS_PER_FRAME_MAX - 3;
-
-/// Lines and blocks, as written.
-#[derive(Debug, Default)]
-pub struct Listeners {
-    asked: Vec<Asked>,
-}
-
-#[derive(Debug)]
-struct Asked {
-    at: Span,
-    listen: Listen,
-    /// In lower case; empty for none.
-    source: String,
-    tls: TlsLines,
-}
-
-/// What a block, or the top level for all of them, says of TLS.
-#[derive(Debug, Clone, Default)]
-pub struct TlsLines {
-    /// `tls-certificate`, as the PEM of its file.
-    pub pem: Option<String>,
-    /// `immediate-tls`
-    pub immediate: bool,
-    /// `tls-allow-tlsv1.2`
-    pub tls12: Option<bool>,
-    /// `tls-allow-tlsv1.3`
-    pub tls13: Option<bool>,
-    /// `tls-ciphers`
-    pub ciphers: Option<String>,
-    /// `tls-tlsv1.3-ciphersuites`
-    pub suites: Option<String>,
-}
-
-impl TlsLines {
-    /// Takes a line in force, but for the certificate: `tls-…` of a block, `smtp-server-tls-…` of the top level.
-    pub fn take(&mut self, name: &str, value: Value) {
-        match (name.strip_prefix("smtp-server-").unwrap_or(name), value) {
-            ("immediate-tls", Value::Flag(yes)) => self.immediate = yes,
-            ("tls-allow-tlsv1.2", Value::Flag(yes)) => self.tls12 = Some(yes),
-            ("tls-allow-tlsv1.3", Value::Flag(yes)) => self.tls13 = Some(yes),
-            ("tls-ciphers", Value::Text(list)) => self.ciphers = Some(list),
-            ("tls-tlsv1.3-ciphersuites" | "tls-v1.3-ciphersuites", Value::Text(list)) => self.suites = Some(list),
-            _ => {}
-        }
-    }
-
-    /// These lines, with those of the top level where there are none.
-    fn over(&self, top: &TlsLines) -> ListenerTls {
-        let flag = |f: fn(&TlsLines) -> Option<bool>| f(self).or(f(top)).unwrap_or(true);
-        let text = |f: fn(&TlsLines) -> &Option<String>| f(self).clone().or_else(|| f(top).clone()).unwrap_or_default();
-        ListenerTls {
-            pem: text(|l| &l.pem),
-            immediate: self.immediate,
-            bars_tls12: !flag(|l| l.tls12),
-            bars_tls13: !flag(|l| l.tls13),
-            ciphers: text(|l| &l.ciphers),
-            suites: text(|l| &l.suites),
-        }
-    }
-}
 
 /// Addresses that are listened on, and the lines that say so.
 #[derive(Default)]
@@ -80,13 +20,6 @@ struct Taken {
     all: Vec<(Span, Listener)>,
     /// The lines that were last said to name an address again, with another meaning and with the same.
     told: [Option<Span>; 2],
-}
-
-impl Listeners {
-    /// Takes a line or a block.
-    pub fn add(&mut self, at: Span, listen: Listen, source: String, tls: TlsLines) {
-        self.asked.push(Asked { at, listen, source: source.to_lowercase(), tls });
-    }
 }
 
 impl Compiler<'_> {

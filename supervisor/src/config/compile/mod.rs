@@ -5,11 +5,13 @@ mod address_list;
 mod blocks;
 mod finish;
 mod global;
+mod listener_lines;
 mod listeners;
 mod names;
 mod pattern_list;
 mod programs;
 mod receivers;
+mod references;
 mod rollup;
 mod shadowed;
 
@@ -34,6 +36,7 @@ use super::types::{Parsed, Type};
 use super::unknown;
 use super::value;
 use super::writable::{self, Folder};
+use listener_lines::{Listeners, TlsLines};
 use names::Names;
 
 /// A configuration ready to be put in force.
@@ -167,8 +170,8 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         pool_domains: HashMap::new(),
         members: Vec::new(),
         out: Global::default(),
-        listeners: listeners::Listeners::default(),
-        tls: listeners::TlsLines::default(),
+        listeners: Listeners::default(),
+        tls: TlsLines::default(),
         pem_files: HashSet::new(),
         programs: HashSet::new(),
         blocks: HashMap::new(),
@@ -240,9 +243,9 @@ struct Compiler<'s> {
     /// Members of pools: pool, name, weight, place.
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
-    listeners: listeners::Listeners,
+    listeners: Listeners,
     /// TLS of listeners that do not say otherwise.
-    tls: listeners::TlsLines,
+    tls: TlsLines,
     /// Files in PEM that were read, or are left to somebody who may.
     pem_files: HashSet<String>,
     /// Programs that were looked for.

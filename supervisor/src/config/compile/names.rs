@@ -3,7 +3,8 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
-use super::{Compiler, Diagnostic, Span, Statement, nearest};
+use super::super::files::Span;
+use super::super::syntax::Statement;
 
 /// A block's name: kind of block and name in lower case.
 type Key = (&'static str, String);
@@ -96,6 +97,17 @@ impl Names {
         self.get(kind, &name.to_lowercase())
     }
 
+    /// Notes a reference to a block of one of these kinds; `name` is in lower case. Answers whether there is such a block.
+    pub fn refer(&mut self, kinds: &[&'static str], name: &str) -> bool {
+        self.used.extend(kinds.iter().map(|k| (*k, name.to_owned())));
+        kinds.iter().any(|k| self.get(k, name).is_some())
+    }
+
+    /// Names of all blocks of these kinds, in lower case and no order.
+    pub fn of_kinds(&self, kinds: &[&'static str]) -> impl Iterator<Item = &str> {
+        self.defined.keys().filter(move |(k, _)| kinds.contains(k)).map(|(_, n)| n.as_str())
+    }
+
     /// Blocks that nothing refers to.
     pub fn unused(&self) -> Vec<(&'static str, &str, Span)> {
         let mut all: Vec<_> = self
@@ -108,41 +120,5 @@ impl Names {
             .collect();
         all.sort_by_key(|(_, _, at)| *at);
         all
-    }
-}
-
-impl Compiler<'_> {
-    /// Notes that `s` refers to a name, which must be defined.
-    pub(super) fn reference(&mut self, kind: &'static str, name: &str, s: &Statement, block: &'static str) {
-        if kind == "queue" {
-            return self.names.queues.push((name.to_lowercase(), s.value_at()));
-        }
-        let lower = name.to_lowercase();
-        let kinds: &[&'static str] = match kind {
-            "virtual-mta or pool" => &["virtual-mta", "pool"],
-            "virtual-mta" => &["virtual-mta"],
-            "pattern-list" => &["pattern-list"],
-            "smtp-pattern-list" => &["smtp-pattern-list"],
-            "source" => &["source"],
-            "source-group" => &["source-group"],
-            "rewrite-list" => &["rewrite-list"],
-            "address-list" => &["address-list"],
-            "proxy" => &["proxy"],
-            "profile" => &["profile"],
-            _ => return,
-        };
-        self.names.used.extend(kinds.iter().map(|k| (*k, lower.clone())));
-        if !kinds.iter().any(|k| self.names.get(k, &lower).is_some()) {
-            // A pattern list may name what only some hosts have; its other rules still work.
-            let is_error = block != "pattern-list";
-            if self.reader.diagnostics.counts_only(s.value_at(), is_error) {
-                return;
-            }
-            let all = self.names.defined.keys().filter(|(k, _)| kinds.contains(k)).map(|(_, n)| n.as_str());
-            let near = nearest(&lower, all).map(|n| format!("did you mean {n}?"));
-            let message = format!("{}: {kind} {name:?} is not defined", s.name);
-            let d = Diagnostic::error(s.value_at(), "undefined", message, near.unwrap_or_default());
-            self.reader.diagnostics.push(Diagnostic { is_error, ..d });
-        }
     }
 }
