@@ -52,7 +52,12 @@ pub enum DnsFault {
 }
 
 impl DnsFault {
-    /// RFC 3463 status; class 5 only where absence is authoritative.
+    /// The domain has no host, whoever asks: another attempt would hear the same.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, DnsFault::Temporary { .. })
+    }
+
+    /// RFC 3463 status, of class 5 where the fault [lasts](Self::is_lasting).
     pub fn status(&self) -> &'static str {
         match self {
             DnsFault::NoSuchDomain(_) => "5.1.2",

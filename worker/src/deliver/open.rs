@@ -73,8 +73,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
     );
     let hosts = match hosts {
         Ok(h) => rollup::of_queue(&config, &path.destination, h),
-        Err(fault) if fault.status().starts_with('5') => {
-            // The domain has no host, whoever asks.
+        Err(fault) if fault.is_lasting() => {
             let failure = Failure::own(fault.status(), fault.to_string());
             path.waits.set(Waits::ForOutcomes);
             bounce_those(shard, path, &failure, |q| q.origin() == path.origin.as_ref()).await;

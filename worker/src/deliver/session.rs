@@ -25,14 +25,35 @@ use crate::schedule::matches::Matches;
 use crate::smtp::extension::{Extension, Lesson};
 use crate::smtp::reply::{self, Extensions, Reply};
 
+/// What a session was doing when the system or the time ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// The source address was being taken.
+    Binding,
+    /// There was no connection yet.
+    Connecting,
+    /// There was one.
+    Talking,
+}
+
+impl std::fmt::Display for Doing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Doing::Binding => "binding the source address for",
+            Doing::Connecting => "connecting to",
+            Doing::Talking => "in connection to",
+        })
+    }
+}
+
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionFault {
     /// The operating system's error.
-    #[error("{what} {host} ({ip}): {error}")]
+    #[error("{doing} {host} ({ip}): {error}")]
     Io {
-        /// `connecting to`, `in connection to`
-        what: &'static str,
+        /// What was being done.
+        doing: Doing,
         /// Host.
         host: String,
         /// Address.
@@ -49,10 +70,10 @@ pub enum SessionFault {
         ip: IpAddr,
     },
     /// No answer in time.
-    #[error("ETIMEDOUT {what} {host} ({ip})")]
+    #[error("ETIMEDOUT {doing} {host} ({ip})")]
     Timeout {
-        /// `connecting to`, `in connection to`
-        what: &'static str,
+        /// What was being done.
+        doing: Doing,
         /// Host.
         host: String,
         /// Address.
@@ -125,7 +146,7 @@ impl SessionFault {
 
     /// No connection came about.
     pub fn is_unconnected(&self) -> bool {
-        matches!(self, SessionFault::Io { what, .. } | SessionFault::Timeout { what, .. } if *what == CONNECTING)
+        matches!(self, SessionFault::Io { doing, .. } | SessionFault::Timeout { doing, .. } if *doing == Doing::Connecting)
     }
 
     /// What it does to mail, and who caused it.
@@ -136,8 +157,8 @@ impl SessionFault {
             | SessionFault::Handshake { host, ip, .. }
             | SessionFault::Protocol { host, ip, .. } => (Verdict::own("4.4.2", self.to_string()), host, ip),
             SessionFault::OutOfStep { host, ip, .. } => (Verdict::own("4.5.0", self.to_string()), host, ip),
-            SessionFault::Io { what, host, ip, .. } | SessionFault::Timeout { what, host, ip } => {
-                let status = if *what == CONNECTING { "4.4.1" } else { "4.4.2" };
+            SessionFault::Io { doing, host, ip, .. } | SessionFault::Timeout { doing, host, ip } => {
+                let status = if *doing == Doing::Connecting { "4.4.1" } else { "4.4.2" };
                 (Verdict::own(status, self.to_string()), host, ip)
             }
         };
@@ -151,8 +172,6 @@ const UNREAD_MAX: usize = 1 << 20;
 const AFTER_421: Duration = Duration::from_secs(10);
 /// How long the answer to QUIT is waited for.
 const QUIT_ANSWERED: Duration = Duration::from_secs(5);
-/// What a fault before a connection stands says it was doing.
-const CONNECTING: &str = "connecting to";
 
 enum Io {
     Clear(Box<dyn Stream>),
@@ -262,15 +281,15 @@ impl Session {
         reply_rules: &Rc<ReplyRules>,
     ) -> Result<Session, SessionFault> {
         let fault = |f: ConnectFault| {
-            let (what, ip, e) = match f {
-                ConnectFault::Source(e) => ("binding the source address for", source.unwrap_or(peer.ip()), e),
-                ConnectFault::Peer(e) => (CONNECTING, peer.ip(), e),
+            let (doing, ip, e) = match f {
+                ConnectFault::Source(e) => (Doing::Binding, source.unwrap_or(peer.ip()), e),
+                ConnectFault::Peer(e) => (Doing::Connecting, peer.ip(), e),
             };
-            SessionFault::Io { what, host: host.to_owned(), ip, error: errno_name(&e) }
+            SessionFault::Io { doing, host: host.to_owned(), ip, error: errno_name(&e) }
         };
         let stream = timeout(limit, net.connect(source, peer))
             .await
-            .map_err(|_| SessionFault::Timeout { what: CONNECTING, host: host.to_owned(), ip: peer.ip() })?
+            .map_err(|_| SessionFault::Timeout { doing: Doing::Connecting, host: host.to_owned(), ip: peer.ip() })?
             .map_err(fault)?;
         let local = stream.local_addr().map_or(IpAddr::from([0, 0, 0, 0]), |a| a.ip());
         Ok(Session {
@@ -307,7 +326,7 @@ impl Session {
     }
 
     fn timed_out(&self) -> SessionFault {
-        SessionFault::Timeout { what: "in connection to", host: self.host.clone(), ip: self.peer.ip() }
+        SessionFault::Timeout { doing: Doing::Talking, host: self.host.clone(), ip: self.peer.ip() }
     }
 
     fn closed(&self) -> SessionFault {
@@ -319,7 +338,7 @@ impl Session {
         if matches!(e.kind(), ConnectionReset | BrokenPipe | ConnectionAborted | UnexpectedEof) {
             return self.closed();
         }
-        SessionFault::Io { what: "in connection to", host: self.host.clone(), ip: self.peer.ip(), error: errno_name(e) }
+        SessionFault::Io { doing: Doing::Talking, host: self.host.clone(), ip: self.peer.ip(), error: errno_name(e) }
     }
 
     /// This reply as a fault.
