@@ -108,12 +108,15 @@ impl Spool {
     /// Lets the thread take what was stored.
     pub fn flush(&self) {
         let mut inbox = self.shared.lock();
-        if !inbox.group.store.is_empty() {
-            let first = inbox.mail_since.is_none();
-            inbox.mail_since.get_or_insert_with(Instant::now);
-            if first || inbox.group.store.len() >= inbox.wanted {
-                self.shared.bell.ring();
-            }
+        if inbox.group.store.is_empty() {
+            return;
+        }
+        let first = inbox.mail_since.is_none();
+        inbox.mail_since.get_or_insert_with(Instant::now);
+        let is_enough = inbox.group.store.len() >= inbox.wanted;
+        drop(inbox);
+        if first || is_enough {
+            self.shared.bell.ring();
         }
     }
 
@@ -193,16 +196,21 @@ impl Spool {
         let mut inbox = self.shared.lock();
         add(&mut inbox);
         inbox.outcome_bytes += bytes;
-        if inbox.since.is_none() {
+        let first = inbox.since.is_none();
+        if first {
             inbox.since = Some(Instant::now());
+        }
+        // A group with messages takes them along, and the worker knows of that one.
+        let is_known = inbox.mail_since.is_some();
+        drop(inbox);
+        if first && !is_known {
             self.shared.bell.ring();
         }
     }
 
     fn query<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Query) -> oneshot::Receiver<T> {
         let (reply, receiver) = oneshot::channel();
-        let mut inbox = self.shared.lock();
-        inbox.queries.push(make(reply));
+        self.shared.lock().queries.push(make(reply));
         self.shared.bell.ring();
         receiver
     }

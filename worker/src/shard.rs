@@ -55,6 +55,7 @@ use crate::route::rollups::Rollups;
 use crate::schedule::{self, Entry, PathId, QueueId};
 use crate::signal::Signal;
 use crate::suppression::gate::Gate;
+use crate::tasks;
 
 /// Counters for heartbeats.
 #[derive(Debug, Default)]
@@ -438,15 +439,15 @@ impl Shard {
         done.await.unwrap_or(Err(SpoolError::Closed))
     }
 
-    /// Lets groups form: as long as every turn of the reactor brings more mail the group
-    /// waits, for 2 ms at most. A lone message goes at once.
+    /// Lets groups form: the group waits as long as tasks that are ready bring more mail, for 2 ms at most. A lone message goes at
+    /// once. What is still to be read from sockets is not waited for here: the spool knows how much mail is likely to come.
     pub async fn form_groups(self: Rc<Self>) {
         loop {
             self.flush.notified().await;
             let began = tokio::time::Instant::now();
             let mut before = 0;
             loop {
-                tokio::task::yield_now().await;
+                tasks::after_those_ready().await;
                 let now = self.spool.pending();
                 if now == before || began.elapsed() > Duration::from_millis(2) {
                     break;

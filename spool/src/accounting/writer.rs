@@ -13,7 +13,7 @@ use crate::bell::Bell;
 use crate::projection::{Item, Projection};
 
 /// What comes within this time goes out in one write.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(20);
 /// Room for accounting is looked for this often.
 const ROOM_EVERY: Duration = Duration::from_millis(200);
 
