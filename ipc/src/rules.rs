@@ -125,9 +125,20 @@ impl PerSource {
         found.map(|(_, r)| *r).unwrap_or_default()
     }
 
+    /// The limits of all networks.
+    pub fn rates(&self) -> impl Iterator<Item = Rate> {
+        self.0.iter().map(|(_, rate)| *rate)
+    }
+
     /// Limits nothing.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl FromIterator<(Network, Rate)> for PerSource {
+    fn from_iter<T: IntoIterator<Item = (Network, Rate)>>(limits: T) -> Self {
+        PerSource(limits.into_iter().collect())
     }
 }
 
@@ -137,7 +148,7 @@ impl FromValue for PerSource {
         let ArchivedValue::PerNetwork { network, count, per_ms } = v else { return None };
         let network = Network { base: network.base, bits: network.bits };
         let rate = Rate { count: count.to_native(), per: Duration::from_millis(per_ms.to_native()) };
-        Some(PerSource(vec![(network, rate)]))
+        Some([(network, rate)].into_iter().collect())
     }
 
     fn apply(&mut self, v: &ArchivedValue) {

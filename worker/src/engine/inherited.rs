@@ -15,6 +15,7 @@ use ipc::rules::Rate;
 
 use super::now::Now;
 use crate::classify::outcome::Failure;
+use crate::schedule::clocks::Clocks;
 use crate::schedule::path::Path;
 use crate::schedule::rate::Pace;
 use crate::schedule::source::Source;
@@ -73,45 +74,84 @@ pub(super) fn name(destination: &str, vmta: &str) -> String {
 
 /// What a new path of that name would not know; `None` if nothing.
 pub(super) fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
+    let clocks = p.clocks().kept();
+    let backoff_until_unix_ms = if p.mode == Mode::Backoff { p.mode_until_ms } else { 0 };
+    if (Clocks { mode_ms: backoff_until_unix_ms, ..clocks }).are_over(now_ms) {
+        return None;
+    }
     let w = &p.paces;
-    let counting = p.paces.busy_until_ns() / 1_000_000 > now_ms;
     let of_source = |s: &Source| SourceState {
         ip: s.ip.to_string(),
         until_ns: [s.paces.msg.tat_ns, s.paces.volume.tat_ns, s.paces.connect.tat_ns],
         disabled_until_unix_ms: s.disabled_until_ms,
     };
-    let counts = |s: &&Source| s.disabled_until_ms.max(s.paces.busy_until_ns() / 1_000_000) > now_ms;
-    let sources: Vec<SourceState> = p.sources.iter().filter(counts).map(of_source).collect();
-    let backoff_until_unix_ms = if p.mode == Mode::Backoff { p.mode_until_ms } else { 0 };
-    if p.retry_at_ms <= now_ms && !counting && sources.is_empty() && backoff_until_unix_ms <= now_ms {
-        return None;
-    }
+    let counts = |s: &&Source| s.disabled_until_ms.max(s.paces.busy_until_ms()) > now_ms;
+    let tat_ns = [w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns];
+    // Of sources that were not used since a kill nothing else tells.
+    let is_in_use = p.sources_in_use_until_ms() > now_ms;
     Some(PathState {
         destination: p.destination.as_ref().to_owned(),
         vmta: p.vmta_name.as_ref().to_owned(),
-        windows: Windows::Until([w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns]),
+        windows: if is_in_use { Windows::InUseAfter(tat_ns) } else { Windows::Until(tat_ns) },
         retry_at_unix_ms: p.retry_at_ms,
         retry_step: p.retry_step.min(1000),
         forced: p.forced && p.mode == Mode::Backoff,
         backoff_until_unix_ms,
-        sources,
+        sources: p.sources.iter().filter(counts).map(of_source).collect(),
     })
+}
+
+/// Until when a state counts.
+pub(super) fn clocks_of(state: &PathState) -> Clocks {
+    let PathState {
+        destination: _,
+        vmta: _,
+        windows,
+        retry_at_unix_ms,
+        // Both are of no use without what they belong to.
+        retry_step: _,
+        forced: _,
+        backoff_until_unix_ms,
+        sources,
+    } = state;
+    let latest_ms = |tat_ns: &[i64]| tat_ns.iter().copied().fold(0, i64::max) / 1_000_000;
+    Clocks {
+        retry_ms: *retry_at_unix_ms,
+        mode_ms: *backoff_until_unix_ms,
+        windows_ms: match windows {
+            Windows::Until(tat_ns) => latest_ms(tat_ns),
+            Windows::InUse | Windows::InUseAfter(_) => i64::MAX,
+        },
+        source_windows_ms: sources.iter().map(|s| latest_ms(&s.until_ns)).fold(0, i64::max),
+        disabled_ms: sources.iter().map(|s| s.disabled_until_unix_ms).fold(0, i64::max),
+        ..Clocks::default()
+    }
 }
 
 /// Takes over what is known of a path.
 pub(super) fn apply(p: &mut Path, state: &PathState, now: Now) {
+    let PathState {
+        destination: _,
+        vmta: _,
+        windows,
+        retry_at_unix_ms,
+        retry_step,
+        forced,
+        backoff_until_unix_ms,
+        sources,
+    } = state;
     let now_ns = now.ns;
-    if state.backoff_until_unix_ms > now_ns / 1_000_000 && p.mode != Mode::Backoff {
-        p.enter_backoff_until(state.backoff_until_unix_ms, now_ns / 1_000_000);
+    if *backoff_until_unix_ms > now.ms() && p.mode != Mode::Backoff {
+        p.enter_backoff_until(*backoff_until_unix_ms, now.ms());
         // Since when it has been so is not known.
         p.mode_since_ms = 0;
-        if state.forced {
+        if *forced {
             p.forced = true;
         }
     }
     let l = p.limits();
     for (i, (pace, rate)) in p.paces.under(&l).into_iter().enumerate() {
-        match &state.windows {
+        match windows {
             _ if rate.count == 0 => {}
             Windows::Until(tat_ns) => pace.tat_ns = pace.tat_ns.max(tat_ns[i]),
             Windows::InUse => *pace = Pace::exhausted(rate, now_ns),
@@ -119,10 +159,10 @@ pub(super) fn apply(p: &mut Path, state: &PathState, now: Now) {
         }
     }
     // What each source sent before a kill is not known.
-    if !matches!(state.windows, Windows::Until(_)) && p.limits_sources() {
+    if !matches!(windows, Windows::Until(_)) && p.limits_sources() {
         p.sources_in_use_ns = p.sources_in_use_ns.max(now_ns);
     }
-    for of in &state.sources {
+    for of in sources {
         let Ok(ip) = of.ip.parse() else { continue };
         let s = p.source(ip);
         let [msg, volume, connect] = of.until_ns;
@@ -132,8 +172,8 @@ pub(super) fn apply(p: &mut Path, state: &PathState, now: Now) {
         }
         s.disabled_until_ms = s.disabled_until_ms.max(of.disabled_until_unix_ms);
     }
-    p.retry_at_ms = p.retry_at_ms.max(state.retry_at_unix_ms);
-    p.retry_step = p.retry_step.max(state.retry_step);
+    p.retry_at_ms = p.retry_at_ms.max(*retry_at_unix_ms);
+    p.retry_step = p.retry_step.max(*retry_step);
 }
 
 /// A window may have been used until now, and nobody knows how much.

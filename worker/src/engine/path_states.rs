@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use ipc::mesh::{PathState, SourceState, Windows};
+use ipc::mesh::{PathState, Windows};
 use ipc::queue_orders::QueuePattern;
 use ipc::stored;
 
 use super::action::Action;
-use super::inherited::{State, apply, name, state_of, takes_much};
+use super::inherited::{State, apply, clocks_of, name, state_of, takes_much};
 use super::now::Now;
 use super::state::Engine;
 use crate::classify::outcome::Failure;
@@ -80,7 +80,9 @@ impl<C: Held> Engine<C> {
         let key = name(&p.destination, &p.vmta_name);
         if let Some(state) = state_of(p, now.ms()) {
             let windows = match &state.windows {
-                Windows::Until(tat_ns) if takes_much(p, now.ns) => Windows::InUseAfter(*tat_ns),
+                Windows::Until(tat_ns) | Windows::InUseAfter(tat_ns) if takes_much(p, now.ns) => {
+                    Windows::InUseAfter(*tat_ns)
+                }
                 _ => Windows::InUse,
             };
             let state = PathState { windows, retry_at_unix_ms: 0, ..state };
@@ -102,16 +104,7 @@ impl<C: Held> Engine<C> {
     pub fn sweep_inherited(&mut self, now: Now) {
         let actions = &mut self.actions;
         self.inherited.states.retain(|key, i| {
-            let counting = match &i.state.windows {
-                Windows::Until(tat_ns) => tat_ns.iter().any(|t| t / 1_000_000 > now.ms()),
-                Windows::InUse | Windows::InUseAfter(_) => true,
-            };
-            let until = i.state.retry_at_unix_ms.max(i.state.backoff_until_unix_ms);
-            let of_source = |s: &SourceState| {
-                let windows_ns = s.until_ns.iter().copied().max().unwrap_or(0);
-                s.disabled_until_unix_ms.max(windows_ns / 1_000_000)
-            };
-            let over = !counting && i.state.sources.iter().map(of_source).fold(until, i64::max) <= now.ms();
+            let over = clocks_of(&i.state).are_over(now.ms());
             if over && i.noted {
                 actions.push(Action::Keep(key.clone(), Vec::new()));
             }

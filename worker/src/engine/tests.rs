@@ -1,11 +1,13 @@
 //! What the engine decides, tried without a shard: no socket, no spool, no clock.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use ipc::ledger::Ledger;
 use ipc::mesh::{PathState, Windows};
+use ipc::network::Network;
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
-use ipc::rules::DomainRules;
+use ipc::rules::{DomainRules, Rate};
 use ipc::shard_map::ShardMap;
 use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
 
@@ -111,6 +113,38 @@ fn backoff_sends_mail_on_tells_of_it_and_outlives_the_process() {
     let id = next.queue_for("d.test", "", NOW);
     next.path_for(id, 0, NOW).unwrap();
     assert!(next.scheduler.paths.iter().all(|(_, p)| p.mode == ipc::backoff::Mode::Backoff && p.noted));
+}
+
+#[test]
+fn what_sources_may_have_sent_before_a_kill_outlasts_the_mail_and_the_next_process() {
+    let limit = (Network::of_one_host([127, 0, 0, 1].into()), Rate { count: 10, per: Duration::from_secs(600) });
+    let rules = Rc::new(DomainRules { source_ip_max_msg_rate: [limit].into_iter().collect(), ..Default::default() });
+    let later = |s: i64| Now { ns: NOW.ns + s * 1_000_000_000 };
+    let path_of = |e: &mut Engine<()>, now: Now| {
+        let id = e.queue_for("d.test", "", now);
+        e.scheduler.queues[id].rules = Rc::clone(&rules);
+        let path = e.path_for(id, 0, now).unwrap();
+        e.scheduler.paths[path].rules = Rc::clone(&rules);
+        (id, path)
+    };
+    let mut e = engine(100, 1);
+    let (id, path) = path_of(&mut e, NOW);
+    let killed = PathState {
+        destination: "d.test".into(),
+        vmta: "{default}".into(),
+        windows: Windows::InUse,
+        ..Default::default()
+    };
+    e.inherit(killed, true, NOW);
+    e.scheduler.forget_queue(id);
+    assert!(!e.scheduler.paths[path].is_idle(later(30).ms()) && e.scheduler.paths[path].is_idle(later(100).ms()));
+    e.keep_paths(later(30));
+    let kept = acts(&mut e).into_iter().find_map(|a| if let Action::Keep(_, v) = a { Some(v) } else { None });
+    let state: PathState = ipc::stored::read(&kept.unwrap()).unwrap();
+    let mut next = engine(100, 1);
+    let (_, path) = path_of(&mut next, later(31));
+    next.inherit(state, true, later(31));
+    assert!(next.scheduler.paths[path].source_ready_ms([127, 0, 0, 1].into()) > later(31).ms());
 }
 
 #[test]

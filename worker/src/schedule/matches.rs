@@ -31,9 +31,9 @@ impl Matches {
         reached
     }
 
-    /// Nothing of it counts any more.
-    pub fn is_over(&self, now_ms: i64) -> bool {
-        self.0.iter().all(|(.., until_ms)| *until_ms < now_ms)
+    /// From when on nothing of it counts any more, Unix milliseconds.
+    pub fn until_ms(&self) -> i64 {
+        self.0.iter().map(|(.., until_ms)| until_ms.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// Nothing has matched.

@@ -16,6 +16,7 @@ pub mod activity;
 mod age;
 pub mod batch;
 pub mod cause;
+pub mod clocks;
 mod depth;
 #[cfg(test)]
 mod dice;

@@ -9,6 +9,7 @@ use ipc::backoff::{Limits, Mode};
 use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
 
 use super::activity::Activity;
+use super::clocks::Clocks;
 use super::ids::QueueId;
 use super::queue::Queue;
 use super::queue_set::QueueSet;
@@ -140,23 +141,52 @@ impl Path {
         self.rules.limits(self.mode)
     }
 
-    /// Nothing going on, and no clock or window or switch that still counts.
+    /// Until when what is known of it counts.
+    pub fn clocks(&self) -> Clocks {
+        let sources = self.sources.iter();
+        let of_sources =
+            sources.clone().map(|s| s.paces.busy_until_ms()).fold(self.sources_in_use_until_ms(), i64::max);
+        Clocks {
+            retry_ms: self.retry_at_ms,
+            mode_ms: match self.mode {
+                Mode::Normal => 0,
+                // It leaves backoff by itself.
+                Mode::Backoff => i64::MAX,
+                Mode::Returning { .. } => self.mode_since_ms.saturating_add(REMEMBERED_MS),
+            },
+            ill_ms: if self.health < PROBED_BELOW { self.pulled_ms.saturating_add(REMEMBERED_MS) } else { 0 },
+            windows_ms: self.paces.busy_until_ms(),
+            source_windows_ms: of_sources,
+            disabled_ms: sources.map(|s| s.disabled_until_ms).fold(0, i64::max),
+            skipped_ms: self.skipped_hosts.iter().map(|(_, until_ms)| *until_ms).fold(0, i64::max),
+            matches_ms: self.matches.until_ms(),
+        }
+    }
+
+    /// Until when source addresses that nothing is known of may have windows that the process before used, Unix milliseconds.
+    pub fn sources_in_use_until_ms(&self) -> i64 {
+        let since_ns = self.sources_in_use_ns;
+        if since_ns == 0 {
+            return 0;
+        }
+        let r = &self.rules;
+        let limits = [&r.source_ip_max_msg_rate, &r.source_ip_max_data_volume_rate, &r.source_ip_max_connect_rate];
+        limits.iter().flat_map(|l| l.rates()).map(|l| Pace::exhausted(l, since_ns).tat_ns / 1_000_000).fold(0, i64::max)
+    }
+
+    /// Nothing going on, and nothing that still counts.
     pub fn is_idle(&self, now_ms: i64) -> bool {
         self.queues.is_empty()
             && self.connections == 0
             && self.connecting == 0
             && !self.paused
-            && (self.mode == Mode::Normal
-                || (self.mode != Mode::Backoff && now_ms - self.mode_since_ms > REMEMBERED_MS))
-            && self.retry_at_ms <= now_ms
-            && self.paces.busy_until_ns() / 1_000_000 <= now_ms
-            && self.health >= PROBED_BELOW
-            && self.sources.iter().all(|s| s.is_quiet(now_ms))
+            && self.sources.iter().all(|s| s.connections == 0)
+            && self.clocks().are_over(now_ms)
     }
 
     /// Frees what it needs no longer; the next attempt makes it anew.
     pub fn rest(&mut self, now_ms: i64) {
-        if self.activity.as_ref().is_some_and(|a| a.is_over(now_ms)) {
+        if self.activity.as_ref().is_some_and(|a| a.is_over(now_ms)) && self.clocks().of_activity().are_over(now_ms) {
             self.activity = None;
         }
     }
@@ -482,6 +512,26 @@ mod tests {
         }
         assert_eq!((seen, p.mode), (vec![2, 3, 5, 6, 8], Mode::Normal));
         assert_eq!(p.leave_backoff(5000), None);
+    }
+
+    #[test]
+    fn what_counts_for_a_time_outlasts_the_mail() {
+        type Change = fn(&mut Path);
+        let all: [(Change, i64); 5] = [
+            (|p| p.skipped_hosts.push(("mx.d.test".into(), 5_000)), 5_000),
+            (|p| assert!(!p.matches.triggers(0, 2, 3_000, 1_000)), 4_001),
+            (|p| (p.health, p.pulled_ms) = (0.1, 1_000), 3_601_000),
+            (|p| p.retry_at_ms = 2_000, 2_000),
+            (|p| p.source([127, 0, 0, 1].into()).disabled_until_ms = 7_000, 7_000),
+        ];
+        for (change, until_ms) in all {
+            let mut p = path(DomainRules::default());
+            assert!(p.is_idle(1_000));
+            change(&mut p);
+            assert_eq!((p.is_idle(until_ms - 1), p.is_idle(until_ms)), (false, true), "{until_ms}");
+            p.rest(until_ms);
+            assert!(p.activity.is_none());
+        }
     }
 
     #[test]

@@ -36,9 +36,9 @@ impl Paces {
         self.msg.is_to_be_noted(msg, now_ns) || self.hour.is_to_be_noted(hour, now_ns)
     }
 
-    /// When the last of the windows is over, Unix nanoseconds.
-    pub fn busy_until_ns(&self) -> i64 {
-        self.msg.tat_ns.max(self.hour.tat_ns).max(self.volume.tat_ns).max(self.connect.tat_ns)
+    /// When the last of the windows is over, Unix milliseconds.
+    pub fn busy_until_ms(&self) -> i64 {
+        self.msg.tat_ns.max(self.hour.tat_ns).max(self.volume.tat_ns).max(self.connect.tat_ns) / 1_000_000
     }
 }
 
@@ -53,11 +53,4 @@ pub struct Source {
     pub paces: Paces,
     /// Not used before this time, Unix milliseconds; `i64::MAX` until an operator enables it.
     pub disabled_until_ms: i64,
-}
-
-impl Source {
-    /// Nothing of it counts any more.
-    pub fn is_quiet(&self, now_ms: i64) -> bool {
-        self.connections == 0 && self.disabled_until_ms <= now_ms && self.paces.busy_until_ns() / 1_000_000 <= now_ms
-    }
 }
