@@ -14,6 +14,7 @@ mod operator;
 mod programs;
 mod queue_time;
 mod rates;
+pub mod retiring;
 mod rights;
 mod run;
 mod shards;

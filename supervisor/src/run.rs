@@ -29,6 +29,7 @@ use crate::config::compile::Overrides;
 use crate::config::source::Source;
 use crate::config::{self, Compiled};
 use crate::configurations::{self, By};
+use crate::retiring::{Known, Retiring, Seen, Step, Waits};
 use crate::shards::{Slot, State, control, life};
 use crate::state::{ANSWER_WAIT, LET_GO_WAIT, Supervisor};
 use crate::suppression::Suppression;
@@ -368,61 +369,60 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Ends one shard that owns nothing any more, once it holds nothing either, and no other has a share of which it does not know
-    /// whether this one took it: it would find this one gone, and give the share to a third a second time.
+    /// Ends one shard that owns nothing any more, as [`Retiring`] decides.
     async fn retire(self: &Rc<Self>, number: u8) -> Result<(), String> {
-        let owns = |s: &Self| s.map.borrow().shards.contains(&number);
-        // From then on it takes no share that it has not.
-        let knows_it = |s: &Self| {
-            let epoch = s.map.borrow().epoch;
-            owns(s) || s.slot(number, |s| s.heartbeat.settled_epoch == epoch).unwrap_or(true)
-        };
+        let mut retiring = Retiring::of(number);
         loop {
-            if !self.until(Duration::from_secs(3600), knows_it).await {
-                return Err(format!(
-                    "shard {number} has not taken the shard map in an hour; it goes on handing over its mail"
-                ));
-            }
-            let asked = std::time::Instant::now() + Duration::from_secs(1);
-            let none_open = |s: &Self| {
-                let slots = s.slots.borrow();
-                slots.iter().all(|s| s.number == number || s.has_none_open_at(number, asked))
+            let mut step = Step::Wait;
+            let decides = |s: &Self| {
+                let (map, slots) = (s.map.borrow(), s.slots.borrow());
+                let shards: Vec<Known<'_>> = slots.iter().map(Slot::known).collect();
+                let seen = Seen { epoch: map.epoch, owners: &map.shards, shards: &shards };
+                step = retiring.step(std::time::Instant::now(), seen);
+                step != Step::Wait
             };
-            let empty = |s: &Self| owns(s) || s.slot(number, |s| s.is_empty(asked)).is_none_or(|e| e && none_open(s));
-            if !self.until(Duration::from_secs(3600), empty).await {
-                return Err(format!("shard {number} still holds mail; it goes on handing it over"));
-            }
-            if owns(self) || self.slot(number, |_| ()).is_none() {
-                return Ok(());
-            }
-            let grace = self.grace();
-            self.slot_mut(number, |s| s.retired = true);
-            self.tell_to_stop(number);
-            let ended = |s: &Self| s.slot(number, |s| s.process.is_none()).unwrap_or(true);
-            if !self.until(grace + Duration::from_secs(10), ended).await {
-                // On a disk that is slow it takes longer; it is no less its end that counts.
-                self.until(Duration::from_secs(3600), ended).await;
-            }
-            // What came until the last moment is on disk; a process that was killed cannot say.
-            let left_nothing = self.slot(number, |s| s.left_complete && s.heartbeat.recipients == 0).unwrap_or(true);
-            if (left_nothing && !owns(self)) || self.stopping.get() {
-                let mut gone = self.gone.get();
-                self.slot(number, |s| gone.add(&s.totals()));
-                self.gone.set(gone);
-                self.slots.borrow_mut().retain(|s| s.number != number);
-                if !self.stopping.get() {
-                    // It has nothing that others offered it: they need not ask it any more.
-                    self.tell_map();
-                    tracing::info!(shard = number, "the shard is gone: the others have its mail");
+            self.until(Duration::from_secs(3600), decides).await;
+            match step {
+                Step::Stays => return Ok(()),
+                Step::Stop => {
+                    self.slot_mut(number, |s| s.retired = true);
+                    self.tell_to_stop(number);
                 }
-                return Ok(());
+                Step::StartAgain if !self.stopping.get() => {
+                    tracing::info!(
+                        shard = number,
+                        "mail, or what came of it, was not all on disk when the shard ended; it is started again to hand over what is left"
+                    );
+                    self.slot_mut(number, |s| s.retired = false);
+                    spawn_local(life::keep(Rc::clone(self), number));
+                }
+                Step::StartAgain | Step::Gone => {
+                    let mut gone = self.gone.get();
+                    self.slot(number, |s| gone.add(&s.totals()));
+                    self.gone.set(gone);
+                    self.slots.borrow_mut().retain(|s| s.number != number);
+                    if !self.stopping.get() {
+                        // It has nothing that others offered it: they need not ask it any more.
+                        self.tell_map();
+                        tracing::info!(shard = number, "the shard is gone: the others have its mail");
+                    }
+                    return Ok(());
+                }
+                Step::Wait => match retiring.waits() {
+                    Waits::ForMap => {
+                        return Err(format!(
+                            "shard {number} has not taken the shard map in an hour; it goes on handing over its mail"
+                        ));
+                    }
+                    Waits::UntilEmpty(_) => {
+                        return Err(format!("shard {number} still holds mail; it goes on handing it over"));
+                    }
+                    // On a disk that is slow it takes long; it is no less its end that counts.
+                    Waits::ForEnd => {
+                        tracing::warn!(shard = number, "the shard was told to stop an hour ago, and has not ended")
+                    }
+                },
             }
-            tracing::info!(
-                shard = number,
-                "mail, or what came of it, was not all on disk when the shard ended; it is started again to hand over what is left"
-            );
-            self.slot_mut(number, |s| s.retired = false);
-            spawn_local(life::keep(Rc::clone(self), number));
         }
     }
 

@@ -41,7 +41,8 @@ use crate::switches::Obeyed;
 use crate::tasks::Panicked;
 use crate::{Start, holds, one_message, rows, tasks};
 
-const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
+/// A worker tells the supervisor so often how its shard is.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 /// The same of a shard that stops: what it still does is soon over.
 const STOPPING_HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
@@ -300,7 +301,8 @@ async fn open_shard(
     Ok(shard)
 }
 
-fn heartbeat(shard: &Shard) -> Heartbeat {
+/// What the supervisor is told of a shard now.
+pub fn heartbeat(shard: &Shard) -> Heartbeat {
     let s = shard.scheduler();
     let st = shard.spool.statistics();
     let c = &shard.counters;

@@ -15,6 +15,8 @@ use std::os::fd::OwnedFd;
 use orders::Orders;
 use process::Process;
 
+use crate::retiring::Known;
+
 /// Folders of accounting files that are remembered behind a change of the configuration.
 const FOLDERS_BEFORE_MAX: usize = 16;
 
@@ -160,17 +162,16 @@ impl Slot {
         all
     }
 
-    /// A process that serves says that nothing is queued, and nothing waits to be written, and said so after `since`: one that is
-    /// still reading its spool does not know.
-    pub fn is_empty(&self, since: Instant) -> bool {
-        let h = &self.heartbeat;
-        let serves = self.state == State::Serving && h.state == "serving";
-        serves && self.beat_at > since && h.recipients == 0 && !h.held && h.accounting_behind.is_none()
-    }
-
-    /// This shard said after `since` that it waits for no answer of shard `other` about a share.
-    pub fn has_none_open_at(&self, other: u8, since: Instant) -> bool {
-        self.beat_at > since && self.heartbeat.shares_open_at.as_ref().is_some_and(|at| !at.contains(&other))
+    /// What decides whether it may leave.
+    pub fn known(&self) -> Known<'_> {
+        Known {
+            number: self.number,
+            runs: self.process.is_some(),
+            serves: self.state == State::Serving,
+            heartbeat: &self.heartbeat,
+            beat_at: self.beat_at,
+            left_complete: self.left_complete,
+        }
     }
 
     /// It does not run, and has failed before.

@@ -4,7 +4,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use ipc::control::Heartbeat;
 use ipc::shard_map::ShardMap;
+use supervisor::retiring::{Known, Retiring, Seen, Step};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 use worker::config::Config;
@@ -123,6 +125,7 @@ impl World {
         for host in self.hosts.iter().filter(|h| configured.contains(&h.number) || surplus.contains(&h.number)) {
             host.is_wanted.set(true);
         }
+        self.hosts.iter().for_each(Host::is_unheard);
         self.is_unattended.set(false);
         self.supervisor.set(self.supervisor.get() + 1);
         self.tell_map();
@@ -181,41 +184,32 @@ impl World {
         self.until(SCALE_WAIT, || self.is_settled()).await;
     }
 
-    /// Ends a shard that owns nothing any more, once it holds nothing either, and no other has a share of which it does not know
-    /// whether this one took it.
+    /// Ends a shard that owns nothing any more, as the supervisor decides.
     async fn retire(&self, host: &Host, supervisor: u32) {
-        let epoch = self.map.borrow().epoch;
-        let has_written = |s: &Shard| !s.spool.holds_deliveries() && s.spool.accounting_behind().is_none();
-        let knows_it = |s: &Shard| s.map.borrow().epoch >= epoch;
-        let is_empty = || host.shard().is_some_and(|s| knows_it(&s) && host.holds(&s) == 0 && has_written(&s));
-        let has_none_open = |s: &Shard| s.handoffs.open_at().is_some_and(|at| !at.contains(&host.number));
-        let none_open = || {
-            let mut others = self.wanted().filter(|h| h.number != host.number);
-            others.all(|h| h.shard().is_some_and(|s| has_none_open(&s)))
-        };
-        while !self.is_over() {
-            sleep(Duration::from_secs(1)).await;
-            if self.supervisor.get() != supervisor {
-                return;
+        let mut retiring = Retiring::of(host.number);
+        while !self.is_over() && self.supervisor.get() == supervisor {
+            match self.step(&mut retiring, host.number) {
+                Step::Wait => sleep(LOOK_EVERY).await,
+                Step::Stop => {
+                    host.is_wanted.set(false);
+                    host.has_left_nothing.set(false);
+                    host.stop();
+                }
+                Step::StartAgain => host.is_wanted.set(true),
+                Step::Gone => return self.tell_map(),
+                Step::Stays => return,
             }
-            if !is_empty() || !none_open() {
-                continue;
-            }
-            host.is_wanted.set(false);
-            host.has_left_nothing.set(false);
-            host.stop();
-            self.until(Duration::from_secs(3600), || host.life().is_none()).await;
-            if self.supervisor.get() != supervisor {
-                return;
-            }
-            if host.has_left_nothing.get() {
-                // It has nothing that others offered it: they need not ask it any more.
-                self.tell_map();
-                return;
-            }
-            // What came until the last moment is handed over by the next process.
-            host.is_wanted.set(true);
         }
+    }
+
+    /// What is to be done about a shard that leaves.
+    fn step(&self, retiring: &mut Retiring, number: u8) -> Step {
+        let there: Vec<&Host> = self.hosts.iter().filter(|h| h.is_there() || h.number == number).collect();
+        let heartbeats: Vec<Heartbeat> = there.iter().map(|h| h.heartbeat()).collect();
+        let shards: Vec<Known<'_>> = there.iter().zip(&heartbeats).map(|(h, b)| h.known(b)).collect();
+        let map = self.map.borrow();
+        let seen = Seen { epoch: map.epoch, owners: &map.shards, shards: &shards };
+        retiring.step(Instant::now().into_std(), seen)
     }
 
     /// Gives all shards a configuration, by the number of what is different in it.

@@ -7,13 +7,16 @@ use std::rc::{Rc, Weak};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use ipc::control::Heartbeat;
 use spool::memory::{Fault, MemoryDisk, MemoryIndex};
+use supervisor::retiring::Known;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 use worker::accept::listener::serve;
 use worker::config::Config;
+use worker::control::{HEARTBEAT_EVERY, heartbeat};
 use worker::ports::Ports;
 use worker::shard::Parts;
 use worker::shard::Shard;
@@ -52,6 +55,8 @@ pub struct Host {
     pub unwritable: Cell<Option<(Instant, Instant)>>,
     /// A process is to run.
     pub is_wanted: Cell<bool>,
+    /// What the supervisor heard of its process last, when, and whether the last process said that it left everything on disk.
+    heard: RefCell<(Heartbeat, Instant, bool)>,
     /// The last process left in order, nothing was queued, and everything was on disk.
     pub has_left_nothing: Cell<bool>,
     /// Records of its log that rotted.
@@ -96,6 +101,7 @@ impl Host {
             group: Cell::default(),
             unwritable: Cell::default(),
             is_wanted: Cell::new(is_wanted),
+            heard: RefCell::new((Heartbeat::default(), Instant::now(), false)),
             has_left_nothing: Cell::new(false),
             rotted: RefCell::default(),
             lives: Cell::new(0),
@@ -111,6 +117,42 @@ impl Host {
     /// Recipients that a shard has, of its own and for others.
     pub fn holds(&self, shard: &Shard) -> u64 {
         shard.scheduler().recipients + shard.kept.recipients()
+    }
+
+    /// What the supervisor knows of the shard; the heartbeat is the last one that it heard.
+    pub fn known<'a>(&self, heartbeat: &'a Heartbeat) -> Known<'a> {
+        let (_, beat_at, left_complete) = &*self.heard.borrow();
+        let is_told_to_stop = self.process.borrow().as_ref().is_some_and(|p| p.stop.is_none());
+        Known {
+            number: self.number,
+            runs: self.life().is_some(),
+            serves: self.shard().is_some() && !is_told_to_stop,
+            heartbeat,
+            beat_at: beat_at.into_std(),
+            left_complete: *left_complete,
+        }
+    }
+
+    /// The last heartbeat that the supervisor heard.
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heard.borrow().0.clone()
+    }
+
+    /// The supervisor hears how the shard is.
+    fn beats(&self, shard: &Shard) {
+        let mut heard = self.heard.borrow_mut();
+        (heard.0, heard.1) = (heartbeat(shard), Instant::now());
+    }
+
+    /// Its process has ended, and what it said of itself holds no more.
+    fn is_silent(&self) {
+        let mut heard = self.heard.borrow_mut();
+        heard.0 = Heartbeat { recipients: heard.0.recipients, ..Heartbeat::default() };
+    }
+
+    /// Another supervisor has heard nothing of it.
+    pub fn is_unheard(&self) {
+        *self.heard.borrow_mut() = (Heartbeat::default(), Instant::now(), false);
     }
 
     /// Tells the process that runs to do something; nobody hears it where none does.
@@ -133,6 +175,7 @@ impl Host {
     /// Kills the process that runs.
     pub fn kill(&self, world: &World) {
         let Some(process) = self.process.borrow_mut().take() else { return };
+        self.is_silent();
         world.book.borrow_mut().cut_short(process.life, self.cut_short());
         world.network.lose(process.life);
         let _ = process.kill.map(|k| k.send(()));
@@ -183,6 +226,7 @@ impl Host {
     pub async fn live(&self, world: &Rc<World>) -> Ending {
         let life = Life { shard: self.number, number: self.lives.get() };
         self.lives.set(life.number + 1);
+        self.heard.borrow_mut().2 = false;
         let (kill, killed) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let (clients, mut new) = mpsc::unbounded_channel::<(Fragile<End>, SocketAddr, SocketAddr)>();
@@ -204,6 +248,15 @@ impl Host {
                     order(&obeys);
                 }
             });
+            let (beating, attended) = (Rc::clone(&shard), Rc::clone(world));
+            spawn_local(async move {
+                while let Some(host) = attended.hosts.get(usize::from(beating.number)) {
+                    if !attended.is_unattended.get() {
+                        host.beats(&beating);
+                    }
+                    sleep(HEARTBEAT_EVERY).await;
+                }
+            });
             let served = Rc::clone(&shard);
             let clients = spawn_local(async move {
                 while let Some((end, peer, local)) = new.recv().await {
@@ -219,8 +272,12 @@ impl Host {
             shard.stop();
             let _ = timeout(Duration::from_secs(10), shard.has_ended_work()).await;
             let is_empty = self.holds(&shard) == 0;
+            if !world.is_unattended.get() {
+                self.beats(&shard);
+            }
             let is_complete = shard.leave().await;
             self.has_left_nothing.set(is_empty && is_complete);
+            self.heard.borrow_mut().2 = is_complete && !world.is_unattended.get();
             Ok::<_, String>(())
         };
         let named = tracing::info_span!("shard", n = life.shard, life = life.number);
@@ -233,6 +290,7 @@ impl Host {
         drop(ManuallyDrop::into_inner(running));
         drop(ManuallyDrop::into_inner(tasks));
         *self.process.borrow_mut() = None;
+        self.is_silent();
         let how = self.cut_short();
         if how.unwritable_since.is_some() {
             world.book.borrow_mut().cut_short(life, how);
