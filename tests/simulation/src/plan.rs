@@ -37,6 +37,8 @@ pub struct Plan {
     pub events: Vec<Event>,
     /// Directives beside those that every world has.
     pub configuration: String,
+    /// Shards use TLS where receivers offer it, and some do.
+    pub tls: bool,
     /// What happens is told on standard error.
     pub trace: bool,
 }
@@ -126,6 +128,7 @@ struct File {
     pause_ms: Option<u64>,
     faults: Option<Vec<Trouble>>,
     configuration: Option<String>,
+    tls: Option<bool>,
     #[serde(default)]
     receivers: Vec<Receivers>,
     #[serde(default)]
@@ -199,6 +202,7 @@ impl Plan {
             faults: faults.unwrap_or_else(|| <Trouble as clap::ValueEnum>::value_variants().to_vec()),
             events: described.events,
             configuration: described.configuration.unwrap_or_default(),
+            tls: described.tls.unwrap_or(true),
             trace: options.trace,
         })
     }

@@ -4,11 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 
 use crate::book::{Book, Life};
 use crate::dice::Dice;
@@ -39,6 +44,10 @@ pub struct Manner {
     pub chunking: bool,
     /// It offers PIPELINING.
     pub pipelining: bool,
+    /// It offers STARTTLS.
+    pub starttls: bool,
+    /// It does not go on behind STARTTLS: it says that it cannot, closes the connection, or says something else than TLS.
+    pub breaks_tls: u64,
 }
 
 /// What the shards' configuration allows at a receiver.
@@ -83,6 +92,37 @@ enum Next {
     Ends,
 }
 
+/// How a conversation ended.
+enum Ended {
+    /// For good.
+    Over,
+    /// What follows is TLS.
+    Secured,
+}
+
+/// Says something, and has it on its way.
+async fn say(write: &mut (impl AsyncWrite + Unpin), text: &str) -> std::io::Result<()> {
+    write.write_all(text.as_bytes()).await?;
+    write.flush().await
+}
+
+/// What receivers show in TLS.
+fn acceptor() -> TlsAcceptor {
+    thread_local! {
+        static ACCEPTOR: TlsAcceptor = {
+            let pem = include_bytes!("receiver.pem");
+            let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().expect("it is a part of the program");
+            let key = PrivateKeyDer::from_pem_slice(pem).expect("so is its key");
+            let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .and_then(|c| c.with_no_client_auth().with_single_cert(chain, key))
+                .expect("the key fits the certificate");
+            TlsAcceptor::from(Arc::new(config))
+        };
+    }
+    ACCEPTOR.with(Clone::clone)
+}
+
 impl Receiver {
     /// A receiver of mail for `domain`.
     pub fn new(domain: String, manner: Manner, most: Most, dice: Dice, book: Rc<RefCell<Book>>) -> Receiver {
@@ -114,7 +154,26 @@ impl Receiver {
             self.violation(format!("I3 {n} connections from {source}, {} may be", self.most.connections));
         }
         // Whatever goes wrong here is the connection's end.
-        let _ = self.converse(end, by, &scissors).await;
+        let _ = self.session(end, by, &scissors).await;
+    }
+
+    async fn session(&self, end: End, by: Life, scissors: &Scissors) -> std::io::Result<()> {
+        let (mut io, mut messages) = (BufReader::new(end), 0);
+        self.pause().await;
+        if self.dice.permille(self.manner.get().turns_away) {
+            return say(&mut io, "421 4.3.2 not now\r\n").await;
+        }
+        say(&mut io, &format!("220 {} ready\r\n", self.domain)).await?;
+        let offers_tls = self.manner.get().starttls;
+        if let Ended::Over = self.converse(&mut io, by, scissors, &mut messages, offers_tls).await? {
+            return Ok(());
+        }
+        if !io.buffer().is_empty() {
+            self.violation("clear text behind STARTTLS".into());
+        }
+        let mut io = BufReader::new(acceptor().accept(io.into_inner()).await?);
+        self.converse(&mut io, by, scissors, &mut messages, false).await?;
+        Ok(())
     }
 
     async fn pause(&self) {
@@ -124,34 +183,34 @@ impl Receiver {
         }
     }
 
-    async fn converse(&self, end: End, by: Life, scissors: &Scissors) -> std::io::Result<()> {
-        let mut io = BufReader::new(end);
-        let (mut t, mut has_greeted, mut messages) = (Transaction::default(), false, 0);
-        self.pause().await;
-        if self.dice.permille(self.manner.get().turns_away) {
-            io.get_mut().write_all(b"421 4.3.2 not now\r\n").await?;
-            return Ok(());
-        }
-        io.get_mut().write_all(format!("220 {} ready\r\n", self.domain).as_bytes()).await?;
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        io: &mut BufReader<S>,
+        by: Life,
+        scissors: &Scissors,
+        messages: &mut usize,
+        offers_tls: bool,
+    ) -> std::io::Result<Ended> {
+        let (mut t, mut has_greeted) = (Transaction::default(), false);
         let mut line = Vec::new();
         loop {
             line.clear();
             if io.read_until(b'\n', &mut line).await? == 0 || !line.ends_with(b"\n") {
                 // The client is gone, perhaps in the midst of a line.
-                return Ok(());
+                return Ok(Ended::Over);
             }
             let Some(text) = line.strip_suffix(b"\r\n").and_then(|l| std::str::from_utf8(l).ok()) else {
                 self.violation(format!("a command line that is none: {:?}", String::from_utf8_lossy(&line)));
-                return Ok(());
+                return Ok(Ended::Over);
             };
             let manner = self.manner.get();
             if self.dice.permille(manner.hangs) {
-                tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
-                return Ok(());
+                tokio::io::copy(io, &mut tokio::io::sink()).await?;
+                return Ok(Ended::Over);
             }
             if self.dice.permille(manner.drops) {
                 scissors.cut();
-                return Ok(());
+                return Ok(Ended::Over);
             }
             self.pause().await;
             let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -161,15 +220,37 @@ impl Receiver {
                     t = Transaction::default();
                     let chunking = if manner.chunking { "250-CHUNKING\r\n" } else { "" };
                     let pipelining = if manner.pipelining { "250-PIPELINING\r\n" } else { "" };
-                    format!("250-{}\r\n{pipelining}{chunking}250 8BITMIME\r\n", self.domain)
+                    let starttls = if offers_tls { "250-STARTTLS\r\n" } else { "" };
+                    format!("250-{}\r\n{pipelining}{chunking}{starttls}250 8BITMIME\r\n", self.domain)
+                }
+                "STARTTLS" if !offers_tls => {
+                    self.violation(format!("{text}, which was not offered, or is in use"));
+                    "503 5.5.1 not now\r\n".into()
+                }
+                "STARTTLS" if self.dice.permille(manner.breaks_tls) => match self.dice.below(3) {
+                    0 => "454 4.7.0 TLS is not available\r\n".into(),
+                    1 => {
+                        say(io, "220 2.0.0 go on\r\n").await?;
+                        return Ok(Ended::Over);
+                    }
+                    _ => {
+                        say(io, "220 2.0.0 go on\r\n").await?;
+                        // In place of its hello.
+                        say(io, "421 4.7.0 no TLS today\r\n").await?;
+                        return Ok(Ended::Over);
+                    }
+                },
+                "STARTTLS" => {
+                    say(io, "220 2.0.0 go on\r\n").await?;
+                    return Ok(Ended::Secured);
                 }
                 "MAIL" if !has_greeted || t.has_sender => {
                     self.violation(format!("{text} within a transaction, or before EHLO"));
                     "503 5.5.1 not now\r\n".into()
                 }
                 "MAIL" => {
-                    messages += 1;
-                    if messages > self.most.messages {
+                    *messages += 1;
+                    if *messages > self.most.messages {
                         self.violation(format!(
                             "I3 {messages} messages on one connection, {} may be",
                             self.most.messages
@@ -186,11 +267,11 @@ impl Receiver {
                 }
                 "DATA" if t.recipients.is_empty() => "554 5.5.1 nobody to send it to\r\n".into(),
                 "DATA" => {
-                    io.get_mut().write_all(b"354 go on\r\n").await?;
-                    content(&mut io, &mut t.content).await?;
-                    match self.take(&mut t, by, io.get_mut(), scissors).await? {
+                    say(io, "354 go on\r\n").await?;
+                    content(io, &mut t.content).await?;
+                    match self.take(&mut t, by, io, scissors).await? {
                         Next::Goes => continue,
-                        Next::Ends => return Ok(()),
+                        Next::Ends => return Ok(Ended::Over),
                     }
                 }
                 "BDAT" => {
@@ -203,9 +284,9 @@ impl Receiver {
                         t.content.clear();
                         "554 5.5.1 nobody to send it to\r\n".into()
                     } else if last == "LAST" {
-                        match self.take(&mut t, by, io.get_mut(), scissors).await? {
+                        match self.take(&mut t, by, io, scissors).await? {
                             Next::Goes => continue,
-                            Next::Ends => return Ok(()),
+                            Next::Ends => return Ok(Ended::Over),
                         }
                     } else {
                         "250 2.0.0 a part\r\n".into()
@@ -213,12 +294,12 @@ impl Receiver {
                 }
                 "NOOP" => "250 2.0.0 nothing done\r\n".into(),
                 "QUIT" => {
-                    io.get_mut().write_all(b"221 2.0.0 bye\r\n").await?;
-                    return Ok(());
+                    say(io, "221 2.0.0 bye\r\n").await?;
+                    return Ok(Ended::Over);
                 }
                 _ => "500 5.5.2 what?\r\n".into(),
             };
-            io.get_mut().write_all(reply.as_bytes()).await?;
+            say(io, &reply).await?;
         }
     }
 
@@ -241,7 +322,13 @@ impl Receiver {
     }
 
     /// Takes a message, and says so.
-    async fn take(&self, t: &mut Transaction, by: Life, write: &mut End, scissors: &Scissors) -> std::io::Result<Next> {
+    async fn take(
+        &self,
+        t: &mut Transaction,
+        by: Life,
+        write: &mut (impl AsyncWrite + Unpin),
+        scissors: &Scissors,
+    ) -> std::io::Result<Next> {
         let t = std::mem::take(t);
         self.pause().await;
         if self.dice.permille(self.manner.get().drops_content) {
@@ -262,7 +349,7 @@ impl Receiver {
         for r in &t.recipients {
             self.book.borrow_mut().delivered(r, (message, digest), by, scissors.clone());
         }
-        write.write_all(b"250 2.0.0 taken\r\n").await?;
+        say(write, "250 2.0.0 taken\r\n").await?;
         Ok(Next::Goes)
     }
 }

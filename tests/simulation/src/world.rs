@@ -91,6 +91,7 @@ fn configuration(plan: &Plan, variant: &str) -> String {
     let receivers: String = plan.receivers.iter().enumerate().map(|(n, given)| most(n, given.most)).collect();
     let more = &plan.configuration;
     let bounce_after = bounce_after_min(plan);
+    let use_starttls = if plan.tls { "yes" } else { "no" };
     format!(
         "host-name mta.test\npostmaster postmaster@mta.test\ndata-dir /nowhere\nname-server 192.0.2.53:53\n\
          smtp-listener 10.0.0.1:25\n\
@@ -99,7 +100,7 @@ fn configuration(plan: &Plan, variant: &str) -> String {
          <virtual-mta b>\n smtp-source-host 10.10.0.2 b.test\n</virtual-mta>\n\
          <virtual-mta c>\n smtp-source-host 10.10.0.3 c.test\n</virtual-mta>\n\
          <virtual-mta-pool pool>\n virtual-mta b\n virtual-mta c\n</virtual-mta-pool>\n\
-         <domain *>\n retry-after 30s\n retry-recipients-after 40s\n bounce-after {bounce_after}m\n use-starttls no\n \
+         <domain *>\n retry-after 30s\n retry-recipients-after 40s\n bounce-after {bounce_after}m\n use-starttls {use_starttls}\n \
          use-dane no\n use-mta-sts no\n</domain>\n\
          {receivers}\
          <domain sender.test>\n deliver-local-dsn no\n</domain>\n\
@@ -144,9 +145,9 @@ fn new_ledger() -> Result<(Ledger, OwnedFd), String> {
     Ok((ledger, fd))
 }
 
-fn manner(dice: &Dice) -> Manner {
+fn manner(plan: &Plan, dice: &Dice) -> Manner {
     let some = |odds: u64, most: u64| if dice.permille(odds) { dice.between(1, most) } else { 0 };
-    Manner {
+    let manner = Manner {
         turns_away: some(200, 700),
         defers: some(300, 400),
         refuses: some(300, 200),
@@ -157,7 +158,12 @@ fn manner(dice: &Dice) -> Manner {
         slow_ms: some(300, 3000),
         chunking: dice.permille(500),
         pipelining: dice.permille(700),
+        ..Manner::default()
+    };
+    if plan.tls && dice.permille(200) {
+        return Manner { starttls: true, breaks_tls: some(600, 500), ..manner };
     }
+    manner
 }
 
 impl World {
@@ -172,7 +178,7 @@ impl World {
         let (snapshot, accounting) = compiled(&plan, VARIANTS[0])?;
         let book = Rc::new(RefCell::new(Book::new()));
         let receiver = |(n, given): (usize, &Given)| {
-            let manner = manner(&dice);
+            let manner = manner(&plan, &dice);
             let manner = given.manner.unwrap_or(manner);
             Rc::new(Receiver::new(format!("d{n}.test"), manner, given.most, dice.fork(), Rc::clone(&book)))
         };
@@ -379,7 +385,10 @@ impl World {
                 clock::simulated::step(hours * 3_600_000_000_000);
             }
             Trouble::Receivers => {
-                self.network.receivers().filter(|_| dice.permille(300)).for_each(|r| r.manner.set(manner(dice)));
+                self.network
+                    .receivers()
+                    .filter(|_| dice.permille(300))
+                    .for_each(|r| r.manner.set(manner(&self.plan, dice)));
             }
             Trouble::Scale => {
                 let workers = dice.between(1, u64::from(self.plan.shards) + 1).min(SHARDS_MAX.into()) as u8;
@@ -463,6 +472,7 @@ impl World {
                 drops: 0,
                 drops_content: 0,
                 hangs: 0,
+                breaks_tls: 0,
                 ..m
             });
         }
