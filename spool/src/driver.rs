@@ -122,8 +122,11 @@ impl<D: Timed, I: Index> Driver<D, I> {
             tokio::task::yield_now().await;
             pass(pause).await;
         }
-        let last = running.last(stop);
-        commit(&mut running, last).await;
+        let mut last = running.last(stop);
+        while !last.is_empty() {
+            commit(&mut running, last).await;
+            last = running.since_last();
+        }
         running.close();
     }
 }

@@ -139,6 +139,7 @@ impl Pause {
 }
 
 /// A group and who waits for it.
+#[derive(Default)]
 pub(crate) struct Batch {
     group: Group,
     replies: Vec<StoreReply>,
@@ -656,7 +657,7 @@ impl<D: Disk, I: Index> Running<D, I> {
         self.accounting.finish(stop, &mut self.store)
     }
 
-    /// The last group. What is asked from now on is not answered.
+    /// The last groups: what was given until now, and notes of how far accounting is. What is asked from now on is not answered.
     pub fn last(&mut self, stop: Stop) -> Batch {
         if let Some(put) = stop.put() {
             self.shared.lock().group.put.push(put);
@@ -665,6 +666,12 @@ impl<D: Disk, I: Index> Running<D, I> {
             tracing::warn!("accounting is behind; its rows are written at the next start");
         }
         self.take().batch
+    }
+
+    /// What was given while the last group was written: deliveries that ended meanwhile, above all. Empty where groups fail, as they would
+    /// be offered for ever.
+    pub fn since_last(&mut self) -> Batch {
+        if self.failures > 0 { Batch::default() } else { self.take().batch }
     }
 
     /// Marks the stop as orderly.

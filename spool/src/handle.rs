@@ -275,12 +275,8 @@ impl Spool {
     pub async fn finished(&self) -> bool {
         self.shared.lock().stop = true;
         self.shared.bell.ring();
-        let is_over = || {
-            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-            thread.as_ref().map_or_else(|| self.shared.ended.load(Ordering::Acquire), JoinHandle::is_finished)
-        };
-        while !is_over() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        while !self.shared.ended.load(Ordering::Acquire) {
+            self.shared.over.notified().await;
         }
         self.finish();
         self.shared.is_complete.load(Ordering::Acquire)

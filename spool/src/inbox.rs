@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use ipc::message::HandoffId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::SpoolError;
@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub backlog: Backlog,
     /// The worker has ended, in order or not.
     pub ended: AtomicBool,
+    /// Told when it has.
+    pub over: Notify,
     /// The worker ended in order: everything was on disk and in accounting files.
     pub is_complete: AtomicBool,
 }
@@ -96,6 +98,7 @@ impl Shared {
             statistics: Statistics::default(),
             backlog: Backlog::default(),
             ended: AtomicBool::new(false),
+            over: Notify::new(),
             is_complete: AtomicBool::new(false),
         })
     }
@@ -112,5 +115,6 @@ pub(crate) struct Working(pub(crate) Arc<Shared>);
 impl Drop for Working {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
+        self.0.over.notify_one();
     }
 }

@@ -67,9 +67,10 @@ fn run<D: Disk, I: Index>(running: &mut Running<D, I>, shared: &Shared) {
             std::thread::sleep(pause);
         }
     }
-    let last = running.last(stop);
-    if !last.is_empty() {
+    let mut last = running.last(stop);
+    while !last.is_empty() {
         running.commit(last);
+        last = running.since_last();
     }
     running.close();
 }

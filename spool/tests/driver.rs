@@ -498,6 +498,25 @@ async fn a_stop_without_a_thread_writes_everything() {
     driver.await.unwrap();
 }
 
+/// A shard that stops reads replies as long as its spool writes: what they end is not delivered again.
+#[tokio::test(start_paused = true)]
+async fn what_ends_while_a_stop_waits_for_its_disk_is_written_too() {
+    let m = Machine::new(1 << 30);
+    let p = m.start().await;
+    let keys = [p.store(1, 100).await.unwrap().unwrap(), p.store(1, 100).await.unwrap().unwrap()];
+    m.takes(Times { sync: ms(10_000), ..Times::default() });
+    p.spool.put("name", b"value".to_vec());
+    let later = async {
+        for (n, key) in keys.into_iter().enumerate() {
+            sleep(ms(9_000)).await;
+            p.settle(key, rows(n as u32..n as u32 + 1));
+        }
+    };
+    tokio::join!(p.spool.finished(), later);
+    p.driver.await.unwrap();
+    assert!(m.start().await.found.is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn files_that_are_behind_are_left_for_others_and_every_row_is_in_one() {
     let m = Machine::new(1 << 30);
