@@ -11,9 +11,10 @@ use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, rest_after_panic};
 use super::interruption::OpenConnection;
+use super::lease::{Blocked, Lease};
 use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
-use super::path::{Path, Waits, for_local_delivery, leave_source, path_of};
+use super::path::{Path, Waits, for_local_delivery, path_of};
 use super::reply_rules::apply_reply_rules;
 use super::session::{Session, SessionFault};
 use super::shared_limits::{Full, Held, SourceWants, Wants};
@@ -27,7 +28,6 @@ use crate::clock;
 use crate::log_limit;
 use crate::prepare::content::Content;
 use crate::route::stored::load;
-use crate::schedule::limit::Limit;
 use crate::schedule::{Batch, Next, PathId, Queue};
 use crate::shard::Shard;
 use crate::signal::Signal;
@@ -82,9 +82,9 @@ async fn open_connections(shard: Rc<Shard>) {
 
 /// Opens a connection of path `id`, counted as connecting, and lets it be served.
 async fn open_one(shard: &Rc<Shard>, id: PathId) {
-    shard.connections.set(shard.connections.get() + 1);
+    let mut lease = Lease::of(shard, id);
     let connected = {
-        let connecting = pin!(connect(shard, id));
+        let connecting = pin!(connect(shard, id, &mut lease));
         contained(connecting).await.unwrap_or_else(|| {
             rest_after_panic(shard, id);
             Ok(None)
@@ -92,100 +92,49 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
     };
     match connected {
         Ok(Some((path, session, held))) => {
+            lease.opened(path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone())));
             shard.decide(|e, _| {
                 if let Some(p) = e.scheduler.paths.get_mut(id) {
-                    p.connecting -= 1;
-                    p.connections += 1;
                     e.line.learn(p, true);
                 }
             });
             let shard = Rc::clone(shard);
-            tasks::begin("connection", move || carry(shard, path, session, held));
+            tasks::begin("connection", move || carry(shard, lease, path, session, held));
         }
-        other => {
-            {
-                let mut s = shard.scheduler_mut();
-                if let Some(p) = s.paths.get_mut(id) {
-                    p.connecting -= 1;
-                    if let Err(Blocked { until_ms, by }) = other {
-                        p.ask_again_ms = until_ms;
-                        // Asked again and again: the cause lasts until one is opened.
-                        (p.blocked_until_ms, p.blocked_by) = (until_ms + 2 * ASK_AGAIN_MS, by);
-                    }
-                    p.rest(clock::now_ms());
-                }
-                if let Err(Blocked { until_ms, .. }) = other {
-                    s.wake_at(id, until_ms);
-                }
-            }
-            shard.connections.set(shard.connections.get() - 1);
-            shard.pump(id);
-        }
+        Ok(None) => {}
+        Err(blocked) => lease.is_blocked(blocked),
     }
 }
 
 /// Serves a connection to its end.
-async fn carry(shard: Rc<Shard>, mut path: Path, session: Session, mut held: Held) {
-    let id = path.id;
-    let entry = OpenConnection::take(&shard, id, held.keys());
-    let host = path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone()));
-    let count = |opened| {
-        host.iter().for_each(|(h, with)| shard.scheduler_mut().count_host(id, h, with.as_ref(), opened));
-    };
-    count(true);
+async fn carry(shard: Rc<Shard>, lease: Lease, mut path: Path, session: Session, mut held: Held) {
+    let entry = OpenConnection::take(&shard, path.id, held.keys());
     held.serves();
+    tasks::may_panic("carry");
     if contained(pin!(serve(&shard, &mut path, session, &entry))).await.is_none() {
-        rest_after_panic(&shard, id);
+        rest_after_panic(&shard, path.id);
     }
-    count(false);
     drop(entry);
     drop(held);
-    leave_source(&shard, &path);
-    if let Some(p) = shard.scheduler_mut().paths.get_mut(id) {
-        p.connections -= 1;
-        if path.counted && p.blocked_by.is_none() && p.ask_again_ms > 0 {
-            // It may have waited for this source address.
-            p.ask_again_ms = 0;
-        }
-        p.rest(clock::now_ms());
-    }
-    shard.connections.set(shard.connections.get() - 1);
-    shard.pump(id);
+    drop(lease);
 }
 
 /// What is not delivered by SMTP needs no host, and counts as a connection all the same.
 async fn run_without_smtp(shard: Rc<Shard>, id: PathId) {
-    let count = |open: bool| {
-        if let Some(p) = shard.scheduler_mut().paths.get_mut(id) {
-            p.connecting -= u32::from(open);
-            p.connections = if open { p.connections + 1 } else { p.connections - 1 };
-        }
-    };
-    count(true);
-    shard.connections.set(shard.connections.get() + 1);
+    let mut lease = Lease::of(&shard, id);
+    lease.opened(None);
     if let Some(mut path) = for_local_delivery(&shard, id)
         && contained(pin!(super::local::serve(&shard, &mut path))).await.is_none()
     {
         rest_after_panic(&shard, id);
     }
-    shard.connections.set(shard.connections.get() - 1);
-    count(false);
-    shard.pump(id);
-}
-
-/// A limit is reached.
-struct Blocked {
-    /// When it may be tried again, Unix milliseconds.
-    until_ms: i64,
-    /// Which one; `None` where no source address is free.
-    by: Option<Limit>,
 }
 
 /// Takes what limits ask for and finds a host.
 ///
 /// # Errors
 /// When a limit is reached.
-async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session, Held)>, Blocked> {
+async fn connect(shard: &Rc<Shard>, id: PathId, lease: &mut Lease) -> Result<Option<(Path, Session, Held)>, Blocked> {
     let config = shard.config();
     let Some(wants) = shard.scheduler().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
@@ -196,6 +145,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
     let now = clock::now_ms();
     let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: None };
     let Some(mut path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
+    lease.goes_from(&path);
     let of_source = {
         let s = shard.scheduler();
         let p = s.paths.get(id);
@@ -203,16 +153,12 @@ async fn connect(shard: &Rc<Shard>, id: PathId) -> Result<Option<(Path, Session,
         p.zip(path.source).and_then(|(p, ip)| SourceWants::of(p, ip))
     };
     if let Some(Err(full)) = of_source.map(|w| held.take_source(&w)) {
-        leave_source(shard, &path);
         return Err(blocked(full));
     }
     let session = contained(pin!(open_in_turn(shard, &path, &mut held))).await.unwrap_or_else(|| {
         rest_after_panic(shard, id);
         None
     });
-    if session.is_none() {
-        leave_source(shard, &path);
-    }
     Ok(session.map(|s| (path, s, held)))
 }
 

@@ -213,6 +213,24 @@ mod tests {
         });
     }
 
+    /// What no [`contained`] is around is given back as well: the lease of a connection ends with its task.
+    #[test]
+    fn a_connection_whose_task_panics_is_counted_no_more_and_another_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let shard = shard(dir.path()).await;
+            let rules = DomainRules { smtp_hosts: format!("[127.0.0.1]:{}", receiver().await), ..Default::default() };
+            let (_, path) = queued(&shard, rules).await;
+            PANICS_AT.set("carry");
+            shard.pump(path);
+            until("its mail goes by another", || {
+                PANICS_AT.get().is_empty() && shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)
+            })
+            .await;
+        });
+    }
+
     #[test]
     fn what_was_taken_out_of_its_queue_goes_back_when_its_task_panics() {
         let dir = tempfile::tempdir().unwrap();

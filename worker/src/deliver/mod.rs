@@ -15,6 +15,7 @@ pub mod delivery_type;
 pub mod idle;
 pub mod interruption;
 pub mod learned;
+mod lease;
 pub mod limit_queue;
 pub mod local;
 pub mod open;

@@ -260,13 +260,3 @@ pub(super) fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
     let (name, vmta_name, rules) = (p.name(), Rc::clone(&p.vmta_name), Rc::clone(&p.rules));
     Some(Path { id, name, vmta_name, rules, rates, ..path })
 }
-
-/// A connection is not one of its source address any more.
-pub(super) fn leave_source(shard: &Shard, path: &Path) {
-    let mut s = shard.scheduler_mut();
-    if let (Some(p), Some(ip), true) = (s.paths.get_mut(path.id), path.source, path.counted)
-        && let Some(source) = p.sources.iter_mut().find(|s| s.ip == ip)
-    {
-        source.connections = source.connections.saturating_sub(1);
-    }
-}
