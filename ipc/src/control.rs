@@ -328,7 +328,7 @@ pub struct AllSwitches {
     pub queues: Switches,
     /// Paused jobs.
     pub jobs: Vec<String>,
-    /// Who gave these orders, by what a shard notes it under.
+    /// The users that gave these orders, by the name that a shard notes them under.
     pub given: Vec<(String, Given)>,
 }
 

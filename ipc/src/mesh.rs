@@ -33,7 +33,7 @@ pub const INJECT: u8 = 6;
 /// Worker → client: archive [`Injected`].
 pub const INJECTED: u8 = 7;
 
-/// Who speaks.
+/// First frame of a connection: the shard that speaks.
 #[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub struct Hello {
     /// The origin's shard number; `None` for a client of [`INJECT`].

@@ -131,7 +131,7 @@ impl crate::stored::Stored for Switches {
     const VERSION: u8 = 1;
 }
 
-/// Who gave an order, and when.
+/// The user that gave an order, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Given {
     /// When, Unix milliseconds.

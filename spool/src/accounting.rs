@@ -74,7 +74,7 @@ pub(crate) struct Accounting {
     failure: Option<Failure>,
     /// The files to come, which wait for those before to be complete.
     next: Option<(Box<dyn Projection>, SwitchReply)>,
-    /// Who asked for the files that the thread was told to go on with.
+    /// The files that the thread was told to go on with, and the channel on which their use is told.
     switching: Option<(Wanted, SwitchReply)>,
     /// Switched, and told when the position before is in the log.
     pub switched: Vec<SwitchReply>,

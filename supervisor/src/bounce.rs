@@ -71,7 +71,7 @@ pub fn classify(file: Option<&Path>, json: bool) -> Result<(), Failure> {
             writeln!(out, "{}", found.category)
         };
         match written {
-            // Whoever reads has seen enough.
+            // The reader closed the pipe, as `head` does.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
             other => other.map_err(|e| Failure::Failed(format!("writing: {e}")))?,
         }

@@ -25,7 +25,7 @@ const ENTRY_BYTES_MAX: u64 = 64 << 10;
 /// Folder in the data folder.
 const FOLDER: &str = "configurations";
 
-/// Who had a configuration put in force.
+/// What had a configuration put in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
     /// The server started with it.
@@ -63,7 +63,7 @@ pub struct Entry {
     pub number: u64,
     /// When it was put in force, Unix milliseconds.
     pub unix_ms: i64,
-    /// Who did so.
+    /// The user, or the event, that did so.
     pub by: String,
     /// Its main file.
     pub file: String,

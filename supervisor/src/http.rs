@@ -45,7 +45,7 @@ pub async fn serve(sup: Rc<Supervisor>, port: u16) -> Result<(), String> {
 
 async fn serve_one(sup: Rc<Supervisor>, io: TcpStream, place: Rc<Place>) {
     let answers = service_fn(|request: Request<Incoming>| {
-        // Who asks is not who has been silent longest.
+        // The connection has just spoken, so others give way before it.
         place.is_silent();
         let answer = answer(&sup, request.method(), request.uri().path());
         async move { Ok::<_, Infallible>(answer) }

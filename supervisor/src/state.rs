@@ -268,7 +268,7 @@ impl Supervisor {
     /// A worker answered.
     pub fn rows_came(&self, request: u64, rows: Rows) {
         if let Some(tx) = self.questions.borrow_mut().remove(&request) {
-            // Who asked may have given up waiting.
+            // The command that asked may have given up waiting.
             let _ = tx.send(rows);
         }
     }

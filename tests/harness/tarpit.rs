@@ -44,7 +44,7 @@ impl Tarpit {
             move || {
                 while !over.load(Relaxed) {
                     std::thread::sleep(Duration::from_millis(500));
-                    // Who has gone is let go.
+                    // Connections that the other end has closed are dropped.
                     let stays = |mut s: &TcpStream| {
                         let gone = matches!(s.peek(&mut [0]), Ok(0)) || s.take_error().is_ok_and(|e| e.is_some());
                         !gone && s.write_all(line.as_bytes()).is_ok()

@@ -24,7 +24,7 @@ fn adopted_workers_end_with_a_stop_and_their_numbers_mean_nobody_else() {
     assert_eq!(engine.workers(), before, "both were adopted");
     assert_eq!(engine.run(&["stop"]), "Stopped.\n");
     let exists = |pid: &i32| kill(Pid::from_raw(*pid), None).is_ok();
-    // Whoever adopts orphans here may take its time to wait for them.
+    // The process that adopts orphans on this machine may be slow to collect them.
     let is_zombie = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "));
     assert!(before.iter().all(|p| !exists(p) || is_zombie(p)), "when the answer comes they are gone");
     assert!(!engine.log().contains("is hung"));

@@ -41,7 +41,7 @@ fn of_all_sessions_together_has_a_budget() {
     let taken = replies.iter().filter(|c| **c == 250).count();
     assert!(taken >= 1 && replies.iter().all(|c| matches!(c, 250 | 452)) && taken < replies.len(), "{replies:?}");
     eventually("nothing is held", Duration::from_secs(10), || receiving_kb(&engine) == 0);
-    // Who was refused comes again.
+    // A client that was refused tries again.
     assert_eq!(begun(&engine, 6 << 20).command("\r\n.").unwrap().0, 250);
 }
 

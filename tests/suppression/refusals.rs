@@ -89,7 +89,7 @@ fn who_was_accepted_only_to_bounce_waits_for_no_receiver() {
     assert_eq!(row(&engine, "b", "other@whole.test")[CATEGORY], "suppressed");
     assert!(row(&engine, "b", "no address")[STATUS].starts_with("5.1.3"));
     eventually("only the other waits", Duration::from_secs(5), || engine.queued() == 1);
-    // Who may not relay may not have others reported to.
+    // A client that may not relay may not have reports sent to other people either.
     engine.edit_config(" always-allow-relaying yes", " always-allow-relaying no");
     engine.run(&["reload"]);
     eventually("it is refused", Duration::from_secs(5), || {

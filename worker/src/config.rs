@@ -235,8 +235,8 @@ impl Config {
         self.bounce_rules.get_or_init(|| Rules::of_snapshot(self.snapshot.get()))
     }
 
-    /// Who mail that chose `via` (virtual MTA or pool; empty for none) to `destination` leaves
-    /// through. One that does not exist gives way to `invalid-virtual-mta-fallback`.
+    /// The virtual MTAs that mail to `destination` leaves through if it chose `via`, a virtual MTA or pool; empty for none. In place of one
+    /// that does not exist goes `invalid-virtual-mta-fallback`.
     pub fn exit(&self, destination: &str, via: &str) -> Exit {
         let snapshot = self.snapshot.get();
         let key = via.to_lowercase();

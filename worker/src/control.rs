@@ -106,7 +106,7 @@ pub async fn serve(start: Start) -> Result<(), String> {
         switching,
     };
     worker.begin()?;
-    // The round that goes on was the start's.
+    // What this round of the loop took belongs to the start, and is not measured as a hold.
     tokio::task::yield_now().await;
     holds::serves();
     // What the spool held is known from the first moment on.
@@ -139,17 +139,17 @@ fn confine(
     Some(grants)
 }
 
-/// What came of an order that had to wait for the disk.
+/// The result of an order that had to wait for the disk.
 struct Outcome {
-    /// Of this control connection: a supervisor that has come since did not ask.
+    /// Number of the control connection that the order came on. A supervisor that has connected since did not give it, and gets no answer.
     connection: u64,
     what: ToSupervisor,
     /// Accounting is written to these files from now on.
     switched_to: Option<Vec<AccountingFile>>,
 }
 
-/// The accounting files that are wanted. The last order counts: those before it name files that
-/// nobody shall write any more.
+/// The accounting files that the supervisor wants. Only the last order counts: files that earlier orders named are no longer to be
+/// written.
 #[derive(Default)]
 struct Switching {
     wanted: RefCell<Option<(u64, u64, Vec<AccountingFile>)>>,
@@ -180,7 +180,7 @@ async fn switch_accounting(shard: Rc<Shard>, switching: Rc<Switching>, outbox: m
                     tracing::warn!(error = %e, "accounting cannot switch files yet");
                 }
                 told = true;
-                // Unless another order has come meanwhile.
+                // Another order may have come meanwhile, which is obeyed next.
                 switching.wanted.borrow_mut().get_or_insert((connection, switch, files));
                 tokio::time::sleep(SWITCH_AGAIN).await;
             }
@@ -242,7 +242,7 @@ fn lock(folder: &Path) -> Result<Flock<File>, String> {
     let file = File::options().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(failed)?;
     let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, e)| format!("spool {} is in use by another process ({e})", folder.display()))?;
-    // A supervisor that finds the lock held reads here whom to wait for.
+    // A supervisor that finds the lock held reads here which process to wait for.
     locked.set_len(0).and_then(|()| writeln!(locked, "{}", std::process::id())).map_err(failed)?;
     Ok(locked)
 }
@@ -399,7 +399,7 @@ impl Worker {
             return control;
         };
         loop {
-            // What the supervisor sends comes last: it waits for answers, so that the others are never many.
+            // Orders are looked at last. The supervisor waits for answers, so the other branches never have much to do before them.
             let alive = tokio::select! {
                 biased;
                 _ = term.recv() => {
@@ -440,7 +440,7 @@ impl Worker {
                 },
             };
             if self.leaving {
-                // The supervisor keeps what was counted in the end.
+                // The supervisor adds these last counts to its totals.
                 let last = ToSupervisor::Heartbeat(heartbeat(&self.shard));
                 let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &last)).await;
                 let _ = tokio::time::timeout(Duration::from_secs(1), say(&control, &ToSupervisor::Leaving)).await;
@@ -492,7 +492,7 @@ impl Worker {
         match message {
             ToWorker::Welcome(_) => false,
             ToWorker::Adopted => {
-                // The supervisor tells of it.
+                // The supervisor logs it.
                 tracing::debug!(shard = self.start.shard, "adopted by a new supervisor");
                 true
             }
@@ -508,7 +508,7 @@ impl Worker {
             ToWorker::SwitchAccounting { switch, files } => {
                 self.leave_sandbox(&files, control).await;
                 if self.leaving {
-                    // The next one begins with these.
+                    // The next process begins with these settings.
                     return true;
                 }
                 *self.switching.wanted.borrow_mut() = Some((self.connection, switch, files));
@@ -634,7 +634,7 @@ impl Worker {
                 }
                 frame = control.next(), if is_heard => match frame {
                     Ok(Some((f, _))) => {
-                        // What else it says has no meaning any more.
+                        // Other orders mean nothing to a worker that stops.
                         if let Ok(ToWorker::ProgramEnded { number, how }) = unarchive(TO_WORKER, &f.archive) {
                             shard.programs.ended(number, how);
                         }
@@ -666,7 +666,7 @@ impl Worker {
             }
         };
         if is_complete {
-            // A supervisor that does not hear it starts a shard that it retires once more.
+            // Where the supervisor does not receive this and was retiring the shard, it starts the shard once more.
             let _ = tokio::time::timeout(HEARTBEAT_EVERY, say(control, &ToSupervisor::Complete)).await;
         }
         crate::log_limit::tell_all();
@@ -674,8 +674,8 @@ impl Worker {
     }
 }
 
-/// Answers the supervisor; false when the channel is broken. What does not fit into a frame is a
-/// fault of ours, and no reason to lose the channel.
+/// Answers the supervisor; false when the channel is broken. An answer that is too large for a frame is a fault of this program: it is
+/// logged, the supervisor is told that there is none, and the channel goes on.
 async fn answer(control: &FrameStream, what: &ToSupervisor) -> bool {
     match (say(control, what).await, what) {
         (Ok(()), _) => true,

@@ -15,7 +15,7 @@ const LINES_OF_ALL: u32 = 300;
 const EVERY: Duration = Duration::from_secs(60);
 /// Clients and paths that are told apart; what is said of further ones is counted together.
 const SUBJECTS_MAX: usize = 4096;
-/// Who those are.
+/// The name under which further clients and paths are counted.
 const OTHERS: &str = "others";
 
 /// Lines about one client or path.
@@ -34,7 +34,7 @@ thread_local! {
     static CLIENTS: RefCell<Known> = RefCell::default();
 }
 
-/// Who all clients together are.
+/// The name under which lines are counted that are about any client.
 const ALL_CLIENTS: &str = "all clients";
 
 fn allows(known: &mut Known, cause: &'static str, of: &str, most: u32, now: Instant) -> bool {

@@ -137,7 +137,7 @@ pub struct Programs {
     /// Not sent yet, by number.
     waiting: RefCell<VecDeque<(u64, Order)>>,
     more: Notify,
-    /// Who waits for its end.
+    /// Started, by number, with the channel on which its end is told.
     running: RefCell<HashMap<u64, oneshot::Sender<Option<ProgramEnd>>>>,
 }
 
@@ -217,7 +217,7 @@ impl Programs {
 
     fn tell(&self, number: u64, end: Option<ProgramEnd>) {
         if let Some(waits) = self.running.borrow_mut().remove(&number) {
-            // Who waited may have stopped.
+            // The delivery that waited for the program may have been cut off.
             let _ = waits.send(end);
         }
     }

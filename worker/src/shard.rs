@@ -89,7 +89,7 @@ pub struct Parts {
     pub spool: Spool,
     /// Limits over all shards.
     pub ledger: Ledger,
-    /// Who owns what.
+    /// Which shard owns which destinations.
     pub map: ShardMap,
     /// What it has of the world around it.
     pub ports: Ports,
@@ -119,7 +119,7 @@ pub struct Shard {
     pub resolver: RefCell<Rc<Resolver>>,
     /// Limits over all shards.
     pub ledger: Rc<Ledger>,
-    /// Who owns what.
+    /// Which shard owns which destinations.
     pub map: RefCell<Rc<ShardMap>>,
     /// Shares for other shards.
     pub handoffs: Handoffs,
@@ -131,7 +131,7 @@ pub struct Shard {
     pub inbound: InboundHandoffs,
     /// An order moves mail to another virtual MTA: one at a time does.
     pub is_rerouting: Cell<bool>,
-    /// Who gave each order that stands, and when, by the name of its note, see [`crate::standing_orders`].
+    /// The user that gave each order that stands, and when, by the name of its note, see [`crate::standing_orders`].
     pub standing_orders: RefCell<BTreeMap<String, Given>>,
     /// Why source addresses are disabled.
     pub disabled: Notes,
@@ -151,11 +151,11 @@ pub struct Shard {
     pub idle: IdleConnections,
     /// How connections are protected.
     pub protection: RefCell<Rc<Protection>>,
-    /// Who gets no mail.
+    /// Tells which addresses get no mail.
     pub suppression: Gate,
     /// What accounting files show of outcomes.
     pub accounting: RefCell<Arc<Shown>>,
-    /// Who makes signatures by slow keys.
+    /// Threads that make signatures by slow keys.
     pub signers: Signers,
     /// Statistics.
     pub counters: Counters,
@@ -171,7 +171,7 @@ pub struct Shard {
     pub strangers: Rc<Strangers>,
     /// Outbound connections, those being opened included.
     pub connections: Cell<u32>,
-    /// Who opens them.
+    /// Tasks that open them.
     pub openers: Openers,
     /// Those that are open.
     pub open: Connections,

@@ -2,7 +2,7 @@
 //! the log that names the task and the place in the program. What the task had in hand goes back as its values are dropped.
 //!
 //! Tasks that serve one thing and end with it are begun once ([`begin`]); what a shard cannot be without begins anew after a panic ([`keep`]).
-//! Who has mail in hand contains what it does with it ([`caught`]), and says then what becomes of that mail.
+//! A task that holds a message runs what it does with it inside [`caught`], and decides behind a panic what becomes of the message.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};

@@ -157,7 +157,7 @@ impl Ledger {
             return false;
         }
         if before != 0 && !self.is_over(at) {
-            // Whoever counted in it looks at the name again and finds it claimed, or did so before.
+            // A process that counted in it meanwhile looks at the name once more, finds it claimed, and counts anew; or it had looked before.
             let _ = name.compare_exchange(meanwhile, before, SeqCst, SeqCst);
             return false;
         }

@@ -1,6 +1,6 @@
 //! Requests for a place that others hold.
 //!
-//! Who finds a limit full posts what it waits for and repeats that as long as it waits. A shard
+//! A path that finds a limit full posts a request, and repeats it as long as it waits. A shard
 //! that holds such a place for less (`queue-priority`), idles on it, or has more than its fair
 //! part lets one connection end for each request; and nobody takes a place that another asked
 //! for with a better right.
@@ -40,7 +40,7 @@ pub struct Ask {
 /// A request that is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// Who asks.
+    /// The path that asks, and for what.
     pub ask: Ask,
     /// A connection is ending for it.
     pub answered: bool,
@@ -152,7 +152,7 @@ impl Ledger {
                 return true;
             }
         }
-        // Who may go before one that is there takes its place.
+        // All cells are taken: a request of a higher priority takes the cell of the one with the least right.
         let least = self.requests_now(now_ms).max_by_key(|r| rank(&r.ask, r.posted_ms));
         let Some(least) = least.filter(|r| r.ask.priority < ask.priority) else { return false };
         let c = self.request_cell(least.index);
@@ -181,7 +181,7 @@ impl Ledger {
         }
     }
 
-    /// Who has the best right to a place of `key` that is free.
+    /// The request with the best right to a free place of `key`.
     pub fn first_to_ask(&self, key: u64, now_ms: i64) -> Option<Ask> {
         let all = self.requests_now(now_ms).filter(|r| r.ask.key == key);
         all.min_by_key(|r| rank(&r.ask, r.posted_ms)).map(|r| r.ask)

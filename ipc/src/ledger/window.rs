@@ -1,10 +1,10 @@
 //! What was taken of a rate within its window: counts of as many parts of it, which several
 //! processes change at once.
 //!
-//! Whoever wants several counts them first, then looks at the whole, and takes them back where that
-//! is more than the rate: of all that stay, who counted last saw every other. So the rate is
-//! never exceeded, two that come at once may both step back, and one who dies in between leaves a
-//! count that is too high for one window.
+//! A process that wants several events counts them first, then looks at the sum, and takes its counts back where
+//! the sum is more than the rate. Of all processes whose counts stay, the last one to count has seen those of every
+//! other. So the rate is never exceeded; two that come at once may both step back; and a process that dies between
+//! counting and looking leaves a count that is too high for one window.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;

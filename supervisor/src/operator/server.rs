@@ -57,7 +57,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Whoever asks is root, or the user that the server runs as: the spool is theirs.
+    /// The client is root, or the user that the server runs as: both may read the spool itself.
     fn may_read_mail(&self) -> bool {
         let own = nix::unistd::geteuid().as_raw();
         self.io.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
@@ -111,7 +111,7 @@ async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
             Ok(Some((r @ Request::Stop { wait: true }, _))) => {
                 sup.stop_waiters.set(sup.stop_waiters.get() + 1);
                 let answer = answer(&sup, user, r).await;
-                // Whoever waits may have gone; the stop goes on.
+                // The client may have gone; the stop goes on.
                 let _ = send(&mut connection.io, &answer).await;
                 sup.stop_waiters.set(sup.stop_waiters.get() - 1);
                 sup.changed.notify_waiters();

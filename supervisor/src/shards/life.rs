@@ -123,7 +123,7 @@ async fn wait_for_adoption(sup: &Rc<Supervisor>, number: u8) {
     while sup.returning.get() > 0 && !sup.has_ledger.get() && !sup.stopping.get() {
         let _ = tokio::time::timeout(Duration::from_millis(50), sup.changed.notified()).await;
     }
-    // Whoever comes back later does so to the one that is in use by then.
+    // A worker that comes back later is given the ledger that is in use by then.
     sup.has_ledger.set(true);
 }
 

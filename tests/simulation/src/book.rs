@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use crate::dice::Dice;
 use crate::pipe::Scissors;
 
-/// Whoever was killed may not yet have written down what receivers had said within this time, beside the time that its
-/// disk took for a group.
+/// A process that is killed may not yet have written down what receivers had said within this time before, beside the time that
+/// its disk takes for a group.
 const UNWRITTEN: Duration = Duration::from_secs(2);
 
 /// A life of a shard's process: its shard, and how many there were before.
@@ -38,7 +38,7 @@ struct Delivery {
     scissors: Scissors,
 }
 
-/// Who ended a recipient.
+/// What ended a recipient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// A receiver, or that the mail was too old.

@@ -240,7 +240,7 @@ impl Host {
             if let Some(p) = &mut *self.process.borrow_mut() {
                 p.shard = Rc::downgrade(&shard);
             }
-            // Who begins to serve is told what it missed.
+            // A shard that begins to serve is given the map that it missed.
             shard.follow_map(world.map_for_shards());
             let obeys = Rc::clone(&shard);
             spawn_local(async move {

@@ -20,7 +20,8 @@ use crate::tasks;
 const ADDRESSES_PER_NETWORK: u64 = 2;
 /// How often a shard that has strangers looks whether places are scarce.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Who had to make room counts for its address and network for so long: coming back at once would take the place again.
+/// A client that was told to make room still counts for its address and network for so long. Otherwise it could come back at once
+/// and take the place again.
 const AWAY: Duration = Duration::from_secs(10);
 
 /// A client's place; given back when it is dropped.

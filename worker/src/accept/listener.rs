@@ -102,7 +102,7 @@ pub async fn serve(
             let reply = none.reply(&config.global.host_name);
             refusals::tell_of_connection(shard.number, ip, &reply);
             if in_clear {
-                // Who is refused may be gone.
+                // The client may have closed the connection already.
                 let _ = stream.write_all(reply.as_bytes()).await;
             }
             return;

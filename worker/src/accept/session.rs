@@ -87,7 +87,7 @@ enum State {
 pub struct Session {
     rules: Rc<SourceRules>,
     global: Rc<Global>,
-    /// Who gets no mail.
+    /// Tells which addresses get no mail.
     suppresses: Rc<dyn Suppresses>,
     state: State,
     /// What the server calls itself to the client.
@@ -625,8 +625,7 @@ impl Session {
     }
 }
 
-/// Who gets mail to postmaster and abuse at a domain of this host (RFC 2142): the addresses
-/// of the `postmaster` directive.
+/// The addresses of the `postmaster` directive, if mail goes to postmaster or abuse at a domain of this host (RFC 2142).
 fn responsible<'a>(global: &'a Global, address: &str, destination: &str) -> &'a [String] {
     let local = address.rsplit_once('@').map_or(address, |(l, _)| l);
     let role = ["postmaster", "abuse"].iter().any(|r| local.eq_ignore_ascii_case(r));

@@ -47,7 +47,7 @@ pub async fn of_host(resolver: &SecureResolver, domain: &str, host: &Host, port:
         return Ok(Dane::Unused);
     }
     let unsigned = |r: &Result<std::rc::Rc<super::secure_dns::Answer>, String>| !r.as_ref().is_ok_and(|a| a.secure);
-    // Whoever can forge the way to the host can name one of his own.
+    // TLSA records of a host prove nothing when its name came from an unsigned MX record: an attacker could have named his own host.
     let name = host.name.trim_end_matches('.').to_ascii_lowercase();
     if !host.configured {
         let mx = resolver.vouched(resolver.look_up(domain, RecordType::MX).await)?;

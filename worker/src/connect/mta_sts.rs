@@ -223,7 +223,7 @@ impl Policies {
                         self.read.notified().await;
                     }
                 };
-                // Whoever has waited too long goes by what is known then.
+                // After this time the connection goes by the policy that is known then, if any.
                 let _ = timeout(FETCH_WAIT, over).await;
             }
             let known = self.domains.borrow().get(domain).and_then(|d| d.kept.clone());

@@ -98,7 +98,7 @@ impl SecureResolver {
         let Some(asked) = super::mx::name_of(name) else {
             return failed("not a domain name".into());
         };
-        // Whoever validates says so without EDNS, too; of one that does not nothing is secure.
+        // A name server that validates sets AD also without EDNS; where it does not validate, no answer counts as secure.
         let question = Question { name: &asked, kind, authentic: true };
         match self.servers.ask(&question, |m| read(m, &question)).await {
             Ok((ttl, answer)) => (ttl, Ok(Rc::new(answer))),

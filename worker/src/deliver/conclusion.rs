@@ -32,7 +32,7 @@ use crate::shard::{Shard, add};
 use crate::suppression::refusals;
 use crate::tasks::may_panic;
 
-/// Recipients of a message whose outcomes are worked out before others have their turn.
+/// So many recipients of a message are concluded at a time; other tasks run between two such pieces.
 const CONCLUDED_AT_ONCE: usize = 64;
 
 /// Where an attempt was made, for accounting and reports.
@@ -165,17 +165,17 @@ pub(super) async fn conclude(
         }
     }
     if waits {
-        // What was in flight when the rest was rerouted follows it.
+        // The rest of this queue was rerouted while these recipients were in flight: they are sent the same way.
         shard.decide(|e, now| e.reroute(batch.queue, now));
     }
 }
 
-/// What rows of recipients of one message have in common, worked out once however many they are.
+/// The parts of accounting rows that all recipients of one message share. They are made once, however many recipients there are.
 #[derive(Default)]
 pub(super) struct Common<'v> {
     /// Headers that files show in records of a type.
     headers: Option<(u8, Vec<(String, String)>)>,
-    /// What the last verdict was classified as.
+    /// The last verdict that was classified, and its category: the next is often the same.
     category: Option<(&'v Verdict, String)>,
 }
 
@@ -228,7 +228,7 @@ pub(super) fn accounted<'v>(
     Some(row.encode())
 }
 
-/// What is left of a batch when those who get no mail have been bounced.
+/// Bounces the suppressed recipients of a batch, and answers the rest of it; `None` where nothing is left.
 pub(super) async fn without_suppressed(
     shard: &Rc<Shard>,
     path: &Path,
@@ -240,7 +240,7 @@ pub(super) async fn without_suppressed(
     if refused.is_empty() {
         return Some(batch);
     }
-    // The receiver never hears of them: they use up no rate.
+    // The receiver never sees these recipients, so they use up none of its rate.
     shard.scheduler_mut().not_attempted(path.id, path.source, refused.len() as u64, clock::now_ns() as i64);
     path.rates().not_attempted(&shard.ledger, refused.len() as u64);
     batch.recipients.retain(|r| !refused.iter().any(|(out, _)| out == r));
@@ -256,7 +256,7 @@ fn judge(
     at: &Attempt,
     delivered: u64,
 ) -> Option<crate::schedule::path::Turn> {
-    // Of those who get no mail the path knows nothing.
+    // Verdicts on suppressed recipients are this server's own and say nothing of the path.
     if verdicts.iter().all(|(_, v)| v.stage == Stage::Suppressed) {
         return None;
     }
@@ -517,7 +517,7 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
     let never = || Rc::new(Failure::own("5.4.7", "no attempt was made within bounce-after"));
     let of_queue = shard.scheduler().queues.get(id).and_then(|q| q.last_failure.clone());
     while let Some(entry) = entries.next() {
-        // What a receiver said of others is nothing that it said of who was never attempted.
+        // A recipient that was never attempted gets no reply as its reason that the receiver gave about others.
         let of_all = |f: &Rc<Failure>| !f.verdict.remote || f.verdict.stage == Stage::Session;
         let failure = of_queue.clone().filter(|f| entry.attempts > 0 || of_all(f)).unwrap_or_else(never);
         let Some((key, content)) = content_of(&shard, &path, &entry).await else { continue };
@@ -604,7 +604,7 @@ pub(crate) fn unreadable_in(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolEr
 fn set_aside(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolError) {
     let mut s = shard.scheduler_mut();
     if matches!(e, spool::SpoolError::Unreadable { .. }) {
-        // In quarantine: an operator's matter now, the queue goes on.
+        // The message is in quarantine, which operators look after; the queue goes on without it.
         s.settle(batch.queue, batch.slot, batch.recipients.len());
     } else {
         s.hold(batch, &batch.recipients, clock::now_ms() + 60_000, batch.attempts);

@@ -40,7 +40,7 @@ const IDLE_DEFAULT: Duration = Duration::from_millis(500);
 /// How long a connection waits for a rate limit before it gives its slot up.
 const RATE_WAIT_MAX: i64 = 5_000;
 
-/// Who waits for a rate limit for so long idles.
+/// A connection that waits for a rate limit for at least so long counts as idle: its place may be given to another.
 const RATE_WAIT_IDLE: Duration = Duration::from_millis(200);
 
 /// Messages of one domain's hosts after which others may have the connection's place.
@@ -53,7 +53,7 @@ pub async fn begin_openers(shard: Rc<Shard>) {
             let shard = Rc::clone(&shard);
             tasks::begin("opening", move || async move {
                 let _counted = AtEnd(|| {
-                    // Who ends by itself has counted itself out.
+                    // A task that ends in order has told `openers` so itself.
                     if std::thread::panicking() {
                         shard.openers.panicked();
                     }
@@ -64,8 +64,8 @@ pub async fn begin_openers(shard: Rc<Shard>) {
     }
 }
 
-/// Opens connections one after the other. What that needs lies in this task for good: taken and
-/// freed for each of a hundred thousand destinations it would leave holes that nothing fits.
+/// Opens connections one after the other. One task does so for many paths, because its memory is taken once: 15 KB that were
+/// taken and freed for each of a hundred thousand destinations left holes which no other allocation fits.
 async fn open_connections(shard: Rc<Shard>) {
     while let Some(id) = shard.openers.next().await {
         let without_smtp = shard.scheduler().paths.get(id).is_some_and(|p| p.rules.delivery_type != 0);
@@ -141,7 +141,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId, lease: &mut Lease) -> Result<Opt
     let again = |f: Full| shard.limit_queue.again_ms(f.is_asked, wants.queue_priority(), clock::now_ns() as i64);
     let blocked = |f: Full| Blocked { until_ms: again(f), by: Some(f.by) };
     let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
-    // A source address that only an event frees is looked at again before long all the same.
+    // Where only the end of another connection frees a source address, the path looks again within a second all the same.
     let now = clock::now_ms();
     let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: None };
     let Some(mut path) = path_of(shard, id).map_err(no_source)? else { return Ok(None) };
@@ -213,7 +213,8 @@ fn has_room_early(shard: &Shard) -> bool {
     shard.openers.openings.count() < shard.slow_max() / 2
 }
 
-/// Opening takes long: as long as the answer lives the task does not count. `None` where too many take long already.
+/// Notes that opening takes long: as long as the returned value lives, the task does not count among those that open connections. `None`
+/// where too many take long already.
 fn takes_long(shard: &Shard, path: &Path) -> Option<Slow> {
     let is_retry = shard.scheduler().paths.get(path.id).is_some_and(|p| p.retry_step > 0);
     let places = match path.waits.get() {
@@ -262,7 +263,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, entry: &OpenC
         }
         let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (path.rates(), &shard.ledger);
-        // What the host takes in a transaction and in a session.
+        // How many recipients the host takes in a transaction, and how many messages in a session.
         let lesson = shard.learned.of(&s.host);
         let offered = &s.extensions;
         if offered.mail_max != 0 && messages >= u64::from(offered.mail_max)
@@ -377,7 +378,7 @@ async fn attempt(
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
         give_volume_back(shard, path, &content);
-        // A run of them must not keep the shard from everything else.
+        // After many such messages in a row other tasks of the shard must have had their turn.
         tokio::task::yield_now().await;
         return true;
     };
@@ -417,7 +418,7 @@ async fn attempt(
         shard.protection.borrow().clear_text_refused(&path.rules, &s.host, s.extensions.starttls, decided)
     };
     let (fault, mut verdicts) = sort(shard, path, s, &batch, result, reused, *errors);
-    // What the receiver said of each recipient itself; what comes of rules, or of others, is not.
+    // Refusals that the receiver gave about a recipient itself are learned; outcomes by rules, or by replies about others, are not.
     let alone = verdicts.len() == 1;
     for (r, v) in verdicts.iter().filter(|(_, v)| v.stage == Stage::Recipient || (alone && v.stage == Stage::Message)) {
         let Some(to) = e.recipients.get(usize::from(*r)) else { continue };
@@ -503,7 +504,7 @@ fn sort(
     if let Some(n) = too_many_after {
         learns |= shard.learned.note(&s.host, |l| l.recipients_max = n);
     }
-    // It closed in place of an answer, and not just between messages.
+    // The receiver closed in place of an answer, and not just between two messages.
     let answered = standings.iter().any(|st| *st != Standing::Unasked);
     let closed = |f: &SessionFault| f.is_421() || answered && f.is_closing();
     if standings.contains(&Standing::Unasked) && !content_sent && fault.as_ref().is_some_and(closed) {
@@ -516,7 +517,7 @@ fn sort(
     if let Some(SessionFault::OutOfStep { concerned, .. }) = &fault {
         let c = &shard.counters.out_of_step;
         c.set(c.get() + 1);
-        // What was used here is not on the next connection.
+        // The next connection does without the extension that was used here.
         if let Some(extension) = *concerned {
             shard.learned.note(&s.host, |l| l.leave_out(extension));
             learns = true;
@@ -539,7 +540,7 @@ fn sort(
     for (r, standing) in batch.recipients.iter().copied().zip(standings) {
         match (standing, &fault) {
             (Standing::Decided(v) | Standing::Closing(v), _) => verdicts.push((r, v)),
-            // The receiver may have it.
+            // The receiver may have taken the message.
             (Standing::Accepted, Some(f)) if content_sent => verdicts.push((r, f.failure().verdict)),
             (_, Some(f)) if !again => verdicts.push((r, f.failure().verdict)),
             _ => left.push(r),

@@ -167,7 +167,7 @@ impl Candidates {
         if let Some((_, at_once, c)) = below.into_iter().find(|(.., c)| is_free(c)) {
             return Some((c, *at_once));
         }
-        // Who has the most of them has the oldest of those in front: if that one stays, all do.
+        // In front is the oldest connection of the path that has the most. If even that one keeps its place, all do.
         let (held, c) = self.equal.get(&asked)?.iter().find(|(_, c)| is_free(c))?;
         let more = held.saturating_sub(ask.has);
         let yields = more >= 2 || (more == 1 && now_ms - c.since_ms >= SLICE_MS);

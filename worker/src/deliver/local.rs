@@ -219,8 +219,8 @@ fn new_file(folder: &FilePath, content: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// Whoever may write to the folder of a mailbox may put a link, another name of a file, or a pipe in its place: mail goes
-/// into none of them.
+/// Appends a message to a mailbox file. A user who may write to the folder could replace the file by a link, by another name of some file,
+/// or by a pipe: nothing is written to any of these.
 fn append(file: &FilePath, content: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;

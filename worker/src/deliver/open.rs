@@ -174,7 +174,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
                 let failure = fault.failure();
                 match fault.is_unconnected() {
                     true => known.failed(address, path.source, clock::now_ms()),
-                    // It wants the same once more, which another host would begin anew.
+                    // Greylisting: this host will take the mail later, while another host would begin its own waiting time.
                     false if greylists(&config, &failure) => {}
                     false => known.took_no_session(address, clock::now_ms()),
                 }
@@ -212,7 +212,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         last = Some(failure);
     }
     if let (Some(f), None) = (full, &last) {
-        // Nobody failed.
+        // No host failed, so nothing is noted against the path.
         let mut s = shard.scheduler_mut();
         let at = shard.limit_queue.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
         if let Some(p) = s.paths.get_mut(path.id) {
@@ -234,7 +234,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
         && !skipped.is_empty()
         && let Some(p) = shard.scheduler_mut().paths.get_mut(path.id)
     {
-        // The retry begins with the first again.
+        // The retry begins with the first host again.
         p.skipped_hosts.clear();
     }
     failed(shard, path, last.unwrap_or_else(none_left));
@@ -258,7 +258,7 @@ pub(super) fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<St
     })
 }
 
-/// The path's mail waits for a line to go, and comes back when it is too old.
+/// Mail of the path waits until the operator removes the line from the configuration, and bounces when it is too old.
 pub(super) fn keep_back(shard: &Rc<Shard>, path: &Path, directive: &str) {
     let text = format!(
         "{directive} is not in force here yet: mail that it is for waits, until bounce-after, for the line to go"
@@ -290,9 +290,8 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
     !served
 }
 
-/// No host took the session. What is the matter with one domain's hosts is no matter of the
-/// others in the path; what the receiver itself says is, and so is a failure beside connections
-/// that go on, or of one member of a pool.
+/// No host took the session. Where hosts of one domain fail, other domains that share the path go on. A reply of the receiver counts for the
+/// whole path; so does a failure while other connections of the path go on, and one of a member of a pool.
 fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     let alone = {
         let s = shard.scheduler();
@@ -310,13 +309,13 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
     shard.scheduler_mut().defer_queue(path.queue, clock::now_ms(), failure);
 }
 
-/// The queue that a connection was to be opened for: its number may be another one's by now.
+/// Whether `q` is still the queue that the connection was to be opened for: its number may have been given to another queue since.
 fn is_opened_for(path: &Path, q: &Queue) -> bool {
     q.origin() == path.origin.as_ref() && *q.destination() == path.destination
 }
 
-/// So many connections take long already, to the address that this one is for or in all, that it has its turn later: receivers
-/// that do not answer keep nobody from those that do.
+/// Puts the path back in line, because too many connections take long already, in all or to the address that this one was for. So receivers
+/// that do not answer delay no mail for others.
 pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
     let to = match path.waits.get() {
         Waits::At(address) => format!(" to {}", address.ip()),
@@ -332,7 +331,7 @@ pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
     s.wake_at(path.id, at);
 }
 
-/// What has waited for long gives way to others: the attempt has failed.
+/// An attempt that has waited for long gives way to others, and counts as failed.
 pub(super) fn give_way(shard: &Rc<Shard>, path: &Path) {
     let who = match path.waits.get() {
         Waits::At(address) => {
@@ -406,7 +405,7 @@ async fn greet(
         let full = Security { parameters: Parameters { resume: false, ..wanted.clone() }, ..security.clone() };
         fault = match Box::pin(approach(shard, path, host, address, &full)).await {
             Ok(mut s) => {
-                // It is as good as one that was resumed.
+                // A full handshake worked in place of the resumption.
                 s.parameters = s.parameters.map(|_| wanted.clone());
                 return Ok(s);
             }
@@ -452,12 +451,12 @@ async fn approach(
     }
     match s.command("STARTTLS", limit).await.map_err(Trouble::Tls)? {
         go if go.is_positive() => {}
-        // One that closes at the command is as broken as one that fails behind it.
+        // A receiver that closes at STARTTLS counts like one whose handshake fails.
         go if go.code == 421 => return Err(Trouble::Tls(s.refused(go))),
-        // It may be otherwise the next time.
+        // The mail goes in the clear. A refusal is not remembered: the next connection tries STARTTLS again.
         _ if !security.required => return Ok(s),
         go if go.is_permanent() => {
-            // It is no answer to the mail, which must not end by it.
+            // The reply is about STARTTLS, not about the mail, so no mail bounces by it.
             let reason = format!("\"{}\" in answer to STARTTLS, which is demanded ({})", go.text(), security.policy);
             return Err(SessionFault::Protocol { reason, host: host.to_owned(), ip: address.ip() }.into());
         }

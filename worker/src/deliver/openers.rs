@@ -14,7 +14,8 @@ use crate::schedule::PathId;
 
 /// A task that has nothing to do ends.
 const IDLE: Duration = Duration::from_secs(30);
-/// What found too many that take long has its turn again after so long, milliseconds, and those that did one after the other.
+/// A path that found too many connections that take long has its turn again after so long, milliseconds. Several such paths have their
+/// turns this far apart.
 const TURN_AGAIN_MS: i64 = 10_000;
 const TURN_EVERY_MS: i64 = 5;
 
@@ -99,8 +100,8 @@ impl Openers {
         self.all.set(self.all.get() - 1);
     }
 
-    /// When a path that found too many that take long has its turn again, Unix milliseconds: however many they are, looking costs
-    /// only so much.
+    /// When a path that found too many connections that take long has its turn again, Unix milliseconds. Turns are spread out, so that
+    /// looking costs the same however many such paths there are.
     pub fn turn_ms(&self, now_ms: i64) -> i64 {
         let at = (self.turn_ms.get() + TURN_EVERY_MS).max(now_ms + TURN_AGAIN_MS);
         self.turn_ms.set(at);

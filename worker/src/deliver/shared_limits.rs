@@ -28,7 +28,7 @@ const WAITS_MS: i64 = 1_000;
 pub struct Full {
     /// Which one.
     pub by: Limit,
-    /// The ledger knows that something is waited for.
+    /// The ledger has a request of the path, which is woken when there is something for it.
     pub is_asked: bool,
 }
 
@@ -38,9 +38,8 @@ impl Full {
     }
 }
 
-/// Something of `key` was given back, or may be left: whoever has the best right to it asks at once, if
-/// that is not `by`, which gave it back: what it could not use with another limit in its way it would ask
-/// for in a circle.
+/// A place under `key` was given back, or may be left. The path with the best right to it is woken, unless that is `by`, which gave the
+/// place back because another limit was in its way: it would ask for the same place again and again.
 pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
     let now = crate::clock::now_ms();
     match shard.ledger.first_to_ask(key, now) {
@@ -86,7 +85,7 @@ impl Named {
     }
 }
 
-/// Mail waits for a limit that cannot be counted: operators hear of it, once a minute.
+/// Logs, once a minute, that mail waits because a rate finds no cell in the ledger to be counted in.
 fn tell_of_no_room(limit: Limit, now_ns: i64) {
     const EVERY_NS: i64 = 60_000_000_000;
     static TOLD_NS: AtomicI64 = AtomicI64::new(i64::MIN / 2);
@@ -388,7 +387,7 @@ impl Held {
         if self.served {
             return wake_first(&self.shard, key, None);
         }
-        // Another limit was in its way: it must not keep others from what it could not use.
+        // Another limit was in the way of this path, so its place goes to the next in line.
         let ask = Ask { key, priority: self.priority, shard: self.shard.number, path: self.path as u32, has: 0 };
         self.shard.ledger.withdraw(&ask, crate::clock::now_ms());
         wake_first(&self.shard, key, Some(self.path));
@@ -408,7 +407,8 @@ impl Held {
             Some(t) => {
                 if shard.ledger.has_asked(&ask, now) {
                     if shard.scheduler().has_more_for(self.path, now) {
-                        // Who has less than others goes on asking, or what one of them ends for it would be theirs again.
+                        // A path that has more mail stays in line. Otherwise the next place that a rival gives up for it would go back to
+                        // the rival.
                         shard.ledger.request(&Ask { has: has + 1, ..ask }, now);
                         shard.limit_queue.waits_until(now + WAITS_MS);
                     } else {

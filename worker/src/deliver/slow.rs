@@ -17,11 +17,12 @@ use tokio::time::Instant;
 use crate::connect::mx::Host;
 use crate::signal::Signal;
 
-/// What is opened for so long takes long.
+/// A connection that is not open after this time takes long.
 pub const SLOW: Duration = Duration::from_millis(500);
-/// Or for so long, while less than half of those that may are there: their tasks are free the earlier for others.
+/// After this time already, while there are less than half as many that take long as may: so the tasks that open connections are free
+/// earlier for others.
 pub const EARLY: Duration = Duration::from_millis(100);
-/// What has taken long for so long may have to give way.
+/// A connection that has taken long for this time may have to give way to another.
 pub const GRANTED: Duration = Duration::from_secs(15);
 /// So many are worth giving their memory back when most of them are over.
 const MANY: u32 = 512;

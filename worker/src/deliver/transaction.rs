@@ -350,7 +350,7 @@ impl Transaction<'_> {
         if reply.code == 354 {
             return match self.has_begun {
                 true => Ok(true),
-                // Whose transaction that is only the receiver knows: it gets nothing.
+                // MAIL was not accepted, so only the receiver knows what content it expects: it gets none.
                 false => Err(self.s.out_of_step("DATA", reply, None)),
             };
         }
@@ -378,7 +378,7 @@ impl Transaction<'_> {
             return Err(self.s.refused(reply));
         }
         if !matches!(reply.code / 100, 2 | 4 | 5) {
-            // Whether the receiver waits for more, only it knows: what came next could be taken for content.
+            // Only the receiver knows whether it waits for more content: commands could be taken for it, so the session ends.
             self.judge_accepted(&reply, Verdict::of_refusal(&reply));
             return Err(self.s.no_verdict(&reply));
         }

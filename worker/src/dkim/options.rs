@@ -91,9 +91,9 @@ pub struct Options {
     headers: Vec<Named>,
     /// Listed once more than they are there, in lower case.
     pub oversigned: Vec<String>,
-    /// Who signs.
+    /// The domain and user in whose name mail is signed.
     pub identity: Identity,
-    /// Who else, where no key fits.
+    /// The identity that is used where no key fits the first one.
     pub fallback: Option<Identity>,
     /// What the message asks for comes before all of it.
     pub follows_message: bool,

@@ -112,7 +112,7 @@ fn signing_domain(domain: &str) -> Option<String> {
     ipc::message::normalise_domain(domain).ok().filter(|d| !d.is_empty() && d.chars().all(fine))
 }
 
-/// Who signs: the key, its `d=` and `i=`.
+/// The key that signs a message, and the `d=` and `i=` of the signature.
 fn signer(
     m: &Message<'_>,
     o: &Options,
@@ -153,7 +153,7 @@ fn covers(of_key: &str, domain: &str) -> bool {
     of == "*" || of == domain || parent()
 }
 
-/// Who signs as the message asks, which says where it differs from the configuration.
+/// The same where the message asks for a signature itself: what it says comes before the configuration.
 fn signer_asked_for(
     m: &Message<'_>,
     o: &Options,

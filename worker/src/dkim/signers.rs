@@ -95,7 +95,7 @@ fn serve(next: &Mutex<Receiver<Job>>) {
     loop {
         let job = next.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { key, data, done }) = job else { return };
-        // Who asked may be gone, with its connection.
+        // The connection that asked for the signature may have ended.
         let _ = done.send(key.sign(&data));
     }
 }

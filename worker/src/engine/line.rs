@@ -37,7 +37,7 @@ pub struct Line {
     /// Those whose last attempt failed.
     again: VecDeque<PathId>,
     turn: u8,
-    /// Who had a session.
+    /// Paths that have had a session.
     had_session: Known,
 }
 

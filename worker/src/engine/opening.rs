@@ -132,7 +132,7 @@ impl<C: Held> Engine<C> {
         n
     }
 
-    /// Whoever opened a connection is free, or takes long: others have their turn.
+    /// A task that opened a connection has finished, or takes long and does not count any more: paths that wait in line have their turn.
     pub fn opened(&mut self, now: Now) {
         // Some have nothing to do any more.
         for _ in 0..TURNS_AT_ONCE {

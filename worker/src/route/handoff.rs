@@ -45,7 +45,7 @@ impl Outgoing {
     }
 }
 
-/// What goes to one shard, and who waits for its answers.
+/// Frames that wait to be written to one shard, and the offers whose answers are waited for.
 #[derive(Default)]
 pub(super) struct Link {
     pub queue: RefCell<VecDeque<Outgoing>>,
@@ -62,7 +62,7 @@ impl Link {
     /// Its connection ended.
     pub fn ended(&self) {
         self.connected.set(false);
-        // What was not answered is kept, or asked again, by those who wait for it.
+        // Each task that waits for an answer hears that there is none, and keeps its share here or offers it again.
         self.waiting.borrow_mut().clear();
         self.queue.borrow_mut().clear();
         self.queued_bytes.set(0);
@@ -87,7 +87,7 @@ struct OpenShares(RefCell<HashMap<u8, BTreeMap<u32, BTreeSet<u64>>>>);
 pub struct Share {
     /// Its identity.
     pub id: HandoffId,
-    /// Who is asked.
+    /// The shard that it was offered to.
     pub owner: u8,
     open: Rc<OpenShares>,
 }
@@ -215,7 +215,7 @@ impl Handoffs {
             return None;
         }
         if link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX {
-            // Whoever stopped waiting takes no place.
+            // Offers whose sender has stopped waiting for the answer are taken out, to make room.
             link.waiting.borrow_mut().retain(|_, tx| !tx.is_closed());
             if link.waiting.borrow().len() >= HANDOFFS_IN_FLIGHT_MAX {
                 return None;
@@ -235,7 +235,7 @@ impl Handoffs {
         Some(rx)
     }
 
-    /// Tells every shard that is connected something that none has to answer, or to know.
+    /// Tells every connected shard something that needs no answer. A shard that is not connected does without.
     pub fn tell_all(&self, kind: u8, archive: &Bytes) {
         for link in self.links.borrow().values().filter(|l| l.connected.get()) {
             if link.queued_bytes.get() > MESH_BACKLOG_BYTES_MAX {

@@ -22,8 +22,8 @@ impl InboundHandoffs {
         self.in_progress.borrow().is_empty()
     }
 
-    /// An origin offers on a new connection, which ends when what this answers is raised: the origin has another then. What is unread on
-    /// the connection before was given up, and would come behind what is offered again.
+    /// An origin offers on a new connection. Ends the connection before: the origin has given up what is unread there and offers it
+    /// again, so it would be read behind its repeat. The signal that this answers is raised when the new connection is to end in turn.
     pub(super) fn connected(&self, origin: u8) -> Rc<Signal> {
         let replaced = Rc::<Signal>::default();
         let before = self.replaced.borrow_mut().insert(origin, Rc::clone(&replaced));

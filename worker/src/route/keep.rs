@@ -54,7 +54,7 @@ pub async fn pass_on(shard: Rc<Shard>) {
         let wake = kept.wake.notified();
         if waiting {
             let _ = timeout(RETRY, wake).await;
-            // Woken by what was just put back, the owner still has its pause.
+            // Shares that were just put back wake this loop; the owner that did not take them is given a pause all the same.
             tokio::time::sleep(Duration::from_millis(20)).await;
         } else {
             wake.await;
@@ -91,7 +91,7 @@ async fn read_found(shard: &Rc<Shard>) {
                     .filter(|_| whole && !touched)
                     .map(|id| (id, e.asked.as_ref().copied(), MessageId(e.id.0)))
             }),
-            // Nobody can be given it; the queue says so like of any other.
+            // A damaged message can be given to no owner. Its queue finds and reports it like any other message.
             Err(SpoolError::Unreadable { .. }) => None,
             Err(_) => {
                 shard.kept.found.borrow_mut().push_back(r);
@@ -185,7 +185,7 @@ async fn pass_one(shard: &Rc<Shard>, kept: Kept) -> Passed {
             if !matches!(e, SpoolError::Unreadable { .. }) {
                 return Passed::Nowhere(kept);
             }
-            // In quarantine: an operator's matter now, the others go on.
+            // The message is in quarantine, which operators look after; the other shares go on.
             shard.kept.gone(kept.key, kept.recipients);
             return Passed::Gone;
         }
@@ -231,8 +231,8 @@ fn passed(shard: &Shard, kept: Kept, named: Option<u8>) -> Passed {
     Passed::Taken(kept.share)
 }
 
-/// The share is offered to another shard from now on. That is on disk before: a process that is killed behind an offer that was not
-/// answered is followed by one that asks the same shard again.
+/// The share is offered to another shard from now on. This is on disk before the first offer, so that after a kill the next process asks
+/// the same shard again, which may have the share.
 async fn readdress(shard: &Shard, kept: Kept, named: Option<u8>, owner: u8) -> Passed {
     if owner == kept.share.owner {
         return Passed::Nowhere(kept);

@@ -1,5 +1,5 @@
-//! Why paths wait, over an orderly stop: the clock that a path goes on with in the next process (see [`super::paths`]) came of
-//! something that a receiver said, and operators ask what that was. After a kill the path is tried at once, and says it anew.
+//! Keeps over an orderly stop why paths wait. A path's retry clock goes on in the next process (see [`super::paths`]), and operators
+//! who ask why mail waits are told the reply that set the clock. After a kill the path is tried at once, and the receiver says it anew.
 
 use std::rc::Rc;
 

@@ -19,8 +19,8 @@ use crate::tasks::{self, AtEnd};
 /// Pause before a disk that did not take that shares are gone is asked again.
 const CLOSED_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
-/// Ends shares that were taken by those who were asked, once it is on disk that they are not this shard's any more. A shard that
-/// forgot them before would take them a second time from one that finds them again at its next start.
+/// Closes shares that their owners have taken, once this shard's disk has it that they are not here any more. If an owner forgot them earlier,
+/// a process of this shard that found them at its start would offer them again, and the owner would take them twice.
 pub async fn close(shard: &Shard, taken: Vec<Share>) {
     while !taken.is_empty() && !ipc::planted!("share-closed-before-it-is-gone") {
         match shard.spool.barrier().await {
@@ -95,7 +95,7 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(),
                         },
                     };
                     if let Some(tx) = link.waiting.borrow_mut().remove(&f.header.a) {
-                        // Who asked may have stopped waiting and kept the share.
+                        // The task that offered the share may have stopped waiting, and kept it here.
                         let _ = tx.send(answer);
                     }
                 }
@@ -131,7 +131,7 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(),
     };
     tokio::select! {
         biased;
-        // There are no more of them than offers that were written.
+        // Answers come first. There are never more of them than offers that were written, so offers are not starved.
         r = answers => r,
         r = frames => r,
     }

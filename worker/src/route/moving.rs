@@ -95,9 +95,9 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     }
 }
 
-/// Takes what was noted out of the queues, where all of it is there as it was. What was tried or
-/// settled since had been given back by the owner: it stays, for a part under the identity of the
-/// whole would be answered for as if it were the whole.
+/// Takes noted messages out of their queues, as far as all their recipients are there as they were noted. A message of which some recipients
+/// were tried or settled since had been refused by the owner. It stays here: offered in part under the same identity, the owner would
+/// answer as if it were the whole.
 fn take_out(shard: &Rc<Shard>, owner: u8, noted: &[Offered]) -> Vec<Offer> {
     let mut all = Vec::new();
     let mut s = shard.scheduler_mut();
@@ -185,8 +185,8 @@ async fn move_to(shard: &Rc<Shard>, owner: u8, queues: Vec<QueueId>) {
         while entries.len() < AT_ONCE
             && let Some(id) = queues.next()
         {
-            // Held, the queue opens no connection and gives none more to send; what is in
-            // flight ends, and what it leaves is found in the next round.
+            // A queue that is held opens no connection and gives out nothing more to send. What is in flight ends, and what
+            // that leaves in the queue is found in the next round.
             entries.extend(shard.scheduler_mut().drain(id).into_iter().map(|(e, due)| (id, e, due)));
         }
         let next = entries.drain(..entries.len().min(AT_ONCE));
@@ -236,7 +236,7 @@ async fn ask_again(shard: &Rc<Shard>, owner: u8, mut all: Vec<Offer>) {
     }
     hand_over(shard, all, true).await;
     note(shard, owner, Vec::new());
-    // What it does not have is this shard's, or has another owner.
+    // What the owner says it does not have stays this shard's, or belongs to another owner by now.
     shard.foreign.notify_one();
 }
 
@@ -290,7 +290,7 @@ async fn move_one<'a>(shard: &'a Rc<Shard>, o: &Offer, unanswered: &mut Option<U
     let content = match load(shard, entry.slot, key).await {
         Ok(c) => c,
         Err(e) => {
-            // It waits, or is set aside: neither is a matter of this owner.
+            // The message cannot be read now, or is in quarantine. That is no reason to ask its owner later.
             unreadable_in(shard, &Batch::of(id, key, entry), &e);
             return true;
         }
@@ -323,7 +323,7 @@ async fn move_one<'a>(shard: &'a Rc<Shard>, o: &Offer, unanswered: &mut Option<U
             tasks::may_panic("moving");
             match timeout(OWNER_WAIT, answer).await {
                 Ok(Ok(Answer::Taken)) => break,
-                // It says that it does not have it.
+                // The owner says that it does not have the message.
                 Ok(Ok(a @ (Answer::Full | Answer::Refused | Answer::Never))) => {
                     *unanswered = None;
                     takes_none = a == Answer::Never;

@@ -72,7 +72,8 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
     let mut over = pin!(async {
         tokio::select! {
             biased;
-            // Nobody would hear what became of what comes. Gone, the connection is made anew.
+            // The task that writes answers has ended, so the origin would never hear of what is read here. The origin connects anew
+            // when this connection ends.
             () = answers.closed() => {}
             () = replaced.wait() => {}
         }
@@ -155,7 +156,7 @@ async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refus
     }
     let id = valid.handoff_id().filter(|id| id.origin == origin).ok_or(Refusal::Invalid)?;
     let Some(_in_progress) = shard.inbound.begin(id) else { return Err(Refusal::InProgress) };
-    // What its origin had not on disk was never offered before.
+    // A share that its origin does not have on disk is offered for the first time.
     let kept = f.header.kind == mesh::HANDOFF_KEPT;
     let message = MessageId(valid.id.0);
     tracing::debug!(shard = shard.number, origin, incarnation = id.incarnation, sequence = id.sequence, kept, %message, "offered");
@@ -174,7 +175,7 @@ async fn store_once(shard: &Rc<Shard>, origin: u8, f: Frame) -> Result<(), Refus
     match store_archived(shard, f.archive, [f.raw, bytes::Bytes::new()], kept).await {
         Ok(_) => Ok(()),
         Err(SpoolError::Full(_)) => Err(Refusal::Full),
-        // It may be on disk all the same.
+        // The share may be on disk in spite of the error.
         Err(SpoolError::Sync(_) | SpoolError::Closed) => Err(Refusal::InProgress),
         Err(_) => Err(Refusal::Spool),
     }

@@ -85,7 +85,7 @@ pub fn of_queue(config: &Config, queue: &str, hosts: Vec<Host>) -> Vec<Host> {
         let name = h.name.trim_end_matches('.').to_ascii_lowercase();
         rollups.iter().any(|r| r.queue.as_str() == queue && r.hosts.iter().any(|x| x.as_str() == name))
     };
-    // Where they go by pattern or by address every one will do.
+    // Lists that name hosts by pattern or by address take any of the hosts.
     if hosts.iter().any(named) { hosts.into_iter().filter(named).collect() } else { hosts }
 }
 

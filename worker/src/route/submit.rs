@@ -56,7 +56,7 @@ impl Offered {
     /// Offers the share again, unless an answer may still come, and says what the shard says.
     async fn ask_again(&mut self, shard: &Shard, body: &[Bytes; 2]) -> Answer {
         if self.answer.is_none() {
-            // So marked, its owner looks whether it has it already, and may take it from its reserve.
+            // This kind of offer makes the owner look whether it has the share already, and lets it use its reserve.
             let archive = Bytes::copy_from_slice(&self.envelope);
             self.answer = shard.handoffs.offer(mesh::HANDOFF_KEPT, &self.share, archive, body);
             if self.answer.is_some() {
@@ -111,7 +111,7 @@ pub async fn submit(shard: &Rc<Shard>, mut envelope: Envelope, body: [Bytes; 2])
         }
     }
     if !elsewhere.is_durable && is_full {
-        // Nobody has any of it, so the client can be told.
+        // No shard has any part of the message, so the client may be told that it was not accepted.
         let full = || {
             SpoolError::Full(
                 "the destination's shard has none (min-free-space, spool-max-recipients, deliver-only of its <spool>)"
@@ -214,7 +214,7 @@ async fn write_again(
                     elsewhere.taken_by(o.share.owner);
                     return Ok(());
                 }
-                // Where one shard may have it one day, no other is to have it.
+                // The shard that it was offered to may still store it, so no other shard may be given it.
                 let e = if o.said == Answer::Unknown { None } else { o.envelope() };
                 (e, Unwritten::Offered(o), error)
             }
@@ -228,7 +228,7 @@ async fn write_again(
     }
 }
 
-/// Who owns mail to one address, and the queue that it belongs to.
+/// The shard that owns mail to the only recipient of a message. Sets the queue's name in the envelope.
 pub fn owner_of_one(shard: &Rc<Shard>, envelope: &mut Envelope) -> u8 {
     let config = shard.config();
     for r in &mut envelope.recipients {

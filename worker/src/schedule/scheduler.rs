@@ -34,7 +34,7 @@ const QUEUES_LOOKED_AT: usize = 16;
 /// Names that are kept whether queues have them or not.
 const NAMES_MIN: usize = 1024;
 
-/// Who a queue's mail may leave through.
+/// The virtual MTAs that a queue's mail may leave through.
 #[derive(Debug, Clone)]
 pub struct Exit {
     /// The virtual MTA, or the members of the pool.

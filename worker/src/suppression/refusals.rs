@@ -112,7 +112,7 @@ fn list_of_job(id: &str) -> String {
     format!("job:{}", id.to_lowercase())
 }
 
-/// Who a reply was about, and whose list it may fill.
+/// The recipient that a reply was about, and the lists that it may be added to.
 #[derive(Debug, Clone, Copy)]
 pub struct About<'a> {
     /// Recipient.

@@ -33,7 +33,7 @@ fn can_be_started(path: &Path) -> Result<(), &'static str> {
         Ok(m) if m.is_file() && m.permissions().mode() & 0o111 != 0 => Ok(()),
         Ok(_) => Err("is no program: nobody may execute it"),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err("does not exist"),
-        // Whoever checks may see less than the server.
+        // The user that runs `config check` may have no right to look there; the server's user may have.
         Err(_) => Ok(()),
     }
 }
