@@ -177,6 +177,8 @@ pub struct Shard {
     pub open: Connections,
     /// Paths that limits over all shards hold up.
     pub limit_queue: LimitQueue,
+    /// Told when a connection has ended, or another map is in force: what other shards wait for may be free.
+    pub ended_or_moved: Notify,
     stop: Rc<Signal>,
     message_counter: Cell<u64>,
     /// See [`Shard::next_turn`].
@@ -251,6 +253,7 @@ impl Shard {
             openers: Openers::default(),
             open: Connections::default(),
             limit_queue: LimitQueue::default(),
+            ended_or_moved: Notify::new(),
             stop: Rc::default(),
             message_counter: Cell::new(clock::now_ns() as u64),
             turns: Cell::new(0),
@@ -538,6 +541,7 @@ impl Shard {
         let map = Rc::new(map);
         self.decide(|e, _| e.ownership.set_map(Rc::clone(&map)));
         *self.map.borrow_mut() = map;
+        self.ended_or_moved.notify_waiters();
         changed
     }
 }

@@ -72,9 +72,10 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Looks for requests of other shards as long as this one has connections.
+/// Looks for requests of other shards as long as connections of this one hold what these may ask for.
 pub async fn watch(shard: Rc<Shard>) {
     while !shard.stopping() {
+        shard.open.hold_places().await;
         tokio::time::sleep(LOOK_EVERY).await;
         answer(&shard);
     }

@@ -101,6 +101,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.leave_path();
         self.shard.connections.set(self.shard.connections.get() - 1);
+        self.shard.ended_or_moved.notify_waiters();
         self.shard.pump(self.path);
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use ipc::dice::HashMap;
 use ipc::ledger::requests::Request;
 use slab::Slab;
+use tokio::sync::Notify;
 
 use crate::schedule::PathId;
 use crate::signal::Signal;
@@ -33,6 +34,8 @@ pub struct Connections {
     pub(super) open: RefCell<Slab<Rc<Open>>>,
     /// How many of a path hold a place of a limit.
     held: RefCell<HashMap<(PathId, u64), u32>>,
+    /// Told when a connection holds a place of a limit.
+    begun: Notify,
     /// Unix milliseconds.
     pub(super) answered_ms: Cell<i64>,
 }
@@ -46,7 +49,17 @@ impl Connections {
     pub(super) fn insert(&self, c: &Rc<Open>) -> usize {
         let mut held = self.held.borrow_mut();
         c.keys.iter().for_each(|k| *held.entry((c.path, *k)).or_default() += 1);
+        if !c.keys.is_empty() {
+            self.begun.notify_one();
+        }
         self.open.borrow_mut().insert(Rc::clone(c))
+    }
+
+    /// Resolves when some connection holds a place of a limit; only one task may wait for it.
+    pub(super) async fn hold_places(&self) {
+        while self.held.borrow().is_empty() {
+            self.begun.notified().await;
+        }
     }
 
     pub(super) fn remove(&self, at: usize) {

@@ -11,7 +11,7 @@ use ipc::mesh::{self, Claim, PathState, Release};
 use ipc::stream::FrameReader;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::ports::MeshStream;
 use crate::shard::Shard;
@@ -19,8 +19,10 @@ use crate::tasks;
 
 /// Paths in one frame of a release.
 const PATHS_PER_FRAME: usize = 1000;
-/// Pause between looks at connections that are to end.
+/// Connections that are in the way of a claimant are looked for this often at most: that goes over all paths.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// They are looked for again after this time even where no connection has ended.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// Pause before an owner whose connection broke is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -102,6 +104,7 @@ async fn ask(shard: &Rc<Shard>, owner: u8, epoch: u64, io: MeshStream) -> Result
 pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::Sender<Vec<u8>>) {
     let mut told: Option<usize> = None;
     loop {
+        let changes = shard.ended_or_moved.notified();
         if shard.map.borrow().epoch >= epoch {
             // What was told changes with connections that end.
             let busy = shard.engine().busy_for(claimant).count();
@@ -124,6 +127,8 @@ pub async fn release(shard: Rc<Shard>, claimant: u8, epoch: u64, answers: mpsc::
             }
         }
         sleep(LOOK_EVERY).await;
+        // It looks again in either case.
+        let _ = timeout(LOOK_WITHIN, changes).await;
     }
 }
 
