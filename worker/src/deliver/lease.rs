@@ -49,15 +49,15 @@ impl Lease {
     /// It is open, to this host where mail of several domains may go by it.
     pub fn opened(&mut self, host: Option<(String, Option<Parameters>)>) {
         self.is_open = true;
-        self.shard.decide(|e, _| {
-            if let Some(p) = e.scheduler.paths.get_mut(self.path) {
-                p.connecting -= 1;
-                p.connections += 1;
-            }
-        });
-        if let Some((name, with)) = &host {
-            self.shard.scheduler_mut().count_host(self.path, name, with.as_ref(), true);
+        let mut s = self.shard.scheduler_mut();
+        if let Some(p) = s.paths.get_mut(self.path) {
+            p.connecting -= 1;
+            p.connections += 1;
         }
+        if let Some((name, with)) = &host {
+            s.count_host(self.path, name, with.as_ref(), true);
+        }
+        drop(s);
         self.host = host;
     }
 

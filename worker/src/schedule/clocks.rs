@@ -1,5 +1,6 @@
-//! Until when what is known of a path counts. Whoever adds something to a path that counts for a time adds a clock here: all that asks
-//! whether a path may be forgotten, may rest or has to be noted takes them apart, and does not compile without the new one.
+//! Until when what is known of a path counts. Whoever adds something to a path that counts for a time adds a clock here: whether a path may be
+//! forgotten, may rest and has to be noted follows from the last of the clocks, and neither [`Clocks::latest_ms`] nor
+//! [`super::Path::clocks`] compiles without the new one.
 
 /// Times behind which nothing of a path counts any more, Unix milliseconds on the queues' clock; 0 where there is nothing, `i64::MAX` where
 /// only an event ends it.
