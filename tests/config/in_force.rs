@@ -243,20 +243,24 @@ fn extensions_of_receivers_that_are_left_unused() {
     let commands = |l: &Live| l.receiver.with(|s| std::mem::take(&mut s.commands)).join("\n");
     let transaction = |l: &mut Live| {
         let mut c = l.client();
-        c.command("MAIL FROM:<s@x.test> RET=HDRS").unwrap();
+        c.command("MAIL FROM:<s@x.test> RET=HDRS BODY=8BITMIME").unwrap();
         l.messages += 1;
         let to = format!("u{}@d.test", l.messages);
         c.command(&format!("RCPT TO:<{to}> NOTIFY=FAILURE")).unwrap();
-        assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
+        assert_eq!(c.send_content("Subject: x\r\n\r\n\u{e9}").unwrap().0, 250);
         eventually("it arrives", Duration::from_secs(10), || l.receiver.message_to(&to).is_some());
     };
     transaction(&mut l);
     let all = commands(&l);
-    assert!(all.contains("BDAT") && all.contains("NOTIFY=FAILURE"), "{all}");
-    l.domain("ignore-chunking yes\nignore-dsn yes");
+    for used in ["BDAT", "NOTIFY=FAILURE", "RET=HDRS", "BODY=8BITMIME"] {
+        assert!(all.contains(used), "{used}: {all}");
+    }
+    l.domain("ignore-chunking yes\nignore-dsn yes\nignore-8bitmime yes");
     transaction(&mut l);
     let few = commands(&l);
-    assert!(!few.contains("BDAT") && few.contains("DATA") && !few.contains("NOTIFY"), "{few}");
+    for unused in ["BDAT", "NOTIFY", "RET=", "BODY="] {
+        assert!(!few.contains(unused), "{unused}: {few}");
+    }
     // Without pipelining nothing is sent behind a recipient that is refused.
     let refused = |l: &Live| {
         let code = l.client().send("s@x.test", &["bad-1@d.test"], "Subject: x\r\n\r\nx").unwrap().0;

@@ -6,5 +6,6 @@ pub mod expression;
 pub mod health;
 pub mod outcome;
 pub mod reply_patterns;
+pub mod reply_rules;
 pub mod reply_text;
 mod required_literals;

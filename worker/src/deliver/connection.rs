@@ -10,20 +10,21 @@ use super::bounce::bounce_queues;
 use super::conclusion::without_suppressed;
 use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, rest_after_panic};
+use super::decision::{Circumstances, Decision, decide};
 use super::interruption::OpenConnection;
 use super::lease::{Blocked, Lease};
 use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
 use super::path::{Path, Waits, for_local_delivery, path_of};
-use super::reply_rules::apply_reply_rules;
-use super::session::{Session, SessionFault};
+use super::reply_effects::apply_reply_rules;
+use super::session::Session;
+use super::session_fault::SessionFault;
 use super::shared_limits::{Full, Held, SourceWants, Wants};
 use super::signing::signed;
 use super::slow::{EARLY, GRANTED, SLOW, Slow, all_of};
-use super::transaction::{self, Standing};
+use super::transaction;
 use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
-use crate::classify::reply_patterns::Route;
 use crate::clock;
 use crate::log_limit;
 use crate::prepare::content::Content;
@@ -31,6 +32,7 @@ use crate::route::stored::load;
 use crate::schedule::{Batch, Next, PathId, Queue};
 use crate::shard::Shard;
 use crate::signal::Signal;
+use crate::smtp::flight::Standing;
 use crate::suppression::refusals::{self, About};
 use crate::tasks::{self, AtEnd};
 
@@ -403,7 +405,7 @@ async fn attempt(
         r = transaction::send(s, e, &batch.recipients, &body, &path.rules) => Some(r),
         () = cut_in_time => None,
     };
-    let Some(mut result) = sent else {
+    let Some(mut sent) = sent else {
         // The shard stops, or mail of a higher queue-priority needs the place: what was under way begins anew.
         let why = if stop.is_raised() { "stop" } else { "queue-priority" };
         if log_limit::allows_line("transfer interrupted", &path.name) {
@@ -414,166 +416,110 @@ async fn attempt(
         return false;
     };
     let needs_tls = s.tls.is_none() && {
-        let decided = result.standings.iter_mut().filter_map(Standing::decided_mut);
+        let decided = sent.standings.iter_mut().filter_map(Standing::decided_mut);
         shard.protection.borrow().clear_text_refused(&path.rules, &s.host, s.extensions.starttls, decided)
     };
-    let (fault, mut verdicts) = sort(shard, path, s, &batch, result, reused, *errors);
-    // Refusals that the receiver gave about a recipient itself are learned; outcomes by rules, or by replies about others, are not.
-    let alone = verdicts.len() == 1;
-    for (r, v) in verdicts.iter().filter(|(_, v)| v.stage == Stage::Recipient || (alone && v.stage == Stage::Message)) {
-        let Some(to) = e.recipients.get(usize::from(*r)) else { continue };
-        let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
-        refusals::note(
-            shard,
-            &path.rules,
-            About { address: &to.address, vmta, pool, job: &e.job_id },
-            v,
-            batch.attempts > 0,
-        );
+    learn_refusals(shard, path, &batch, e, &sent.standings);
+    let circumstances = Circumstances {
+        recipients: &batch.recipients,
+        is_reused: reused,
+        errors: *errors,
+        content_sent: s.content_sent.get(),
+        has_others: s.has_others,
+        leaves_out_at_421: path.rules.smtp_421_means_mx_unavailable,
+        needs_tls,
+        lesson: shard.learned.of(&s.host),
+        route: apply_reply_rules(shard, path).map(|(route, _)| route),
+    };
+    let decision = decide(sent, &circumstances);
+    if decision.lesson != circumstances.lesson {
+        shard.learned.note(&s.host, |l| *l = decision.lesson);
     }
-    let none = !verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered);
-    if none {
+    carry_out(shard, path, s, &batch, reused, &decision).await;
+    if !decision.verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered) {
         give_volume_back(shard, path, &content);
     }
-    let mut goes_on = fault.is_none() && !needs_tls;
-    match apply_reply_rules(shard, path).map(|(route, _)| route) {
-        Some(Route::SkipMx) => {
-            // The mail stays, whatever the reply was, and goes to the next host.
-            skip_host(shard, path, &s.host);
-            let left: Vec<u16> =
-                verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).map(|(r, _)| *r).collect();
-            verdicts.retain(|(_, v)| v.outcome == Outcome::Delivered);
-            path.put_back(shard, &batch, &left);
-            goes_on = false;
-        }
-        Some(Route::BounceQueue) => {
-            for (_, v) in verdicts.iter_mut().filter(|(_, v)| v.outcome == Outcome::Deferred) {
-                v.outcome = Outcome::Bounced;
-            }
-            if let Some((_, v)) = verdicts.iter().find(|(_, v)| v.outcome == Outcome::Bounced) {
-                let failure = Failure::at(v.clone(), &s.host, &s.peer.ip().to_string());
-                bounce_queues(shard, path, &failure).await;
-            }
-        }
-        Some(Route::DeferQueue) => {
-            let last = verdicts.iter().rev().find(|(_, v)| v.outcome != Outcome::Delivered);
-            let verdict = last.map_or_else(|| Verdict::own("4.4.0", "deferred by a rule"), |(_, v)| v.clone());
-            let ill = health::speaks_ill(shard.config().bounce_rules(), &verdict);
-            let failure = Failure::at(verdict, &s.host, &s.peer.ip().to_string()).recorded(&path.rules);
-            let mut sch = shard.scheduler_mut();
-            let now = clock::now_ms();
-            if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
-                p.defer(now, Rc::new(failure), ill);
-                let at = p.retry_at_ms;
-                sch.wake_at(path.id, at);
-            }
-            goes_on = false;
-        }
-        Some(Route::BounceRcpt) | None => {}
-    }
-    if fault.as_ref().is_some_and(SessionFault::is_421) && path.rules.smtp_421_means_mx_unavailable {
-        skip_host(shard, path, &s.host);
-    }
-    *errors += verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
-    if !verdicts.is_empty() {
+    *errors += decision.verdicts.iter().filter(|(_, v)| v.outcome != Outcome::Delivered).count() as u64;
+    if !decision.verdicts.is_empty() {
         let at = Attempt::of_session(s, began, &content);
-        conclude(shard, path, &batch, e, &body, verdicts, &at).await;
+        conclude(shard, path, &batch, e, &body, decision.verdicts, &at).await;
     }
-    goes_on
+    decision.goes_on
 }
 
-/// Parts what was decided of recipients from what goes back to its queue and is tried again at
-/// once, and keeps what the replies teach about the host. Recipients of which nothing was said have a new connection when the
-/// session ended for a reason of its own and each such end brings the mail further: a used connection,
-/// a decision on others, something learned. Where it does not, the fault is their deferral.
-fn sort(
-    shard: &Shard,
-    path: &Path,
-    s: &Session,
-    batch: &Batch,
-    result: transaction::Result,
-    reused: bool,
-    errors: u64,
-) -> (Option<SessionFault>, Vec<(u16, Verdict)>) {
-    let transaction::Result { standings, too_many_after, fault } = result;
-    let content_sent = s.content_sent.get();
-    let refused = |st: &&Standing| matches!(st, Standing::Decided(v) if v.outcome != Outcome::Delivered);
-    let refusals = standings.iter().filter(refused).count() as u64 + errors;
-    let accepted = standings.iter().filter(|st| **st == Standing::Accepted).count() as u16;
-    let mut learns = false;
-    if let Some(n) = too_many_after {
-        learns |= shard.learned.note(&s.host, |l| l.recipients_max = n);
+/// Learns which recipients were refused for themselves (`suppression`): outcomes by rules, or by replies about others, are none of that.
+fn learn_refusals(shard: &Shard, path: &Path, batch: &Batch, e: &ArchivedEnvelope, standings: &[Standing]) {
+    let alone = standings.iter().filter(|s| matches!(s, Standing::Decided(_))).count() == 1;
+    for (r, standing) in batch.recipients.iter().zip(standings) {
+        let Standing::Decided(v) = standing else { continue };
+        let is_of_recipient = v.stage == Stage::Recipient || alone && v.stage == Stage::Message;
+        if let Some(to) = e.recipients.get(usize::from(*r)).filter(|_| is_of_recipient) {
+            let (vmta, pool) = (path.vmta_name.as_ref(), path.pool.as_deref());
+            let about = About { address: &to.address, vmta, pool, job: &e.job_id };
+            refusals::note(shard, &path.rules, about, v, batch.attempts > 0);
+        }
     }
-    // The receiver closed in place of an answer, and not just between two messages.
-    let answered = standings.iter().any(|st| *st != Standing::Unasked);
-    let closed = |f: &SessionFault| f.is_421() || answered && f.is_closing();
-    if standings.contains(&Standing::Unasked) && !content_sent && fault.as_ref().is_some_and(closed) {
-        learns |= shard.learned.note(&s.host, |l| match (u16::try_from(refusals), accepted) {
-            (Ok(0), 0) | (Err(_), _) => {}
-            (Ok(0), n) => l.recipients_max = n,
-            (Ok(n), _) => l.refusals_max = n,
-        });
+}
+
+/// Does what was decided of a transaction, but for recording the verdicts.
+async fn carry_out(shard: &Rc<Shard>, path: &Path, s: &Session, batch: &Batch, reused: bool, d: &Decision) {
+    if let Some(fault) = &d.fault {
+        tell_of_fault(shard, path, fault, reused, d);
     }
-    if let Some(SessionFault::OutOfStep { concerned, .. }) = &fault {
+    if !d.again.is_empty() {
+        let is_left_out = d.fault.is_some() && ipc::planted!("recipients-of-a-lost-session-left-out");
+        if !is_left_out {
+            path.put_back(shard, batch, &d.again);
+        }
+    }
+    if let Some(fault) = d.fault.as_ref().filter(|_| d.failed_here) {
+        let mut sch = shard.scheduler_mut();
+        let failure = sch.shared_failure(fault.failure());
+        let ill = health::speak_ill(shard.config().bounce_rules(), [&failure.verdict].into_iter());
+        if let Some(q) = sch.queues.get_mut(batch.queue) {
+            q.last_failure = Some(Rc::clone(&failure));
+        }
+        if let Some(p) = sch.paths.get_mut(path.id) {
+            if ill {
+                p.judged(false);
+            }
+            p.failed(clock::now_ms(), failure);
+        }
+    }
+    if d.skips_host {
+        skip_host(shard, path, &s.host);
+    }
+    let failure = |v: &Verdict| Failure::at(v.clone(), &s.host, &s.peer.ip().to_string());
+    if let Some(v) = &d.defers_path {
+        let ill = health::speaks_ill(shard.config().bounce_rules(), v);
+        let mut sch = shard.scheduler_mut();
+        let now = clock::now_ms();
+        if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
+            p.defer(now, Rc::new(failure(v).recorded(&path.rules)), ill);
+            let at = p.retry_at_ms;
+            sch.wake_at(path.id, at);
+        }
+    }
+    if let Some(v) = &d.bounces_queue {
+        bounce_queues(shard, path, &failure(v)).await;
+    }
+}
+
+/// Says in the log why a session ended, and counts a receiver that lost step.
+fn tell_of_fault(shard: &Shard, path: &Path, fault: &SessionFault, reused: bool, d: &Decision) {
+    if matches!(fault, SessionFault::OutOfStep { .. }) {
         let c = &shard.counters.out_of_step;
         c.set(c.get() + 1);
-        // The next connection does without the extension that was used here.
-        if let Some(extension) = *concerned {
-            shard.learned.note(&s.host, |l| l.leave_out(extension));
-            learns = true;
+        if log_limit::allows_line("a receiver lost step with a session", &path.name) {
+            tracing::error!(shard = shard.number, queue = path.name, error = %fault, "a receiver lost step with a session; no recipient is judged by it");
         }
     }
-    let decides = standings.iter().any(|st| matches!(st, Standing::Decided(_)));
-    let is_left_out = |f: &SessionFault| f.is_421() && path.rules.smtp_421_means_mx_unavailable && s.has_others;
-    let again = match &fault {
-        None => true,
-        Some(f) if is_left_out(f) => true,
-        Some(f @ SessionFault::OutOfStep { .. }) => {
-            if log_limit::allows_line("a receiver lost step with a session", &path.name) {
-                tracing::error!(shard = shard.number, queue = path.name, error = %f, "a receiver lost step with a session; no recipient is judged by it");
-            }
-            reused || learns
-        }
-        Some(f) => f.is_closing() && (reused || decides || learns),
-    };
-    let (mut verdicts, mut left) = (Vec::new(), Vec::new());
-    for (r, standing) in batch.recipients.iter().copied().zip(standings) {
-        match (standing, &fault) {
-            (Standing::Decided(v) | Standing::Closing(v), _) => verdicts.push((r, v)),
-            // The receiver may have taken the message.
-            (Standing::Accepted, Some(f)) if content_sent => verdicts.push((r, f.failure().verdict)),
-            (_, Some(f)) if !again => verdicts.push((r, f.failure().verdict)),
-            _ => left.push(r),
-        }
+    // A receiver that closes between messages says nothing.
+    if d.verdicts.is_empty() && reused && matches!(fault, SessionFault::Closed { .. }) {
+        tracing::debug!(shard = shard.number, queue = path.name, error = %fault, "connection closed between messages");
+    } else if log_limit::allows_line("connection lost", &path.name) {
+        tracing::info!(shard = shard.number, queue = path.name, error = %fault, again = d.again.len(), "connection lost");
     }
-    if let Some(f) = &fault {
-        // A receiver that closes between messages says nothing.
-        if verdicts.is_empty() && reused && matches!(f, SessionFault::Closed { .. }) {
-            tracing::debug!(shard = shard.number, queue = path.name, error = %f, "connection closed between messages");
-        } else if log_limit::allows_line("connection lost", &path.name) {
-            tracing::info!(shard = shard.number, queue = path.name, error = %f, again = left.len(), "connection lost");
-        }
-    }
-    if !left.is_empty() {
-        if !ipc::planted!("recipients-of-a-lost-session-left-out") {
-            path.put_back(shard, batch, &left);
-        }
-        let mut sch = shard.scheduler_mut();
-        if let Some(f) = fault.as_ref().filter(|f| is_left_out(f)) {
-            let failure = sch.shared_failure(f.failure());
-            let ill = health::speak_ill(shard.config().bounce_rules(), [&failure.verdict].into_iter());
-            if let Some(q) = sch.queues.get_mut(batch.queue) {
-                q.last_failure = Some(Rc::clone(&failure));
-            }
-            if let Some(p) = sch.paths.get_mut(path.id) {
-                if ill {
-                    p.judged(false);
-                }
-                p.failed(clock::now_ms(), failure);
-            }
-        }
-    }
-    (fault, verdicts)
 }
 
 /// Bytes that were counted before they were sent, and did not arrive.

@@ -8,9 +8,9 @@ use ipc::backoff::Mode;
 use ipc::rules::{ANY_CONNECTIONS, DomainRules};
 use ipc::snapshot::ArchivedVirtualMta;
 
-use super::session::ReplyRules;
 use super::shared_limits::SharedRates;
 use super::slow::SlowAt;
+use crate::classify::reply_rules::ReplyRules;
 use crate::clock;
 use crate::schedule::{Batch, PathId, QueueId};
 use crate::shard::Shard;

@@ -1,6 +1,6 @@
 //! The client's side of a session: bytes out, replies in, under timeouts.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -16,155 +16,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::security::Security;
-use crate::classify::outcome::{self, Failure, Stage, Verdict};
-use crate::classify::reply_patterns::{Patterns, Route};
+use super::session_fault::{Doing, SessionFault};
+use crate::classify::reply_rules::ReplyRules;
 use crate::connect::protection::Parameters;
 use crate::connect::tls::Outcome;
 use crate::ports::{ConnectFault, Net, Stream};
-use crate::schedule::matches::Matches;
-use crate::smtp::extension::{Extension, Lesson};
+use crate::smtp::extension::Lesson;
+use crate::smtp::flight::Fault;
 use crate::smtp::reply::{self, Extensions, Reply};
-
-/// What a session was doing when the system or the time ended it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doing {
-    /// The source address was being taken.
-    Binding,
-    /// There was no connection yet.
-    Connecting,
-    /// There was one.
-    Talking,
-}
-
-impl std::fmt::Display for Doing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Doing::Binding => "binding the source address for",
-            Doing::Connecting => "connecting to",
-            Doing::Talking => "in connection to",
-        })
-    }
-}
-
-/// Why a session cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionFault {
-    /// The operating system's error.
-    #[error("{doing} {host} ({ip}): {error}")]
-    Io {
-        /// What was being done.
-        doing: Doing,
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-        /// Error.
-        error: String,
-    },
-    /// The receiver closed.
-    #[error("EDISCON in connection to {host} ({ip})")]
-    Closed {
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-    },
-    /// No answer in time.
-    #[error("ETIMEDOUT {doing} {host} ({ip})")]
-    Timeout {
-        /// What was being done.
-        doing: Doing,
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-    },
-    /// A reply that ends the session.
-    #[error("\"{reply}\" from {host} ({ip})", reply = .reply.text())]
-    Refused {
-        /// The reply.
-        reply: Reply,
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-    },
-    /// A reply about the order or the form of our own commands.
-    #[error("\"{reply}\" in answer to {command} from {host} ({ip}): it does not follow our commands", reply = .reply.text())]
-    OutOfStep {
-        /// The command.
-        command: &'static str,
-        /// The reply.
-        reply: Reply,
-        /// What was used that could be left out.
-        concerned: Option<Extension>,
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-    },
-    /// The TLS handshake failed.
-    #[error("TLS handshake failed ({error}) from {host} ({ip})")]
-    Handshake {
-        /// What the library says.
-        error: String,
-        /// The receiver's certificate will not do.
-        about_certificate: bool,
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-    },
-    /// Not SMTP.
-    #[error("{reason} from {host} ({ip})")]
-    Protocol {
-        /// What was found.
-        reason: String,
-        /// Host.
-        host: String,
-        /// Address.
-        ip: IpAddr,
-    },
-}
-
-impl SessionFault {
-    /// The receiver closes the service channel.
-    pub fn is_421(&self) -> bool {
-        matches!(self, SessionFault::Refused { reply, .. } if reply.code == 421)
-    }
-
-    /// The receiver ended the session, with words or without.
-    pub fn is_closing(&self) -> bool {
-        self.is_421() || matches!(self, SessionFault::Closed { .. })
-    }
-
-    /// It ended the negotiation of TLS, and need not end that of another session from the beginning.
-    pub fn may_pass_without_resumption(&self) -> bool {
-        let is_handshake = matches!(self, SessionFault::Handshake { about_certificate: false, .. });
-        is_handshake || self.is_closing() || matches!(self, SessionFault::Io { .. })
-    }
-
-    /// No connection came about.
-    pub fn is_unconnected(&self) -> bool {
-        matches!(self, SessionFault::Io { doing, .. } | SessionFault::Timeout { doing, .. } if *doing == Doing::Connecting)
-    }
-
-    /// What it does to mail, and who caused it.
-    pub fn failure(&self) -> Failure {
-        let (verdict, host, ip) = match self {
-            SessionFault::Refused { reply, host, ip } => (Verdict::of_refusal(reply).at(Stage::Session), host, ip),
-            SessionFault::Closed { host, ip }
-            | SessionFault::Handshake { host, ip, .. }
-            | SessionFault::Protocol { host, ip, .. } => (Verdict::own("4.4.2", self.to_string()), host, ip),
-            SessionFault::OutOfStep { host, ip, .. } => (Verdict::own("4.5.0", self.to_string()), host, ip),
-            SessionFault::Io { doing, host, ip, .. } | SessionFault::Timeout { doing, host, ip } => {
-                let status = if *doing == Doing::Connecting { "4.4.1" } else { "4.4.2" };
-                (Verdict::own(status, self.to_string()), host, ip)
-            }
-        };
-        Failure::at(verdict, host, &ip.to_string())
-    }
-}
 
 /// Replies that are read while something is written, bytes: those to a thousand commands.
 const UNREAD_MAX: usize = 1 << 20;
@@ -177,51 +36,6 @@ enum Io {
     Clear(Box<dyn Stream>),
     Tls(Box<TlsStream<Box<dyn Stream>>>),
     Gone,
-}
-
-/// Listens to every reply for rules that it matches.
-#[derive(Debug, Default)]
-pub struct ReplyRules {
-    patterns: Option<Rc<Patterns>>,
-    heard: RefCell<Vec<Heard>>,
-}
-
-/// A reply that matched.
-#[derive(Debug, Clone)]
-pub struct Heard {
-    /// Rules, by their place in the list.
-    pub matching: Vec<usize>,
-    /// The reply.
-    pub reply: Reply,
-}
-
-impl ReplyRules {
-    /// For a list; none hears nothing.
-    pub fn new(patterns: Option<Rc<Patterns>>) -> Rc<ReplyRules> {
-        Rc::new(ReplyRules { patterns, heard: RefCell::default() })
-    }
-
-    fn hear(&self, reply: &Reply) {
-        let Some(p) = &self.patterns else { return };
-        let matching = p.matching(&reply.text());
-        if !matching.is_empty() {
-            self.heard.borrow_mut().push(Heard { matching, reply: reply.clone() });
-        }
-    }
-
-    /// The list, and what was heard since it was asked last.
-    pub fn take(&self) -> Option<(Rc<Patterns>, Vec<Heard>)> {
-        let heard = std::mem::take(&mut *self.heard.borrow_mut());
-        self.patterns.clone().filter(|_| !heard.is_empty()).map(|p| (p, heard))
-    }
-
-    /// What becomes of a recipient by the reply that was just read, if that is what was heard last.
-    fn route_of(&self, reply: &Reply) -> Option<Route> {
-        let p = self.patterns.as_ref()?;
-        let heard = self.heard.borrow();
-        let last = heard.last().filter(|h| h.reply == *reply)?;
-        p.effects(&last.matching, &mut Matches::default(), 0).0.route
-    }
 }
 
 /// A session with a receiver.
@@ -242,11 +56,9 @@ pub struct Session {
     pub content_sent: Rc<Cell<bool>>,
     /// A firewall hides the greeting, and may lose the end of data that comes in parts.
     pub behind_pix: bool,
-    /// The first 421 of the transaction, which need not have ended the session.
-    pub said_421: Option<Reply>,
     /// The receiver has other hosts that are not left out.
     pub has_others: bool,
-    /// It was the last reply.
+    /// The last reply was 421.
     closing: bool,
     /// What came of STARTTLS; `None` in the clear.
     pub tls: Option<Outcome>,
@@ -258,7 +70,8 @@ pub struct Session {
     has_spoken: bool,
     /// Why nothing can be written any more; what the receiver said before is still read.
     unwritable: Option<SessionFault>,
-    reply_rules: Rc<ReplyRules>,
+    /// Rules that listen to what it says.
+    pub reply_rules: Rc<ReplyRules>,
 }
 
 impl std::fmt::Debug for Session {
@@ -302,7 +115,6 @@ impl Session {
             connect_ms: None,
             content_sent: Rc::default(),
             behind_pix: false,
-            said_421: None,
             has_others: false,
             closing: false,
             tls: None,
@@ -312,17 +124,6 @@ impl Session {
             unwritable: None,
             reply_rules: Rc::clone(reply_rules),
         })
-    }
-
-    /// The verdict on a recipient by the reply to its RCPT: a rule may make an end of a 4yz.
-    pub fn verdict_on_recipient(&self, reply: &Reply) -> Verdict {
-        let v = Verdict::of_refusal(reply).at(Stage::Recipient);
-        match v.outcome {
-            outcome::Outcome::Deferred if self.reply_rules.route_of(reply) == Some(Route::BounceRcpt) => {
-                Verdict { outcome: outcome::Outcome::Bounced, ..v }
-            }
-            _ => v,
-        }
     }
 
     fn timed_out(&self) -> SessionFault {
@@ -346,15 +147,19 @@ impl Session {
         SessionFault::Refused { reply, host: self.host.clone(), ip: self.peer.ip() }
     }
 
-    /// A reply to content that neither takes nor refuses it, as a fault.
-    pub fn no_verdict(&self, reply: &Reply) -> SessionFault {
-        let reason = format!("\"{}\" in answer to content, which takes and refuses nothing", reply.text());
-        SessionFault::Protocol { reason, host: self.host.clone(), ip: self.peer.ip() }
-    }
-
-    /// A reply about our own command, as a fault.
-    pub fn out_of_step(&self, command: &'static str, reply: Reply, concerned: Option<Extension>) -> SessionFault {
-        SessionFault::OutOfStep { command, reply, concerned, host: self.host.clone(), ip: self.peer.ip() }
+    /// What the receiver replied in a transaction, as a fault of this session.
+    pub fn fault_of(&self, fault: Fault) -> SessionFault {
+        let (host, ip) = (self.host.clone(), self.peer.ip());
+        match fault {
+            Fault::Refused(reply) => SessionFault::Refused { reply, host, ip },
+            Fault::NoVerdict(reply) => {
+                let reason = format!("\"{}\" in answer to content, which takes and refuses nothing", reply.text());
+                SessionFault::Protocol { reason, host, ip }
+            }
+            Fault::OutOfStep { command, reply, concerned } => {
+                SessionFault::OutOfStep { command, reply, concerned, host, ip }
+            }
+        }
     }
 
     /// Writes all parts, and reads meanwhile what the receiver says (RFC 2920 section 3.1): one that
@@ -405,9 +210,6 @@ impl Session {
                     let _ = self.buf.split_to(n);
                     self.reply_rules.hear(&r);
                     self.closing = r.code == 421;
-                    if self.closing && self.said_421.is_none() {
-                        self.said_421 = Some(r.clone());
-                    }
                     return Ok(r);
                 }
                 Ok(None) => {}
