@@ -33,13 +33,33 @@ pub const INJECT: u8 = 6;
 /// Worker → client: archive [`Injected`].
 pub const INJECTED: u8 = 7;
 
-/// First frame of a connection: the shard that speaks.
+/// First frame of a connection.
 #[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub struct Hello {
-    /// The origin's shard number; `None` for a client of [`INJECT`].
-    pub shard: Option<u8>,
-    /// Shard map epoch in force at the origin.
+    /// Who speaks, and what for.
+    pub from: Speaker,
+    /// Shard map epoch in force at a shard that speaks; 0 for a client.
     pub epoch: u64,
+}
+
+/// Who opened a connection, and what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Speaker {
+    /// A client, which submits messages ([`INJECT`]).
+    Client,
+    /// The shard that asks what it owns from now on ([`CLAIM`]).
+    Claimant(u8),
+    /// The shard that offers shares ([`HANDOFF`], [`HANDOFF_KEPT`]). It does so on one connection at a time.
+    Origin(Origin),
+}
+
+/// A shard that offers shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its number.
+    pub shard: u8,
+    /// When it opened the connection, nanoseconds since the machine was booted: of several the latest is the one in use.
+    pub opened_ns: i64,
 }
 
 /// Why an owner does not take a handoff now.

@@ -33,7 +33,7 @@ pub fn inject(
     let message = with_crlf(&message);
     let request = mesh::Inject { sender, recipients, vmta };
     let mut worker = Conversation::at(Path::new(&socket))?;
-    worker.send(mesh::HELLO, &archive(&mesh::Hello { shard: None, epoch: 0 }), &[])?;
+    worker.send(mesh::HELLO, &archive(&mesh::Hello { from: mesh::Speaker::Client, epoch: 0 }), &[])?;
     worker.send(mesh::INJECT, &archive(&request), &message)?;
     let f = worker.frame()?;
     match unarchive::<mesh::Injected>(mesh::INJECTED, &f.archive).map_err(|e| Failure::Failed(e.to_string()))? {

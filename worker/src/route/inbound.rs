@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use ipc::dice::{HashMap, HashSet};
+use ipc::mesh::Origin;
 use ipc::message::HandoffId;
 
 use crate::signal::Signal;
@@ -12,8 +13,8 @@ use crate::signal::Signal;
 #[derive(Debug, Default)]
 pub struct InboundHandoffs {
     in_progress: RefCell<HashSet<HandoffId>>,
-    /// By origin, what is raised when it offers on another connection.
-    replaced: RefCell<HashMap<u8, Rc<Signal>>>,
+    /// By origin, when it opened the connection that it offers on, and what is raised when it offers on another one.
+    connections: RefCell<HashMap<u8, (i64, Rc<Signal>)>>,
 }
 
 impl InboundHandoffs {
@@ -22,13 +23,19 @@ impl InboundHandoffs {
         self.in_progress.borrow().is_empty()
     }
 
-    /// An origin offers on a new connection. Ends the connection before: the origin has given up what is unread there and offers it
-    /// again, so it would be read behind its repeat. The signal that this answers is raised when the new connection is to end in turn.
-    pub(super) fn connected(&self, origin: u8) -> Rc<Signal> {
+    /// An origin offers on another connection. Of several only the latest is read: the origin has given up what is unread on the
+    /// others and offers it again, so it would be read behind its repeat. Ends the connection before. The signal that this answers is raised
+    /// when the new one is to end in turn; `None` where a later one is known already, for greetings that came on two connections can be read
+    /// in any order.
+    pub(super) fn connected(&self, origin: Origin) -> Option<Rc<Signal>> {
+        let mut connections = self.connections.borrow_mut();
+        if connections.get(&origin.shard).is_some_and(|(latest, _)| origin.opened_ns < *latest) {
+            return None;
+        }
         let replaced = Rc::<Signal>::default();
-        let before = self.replaced.borrow_mut().insert(origin, Rc::clone(&replaced));
-        before.iter().for_each(|before| before.raise());
-        replaced
+        let before = connections.insert(origin.shard, (origin.opened_ns, Rc::clone(&replaced)));
+        before.iter().for_each(|(_, before)| before.raise());
+        Some(replaced)
     }
 
     /// One is being stored from now on; `None` where it is already.

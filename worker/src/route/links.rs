@@ -77,7 +77,8 @@ async fn run_link(shard: Rc<Shard>, owner: u8, link: Rc<Link>) {
 
 async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(), ipc::frame::FrameError> {
     let MeshStream { mut read, mut write } = io;
-    let hello = ipc::frame::archive(&mesh::Hello { shard: Some(shard.number), epoch: shard.map.borrow().epoch });
+    let from = mesh::Speaker::Origin(mesh::Origin { shard: shard.number, opened_ns: crate::clock::uptime_ns() });
+    let hello = ipc::frame::archive(&mesh::Hello { from, epoch: shard.map.borrow().epoch });
     write.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await?;
     write.write_all(&hello).await?;
     let answers = async {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 use ipc::frame::{Frame, FrameError, Header};
 use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
-use ipc::mesh::{self, Inject, Injected, Refusal};
+use ipc::mesh::{self, Inject, Injected, Refusal, Speaker};
 use ipc::message::{ArchivedEnvelope, MessageId, SourceType};
 use ipc::stream::FrameReader;
 use spool::SpoolError;
@@ -66,7 +66,13 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
         return Err(FrameError::Kind(first.header.kind));
     }
     let hello: mesh::Hello = ipc::frame::unarchive(mesh::HELLO, &first.archive)?;
-    let replaced = hello.shard.map(|origin| shard.inbound.connected(origin)).unwrap_or_default();
+    let replaced = match hello.from {
+        Speaker::Origin(origin) => match shard.inbound.connected(origin) {
+            Some(replaced) => replaced,
+            None => return Ok(()),
+        },
+        Speaker::Claimant(_) | Speaker::Client => Rc::default(),
+    };
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     tasks::begin("mesh answers", move || write_answers(write, queue));
     let mut over = pin!(async {
@@ -85,22 +91,22 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
             next = frames.next(&mut read) => next?,
         };
         let Some(f) = next else { return Ok(()) };
-        match (f.header.kind, hello.shard) {
-            (mesh::HANDOFF | mesh::HANDOFF_KEPT, Some(origin)) => take(shard, origin, f, &answers),
-            (mesh::OPEN, Some(origin)) => {
+        match (f.header.kind, hello.from) {
+            (mesh::HANDOFF | mesh::HANDOFF_KEPT, Speaker::Origin(origin)) => take(shard, origin.shard, f, &answers),
+            (mesh::OPEN, Speaker::Origin(origin)) => {
                 let open: mesh::Open = ipc::frame::unarchive(mesh::OPEN, &f.archive)?;
-                shard.spool.open_handoffs(origin, open.from);
+                shard.spool.open_handoffs(origin.shard, open.from);
             }
-            (mesh::CLAIM, Some(claimant)) => {
+            (mesh::CLAIM, Speaker::Claimant(claimant)) => {
                 let claim: mesh::Claim = ipc::frame::unarchive(mesh::CLAIM, &f.archive)?;
                 let (shard, answers) = (Rc::clone(shard), answers.clone());
                 tasks::begin("release", move || crate::route::paths::release(shard, claimant, claim.epoch, answers));
             }
-            (mesh::ROLLED_UP, Some(_)) => {
+            (mesh::ROLLED_UP, Speaker::Origin(_)) => {
                 let news: mesh::RolledUp = ipc::frame::unarchive(mesh::ROLLED_UP, &f.archive)?;
                 shard.rollups.learn(&news.domain, &news.queue);
             }
-            (mesh::INJECT, None) => {
+            (mesh::INJECT, Speaker::Client) => {
                 let answer = inject(shard, f).await?;
                 let archive = ipc::frame::archive(&answer);
                 let mut bytes = Header::new(mesh::INJECTED, archive.len(), 0).encode().to_vec();
@@ -260,15 +266,19 @@ mod tests {
 
     use super::*;
 
-    /// A connection of shard 1 to `shard`.
-    async fn connected(shard: &Rc<Shard>) -> (DuplexStream, FrameReader) {
+    /// A connection of shard 1 to `shard`, which it opened then.
+    async fn connected(shard: &Rc<Shard>, opened_ns: i64) -> (DuplexStream, FrameReader) {
+        said_hello(shard, Speaker::Origin(mesh::Origin { shard: 1, opened_ns })).await
+    }
+
+    async fn said_hello(shard: &Rc<Shard>, from: Speaker) -> (DuplexStream, FrameReader) {
         let (mut theirs, ours) = tokio::io::duplex(1 << 16);
         let (read, write) = tokio::io::split(ours);
         let shard = Rc::clone(shard);
         spawn_local(
             async move { serve_one(&shard, MeshStream { read: Box::new(read), write: Box::new(write) }).await },
         );
-        let hello = ipc::frame::archive(&mesh::Hello { shard: Some(1), epoch: 1 });
+        let hello = ipc::frame::archive(&mesh::Hello { from, epoch: 1 });
         theirs.write_all(&Header::new(mesh::HELLO, hello.len(), 0).encode()).await.unwrap();
         theirs.write_all(&hello).await.unwrap();
         tokio::task::yield_now().await;
@@ -289,14 +299,43 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let all = async {
             let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
-            let (mut before, mut answers_before) = connected(&shard).await;
-            let (mut now, mut answers) = connected(&shard).await;
+            let (mut before, mut answers_before) = connected(&shard, 1).await;
+            let (mut now, mut answers) = connected(&shard, 2).await;
             now.write_all(&offer(mesh::HANDOFF_KEPT)).await.unwrap();
             assert_eq!(answers.next(&mut now).await.unwrap().unwrap().header.kind, mesh::ACCEPTED);
             // It may be closed by now.
             let _ = before.write_all(&offer(mesh::HANDOFF)).await;
             assert!(answers_before.next(&mut before).await.unwrap().is_none(), "nothing is answered there");
             assert_eq!(shard.scheduler().recipients, 1);
+        };
+        LocalSet::new().run_until(all).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_heard_of_behind_a_later_one_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = async {
+            let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
+            let (mut now, mut answers) = connected(&shard, 2).await;
+            let (mut before, mut answers_before) = connected(&shard, 1).await;
+            let _ = before.write_all(&offer(mesh::HANDOFF)).await;
+            assert!(answers_before.next(&mut before).await.unwrap().is_none(), "nothing is answered there");
+            now.write_all(&offer(mesh::HANDOFF_KEPT)).await.unwrap();
+            assert_eq!(answers.next(&mut now).await.unwrap().unwrap().header.kind, mesh::ACCEPTED);
+            assert_eq!(shard.scheduler().recipients, 1);
+        };
+        LocalSet::new().run_until(all).await;
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_asks_what_it_owns_goes_on_offering() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = async {
+            let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
+            let (mut offering, mut answers) = connected(&shard, 1).await;
+            let (_asking, _) = said_hello(&shard, Speaker::Claimant(1)).await;
+            offering.write_all(&offer(mesh::HANDOFF)).await.unwrap();
+            assert_eq!(answers.next(&mut offering).await.unwrap().unwrap().header.kind, mesh::ACCEPTED);
         };
         LocalSet::new().run_until(all).await;
     }

@@ -73,7 +73,7 @@ async fn claim(shard: Rc<Shard>, owner: u8, epoch: u64) {
 
 async fn ask(shard: &Rc<Shard>, owner: u8, epoch: u64, io: MeshStream) -> Result<(), FrameError> {
     let MeshStream { mut read, mut write } = io;
-    let hello = archive(&mesh::Hello { shard: Some(shard.number), epoch });
+    let hello = archive(&mesh::Hello { from: mesh::Speaker::Claimant(shard.number), epoch });
     let claim = archive(&Claim { epoch });
     for (kind, body) in [(mesh::HELLO, hello), (mesh::CLAIM, claim)] {
         write.write_all(&Header::new(kind, body.len(), 0).encode()).await?;
