@@ -83,7 +83,7 @@ pub fn rows(shard: &Shard, of: &QueuePattern) -> Vec<DisabledRow> {
             all.push(DisabledRow { is_order: true, ..row(shard, queue, ip, *until_ms) });
         }
     }
-    for (_, p) in &shard.scheduler().paths {
+    for (_, p) in shard.scheduler().paths.iter() {
         let serves = || p.queues.iter().any(|id| shard.scheduler().queues.get(id).is_some_and(|q| q.is_meant_by(of)));
         if p.sources.iter().any(|s| s.disabled_until_ms > now) && (of.matches(&p.destination, &p.vmta_name) || serves())
         {

@@ -64,7 +64,7 @@ impl Heat {
 fn hottest(shard: &Shard) -> Option<(String, u32)> {
     let mut s = shard.scheduler_mut();
     let mut all: HashMap<&str, u64> = HashMap::default();
-    for (_, p) in &mut s.paths {
+    for (_, p) in s.paths.iter_mut() {
         let taken = std::mem::take(&mut p.taken);
         if taken > 0 {
             *all.entry(&p.destination).or_default() += u64::from(taken);

@@ -84,7 +84,7 @@ pub async fn rows(shard: &Rc<Shard>, id: MessageId) -> Vec<MessageRow> {
 fn places(s: &Scheduler, whose: Whose, recipients: usize) -> Vec<Place> {
     let mut all: Vec<Place> = (0..recipients).map(|_| Place::Elsewhere).collect();
     let Whose::Own(slot) = whose else { return all };
-    for (id, q) in &s.queues {
+    for (id, q) in s.queues.iter() {
         let ready = q.ready.iter().map(|(_, e)| (e, 0));
         let waiting = q.waiting.iter().map(|Reverse((due_s, e))| (*e, i64::from(*due_s) * 1000));
         for (e, due_ms) in ready.chain(waiting).filter(|(e, _)| e.slot == slot) {

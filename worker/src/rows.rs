@@ -13,6 +13,7 @@ use ipc::queue_orders::QueuePattern;
 use ipc::rules::Rate;
 
 use crate::clock;
+use crate::schedule::arena::Id;
 use crate::schedule::job::{Job, JobId};
 use crate::schedule::{Path, Queue};
 use crate::shard::Shard;
@@ -38,6 +39,17 @@ struct Page<R> {
 }
 
 impl<R> Page<R> {
+    /// Goes through queues or paths in the order of their places, from one on, until the page is full.
+    fn of_places<M: Copy, T>(
+        all: impl Iterator<Item = (Id<M>, T)>,
+        from: u64,
+        rows_of: impl Fn(Id<M>, T, &mut Vec<R>),
+        bytes: impl Fn(&R) -> usize,
+    ) -> Page<R> {
+        let all = all.map(|(id, one)| (id.place() as usize, (id, one)));
+        Page::of(all, from, |_, (id, one), rows| rows_of(id, one, rows), bytes)
+    }
+
     /// Goes through what has numbers, from one on, until the page is full.
     fn of<T>(
         all: impl Iterator<Item = (usize, T)>,
@@ -102,7 +114,7 @@ pub fn page(shard: &Shard, of: &Listed, from: u64) -> Rows {
             let s = shard.scheduler();
             let meant = s.queues.iter().filter(|(_, q)| crate::why::is_meant(&s, q, of));
             let row = |id, q: &Queue, rows: &mut Vec<WhyRow>| rows.push(crate::why::row(shard, &s, id, q));
-            Page::of(meant, from, row, bytes).answer(Listing::Why)
+            Page::of_places(meant, from, row, bytes).answer(Listing::Why)
         }
     }
 }
@@ -118,7 +130,7 @@ fn queues(shard: &Shard, of: &QueuePattern, from: u64, bytes: impl Fn(&QueueRow)
             rows.push(row);
         }
     };
-    Page::of(s.queues.iter().filter(|(_, q)| q.is_meant_by(of)), from, row, bytes)
+    Page::of_places(s.queues.iter().filter(|(_, q)| q.is_meant_by(of)), from, row, bytes)
 }
 
 fn queue_row(shard: &Shard, q: &Queue, paths: &[&Path], now: i64) -> QueueRow {
@@ -180,7 +192,7 @@ fn paths(shard: &Shard, from: u64, bytes: impl Fn(&PathRow) -> usize) -> Page<Pa
             max_msg_per_connection: p.rules.max_msg_per_connection as u32,
         });
     };
-    Page::of(s.paths.iter(), from, row, bytes)
+    Page::of_places(s.paths.iter(), from, row, bytes)
 }
 
 /// `show pools`: members that have served a destination, with what they get of its mail.
@@ -215,14 +227,14 @@ fn pools(shard: &Shard, from: u64, bytes: impl Fn(&PoolRow) -> usize) -> Page<Po
             });
         }
     };
-    Page::of(s.queues.iter().filter(|(_, q)| q.of_pool), from, members, bytes)
+    Page::of_places(s.queues.iter().filter(|(_, q)| q.of_pool), from, members, bytes)
 }
 
 /// `show jobs`
 fn jobs(shard: &Shard, from: u64, bytes: impl Fn(&JobRow) -> usize) -> Page<JobRow> {
     let s = shard.scheduler();
     let mut domains: HashMap<JobId, HashSet<&str>> = HashMap::default();
-    for (_, q) in &s.queues {
+    for (_, q) in s.queues.iter() {
         let waiting = q.waiting.iter().filter_map(|Reverse((_, e))| s.messages.get(e.slot as usize)).map(|m| m.job);
         for job in q.ready.iter().map(|(job, _)| job).chain(waiting) {
             domains.entry(job).or_default().insert(q.destination());

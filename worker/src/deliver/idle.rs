@@ -65,15 +65,16 @@ mod tests {
     #[tokio::test]
     async fn the_last_that_waits_takes_the_entry_of_its_path_along() {
         let all = IdleConnections::default();
-        let (a, b) = (all.join(3), all.join(3));
-        all.wake_one(3);
+        let path = PathId::numbered(3);
+        let (a, b) = (all.join(path), all.join(path));
+        all.wake_one(path);
         a.woken().await;
         drop(a);
         assert_eq!(all.0.borrow().len(), 1);
         drop(b);
         assert!(all.0.borrow().is_empty());
         // Nobody waits: nothing is kept for whoever comes.
-        all.wake_one(3);
+        all.wake_one(path);
         assert!(all.0.borrow().is_empty());
     }
 }

@@ -112,7 +112,7 @@ pub fn answer(shard: &Rc<Shard>) {
     }
     candidates.values_mut().for_each(Candidates::sort);
     for r in requests {
-        let own = (r.ask.shard == shard.number).then_some(r.ask.path as usize);
+        let own = (r.ask.shard == shard.number).then_some(r.ask.path);
         let best = candidates.get(&r.ask.key).and_then(|of_key| of_key.best(&r.ask, own, now));
         let Some((c, at_once)) = best else { continue };
         if shard.ledger.answer(&r, now) {
@@ -121,7 +121,7 @@ pub fn answer(shard: &Rc<Shard>) {
             if at_once {
                 c.cut.raise();
             }
-            tracing::debug!(shard = shard.number, path = c.path, priority = r.ask.priority, "connection makes room");
+            tracing::debug!(shard = shard.number, path = ?c.path, priority = r.ask.priority, "connection makes room");
         }
     }
 }
@@ -155,10 +155,10 @@ impl Candidates {
         self.equal.values_mut().for_each(|all| all.sort_by_key(|(held, c)| (Reverse(*held), c.since_ms)));
     }
 
-    /// The connection that suits a request best, of another path than `own`, and whether it ends at
+    /// The connection that suits a request best, of another path than that at place `own`, and whether it ends at
     /// once; `None` when all keep their places.
-    fn best(&self, ask: &Ask, own: Option<PathId>, now_ms: i64) -> Option<(&Rc<Open>, bool)> {
-        let is_free = |c: &Open| c.request.get().is_none() && own != Some(c.path);
+    fn best(&self, ask: &Ask, own: Option<u32>, now_ms: i64) -> Option<(&Rc<Open>, bool)> {
+        let is_free = |c: &Open| c.request.get().is_none() && own != Some(c.path.place());
         // One that idles is given up before any that works.
         if let Some(c) = self.idle.iter().find(|c| is_free(c)) {
             return Some((c, false));
@@ -181,8 +181,8 @@ impl Candidates {
 mod tests {
     use super::*;
 
-    fn open(path: PathId, since_ms: i64, idle: bool) -> Rc<Open> {
-        let (end, cut, request) = Default::default();
+    fn open(place: u32, since_ms: i64, idle: bool) -> Rc<Open> {
+        let (path, (end, cut, request)) = (PathId::numbered(place), Default::default());
         Rc::new(Open { path, keys: vec![7], since_ms, idle: Cell::new(idle), end, cut, request })
     }
 
@@ -214,7 +214,7 @@ mod tests {
         all.add(&much, &rules(50), 3);
         all.sort();
         let of = |all: &Candidates, priority, has, own| {
-            all.best(&ask(priority, has), own, 10).map(|(c, at_once)| (c.path, at_once))
+            all.best(&ask(priority, has), own, 10).map(|(c, at_once)| (c.path.place(), at_once))
         };
         let best = |priority, has, own| of(&all, priority, has, own);
         assert_eq!(best(50, 0, None), Some((2, true)), "the lowest priority");
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(best(50, 2, None), None, "one more is kept for a while");
         promise(&much);
         assert_eq!(best(50, 0, None), None);
-        assert_eq!(all.best(&ask(50, 0), None, SLICE_MS).map(|(c, _)| c.path), Some(4), "not longer");
+        assert_eq!(all.best(&ask(50, 0), None, SLICE_MS).map(|(c, _)| c.path.place()), Some(4), "not longer");
         let idle = open(5, 0, true);
         all.add(&idle, &rules(60), 1);
         assert_eq!(of(&all, 50, 0, None), Some((5, false)));

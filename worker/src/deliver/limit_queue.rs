@@ -4,8 +4,6 @@ use std::cell::{Cell, RefCell};
 
 use ipc::ledger::Ledger;
 
-use crate::schedule::PathId;
-
 /// Pause before a limit that is reached is asked again, milliseconds.
 pub const ASK_AGAIN_MS: i64 = 100;
 /// A shard that waits for a place looks so often whether another gave one back, milliseconds.
@@ -22,7 +20,7 @@ const PRIORITY_DEFAULT: u64 = 50;
 pub struct LimitQueue {
     /// The next turn, Unix nanoseconds.
     next_ns: Cell<i64>,
-    woken: RefCell<Vec<PathId>>,
+    woken: RefCell<Vec<u32>>,
     /// The ledger has requests of this shard until this time, Unix milliseconds.
     waits_until_ms: Cell<i64>,
 }
@@ -40,11 +38,11 @@ impl LimitQueue {
         soon_ms.max(turn_ns / 1_000_000)
     }
 
-    /// Paths for which something was given back, by this shard or another.
-    pub fn woken(&self, ledger: &Ledger, shard: u8, now_ms: i64) -> Vec<PathId> {
+    /// Places of paths for which something was given back, by this shard or another.
+    pub fn woken(&self, ledger: &Ledger, shard: u8, now_ms: i64) -> Vec<u32> {
         let mut all = std::mem::take(&mut *self.woken.borrow_mut());
         if self.look_again_ms(now_ms).is_some() {
-            all.extend(ledger.woken(shard, now_ms).into_iter().map(|p| p as PathId));
+            all.extend(ledger.woken(shard, now_ms));
         }
         all
     }
@@ -54,9 +52,9 @@ impl LimitQueue {
         (self.waits_until_ms.get() > now_ms).then_some(now_ms + LOOK_EVERY_MS)
     }
 
-    /// Something that a path waits for was given back in this shard.
-    pub fn wake(&self, id: PathId) {
-        self.woken.borrow_mut().push(id);
+    /// Something that the path at this place waits for was given back in this shard.
+    pub fn wake(&self, place: u32) {
+        self.woken.borrow_mut().push(place);
     }
 
     /// The ledger has a request of this shard until a time, Unix milliseconds.

@@ -171,6 +171,7 @@ pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
     let picked = s.unserved(id, clock::now_ms());
     let s = &mut *s;
     let Some(p) = s.paths.get_mut(id) else { return Ok(None) };
+    let Some(queue) = picked.or(p.queues.first()) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
     let mut hello = vmta.map(|v| v.host_name.as_str().to_owned()).unwrap_or_default();
     let mut source = None;
@@ -184,8 +185,6 @@ pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         hello.clone_from(&config.global.host_name);
     }
     let counted = source.is_some() && p.limits_sources();
-    let first = p.queues.first();
-    let queue = picked.or(first).unwrap_or_default();
     if let Some(ip) = source.filter(|_| counted) {
         let rate = p.rules.source_ip_max_connect_rate.of(ip);
         let s = p.source(ip);
@@ -222,7 +221,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
     let q = s.queues.get(id)?;
     let member = q.members.first()?;
     Some(Path {
-        id: q.pullers.first().map_or(PathId::MAX, |p| p.path),
+        id: q.pullers.first().map_or(PathId::NOTHING, |p| p.path),
         destination: Rc::clone(q.destination()),
         origin: q.origin().cloned(),
         name: format!("{}/{}", ipc::message::shown_domain(q.destination()), member.name),

@@ -44,8 +44,8 @@ pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
     let now = crate::clock::now_ms();
     match shard.ledger.first_to_ask(key, now) {
         Some(ask) if ask.shard != shard.number => shard.ledger.wake(&ask, now),
-        Some(ask) if by != Some(ask.path as PathId) => {
-            shard.limit_queue.wake(ask.path as PathId);
+        Some(ask) if by.map(PathId::place) != Some(ask.path) => {
+            shard.limit_queue.wake(ask.path);
             shard.timers.notify_one();
         }
         _ => {}
@@ -297,7 +297,7 @@ impl Held {
         held.place(key("destination", destination), rules.destination_max_smtp_out)
             .map_err(Full::of(Limit::DestinationSmtpOut))?;
         let limit = config.global.total_max_smtp_out as usize;
-        let hint = path.wrapping_mul(64);
+        let hint = (path.place() as usize).wrapping_mul(64);
         let total = held.asking(key("total", ""), |shard| shard.ledger.take(Class::SmtpOut, shard.number, limit, hint));
         held.slot = Some(total.map_err(Full::of(Limit::TotalSmtpOut))?);
         if let Some(t) = &wants.of_spread {
@@ -388,7 +388,7 @@ impl Held {
             return wake_first(&self.shard, key, None);
         }
         // Another limit was in the way of this path, so its place goes to the next in line.
-        let ask = Ask { key, priority: self.priority, shard: self.shard.number, path: self.path as u32, has: 0 };
+        let ask = Ask { key, priority: self.priority, shard: self.shard.number, path: self.path.place(), has: 0 };
         self.shard.ledger.withdraw(&ask, crate::clock::now_ms());
         wake_first(&self.shard, key, Some(self.path));
     }
@@ -401,7 +401,7 @@ impl Held {
     fn asking<T>(&self, key: u64, take: impl FnOnce(&Shard) -> Option<T>) -> Result<T, bool> {
         let (shard, now) = (&self.shard, crate::clock::now_ms());
         let has = shard.open.held(self.path, key);
-        let ask = Ask { key, priority: self.priority, shard: shard.number, path: self.path as u32, has };
+        let ask = Ask { key, priority: self.priority, shard: shard.number, path: self.path.place(), has };
         let taken = if shard.ledger.others_first(&ask, now) { None } else { take(shard) };
         match taken {
             Some(t) => {

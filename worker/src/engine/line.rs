@@ -131,12 +131,12 @@ mod tests {
 
     #[test]
     fn who_is_known_has_half_of_the_turns_and_everybody_some() {
-        let in_line = |known: usize, new: usize, again: usize| {
+        let in_line = |known: u32, new: u32, again: u32| {
             let mut line = Line::default();
-            (0..known).for_each(|id| line.push(id, Standing::Known));
-            (10..10 + new).for_each(|id| line.push(id, Standing::New));
-            (20..20 + again).for_each(|id| line.push(id, Standing::Failed));
-            std::iter::from_fn(|| line.pop()).collect::<Vec<PathId>>()
+            (0..known).for_each(|id| line.push(PathId::numbered(id), Standing::Known));
+            (10..10 + new).for_each(|id| line.push(PathId::numbered(id), Standing::New));
+            (20..20 + again).for_each(|id| line.push(PathId::numbered(id), Standing::Failed));
+            std::iter::from_fn(|| line.pop()).map(PathId::place).collect::<Vec<u32>>()
         };
         assert_eq!(in_line(4, 3, 2), [10, 0, 1, 20, 12, 2, 3, 21, 11]);
         assert_eq!(in_line(0, 6, 0), [10, 15, 14, 11, 13, 12], "two of the newest for one of the oldest");

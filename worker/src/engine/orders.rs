@@ -38,7 +38,7 @@ impl<C: Held> Engine<C> {
     pub fn apply_orders(&mut self) {
         let queues: Vec<QueueId> = self.scheduler.queues.iter().map(|(id, _)| id).collect();
         queues.into_iter().for_each(|id| self.apply_orders_to_mail_sent_on(id));
-        for (_, p) in &mut self.scheduler.paths {
+        for (_, p) in self.scheduler.paths.iter_mut() {
             pause_path(&self.switches, p);
             leave_sources_out(&self.switches, &self.config, p, None);
         }
@@ -60,7 +60,7 @@ impl<C: Held> Engine<C> {
     /// Answers the queues that were, and are not any more.
     pub fn apply_pauses(&mut self, mut each: impl FnMut(QueueId, &Queue, bool)) -> Vec<QueueId> {
         let mut resumed = Vec::new();
-        for (id, q) in &mut self.scheduler.queues {
+        for (id, q) in self.scheduler.queues.iter_mut() {
             let before = q.paused;
             pause_queue(&self.switches, q);
             if before && !q.paused {
@@ -68,7 +68,7 @@ impl<C: Held> Engine<C> {
             }
             each(id, q, before);
         }
-        for (id, p) in &mut self.scheduler.paths {
+        for (id, p) in self.scheduler.paths.iter_mut() {
             pause_path(&self.switches, p);
             // Connections that wait look at it; those that are busy end their message first.
             self.actions.push(Action::WakeAll(id));

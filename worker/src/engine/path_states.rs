@@ -114,7 +114,7 @@ impl<C: Held> Engine<C> {
 
     /// Keeps all clocks and windows over an orderly stop.
     pub fn keep_paths(&mut self, now: Now) {
-        for (_, p) in &self.scheduler.paths {
+        for (_, p) in self.scheduler.paths.iter() {
             let key = name(&p.destination, &p.vmta_name);
             if let Some(state) = state_of(p, now.ms()) {
                 self.actions.push(Action::Keep(key, stored::bytes(&state)));

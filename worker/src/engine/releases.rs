@@ -40,7 +40,7 @@ impl<C: Held> Engine<C> {
     /// An owner of the epoch before has no process, so no connections: but it may have sent until just now.
     pub fn owner_is_gone(&mut self, owner: u8, now: Now) {
         let map = Rc::clone(self.ownership.map());
-        for (_, p) in &mut self.scheduler.paths {
+        for (_, p) in self.scheduler.paths.iter_mut() {
             let before = map.owners_before(&p.destination);
             // The ledger knows what was sent of what was spread.
             if before.contains(owner) && !before.is_spread() {
@@ -55,7 +55,7 @@ impl<C: Held> Engine<C> {
     /// Holds the queues that are not this shard's to deliver, and frees the others.
     fn hold_and_free(&mut self, now: Now) {
         let mut freed = Vec::new();
-        for (id, p) in &mut self.scheduler.paths {
+        for (id, p) in self.scheduler.paths.iter_mut() {
             let was_held = p.held;
             self.ownership.update(&self.ledger, p, false, now);
             if p.held {

@@ -27,7 +27,7 @@ impl<C: Held> Engine<C> {
     }
 
     fn reload_paths(&mut self, old: &Config, config: &Config, now: Now) {
-        for (id, p) in &mut self.scheduler.paths {
+        for (id, p) in self.scheduler.paths.iter_mut() {
             let exit = config.exit(&p.destination, &p.vmta_name);
             let index = exit.vmta();
             // Mail of a virtual MTA that is gone goes on by the fallback, or waits.

@@ -103,7 +103,8 @@ mod tests {
     #[test]
     fn what_was_in_flight_expires_when_it_is_back() {
         let (mut s, id) = with(DomainRules { bounce_after: Duration::from_secs(5), ..Default::default() }, 2);
-        s.paths[id].rules = Rc::new(DomainRules { max_rcpt_per_transaction: 1, ..(*s.queues[id].rules).clone() });
+        s.paths[id.only_path()].rules =
+            Rc::new(DomainRules { max_rcpt_per_transaction: 1, ..(*s.queues[id].rules).clone() });
         let Next::Send(b) = next(&mut s, id, 0) else { panic!("nothing to send") };
         assert_eq!(s.expired(id, 6_000).len(), 1);
         s.retry(&b, &b.recipients, 7_000);

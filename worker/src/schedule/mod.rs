@@ -14,6 +14,7 @@
 
 pub mod activity;
 mod age;
+pub mod arena;
 pub mod batch;
 pub mod cause;
 pub mod clocks;

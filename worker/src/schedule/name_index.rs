@@ -1,4 +1,4 @@
-//! Finds queues and paths by their two names, which only they themselves hold: what a map would
+//! Finds queues and paths, by their places, by their two names, which only they themselves hold: what a map would
 //! keep of a hundred thousand names is a fifth of all that waiting costs.
 
 use std::hash::BuildHasher;
@@ -6,29 +6,28 @@ use std::hash::BuildHasher;
 use hashbrown::HashTable;
 use ipc::dice::RandomState;
 
-/// Numbers by name.
+/// Places by name.
 #[derive(Debug, Default)]
 pub struct NameIndex {
-    numbers: HashTable<u32>,
+    places: HashTable<u32>,
     hasher: RandomState,
 }
 
 impl NameIndex {
-    /// The number whose names are these; `names` answers those of a number.
-    pub fn find<'a>(&self, name: (&str, &str), names: impl Fn(usize) -> Option<(&'a str, &'a str)>) -> Option<usize> {
-        let found = self.numbers.find(self.hasher.hash_one(name), |n| names(*n as usize) == Some(name));
-        found.map(|n| *n as usize)
+    /// The place of what has these names; `names` answers those of what lies at a place.
+    pub fn find<'a>(&self, name: (&str, &str), names: impl Fn(u32) -> Option<(&'a str, &'a str)>) -> Option<u32> {
+        self.places.find(self.hasher.hash_one(name), |place| names(*place) == Some(name)).copied()
     }
 
-    /// Adds a number that is not there, whose names are known by now.
-    pub fn insert<'a>(&mut self, number: usize, names: impl Fn(usize) -> Option<(&'a str, &'a str)>) {
-        let hash = |n: &u32| self.hasher.hash_one(names(*n as usize).unwrap_or_default());
-        self.numbers.insert_unique(hash(&(number as u32)), number as u32, hash);
+    /// Adds a place that is not there, whose names are known by now.
+    pub fn insert<'a>(&mut self, place: u32, names: impl Fn(u32) -> Option<(&'a str, &'a str)>) {
+        let hash = |place: &u32| self.hasher.hash_one(names(*place).unwrap_or_default());
+        self.places.insert_unique(hash(&place), place, hash);
     }
 
     /// Takes one out.
-    pub fn remove(&mut self, number: usize, name: (&str, &str)) {
-        if let Ok(entry) = self.numbers.find_entry(self.hasher.hash_one(name), |n| *n as usize == number) {
+    pub fn remove(&mut self, place: u32, name: (&str, &str)) {
+        if let Ok(entry) = self.places.find_entry(self.hasher.hash_one(name), |of| *of == place) {
             entry.remove();
         }
     }
@@ -39,9 +38,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_leads_to_its_number_until_it_is_taken_out() {
+    fn a_name_leads_to_its_place_until_it_is_taken_out() {
         let names: Vec<(String, String)> = (0..1000).map(|n| (format!("d{}", n / 2), format!("v{}", n % 2))).collect();
-        let of = |n: usize| names.get(n).map(|(a, b)| (a.as_str(), b.as_str()));
+        let of = |n: u32| names.get(n as usize).map(|(a, b)| (a.as_str(), b.as_str()));
         let mut index = NameIndex::default();
         (0..1000).for_each(|n| index.insert(n, of));
         (0..1000).step_by(3).for_each(|n| index.remove(n, of(n).unwrap_or_default()));

@@ -69,7 +69,7 @@ pub struct Path {
     pub orphaned: bool,
     /// The spool knows that a rate limit is in use, see [`crate::engine::inherited`].
     pub noted: bool,
-    /// Number of the queue that was served last.
+    /// Place of the queue that was served last.
     pub turn: u32,
     /// Recipients attempted since the shard's load was last looked at.
     pub taken: u32,
@@ -198,7 +198,7 @@ impl Path {
 
     /// Its queues that may have mail ready, the one behind the last served first.
     pub fn in_turn(&self) -> impl Iterator<Item = QueueId> + '_ {
-        self.ready.behind(self.turn as QueueId)
+        self.ready.behind(self.turn)
     }
 
     /// One of its connections can carry the mail of a queue that rolled up.

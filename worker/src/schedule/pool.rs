@@ -81,7 +81,8 @@ mod tests {
 
     use ipc::rules::{DomainRules, Rate};
 
-    use super::super::scheduler::tests::{exit, next};
+    use super::super::scheduler::tests::exit;
+    use super::super::tokens::Grant;
     use super::super::{Entry, Message, Next};
     use super::*;
 
@@ -106,7 +107,9 @@ mod tests {
         let mut got = vec![0; paths.len()];
         for turn in 0..turns {
             for (i, p) in paths.iter().enumerate() {
-                if let Next::Send(b) = next(s, *p, (from_ms + turn * 10) * 1_000_000) {
+                if let Next::Send(b) =
+                    s.next(*p, None, (from_ms + turn * 10) * 1_000_000, &|_| true, &mut |n, _| Grant::all(n))
+                {
                     s.settle(b.queue, b.slot, 1);
                     got[i] += 1;
                 }

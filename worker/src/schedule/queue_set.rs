@@ -6,18 +6,17 @@ use super::ids::QueueId;
 #[derive(Debug, Clone, Default)]
 pub struct QueueSet(Held);
 
-// Numbers of queues fit: so many do not fit into memory.
 #[derive(Debug, Clone, Default)]
 enum Held {
     #[default]
     None,
-    One(u32),
+    One(QueueId),
     #[allow(clippy::box_collection)]
-    Many(Box<Vec<u32>>),
+    Many(Box<Vec<QueueId>>),
 }
 
 impl QueueSet {
-    fn all(&self) -> &[u32] {
+    fn all(&self) -> &[QueueId] {
         match &self.0 {
             Held::None => &[],
             Held::One(id) => std::slice::from_ref(id),
@@ -27,17 +26,16 @@ impl QueueSet {
 
     /// Adds one.
     pub fn insert(&mut self, id: QueueId) {
-        let new = id as u32;
         match &mut self.0 {
-            Held::None => self.0 = Held::One(new),
-            Held::One(first) if *first != new => {
-                let (first, second) = (new.min(*first), new.max(*first));
+            Held::None => self.0 = Held::One(id),
+            Held::One(first) if *first != id => {
+                let (first, second) = (id.min(*first), id.max(*first));
                 self.0 = Held::Many(Box::new(vec![first, second]));
             }
             Held::One(_) => {}
             Held::Many(all) => {
-                if let Err(at) = all.binary_search(&new) {
-                    all.insert(at, new);
+                if let Err(at) = all.binary_search(&id) {
+                    all.insert(at, id);
                 }
             }
         }
@@ -45,11 +43,10 @@ impl QueueSet {
 
     /// Takes one out.
     pub fn remove(&mut self, id: QueueId) {
-        let old = id as u32;
         match &mut self.0 {
-            Held::One(one) if *one == old => self.0 = Held::None,
+            Held::One(one) if *one == id => self.0 = Held::None,
             Held::Many(all) => {
-                if let Ok(at) = all.binary_search(&old) {
+                if let Ok(at) = all.binary_search(&id) {
                     all.remove(at);
                 }
                 if let [one] = all[..] {
@@ -62,7 +59,7 @@ impl QueueSet {
 
     /// It is among them.
     pub fn contains(&self, id: QueueId) -> bool {
-        self.all().binary_search(&(id as u32)).is_ok()
+        self.all().binary_search(&id).is_ok()
     }
 
     /// There is none.
@@ -82,14 +79,14 @@ impl QueueSet {
 
     /// All of them in order.
     pub fn iter(&self) -> impl Iterator<Item = QueueId> + '_ {
-        self.all().iter().map(|id| *id as QueueId)
+        self.all().iter().copied()
     }
 
-    /// All of them, those behind `last` first.
-    pub fn behind(&self, last: QueueId) -> impl Iterator<Item = QueueId> + '_ {
+    /// All of them, those behind the place `last` first.
+    pub fn behind(&self, last: u32) -> impl Iterator<Item = QueueId> + '_ {
         let all = self.all();
-        let at = all.partition_point(|id| *id as QueueId <= last);
-        all[at..].iter().chain(&all[..at]).map(|id| *id as QueueId)
+        let at = all.partition_point(|id| id.place() <= last);
+        all[at..].iter().chain(&all[..at]).copied()
     }
 }
 
@@ -100,20 +97,21 @@ mod tests {
     #[test]
     fn everybody_has_a_turn() {
         let mut s = QueueSet::default();
-        [5, 1, 9, 5].into_iter().for_each(|id| s.insert(id));
-        let order = |last| s.behind(last).collect::<Vec<_>>();
+        let id = QueueId::numbered;
+        [5, 1, 9, 5].into_iter().for_each(|n| s.insert(id(n)));
+        let order = |last| s.behind(last).map(QueueId::place).collect::<Vec<_>>();
         assert_eq!(
-            (order(1), order(9), order(QueueId::MAX), order(6)),
+            (order(1), order(9), order(u32::MAX), order(6)),
             (vec![5, 9, 1], vec![1, 5, 9], vec![1, 5, 9], vec![9, 1, 5])
         );
-        s.remove(5);
-        s.remove(4);
-        assert_eq!((s.first(), s.len(), s.contains(5), s.contains(9)), (Some(1), 2, false, true));
-        s.remove(1);
-        s.remove(1);
-        assert_eq!((s.first(), s.len()), (Some(9), 1));
-        s.insert(9);
-        s.remove(9);
+        s.remove(id(5));
+        s.remove(id(4));
+        assert_eq!((s.first(), s.len(), s.contains(id(5)), s.contains(id(9))), (Some(id(1)), 2, false, true));
+        s.remove(id(1));
+        s.remove(id(1));
+        assert_eq!((s.first(), s.len()), (Some(id(9)), 1));
+        s.insert(id(9));
+        s.remove(id(9));
         assert!(s.is_empty() && size_of::<QueueSet>() <= 16);
     }
 }

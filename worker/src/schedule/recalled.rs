@@ -37,8 +37,7 @@ mod tests {
 
     #[test]
     fn the_latest_reply_counts_and_nothing_that_is_newer_is_overwritten() {
-        let (mut s, path) = with(DomainRules::default(), 1);
-        let id = s.paths[path].queues.first().unwrap_or_default();
+        let (mut s, id) = with(DomainRules::default(), 1);
         let said =
             |s: &super::Scheduler<()>| s.queues[id].last_failure.as_ref().map(ToString::to_string).unwrap_or_default();
         s.recall(id, "", 1);

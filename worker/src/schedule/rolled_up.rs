@@ -59,7 +59,7 @@ impl<C: Held> Scheduler<C> {
         let failure = self.shared_failure(failure);
         if let Some(q) = self.queues.get_mut(id) {
             q.defer(now_ms, failure);
-            self.timers.push(Reverse((q.retry_at_ms(), Timer::Queue(id as u32))));
+            self.timers.push(Reverse((q.retry_at_ms(), Timer::Queue(id))));
         }
         self.drop_contents(id);
     }

@@ -12,10 +12,11 @@ use ipc::rules::DomainRules;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::arena::Arena;
 use super::batch::{Batch, Next};
 use super::depth::Depth;
 use super::entry::Entry;
-use super::ids::{PathId, QueueId, Slot, Timer};
+use super::ids::{OfPath, OfQueue, PathId, QueueId, Slot, Timer};
 use super::job::{JobId, Jobs};
 use super::message::{Held, Message};
 use super::name_index::NameIndex;
@@ -79,9 +80,9 @@ pub struct Scheduler<C> {
     /// Jobs that they belong to.
     pub jobs: Jobs,
     /// Queues.
-    pub queues: Slab<Queue>,
+    pub queues: Arena<OfQueue, Queue>,
     /// Paths.
-    pub paths: Slab<Path>,
+    pub paths: Arena<OfPath, Path>,
     queue_by_name: NameIndex,
     path_by_name: NameIndex,
     /// Names of virtual MTAs and pools that queues have, and how many may be kept before those that no
@@ -109,8 +110,8 @@ impl<C> Default for Scheduler<C> {
         Scheduler {
             messages: Slab::new(),
             jobs: Jobs::default(),
-            queues: Slab::new(),
-            paths: Slab::new(),
+            queues: Arena::default(),
+            paths: Arena::default(),
             queue_by_name: NameIndex::default(),
             path_by_name: NameIndex::default(),
             names: HashSet::default(),
@@ -130,8 +131,7 @@ impl<C> Default for Scheduler<C> {
 impl<C: Held> Scheduler<C> {
     /// The queue of a destination and virtual MTA or pool, made if it is new.
     pub fn queue(&mut self, destination: &str, via: &str, exit: impl FnOnce() -> Exit) -> QueueId {
-        let names = |id: usize| self.queues.get(id).map(Queue::names);
-        if let Some(id) = self.queue_by_name.find((destination, via), names) {
+        if let Some(id) = self.find_queue(destination, via) {
             return id;
         }
         let Exit { members, of_pool, rules } = exit();
@@ -167,8 +167,14 @@ impl<C: Held> Scheduler<C> {
             paused: false,
             no_mx: false,
         });
-        self.queue_by_name.insert(id, |id| self.queues.get(id).map(Queue::names));
+        self.queue_by_name.insert(id.place(), |place| self.queues.at(place).map(|(_, q)| q.names()));
         id
+    }
+
+    /// The queue of these names, if there is one.
+    fn find_queue(&self, destination: &str, via: &str) -> Option<QueueId> {
+        let names = |place| self.queues.at(place).map(|(_, q)| q.names());
+        self.queues.at(self.queue_by_name.find((destination, via), names)?).map(|(id, _)| id)
     }
 
     /// One copy of a virtual MTA's or pool's name for all queues that have it.
@@ -211,14 +217,15 @@ impl<C: Held> Scheduler<C> {
             return Some((p.path, New::Nothing));
         }
         let m = q.members.get(member)?;
-        let names = |id: usize| self.paths.get(id).map(Path::names);
-        let (path, new) = match self.path_by_name.find((q.destination(), &m.name), names) {
-            Some(path) => (path, New::ForQueue),
+        let names = |place| self.paths.at(place).map(|(_, p)| p.names());
+        let known = self.path_by_name.find((q.destination(), &m.name), names).and_then(|place| self.paths.at(place));
+        let (path, new) = match known {
+            Some((path, _)) => (path, New::ForQueue),
             None => {
                 let (vmta, rules) = rules(m);
                 let p = Path::new(Rc::clone(q.destination()), vmta, Rc::clone(&m.name), rules);
                 let path = self.paths.insert(p);
-                self.path_by_name.insert(path, |id| self.paths.get(id).map(Path::names));
+                self.path_by_name.insert(path.place(), |place| self.paths.at(place).map(|(_, p)| p.names()));
                 (path, New::Path)
             }
         };
@@ -265,21 +272,23 @@ impl<C: Held> Scheduler<C> {
             return;
         }
         self.leave_paths(id);
-        let q = self.queues.remove(id);
-        self.queue_by_name.remove(id, q.names());
+        if let Some(q) = self.queues.remove(id) {
+            self.queue_by_name.remove(id.place(), q.names());
+        }
     }
 
     /// Forgets a path that has nothing left, and answers it.
     pub fn forget_path(&mut self, id: PathId, now_ms: i64) -> Option<Path> {
         self.paths.get(id).filter(|p| p.is_idle(now_ms))?;
-        let p = self.paths.remove(id);
-        self.path_by_name.remove(id, p.names());
+        let p = self.paths.remove(id)?;
+        self.path_by_name.remove(id.place(), p.names());
         Some(p)
     }
 
     /// The path of that name, if there is one.
     pub fn find_path(&mut self, destination: &str, vmta: &str) -> Option<(PathId, &mut Path)> {
-        let id = self.path_by_name.find((destination, vmta), |id| self.paths.get(id).map(Path::names))?;
+        let names = |place| self.paths.at(place).map(|(_, p)| p.names());
+        let (id, _) = self.paths.at(self.path_by_name.find((destination, vmta), names)?)?;
         self.paths.get_mut(id).map(|p| (id, p))
     }
 
@@ -395,7 +404,7 @@ impl<C: Held> Scheduler<C> {
             self.wake_at(id, at_ms);
             return Next::Wait(at_ms);
         }
-        p.turn = queue as u32;
+        p.turn = queue.place();
         let ordinary = !p.is_urgent(entry.priority);
         p.ordinary += u32::from(ordinary);
         let key = m.key;
@@ -527,7 +536,7 @@ pub(super) mod tests {
         Exit { members: members.collect(), of_pool: false, rules: Rc::new(rules) }
     }
 
-    /// A queue with `n` recipients, and its only path; both have number 0.
+    /// A queue with `n` recipients, and its only path.
     pub fn with(rules: DomainRules, n: u16) -> (Scheduler<()>, QueueId) {
         let mut s = Scheduler::default();
         let exit = exit(rules, &[("v", 1)]);
@@ -542,8 +551,8 @@ pub(super) mod tests {
         (s, id)
     }
 
-    pub fn next(s: &mut Scheduler<()>, path: PathId, now_ns: i64) -> Next {
-        s.next(path, None, now_ns, &|_| true, &mut |n, _| Grant::all(n))
+    pub fn next(s: &mut Scheduler<()>, id: QueueId, now_ns: i64) -> Next {
+        s.next(id.only_path(), None, now_ns, &|_| true, &mut |n, _| Grant::all(n))
     }
 
     #[test]
@@ -565,7 +574,7 @@ pub(super) mod tests {
         assert!(matches!(next(&mut s, id, 0), Next::Send(b) if b.recipients == [1]));
         assert_eq!(next(&mut s, id, 0), Next::Idle);
         assert_eq!(s.next_timer(), Some(10_000));
-        assert_eq!(s.due(10_000), [Timer::Queue(id as u32)]);
+        assert_eq!(s.due(10_000), [Timer::Queue(id)]);
         assert!(matches!(next(&mut s, id, 10_000 * 1_000_000), Next::Send(b) if b.recipients == [0]));
     }
 
@@ -575,14 +584,14 @@ pub(super) mod tests {
         let rules = Rc::clone(&s.queues[id].rules);
         let exit = Exit { of_pool: true, ..exit(DomainRules::default(), &[("v", 1)]) };
         let other = s.queue("d.test", "pool", || exit);
-        assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((0, New::ForQueue)));
+        assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((id.only_path(), New::ForQueue)));
         for key in 0..3 {
             let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
             let slot = s.add("", m);
             s.enqueue(other, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, 0);
         }
         let mut from = Vec::new();
-        while let Next::Send(b) = next(&mut s, 0, 0) {
+        while let Next::Send(b) = next(&mut s, id, 0) {
             from.push(b.queue);
         }
         assert_eq!(from, [id, other, other, other]);
@@ -590,7 +599,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_deferred_message_costs_less_than_100_bytes() {
-        assert!(size_of::<Queue>() <= 240 && size_of::<Timer>() <= 8, "{}", size_of::<Queue>());
+        assert!(size_of::<Queue>() <= 240 && size_of::<Timer>() <= 12, "{}", size_of::<Queue>());
         assert!(size_of::<Message<()>>() + size_of::<Reverse<(u32, Entry)>>() <= 64);
     }
 }

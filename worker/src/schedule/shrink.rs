@@ -21,6 +21,7 @@ impl<C: Held> Scheduler<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::QueueId;
     use crate::schedule::message::Message;
 
     #[test]
@@ -29,7 +30,7 @@ mod tests {
         let m = |key| Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
         let slots: Vec<u32> = (0..10_000).map(|key| s.add("", m(key))).collect();
         assert!(!s.shrink());
-        slots.into_iter().for_each(|slot| assert!(s.settle(0, slot, 1)));
+        slots.into_iter().for_each(|slot| assert!(s.settle(QueueId::NOTHING, slot, 1)));
         assert!(s.shrink() && s.messages.capacity() == 0 && !s.shrink());
     }
 }

@@ -86,7 +86,7 @@ impl World {
         if dice.below(20) == 0 {
             // The connection broke before anything was said.
             self.s.put_back(&batch, &batch.recipients);
-            self.s.paths[queue].connections -= 1;
+            self.s.paths[queue.only_path()].connections -= 1;
             self.connections.remove(i);
             return;
         }
@@ -98,16 +98,16 @@ impl World {
             self.s.retry(&batch, &later, self.now_ms + 2_000);
         }
         if !now.is_empty() {
-            self.s.paths[queue].delivered(self.now_ms);
+            self.s.paths[queue.only_path()].delivered(self.now_ms);
             self.end(&batch, &now);
         }
     }
 
     fn open(&mut self, id: QueueId) {
-        let backlog = self.s.share_of(id, id, self.now_ms);
-        let wanted = self.s.paths[id].wanted(backlog, 0, self.now_ms);
+        let backlog = self.s.share_of(id, id.only_path(), self.now_ms);
+        let wanted = self.s.paths[id.only_path()].wanted(backlog, 0, self.now_ms);
         for _ in 0..wanted {
-            let p = &mut self.s.paths[id];
+            let p = &mut self.s.paths[id.only_path()];
             if self.dice.below(8) == 0 {
                 p.defer(self.now_ms, Rc::new(Failure::own("4.4.1", "refused")), true);
                 continue;
@@ -115,7 +115,7 @@ impl World {
             p.connections += 1;
             self.connections.push(Connection { queue: id, messages: 0, busy: None });
         }
-        let p = &self.s.paths[id];
+        let p = &self.s.paths[id.only_path()];
         let max = p.rules.max_smtp_out;
         assert!(u64::from(p.connections) <= max, "{} connections of {max}", p.connections);
     }
@@ -138,11 +138,11 @@ impl World {
         while i < self.connections.len() {
             let (id, idle) = (self.connections[i].queue, self.connections[i].busy.is_none());
             let full = {
-                let max = self.s.paths[id].rules.max_msg_per_connection;
+                let max = self.s.paths[id.only_path()].rules.max_msg_per_connection;
                 max != 0 && self.connections[i].messages >= max
             };
             let next = if idle && !full {
-                self.s.next(id, None, now * 1_000_000, &|_| true, &mut |n, _| Grant::all(n))
+                self.s.next(id.only_path(), None, now * 1_000_000, &|_| true, &mut |n, _| Grant::all(n))
             } else {
                 Next::Idle
             };
@@ -156,7 +156,7 @@ impl World {
                     i += 1;
                 }
                 _ if idle => {
-                    self.s.paths[id].connections -= 1;
+                    self.s.paths[id.only_path()].connections -= 1;
                     self.connections.remove(i);
                 }
                 _ => i += 1,
@@ -176,7 +176,7 @@ impl World {
 
     fn assert_rates(&self) {
         for (id, times) in &self.sent {
-            let Rate { count, per } = self.s.paths[*id].rules.max_msg_rate;
+            let Rate { count, per } = self.s.paths[id.only_path()].rules.max_msg_rate;
             for (i, t) in times.iter().enumerate().filter(|_| count > 0) {
                 let n = times[i..].iter().take_while(|u| **u - *t < per.as_millis() as i64).count() as u64;
                 assert!(n <= count + 1, "{n} of {count} within {per:?}");
@@ -197,7 +197,7 @@ proptest! {
                 let members = Rc::from([Member { vmta: 0, name: "v".into(), weight: 1 }]);
                 let id = s.queue(&format!("d{i}.test"), "v", || Exit { members, of_pool: false, rules: Rc::clone(&rules) });
                 // One path a queue, so that both have the same number.
-                assert_eq!(s.path_of(id, 0, |m| (m.vmta, rules)), Some((id, scheduler::New::Path)));
+                assert_eq!(s.path_of(id, 0, |m| (m.vmta, rules)), Some((id.only_path(), scheduler::New::Path)));
                 id
             })
             .collect();
@@ -220,11 +220,11 @@ proptest! {
                 // A reload.
                 for id in &queues {
                     let rules = World::rules(&mut w.dice);
-                    if rules.max_msg_rate == w.s.paths[*id].rules.max_msg_rate
-                        && rules.max_smtp_out >= w.s.paths[*id].rules.max_smtp_out
+                    if rules.max_msg_rate == w.s.paths[id.only_path()].rules.max_msg_rate
+                        && rules.max_smtp_out >= w.s.paths[id.only_path()].rules.max_smtp_out
                     {
                         let rules = Rc::new(rules);
-                        w.s.paths[*id].rules = Rc::clone(&rules);
+                        w.s.paths[id.only_path()].rules = Rc::clone(&rules);
                         w.s.queues[*id].rules = rules;
                     }
                 }

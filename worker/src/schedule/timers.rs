@@ -20,7 +20,7 @@ impl<C: Held> Scheduler<C> {
             }
             q.waiting.push(Reverse((due_s as u32, entry)));
             if sooner {
-                self.timers.push(Reverse((due_s * 1000, Timer::Queue(id as u32))));
+                self.timers.push(Reverse((due_s * 1000, Timer::Queue(id))));
             }
         }
     }
@@ -30,7 +30,7 @@ impl<C: Held> Scheduler<C> {
         // Every message that joins a waiting path asks for the same time.
         if let Some(p) = self.paths.get_mut(id).filter(|p| p.timer_ms != at_ms && at_ms < i64::MAX) {
             p.timer_ms = at_ms;
-            self.timers.push(Reverse((at_ms, Timer::Path(id as u32))));
+            self.timers.push(Reverse((at_ms, Timer::Path(id))));
         }
     }
 
@@ -81,11 +81,11 @@ mod tests {
     fn a_waiting_queue_sets_one_timer_however_many_ask() {
         let (mut s, id) = with(DomainRules::default(), 1);
         for _ in 0..1000 {
-            s.wake_at(id, 5_000);
+            s.wake_at(id.only_path(), 5_000);
         }
         assert_eq!(s.timers.len(), 1);
-        assert_eq!(s.due(5_000), [Timer::Path(id as u32)]);
-        s.wake_at(id, 9_000);
+        assert_eq!(s.due(5_000), [Timer::Path(id.only_path())]);
+        s.wake_at(id.only_path(), 9_000);
         assert_eq!(s.next_timer(), Some(9_000));
     }
 

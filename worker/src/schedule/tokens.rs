@@ -116,7 +116,7 @@ mod tests {
         let now = 1_000_000_000_000;
         let taken = |rules: &DomainRules, shared: u64| {
             let (mut s, id) = with(rules.clone(), 1000);
-            match s.next(id, Some(ip), now, &|_| true, &mut |n, _| Grant::all(n.min(shared))) {
+            match s.next(id.only_path(), Some(ip), now, &|_| true, &mut |n, _| Grant::all(n.min(shared))) {
                 Next::Send(b) => b.recipients.len(),
                 _ => 0,
             }
@@ -131,7 +131,7 @@ mod tests {
             with(DomainRules { max_data_volume_rate: rate(100), max_rcpt_per_transaction: 1, ..rules }, 3);
         assert!(matches!(next(&mut s, id, now), Next::Send(_)));
         assert!(matches!(next(&mut s, id, now), Next::Wait(_)));
-        s.not_transferred(id, None, 100, now);
+        s.not_transferred(id.only_path(), None, 100, now);
         assert!(matches!(next(&mut s, id, now), Next::Send(_)));
     }
 
@@ -140,13 +140,16 @@ mod tests {
         let (mut s, id) = with(DomainRules::default(), 1);
         let at_ms = 1_000_060_000;
         assert_eq!(
-            s.next(id, None, 1_000_000_000_000_000, &|_| true, &mut |_, _| Grant {
+            s.next(id.only_path(), None, 1_000_000_000_000_000, &|_| true, &mut |_, _| Grant {
                 count: 0,
                 next_ns: at_ms * 1_000_000,
                 by: None
             }),
             Next::Wait(at_ms)
         );
-        assert_eq!((s.paths[id].wanted(1, 0, at_ms - 1), s.paths[id].wanted(1, 0, at_ms)), (0, 1));
+        assert_eq!(
+            (s.paths[id.only_path()].wanted(1, 0, at_ms - 1), s.paths[id.only_path()].wanted(1, 0, at_ms)),
+            (0, 1)
+        );
     }
 }

@@ -15,6 +15,7 @@ use super::Shard;
 use crate::deliver::{conclusion, connection, interruption, rerouting};
 use crate::report::notice;
 use crate::route::{keep, last_failures, links, moving, owner, paths};
+use crate::schedule::QueueId;
 use crate::suppression::refusals;
 use crate::tasks;
 
@@ -77,7 +78,7 @@ impl Shard {
         tasks::keep(self, "precache", precache);
         links::keep_links(self);
         paths::claim_all(self);
-        let ids: Vec<usize> = self.scheduler().queues.iter().map(|(id, _)| id).collect();
+        let ids: Vec<QueueId> = self.scheduler().queues.iter().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.pump_queue(id));
         Ok(())
     }

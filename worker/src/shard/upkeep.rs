@@ -40,8 +40,8 @@ impl Shard {
             let mut pieces = Pieces::default();
             for timer in due {
                 let pumped = tasks::contained(|| match timer {
-                    Timer::Queue(id) => self.pump_queue(id as QueueId),
-                    Timer::Path(id) => self.pump(id as PathId),
+                    Timer::Queue(id) => self.pump_queue(id),
+                    Timer::Path(id) => self.pump(id),
                 });
                 if let Err(panic) = pumped {
                     panic.tell("timers");
@@ -49,21 +49,12 @@ impl Shard {
                 }
                 pieces.pause().await;
             }
-            for id in self.limit_queue.woken(&self.ledger, self.number, now) {
-                let mut s = self.scheduler_mut();
-                if let Some(p) = s.paths.get_mut(id).filter(|p| p.ask_again_ms > now) {
-                    p.ask_again_ms = 0;
-                }
-                let opening = s.paths.get(id).map_or(0, |p| p.connecting);
-                drop(s);
-                self.pump(id);
-                let opens = |p: &crate::schedule::Path| {
-                    p.connecting > opening || p.waits_to_open || (p.connecting > 0 && p.is_lively(now))
-                };
-                if !self.scheduler().paths.get(id).is_some_and(opens) {
+            for place in self.limit_queue.woken(&self.ledger, self.number, now) {
+                let id = self.scheduler().paths.at(place).map(|(id, _)| id);
+                if !id.is_some_and(|id| self.asks_again(id, now)) {
                     // It has no use for it any more: the next one has.
-                    let keys = self.ledger.withdraw_all(self.number, id as u32, now);
-                    keys.into_iter().for_each(|k| wake_first(&self, k, Some(id)));
+                    let keys = self.ledger.withdraw_all(self.number, place, now);
+                    keys.into_iter().for_each(|k| wake_first(&self, k, id));
                 }
             }
             if std::mem::replace(&mut held, self.spool.holds_deliveries()) && !held {
@@ -79,13 +70,28 @@ impl Shard {
         }
     }
 
+    /// A path asks anew for what was in its way, which others have given back; whether it opens a connection with it.
+    fn asks_again(&self, id: PathId, now: i64) -> bool {
+        let opening = {
+            let mut s = self.scheduler_mut();
+            let Some(p) = s.paths.get_mut(id) else { return false };
+            p.ask_again_ms = if p.ask_again_ms > now { 0 } else { p.ask_again_ms };
+            p.connecting
+        };
+        self.pump(id);
+        let opens = |p: &crate::schedule::Path| {
+            p.connecting > opening || p.waits_to_open || (p.connecting > 0 && p.is_lively(now))
+        };
+        self.scheduler().paths.get(id).is_some_and(opens)
+    }
+
     /// What a timer was for panicked: that is tried once more, later.
     fn time_again(&self, timer: Timer, at_ms: i64) {
         let mut s = self.scheduler_mut();
         let paths: Vec<PathId> = match timer {
-            Timer::Path(id) => vec![id as PathId],
+            Timer::Path(id) => vec![id],
             Timer::Queue(id) => {
-                let of_queue = s.queues.get(id as QueueId);
+                let of_queue = s.queues.get(id);
                 of_queue.iter().flat_map(|q| q.pullers.iter().map(|p| p.path)).collect()
             }
         };
@@ -102,8 +108,14 @@ impl Shard {
         };
         self.swept.set((queues.end, paths.end));
         let tell = |panic: Panicked| panic.tell("upkeep");
-        queues.for_each(|id| tasks::contained(|| self.look_after_queue(id, now)).unwrap_or_else(tell));
-        paths.for_each(|id| tasks::contained(|| self.look_after_path(id)).unwrap_or_else(tell));
+        for place in queues {
+            let id = self.scheduler().queues.at(place as u32).map(|(id, _)| id);
+            id.into_iter().for_each(|id| tasks::contained(|| self.look_after_queue(id, now)).unwrap_or_else(tell));
+        }
+        for place in paths {
+            let id = self.scheduler().paths.at(place as u32).map(|(id, _)| id);
+            id.into_iter().for_each(|id| tasks::contained(|| self.look_after_path(id)).unwrap_or_else(tell));
+        }
         self.decide(|e, now| e.sweep_inherited(now));
         crate::log_limit::sweep();
         self.give_memory_back(now);
@@ -128,9 +140,6 @@ impl Shard {
     }
 
     fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
-        if !self.scheduler().queues.contains(id) {
-            return;
-        }
         let expired = self.scheduler_mut().expired(id, now);
         if !expired.is_empty() {
             let shard = Rc::clone(self);
