@@ -22,6 +22,9 @@ pub struct ShardMap {
     /// Shards that are there and have no part in `shards`: they come, or leave. One that is in neither is gone, and has nothing.
     /// It changes within an epoch.
     pub without_part: Vec<u8>,
+    /// Shards that may have connections since an epoch before the last one, to any destination: this map was made while it was not known that
+    /// they had released all that moved.
+    pub unreleased: Vec<u8>,
 }
 
 /// `spread` of the destinations that a pattern matches.
@@ -112,7 +115,7 @@ impl ShardMap {
         self
     }
 
-    /// The map that follows this one, before it is known who has no part in it.
+    /// The map that follows this one, in which every shard has released what moved; before it is known who has no part in it.
     pub fn next(&self, workers: u8, spread: Vec<Spread>) -> ShardMap {
         ShardMap {
             epoch: self.epoch + 1,
@@ -121,7 +124,16 @@ impl ShardMap {
             spread,
             previous_spread: self.spread.clone(),
             without_part: Vec::new(),
+            unreleased: Vec::new(),
         }
+    }
+
+    /// The map that follows this one, of which it is not known whether shards still have connections to what it took from them.
+    pub fn next_unsettled(&self, workers: u8, spread: Vec<Spread>) -> ShardMap {
+        let mut unreleased = [&self.previous[..], &self.unreleased].concat();
+        unreleased.sort_unstable();
+        unreleased.dedup();
+        ShardMap { unreleased, ..self.next(workers, spread) }
     }
 }
 

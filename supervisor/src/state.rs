@@ -149,8 +149,8 @@ impl Supervisor {
             *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
                 map.clone()
             } else {
-                // It was scaled while it ran; what the configuration says counts again.
-                map.next(own.shards.len() as u8, own.spread.clone())
+                // It was scaled while it ran; what the configuration says counts again. Connections of before may still be open.
+                map.next_unsettled(own.shards.len() as u8, own.spread.clone())
             };
         }
     }

@@ -115,9 +115,9 @@ impl World {
         let configured: Vec<u8> = (0..self.plan.shards).collect();
         let mut map = newest.map_or_else(|| self.map.borrow().clone(), |map| ShardMap::clone(&map));
         if map.shards != configured {
-            // It was scaled while it ran; what the configuration says counts again.
+            // It was scaled while it ran; what the configuration says counts again. Connections of before may still be open.
             let spread = map.spread.clone();
-            map = map.next(self.plan.shards, spread);
+            map = map.next_unsettled(self.plan.shards, spread);
         }
         self.map.borrow_mut().clone_from(&map);
         let surplus: Vec<u8> =

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use ipc::dice::{HashMap, HashSet};
 use ipc::ledger::Ledger;
-use ipc::shard_map::{Owners, ShardMap};
+use ipc::shard_map::ShardMap;
 
 use super::now::Now;
 use crate::schedule::path::Path;
@@ -15,7 +15,7 @@ use crate::schedule::spread_path;
 pub struct Ownership {
     pub(super) number: u8,
     map: Rc<ShardMap>,
-    /// Owners of the epoch before that have not released everything: their destinations that
+    /// Shards that owned something before, and have not released everything: their destinations that
     /// have connections still, or `None` while they have not answered.
     pub(super) outstanding: HashMap<u8, Option<HashSet<String>>>,
 }
@@ -36,12 +36,22 @@ impl Ownership {
         self.map = map;
     }
 
-    fn released(&self, owners_before: &Owners, destination: &str) -> bool {
-        owners_before.iter().all(|o| match self.outstanding.get(&o) {
+    fn released(&self, owners_before: impl Iterator<Item = u8>, destination: &str) -> bool {
+        let mut owners_before = owners_before;
+        owners_before.all(|o| match self.outstanding.get(&o) {
             None => true,
             Some(None) => false,
             Some(Some(busy)) => !busy.contains(destination),
         })
+    }
+
+    /// Shards that may have connections to what is this shard's now.
+    pub(super) fn to_ask(&self) -> Vec<u8> {
+        let mut all = [&self.map.previous[..], &self.map.unreleased].concat();
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|s| *s != self.number);
+        all
     }
 
     /// Whether a path is this shard's to deliver. What the ledger counts before and after needs no
@@ -58,10 +68,13 @@ impl Ownership {
         if p.spread.is_some() != now.is_spread() && p.connections + p.connecting > 0 {
             return false;
         }
+        if !self.released(map.unreleased.iter().copied(), &p.destination) {
+            return false;
+        }
         if before.is_spread() && now.is_spread() {
             return true;
         }
-        self.released(&before, &p.destination)
+        self.released(before.iter(), &p.destination)
     }
 
     /// Holds a path that is not this shard's to deliver, and lets go one that is.
@@ -82,7 +95,9 @@ impl Ownership {
     /// What is known of a path is of use to the shard that claims its destination.
     pub(super) fn concerns(&self, p: &Path, claimant: u8) -> bool {
         let (before, owners) = (self.map.owners_before(&p.destination), self.map.owners(&p.destination));
-        owners.contains(claimant) && !(before.is_spread() && owners.is_spread())
+        // Of an epoch before the last one nobody knows whether the ledger counted its connections.
+        let is_counted = before.is_spread() && owners.is_spread() && self.map.unreleased.is_empty();
+        owners.contains(claimant) && !is_counted
     }
 
     /// The connections of a path are its owners' under the map in force.

@@ -22,7 +22,7 @@ impl<C: Held> Engine<C> {
     /// Another map is in force: holds what its owners before have to release; answers who they are.
     pub fn begins_epoch(&mut self, now: Now) -> Vec<u8> {
         let o = &mut self.ownership;
-        let before: Vec<u8> = o.map().previous.iter().copied().filter(|s| *s != o.number).collect();
+        let before = o.to_ask();
         o.outstanding = before.iter().map(|s| (*s, None)).collect();
         self.hold_and_free(now);
         before

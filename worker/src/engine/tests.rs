@@ -178,6 +178,27 @@ fn what_another_shard_owns_is_held_and_what_moved_here_waits_for_its_release() {
 }
 
 #[test]
+fn what_an_owner_before_the_last_one_has_connections_to_is_held_too() {
+    // A supervisor that is configured for one shard finds a map in force that has given everything to shard 3, and does not know what the
+    // owners before that one have left.
+    let mut e = engine(100, 1);
+    let alone = ShardMap { shards: vec![3], previous: vec![0, 1, 2, 3], epoch: 2, ..ShardMap::default() };
+    let map = alone.next_unsettled(1, Vec::new());
+    assert_eq!((&map.previous, &map.unreleased), (&vec![3], &vec![0, 1, 2, 3]));
+    e.ownership.set_map(Rc::new(map));
+    assert_eq!(e.begins_epoch(NOW), [1, 2, 3]);
+    let id = queued(&mut e, "d.test", "", 1);
+    [2, 3].into_iter().for_each(|s| e.released(s, Vec::new(), NOW));
+    e.pump_queue(id, NOW);
+    assert_eq!(opens(&mut e), 0, "shard 1 has not answered");
+    e.released(1, vec!["d.test".into()], NOW);
+    e.pump_queue(id, NOW);
+    assert_eq!(opens(&mut e), 0, "it is busy");
+    e.released(1, Vec::new(), NOW);
+    assert_eq!((opens(&mut e), e.is_settled()), (1, true));
+}
+
+#[test]
 fn orders_hold_for_what_comes_behind_them() {
     let mut e = engine(100, 1);
     let of = QueuePattern { destination: "d.test".into(), via: "*".into() };
