@@ -128,6 +128,15 @@ impl ShardMap {
         }
     }
 
+    /// The map of a supervisor that is configured as this one says, and adopts shards that have `found` in force. Shards that were scaled while they ran
+    /// go by the configuration again; connections of before may still be open then.
+    pub fn adopting(&self, found: &ShardMap) -> ShardMap {
+        if (&found.shards, &found.spread) == (&self.shards, &self.spread) {
+            return found.clone();
+        }
+        found.next_unsettled(self.shards.len() as u8, self.spread.clone())
+    }
+
     /// The map that follows this one, of which it is not known whether shards still have connections to what it took from them.
     pub fn next_unsettled(&self, workers: u8, spread: Vec<Spread>) -> ShardMap {
         let mut unreleased = [&self.previous[..], &self.unreleased].concat();
@@ -202,6 +211,18 @@ mod tests {
         let takers: Vec<u8> = (0..6).map(|turn| m.taker("hot.test", turn)).collect();
         assert_eq!(takers[..3], takers[3..]);
         assert!(m.owners("hot.test").iter().eq(takers[..3].iter().copied()));
+    }
+
+    #[test]
+    fn whoever_may_have_connections_is_named_until_all_are_released() {
+        let first = map(4);
+        let second = first.next(1, Vec::new());
+        let adopted = map(2).adopting(&second);
+        assert_eq!((adopted.epoch, &adopted.previous, &adopted.unreleased), (3, &vec![0], &vec![0, 1, 2, 3]));
+        let again = map(3).adopting(&adopted);
+        assert_eq!((&again.previous, &again.unreleased), (&vec![0, 1], &vec![0, 1, 2, 3]));
+        assert!(again.next(3, Vec::new()).unreleased.is_empty());
+        assert_eq!(map(1).adopting(&second), second, "as it is configured");
     }
 
     proptest! {

@@ -146,12 +146,7 @@ impl Supervisor {
         }
         let mut own = self.map.borrow_mut();
         if map.epoch >= own.epoch {
-            *own = if (&map.shards, &map.spread) == (&own.shards, &own.spread) {
-                map.clone()
-            } else {
-                // It was scaled while it ran; what the configuration says counts again. Connections of before may still be open.
-                map.next_unsettled(own.shards.len() as u8, own.spread.clone())
-            };
+            *own = own.adopting(map);
         }
     }
 
@@ -309,7 +304,10 @@ impl Supervisor {
 
     /// Puts the next shard map in force.
     pub fn publish_map(&self, workers: u8, spread: Vec<Spread>) {
-        let map = self.map.borrow().next(workers, spread);
+        let map = match self.settled_where_up() {
+            true => self.map.borrow().next(workers, spread),
+            false => self.map.borrow().next_unsettled(workers, spread),
+        };
         *self.map.borrow_mut() = map;
         self.tell_map();
     }

@@ -113,12 +113,8 @@ impl World {
         }
         let newest = running.iter().map(|s| s.map.borrow().clone()).max_by_key(|map| map.epoch);
         let configured: Vec<u8> = (0..self.plan.shards).collect();
-        let mut map = newest.map_or_else(|| self.map.borrow().clone(), |map| ShardMap::clone(&map));
-        if map.shards != configured {
-            // It was scaled while it ran; what the configuration says counts again. Connections of before may still be open.
-            let spread = map.spread.clone();
-            map = map.next_unsettled(self.plan.shards, spread);
-        }
+        let found = newest.map_or_else(|| self.map.borrow().clone(), |map| ShardMap::clone(&map));
+        let map = ShardMap::first(self.plan.shards, Vec::new()).adopting(&found);
         self.map.borrow_mut().clone_from(&map);
         let surplus: Vec<u8> =
             self.hosts[configured.len()..].iter().filter(|h| h.is_there()).map(|h| h.number).collect();
