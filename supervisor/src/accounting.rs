@@ -29,7 +29,7 @@ const BUFFER_FILE_MAX: u64 = 4 << 20;
 /// who asked for it.
 #[derive(Debug)]
 pub struct AccountingFiles {
-    files: RefCell<Files>,
+    files: RefCell<FilesInUse>,
     at_work: tokio::sync::Mutex<()>,
     /// What workers came back with while work was under way.
     returned: RefCell<Vec<Vec<AccountingFile>>>,
@@ -37,12 +37,12 @@ pub struct AccountingFiles {
 }
 
 impl AccountingFiles {
-    /// See [`Files::begin`].
+    /// See [`FilesInUse::begin`].
     ///
     /// # Errors
     /// When a folder or a file cannot be made.
     pub fn begin(all: &[Accounting], data_dir: &Path) -> std::io::Result<AccountingFiles> {
-        let files = RefCell::new(Files::begin(all, data_dir)?);
+        let files = RefCell::new(FilesInUse::begin(all, data_dir)?);
         let (at_work, returned, programs) = Default::default();
         Ok(AccountingFiles { files, at_work, returned, programs })
     }
@@ -59,7 +59,7 @@ impl AccountingFiles {
     }
 
     /// Does something with the files that may have to wait for the disk.
-    pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut Files) -> T + Send + 'static) -> Option<T> {
+    pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&mut FilesInUse) -> T + Send + 'static) -> Option<T> {
         let _one_at_a_time = self.at_work.lock().await;
         let mut files = self.files.borrow().clone();
         let done = tokio::task::spawn_blocking(move || {
@@ -79,7 +79,7 @@ impl AccountingFiles {
         }
     }
 
-    /// See [`Files::adopt`].
+    /// See [`FilesInUse::adopt`].
     pub fn adopt(&self, theirs: Vec<AccountingFile>) {
         if self.at_work.try_lock().is_err() {
             self.returned.borrow_mut().push(theirs.clone());
@@ -167,7 +167,7 @@ impl InUse {
 
 /// The files in use.
 #[derive(Debug, Clone, Default)]
-pub struct Files {
+pub struct FilesInUse {
     /// Named to workers.
     pub current: Vec<AccountingFile>,
     begun: Vec<InUse>,
@@ -282,19 +282,19 @@ fn last_or_new(a: &Accounting) -> std::io::Result<AccountingFile> {
     }
 }
 
-impl Files {
+impl FilesInUse {
     /// Goes on with today's last files, or begins the first ones.
     ///
     /// # Errors
     /// When a folder or a file cannot be made.
-    pub fn begin(all: &[Accounting], data_dir: &Path) -> std::io::Result<Files> {
+    pub fn begin(all: &[Accounting], data_dir: &Path) -> std::io::Result<FilesInUse> {
         let current = all.iter().map(last_or_new).collect::<std::io::Result<Vec<_>>>()?;
         let begun = current.iter().map(|f| InUse::of(&f.path)).collect();
         let ages = Arc::new(Mutex::new(Ages::read(data_dir)));
-        Ok(Files { current, begun, unsettled: true, ages, ..Default::default() })
+        Ok(FilesInUse { current, begun, unsettled: true, ages, ..Default::default() })
     }
 
-    /// Goes on with what running workers write; [`Files::follow`] makes of it what the
+    /// Goes on with what running workers write; [`FilesInUse::follow`] makes of it what the
     /// configuration asks for.
     pub fn adopt(&mut self, theirs: Vec<AccountingFile>) {
         if theirs == self.current {
@@ -562,7 +562,7 @@ mod tests {
     fn a_clock_that_jumps_deletes_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let a = account(dir.path());
-        let begin = || Files::begin(std::slice::from_ref(&a), dir.path()).unwrap();
+        let begin = || FilesInUse::begin(std::slice::from_ref(&a), dir.path()).unwrap();
         let mut files = begin();
         let first = files.current[0].path.clone();
         looks_old(&first);
@@ -586,7 +586,7 @@ mod tests {
     fn a_file_keeps_its_age_where_it_is_moved_to() {
         let dir = tempfile::tempdir().unwrap();
         let a = Accounting { move_to: dir.path().join("done").display().to_string(), ..account(dir.path()) };
-        let mut files = Files::begin(std::slice::from_ref(&a), dir.path()).unwrap();
+        let mut files = FilesInUse::begin(std::slice::from_ref(&a), dir.path()).unwrap();
         let first = files.current[0].path.clone();
         looks_old(&first);
         files.rotate(Some("")).unwrap();
@@ -602,7 +602,7 @@ mod tests {
         std::fs::create_dir_all(folder(&a)).unwrap();
         let ahead = numbered(Path::new(&a.path), "2999-01-01", 3);
         std::fs::write(&ahead, "another header\n").unwrap();
-        let mut files = Files::begin(std::slice::from_ref(&a), dir.path()).unwrap();
+        let mut files = FilesInUse::begin(std::slice::from_ref(&a), dir.path()).unwrap();
         let second = PathBuf::from(&files.current[0].path);
         std::fs::write(&second, "d,row\n".repeat(100)).unwrap();
         files.rotate(None).unwrap();

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use worker::rights::{cpu_of, cpus_to_pin};
 
-use crate::accounting::{AccountingFiles, Files};
+use crate::accounting::{AccountingFiles, FilesInUse};
 use crate::config::compile::Overrides;
 use crate::config::source::Source;
 use crate::config::{self, Compiled};
@@ -479,7 +479,7 @@ impl Supervisor {
         }
         let all = self.compiled.borrow().snapshot.accounting.clone();
         let switch = self.accounting.switch();
-        let work = move |files: &mut Files| {
+        let work = move |files: &mut FilesInUse| {
             if !files.follow(&all) {
                 files.settle();
             }

@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use crate::account::file::Files;
+use crate::account::file::RowFiles;
 use crate::config::Config;
 use crate::deliver::rerouting;
 use crate::heat::Heat;
@@ -52,7 +52,7 @@ const AT_WORK_MAX: usize = 64;
 const SWITCH_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a worker holds for a supervisor that has to be adopted.
-struct Held {
+struct HandBack {
     snapshot: OwnedFd,
     ledger: OwnedFd,
     listeners: Vec<(String, OwnedFd)>,
@@ -83,7 +83,7 @@ pub async fn serve(start: Start) -> Result<(), String> {
     let config = Config::of(snapshot)?;
     let folder = shard_folder(&config, start.shard)?;
     let _lock = lock(&folder)?;
-    let held = Held {
+    let held = HandBack {
         snapshot: snapshot_fd,
         ledger: ledger_fd,
         listeners: welcome.listeners.iter().cloned().zip(fds).collect(),
@@ -140,7 +140,7 @@ fn confine(
 }
 
 /// The result of an order that had to wait for the disk.
-struct Outcome {
+struct Done {
     /// Number of the control connection that the order came on. A supervisor that has connected since did not give it, and gets no answer.
     connection: u64,
     what: ToSupervisor,
@@ -157,20 +157,20 @@ struct Switching {
 }
 
 /// Switches accounting, which has to wait for a disk that is full or slow.
-async fn switch_accounting(shard: Rc<Shard>, switching: Rc<Switching>, outbox: mpsc::Sender<Outcome>) {
+async fn switch_accounting(shard: Rc<Shard>, switching: Rc<Switching>, outbox: mpsc::Sender<Done>) {
     let mut told = false;
     loop {
         let Some((connection, switch, files)) = switching.wanted.take() else {
             switching.order.notified().await;
             continue;
         };
-        let next = Files::new(&files, shard.number);
+        let next = RowFiles::new(&files, shard.number);
         match shard.spool.switch_projection(Box::new(next.again())).await {
             Ok(()) => {
                 told = false;
                 *shard.accounting.borrow_mut() = next.shown();
                 let what = ToSupervisor::AccountingSwitched { switch };
-                if outbox.send(Outcome { connection, what, switched_to: Some(files) }).await.is_err() {
+                if outbox.send(Done { connection, what, switched_to: Some(files) }).await.is_err() {
                     return;
                 }
             }
@@ -267,7 +267,7 @@ async fn open_shard(
         min_free_bytes,
         boot: boot.trim().to_owned(),
     };
-    let files = Files::new(accounting, start.shard);
+    let files = RowFiles::new(accounting, start.shard);
     let shown = files.shown();
     let (tx, messages) = mpsc::channel(1024);
     let each = Box::new(move |r| drop(tx.blocking_send(r)));
@@ -283,7 +283,7 @@ async fn open_shard(
         accounting: shown,
         delivers_only,
     })?;
-    let mut recovered = std::pin::pin!(Rc::clone(&shard).recover(life::Held { messages, values }));
+    let mut recovered = std::pin::pin!(Rc::clone(&shard).recover(life::SpoolContents { messages, values }));
     let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
     loop {
         tokio::select! {
@@ -342,14 +342,14 @@ pub fn heartbeat(shard: &Shard) -> Heartbeat {
 struct Worker {
     start: Start,
     shard: Rc<Shard>,
-    held: Held,
+    held: HandBack,
     /// What the sandbox lets it touch; `None` without one.
     may: Option<Grants>,
     accepting: HashMap<String, AbortHandle>,
     leaving: bool,
     /// Supervisors that it has spoken with before this one.
     connection: u64,
-    outbox: mpsc::Sender<Outcome>,
+    outbox: mpsc::Sender<Done>,
     switching: Rc<Switching>,
 }
 
@@ -391,7 +391,7 @@ impl Worker {
 
     /// Speaks with the supervisor, and with its successor if it dies, until told to stop. Nothing
     /// here waits for a disk: a shard that does not say that it lives is killed.
-    async fn run(&mut self, mut control: FrameStream, mut outcomes: mpsc::Receiver<Outcome>) -> FrameStream {
+    async fn run(&mut self, mut control: FrameStream, mut outcomes: mpsc::Receiver<Done>) -> FrameStream {
         let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
         let mut heat = Heat::default();
         beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -572,7 +572,7 @@ impl Worker {
                 }
             });
             let rows = tasks::caught(making).await.unwrap_or_else(|panic| Rows::Refused(error_of_ours(&panic)));
-            permit.send(Outcome { connection, what: ToSupervisor::Rows { request, rows }, switched_to: None });
+            permit.send(Done { connection, what: ToSupervisor::Rows { request, rows }, switched_to: None });
         });
         None
     }

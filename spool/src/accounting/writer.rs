@@ -104,7 +104,7 @@ enum Waits {
 }
 
 /// What the writer does next.
-enum Turn {
+enum Step {
     Obey(VecDeque<Order>),
     Wait(Instant),
     /// Nobody gives orders any more.
@@ -131,9 +131,9 @@ impl Writer {
             let orders = loop {
                 let now = Instant::now();
                 match self.turn(&mut state, now) {
-                    Turn::Obey(orders) => break orders,
-                    Turn::Wait(until) => state = desk.work.wait(state, until - now),
-                    Turn::End => return,
+                    Step::Obey(orders) => break orders,
+                    Step::Wait(until) => state = desk.work.wait(state, until - now),
+                    Step::End => return,
                 }
             };
             drop(state);
@@ -148,24 +148,24 @@ impl Writer {
             let desk = Arc::clone(&self.desk);
             let turn = self.turn(&mut desk.lock(), Instant::now());
             match turn {
-                Turn::Obey(orders) => {
+                Step::Obey(orders) => {
                     let time = takes();
                     if !time.is_zero() {
                         tokio::time::sleep(time).await;
                     }
                     self.step(orders);
                 }
-                Turn::Wait(until) => desk.work.rung(until).await,
-                Turn::End => return,
+                Step::Wait(until) => desk.work.rung(until).await,
+                Step::End => return,
             }
         }
     }
 
     /// Whether to obey what is there or to wait. What comes to a writer without orders waits a
     /// moment for more of it.
-    fn turn(&mut self, s: &mut DeskState, now: Instant) -> Turn {
+    fn turn(&mut self, s: &mut DeskState, now: Instant) -> Step {
         if s.closed {
-            return Turn::End;
+            return Step::End;
         }
         let none = s.orders.is_empty();
         self.waits = match self.waits {
@@ -179,10 +179,10 @@ impl Writer {
         };
         s.idle = matches!(self.waits, Waits::Orders(_));
         match self.waits {
-            Waits::Orders(until) | Waits::Company(until) => Turn::Wait(until),
+            Waits::Orders(until) | Waits::Company(until) => Step::Wait(until),
             Waits::Nothing => {
                 s.busy_since = Some(now);
-                Turn::Obey(std::mem::take(&mut s.orders))
+                Step::Obey(std::mem::take(&mut s.orders))
             }
         }
     }

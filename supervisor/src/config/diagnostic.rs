@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
-use super::files::{Files, Span};
+use super::files::{SourceFiles, Span};
 
 /// Directives whose values reach no message and no excerpt: both end up in logs.
 pub const SECRETS: &[&str] =
@@ -66,7 +66,7 @@ impl Diagnostic {
     }
 
     /// The text for people: excerpt, marker, advice.
-    pub fn render(&self, files: &Files) -> String {
+    pub fn render(&self, files: &SourceFiles) -> String {
         let level = if self.is_error { Level::ERROR } else { Level::WARNING };
         let mut group = Group::with_title(level.primary_title(self.message.as_str()).id(self.code));
         let mut places: Vec<(Span, AnnotationKind, &str)> = vec![(self.at, AnnotationKind::Primary, "")];
@@ -90,7 +90,7 @@ impl Diagnostic {
     }
 
     /// The object for tools.
-    pub fn as_json(&self, files: &Files) -> serde_json::Value {
+    pub fn as_json(&self, files: &SourceFiles) -> serde_json::Value {
         serde_json::json!({
             "file": files.path(self.at.file), "line": self.at.line, "column": self.at.column, "width": self.at.width,
             "code": self.code, "message": self.message, "suggestion": self.suggestion,
@@ -227,7 +227,7 @@ fn public_part(line: &str) -> &str {
 }
 
 /// Lines of a file around places in it, which are marked.
-fn excerpt<'a>(files: &'a Files, places: &[(Span, AnnotationKind, &'a str)]) -> Snippet<'a, Annotation<'a>> {
+fn excerpt<'a>(files: &'a SourceFiles, places: &[(Span, AnnotationKind, &'a str)]) -> Snippet<'a, Annotation<'a>> {
     let lines = || places.iter().map(|(at, _, _)| at.line);
     let (first, last) = (lines().min().unwrap_or(1), lines().max().unwrap_or(1));
     let file = places.first().map_or(0, |(at, _, _)| at.file);
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn messages_and_excerpts_are_bounded() {
-        let mut files = Files::default();
+        let mut files = SourceFiles::default();
         let text = crate::config::files::FileText("\u{e4}".repeat(1 << 20).into());
         files.add(std::path::Path::new("c"), text.into());
         let d = Diagnostic::error(Span { width: u16::MAX, ..at(1) }, "x", "y".repeat(1 << 20), "z".repeat(1 << 20));

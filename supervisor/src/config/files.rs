@@ -6,7 +6,7 @@ use std::rc::Rc;
 /// A place in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Span {
-    /// The file, by its number in [`Files`].
+    /// The file, by its number in [`SourceFiles`].
     pub file: u16,
     /// Line, from 1.
     pub line: u32,
@@ -48,11 +48,11 @@ pub struct File {
 
 /// All files of a configuration, in the order of their first line.
 #[derive(Debug, Default)]
-pub struct Files {
+pub struct SourceFiles {
     all: Vec<File>,
 }
 
-impl Files {
+impl SourceFiles {
     /// Adds a file; `None` when there are too many.
     pub fn add(&mut self, path: &Path, text: Rc<FileText>) -> Option<u16> {
         let number = u16::try_from(self.all.len()).ok()?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::diagnostic::Diagnostic;
-use super::files::Files;
+use super::files::SourceFiles;
 
 /// Findings alike that are still printed in full.
 const IN_FULL_MAX: usize = 3;
@@ -11,7 +11,7 @@ const IN_FULL_MAX: usize = 3;
 const NAMED_MAX: usize = 20;
 
 /// The findings as text, in their order; with `all` each in full.
-pub fn as_text(found: &[&Diagnostic], files: &Files, all: bool) -> String {
+pub fn as_text(found: &[&Diagnostic], files: &SourceFiles, all: bool) -> String {
     let mut kinds: HashMap<(bool, &str, String), Vec<&Diagnostic>> = HashMap::new();
     for d in found {
         kinds.entry(kind(d)).or_default().push(d);
@@ -44,7 +44,7 @@ fn kind(d: &Diagnostic) -> (bool, &'static str, String) {
 }
 
 /// Lines, with their files where those are others than the first one's.
-fn places(others: &[&Diagnostic], first: &Diagnostic, files: &Files) -> String {
+fn places(others: &[&Diagnostic], first: &Diagnostic, files: &SourceFiles) -> String {
     let mut file = first.at.file;
     let place = |d: &&Diagnostic| {
         let name = if d.at.file == file { String::new() } else { format!("{}:", files.path(d.at.file).display()) };

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use worker::regular_file;
 
 use super::diagnostic::{Diagnostic, Diagnostics};
-use super::files::{FileText, Files, Span};
+use super::files::{FileText, SourceFiles, Span};
 use super::pattern::{closing_slash, unescaped_at};
 use super::source::{BYTES_MAX, FILES_MAX, NotRead, Source, too_many_files};
 use super::{directives, unknown};
@@ -127,7 +127,7 @@ pub struct Reader {
     /// Where files come from.
     pub source: Source,
     /// What was read.
-    pub files: Files,
+    pub files: SourceFiles,
     /// What is wrong.
     pub diagnostics: Diagnostics,
     /// What each `include` stands for.

@@ -9,7 +9,7 @@ use ipc::message::{Envelope, MessageId, PRIORITY_DEFAULT, Recipient, SourceType}
 use ipc::rules::{ArchivedValue, DomainRules, REROUTES_MAX, SourceRules};
 use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
 use serde::{Deserialize, Serialize};
-use worker::accept::session::{Event, Session, Transaction};
+use worker::accept::session::{Event, ServerSession, Transaction};
 use worker::clock;
 use worker::config::Config;
 use worker::deliver::signing;
@@ -226,7 +226,7 @@ fn conversation(
     }
     let suppresses: Rc<dyn Suppresses> = Rc::new(Listed(Rc::clone(config)));
     let name = config.global.host_name.clone();
-    let mut session = Session::new(name, Rc::new(rules.clone()), Rc::clone(&config.global), suppresses, false);
+    let mut session = ServerSession::new(name, Rc::new(rules.clone()), Rc::clone(&config.global), suppresses, false);
     let utf8 = if addresses().all(|a| a.is_ascii()) { "" } else { " SMTPUTF8" };
     let mut say = |line: &str| {
         session.out.clear();

@@ -18,7 +18,7 @@ use ipc::control::{AccountingFile, Heartbeat, Hello, ProgramEnd, Rows, RowsOf, T
 use ipc::frame::{Frame, FrameError, HEADER_BYTES, Header, archive, unarchive};
 use ipc::layers::{LayersBuilder, Named, Profile, Scope};
 use ipc::limits::{ARCHIVE_BYTES_MAX, CONTENT_BYTES_MAX, DESCRIPTORS_PER_FRAME_MAX};
-use ipc::mesh::{self, Claim, Inject, Injected, PathState, Refusal, Release, SourceState, Windows};
+use ipc::mesh::{self, Claim, Inject, Injected, Origin, PathState, Refusal, Release, SourceState, Speaker, Windows};
 use ipc::message::{
     ArchivedEnvelope, BodyType, Envelope, HandoffId, MessageId, Moved, Recipient, Ret, SourceType, destination_of,
 };
@@ -89,6 +89,7 @@ impl Make for ShardMap {
             spread: make(c),
             previous_spread: make(c),
             without_part: make(c),
+            unreleased: make(c),
         }
     }
 }
@@ -258,7 +259,12 @@ impl Make for ToWorker {
 
 impl Make for mesh::Hello {
     fn make(c: &mut Choices<'_>) -> mesh::Hello {
-        mesh::Hello { shard: make(c), epoch: make(c) }
+        let from = match c.byte() % 3 {
+            0 => Speaker::Client,
+            1 => Speaker::Claimant(make(c)),
+            _ => Speaker::Origin(Origin { shard: make(c), opened_ns: u64::make(c) as i64 }),
+        };
+        mesh::Hello { from, epoch: make(c) }
     }
 }
 

@@ -4,7 +4,7 @@
 use fuzz::{expand, peak};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use worker::connect::certificate::Certificate;
-use worker::connect::mta_sts::{Mode, Policy, record_id};
+use worker::connect::mta_sts::{Policy, PolicyMode, record_id};
 
 /// Bytes of a policy.
 const POLICY_MAX: usize = 64 << 10;
@@ -17,7 +17,7 @@ fn policy(text: &str) {
     assert!(held <= 64 * (text.len() + 64), "{held} bytes for a policy of {}", text.len());
     match read {
         Ok(p) => {
-            assert!(p.max_age <= 31_557_600 && (p.mode == Mode::None || !p.mx.is_empty()));
+            assert!(p.max_age <= 31_557_600 && (p.mode == PolicyMode::None || !p.mx.is_empty()));
             let first = p.mx.first().cloned().unwrap_or_default();
             assert!(p.mx.is_empty() || first.starts_with("*.") || p.allows(&first), "{first:?}");
             assert!(!p.allows("not.named.example") || p.mx.iter().any(|m| m.ends_with("named.example")));

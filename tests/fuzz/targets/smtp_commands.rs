@@ -11,9 +11,9 @@ use ipc::message::normalise_domain;
 use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 use libfuzzer_sys::{Corpus, fuzz_target};
-use worker::accept::session::{COMMAND_MAX, Event, REPLY_LINE_MAX, Session, Transaction};
+use worker::accept::session::{COMMAND_MAX, Event, REPLY_LINE_MAX, ServerSession, Transaction};
 use worker::smtp::command::{self, Refusal};
-use worker::smtp::content::{Fault, LINE_MAX};
+use worker::smtp::content::{ContentFault, LINE_MAX};
 use worker::smtp::reply;
 
 /// Longest input that a script may stand for.
@@ -37,11 +37,11 @@ struct Message {
     hello: String,
     sender: String,
     recipients: Vec<(String, String)>,
-    content: Result<Vec<u8>, Fault>,
+    content: Result<Vec<u8>, ContentFault>,
 }
 
 /// How the outcome of storing depends on the input alone.
-fn outcome(stored: u8, nth: usize, fault: Option<Fault>) -> Result<String, Refusal> {
+fn outcome(stored: u8, nth: usize, fault: Option<ContentFault>) -> Result<String, Refusal> {
     match fault {
         Some(f) => Err(Refusal(550, "5.6.0", format!("{f:?}"))),
         None if stored >> (nth % 8) & 1 == 0 => Ok(format!("message{nth}")),
@@ -50,7 +50,7 @@ fn outcome(stored: u8, nth: usize, fault: Option<Fault>) -> Result<String, Refus
 }
 
 struct Client {
-    session: Session,
+    session: ServerSession,
     buf: Vec<u8>,
     seen: Seen,
     stored: u8,
@@ -63,7 +63,7 @@ struct Client {
 impl Client {
     fn new(rules: &Rc<SourceRules>, global: &Rc<Global>, stored: u8) -> Client {
         let mut c = Client {
-            session: Session::new("mta.test".into(), Rc::clone(rules), Rc::clone(global), Rc::new(()), true),
+            session: ServerSession::new("mta.test".into(), Rc::clone(rules), Rc::clone(global), Rc::new(()), true),
             buf: Vec::new(),
             seen: Seen::default(),
             stored,
@@ -186,7 +186,7 @@ impl Client {
 
 /// Runs a session as a sink of bytes, for what it holds.
 fn sink(rules: &Rc<SourceRules>, global: &Rc<Global>, all: &[u8], stored: u8) {
-    let mut session = Session::new("mta.test".into(), Rc::clone(rules), Rc::clone(global), Rc::new(()), true);
+    let mut session = ServerSession::new("mta.test".into(), Rc::clone(rules), Rc::clone(global), Rc::new(()), true);
     let mut messages = 0;
     let mut at = 0;
     for end in (0..all.len()).step_by(COMMAND_MAX).map(|i| (i + COMMAND_MAX).min(all.len())) {

@@ -20,7 +20,7 @@ use worker::control::{HEARTBEAT_EVERY, heartbeat};
 use worker::ports::Ports;
 use worker::shard::Parts;
 use worker::shard::Shard;
-use worker::shard::life::Held;
+use worker::shard::life::SpoolContents;
 use worker::tasks::begin;
 
 use crate::book::{CutShort, Life};
@@ -333,7 +333,7 @@ impl Host {
             suppression: None,
             delivers_only: false,
         })?;
-        Rc::clone(&shard).recover(Held { messages, values }).await?;
+        Rc::clone(&shard).recover(SpoolContents { messages, values }).await?;
         shard.start()?;
         Ok(shard)
     }

@@ -18,7 +18,7 @@ use spool::memory::Fault;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
-use worker::account::file::{Files, Shown};
+use worker::account::file::{RowFiles, Shown};
 use worker::account::record::{View, stored};
 use worker::clock;
 
@@ -203,7 +203,7 @@ impl World {
             is_unattended: Cell::new(false),
             snapshot: RefCell::new(snapshot),
             ledger: RefCell::new(new_ledger()?),
-            shown: Files::new(&accounting, 0).shown(),
+            shown: RowFiles::new(&accounting, 0).shown(),
             messages: Cell::new(0),
             is_injected: Cell::new(true),
             is_over: Cell::new(false),

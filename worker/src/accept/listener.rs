@@ -15,9 +15,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client_place::ClientPlace;
 use super::own_name;
-use super::receiving::Share;
+use super::receiving::MemoryShare;
 use super::refusals;
-use super::session::{Event, Session, Transaction};
+use super::session::{Event, ServerSession, Transaction};
 use super::strangers::{Stranger, Waits};
 use crate::holds::{Work, doing};
 use crate::log_limit;
@@ -25,7 +25,7 @@ use crate::prepare::message::{Submitter, prepare};
 use crate::route::submit::submit;
 use crate::shard::Shard;
 use crate::smtp::command::Refusal;
-use crate::smtp::content::Fault;
+use crate::smtp::content::ContentFault;
 use crate::suppression::Suppresses;
 use crate::tasks;
 
@@ -110,8 +110,8 @@ pub async fn serve(
     };
     let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
     let name = own_name::to_client(&config, &rules, local.map(|a| canonical(a.ip())));
-    let mut session = Session::new(name, Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
-    session.share = Some(Share::of(&shard, Some(peer.ip())));
+    let mut session = ServerSession::new(name, Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
+    session.share = Some(MemoryShare::of(&shard, Some(peer.ip())));
     let mut client = Client {
         shard: &shard,
         peer,
@@ -197,7 +197,7 @@ struct Client<'a> {
 impl Client<'_> {
     async fn run_tls(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         tls: Arc<rustls::ServerConfig>,
     ) {
@@ -224,7 +224,7 @@ impl Client<'_> {
     }
 
     /// The client has to go on, or waits for us.
-    fn note_wait(&self, session: &Session) {
+    fn note_wait(&self, session: &ServerSession) {
         let Some(s) = self.stranger else { return };
         let what = match session.between_messages() {
             true if session.hello.is_empty() => Waits::ForGreeting,
@@ -236,7 +236,7 @@ impl Client<'_> {
 
     async fn run(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         io: &mut (impl AsyncRead + AsyncWrite + Unpin),
         fresh: bool,
     ) -> After {
@@ -256,7 +256,7 @@ impl Client<'_> {
 
     async fn converse(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         io: &mut (impl AsyncRead + AsyncWrite + Unpin),
         fresh: bool,
     ) -> After {
@@ -312,21 +312,21 @@ impl Client<'_> {
     }
 
     /// When the session ends. A message that is under way then may take as long as one more wait for content.
-    fn session_end(&self, session: &Session) -> Instant {
+    fn session_end(&self, session: &ServerSession) -> Instant {
         let r = &self.rules;
         let grace = if session.between_messages() { Duration::ZERO } else { r.smtp_data_timeout };
         later(self.began, r.smtp_session_timeout.saturating_add(grace))
     }
 
     /// Until when what comes next has to be here: a whole command, or so much content. Single bytes put nothing off.
-    fn deadline(&self, session: &Session) -> Instant {
+    fn deadline(&self, session: &ServerSession) -> Instant {
         let r = &self.rules;
         let waiting = if session.in_data() { r.smtp_data_timeout } else { r.smtp_command_timeout };
         later(self.waits_since, waiting).min(self.session_end(session))
     }
 
     /// Counts what was read: content goes on by steps, commands by their replies.
-    fn arrived(&mut self, session: &Session, bytes: usize) {
+    fn arrived(&mut self, session: &ServerSession, bytes: usize) {
         self.content += if session.in_data() { bytes } else { 0 };
         if self.content >= CONTENT_STEP {
             (self.waits_since, self.content) = (Instant::now(), 0);
@@ -336,7 +336,7 @@ impl Client<'_> {
     /// Feeds everything received; answers how the session ends, if it does.
     async fn consume(
         &mut self,
-        session: &mut Session,
+        session: &mut ServerSession,
         io: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> Option<After> {
         loop {
@@ -388,7 +388,7 @@ impl Client<'_> {
         matches!(timeout(EARLY_TALKER_WAIT, io.read_buf(&mut self.buf)).await, Ok(Ok(n)) if n > 0)
     }
 
-    async fn send(&mut self, session: &mut Session, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    async fn send(&mut self, session: &mut ServerSession, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
         if session.out.is_empty() {
             return Ok(());
         }
@@ -407,19 +407,19 @@ impl Client<'_> {
         refusals::tell(self.shard.number, canonical(self.peer.ip()), command, r);
     }
 
-    async fn store(&self, session: &Session, mut t: Transaction) -> Result<String, Refusal> {
+    async fn store(&self, session: &ServerSession, mut t: Transaction) -> Result<String, Refusal> {
         let max = self.rules.max_message_size;
         let content = t.take_content().map_err(|f| match f {
-            Fault::BareLineEnd => {
+            ContentFault::BareLineEnd => {
                 Refusal(550, "5.6.0", "Message has a line end that is not CR LF (RFC 5321 section 2.3.8)".into())
             }
-            Fault::TooLarge => super::session::too_large(max),
-            Fault::LineTooLong => Refusal(
+            ContentFault::TooLarge => super::session::too_large(max),
+            ContentFault::LineTooLong => Refusal(
                 550,
                 "5.6.0",
                 format!("Message has a line of more than {} octets", crate::smtp::content::LINE_MAX),
             ),
-            Fault::NoRoom => super::receiving::no_room(),
+            ContentFault::NoRoom => super::receiving::no_room(),
         })?;
         let config = self.shard.config();
         let id = self.shard.next_message_id();

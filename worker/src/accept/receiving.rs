@@ -26,24 +26,24 @@ pub const RECIPIENT_BYTES: u64 = 160;
 const GIVEN_BACK_BYTES: u64 = 8 << 20;
 
 /// What one session holds of the budget; given back when it is dropped.
-pub struct Share {
+pub struct MemoryShare {
     shard: Rc<Shard>,
     client: Option<Network>,
     /// As counted: 0 while it is small.
     bytes: Cell<u64>,
 }
 
-impl std::fmt::Debug for Share {
+impl std::fmt::Debug for MemoryShare {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Share").field("client", &self.client).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("MemoryShare").field("client", &self.client).field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 
-impl Share {
+impl MemoryShare {
     /// Of a client, or of a program on this machine.
-    pub fn of(shard: &Rc<Shard>, client: Option<IpAddr>) -> Share {
+    pub fn of(shard: &Rc<Shard>, client: Option<IpAddr>) -> MemoryShare {
         let client = client.map(Network::of_one_host);
-        Share { shard: Rc::clone(shard), client, bytes: Cell::new(0) }
+        MemoryShare { shard: Rc::clone(shard), client, bytes: Cell::new(0) }
     }
 
     /// The session holds so many bytes from now on; false, and nothing changes, if there is no room for more.
@@ -108,7 +108,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryShare {
     fn drop(&mut self) {
         self.count(0);
     }

@@ -8,10 +8,10 @@ use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 use ipc::text;
 
-use super::receiving::{self, Share};
+use super::receiving::{self, MemoryShare};
 use super::source::{kept_back, may_relay};
 use crate::smtp::command::{self, Mail, Rcpt, Refusal};
-use crate::smtp::content::{Content, Fault};
+use crate::smtp::content::{ContentFault, ContentReader};
 use crate::suppression::Suppresses;
 
 /// Longest command line (RFC 5321 §4.5.3.1.4 says 512; long VERP senders and DSN parameters
@@ -34,9 +34,9 @@ const COMMANDS_WITHOUT_MAIL_MAX: u64 = 10_000;
 pub enum Event {
     /// Nothing: give more input.
     None,
-    /// Store this message, then say [`Session::stored`].
+    /// Store this message, then say [`ServerSession::stored`].
     Message(Transaction),
-    /// Negotiate TLS, then go on with [`Session::tls_started`].
+    /// Negotiate TLS, then go on with [`ServerSession::tls_started`].
     StartTls,
     /// Send what is there and close.
     Close,
@@ -51,7 +51,7 @@ pub struct Transaction {
     pub recipients: Vec<(Rcpt, String)>,
     /// What they take in memory, about.
     recipients_bytes: u64,
-    content: Option<Content>,
+    content: Option<ContentReader>,
     too_many: bool,
 }
 
@@ -59,8 +59,8 @@ impl Transaction {
     /// The content, or what is wrong with it.
     ///
     /// # Errors
-    /// [`Fault`]
-    pub fn take_content(&mut self) -> Result<bytes::BytesMut, Fault> {
+    /// [`ContentFault`]
+    pub fn take_content(&mut self) -> Result<bytes::BytesMut, ContentFault> {
         match self.content.take() {
             Some(c) => c.finish(),
             None => Ok(bytes::BytesMut::new()),
@@ -84,7 +84,7 @@ enum State {
 }
 
 /// One client's session.
-pub struct Session {
+pub struct ServerSession {
     rules: Rc<SourceRules>,
     global: Rc<Global>,
     /// Tells which addresses get no mail.
@@ -111,16 +111,16 @@ pub struct Session {
     /// Replies to send.
     pub out: Vec<u8>,
     /// What it holds of the memory for messages; `None` for as much as comes.
-    pub share: Option<Share>,
+    pub share: Option<MemoryShare>,
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for ServerSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("hello", &self.hello).finish_non_exhaustive()
+        f.debug_struct("ServerSession").field("hello", &self.hello).finish_non_exhaustive()
     }
 }
 
-impl Session {
+impl ServerSession {
     /// A session with its greeting by `name`, or its refusal, ready to send.
     pub fn new(
         name: String,
@@ -128,8 +128,8 @@ impl Session {
         global: Rc<Global>,
         suppresses: Rc<dyn Suppresses>,
         tls_available: bool,
-    ) -> Session {
-        let mut s = Session {
+    ) -> ServerSession {
+        let mut s = ServerSession {
             name,
             rules,
             global,
@@ -376,7 +376,7 @@ impl Session {
             lines.push("CHUNKING".into());
         }
         lines.push("8BITMIME".into());
-        let largest = self.share.as_ref().map_or(u64::MAX, Share::largest);
+        let largest = self.share.as_ref().map_or(u64::MAX, MemoryShare::largest);
         lines.push(match (r.max_message_size, largest) {
             (max, u64::MAX) => format!("SIZE {max}"),
             (0, largest) => format!("SIZE {largest}"),
@@ -533,7 +533,7 @@ impl Session {
             }
             State::Mail(t) if self.fails(&t) => Err(too_many()),
             State::Mail(mut t) => {
-                t.content = Some(Content::new(self.rules.max_message_size, t.mail.size));
+                t.content = Some(ContentReader::new(self.rules.max_message_size, t.mail.size));
                 self.state = State::Data(t);
                 self.reply(354, "", "send message, end with a single dot");
                 Ok(())
@@ -565,7 +565,7 @@ impl Session {
             State::Mail(t) if self.fails(&t) => Err(Some(too_many())),
             State::Mail(mut t) if !t.recipients.is_empty() => {
                 let max = self.rules.max_message_size;
-                let content = t.content.get_or_insert_with(|| Content::new(max, size));
+                let content = t.content.get_or_insert_with(|| ContentReader::new(max, size));
                 let held = t.recipients_bytes + content.held();
                 let refusal = match &self.share {
                     _ if !content.has_room(size) => Some(too_large(max)),
@@ -665,11 +665,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn session(rules: SourceRules) -> Session {
-        Session::new("mta.test".into(), Rc::new(rules), Rc::new(Global::default()), Rc::new(()), false)
+    fn session(rules: SourceRules) -> ServerSession {
+        ServerSession::new("mta.test".into(), Rc::new(rules), Rc::new(Global::default()), Rc::new(()), false)
     }
 
-    fn run(s: &mut Session, mut input: &[u8]) -> Vec<Event> {
+    fn run(s: &mut ServerSession, mut input: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
             let (n, e) = s.feed(input);
@@ -710,7 +710,7 @@ mod tests {
             postmaster: vec!["ops@a.test".into(), "boss@b.test".into()],
             ..Default::default()
         };
-        let mut s = Session::new("mta.test".into(), Rc::new(open()), Rc::new(global), Rc::new(()), false);
+        let mut s = ServerSession::new("mta.test".into(), Rc::new(open()), Rc::new(global), Rc::new(()), false);
         let events = run(
             &mut s,
             b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<Abuse@mta.test>\r\nRCPT TO:<abuse@x.test>\r\nDATA\r\n.\r\n",
@@ -731,7 +731,7 @@ mod tests {
         let mut events =
             run(&mut s, b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nBDAT 3\r\na\r\nBDAT 2 LAST\r\nb\n");
         let Some(Event::Message(t)) = events.first_mut() else { panic!("{:?}", String::from_utf8_lossy(&s.out)) };
-        assert_eq!(t.take_content(), Err(Fault::BareLineEnd));
+        assert_eq!(t.take_content(), Err(ContentFault::BareLineEnd));
     }
 
     #[test]

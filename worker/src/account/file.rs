@@ -251,16 +251,16 @@ const HEADER_MAX: usize = 2000;
 
 /// All accounting files of a worker.
 #[derive(Debug, Default)]
-pub struct Files {
+pub struct RowFiles {
     targets: Vec<Target>,
     of: Vec<AccountingFile>,
     shard: u8,
     shown: Arc<Shown>,
 }
 
-impl Files {
+impl RowFiles {
     /// The rows of `shard` go to these.
-    pub fn new(of: &[AccountingFile], shard: u8) -> Files {
+    pub fn new(of: &[AccountingFile], shard: u8) -> RowFiles {
         let targets: Vec<Target> = of.iter().map(Target::of).collect();
         let mut shown = Shown::default();
         for c in targets.iter().map(|t| &t.columns) {
@@ -274,13 +274,13 @@ impl Files {
                 }
             }
         }
-        Files { targets, of: of.to_vec(), shard, shown: shown.into() }
+        RowFiles { targets, of: of.to_vec(), shard, shown: shown.into() }
     }
 
     /// The same files, not yet opened.
     #[must_use]
-    pub fn again(&self) -> Files {
-        Files::new(&self.of, self.shard)
+    pub fn again(&self) -> RowFiles {
+        RowFiles::new(&self.of, self.shard)
     }
 
     /// What they show.
@@ -296,7 +296,7 @@ impl Files {
     }
 }
 
-impl Projection for Files {
+impl Projection for RowFiles {
     fn message(&mut self, envelope: &[u8], content: &[u8]) {
         if !self.shown.takes(b'r') {
             return;
@@ -424,7 +424,7 @@ mod tests {
             ..Default::default()
         };
         let file = AccountingFile { of, path: path.display().to_string() };
-        let open = || Files::new(std::slice::from_ref(&file), 0);
+        let open = || RowFiles::new(std::slice::from_ref(&file), 0);
         let mut f = open();
         f.resume(&[]);
         f.row(&row(1));
@@ -458,7 +458,7 @@ mod tests {
             world_readable: true,
             ..Default::default()
         };
-        let mut f = Files::new(&[AccountingFile { of, path: path.display().to_string() }], 0);
+        let mut f = RowFiles::new(&[AccountingFile { of, path: path.display().to_string() }], 0);
         let times = |p: &Path| {
             let text = std::fs::read_to_string(p).unwrap();
             let rows = text.lines().skip(1).map(|l| l.split(',').nth(1).unwrap().to_owned());

@@ -45,7 +45,7 @@ const REFRESH_BEFORE_MS: i64 = 86_400_000;
 
 /// `mode:`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum PolicyMode {
     /// Mail goes to nobody who does not conform.
     Enforce,
     /// It goes, and the operator is told.
@@ -58,7 +58,7 @@ pub enum Mode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// What is to be done.
-    pub mode: Mode,
+    pub mode: PolicyMode,
     /// Patterns of mail hosts.
     pub mx: Vec<String>,
     /// Seconds.
@@ -87,13 +87,13 @@ impl Policy {
             return Err(format!("version STSv1 expected, found {}", quoted(version)));
         }
         let mode = match mode {
-            Some("enforce") => Mode::Enforce,
-            Some("testing") => Mode::Testing,
-            Some("none") => Mode::None,
+            Some("enforce") => PolicyMode::Enforce,
+            Some("testing") => PolicyMode::Testing,
+            Some("none") => PolicyMode::None,
             other => return Err(format!("mode enforce, testing or none expected, found {}", quoted(other))),
         };
         let max_age = max_age.ok_or("max_age is missing")?.min(MAX_AGE_MAX);
-        if mx.is_empty() && mode != Mode::None {
+        if mx.is_empty() && mode != PolicyMode::None {
             return Err("no mx is named".into());
         }
         Ok(Policy { mode, mx, max_age })
@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn policies_of_rfc_8461() {
         let p = Policy::parse(TEXT).unwrap();
-        assert_eq!((p.mode, p.max_age), (Mode::Enforce, 604_800));
+        assert_eq!((p.mode, p.max_age), (PolicyMode::Enforce, 604_800));
         assert!(p.allows("MAIL.d.test.") && p.allows("mx1.d.test"));
         assert!(!p.allows("d.test") && !p.allows("a.b.d.test") && !p.allows("mail.e.test"));
         assert!(Policy::parse("version: STSv1\nmode: none\nmax_age: 1").is_ok());

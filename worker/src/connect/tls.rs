@@ -29,7 +29,7 @@ const SESSIONS: (usize, usize) = (4096, 8);
 
 /// What came of it, for accounting and logs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct Negotiated {
     /// `TLSv1.3`
     pub version: String,
     /// By OpenSSL's names.
@@ -42,9 +42,9 @@ pub struct Outcome {
     pub resumed: bool,
 }
 
-impl Outcome {
+impl Negotiated {
     /// Of a connection whose handshake is over.
-    pub fn of(c: &ClientConnection, trust: &Trust, policy: &'static str) -> Outcome {
+    pub fn of(c: &ClientConnection, trust: &Trust, policy: &'static str) -> Negotiated {
         let version = match c.protocol_version() {
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2".to_owned(),
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3".to_owned(),
@@ -56,7 +56,7 @@ impl Outcome {
             Trust::Dane { records, .. } if records.is_empty() => "no",
             Trust::Dane { .. } => "dane",
         };
-        Outcome {
+        Negotiated {
             version,
             cipher: c.negotiated_cipher_suite().map(|s| cipher_list::shown(s.suite())).unwrap_or_default(),
             verified,

@@ -3,19 +3,24 @@
 use std::rc::Rc;
 
 use super::conclusion::bounce_queue;
-use super::path::{Path, path_of_queue};
+use super::path::{ServedPath, path_of_queue};
 use crate::classify::outcome::Failure;
 use crate::schedule::Queue;
 use crate::shard::Shard;
 
 /// `bounce-queue`: ends what waits in the virtual MTA's own queue. A pool's queue belongs to
 /// its other members as well; only where there is none it is ended, too.
-pub(super) async fn bounce_queues(shard: &Rc<Shard>, path: &Path, failure: &Failure) {
+pub(super) async fn bounce_queues(shard: &Rc<Shard>, path: &ServedPath, failure: &Failure) {
     bounce_those(shard, path, failure, |q| q.members.len() == 1).await;
 }
 
 /// Ends what waits in the queues of a path that `meant` picks.
-pub(super) async fn bounce_those(shard: &Rc<Shard>, path: &Path, failure: &Failure, meant: impl Fn(&Queue) -> bool) {
+pub(super) async fn bounce_those(
+    shard: &Rc<Shard>,
+    path: &ServedPath,
+    failure: &Failure,
+    meant: impl Fn(&Queue) -> bool,
+) {
     let queues = shard.scheduler().paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
     for id in queues.iter() {
         let picked = {

@@ -11,8 +11,8 @@ use spool::{Outcomes, RecipientState, Settled};
 
 use super::contained::{InHand, contained, hold_after_panic};
 use super::delivery_type::Type;
-use super::path::{Path, path_of_queue};
-use super::session::Session;
+use super::path::{ServedPath, path_of_queue};
+use super::session::ClientSession;
 use crate::account::field;
 use crate::account::file::Shown;
 use crate::account::record::{self, Row, stored};
@@ -44,7 +44,7 @@ pub(super) struct Attempt {
     extensions: String,
     /// The receiver was told of the sender's wishes for reports (RFC 3461), and sends them itself.
     reports: bool,
-    tls: Option<tls::Outcome>,
+    tls: Option<tls::Negotiated>,
     /// When the transaction began, Unix milliseconds; `None` where there was none.
     began_ms: Option<i64>,
     /// What opening the connection took, for its first message.
@@ -64,7 +64,7 @@ impl Attempt {
     }
 
     /// A transaction that began then.
-    pub(super) fn of_session(s: &mut Session, began_ms: i64, content: &Content) -> Attempt {
+    pub(super) fn of_session(s: &mut ClientSession, began_ms: i64, content: &Content) -> Attempt {
         Attempt {
             host: s.host.clone(),
             ip: s.peer.ip().to_string(),
@@ -83,7 +83,7 @@ impl Attempt {
 #[allow(clippy::too_many_arguments)]
 pub(super) async fn conclude(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     batch: &Batch,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
@@ -142,9 +142,9 @@ pub(super) async fn conclude(
     add(&c.delivered, [delivered, u64::from(delivered > 0), if delivered > 0 { size } else { 0 }]);
     c.bounced.set(c.bounced.get() + all_ended - delivered);
     c.deferred.set(c.deferred.get() + retry.len() as u64);
-    let turn = judge(shard, path, &heard, at, delivered);
-    if let Some(turn) = turn {
-        shard.decide(|e, now| e.mode_changed(path.id, turn, "backoff-to-normal-after-delivery", now));
+    let change = judge(shard, path, &heard, at, delivered);
+    if let Some(change) = change {
+        shard.decide(|e, now| e.mode_changed(path.id, change, "backoff-to-normal-after-delivery", now));
     }
     let waits = !retry.is_empty();
     {
@@ -199,7 +199,7 @@ impl<'v> Common<'v> {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn accounted<'v>(
     shard: &Shard,
-    path: &Path,
+    path: &ServedPath,
     batch: &Batch,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
@@ -231,7 +231,7 @@ pub(super) fn accounted<'v>(
 /// Bounces the suppressed recipients of a batch, and answers the rest of it; `None` where nothing is left.
 pub(super) async fn without_suppressed(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     mut batch: Batch,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
@@ -251,11 +251,11 @@ pub(super) async fn without_suppressed(
 /// What an attempt says of the path.
 fn judge(
     shard: &Shard,
-    path: &Path,
+    path: &ServedPath,
     verdicts: &[(u16, Verdict)],
     at: &Attempt,
     delivered: u64,
-) -> Option<crate::schedule::path::Turn> {
+) -> Option<crate::schedule::path::ModeChange> {
     // Verdicts on suppressed recipients are this server's own and say nothing of the path.
     if verdicts.iter().all(|(_, v)| v.stage == Stage::Suppressed) {
         return None;
@@ -287,7 +287,7 @@ fn judge(
 /// The reports that the sender asked for, each of so many recipients at most.
 pub(super) async fn reports(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
     verdicts: &[(u16, Verdict)],
@@ -324,7 +324,7 @@ pub(super) async fn reports(
 /// Delay reports sent so far, for the deferred recipients whose sender wants them.
 async fn delay_reports(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     key: u64,
     e: &ArchivedEnvelope,
     verdicts: &[(u16, Verdict)],
@@ -351,7 +351,7 @@ fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u8 {
 #[allow(clippy::too_many_arguments)]
 fn row(
     kind: u8,
-    path: &Path,
+    path: &ServedPath,
     e: &ArchivedEnvelope,
     r: u16,
     v: &Verdict,
@@ -431,12 +431,12 @@ fn set_own(row: &mut Row, shard: u8, e: &ArchivedEnvelope, batch: &Batch, at: &A
 }
 
 /// Records of this type are written for the path's queue, and some file takes them.
-fn is_accounted(shown: &Shown, path: &Path, kind: u8) -> bool {
+fn is_accounted(shown: &Shown, path: &ServedPath, kind: u8) -> bool {
     shown.takes(kind) && !path.rules.disable_acct_records.iter().any(|k| k == field::name_of(kind))
 }
 
 /// The `tq` row of a failure that was no message's.
-pub(super) fn account_for_queue(shard: &Shard, path: &Path, f: &Failure) {
+pub(super) fn account_for_queue(shard: &Shard, path: &ServedPath, f: &Failure) {
     let shown = shard.accounting.borrow().clone();
     if !is_accounted(&shown, path, b'q') {
         return;
@@ -482,7 +482,7 @@ async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
 }
 
 /// Bounces everything that waits in a queue.
-pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f: &Failure) {
+pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &ServedPath, id: QueueId, f: &Failure) {
     let waiting = shard.scheduler_mut().drain(id);
     let at = Attempt::of_failure(f);
     let mut waiting = InHand::new(shard, id, waiting.into_iter().map(|(entry, _)| entry));
@@ -497,7 +497,7 @@ pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &Path, id: QueueId, f:
 /// [`conclude`] for one of many: when it panics the others go on.
 async fn conclude_alone(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     batch: Batch,
     e: &ArchivedEnvelope,
     body: &[Bytes; 2],
@@ -578,7 +578,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
 }
 
 /// A waiting entry's message; `None`, and noted, when it cannot be read.
-async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u64, Rc<Content>)> {
+async fn content_of(shard: &Rc<Shard>, path: &ServedPath, entry: &Entry) -> Option<(u64, Rc<Content>)> {
     may_panic("in hand");
     let key = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key)?;
     match load(shard, entry.slot, key).await {
@@ -590,7 +590,7 @@ async fn content_of(shard: &Rc<Shard>, path: &Path, entry: &Entry) -> Option<(u6
     }
 }
 
-pub(super) fn unreadable(shard: &Rc<Shard>, path: &Path, batch: &Batch, e: &spool::SpoolError) {
+pub(super) fn unreadable(shard: &Rc<Shard>, path: &ServedPath, batch: &Batch, e: &spool::SpoolError) {
     tracing::error!(key = batch.key, queue = path.name, error = %e, "message cannot be read for delivery");
     set_aside(shard, batch, e);
 }

@@ -15,11 +15,11 @@ use super::interruption::OpenConnection;
 use super::lease::{Blocked, Lease};
 use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
-use super::path::{Path, Waits, for_local_delivery, path_of};
+use super::path::{ServedPath, Waits, for_local_delivery, path_of};
 use super::reply_effects::apply_reply_rules;
-use super::session::Session;
+use super::session::ClientSession;
 use super::session_fault::SessionFault;
-use super::shared_limits::{Full, Held, SourceWants, Wants};
+use super::shared_limits::{Full, LimitPlaces, SourceWants, Wants};
 use super::signing::signed;
 use super::slow::{EARLY, GRANTED, SLOW, Slow, all_of};
 use super::transaction;
@@ -109,7 +109,7 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
 }
 
 /// Serves a connection to its end.
-async fn carry(shard: Rc<Shard>, lease: Lease, mut path: Path, session: Session, mut held: Held) {
+async fn carry(shard: Rc<Shard>, lease: Lease, mut path: ServedPath, session: ClientSession, mut held: LimitPlaces) {
     let entry = OpenConnection::take(&shard, path.id, held.keys());
     held.serves();
     tasks::may_panic("carry");
@@ -136,13 +136,17 @@ async fn run_without_smtp(shard: Rc<Shard>, id: PathId) {
 ///
 /// # Errors
 /// When a limit is reached.
-async fn connect(shard: &Rc<Shard>, id: PathId, lease: &mut Lease) -> Result<Option<(Path, Session, Held)>, Blocked> {
+async fn connect(
+    shard: &Rc<Shard>,
+    id: PathId,
+    lease: &mut Lease,
+) -> Result<Option<(ServedPath, ClientSession, LimitPlaces)>, Blocked> {
     let config = shard.config();
     let Some(wants) = shard.scheduler().paths.get(id).map(Wants::of) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(wants.vmta as usize);
     let again = |f: Full| shard.limit_queue.again_ms(f.is_asked, wants.queue_priority(), clock::now_ns() as i64);
     let blocked = |f: Full| Blocked { until_ms: again(f), by: Some(f.by) };
-    let mut held = Held::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
+    let mut held = LimitPlaces::take(shard, &config, &wants, vmta, id).map_err(blocked)?;
     // Where only the end of another connection frees a source address, the path looks again within a second all the same.
     let now = clock::now_ms();
     let no_source = |at: i64| Blocked { until_ms: at.clamp(now + ASK_AGAIN_MS, now + 1000), by: None };
@@ -166,7 +170,7 @@ async fn connect(shard: &Rc<Shard>, id: PathId, lease: &mut Lease) -> Result<Opt
 
 /// Opens a session, or gives it up when too many take long already, when it has taken long and others want what it holds, and
 /// when the shard stops: nothing is lost with a connection that carries no mail yet, and bounces none.
-async fn open_in_turn(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
+async fn open_in_turn(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitPlaces) -> Option<ClientSession> {
     let keys = held.keys();
     let mut opening = pin!(open(shard, path, held));
     if let Ok(opened) = tokio::time::timeout(EARLY, opening.as_mut()).await {
@@ -217,7 +221,7 @@ fn has_room_early(shard: &Shard) -> bool {
 
 /// Notes that opening takes long: as long as the returned value lives, the task does not count among those that open connections. `None`
 /// where too many take long already.
-fn takes_long(shard: &Shard, path: &Path) -> Option<Slow> {
+fn takes_long(shard: &Shard, path: &ServedPath) -> Option<Slow> {
     let is_retry = shard.scheduler().paths.get(path.id).is_some_and(|p| p.retry_step > 0);
     let places = match path.waits.get() {
         Waits::At(address) => Some(all_of(address.ip(), path.group.get())),
@@ -232,12 +236,12 @@ fn takes_long(shard: &Shard, path: &Path) -> Option<Slow> {
 
 /// Whether mail of a queue may go by a connection: the hosts of its domain are those that the
 /// connection was opened for, or the host is one of them and is trusted as the domain demands.
-fn carries_mail_of(path: &Path, s: &Session, q: &Queue) -> bool {
+fn carries_mail_of(path: &ServedPath, s: &ClientSession, q: &Queue) -> bool {
     q.origin() == path.origin.as_ref() || q.is_carried_by(&s.host, s.parameters.as_ref())
 }
 
 /// Sends what the scheduler gives until there is nothing left or the session ends.
-async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, entry: &OpenConnection) {
+async fn serve(shard: &Rc<Shard>, path: &mut ServedPath, mut s: ClientSession, entry: &OpenConnection) {
     tasks::may_panic("serve");
     let (mut messages, mut errors) = (0u64, 0u64);
     let (end, cut) = (entry.end(), entry.cut());
@@ -334,7 +338,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut Path, mut s: Session, entry: &OpenC
 async fn wait_for_work(
     shard: &Rc<Shard>,
     id: PathId,
-    s: &mut Session,
+    s: &mut ClientSession,
     limit: Duration,
     entry: &OpenConnection,
 ) -> bool {
@@ -362,8 +366,8 @@ async fn wait_for_work(
 /// One transaction; false when the session is over.
 async fn attempt(
     shard: &Rc<Shard>,
-    path: &Path,
-    s: &mut Session,
+    path: &ServedPath,
+    s: &mut ClientSession,
     batch: Batch,
     reused: bool,
     errors: &mut u64,
@@ -448,7 +452,7 @@ async fn attempt(
 }
 
 /// Learns which recipients were refused for themselves (`suppression`): outcomes by rules, or by replies about others, are none of that.
-fn learn_refusals(shard: &Shard, path: &Path, batch: &Batch, e: &ArchivedEnvelope, standings: &[Standing]) {
+fn learn_refusals(shard: &Shard, path: &ServedPath, batch: &Batch, e: &ArchivedEnvelope, standings: &[Standing]) {
     let alone = standings.iter().filter(|s| matches!(s, Standing::Decided(_))).count() == 1;
     for (r, standing) in batch.recipients.iter().zip(standings) {
         let Standing::Decided(v) = standing else { continue };
@@ -462,7 +466,7 @@ fn learn_refusals(shard: &Shard, path: &Path, batch: &Batch, e: &ArchivedEnvelop
 }
 
 /// Does what was decided of a transaction, but for recording the verdicts.
-async fn carry_out(shard: &Rc<Shard>, path: &Path, s: &Session, batch: &Batch, reused: bool, d: &Decision) {
+async fn carry_out(shard: &Rc<Shard>, path: &ServedPath, s: &ClientSession, batch: &Batch, reused: bool, d: &Decision) {
     if let Some(fault) = &d.fault {
         tell_of_fault(shard, path, fault, reused, d);
     }
@@ -506,7 +510,7 @@ async fn carry_out(shard: &Rc<Shard>, path: &Path, s: &Session, batch: &Batch, r
 }
 
 /// Says in the log why a session ended, and counts a receiver that lost step.
-fn tell_of_fault(shard: &Shard, path: &Path, fault: &SessionFault, reused: bool, d: &Decision) {
+fn tell_of_fault(shard: &Shard, path: &ServedPath, fault: &SessionFault, reused: bool, d: &Decision) {
     if matches!(fault, SessionFault::OutOfStep { .. }) {
         let c = &shard.counters.out_of_step;
         c.set(c.get() + 1);
@@ -523,7 +527,7 @@ fn tell_of_fault(shard: &Shard, path: &Path, fault: &SessionFault, reused: bool,
 }
 
 /// Bytes that were counted before they were sent, and did not arrive.
-fn give_volume_back(shard: &Shard, path: &Path, content: &Content) {
+fn give_volume_back(shard: &Shard, path: &ServedPath, content: &Content) {
     let bytes = (content.body[0].len() + content.body[1].len()) as u64;
     shard.scheduler_mut().not_transferred(path.id, path.source, bytes, clock::now_ns() as i64);
     path.rates().not_transferred(&shard.ledger, bytes);

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use super::path::Path;
+use super::path::ServedPath;
 use crate::classify::outcome::Failure;
 use crate::clock;
 use crate::log_limit;
@@ -47,7 +47,7 @@ pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
 
 /// What became of a batch is not known of all its recipients, for the attempt panicked: those wait
 /// as after a reply of their own.
-pub(super) fn hold_after_panic(shard: &Shard, path: &Path, batch: &Batch) {
+pub(super) fn hold_after_panic(shard: &Shard, path: &ServedPath, batch: &Batch) {
     let left = path.left_of(batch);
     let recipients = format!("{} recipients of message {} are tried again later", left.len(), batch.key);
     tell(shard, &path.name, "attempt", &recipients);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::limit_queue::ASK_AGAIN_MS;
-use super::path::Path;
+use super::path::ServedPath;
 use crate::clock;
 use crate::connect::protection::Parameters;
 use crate::schedule::PathId;
@@ -42,7 +42,7 @@ impl Lease {
     }
 
     /// It goes from the source address that [`super::path::path_of`] has chosen, and counted.
-    pub fn goes_from(&mut self, path: &Path) {
+    pub fn goes_from(&mut self, path: &ServedPath) {
         self.source = path.source.filter(|_| path.counted);
     }
 

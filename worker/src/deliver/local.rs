@@ -15,7 +15,7 @@ use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::contained::{contained, hold_after_panic};
 use super::delivery_type::Type;
 use super::open::{keep_back, withheld};
-use super::path::Path;
+use super::path::ServedPath;
 use super::removed_fields;
 use crate::classify::outcome::{Outcome, Stage, Verdict};
 use crate::regular_file::{self, Links};
@@ -29,7 +29,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Delivers what the scheduler gives until there is nothing left; counted as a connection.
-pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
+pub(super) async fn serve(shard: &Rc<Shard>, path: &mut ServedPath) {
     // Of what keeps mail from receivers this alone would change what is written here.
     if let Some(directive) = withheld(&shard.config(), path, shard).filter(|d| d == "rewrite-list") {
         return keep_back(shard, path, &directive);
@@ -56,7 +56,7 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut Path) {
     }
 }
 
-async fn attempt(shard: &Rc<Shard>, path: &Path, batch: Batch) {
+async fn attempt(shard: &Rc<Shard>, path: &ServedPath, batch: Batch) {
     let content = match load(shard, batch.slot, batch.key).await {
         Ok(c) => c,
         Err(e) => return unreadable(shard, path, &batch, &e),
@@ -175,7 +175,7 @@ fn recipient(e: &ArchivedEnvelope, r: u16) -> &str {
     e.recipients.get(usize::from(r)).map_or("", |r| r.address.as_str())
 }
 
-async fn into_file(path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
+async fn into_file(path: &ServedPath, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
     let to = recipient(e, r).to_owned();
     let macros = Macros { e, to: &to, preserve_case: path.rules.macro_variables_preserve_case, for_path: true };
     let target = PathBuf::from(macros.replaced(&path.rules.file_destination));
@@ -274,7 +274,13 @@ fn mbox(sender: &str, content: &[u8]) -> Vec<u8> {
 }
 
 /// `None`: nothing was begun, for the server stops.
-async fn into_program(shard: &Shard, path: &Path, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Option<Verdict> {
+async fn into_program(
+    shard: &Shard,
+    path: &ServedPath,
+    e: &ArchivedEnvelope,
+    r: u16,
+    body: &[Bytes; 2],
+) -> Option<Verdict> {
     let to = recipient(e, r);
     let replaced = |word: &str, for_path: bool| {
         Macros { e, to, preserve_case: path.rules.macro_variables_preserve_case, for_path }.replaced(word)

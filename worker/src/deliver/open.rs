@@ -8,12 +8,12 @@ use ipc::layers::NO_VMTA;
 use super::bounce::{bounce_queues, bounce_those};
 use super::conclusion::account_for_queue;
 use super::limit_queue::ASK_AGAIN_MS;
-use super::path::{Path, Waits};
+use super::path::{ServedPath, Waits};
 use super::reply_effects::apply_reply_rules;
 use super::security::Security;
-use super::session::{Session, server_name};
+use super::session::{ClientSession, server_name};
 use super::session_fault::SessionFault;
-use super::shared_limits::Held;
+use super::shared_limits::LimitPlaces;
 use super::slow::{GRANTED, all_of, group_of};
 use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Verdict};
@@ -38,7 +38,7 @@ const PIX_GREETING: &str = "**********";
 const SKIP_HOST_MS: i64 = 300_000;
 
 /// Finds a host that takes the session. When none does the whole queue waits or bounces.
-pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Option<Session> {
+pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitPlaces) -> Option<ClientSession> {
     may_panic("open");
     let config = shard.config();
     let missing = shard.scheduler().paths.get(path.id).filter(|p| p.vmta == NO_VMTA).map(|p| p.orphaned);
@@ -243,14 +243,14 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &Path, held: &mut Held) -> Opt
 }
 
 /// Whether a connection of `path` to an address may be begun: so many others that take long are not waited for there.
-fn may_wait_at(shard: &Shard, path: &Path, address: IpAddr) -> bool {
+fn may_wait_at(shard: &Shard, path: &ServedPath, address: IpAddr) -> bool {
     let places = all_of(address, path.group.get());
     shard.openers.openings.may_wait(places, path.slow_at.borrow().as_ref(), shard.slow_max())
 }
 
 /// A directive of the path or its virtual MTA that is not in force, and without which its mail would go otherwise than
 /// meant.
-pub(super) fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<String> {
+pub(super) fn withheld(config: &Config, path: &ServedPath, shard: &Shard) -> Option<String> {
     let of_path = path.rules.withheld().map(str::to_owned);
     of_path.or_else(|| {
         let vmta = shard.scheduler().paths.get(path.id)?.vmta;
@@ -260,7 +260,7 @@ pub(super) fn withheld(config: &Config, path: &Path, shard: &Shard) -> Option<St
 }
 
 /// Mail of the path waits until the operator removes the line from the configuration, and bounces when it is too old.
-pub(super) fn keep_back(shard: &Rc<Shard>, path: &Path, directive: &str) {
+pub(super) fn keep_back(shard: &Rc<Shard>, path: &ServedPath, directive: &str) {
     let text = format!(
         "{directive} is not in force here yet: mail that it is for waits, until bounce-after, for the line to go"
     );
@@ -274,7 +274,7 @@ fn greylists(config: &Config, f: &Failure) -> bool {
 
 /// Notes the hosts of a domain that rolled up; false when they are new here and a connection that
 /// is open can carry its mail.
-fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
+fn note_hosts(shard: &Shard, path: &ServedPath, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
     let s = &mut *shard.scheduler_mut();
     let (Some(q), Some(p)) = (s.queues.get_mut(path.queue), s.paths.get(path.id)) else { return false };
     if !is_opened_for(path, q) {
@@ -293,7 +293,7 @@ fn note_hosts(shard: &Shard, path: &Path, known: Vec<(String, Option<Rc<Paramete
 
 /// No host took the session. Where hosts of one domain fail, other domains that share the path go on. A reply of the receiver counts for the
 /// whole path; so does a failure while other connections of the path go on, and one of a member of a pool.
-fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+fn failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
     let alone = {
         let s = shard.scheduler();
         let of_domain = s.queues.get(path.queue).is_some_and(|q| is_opened_for(path, q) && q.members.len() == 1);
@@ -311,13 +311,13 @@ fn failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 }
 
 /// Whether `q` is still the queue that the connection was to be opened for: its number may have been given to another queue since.
-fn is_opened_for(path: &Path, q: &Queue) -> bool {
+fn is_opened_for(path: &ServedPath, q: &Queue) -> bool {
     q.origin() == path.origin.as_ref() && *q.destination() == path.destination
 }
 
 /// Puts the path back in line, because too many connections take long already, in all or to the address that this one was for. So receivers
 /// that do not answer delay no mail for others.
-pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
+pub(super) fn wait_for_turn(shard: &Shard, path: &ServedPath) {
     let to = match path.waits.get() {
         Waits::At(address) => format!(" to {}", address.ip()),
         Waits::ForNames | Waits::ForOutcomes => String::new(),
@@ -333,7 +333,7 @@ pub(super) fn wait_for_turn(shard: &Shard, path: &Path) {
 }
 
 /// An attempt that has waited for long gives way to others, and counts as failed.
-pub(super) fn give_way(shard: &Rc<Shard>, path: &Path) {
+pub(super) fn give_way(shard: &Rc<Shard>, path: &ServedPath) {
     let who = match path.waits.get() {
         Waits::At(address) => {
             shard.address_health.took_no_session(address, clock::now_ms());
@@ -347,7 +347,7 @@ pub(super) fn give_way(shard: &Rc<Shard>, path: &Path) {
 
 /// What ends a virtual MTA's own mail only makes its path rest as far as a pool is concerned:
 /// the other members carry on.
-fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+fn rest_for_others(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
     let shared = {
         let s = shard.scheduler();
         let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
@@ -360,7 +360,7 @@ fn rest_for_others(shard: &Rc<Shard>, path: &Path, failure: Failure) {
 }
 
 /// Leaves a host out of what the path tries, for a while.
-pub(super) fn skip_host(shard: &Shard, path: &Path, host: &str) {
+pub(super) fn skip_host(shard: &Shard, path: &ServedPath, host: &str) {
     if let Some(p) = shard.scheduler_mut().paths.get_mut(path.id) {
         p.skipped_hosts.retain(|(h, _)| h != host);
         p.skipped_hosts.push((host.to_owned(), clock::now_ms() + SKIP_HOST_MS));
@@ -386,11 +386,11 @@ impl From<SessionFault> for Trouble {
 /// as broken.
 async fn greet(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     host: &str,
     address: std::net::SocketAddr,
     security: &Security,
-) -> Result<Session, SessionFault> {
+) -> Result<ClientSession, SessionFault> {
     let mut fault = match approach(shard, path, host, address, security).await {
         Ok(s) => return Ok(s),
         Err(Trouble::Host(f)) => return Err(f),
@@ -431,14 +431,15 @@ async fn greet(
 /// One connection, up to the EHLO that mail can follow.
 async fn approach(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     host: &str,
     address: std::net::SocketAddr,
     security: &Security,
-) -> Result<Session, Trouble> {
+) -> Result<ClientSession, Trouble> {
     let r = &path.rules;
     let mut s =
-        Session::connect(&*shard.ports.net, host, address, path.source, r.connect_timeout, &path.reply_rules).await?;
+        ClientSession::connect(&*shard.ports.net, host, address, path.source, r.connect_timeout, &path.reply_rules)
+            .await?;
     s.lesson = shard.learned.of(host);
     let greeting = s.reply(r.smtp_greeting_timeout).await?;
     if !greeting.is_positive() {
@@ -476,7 +477,7 @@ async fn approach(
     Ok(s)
 }
 
-fn tls_missing(s: &Session, security: &Security) -> SessionFault {
+fn tls_missing(s: &ClientSession, security: &Security) -> SessionFault {
     SessionFault::Protocol {
         reason: format!("no STARTTLS offered, which is demanded ({})", security.policy),
         host: s.host.clone(),
@@ -485,12 +486,12 @@ fn tls_missing(s: &Session, security: &Security) -> SessionFault {
 }
 
 /// The path as a whole failed; where connections of it are open they go on.
-fn queue_failed(shard: &Rc<Shard>, path: &Path, failure: Failure) {
+fn queue_failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
     path_failed(shard, path, failure, false);
 }
 
 /// The path as a whole failed, or is to wait by a rule (`defer-queue`), whatever connections are open.
-fn path_failed(shard: &Rc<Shard>, path: &Path, failure: Failure, by_rule: bool) {
+fn path_failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure, by_rule: bool) {
     let ill = health::speaks_ill(shard.config().bounce_rules(), &failure.verdict);
     let failure = failure.recorded(&path.rules);
     if log_limit::allows_line("queue deferred", &path.name) {

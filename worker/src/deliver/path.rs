@@ -27,8 +27,8 @@ pub enum Waits {
     ForOutcomes,
 }
 
-/// What one connection knows of its path, and of the queue whose mail it carries.
-pub(super) struct Path {
+/// The path that one connection serves, as the connection knows it, and the queue whose mail it carries.
+pub(super) struct ServedPath {
     pub id: PathId,
     pub destination: Rc<str>,
     pub name: String,
@@ -62,7 +62,7 @@ pub(super) struct Path {
     done: RefCell<Vec<u16>>,
 }
 
-impl Path {
+impl ServedPath {
     /// Takes the rules in force; false when the path has to rest.
     pub(super) fn refresh(&mut self, shard: &Shard) -> bool {
         let s = shard.scheduler();
@@ -165,7 +165,7 @@ fn next_source(
 ///
 /// # Errors
 /// When there may be a source address for it, Unix milliseconds.
-pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
+pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<ServedPath>, i64> {
     let config = shard.config();
     let mut s = shard.scheduler_mut();
     let picked = s.unserved(id, clock::now_ms());
@@ -191,7 +191,7 @@ pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
         s.connections += 1;
         s.paces.connect.advance(rate, clock::now_ns() as i64, 1);
     }
-    Ok(Some(Path {
+    Ok(Some(ServedPath {
         id,
         destination: Rc::clone(&p.destination),
         name: p.name(),
@@ -216,11 +216,11 @@ pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<Path>, i64> {
 }
 
 /// For mail of queue `id` that meets no connection: as if it went by the queue's first path.
-pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
+pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<ServedPath> {
     let s = shard.scheduler();
     let q = s.queues.get(id)?;
     let member = q.members.first()?;
-    Some(Path {
+    Some(ServedPath {
         id: q.pullers.first().map_or(PathId::NOTHING, |p| p.path),
         destination: Rc::clone(q.destination()),
         origin: q.origin().cloned(),
@@ -245,7 +245,7 @@ pub(super) fn path_of_queue(shard: &Shard, id: QueueId) -> Option<Path> {
 }
 
 /// For mail that is not delivered by SMTP.
-pub(super) fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
+pub(super) fn for_local_delivery(shard: &Shard, id: PathId) -> Option<ServedPath> {
     let config = shard.config();
     let (queue, rates) = {
         let s = shard.scheduler();
@@ -257,5 +257,5 @@ pub(super) fn for_local_delivery(shard: &Shard, id: PathId) -> Option<Path> {
     let s = shard.scheduler();
     let p = s.paths.get(id)?;
     let (name, vmta_name, rules) = (p.name(), Rc::clone(&p.vmta_name), Rc::clone(&p.rules));
-    Some(Path { id, name, vmta_name, rules, rates, ..path })
+    Some(ServedPath { id, name, vmta_name, rules, rates, ..path })
 }

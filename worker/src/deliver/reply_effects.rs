@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use super::path::Path;
+use super::path::ServedPath;
 use crate::classify::reply_patterns::{Effects, Patterns, Route, Switch};
 use crate::clock;
 use crate::log_limit;
@@ -12,7 +12,7 @@ use crate::smtp::reply::Reply;
 
 /// Applies what the rules say of all replies since the last time, and answers what is to become
 /// of the mail by the first of them that says so, with the reply that it matched.
-pub(super) fn apply_reply_rules(shard: &Rc<Shard>, path: &Path) -> Option<(Route, Reply)> {
+pub(super) fn apply_reply_rules(shard: &Rc<Shard>, path: &ServedPath) -> Option<(Route, Reply)> {
     let (patterns, all) = path.reply_rules.take()?;
     let mut said = None;
     for h in all {
@@ -26,7 +26,7 @@ pub(super) fn apply_reply_rules(shard: &Rc<Shard>, path: &Path) -> Option<(Route
 /// do with the mail.
 fn apply(
     shard: &Rc<Shard>,
-    path: &Path,
+    path: &ServedPath,
     patterns: &Patterns,
     matching: &[usize],
     source: Option<IpAddr>,
@@ -36,11 +36,11 @@ fn apply(
         return None;
     }
     let now = clock::now_ms();
-    let (effects, place, turn) = {
+    let (effects, place, change) = {
         let mut s = shard.scheduler_mut();
         let p = s.paths.get_mut(path.id)?;
         let (effects, place) = patterns.effects(matching, &mut p.matches, now);
-        let turn = match effects.mode {
+        let change = match effects.mode {
             Some(Switch::ToBackoff(None)) => p.enter_backoff(now),
             Some(Switch::ToBackoff(Some(ms))) => {
                 p.enter_backoff_until(now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX / 4)), now)
@@ -48,14 +48,14 @@ fn apply(
             Some(Switch::ToNormal) => p.leave_backoff(now),
             None => None,
         };
-        (effects, place.unwrap_or_default().to_owned(), turn)
+        (effects, place.unwrap_or_default().to_owned(), change)
     };
     if effects != Effects::default() && log_limit::allows_line("reply matches a rule", &path.name) {
         tracing::info!(shard = shard.number, path = path.name, rule = place, reply, ?effects, "reply matches a rule");
     }
-    if let Some(turn) = turn {
+    if let Some(change) = change {
         let why = format!("\"{reply}\" ({place})");
-        shard.decide(|e, now| e.mode_changed(path.id, turn, &why, now));
+        shard.decide(|e, now| e.mode_changed(path.id, change, &why, now));
     }
     if let (Some(after), Some(ip)) = (effects.disable_source, source) {
         disable_source(shard, path, ip, after, reply);
@@ -64,7 +64,7 @@ fn apply(
 }
 
 /// Leaves a source address unused at a path.
-fn disable_source(shard: &Rc<Shard>, path: &Path, ip: IpAddr, after_ms: Option<u64>, why: &str) {
+fn disable_source(shard: &Rc<Shard>, path: &ServedPath, ip: IpAddr, after_ms: Option<u64>, why: &str) {
     let now = clock::now_ms();
     let lasts = after_ms.unwrap_or(path.rules.reenable_source_ip_after.as_millis().min(1 << 50) as u64);
     let until = now.saturating_add(i64::try_from(lasts).unwrap_or(i64::MAX / 4));

@@ -54,9 +54,9 @@ impl stored::Stored for AllNoted {
 }
 
 /// An order's turn to move mail, until this is dropped.
-struct Turn<'a>(&'a Cell<bool>);
+struct Underway<'a>(&'a Cell<bool>);
 
-impl Drop for Turn<'_> {
+impl Drop for Underway<'_> {
     fn drop(&mut self) {
         self.0.set(false);
     }
@@ -104,7 +104,7 @@ pub async fn reroute(shard: &Rc<Shard>, order: &RerouteOrder, after: Option<u64>
     if shard.is_rerouting.replace(true) {
         return Err("another reroute goes on: wait for its end".into());
     }
-    let _turn = Turn(&shard.is_rerouting);
+    let _turn = Underway(&shard.is_rerouting);
     if let Some(refusal) = shard.spool.refusal().filter(|_| !order.dry_run) {
         return Err(format!("mail cannot be written anew: {}", refusal.why));
     }

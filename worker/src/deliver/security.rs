@@ -12,7 +12,7 @@ use ipc::snapshot::{ArchivedSnapshot, Global};
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::connect::dane::{self, Dane};
-use crate::connect::mta_sts::{Mode, Policies, Policy};
+use crate::connect::mta_sts::{Policies, Policy, PolicyMode};
 use crate::connect::mx::{Host, Resolver};
 use crate::connect::protection::{Parameters, Trust};
 use crate::connect::secure_dns::SecureResolver;
@@ -128,9 +128,9 @@ impl Protection {
                 Err(e) => return Err(format!("DANE: {e}")),
             }
         }
-        if let Some(p) = sts.filter(|p| p.mode != Mode::None) {
+        if let Some(p) = sts.filter(|p| p.mode != PolicyMode::None) {
             let allowed = p.allows(&host.name);
-            if p.mode == Mode::Enforce {
+            if p.mode == PolicyMode::Enforce {
                 if !allowed {
                     return Err(format!("MTA-STS: {} is not among the mail hosts of {domain}'s policy", host.name));
                 }

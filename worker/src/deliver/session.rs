@@ -19,10 +19,10 @@ use super::security::Security;
 use super::session_fault::{Doing, SessionFault};
 use crate::classify::reply_rules::ReplyRules;
 use crate::connect::protection::Parameters;
-use crate::connect::tls::Outcome;
+use crate::connect::tls::Negotiated;
 use crate::ports::{ConnectFault, Net, Stream};
 use crate::smtp::extension::Lesson;
-use crate::smtp::flight::Fault;
+use crate::smtp::flight::FlightFault;
 use crate::smtp::reply::{self, Extensions, Reply};
 
 /// Replies that are read while something is written, bytes: those to a thousand commands.
@@ -39,7 +39,7 @@ enum Io {
 }
 
 /// A session with a receiver.
-pub struct Session {
+pub struct ClientSession {
     io: Io,
     buf: BytesMut,
     /// Host name, from MX.
@@ -61,7 +61,7 @@ pub struct Session {
     /// The last reply was 421.
     closing: bool,
     /// What came of STARTTLS; `None` in the clear.
-    pub tls: Option<Outcome>,
+    pub tls: Option<Negotiated>,
     /// What TLS was negotiated with.
     pub parameters: Option<Parameters>,
     /// What is known of the host.
@@ -74,13 +74,13 @@ pub struct Session {
     pub reply_rules: Rc<ReplyRules>,
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for ClientSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("host", &self.host).field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("ClientSession").field("host", &self.host).field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
-impl Session {
+impl ClientSession {
     /// Connects from `source`, if given.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Session {
         source: Option<IpAddr>,
         limit: Duration,
         reply_rules: &Rc<ReplyRules>,
-    ) -> Result<Session, SessionFault> {
+    ) -> Result<ClientSession, SessionFault> {
         let fault = |f: ConnectFault| {
             let (doing, ip, e) = match f {
                 ConnectFault::Source(e) => (Doing::Binding, source.unwrap_or(peer.ip()), e),
@@ -105,7 +105,7 @@ impl Session {
             .map_err(|_| SessionFault::Timeout { doing: Doing::Connecting, host: host.to_owned(), ip: peer.ip() })?
             .map_err(fault)?;
         let local = stream.local_addr().map_or(IpAddr::from([0, 0, 0, 0]), |a| a.ip());
-        Ok(Session {
+        Ok(ClientSession {
             io: Io::Clear(stream),
             buf: BytesMut::new(),
             host: host.to_owned(),
@@ -148,15 +148,15 @@ impl Session {
     }
 
     /// What the receiver replied in a transaction, as a fault of this session.
-    pub fn fault_of(&self, fault: Fault) -> SessionFault {
+    pub fn fault_of(&self, fault: FlightFault) -> SessionFault {
         let (host, ip) = (self.host.clone(), self.peer.ip());
         match fault {
-            Fault::Refused(reply) => SessionFault::Refused { reply, host, ip },
-            Fault::NoVerdict(reply) => {
+            FlightFault::Refused(reply) => SessionFault::Refused { reply, host, ip },
+            FlightFault::NoVerdict(reply) => {
                 let reason = format!("\"{}\" in answer to content, which takes and refuses nothing", reply.text());
                 SessionFault::Protocol { reason, host, ip }
             }
-            Fault::OutOfStep { command, reply, concerned } => {
+            FlightFault::OutOfStep { command, reply, concerned } => {
                 SessionFault::OutOfStep { command, reply, concerned, host, ip }
             }
         }
@@ -324,7 +324,7 @@ impl Session {
                 SessionFault::Handshake { error: e.to_string(), about_certificate, host, ip }
             })?;
         let (_, c) = tls.get_ref();
-        self.tls = Some(Outcome::of(c, &security.parameters.trust, security.policy));
+        self.tls = Some(Negotiated::of(c, &security.parameters.trust, security.policy));
         self.parameters = Some(security.parameters.clone());
         self.io = Io::Tls(Box::new(tls));
         Ok(())

@@ -258,7 +258,7 @@ fn take_all(ledger: &Ledger, rates: &[(u64, Rate, Limit)]) -> Result<(), Full> {
 }
 
 /// What a connection holds in the ledger; given back when it is dropped.
-pub struct Held {
+pub struct LimitPlaces {
     shard: Rc<Shard>,
     path: PathId,
     /// A connection came of it: its own path may have what it gives back as well.
@@ -269,7 +269,7 @@ pub struct Held {
     places: Vec<(Place, u64)>,
 }
 
-impl Held {
+impl LimitPlaces {
     /// Takes what a connection of a path needs wherever it leads: `total-max-smtp-out`, the
     /// virtual MTA's `max-smtp-out`, `destination-max-smtp-out`. What is not to be had is asked
     /// for, see [`ipc::ledger::requests`].
@@ -282,11 +282,11 @@ impl Held {
         wants: &Wants,
         vmta: Option<&ArchivedVirtualMta>,
         path: PathId,
-    ) -> Result<Held, Full> {
+    ) -> Result<LimitPlaces, Full> {
         let (rules, destination) = (&wants.rules, &*wants.destination);
         let priority = rules.queue_priority.min(100) as u8;
         let shard = Rc::clone(shard);
-        let mut held = Held { shard, path, served: false, priority, slot: None, places: Vec::new() };
+        let mut held = LimitPlaces { shard, path, served: false, priority, slot: None, places: Vec::new() };
         if let Some(t) = &wants.of_spread {
             held.place(t.connections, t.max_smtp_out).map_err(Full::of(Limit::SmtpOut))?;
         }
@@ -363,7 +363,7 @@ impl Held {
     /// A place under `limit`; 0 is unlimited.
     ///
     /// # Errors
-    /// As [`Held::asking`].
+    /// As [`LimitPlaces::asking`].
     fn place(&mut self, key: u64, limit: u64) -> Result<(), bool> {
         if limit > 0 {
             let hint = crate::clock::now_ns() as u64;
@@ -432,7 +432,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for LimitPlaces {
     fn drop(&mut self) {
         if ipc::planted!("place-not-given-back") && !self.served {
             return;

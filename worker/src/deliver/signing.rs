@@ -5,13 +5,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 use ipc::rules::DomainRules;
 
-use super::path::{Path, path_of_queue};
+use super::path::{ServedPath, path_of_queue};
 use super::removed_fields;
 use crate::clock;
 use crate::config::Config;
 use crate::dkim::options::Options;
 use crate::dkim::request::Request;
-use crate::dkim::signature::{DomainKey, Message, unsigned};
+use crate::dkim::signature::{DomainKey, Signable, unsigned};
 use crate::holds::{Work, doing};
 use crate::prepare::content::{Content, Signed};
 use crate::schedule::QueueId;
@@ -25,7 +25,7 @@ const HASHED_HERE_MAX: usize = 256 << 10;
 
 /// The content as it goes by a path: without what its source and rules remove, behind as many signatures as the rules ask
 /// for and keys fit.
-pub(super) async fn signed(shard: &Shard, path: &Path, content: &Content) -> [Bytes; 2] {
+pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content) -> [Bytes; 2] {
     let config = shard.config();
     let options = config.signing(&path.rules);
     if options.is_empty() && !removed_fields::any(content, &path.rules) {
@@ -58,7 +58,7 @@ pub async fn as_sent(shard: &Shard, id: QueueId, content: &Content) -> Option<[B
 async fn sign(
     shard: &Shard,
     config: &Config,
-    path: &Path,
+    path: &ServedPath,
     content: &Content,
     options: &[Options],
     now_s: i64,
@@ -66,7 +66,7 @@ async fn sign(
     let vmta = shard.scheduler().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta, path.pool.as_deref());
     let body = removed_fields::without(content, &path.rules);
-    let mut message = Message::of(&body);
+    let mut message = Signable::of(&body);
     let mut fields = String::new();
     for o in options {
         let Some(Means { asked, named }) = Means::of(config, o, content) else { continue };
@@ -74,7 +74,7 @@ async fn sign(
         let has_key = asked.is_some_and(|r| r.key.is_some()) || lists.iter().any(|l| !l.is_empty());
         if has_key && body[0].len() + body[1].len() > HASHED_HERE_MAX {
             let (body, form) = (body.clone(), o.body_canon);
-            let hash = shard.signers.aside(move || Message::of(&body).body_hash(form)).await;
+            let hash = shard.signers.aside(move || Signable::of(&body).body_hash(form)).await;
             hash.into_iter().for_each(|h| message.has_body_hash(form, h));
         }
         let made = match doing(Work::Sign, || unsigned(&mut message, o, asked, &lists, now_s)) {
@@ -135,7 +135,7 @@ pub fn planned(
 ) -> Vec<Result<String, String>> {
     let keys = config.domain_keys(vmta, pool);
     let body = removed_fields::without(content, rules);
-    let mut message = Message::of(&body);
+    let mut message = Signable::of(&body);
     let mut one = |o: &Options| {
         let Means { asked, named } = Means::of(config, o, content)?;
         unsigned(&mut message, o, asked, &lists(named.as_ref(), &keys), now_s).transpose()

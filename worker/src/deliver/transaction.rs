@@ -7,7 +7,7 @@ use ipc::message::ArchivedEnvelope;
 use ipc::rules::DomainRules;
 use tokio::task::coop::consume_budget;
 
-use super::session::Session;
+use super::session::ClientSession;
 use super::session_fault::SessionFault;
 use crate::classify::reply_patterns::Route;
 use crate::holds::{Work, doing};
@@ -28,7 +28,7 @@ pub struct Sent {
 
 /// Sends a message to some of its recipients.
 pub async fn send(
-    s: &mut Session,
+    s: &mut ClientSession,
     e: &ArchivedEnvelope,
     recipients: &[u16],
     body: &[Bytes; 2],
@@ -49,7 +49,7 @@ pub async fn send(
 /// [`SessionFault`] when the session fails.
 async fn fly(
     flight: &mut Flight<'_>,
-    s: &mut Session,
+    s: &mut ClientSession,
     body: &[Bytes; 2],
     rules: &DomainRules,
 ) -> Result<(), SessionFault> {
@@ -75,7 +75,7 @@ async fn fly(
 ///
 /// # Errors
 /// [`SessionFault`] when the session fails.
-async fn send_content(s: &mut Session, body: &[Bytes; 2], rules: &DomainRules) -> Result<(), SessionFault> {
+async fn send_content(s: &mut ClientSession, body: &[Bytes; 2], rules: &DomainRules) -> Result<(), SessionFault> {
     let mut stuffed = DotStuffed::of(body);
     s.content_sent.set(true);
     while let Some(piece) = doing(Work::Transmit, || stuffed.next()) {

@@ -28,7 +28,7 @@ pub struct DomainKey {
 
 /// A message, seen as signers do.
 #[derive(Debug)]
-pub struct Message<'a> {
+pub struct Signable<'a> {
     header: &'a [u8],
     fields: Vec<Field<'a>>,
     /// The body without the empty line before it.
@@ -37,16 +37,16 @@ pub struct Message<'a> {
     hashes: Vec<(Form, Vec<u8>, u64)>,
 }
 
-impl<'a> Message<'a> {
+impl<'a> Signable<'a> {
     /// Of content as it is stored: the header, perhaps with all that follows, and the rest.
-    pub fn of(content: &'a [Bytes; 2]) -> Message<'a> {
+    pub fn of(content: &'a [Bytes; 2]) -> Signable<'a> {
         let (fields, end) = headers::parse(&content[0]);
         let (header, rest) = content[0].split_at(end);
         let body = match rest.is_empty() {
             true => [&[][..], content[1].strip_prefix(b"\r\n").unwrap_or(&content[1])],
             false => [rest.strip_prefix(b"\r\n").unwrap_or(rest), &content[1][..]],
         };
-        Message { header, fields, body, hashes: Vec::new() }
+        Signable { header, fields, body, hashes: Vec::new() }
     }
 
     /// Bytes of the header section.
@@ -114,7 +114,7 @@ fn signing_domain(domain: &str) -> Option<String> {
 
 /// The key that signs a message, and the `d=` and `i=` of the signature.
 fn signer(
-    m: &Message<'_>,
+    m: &Signable<'_>,
     o: &Options,
     lists: &[&[DomainKey]],
     takes: &dyn Fn(&&DomainKey) -> bool,
@@ -133,7 +133,7 @@ fn signer(
 }
 
 /// The domain that an identity speaks for, and what `i=` says.
-fn identified(m: &Message<'_>, identity: &Identity) -> Option<(String, String)> {
+fn identified(m: &Signable<'_>, identity: &Identity) -> Option<(String, String)> {
     Some(match identity {
         Identity::SenderOrFrom => (m.domain_in("sender").or_else(|| m.domain_in("from"))?, String::new()),
         Identity::StrictFrom => (m.domain_in("from")?, String::new()),
@@ -155,7 +155,7 @@ fn covers(of_key: &str, domain: &str) -> bool {
 
 /// The same where the message asks for a signature itself: what it says comes before the configuration.
 fn signer_asked_for(
-    m: &Message<'_>,
+    m: &Signable<'_>,
     o: &Options,
     r: &Request,
     lists: &[&[DomainKey]],
@@ -226,7 +226,7 @@ impl Unsigned {
 /// # Errors
 /// Why nobody can sign as asked.
 pub fn unsigned(
-    m: &mut Message<'_>,
+    m: &mut Signable<'_>,
     o: &Options,
     asked: Option<&Request>,
     lists: &[&[DomainKey]],

@@ -1,6 +1,6 @@
 //! What the engine wants to be done.
 
-use crate::schedule::path::Turn;
+use crate::schedule::path::ModeChange;
 use crate::schedule::{Entry, PathId, QueueId};
 
 /// Something to be carried out, in the order in which it was decided.
@@ -50,7 +50,7 @@ pub enum News {
         /// The path.
         path: String,
         /// How the mode changed.
-        turn: Turn,
+        change: ModeChange,
     },
     /// Mail that waits goes another way.
     Rerouted {

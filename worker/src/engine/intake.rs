@@ -6,7 +6,7 @@ use spool::Recovered;
 use super::action::Action;
 use super::now::Now;
 use super::state::Engine;
-use crate::schedule::message::{Held, Message};
+use crate::schedule::message::{HeldContent, Message};
 use crate::schedule::{Entry, QueueId, Slot};
 
 /// Queues that recipients of a message are put into at least, before others have their turn.
@@ -37,7 +37,7 @@ impl Intake {
     }
 }
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// Contents may be held in memory: there is room in the budget.
     pub fn may_hold_content(&self) -> bool {
         self.scheduler.content_bytes < CONTENT_BUDGET_BYTES

@@ -8,22 +8,22 @@ use super::action::{Action, News};
 use super::now::Now;
 use super::state::Engine;
 use crate::schedule::PathId;
-use crate::schedule::message::Held;
-use crate::schedule::path::Turn;
+use crate::schedule::message::HeldContent;
+use crate::schedule::path::ModeChange;
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// A path changed its mode: says so, and moves mail where the rules want it moved.
-    pub fn mode_changed(&mut self, id: PathId, turn: Turn, why: &str, now: Now) {
+    pub fn mode_changed(&mut self, id: PathId, change: ModeChange, why: &str, now: Now) {
         let Some(p) = self.scheduler.paths.get(id) else { return };
         let (path, to, queues) = (p.name(), p.rules.backoff_notify.clone(), p.queues.clone());
-        let mode = if turn == Turn::Entered { "backoff" } else { "normal" };
+        let mode = if change == ModeChange::Entered { "backoff" } else { "normal" };
         if !to.is_empty() {
             let text = format!("The path {path} is in {mode} mode now.\r\n\r\n{why}\r\n");
             self.act(Action::Notify { to, subject: format!("{path}: {mode} mode"), text });
         }
         self.act(Action::Tell(News::ModeChanged { path, mode, why: why.to_owned() }));
         self.note_mode(id, now);
-        if turn == Turn::Entered {
+        if change == ModeChange::Entered {
             queues.iter().for_each(|q| self.reroute(q, now));
         }
         self.pump(id, now);
@@ -54,11 +54,11 @@ impl<C: Held> Engine<C> {
         if hosts.is_empty() || !hosts.iter().all(disabled) {
             return;
         }
-        let turn = if p.rules.backoff_upon_all_sources_disabled { p.enter_backoff(now.ms()) } else { None };
+        let change = if p.rules.backoff_upon_all_sources_disabled { p.enter_backoff(now.ms()) } else { None };
         let path = p.name();
         self.act(Action::Tell(News::SourcesDisabled { path }));
-        if let Some(turn) = turn {
-            self.mode_changed(id, turn, "all source addresses are disabled", now);
+        if let Some(change) = change {
+            self.mode_changed(id, change, "all source addresses are disabled", now);
         }
     }
 
@@ -67,8 +67,8 @@ impl<C: Held> Engine<C> {
         let Some(p) = self.scheduler.paths.get_mut(id) else { return };
         p.rest(now.ms());
         let is_over = p.mode == Mode::Backoff && p.mode_until_ms <= now.ms();
-        if let Some(turn) = if is_over { p.leave_backoff(now.ms()) } else { None } {
-            self.mode_changed(id, turn, "backoff-to-normal-after", now);
+        if let Some(change) = if is_over { p.leave_backoff(now.ms()) } else { None } {
+            self.mode_changed(id, change, "backoff-to-normal-after", now);
         }
     }
 }

@@ -5,8 +5,8 @@ use super::line::{OPENING_MAX, Standing, shares};
 use super::now::Now;
 use super::state::Engine;
 use crate::schedule::ids::{PathId, QueueId};
-use crate::schedule::message::Held;
-use crate::schedule::path::{Path, Turn};
+use crate::schedule::message::HeldContent;
+use crate::schedule::path::{ModeChange, Path};
 use crate::schedule::spread_path::follow;
 
 /// Queues of one path that are counted for the connections that it needs.
@@ -16,7 +16,7 @@ const TURNS_AT_ONCE: usize = 64;
 /// Members of a pool that are asked, at most, for one that can take a message.
 const TURNS_MAX: usize = 8;
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// How many connections more may be asked for. A part of them stays free of those of which nothing good is known.
     fn room(&self, standing: Standing) -> u32 {
         let all = shares(self.config.global.total_max_smtp_out, self.ownership.map().shards.len()).0;
@@ -149,16 +149,16 @@ impl<C: Held> Engine<C> {
     pub fn keep_up(&mut self, id: PathId, now: Now) {
         let Some(p) = self.scheduler.paths.get_mut(id).filter(|p| p.spread.is_some()) else { return };
         let before = p.retry_at_ms;
-        let turn = follow(&self.ledger, p, now.ms());
+        let change = follow(&self.ledger, p, now.ms());
         let at = p.retry_at_ms;
-        let followed = turn.map(|t| (t, p.name(), p.queues.clone()));
+        let followed = change.map(|t| (t, p.name(), p.queues.clone()));
         if at > before {
             self.scheduler.wake_at(id, at);
         }
-        let Some((turn, path, queues)) = followed else { return };
+        let Some((change, path, queues)) = followed else { return };
         self.note_mode(id, now);
-        self.act(Action::Tell(News::ModeFollowed { path, turn }));
-        if turn == Turn::Entered {
+        self.act(Action::Tell(News::ModeFollowed { path, change }));
+        if change == ModeChange::Entered {
             queues.iter().for_each(|q| self.reroute(q, now));
         }
     }

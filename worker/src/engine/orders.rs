@@ -5,7 +5,7 @@ use ipc::queue_orders::{QueuePattern, Switches};
 use super::action::Action;
 use super::state::Engine;
 use crate::config::Config;
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 use crate::schedule::{Path, Queue, QueueId};
 
 /// Leaves sources of a path out that operators disabled there, or at a queue that it serves.
@@ -33,7 +33,7 @@ pub(super) fn pause_path(switches: &Switches, p: &mut Path) {
     p.paused = switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
 }
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// Puts the switches in force at what is there: also after a reload, by which mail may go other ways.
     pub fn apply_orders(&mut self) {
         let queues: Vec<QueueId> = self.scheduler.queues.iter().map(|(id, _)| id).collect();

@@ -12,12 +12,12 @@ use super::now::Now;
 use super::state::Engine;
 use crate::classify::outcome::Failure;
 use crate::schedule::ids::PathId;
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 use crate::schedule::path::Path;
 use crate::schedule::source::Paces;
 use crate::schedule::spread_path;
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// Takes over the state of a path, of an earlier process or of the shard that owned it before. `noted`: the spool has it.
     pub fn inherit(&mut self, state: PathState, noted: bool, now: Now) {
         if let Some((id, p)) = self.scheduler.find_path(&state.destination, &state.vmta) {

@@ -7,11 +7,11 @@ use super::inherited::assume_in_use;
 use super::now::Now;
 use super::state::Engine;
 use crate::schedule::ids::PathId;
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 use crate::schedule::path::Path;
 use crate::schedule::spread_path;
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// A connection of a path that is held has ended: it may have been what it was held for. Whether it is held no more.
     pub(super) fn is_released(&mut self, id: PathId, now: Now) -> bool {
         let Some(p) = self.scheduler.paths.get_mut(id) else { return false };

@@ -12,10 +12,10 @@ use super::action::{Action, News};
 use super::now::Now;
 use super::state::Engine;
 use crate::config::Config;
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 use crate::schedule::{Queue, QueueId};
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// Puts another configuration in force: queues and their clocks go on, by the directives that hold for them now.
     pub fn reload(&mut self, config: Rc<Config>, now: Now) {
         let old = std::mem::replace(&mut self.config, Rc::clone(&config));

@@ -12,7 +12,7 @@ use super::inherited::Inherited;
 use super::line::Line;
 use super::ownership::Ownership;
 use crate::config::Config;
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 use crate::schedule::scheduler::Scheduler;
 
 /// What the tasks of the shard are at, as far as decisions depend on it.
@@ -45,7 +45,7 @@ pub struct Engine<C> {
     pub(super) actions: Vec<Action>,
 }
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// That of shard `number`, without mail.
     pub fn new(number: u8, config: Rc<Config>, ledger: Rc<Ledger>, map: Rc<ShardMap>) -> Self {
         Engine {

@@ -13,7 +13,7 @@ use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
 
 use super::{Action, Engine, News, Now, Tasks};
 use crate::config::Config;
-use crate::schedule::path::Turn;
+use crate::schedule::path::ModeChange;
 use crate::schedule::{Entry, Message, QueueId};
 
 const NOW: Now = Now { ns: 1_800_000_000_000_000_000 };
@@ -92,8 +92,8 @@ fn backoff_sends_mail_on_tells_of_it_and_outlives_the_process() {
     };
     e.scheduler.queues[id].rules = Rc::new(rules.clone());
     e.scheduler.paths[path].rules = Rc::new(rules);
-    assert_eq!(e.scheduler.paths[path].enter_backoff(NOW.ms()), Some(Turn::Entered));
-    e.mode_changed(path, Turn::Entered, "421 slow down", NOW);
+    assert_eq!(e.scheduler.paths[path].enter_backoff(NOW.ms()), Some(ModeChange::Entered));
+    e.mode_changed(path, ModeChange::Entered, "421 slow down", NOW);
     let acts = acts(&mut e);
     let target = e.queue_for("d.test", "", NOW);
     assert_ne!(target, id);

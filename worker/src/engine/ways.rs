@@ -11,11 +11,11 @@ use super::now::Now;
 use super::orders::{leave_sources_out, pause_path, pause_queue};
 use super::state::Engine;
 use crate::prepare::vmta_name::{DEFAULT_VMTA, name_or_default};
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 use crate::schedule::scheduler::New;
 use crate::schedule::{PathId, QueueId};
 
-impl<C: Held> Engine<C> {
+impl<C: HeldContent> Engine<C> {
     /// The queue for mail to `destination` that chose `via`, by `virtual-mta-pool` where it chose none, followed along
     /// `reroute-to-virtual-mta` and, while its path is in backoff, `backoff-reroute-to-virtual-mta`.
     pub fn queue_for(&mut self, destination: &str, via: &str, now: Now) -> QueueId {

@@ -64,7 +64,7 @@ mod tests {
     use crate::connect::mx::name_of;
     use crate::shard::Parts;
     use crate::shard::Shard;
-    use crate::shard::life::Held;
+    use crate::shard::life::SpoolContents;
 
     const OUR_IP: [u8; 4] = [192, 0, 2, 9];
     const RECEIVERS_IP: [u8; 4] = [192, 0, 2, 25];
@@ -172,7 +172,7 @@ mod tests {
         let config = Config::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap()).unwrap();
         let options =
             spool::Options { path: folder.into(), shard: 0, sync: false, min_free_bytes: 0, boot: String::new() };
-        let files = crate::account::file::Files::new(&[], 0);
+        let files = crate::account::file::RowFiles::new(&[], 0);
         let accounting = files.shown();
         let (tx, messages) = mpsc::channel(16);
         let each = Box::new(move |m| drop(tx.blocking_send(m)));
@@ -189,7 +189,7 @@ mod tests {
             delivers_only: false,
         });
         let shard = shard.unwrap();
-        Rc::clone(&shard).recover(Held { messages, values }).await.unwrap();
+        Rc::clone(&shard).recover(SpoolContents { messages, values }).await.unwrap();
         shard.start().unwrap();
         shard
     }

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::kept;
 use crate::dkim::request::Request;
-use crate::schedule::message::Held;
+use crate::schedule::message::HeldContent;
 
 /// What the allocations of one [`Content`] cost beside what lies in them: its own, the envelope, two
 /// pieces of content, each with a header, a count of its owners, and what rounding up takes.
@@ -72,7 +72,7 @@ impl Content {
     }
 }
 
-impl Held for Content {
+impl HeldContent for Content {
     fn held_bytes(&self) -> u64 {
         let [header, rest] = self.stored.each_ref().map(Bytes::len);
         // The header as it came lies in one buffer with the rest.

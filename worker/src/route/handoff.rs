@@ -33,13 +33,13 @@ pub enum Answer {
 }
 
 /// A frame waiting to be written.
-pub(super) struct Outgoing {
+pub(super) struct OutgoingFrame {
     pub header: [u8; ipc::frame::HEADER_BYTES],
     pub archive: Bytes,
     pub body: [Bytes; 2],
 }
 
-impl Outgoing {
+impl OutgoingFrame {
     pub fn len(&self) -> usize {
         self.header.len() + self.archive.len() + self.body[0].len() + self.body[1].len()
     }
@@ -48,7 +48,7 @@ impl Outgoing {
 /// Frames that wait to be written to one shard, and the offers whose answers are waited for.
 #[derive(Default)]
 pub(super) struct Link {
-    pub queue: RefCell<VecDeque<Outgoing>>,
+    pub queue: RefCell<VecDeque<OutgoingFrame>>,
     pub queued_bytes: Cell<usize>,
     pub waiting: RefCell<HashMap<u64, oneshot::Sender<Answer>>>,
     pub wake: Notify,
@@ -68,7 +68,7 @@ impl Link {
         self.queued_bytes.set(0);
     }
 
-    fn send(&self, frame: Outgoing) {
+    fn send(&self, frame: OutgoingFrame) {
         self.queued_bytes.set(self.queued_bytes.get() + frame.len());
         self.queue.borrow_mut().push_back(frame);
         self.wake.notify_one();
@@ -191,7 +191,7 @@ impl Handoffs {
         link.untold.set(0);
         let archive = Bytes::copy_from_slice(&ipc::frame::archive(&self.to_remember(owner)));
         let header = Header::new(mesh::OPEN, archive.len(), 0).encode();
-        link.send(Outgoing { header, archive, body: [Bytes::new(), Bytes::new()] });
+        link.send(OutgoingFrame { header, archive, body: [Bytes::new(), Bytes::new()] });
     }
 
     /// Kept shares found at start are known from now on: owners can forget all others.
@@ -231,7 +231,7 @@ impl Handoffs {
         let mut h = Header::new(kind, archive.len(), body[0].len() + body[1].len());
         h.a = offer;
         link.waiting.borrow_mut().insert(offer, tx);
-        link.send(Outgoing { header: h.encode(), archive, body: body.clone() });
+        link.send(OutgoingFrame { header: h.encode(), archive, body: body.clone() });
         Some(rx)
     }
 
@@ -242,7 +242,7 @@ impl Handoffs {
                 continue;
             }
             let header = Header::new(kind, archive.len(), 0).encode();
-            link.send(Outgoing { header, archive: archive.clone(), body: [Bytes::new(), Bytes::new()] });
+            link.send(OutgoingFrame { header, archive: archive.clone(), body: [Bytes::new(), Bytes::new()] });
         }
     }
 }

@@ -11,7 +11,7 @@ use spool::SpoolError;
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
-use super::handoff::{Answer, Link, Outgoing, Share};
+use super::handoff::{Answer, Link, OutgoingFrame, Share};
 use crate::ports::MeshStream;
 use crate::shard::Shard;
 use crate::tasks::{self, AtEnd};
@@ -107,7 +107,7 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(),
     };
     let frames = async {
         loop {
-            let batch: Vec<Outgoing> = {
+            let batch: Vec<OutgoingFrame> = {
                 let mut q = link.queue.borrow_mut();
                 let n = q.len().min(64);
                 q.drain(..n).collect()
@@ -116,7 +116,7 @@ async fn speak(shard: &Rc<Shard>, link: &Rc<Link>, io: MeshStream) -> Result<(),
                 link.wake.notified().await;
                 continue;
             }
-            let bytes: usize = batch.iter().map(Outgoing::len).sum();
+            let bytes: usize = batch.iter().map(OutgoingFrame::len).sum();
             let parts = batch.iter().flat_map(|f| [&f.header[..], &f.archive, &f.body[0], &f.body[1]]);
             let mut slices: Vec<IoSlice<'_>> = parts.filter(|p| !p.is_empty()).map(IoSlice::new).collect();
             let mut left = &mut slices[..];

@@ -361,7 +361,7 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::shard::life::Held;
+    use crate::shard::life::SpoolContents;
 
     /// The second recipient of a message whose record says that it was kept for another shard once.
     fn kept_once() -> Recovered {
@@ -396,7 +396,7 @@ mod tests {
         found.send(kept_once()).await.unwrap();
         drop(found);
         known.send(Ok(vec![(format!("{NOTED_AS}1"), stored::bytes(&noted))])).unwrap();
-        Rc::clone(&shard).recover(Held { messages, values }).await.unwrap();
+        Rc::clone(&shard).recover(SpoolContents { messages, values }).await.unwrap();
         let found = shard.moves.found.borrow();
         let asked: Vec<HandoffId> = found.get(&1).into_iter().flatten().map(|o| o.share.id).collect();
         assert_eq!(asked, [HandoffId { origin: 0, incarnation: 3, sequence: 4 }]);

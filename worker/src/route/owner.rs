@@ -15,7 +15,7 @@ use spool::SpoolError;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use crate::accept::receiving::{Share, no_room};
+use crate::accept::receiving::{MemoryShare, no_room};
 use crate::accept::source::kept_back;
 use crate::ports::{MeshListener, MeshStream};
 use crate::prepare::message::{Submitter, prepare};
@@ -238,7 +238,7 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
         Ok(m) => Mail { ..m },
         Err(r) => return Ok(Injected::Refused(r.2)),
     };
-    let share = Share::of(shard, None);
+    let share = MemoryShare::of(shard, None);
     if !share.hold(f.raw.len() as u64) {
         return Ok(Injected::Refused(no_room().2));
     }

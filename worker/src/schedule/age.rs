@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 
 use super::entry::Entry;
 use super::ids::QueueId;
-use super::message::Held;
+use super::message::HeldContent;
 use super::queue::next_delay;
 use super::scheduler::Scheduler;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// Takes recipients past `bounce-after` (and `bounce-upon-no-mx`) out of queue `id`, wherever they wait.
     pub fn expired(&mut self, id: QueueId, now_ms: i64) -> Vec<Entry> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use super::ids::PathId;
-use super::message::Held;
+use super::message::HeldContent;
 use super::scheduler::Scheduler;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// A transaction did not deliver its content: bytes that were counted are given back.
     pub fn not_transferred(&mut self, id: PathId, source: Option<IpAddr>, bytes: u64, now_ns: i64) {
         let Some(p) = self.paths.get_mut(id) else { return };

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::job::JobId;
 
 /// Envelope and content of a message in memory: the schedule holds them until the first attempt, and knows nothing else of them.
-pub trait Held {
+pub trait HeldContent {
     /// Bytes of memory that it takes, about.
     fn held_bytes(&self) -> u64;
 }
@@ -32,7 +32,7 @@ pub struct Message<C> {
 
 /// For schedules without contents, in tests.
 #[cfg(test)]
-impl Held for () {
+impl HeldContent for () {
     fn held_bytes(&self) -> u64 {
         0
     }

@@ -254,7 +254,7 @@ impl Path {
     }
 
     /// Something was delivered: the retry list begins anew, and limits may rise.
-    pub fn delivered(&mut self, now_ms: i64) -> Option<Turn> {
+    pub fn delivered(&mut self, now_ms: i64) -> Option<ModeChange> {
         self.retry_step = 0;
         self.judged(true);
         match self.mode {
@@ -281,14 +281,14 @@ impl Path {
     }
 
     /// Goes into backoff; `None` when it is there already.
-    pub fn enter_backoff(&mut self, now_ms: i64) -> Option<Turn> {
+    pub fn enter_backoff(&mut self, now_ms: i64) -> Option<ModeChange> {
         let lasts = self.rules.backoff_lasts().as_millis().min(1 << 50) as i64;
         self.enter_backoff_until(now_ms.saturating_add(lasts), now_ms)
     }
 
     /// Goes into backoff until a time, Unix milliseconds, whatever the rules say; `None` when it is there already. Each
     /// reason for it sets the time anew.
-    pub fn enter_backoff_until(&mut self, until_ms: i64, now_ms: i64) -> Option<Turn> {
+    pub fn enter_backoff_until(&mut self, until_ms: i64, now_ms: i64) -> Option<ModeChange> {
         self.mode_until_ms = until_ms;
         if self.mode == Mode::Backoff {
             return None;
@@ -296,11 +296,11 @@ impl Path {
         self.mode = Mode::Backoff;
         self.forced = false;
         self.mode_since_ms = now_ms;
-        Some(Turn::Entered)
+        Some(ModeChange::Entered)
     }
 
     /// Comes back from backoff, in steps where the rules say so; `None` when it was not there.
-    pub fn leave_backoff(&mut self, now_ms: i64) -> Option<Turn> {
+    pub fn leave_backoff(&mut self, now_ms: i64) -> Option<ModeChange> {
         if self.mode != Mode::Backoff {
             return None;
         }
@@ -316,7 +316,7 @@ impl Path {
         let wait_ms = next_wait_ms(&self.rules.retry_waits(self.mode), &mut step);
         self.retry_at_ms = self.retry_at_ms.min(now_ms.saturating_add(wait_ms));
         self.limits_changed(now_ms);
-        Some(Turn::Left)
+        Some(ModeChange::Left)
     }
 
     /// When its rates let the next recipient go, Unix milliseconds.
@@ -479,7 +479,7 @@ impl Path {
 
 /// A change of mode that people are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum ModeChange {
     /// Into backoff.
     Entered,
     /// Out of it.
@@ -499,10 +499,10 @@ mod tests {
     #[test]
     fn backoff_begins_ends_and_returns_in_steps() {
         let mut p = path(DomainRules { max_smtp_out: 8, backoff_max_smtp_out: Some(2), ..Default::default() });
-        assert_eq!(p.enter_backoff(1000), Some(Turn::Entered));
+        assert_eq!(p.enter_backoff(1000), Some(ModeChange::Entered));
         assert_eq!(p.enter_backoff(2000), None);
         assert_eq!((p.limits().smtp_out, p.mode_until_ms), (2, 2000 + 3_600_000));
-        assert_eq!(p.leave_backoff(3000), Some(Turn::Left));
+        assert_eq!(p.leave_backoff(3000), Some(ModeChange::Left));
         let mut seen = vec![p.limits().smtp_out];
         for _ in 0..4 {
             for _ in 0..DELIVERIES_PER_STEP {

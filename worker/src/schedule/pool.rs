@@ -2,7 +2,7 @@
 //! none far ahead of the others, and none held up by one that cannot.
 
 use super::ids::{PathId, QueueId};
-use super::message::Held;
+use super::message::HeldContent;
 use super::path::Path;
 use super::queue::{Puller, Queue};
 use super::scheduler::Scheduler;
@@ -13,7 +13,7 @@ const LEAD_MESSAGES: f64 = 4.0;
 /// A path that took nothing for so long, milliseconds, is not waited for.
 const RECENT_MS: i64 = 1000;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// Entries of queue `id` that are path `path`'s share, at least one while there are any.
     pub fn share_of(&self, id: QueueId, path: PathId, now_ms: i64) -> u64 {
         let Some(q) = self.queues.get(id).filter(|q| q.may_go(now_ms)) else { return 0 };

@@ -4,10 +4,10 @@ use super::ids::QueueId;
 
 /// Queues in order.
 #[derive(Debug, Clone, Default)]
-pub struct QueueSet(Held);
+pub struct QueueSet(Members);
 
 #[derive(Debug, Clone, Default)]
-enum Held {
+enum Members {
     #[default]
     None,
     One(QueueId),
@@ -18,22 +18,22 @@ enum Held {
 impl QueueSet {
     fn all(&self) -> &[QueueId] {
         match &self.0 {
-            Held::None => &[],
-            Held::One(id) => std::slice::from_ref(id),
-            Held::Many(all) => all,
+            Members::None => &[],
+            Members::One(id) => std::slice::from_ref(id),
+            Members::Many(all) => all,
         }
     }
 
     /// Adds one.
     pub fn insert(&mut self, id: QueueId) {
         match &mut self.0 {
-            Held::None => self.0 = Held::One(id),
-            Held::One(first) if *first != id => {
+            Members::None => self.0 = Members::One(id),
+            Members::One(first) if *first != id => {
                 let (first, second) = (id.min(*first), id.max(*first));
-                self.0 = Held::Many(Box::new(vec![first, second]));
+                self.0 = Members::Many(Box::new(vec![first, second]));
             }
-            Held::One(_) => {}
-            Held::Many(all) => {
+            Members::One(_) => {}
+            Members::Many(all) => {
                 if let Err(at) = all.binary_search(&id) {
                     all.insert(at, id);
                 }
@@ -44,13 +44,13 @@ impl QueueSet {
     /// Takes one out.
     pub fn remove(&mut self, id: QueueId) {
         match &mut self.0 {
-            Held::One(one) if *one == id => self.0 = Held::None,
-            Held::Many(all) => {
+            Members::One(one) if *one == id => self.0 = Members::None,
+            Members::Many(all) => {
                 if let Ok(at) = all.binary_search(&id) {
                     all.remove(at);
                 }
                 if let [one] = all[..] {
-                    self.0 = Held::One(one);
+                    self.0 = Members::One(one);
                 }
             }
             _ => {}

@@ -4,11 +4,11 @@
 use std::rc::Rc;
 
 use super::ids::QueueId;
-use super::message::Held;
+use super::message::HeldContent;
 use super::scheduler::{Recalled, Scheduler};
 use crate::classify::outcome::Failure;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// A recipient of queue `id` that waits until a time was told `reply`, in this shard before its start or in another. Of
     /// several the latest counts.
     pub fn recall(&mut self, id: QueueId, reply: &str, due_ms: i64) {

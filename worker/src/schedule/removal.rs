@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use super::batch::Batch;
 use super::entry::Entry;
 use super::ids::{QueueId, Slot};
-use super::message::Held;
+use super::message::HeldContent;
 use super::scheduler::Scheduler;
 
 /// Recipients that were taken out of their queue.
@@ -21,7 +21,7 @@ pub struct TakenOut {
     pub recipients: Vec<u16>,
 }
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// Takes recipients that wait out of queue `id`: those of a message (its key and slot) that `wanted`
     /// says. They count as its recipients until they are settled.
     pub fn take_out(&mut self, id: QueueId, wanted: impl Fn(u64, Slot, u16) -> bool) -> Vec<TakenOut> {

@@ -3,14 +3,14 @@
 use std::cmp::Reverse;
 
 use super::ids::{PathId, QueueId, Timer};
-use super::message::Held;
+use super::message::HeldContent;
 use super::scheduler::Scheduler;
 use crate::connect::protection::Parameters;
 
 /// Queues of a path that are looked at for one that no connection serves.
 const UNSERVED_MAX: usize = 64;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// The queue whose hosts the next connection of path `id` is to be opened to: one that no
     /// open connection serves, if there is one.
     pub fn unserved(&self, path: PathId, now_ms: i64) -> Option<QueueId> {

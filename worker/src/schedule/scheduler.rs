@@ -18,7 +18,7 @@ use super::depth::Depth;
 use super::entry::Entry;
 use super::ids::{OfPath, OfQueue, PathId, QueueId, Slot, Timer};
 use super::job::{JobId, Jobs};
-use super::message::{Held, Message};
+use super::message::{HeldContent, Message};
 use super::name_index::NameIndex;
 use super::path::Path;
 use super::queue::{Member, Puller, Queue, RolledUp, next_delay};
@@ -128,7 +128,7 @@ impl<C> Default for Scheduler<C> {
     }
 }
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// The queue of a destination and virtual MTA or pool, made if it is new.
     pub fn queue(&mut self, destination: &str, via: &str, exit: impl FnOnce() -> Exit) -> QueueId {
         if let Some(id) = self.find_queue(destination, via) {

@@ -1,9 +1,9 @@
 //! Memory of queues that were deep is given back.
 
-use super::message::Held;
+use super::message::HeldContent;
 use super::scheduler::Scheduler;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// Frees tables that were made for a deeper queue; true when that, or content that went, is worth
     /// being given back to the system.
     pub fn shrink(&mut self) -> bool {

@@ -13,7 +13,7 @@ use ipc::ledger::{Ahead, Ledger};
 use ipc::pace::Pacing;
 use ipc::rules::Rate;
 
-use super::path::{Path, Turn};
+use super::path::{ModeChange, Path};
 use super::rate::Pace;
 use super::spread::{SpreadPath, source_names};
 
@@ -70,12 +70,12 @@ pub fn publish(ledger: &Ledger, p: &mut Path) {
 }
 
 /// Backoff until a time, Unix milliseconds; none when it is past.
-fn set_mode(p: &mut Path, until_ms: i64, now_ms: i64) -> Option<Turn> {
+fn set_mode(p: &mut Path, until_ms: i64, now_ms: i64) -> Option<ModeChange> {
     if until_ms > now_ms { p.enter_backoff_until(until_ms, now_ms) } else { p.leave_backoff(now_ms) }
 }
 
 /// Takes over what the other owners did since, and tells them what happened here.
-pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<Turn> {
+pub fn follow(ledger: &Ledger, p: &mut Path, now_ms: i64) -> Option<ModeChange> {
     // Nearly all have none, and are at rest: taking would give them an activity of their own.
     p.spread.as_ref()?;
     let mut t = p.spread.take()?;
@@ -157,11 +157,11 @@ mod tests {
         a.enter_backoff(now);
         a.retry_at_ms = now + 5000;
         assert_eq!(follow(&ledger, &mut a, now), None);
-        assert_eq!(follow(&ledger, &mut b, now), Some(Turn::Entered));
+        assert_eq!(follow(&ledger, &mut b, now), Some(ModeChange::Entered));
         assert_eq!((b.mode_until_ms, b.retry_at_ms), (a.mode_until_ms, now + 5000));
         b.leave_backoff(now + 1);
         assert_eq!(follow(&ledger, &mut b, now + 1), None);
-        assert_eq!(follow(&ledger, &mut a, now + 1), Some(Turn::Left));
+        assert_eq!(follow(&ledger, &mut a, now + 1), Some(ModeChange::Left));
         assert_eq!(follow(&ledger, &mut a, now + 2), None);
     }
 

@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 
 use super::entry::Entry;
 use super::ids::{PathId, QueueId, Timer};
-use super::message::Held;
+use super::message::HeldContent;
 use super::scheduler::Scheduler;
 
-impl<C: Held> Scheduler<C> {
+impl<C: HeldContent> Scheduler<C> {
     /// Lets recipients wait in their queue until `due_ms`, to the second above.
     pub(super) fn wait(&mut self, id: QueueId, entry: Entry, due_ms: i64) {
         // `never` lies behind the last second that fits.

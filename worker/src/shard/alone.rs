@@ -23,7 +23,7 @@ pub(crate) async fn shard(folder: &Path, map: ShardMap, more: impl FnOnce(&mut S
     more(&mut snapshot);
     let config = Config::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap()).unwrap();
     let options = spool::Options { path: folder.into(), shard: 0, sync: false, min_free_bytes: 0, boot: String::new() };
-    let rows = crate::account::file::Files::new(&[], 0);
+    let rows = crate::account::file::RowFiles::new(&[], 0);
     let (spool, opened) = spool::Spool::open(options, Box::new(rows), Box::new(|_| {})).unwrap();
     opened.await.unwrap().unwrap();
     let parts = Parts {

@@ -24,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What an opened spool holds.
 #[derive(Debug)]
-pub struct Held {
+pub struct SpoolContents {
     /// Messages with recipients left; it ends with the last.
     pub messages: mpsc::Receiver<Recovered>,
     /// Values that were kept, when all messages have been passed.
@@ -36,7 +36,7 @@ impl Shard {
     ///
     /// # Errors
     /// A sentence when the spool cannot be opened.
-    pub async fn recover(self: Rc<Self>, mut held: Held) -> Result<(), String> {
+    pub async fn recover(self: Rc<Self>, mut held: SpoolContents) -> Result<(), String> {
         while let Some(message) = held.messages.recv().await {
             self.enqueue_recovered(message);
         }

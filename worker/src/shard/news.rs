@@ -9,8 +9,8 @@ pub(super) fn tell(shard: u8, news: News) {
         News::ModeChanged { path, mode, why } if allows_line("path changes its mode", &path) => {
             tracing::warn!(shard, path, mode, why, "path changes its mode");
         }
-        News::ModeFollowed { path, turn } => {
-            tracing::info!(shard, path, ?turn, "mode as on the other shards of the destination");
+        News::ModeFollowed { path, change } => {
+            tracing::info!(shard, path, ?change, "mode as on the other shards of the destination");
         }
         News::Rerouted { from, to, recipients } if allows_line("mail rerouted", &to) => {
             tracing::info!(shard, from, to, recipients, "mail rerouted");

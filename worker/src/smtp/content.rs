@@ -19,7 +19,7 @@ const FITTED_MAX: usize = 1 << 20;
 
 /// What is wrong with the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum ContentFault {
     /// An LF without CR, or a CR without LF before a dot.
     BareLineEnd,
     /// More bytes than `max-message-size`.
@@ -33,14 +33,14 @@ pub enum Fault {
 /// Collects the content of one message. After a fault it goes on to the end without keeping
 /// anything.
 #[derive(Debug)]
-pub struct Content {
+pub struct ContentReader {
     bytes: BytesMut,
     max: usize,
     /// The end of the last piece: how far into CR LF . CR LF.
     tail: Tail,
     line: usize,
     /// First thing found wrong.
-    pub fault: Option<Fault>,
+    pub fault: Option<ContentFault>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,13 +52,13 @@ enum Tail {
     DotCr,
 }
 
-impl Content {
+impl ContentReader {
     /// For a message of at most `max` bytes (0: the protocol's own limit), `hint` expected.
-    pub fn new(max: u64, hint: u64) -> Content {
+    pub fn new(max: u64, hint: u64) -> ContentReader {
         let limit = ipc::limits::CONTENT_BYTES_MAX as u64;
         let max = if max == 0 { limit } else { max.min(limit) } as usize;
         let hint = (hint as usize).clamp(4096, 256 << 10).min(max);
-        Content { bytes: BytesMut::with_capacity(hint), max, tail: Tail::LineStart, line: 0, fault: None }
+        ContentReader { bytes: BytesMut::with_capacity(hint), max, tail: Tail::LineStart, line: 0, fault: None }
     }
 
     /// Takes bytes of DATA; answers how many, and whether the end was among them.
@@ -79,7 +79,7 @@ impl Content {
                         self.line = 0;
                         at += 1;
                     } else if b == b'.' {
-                        self.fail(Fault::BareLineEnd);
+                        self.fail(ContentFault::BareLineEnd);
                         self.tail = Tail::Line;
                     } else {
                         self.keep(b"\r\n");
@@ -101,7 +101,7 @@ impl Content {
                     if b == b'\n' {
                         return (at + 1, true);
                     }
-                    self.fail(Fault::BareLineEnd);
+                    self.fail(ContentFault::BareLineEnd);
                     self.tail = Tail::Line;
                 }
             }
@@ -120,7 +120,7 @@ impl Content {
                 end + 1
             }
             Some(_) => {
-                self.fail(Fault::BareLineEnd);
+                self.fail(ContentFault::BareLineEnd);
                 end + 1
             }
             None => end,
@@ -139,7 +139,7 @@ impl Content {
 
     /// There is no room for it: nothing is kept any more.
     pub fn give_up(&mut self) {
-        self.fail(Fault::NoRoom);
+        self.fail(ContentFault::NoRoom);
     }
 
     /// Takes bytes of a BDAT chunk, whose lines and chunks need not end together. A dot means nothing here; behind a bare CR
@@ -154,7 +154,7 @@ impl Content {
                     self.line = 0;
                     at += 1;
                 }
-                (Tail::Cr, b'.') => self.fail(Fault::BareLineEnd),
+                (Tail::Cr, b'.') => self.fail(ContentFault::BareLineEnd),
                 (Tail::Cr, b) => {
                     self.keep(b"\r\n");
                     self.line = 0;
@@ -170,7 +170,7 @@ impl Content {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn finish(mut self) -> Result<BytesMut, Fault> {
+    pub fn finish(mut self) -> Result<BytesMut, ContentFault> {
         if self.tail == Tail::Cr {
             // The last byte of the last chunk is a bare CR.
             self.keep(b"\r\n");
@@ -188,7 +188,7 @@ impl Content {
         self.keep(&b[..b.len().min(room)]);
         self.line += b.len();
         if self.line > LINE_MAX {
-            self.fail(Fault::LineTooLong);
+            self.fail(ContentFault::LineTooLong);
         }
     }
 
@@ -197,13 +197,13 @@ impl Content {
             return;
         }
         if self.bytes.len() + b.len() > self.max {
-            self.fail(Fault::TooLarge);
+            self.fail(ContentFault::TooLarge);
             return;
         }
         self.bytes.put_slice(b);
     }
 
-    fn fail(&mut self, f: Fault) {
+    fn fail(&mut self, f: ContentFault) {
         if self.fault.is_none() {
             self.fault = Some(f);
             self.bytes = BytesMut::new();
@@ -225,14 +225,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn whole(input: &[u8]) -> (Result<BytesMut, Fault>, usize, bool) {
-        let mut c = Content::new(0, 0);
+    fn whole(input: &[u8]) -> (Result<BytesMut, ContentFault>, usize, bool) {
+        let mut c = ContentReader::new(0, 0);
         let (n, end) = c.data(input);
         (c.finish(), n, end)
     }
 
-    fn chunks(pieces: &[&[u8]]) -> Result<BytesMut, Fault> {
-        let mut c = Content::new(0, 0);
+    fn chunks(pieces: &[&[u8]]) -> Result<BytesMut, ContentFault> {
+        let mut c = ContentReader::new(0, 0);
         pieces.iter().for_each(|p| c.chunk(p));
         c.finish()
     }
@@ -246,13 +246,13 @@ mod tests {
             assert!(!end, "{smuggled:?}");
         }
         let (c, _, end) = whole(b"a\n.\r\nb\r\n.\r\n");
-        assert!(end && c == Err(Fault::BareLineEnd));
+        assert!(end && c == Err(ContentFault::BareLineEnd));
         assert!(whole(b".\r\n").2);
         let (c, _, end) = whole(b"a\rb\r\r\n.\r\n");
         assert!(end && c == Ok(BytesMut::from(&b"a\r\nb\r\n\r\n"[..])), "a bare CR is a line end");
-        assert_eq!(chunks(&[b"a\r.\r\n"]), Err(Fault::BareLineEnd));
-        assert_eq!(chunks(&[b"a\r", b".\r\n"]), Err(Fault::BareLineEnd));
-        assert_eq!(chunks(&[b"a\r", b"\nb\n"]), Err(Fault::BareLineEnd));
+        assert_eq!(chunks(&[b"a\r.\r\n"]), Err(ContentFault::BareLineEnd));
+        assert_eq!(chunks(&[b"a\r", b".\r\n"]), Err(ContentFault::BareLineEnd));
+        assert_eq!(chunks(&[b"a\r", b"\nb\n"]), Err(ContentFault::BareLineEnd));
         assert_eq!(chunks(&[b"a\rb\r", b"\n.c\r", b"\r"]), Ok(BytesMut::from(&b"a\r\nb\r\n.c\r\n\r\n"[..])));
     }
 
@@ -260,7 +260,7 @@ mod tests {
     fn what_is_kept_is_as_large_as_the_content() {
         for len in [0, 1, 300, 4_000, 9_000, 70_000, 300_000] {
             for hint in [0, len as u64, 1 << 30] {
-                let mut c = Content::new(0, hint);
+                let mut c = ContentReader::new(0, hint);
                 vec![b'a'; len].chunks(LINE_MAX - 2).for_each(|line| c.chunk(&[line, b"\r\n"].concat()));
                 let (len, held) = c.finish().map_or((0, 1), |c| (c.len(), c.capacity()));
                 assert!(held <= len + len / 8 + SPARE_MAX, "{held} for {len}, {hint} announced");
@@ -271,9 +271,9 @@ mod tests {
     #[test]
     fn the_limit_passed_first_is_the_fault_whatever_the_pieces() {
         let line = vec![b'a'; 2 * LINE_MAX];
-        for (max, want) in [(LINE_MAX - 1, Fault::TooLarge), (LINE_MAX, Fault::LineTooLong)] {
+        for (max, want) in [(LINE_MAX - 1, ContentFault::TooLarge), (LINE_MAX, ContentFault::LineTooLong)] {
             for piece in [line.len(), LINE_MAX, 1000] {
-                let mut c = Content::new(max as u64, 0);
+                let mut c = ContentReader::new(max as u64, 0);
                 line.chunks(piece).for_each(|p| assert!(!c.data(p).1));
                 assert_eq!(c.fault, Some(want), "{max} in pieces of {piece}");
             }
@@ -282,10 +282,10 @@ mod tests {
 
     #[test]
     fn line_ends_that_are_made_count() {
-        let mut c = Content::new(6, 0);
-        assert_eq!((c.data(b"a\rb\rc\r\n.\r\n"), c.fault), ((10, true), Some(Fault::TooLarge)));
+        let mut c = ContentReader::new(6, 0);
+        assert_eq!((c.data(b"a\rb\rc\r\n.\r\n"), c.fault), ((10, true), Some(ContentFault::TooLarge)));
         for (max, fits) in [(8, false), (9, true)] {
-            let mut c = Content::new(max, 0);
+            let mut c = ContentReader::new(max, 0);
             assert!(c.has_room(6) && !c.has_room(max + 1));
             c.chunk(b"a\rb\rc\r\n");
             assert_eq!(c.finish().is_ok(), fits, "{max}");
@@ -297,7 +297,7 @@ mod tests {
     proptest! {
         #[test]
         fn chunks_become_what_lines_do(text in "([ab]{0,3}(\r|\r\n)?){0,8}", piece in 1usize..9) {
-            let mut c = Content::new(0, 0);
+            let mut c = ContentReader::new(0, 0);
             text.as_bytes().chunks(piece).for_each(|p| c.chunk(p));
             let want = text.replace("\r\n", "\n").replace('\r', "\n").replace('\n', "\r\n");
             let chunked = c.finish();
@@ -313,7 +313,7 @@ mod tests {
         fn pieces_make_no_difference(parts in proptest::collection::vec("[a.\r\n]{0,6}", 0..8)) {
             let all = parts.concat();
             let (want, n, end) = whole(all.as_bytes());
-            let mut c = Content::new(0, 0);
+            let mut c = ContentReader::new(0, 0);
             let (mut taken, mut ended) = (0, false);
             for p in &parts {
                 if ended { break; }

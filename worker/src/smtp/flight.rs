@@ -202,7 +202,7 @@ pub enum Step {
 
 /// Why a session cannot go on behind a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub enum FlightFault {
     /// By this reply.
     Refused(Reply),
     /// By this reply to content, which neither takes nor refuses it.
@@ -226,7 +226,7 @@ pub struct Ended {
     /// Recipients that the receiver had accepted when it said that more are too many.
     pub too_many_after: Option<u16>,
     /// Why the session is over, if the receiver's replies say so.
-    pub fault: Option<Fault>,
+    pub fault: Option<FlightFault>,
 }
 
 /// The reply that comes next.
@@ -243,7 +243,7 @@ enum Awaited {
     Nothing,
 }
 
-type Flown<T> = Result<T, Fault>;
+type Flown<T> = Result<T, FlightFault>;
 
 /// A transaction under way.
 pub struct Flight<'a> {
@@ -266,11 +266,11 @@ pub struct Flight<'a> {
     accepted: u16,
     too_many_after: Option<u16>,
     /// The first reply that was about our own commands, as a fault.
-    misstep: Option<Fault>,
+    misstep: Option<FlightFault>,
     /// The first reply of 421. The receiver may go on all the same; where the session ends behind it, that reply is the reason.
     said_421: Option<Reply>,
     /// By which reply the session is over.
-    fault: Option<Fault>,
+    fault: Option<FlightFault>,
 }
 
 impl<'a> Flight<'a> {
@@ -373,7 +373,7 @@ impl<'a> Flight<'a> {
             Awaited::Verdict => self.heard_of_content(reply).map(|is_taken| self.finish(is_taken)),
             Awaited::Reset => {
                 self.awaited = Awaited::Nothing;
-                if reply.is_positive() { Ok(()) } else { Err(Fault::Refused(reply)) }
+                if reply.is_positive() { Ok(()) } else { Err(FlightFault::Refused(reply)) }
             }
             Awaited::Nothing => Ok(()),
         };
@@ -388,7 +388,7 @@ impl<'a> Flight<'a> {
     pub fn end(mut self, is_lost: bool) -> Ended {
         let is_over = is_lost || self.fault.is_some();
         if is_over && let Some(reply) = self.said_421.take() {
-            self.fault = Some(Fault::Refused(reply));
+            self.fault = Some(FlightFault::Refused(reply));
         }
         for s in self.standings.iter_mut() {
             if let Standing::Closing(v) = s {
@@ -433,7 +433,7 @@ impl<'a> Flight<'a> {
 
     fn heard_of_mail(&mut self, reply: Reply) -> Flown<()> {
         if self.ends_session(&reply) {
-            return Err(Fault::Refused(reply));
+            return Err(FlightFault::Refused(reply));
         }
         self.has_begun = reply.is_positive();
         if !self.has_begun && !self.is_misstep("MAIL", &reply, self.mail_has_parameters) {
@@ -457,7 +457,7 @@ impl<'a> Flight<'a> {
             if v.outcome == Outcome::Bounced {
                 self.standings[at] = Standing::Decided(v);
             }
-            return Err(Fault::Refused(reply));
+            return Err(FlightFault::Refused(reply));
         }
         // Where MAIL was not accepted, it follows from that, and says nothing else.
         if self.has_begun {
@@ -501,14 +501,14 @@ impl<'a> Flight<'a> {
         if reply.code == 354 {
             if !self.has_begun {
                 // MAIL was not accepted, so only the receiver knows what content it expects: it gets none.
-                return Err(Fault::OutOfStep { command: "DATA", reply, concerned: None });
+                return Err(FlightFault::OutOfStep { command: "DATA", reply, concerned: None });
             }
             self.to_send = Some(if self.accepted > 0 { Step::SendContent } else { Step::EndWithoutContent });
             self.awaited = Awaited::Verdict;
             return Ok(());
         }
         if self.ends_session(&reply) {
-            return Err(Fault::Refused(reply));
+            return Err(FlightFault::Refused(reply));
         }
         if self.accepted > 0 && !self.is_misstep("DATA", &reply, false) {
             self.judge_accepted(&reply, Verdict::of_refusal(&reply));
@@ -521,19 +521,19 @@ impl<'a> Flight<'a> {
     fn heard_of_content(&mut self, reply: Reply) -> Flown<bool> {
         let is_taken = reply.is_positive();
         if !self.has_begun && is_taken {
-            return Err(Fault::OutOfStep { command: "BDAT", reply, concerned: Some(Extension::Chunking) });
+            return Err(FlightFault::OutOfStep { command: "BDAT", reply, concerned: Some(Extension::Chunking) });
         }
         if self.accepted == 0 {
             return Ok(is_taken);
         }
         if self.ends_session(&reply) {
             self.judge_accepted(&reply, Verdict::of_reply(&reply));
-            return Err(Fault::Refused(reply));
+            return Err(FlightFault::Refused(reply));
         }
         if !matches!(reply.code / 100, 2 | 4 | 5) {
             // Only the receiver knows whether it waits for more content: commands could be taken for it, so the session ends.
             self.judge_accepted(&reply, Verdict::of_refusal(&reply));
-            return Err(Fault::NoVerdict(reply));
+            return Err(FlightFault::NoVerdict(reply));
         }
         let command = if self.terms.chunking { "BDAT" } else { "the end of data" };
         let about_command = self.terms.chunking || reply.code == 503;
@@ -572,7 +572,7 @@ impl<'a> Flight<'a> {
             return false;
         }
         if self.misstep.is_none() {
-            self.misstep = Some(Fault::OutOfStep { command, reply: reply.clone(), concerned });
+            self.misstep = Some(FlightFault::OutOfStep { command, reply: reply.clone(), concerned });
         }
         true
     }
@@ -692,7 +692,7 @@ mod tests {
         );
         let (_, ended) = by(&e, terms(true, true), &[250, 421]);
         assert_eq!(ended.standings, [Standing::Unasked, Standing::Unasked]);
-        assert_eq!(ended.fault, Some(Fault::Refused(reply(421))));
+        assert_eq!(ended.fault, Some(FlightFault::Refused(reply(421))));
     }
 
     #[test]
@@ -703,7 +703,7 @@ mod tests {
         // Only the receiver knows what it takes the content for where it refused MAIL.
         let (said, ended) = by(&envelope(&["a@r.test"]), terms(true, false), &[550, 503, 354]);
         assert_eq!(said.len(), 1);
-        assert!(matches!(ended.fault, Some(Fault::OutOfStep { command: "DATA", .. })));
+        assert!(matches!(ended.fault, Some(FlightFault::OutOfStep { command: "DATA", .. })));
     }
 
     proptest! {

@@ -25,7 +25,7 @@ use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
 use super::diagnostic::{Diagnostic, LeftOut, SECRETS, nearest};
 use super::directives::{self, Directive, Status};
-use super::files::{Files, Span};
+use super::files::{SourceFiles, Span};
 use super::lint;
 use super::macros::Macros;
 use super::pattern::pattern_key;
@@ -76,7 +76,7 @@ pub struct Checked {
     /// Folders that it has the server write to, as far as the file says where they are.
     pub writes: Vec<Folder>,
     /// The files that they speak of.
-    pub files: Files,
+    pub files: SourceFiles,
 }
 
 impl Checked {
