@@ -87,7 +87,7 @@ pub(super) fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
     };
     let counts = |s: &&Source| s.disabled_until_ms.max(s.paces.busy_until_ms()) > now_ms;
     let tat_ns = [w.msg.tat_ns, w.hour.tat_ns, w.volume.tat_ns, w.connect.tat_ns];
-    // Of sources that were not used since a kill nothing else tells.
+    // Source addresses that were not used since a kill: only the inherited state says what they may have sent.
     let is_in_use = p.sources_in_use_until_ms() > now_ms;
     Some(PathState {
         destination: p.destination.as_ref().to_owned(),
@@ -101,14 +101,14 @@ pub(super) fn state_of(p: &Path, now_ms: i64) -> Option<PathState> {
     })
 }
 
-/// Until when a state counts.
+/// The clocks in the state of a path: the latest of them says how long it has to be remembered.
 pub(super) fn clocks_of(state: &PathState) -> Clocks {
     let PathState {
         destination: _,
         vmta: _,
         windows,
         retry_at_unix_ms,
-        // Both are of no use without what they belong to.
+        // The step says nothing without the retry time, and the force nothing without a backoff.
         retry_step: _,
         forced: _,
         backoff_until_unix_ms,
@@ -143,7 +143,7 @@ pub(super) fn apply(p: &mut Path, state: &PathState, now: Now) {
     let now_ns = now.ns;
     if *backoff_until_unix_ms > now.ms() && p.mode != Mode::Backoff {
         p.enter_backoff_until(*backoff_until_unix_ms, now.ms());
-        // Since when it has been so is not known.
+        // The state does not say since when the path has been in this mode.
         p.mode_since_ms = 0;
         if *forced {
             p.forced = true;
@@ -158,7 +158,7 @@ pub(super) fn apply(p: &mut Path, state: &PathState, now: Now) {
             Windows::InUseAfter(tat_ns) => *pace = Pace::at(Pace::exhausted(rate, now_ns).tat_ns.max(tat_ns[i])),
         }
     }
-    // What each source sent before a kill is not known.
+    // Nobody knows what each source address sent before a kill, so the most that it may have sent is assumed.
     if !matches!(windows, Windows::Until(_)) && p.limits_sources() {
         p.sources_in_use_ns = p.sources_in_use_ns.max(now_ns);
     }
@@ -176,7 +176,7 @@ pub(super) fn apply(p: &mut Path, state: &PathState, now: Now) {
     p.retry_step = p.retry_step.max(*retry_step);
 }
 
-/// A window may have been used until now, and nobody knows how much.
+/// Assumes that all rates of a path were used up until now: recipients may have been sent, and nobody knows how many.
 pub(super) fn assume_in_use(p: &mut Path, now: Now) {
     apply(p, &PathState { windows: Windows::InUse, ..Default::default() }, now);
 }

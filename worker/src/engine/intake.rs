@@ -11,7 +11,7 @@ use crate::schedule::{Entry, QueueId, Slot};
 
 /// Queues that recipients of a message are put into at least, before others have their turn.
 const ENQUEUED_AT_LEAST: usize = 16;
-/// And at most: starting what they wait for takes many times as long.
+/// Queues that recipients of a message are put into at most, before others have their turn: opening connections for them takes many times as long.
 const ENQUEUED_MAX: usize = 64;
 
 /// Bytes of content kept in memory until the first attempt, per shard.
@@ -24,7 +24,7 @@ pub struct Intake {
     /// The first recipient that is not queued yet.
     start: usize,
     due_ms: i64,
-    /// All queues that it went to so far rest; `None` where it went to none.
+    /// Whether every queue that recipients were put into so far waits for its retry; `None` while there was no queue.
     rests: Option<bool>,
     /// Queues that have to be looked at.
     touched: Vec<QueueId>,
@@ -95,7 +95,7 @@ impl<C: HeldContent> Engine<C> {
                 }
                 new.touched.push(id);
             } else {
-                // Whom it was accepted for only to bounce waits for no receiver.
+                // A recipient that was accepted only to be bounced does not wait for its receiver.
                 s.count_in(id, &entry);
                 self.act(Action::Refuse(id, entry));
             }
@@ -106,7 +106,7 @@ impl<C: HeldContent> Engine<C> {
             new.rests = Some(rest && new.rests != Some(false));
         }
         if new.is_over(e) && new.rests == Some(true) {
-            // Its receivers failed a moment ago: by the first attempt memory is worth more to others.
+            // Its receivers failed a moment ago, so the first attempt is not soon: other messages have more use of the memory.
             self.scheduler.drop_content(new.slot);
         }
         new.touched.drain(..).for_each(|id| self.pump_queue(id, now));

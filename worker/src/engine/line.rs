@@ -8,12 +8,12 @@ use ipc::ledger::shared_limits::{key, mixed};
 use crate::schedule::ids::PathId;
 use crate::schedule::path::Path;
 
-/// Connections that are begun at once.
+/// Connections of a shard that are begun at the same time, at most.
 pub const OPENING_MAX: u32 = 256;
-/// Or this part of the shard's share of `total-max-smtp-out`, but [`OPENING_MIN`].
+/// At most, too, this part of the shard's share of `total-max-smtp-out`, where that is more than [`OPENING_MIN`].
 const OPENING_PART: u64 = 8;
 const OPENING_MIN: u32 = 4;
-/// Connections whose opening takes long, in a shard: each holds 17 KB.
+/// Connections of a shard whose opening may take long at the same time; each holds 17 KB.
 pub const SLOW_MAX: u32 = 2048;
 /// Paths that are remembered to have had a session.
 const KNOWN: usize = 16_384;
@@ -52,7 +52,7 @@ impl Line {
         .push_back(id);
     }
 
-    /// Half of the turns are those of the known; a quarter each those of others.
+    /// The next path in line. Paths that had a session have half of the turns; those of which nothing is known, and those whose last attempt failed, have a quarter each.
     pub(super) fn pop(&mut self) -> Option<PathId> {
         self.turn = (self.turn + 1) % 12;
         match self.turn % 4 {

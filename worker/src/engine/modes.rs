@@ -1,4 +1,4 @@
-//! Backoff and normal mode of paths, source addresses that are left out, and who is told.
+//! Backoff and normal mode of paths, source addresses that are left out, and the notices about both.
 
 use std::net::IpAddr;
 

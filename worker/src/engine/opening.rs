@@ -82,11 +82,11 @@ impl<C: HeldContent> Engine<C> {
         }
         self.keep_up(id, now);
         let s = &mut self.scheduler;
-        // More queues than that have mail for more connections than it may open at once.
+        // So many queues have mail for more connections than the path may open at once.
         let some = |p: &Path| p.in_turn().take(QUEUES_LOOKED_AT).collect::<Vec<_>>();
         let Some((held, queues)) = s.paths.get(id).map(|p| (p.held, some(p))) else { return false };
         if held {
-            // Mail that came late for a destination that moved away follows it.
+            // The destination belongs to another shard, and mail came for it here: it is sent after it.
             self.act(Action::LookForForeign);
             return self.is_released(id, now) && self.pump(id, now);
         }
@@ -134,7 +134,7 @@ impl<C: HeldContent> Engine<C> {
 
     /// A task that opened a connection has finished, or takes long and does not count any more: paths that wait in line have their turn.
     pub fn opened(&mut self, now: Now) {
-        // Some have nothing to do any more.
+        // Some paths in line have no mail any more, and leave their turn to the next.
         for _ in 0..TURNS_AT_ONCE {
             let Some(id) = self.next_in_line() else { return };
             if let Some(p) = self.scheduler.paths.get_mut(id) {
@@ -145,7 +145,7 @@ impl<C: HeldContent> Engine<C> {
     }
 
     /// Keeps a path of a destination that several shards own in line with the paths of the others, see
-    /// [`crate::schedule::spread_path`]. Those who are to hear of another mode were told by the shard that changed it.
+    /// [`crate::schedule::spread_path`]. The shard that changed the mode has sent the notices about it.
     pub fn keep_up(&mut self, id: PathId, now: Now) {
         let Some(p) = self.scheduler.paths.get_mut(id).filter(|p| p.spread.is_some()) else { return };
         let before = p.retry_at_ms;

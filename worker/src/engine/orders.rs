@@ -28,7 +28,7 @@ pub(super) fn pause_queue(switches: &Switches, q: &mut Queue) {
     q.paused = switches.is_paused(|of| q.is_meant_by(of));
 }
 
-/// The same of a path.
+/// Pauses a path where operators said so, and lets it go on elsewhere.
 pub(super) fn pause_path(switches: &Switches, p: &mut Path) {
     p.paused = switches.is_paused(|of| of.matches(&p.destination, &p.vmta_name));
 }
@@ -70,7 +70,7 @@ impl<C: HeldContent> Engine<C> {
         }
         for (id, p) in self.scheduler.paths.iter_mut() {
             pause_path(&self.switches, p);
-            // Connections that wait look at it; those that are busy end their message first.
+            // Connections that idle look at it at once, those that carry a message when that has ended.
             self.actions.push(Action::WakeAll(id));
         }
         resumed

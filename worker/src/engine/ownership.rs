@@ -10,7 +10,7 @@ use super::now::Now;
 use crate::schedule::path::Path;
 use crate::schedule::spread_path;
 
-/// The map in force, and who has not released what moved here.
+/// The map in force, and the shards that have not released what moved to this one.
 #[derive(Debug)]
 pub struct Ownership {
     pub(super) number: u8,
@@ -54,8 +54,8 @@ impl Ownership {
         all
     }
 
-    /// Whether a path is this shard's to deliver. What the ledger counts before and after needs no
-    /// release: its limits hold whoever has the connections.
+    /// Whether a path is this shard's to deliver. A path whose connections the ledger counts under both maps needs no
+    /// release: its limits hold whichever shard has the connections.
     fn may_deliver(&self, p: &Path) -> bool {
         let map = &self.map;
         if !map.is_owner(&p.destination, self.number) {
@@ -86,13 +86,13 @@ impl Ownership {
         }
     }
 
-    /// A connection of the path keeps the shard that claims its destination waiting. Those that were opened since under the owners
-    /// of now are not in the way.
+    /// Whether connections of the path keep a shard that claims its destination waiting. Connections that this shard opened as one of the
+    /// present owners are not in the way.
     pub(super) fn is_in_the_way(&self, p: &Path, claimant: u8) -> bool {
         p.connections + p.connecting > 0 && self.concerns(p, claimant) && !self.stays(p)
     }
 
-    /// What is known of a path is of use to the shard that claims its destination.
+    /// Whether the shard that claims a path's destination has use for what is known of the path.
     pub(super) fn concerns(&self, p: &Path, claimant: u8) -> bool {
         let (before, owners) = (self.map.owners_before(&p.destination), self.map.owners(&p.destination));
         // Of an epoch before the last one nobody knows whether the ledger counted its connections.
@@ -100,7 +100,7 @@ impl Ownership {
         owners.contains(claimant) && !is_counted
     }
 
-    /// The connections of a path are its owners' under the map in force.
+    /// Whether this shard may keep the path's connections under the map in force.
     pub(super) fn stays(&self, p: &Path) -> bool {
         let owners = self.map.owners(&p.destination);
         owners.contains(self.number) && p.spread.is_some() == owners.is_spread()

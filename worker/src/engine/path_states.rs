@@ -18,7 +18,7 @@ use crate::schedule::source::Paces;
 use crate::schedule::spread_path;
 
 impl<C: HeldContent> Engine<C> {
-    /// Takes over the state of a path, of an earlier process or of the shard that owned it before. `noted`: the spool has it.
+    /// Takes over the state of a path from an earlier process, or from the shard that owned it before. `noted` says that this shard's spool has it.
     pub fn inherit(&mut self, state: PathState, noted: bool, now: Now) {
         if let Some((id, p)) = self.scheduler.find_path(&state.destination, &state.vmta) {
             apply(p, &state, now);
@@ -122,7 +122,7 @@ impl<C: HeldContent> Engine<C> {
                 self.actions.push(Action::Keep(key, Vec::new()));
             }
         }
-        // What was inherited and met no mail here is passed on as it came.
+        // States of paths that had no mail here are passed on as they came.
         for (key, i) in self.inherited.states.iter().filter(|(_, i)| !i.noted) {
             self.actions.push(Action::Keep(key.clone(), stored::bytes(&i.state)));
         }

@@ -12,14 +12,14 @@ use crate::schedule::path::Path;
 use crate::schedule::spread_path;
 
 impl<C: HeldContent> Engine<C> {
-    /// A connection of a path that is held has ended: it may have been what it was held for. Whether it is held no more.
+    /// A connection of a path that is held has ended, which may have been the reason to hold it. Answers whether the path may go on.
     pub(super) fn is_released(&mut self, id: PathId, now: Now) -> bool {
         let Some(p) = self.scheduler.paths.get_mut(id) else { return false };
         self.ownership.update(&self.ledger, p, false, now);
         !p.held
     }
 
-    /// Another map is in force: holds what its owners before have to release; answers who they are.
+    /// Another map is in force: holds the paths that other shards have to release, and answers the shards that are to be asked.
     pub fn begins_epoch(&mut self, now: Now) -> Vec<u8> {
         let o = &mut self.ownership;
         let before = o.to_ask();
@@ -28,7 +28,7 @@ impl<C: HeldContent> Engine<C> {
         before
     }
 
-    /// An owner of the epoch before has answered: it still has connections to these destinations, of which it will tell again.
+    /// A shard that was asked has answered: it still has connections to these destinations, and answers again when they end.
     pub fn released(&mut self, owner: u8, busy: Vec<String>, now: Now) {
         match busy.is_empty() {
             true => self.ownership.outstanding.remove(&owner),
@@ -37,12 +37,12 @@ impl<C: HeldContent> Engine<C> {
         self.hold_and_free(now);
     }
 
-    /// An owner of the epoch before has no process, so no connections: but it may have sent until just now.
+    /// A shard that was asked has no process, so it has no connections. It may have sent until a moment ago.
     pub fn owner_is_gone(&mut self, owner: u8, now: Now) {
         let map = Rc::clone(self.ownership.map());
         for (_, p) in self.scheduler.paths.iter_mut() {
             let before = map.owners_before(&p.destination);
-            // The ledger knows what was sent of what was spread.
+            // What shards sent to a destination that is spread, the ledger knows.
             if before.contains(owner) && !before.is_spread() {
                 assume_in_use(p, now);
                 spread_path::publish(&self.ledger, p);

@@ -58,7 +58,7 @@ impl<C: HeldContent> Engine<C> {
         let ids: Vec<QueueId> = s.queues.iter().map(|(id, _)| id).collect();
         for id in &ids {
             let Some(q) = s.queues.get_mut(*id) else { continue };
-            // What they demand may be another thing now.
+            // What the rules demand of hosts and of TLS may have changed.
             q.forget_hosts();
             let exit = config.exit(q.destination(), &q.via);
             if exit.members.first().is_some_and(|m| m.vmta == NO_VMTA) {
@@ -85,7 +85,7 @@ impl<C: HeldContent> Engine<C> {
             let (count, per_ms) = (v.msg_rate.0.to_native(), v.msg_rate.1.to_native());
             cut(key("vmta rate", v.name.as_str()), Rate { count, per: std::time::Duration::from_millis(per_ms) });
         }
-        // Where virtual MTAs differ the slowest counts.
+        // Where virtual MTAs have different rates, the slowest counts.
         let mut of_destinations: HashMap<Rc<str>, Rate> = HashMap::default();
         let interval = |rate: Rate| Pacing::of(rate).map(|p| p.interval_ps());
         let in_use = |q: &Queue| self.ledger.clock(key("destination rate", q.destination())).is_some();

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::schedule::message::HeldContent;
 use crate::schedule::scheduler::Scheduler;
 
-/// What the tasks of the shard are at, as far as decisions depend on it.
+/// What the shard's tasks are doing, as far as decisions depend on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tasks {
     /// Connections that are being opened or are to be, without those that take long.
@@ -46,7 +46,7 @@ pub struct Engine<C> {
 }
 
 impl<C: HeldContent> Engine<C> {
-    /// That of shard `number`, without mail.
+    /// The engine of shard `number`, without mail.
     pub fn new(number: u8, config: Rc<Config>, ledger: Rc<Ledger>, map: Rc<ShardMap>) -> Self {
         Engine {
             scheduler: Scheduler::default(),
@@ -62,7 +62,7 @@ impl<C: HeldContent> Engine<C> {
         }
     }
 
-    /// Says what the shard's tasks are at, before something is decided.
+    /// Tells the engine what the shard's tasks are doing, before it decides something.
     pub fn begins(&mut self, tasks: Tasks) {
         self.tasks = tasks;
     }

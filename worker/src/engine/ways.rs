@@ -32,7 +32,7 @@ impl<C: HeldContent> Engine<C> {
         let mut seen = vec![id];
         loop {
             id = self.queue_named(destination, &target);
-            // In a circle mail stays where it closes.
+            // The rules lead in a circle: mail stays in the queue that it would come back to.
             if seen.contains(&id) || seen.len() >= REROUTES_MAX {
                 break;
             }
@@ -69,14 +69,14 @@ impl<C: HeldContent> Engine<C> {
 
     /// The virtual MTA that mail of queue `id` goes to instead.
     fn rerouted(&mut self, id: QueueId, now: Now) -> Option<String> {
-        // What an operator paused stays where it is paused.
+        // Mail in a queue that an operator paused stays there.
         let q = self.scheduler.queues.get(id).filter(|q| !q.of_pool && !q.paused)?;
         if let Some(always) = q.rules.rerouted_to(&q.via) {
             return Some(always.to_owned());
         }
         let target = q.rules.rerouted_in_backoff_to(&q.via)?.to_owned();
-        // By name: a queue that is made anew has no path yet, and a path that was made before, or was in backoff when this
-        // shard got it, is so all the same.
+        // The path is looked up by its name: a queue that was just made has no path yet, but one may be there from before, or have been in backoff
+        // when this shard inherited it.
         let (destination, vmta) = (Rc::clone(q.destination()), Rc::clone(&q.members.first()?.name));
         let in_backoff = match self.scheduler.find_path(&destination, &vmta) {
             Some((_, p)) => p.mode == Mode::Backoff,
@@ -94,7 +94,7 @@ impl<C: HeldContent> Engine<C> {
             if m.vmta == NO_VMTA {
                 return (NO_VMTA, config.rules(&destination, NO_VMTA));
             }
-            // By name: the queue may remember an index of a configuration before.
+            // The virtual MTA is looked up by its name: the index that the queue holds may be of an earlier configuration.
             let exit = config.exit(&destination, &m.name);
             let vmta = exit.vmta();
             lost = vmta == NO_VMTA;
@@ -117,8 +117,8 @@ impl<C: HeldContent> Engine<C> {
         Some(path)
     }
 
-    /// When mail of queue `id` was accepted its virtual MTA was there, or the reply would have
-    /// been another: where it is not any more, it waits.
+    /// Marks the path of queue `id` as an orphan where its virtual MTA is gone. The virtual MTA was there when the mail was accepted, for else the
+    /// mail would have been refused, so the mail waits for it.
     pub(super) fn was_accepted_before(&mut self, id: QueueId, now: Now) {
         let lacks = |q: &crate::schedule::Queue| q.members.first().is_some_and(|m| m.vmta == NO_VMTA);
         if self.scheduler.queues.get(id).is_some_and(lacks)
@@ -149,7 +149,7 @@ impl<C: HeldContent> Engine<C> {
             self.scheduler.paths.get(path).map(|p| p.queues.iter().collect()).unwrap_or_default();
         for from in queues {
             let Some(q) = self.scheduler.queues.get(from).filter(|q| *q.key == *domain) else { continue };
-            // What chose nothing goes by the joined queue's `virtual-mta-pool`. Who asked for {default} cannot be told from it here.
+            // Mail that chose no virtual MTA goes by the `virtual-mta-pool` of the queue that it joins. Mail that asked for {default} looks the same here.
             let via = if *q.via == *DEFAULT_VMTA { String::new() } else { q.via.as_ref().to_owned() };
             let target = self.queue_for(&to, &via, now);
             self.scheduler.transfer(from, target, now.ms());

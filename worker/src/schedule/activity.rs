@@ -38,7 +38,7 @@ pub struct Activity {
     pub blocked_by: Option<Limit>,
     /// Its windows.
     pub paces: Paces,
-    /// Source addresses that limits or switches are known of.
+    /// Source addresses of which limits or switches are known.
     pub sources: Vec<Source>,
     /// The process before may have used the windows of any until this time, Unix nanoseconds;
     /// 0 where there was none.
@@ -94,7 +94,7 @@ thread_local! {
 }
 
 impl Activity {
-    /// That of every path which has none of its own; one in the thread, for good.
+    /// The activity of every path that has none of its own. There is one in the thread, which stays.
     pub fn none() -> &'static Activity {
         NONE.with(|a| *a)
     }

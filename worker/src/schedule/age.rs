@@ -37,13 +37,13 @@ impl<C: HeldContent> Scheduler<C> {
     }
 
     /// Recipients in queue `id` whose sender is to hear of their delay by now, with the time
-    /// they are due. Those it names may have been reported already.
+    /// they are due. Some of these recipients may have been reported already.
     pub fn delayed(&mut self, id: QueueId, now_ms: i64) -> Vec<(Entry, i64)> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
         if q.delay_at_ms > now_ms {
             return Vec::new();
         }
-        // Everyone who reached a multiple since the last look was due at this time at the earliest.
+        // A recipient that reached a multiple of the interval since the last look was due at this time at the earliest.
         let (since, every) = (std::mem::replace(&mut q.delay_at_ms, i64::MAX), q.delay_every_ms());
         let messages = &self.messages;
         let mut first = i64::MAX;

@@ -89,14 +89,14 @@ impl<M: Copy, T> Arena<M, T> {
         Some((Id { place, born: *born, kind: PhantomData }, value))
     }
 
-    /// All values, by their places.
+    /// All values in the order of their places, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Id<M>, &mut T)> {
         self.values
             .iter_mut()
             .map(|(place, (born, value))| (Id { place: place as u32, born: *born, kind: PhantomData }, value))
     }
 
-    /// All values, by their places.
+    /// All values in the order of their places.
     pub fn iter(&self) -> impl Iterator<Item = (Id<M>, &T)> {
         self.values.iter().map(|(place, (born, value))| {
             // Places fit: `insert` has checked.

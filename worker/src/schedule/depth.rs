@@ -1,8 +1,8 @@
 //! How deep the queues were, and what they held: when most of it is gone its memory is given back.
 
-/// Fewer messages than these are not worth it.
+/// The memory of fewer messages is not worth giving back.
 const MESSAGES_MIN: usize = 4096;
-/// Less content than that neither, bytes.
+/// Nor is that of less content than this, bytes.
 const CONTENT_MIN: u64 = 8 << 20;
 
 /// The most that was held since memory was given back last.

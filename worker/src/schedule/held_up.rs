@@ -51,7 +51,7 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
     }
     let best = q.ready.next(|_| true).map_or(0, |(_, e)| e.priority);
     if best < p.least_priority() {
-        // What is left is reserved.
+        // The connections that are left are reserved for mail of a higher priority.
         return Cause::MaxSmtpOut;
     }
     if p.connecting > 0 && p.connections == 0 {

@@ -196,7 +196,7 @@ impl Path {
         self.activity.iter_mut().for_each(|a| a.matches.clear());
     }
 
-    /// Its queues that may have mail ready, the one behind the last served first.
+    /// Its queues that may have mail ready, beginning with the one behind the queue that was served last.
     pub fn in_turn(&self) -> impl Iterator<Item = QueueId> + '_ {
         self.ready.behind(self.turn)
     }
@@ -218,7 +218,7 @@ impl Path {
         u64::from(self.connections) > most
     }
 
-    /// It took something of late: what it is opening will stand soon.
+    /// It took something of late, so the connections that it is opening will stand soon.
     pub fn is_lively(&self, now_ms: i64) -> bool {
         now_ms - self.pulled_ms < LIVELY_MS
     }
@@ -377,7 +377,7 @@ impl Path {
         let max = l.smtp_out.min(u64::from(u32::MAX)) as u32;
         let have =
             if ipc::planted!("opening-not-counted") { self.connections } else { self.connections + self.connecting };
-        // Connections that have taken nothing for long will not soon.
+        // Connections that have taken nothing for long will not take anything soon.
         let moving = now_ms - self.pulled_ms < STUCK_MS;
         let busy = if moving { self.connections - self.idle.min(self.connections) } else { 0 };
         // One connection serves several short messages before another would have opened;
