@@ -49,11 +49,10 @@ impl<C: HeldContent> Scheduler<C> {
             self.timers.pop();
             match timer {
                 Timer::Path(id) => {
-                    let Some(p) = self.paths.get_mut(id as PathId) else { continue };
+                    let Some(p) = self.paths.get_mut(id) else { continue };
                     p.timer_ms = 0;
                 }
                 Timer::Queue(id) => {
-                    let id = id as QueueId;
                     let Some(q) = self.queues.get_mut(id) else { continue };
                     q.promote(now_ms, &self.messages);
                     if let Some(Reverse((due, _))) = q.waiting.peek()
