@@ -347,6 +347,8 @@ async fn wait_for_work(
         let Some(p) = sch.paths.get_mut(id) else { return false };
         p.idle += 1;
     }
+    let _idles = AtEnd(|| shard.scheduler_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1));
+    tasks::may_panic("idle");
     let waiting = shard.idle.join(id);
     let (stop, end) = (shard.stop_signal(), entry.end());
     entry.set_idle(true);
@@ -359,7 +361,6 @@ async fn wait_for_work(
         () = tokio::time::sleep(limit) => false,
     };
     entry.set_idle(false);
-    shard.scheduler_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1);
     more
 }
 

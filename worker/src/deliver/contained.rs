@@ -141,11 +141,11 @@ mod tests {
 
     /// Nothing is counted any more of what panicked.
     fn nothing_is_kept(shard: &Shard, path: PathId) -> bool {
-        let counts = shard.scheduler().paths.get(path).map(|p| (p.connecting, p.connections, p.ordinary));
+        let counts = shard.scheduler().paths.get(path).map(|p| (p.connecting, p.connections, p.ordinary, p.idle));
         let place = shard.ledger.take(Class::SmtpOut, 0, 1, 0);
         let is_free = place.is_some();
         place.into_iter().for_each(|p| shard.ledger.give(p));
-        shard.connections.get() == 0 && counts.is_none_or(|c| c == (0, 0, 0)) && is_free
+        shard.connections.get() == 0 && counts.is_none_or(|c| c == (0, 0, 0, 0)) && is_free
     }
 
     /// A receiver that takes everything.
@@ -228,6 +228,22 @@ mod tests {
                 PANICS_AT.get().is_empty() && shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)
             })
             .await;
+        });
+    }
+
+    /// A path that counts one which is gone among its idle connections would wait for it to take the next message.
+    #[test]
+    fn a_connection_that_panics_while_it_idles_does_not_count_as_idle() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let shard = shard(dir.path()).await;
+            let rules = DomainRules { smtp_hosts: format!("[127.0.0.1]:{}", receiver().await), ..Default::default() };
+            let (_, path) = queued(&shard, rules).await;
+            PANICS_AT.set("idle");
+            shard.pump(path);
+            until("it is forgotten", || PANICS_AT.get().is_empty() && nothing_is_kept(&shard, path)).await;
+            assert_eq!(shard.scheduler().recipients, 0);
         });
     }
 
