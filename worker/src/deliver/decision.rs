@@ -44,11 +44,12 @@ pub(super) struct Decision {
     pub lesson: Lesson,
     /// The host is left out for a while, and others of the receiver are asked.
     pub skips_host: bool,
-    /// The path failed at this host, and goes to another one: mail of it waits no longer for that.
+    /// The host is left out for a reply that was about none of the recipients that go again: queue and path remember it as their last failure, and
+    /// the mail does not wait.
     pub failed_here: bool,
-    /// What waits in the queue has this end.
+    /// The recipients that wait in the queue end by this verdict, too.
     pub bounces_queue: Option<Verdict>,
-    /// The path rests for this reason.
+    /// The path waits for its retry, for this reason.
     pub defers_path: Option<Verdict>,
     /// The connection may carry another message.
     pub goes_on: bool,

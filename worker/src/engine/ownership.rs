@@ -18,12 +18,14 @@ pub struct Ownership {
     /// Shards that owned something before, and have not released everything: their destinations that
     /// have connections still, or `None` while they have not answered.
     pub(super) outstanding: HashMap<u8, Option<HashSet<String>>>,
+    /// Shards that had not released everything when this epoch began; `None` where this process did not see the one before to its end.
+    asked_before: Option<HashSet<u8>>,
 }
 
 impl Ownership {
     /// Nothing is asked of anybody yet.
     pub fn new(number: u8, map: Rc<ShardMap>) -> Ownership {
-        Ownership { number, map, outstanding: HashMap::default() }
+        Ownership { number, map, outstanding: HashMap::default(), asked_before: None }
     }
 
     /// The map in force.
@@ -33,6 +35,10 @@ impl Ownership {
 
     /// Another map is in force.
     pub fn set_map(&mut self, map: Rc<ShardMap>) {
+        if map.epoch > self.map.epoch {
+            let is_next = map.epoch == self.map.epoch + 1;
+            self.asked_before = is_next.then(|| self.outstanding.keys().copied().collect());
+        }
         self.map = map;
     }
 
@@ -68,7 +74,10 @@ impl Ownership {
         if p.spread.is_some() != now.is_spread() && p.connections + p.connecting > 0 {
             return false;
         }
-        if !self.released(map.unreleased.iter().copied(), &p.destination) {
+        // What was this shard's before, and released to it by then, waits for nobody.
+        let may_have =
+            |s: &u8| !before.contains(self.number) || self.asked_before.as_ref().is_none_or(|a| a.contains(s));
+        if !self.released(map.unreleased.iter().copied().filter(may_have), &p.destination) {
             return false;
         }
         if before.is_spread() && now.is_spread() {

@@ -199,6 +199,31 @@ fn what_an_owner_before_the_last_one_has_connections_to_is_held_too() {
 }
 
 #[test]
+fn what_was_released_before_waits_for_no_shard_that_does_not_answer() {
+    // Shard 2 has left, and shard 1 hangs; whether it has released what it had is not known to the supervisor, but to this shard.
+    let mut e = engine(100, 3);
+    let second = ShardMap::first(3, Vec::new()).next(2, Vec::new());
+    let third = second.next_unsettled(2, Vec::new());
+    e.ownership.set_map(Rc::new(second));
+    assert_eq!(e.begins_epoch(NOW), [1, 2]);
+    [1, 2].into_iter().for_each(|s| e.released(s, Vec::new(), NOW));
+    let id = queued(&mut e, &destination(2, true), "", 1);
+    e.ownership.set_map(Rc::new(third.clone()));
+    assert_eq!(e.begins_epoch(NOW), [1, 2]);
+    e.pump_queue(id, NOW);
+    assert_eq!(opens(&mut e), 1);
+    // Another process of it, which has heard nothing, waits.
+    let mut again = engine(100, 3);
+    again.ownership.set_map(Rc::new(ShardMap { epoch: 7, ..third }));
+    again.begins_epoch(NOW);
+    let id = queued(&mut again, &destination(2, true), "", 1);
+    again.pump_queue(id, NOW);
+    assert_eq!(opens(&mut again), 0);
+    [1, 2].into_iter().for_each(|s| again.released(s, Vec::new(), NOW));
+    assert_eq!(opens(&mut again), 1);
+}
+
+#[test]
 fn orders_hold_for_what_comes_behind_them() {
     let mut e = engine(100, 1);
     let of = QueuePattern { destination: "d.test".into(), via: "*".into() };
