@@ -254,7 +254,7 @@ impl Accounting {
     fn again_from(&mut self, projected: u64) {
         self.maybe_written = self.maybe_written.max(self.passed);
         self.passed = projected;
-        // What was found of the log there is known from the attempt before.
+        // An earlier attempt has read this part of the log, and what it found is known.
         self.cursor.back_to(projected);
         self.live = false;
         if let Some(f) = &mut self.failure {
@@ -262,7 +262,7 @@ impl Accounting {
         }
     }
 
-    /// Files that cannot be written keep nobody from others: their rows go to these.
+    /// Files that cannot be written do not keep the spool from going on with others: the rows that they lack go to the new ones.
     fn go_on_with_next<D: Disk, I: Index>(&mut self, store: &Store<D, I>) {
         let Some((next, _)) = &self.next else { return };
         let wanted = Wanted::by(&**next);
@@ -278,7 +278,7 @@ impl Accounting {
                 Ok(desk) => self.desk = desk,
                 Err(e) => return self.failed(&e),
             }
-            // Nothing is read of files that do not answer.
+            // While files do not answer, no rows are read from the log for them.
             self.desk.give(Order::Resume(Vec::new()));
             self.again_from(store.projected);
             (self.wanted, self.syncing, self.switching) = (wanted, false, None);
@@ -297,7 +297,7 @@ impl Accounting {
         }
     }
 
-    /// Everything that files may hold came by.
+    /// All rows that the files may hold already have been passed again.
     fn is_complete(&self) -> bool {
         self.passed >= self.maybe_written
     }
@@ -308,7 +308,7 @@ impl Accounting {
 
     fn has_room(&self) -> bool {
         let waiting = self.desk.waiting.load(Relaxed);
-        // Of files that could not be written a little is tried first.
+        // Files that could not be written before are given few rows at first, as a trial.
         if self.failure.is_some() { waiting == 0 } else { waiting < WAITING_MAX / 2 }
     }
 
@@ -556,7 +556,7 @@ mod tests {
         files.set(true, false);
         settle(&spool, 3..100);
         eventually("it is told", || spool.accounting_behind().is_some());
-        // What a full disk has of these is its own: the others are asked what they have.
+        // The rows that the files on the full disk have do not count here: the new files say which rows they have.
         switched(&spool, &next).unwrap();
         settle(&spool, 100..110);
         eventually("they go to the others", || next.rows() == rows(3..110));

@@ -1,4 +1,4 @@
-//! What is not on disk yet of what happened, and why new mail is refused: read by the reactor.
+//! How much that has happened is not on disk yet, and why new mail is refused. The shard's reactor reads it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -71,12 +71,12 @@ impl Backlog {
         self.oldest_ms.store(oldest, Relaxed);
     }
 
-    /// Outcomes could not be written, or could.
+    /// Notes whether the last outcomes could be written.
     pub fn set_failing(&self, failing: bool) {
         self.failing.store(failing, Relaxed);
     }
 
-    /// Nothing more may be delivered: it could not be noted that it was.
+    /// Whether deliveries are to wait: outcomes are not being written, so that of mail that is delivered now it could not be noted that it was.
     pub fn holds_deliveries(&self) -> bool {
         let oldest = self.oldest_ms.load(Relaxed);
         self.failing.load(Relaxed)

@@ -25,10 +25,10 @@ impl Ballast {
     /// Looks whether it is there. It is removed at once where fewer bytes are free than it takes.
     pub fn open<D: Disk>(folder: &mut D, free_bytes: u64) -> Ballast {
         if free_bytes < BYTES {
-            // Whether that gave anything back is seen when it is opened below.
+            // The size that it has when it is opened below tells whether removing it gave room back.
             let _ = folder.remove(NAME);
         }
-        // One that was being made at a crash keeps no room.
+        // A ballast that was being made when the process was killed is removed.
         let kept = folder.open(NAME).and_then(|file| folder.len(&file));
         Ballast { stands: kept.is_ok_and(|len| len >= BYTES) }
     }
@@ -52,7 +52,7 @@ impl Ballast {
         }
         self.stands = make(folder).is_ok();
         if !self.stands {
-            // What stays of it is replaced by the next try.
+            // A part that stays is replaced by the next attempt.
             let _ = folder.remove(NAME);
         }
     }

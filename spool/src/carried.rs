@@ -1,7 +1,7 @@
 //! What a new segment takes over from those before it: values and handoffs taken, which have
 //! no other home and must outlive older segments.
 //!
-//! They are the first record's when they fit, which is nearly always. More of them follow it in
+//! The first record holds them when they fit, which is nearly always. What does not fit follows it in
 //! records of their own, all of them synced before the segment counts: one record for all would
 //! at some size not be read back any more.
 

@@ -52,7 +52,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             active: self.read_again(),
         };
         let mut keys: Vec<u64> = self.dirty.keys().copied().collect();
-        // Taken from the end: in order, sled's leaves are written once.
+        // Keys are written in ascending order (the list is taken from its end): sled then writes each leaf once.
         keys.sort_unstable_by(|a, b| b.cmp(a));
         self.checkpoint = Some(Checkpoint { position, keys });
     }
@@ -128,7 +128,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// anew if it is cut short.
     pub(crate) fn write_all_dirty(&mut self) -> Result<(), SpoolError> {
         let mut keys: Vec<u64> = self.dirty.keys().copied().collect();
-        // In order, sled's leaves are written once.
+        // Keys are written in ascending order: sled then writes each leaf once.
         keys.sort_unstable();
         for part in keys.chunks(SLICE) {
             let mut changes = Vec::new();
@@ -164,7 +164,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Ok(());
         };
         if let Some(old) = &old {
-            // A replay may know only the newer part of the recipients' story.
+            // A replay that began at the checkpoint may have read only the later records of these recipients.
             for (n, o) in new.recipients.iter_mut().zip(&old.recipients) {
                 *n = o.clone();
             }

@@ -135,7 +135,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let Some(s) = self.summary(key)?.filter(|s| s.location == r.location) else { return Ok(None) };
         let body = match self.log.read(r.location, true) {
             Ok((_, body)) => body,
-            // Stays where it is, pinned, until it is read for delivery and set aside.
+            // A damaged message stays in its segment, which it pins, until it is read for delivery and then set aside.
             Err(_) => return Ok(None),
         };
         let each = || s.recipients.iter().enumerate();

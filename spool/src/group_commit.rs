@@ -389,7 +389,7 @@ impl<D: Disk, I: Index> Running<D, I> {
                 group.store.clear();
                 let may_be_there = had_messages && matches!(e, SpoolError::Sync(_) | SpoolError::Write(_));
                 if may_be_there && !std::mem::replace(&mut self.is_in_doubt, true) {
-                    // Durable in their place, it says that they are not.
+                    // Once this value is durable in their place in the log, they cannot be there.
                     group.put.push(self.proof());
                 }
                 if !group.is_empty() && !ipc::planted!("outcomes-of-a-failed-group-forgotten") {
@@ -465,7 +465,7 @@ impl<D: Disk, I: Index> Running<D, I> {
         }
         self.restore_ballast();
         if !self.ballast.stands() {
-            // Given up for outcomes and the index: not for mail that would need more of it.
+            // The ballast was given up for outcomes and the index, not for new mail, which would need still more room.
             return Some(format!("less than {} bytes are free", Ballast::ROOM_BYTES));
         }
         if self.no_room.is_some() && self.store.keep_room().is_ok() {
@@ -479,7 +479,7 @@ impl<D: Disk, I: Index> Running<D, I> {
         let why = match self.intake_refusal() {
             _ if self.failures > 0 => Some(self.failure.clone()),
             Some(SpoolError::Full(why)) => Some(why),
-            // One group has failed: it passes in a second.
+            // Only one group has failed, which may pass within a second.
             _ => None,
         };
         self.shared.backlog.set_refusal(why.as_deref());

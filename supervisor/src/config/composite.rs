@@ -9,7 +9,7 @@ use super::pattern::{pattern, regex};
 use super::problem::Problem;
 use super::value::{items, number};
 
-/// Categories of refusals that are about the sender, the message or the way: no reason not to write to
+/// Categories of refusals that are about the sender, the message or the route: no reason not to write to
 /// the recipient again.
 const NOT_OF_MAILBOXES: &[&str] = &[
     "spam-related",
@@ -169,7 +169,7 @@ pub fn domain(t: &str) -> Result<String, Problem> {
     if ip(t).is_ok() {
         return Err(Problem::expected("a domain name", t).help("an IP address is not one"));
     }
-    // Mail may go to odder ones than an operator has: here they are mistakes.
+    // Recipients' domains may have odd characters. The domains that an operator writes in a configuration have none, so here one is a mistake.
     normalise_domain(t).ok().filter(|d| is_plain_domain(d)).ok_or_else(|| Problem::expected("a domain name", t))
 }
 

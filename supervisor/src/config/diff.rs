@@ -173,11 +173,11 @@ fn blocks(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<Change>)
 }
 
 fn of_row(row: u16) -> Option<&'static Directive> {
-    // What a macro changes is told by the paths that it stands for.
+    // A change of a macro is told of at the paths that the macro stands for.
     directives::all().get(usize::from(row)).filter(|d| d.name != "domain-macro")
 }
 
-/// What differs between lines, whose directives are found by `directive`.
+/// What differs between two lists of lines; `directive` finds the directive of a line.
 fn compare(old: &Lines, new: &Lines, directive: impl Fn(u16) -> Option<&'static Directive>) -> Vec<Differs> {
     let none = Vec::new();
     let mut all = Vec::new();
@@ -194,7 +194,7 @@ fn compare(old: &Lines, new: &Lines, directive: impl Fn(u16) -> Option<&'static 
             }
             all.extend(gone.into_iter().map(|v| (d.name, Kind::Gone, Some(shown(d, v)), None)));
             all.extend(added.into_iter().map(|v| (d.name, Kind::New, None, Some(shown(d, v)))));
-            // Where the first match decides, the order of those that stay counts.
+            // Where the first line that matches decides, the order of the lines that are in both lists counts, too.
             if !a.iter().filter(|v| after.contains(v)).eq(b.iter().filter(|v| before.contains(v))) {
                 all.push((d.name, Kind::Order, None, None));
             }
@@ -371,7 +371,7 @@ fn paths(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<Change>) 
     for (label, (destination, pattern)) in destinations {
         let matching = matching_patterns(&destination).into_iter().chain([pattern.to_owned()]);
         let mine: Vec<&Own> = matching.filter_map(|p| own.get(p.as_str())).collect();
-        // What holds for those that say nothing of their own here, by pool.
+        // The change for virtual MTAs that say nothing of their own here, by pool.
         let mut above: HashMap<(Option<u32>, Option<u32>), Vec<Differs>> = HashMap::new();
         for (i, k) in kept.iter().enumerate() {
             let pools = (old.pool_of(k.old), new.pool_of(k.new));
@@ -392,7 +392,7 @@ fn paths(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<Change>) 
     tell(&changes, kept.len(), all);
 }
 
-/// What changes alike for a domain and all below it is said once, of `[*.]domain`.
+/// A change that is the same for a domain and for all domains below it is told of once, for `[*.]domain`.
 fn join_wildcards(changes: &mut ByPath<'_>) {
     let below: Vec<(String, Differs)> = changes.keys().filter(|(path, _)| path.starts_with("*.")).cloned().collect();
     for key in below {
@@ -408,7 +408,7 @@ fn join_wildcards(changes: &mut ByPath<'_>) {
 
 /// Changes as lines: many virtual MTAs that change alike are one.
 fn tell(changes: &ByPath<'_>, vmtas_in_all: usize, all: &mut Vec<Change>) {
-    // What changes for every destination is not said again for each that is named somewhere.
+    // A change for every destination is not told of again for each destination that some line names.
     let general: HashMap<&Differs, &Vec<&str>> =
         changes.iter().filter(|((path, _), _)| path == "*").map(|((_, d), v)| (d, v)).collect();
     for ((pattern, differs), vmtas) in changes {

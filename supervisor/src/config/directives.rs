@@ -21,7 +21,7 @@ pub enum Status {
     Withheld,
     /// Harmless here, ignored on purpose.
     Accepted,
-    /// Without effect here, which whoever writes it is told of, with what to do instead.
+    /// Without effect here; a warning tells the operator so, and what to do instead.
     Ignored,
 }
 
@@ -189,19 +189,19 @@ mod tests {
             let status = line.split('\t').nth(6).unwrap_or_default();
             assert!(known.contains(&status), "{line}");
         }
-        // None is left out, as one would be whose type is not known.
+        // No row is left out, as one of an unknown type would be.
         assert_eq!(all().len(), include_str!("directives.tsv").lines().count() - 1);
     }
 
     #[test]
     fn defaults_are_values() {
-        // Where a default is no value of its own it says what it follows.
+        // A default that is no value names what the directive follows by default.
         let says = |t: &str| {
             matches!(t, "-" | "?" | "\"\"" | "" | "none" | "*") || t.contains(' ') || t == "global" || t == "system"
         };
         let mut wrong = Vec::new();
         for d in all().iter().filter(|d| d.kind != Type::Block && !says(d.default)) {
-            // Of a directive that also takes a network the default is that of its last part.
+            // Where a directive takes a network before its value, the default is one of the value.
             if matches!(d.kind, Type::Args(_)) {
                 continue;
             }

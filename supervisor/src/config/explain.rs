@@ -175,7 +175,7 @@ pub fn explain(
     let only = if only.is_empty() { String::new() } else { asked(only)? };
     let via = Via::named(s, &via)?;
     let queue = queue_of(s, &domain, via, rolled_up);
-    // What sends mail elsewhere stands in the domain's own block.
+    // Lines that send mail to another queue stand in the block of the domain itself.
     let destination = if matches!(only.as_str(), "queue-to" | "mx-rollup") { domain } else { queue.value.clone() };
     if only == QUEUE {
         return Ok(vec![queue]);
@@ -196,7 +196,7 @@ pub fn explain(
     Ok(all)
 }
 
-/// What the queue that mail waits in is called among the directives.
+/// The name under which the directives list the queue that mail waits in.
 const QUEUE: &str = "queue";
 /// Times that `queue-to` is followed, as by workers.
 const QUEUE_TO_HOPS_MAX: usize = 8;
@@ -427,7 +427,7 @@ fn default(d: &Directive) -> Said {
     Said { value: if d.default.is_empty() { "-" } else { d.default }.to_owned(), origin }
 }
 
-/// Keys and headers of which those of the virtual MTA come first and all others count, too.
+/// Directives of keys and headers: the lines of the virtual MTA come first, and those of the other levels count, too.
 const ADD_UP_OVER_LEVELS: &[&str] = &["domain-key", "include-headers-from"];
 
 /// What stands beside `<domain>` blocks: at top level what virtual MTAs inherit, and in the
@@ -523,7 +523,7 @@ fn origin(
         Scope::Vmta(i) => format!("virtual-mta {}", s.vmtas.get(i as usize).map_or("", |v| v.name.as_str())),
     };
     let through = profile.map(|p| format!(" profile {}", p.name.as_str())).unwrap_or_default();
-    // As its block is written: who looks for the line looks for `<domain $isp.com>`.
+    // The name is shown as the block is written: an operator who looks for the line looks for `<domain $isp.com>`.
     let parameter = s.layers.parameter(setting).filter(|_| profile.is_none());
     let pattern = parameter.map_or_else(|| ipc::message::shown_domain(pattern), str::to_owned);
     let layer = format!("{name} <domain {pattern}>{through}");

@@ -89,7 +89,7 @@ pub fn domain(all: &mut Diagnostics, s: &Statement, anywhere: &HashSet<&str>) {
 pub fn backoff_beside(all: &mut Diagnostics, s: &Statement, of_all: &[&Statement]) {
     let here = |name: &str| s.inside.iter().rev().find(|i| *i.name == *name);
     let there = |name: &str| of_all.iter().flat_map(|b| b.inside.iter()).rfind(|i| *i.name == *name);
-    // More connections than normally have no effect, and need no word where they are meant for other queues.
+    // More connections in backoff than in normal mode have no effect. Where the limit is meant for other queues there is nothing to warn of.
     for name in WITH_BACKOFF.iter().filter(|n| **n != "max-smtp-out") {
         let in_backoff = format!("backoff-{name}");
         let (line, other, normal, backoff) = match (here(name), here(&in_backoff)) {
@@ -271,7 +271,7 @@ fn queue_loops(all: &mut Diagnostics, statements: &[Statement]) {
     let mut next = BTreeMap::new();
     for d in statements.iter().filter(|s| &*s.name == "<domain>") {
         for s in d.inside.iter().filter(|s| &*s.name == "queue-to" && !s.value.is_empty()) {
-            // One to itself has no effect and is allowed.
+            // A queue or a virtual MTA that sends mail to itself has no effect, and is allowed.
             if !s.value.eq_ignore_ascii_case(&d.value) {
                 next.insert(d.value.to_lowercase(), (s.value.to_lowercase(), s.at));
             }
@@ -318,7 +318,7 @@ fn reroutes(all: &mut Diagnostics, statements: &[Statement]) {
             v.inside.iter().filter(|d| &*d.name == "<domain>" && &*d.value == "*").flat_map(|d| d.inside.iter());
         for s in inside.filter(|s| s.name.ends_with("reroute-to-virtual-mta") && !s.value.is_empty()) {
             let target = s.value.to_lowercase();
-            // One to itself has no effect and is allowed.
+            // A queue or a virtual MTA that sends mail to itself has no effect, and is allowed.
             if target != v.value.to_lowercase() {
                 next.insert(v.value.to_lowercase(), (target, s.at));
             }
@@ -330,7 +330,7 @@ fn reroutes(all: &mut Diagnostics, statements: &[Statement]) {
     });
 }
 
-/// Value → how many say it, and the first places.
+/// By value: the number of lines that say it, and the places of the first ones.
 type Values = BTreeMap<String, (usize, Vec<Span>)>;
 
 /// Stanzas for the same domain in many virtual MTAs, of which a few were forgotten when the
@@ -345,7 +345,7 @@ impl Similar {
     /// Takes a `<domain>` block of a virtual MTA.
     pub fn note(&mut self, s: &Statement) {
         for i in &s.inside {
-            // What is said of a line that differs repeats its value.
+            // The warning about a line that differs repeats the value of the line.
             let is_secret = SECRETS.contains(&&*i.name) || WITH_PASSWORD.contains(&&*i.name);
             if is_secret || directives::find(&i.name, "domain").is_some_and(|d| d.repeats) {
                 continue;

@@ -95,7 +95,7 @@ fn lost_backslash(expression: &str) -> Option<(String, String)> {
 /// Warns of hosts of one queue in `<mx-rollup-list>` that are never all of them preferred hosts of a domain.
 pub fn roll_ups(statements: &[Statement], tell: &mut impl FnMut(Diagnostic)) {
     let lists = statements.iter().filter(|s| &*s.name == "<mx-rollup-list>");
-    // Queue, and what comes with it: the first host by name.
+    // The queue, and the first of its hosts by name.
     let mut first: Vec<(String, String, super::files::Span)> = Vec::new();
     for s in lists.flat_map(|l| l.inside.iter()).filter(|s| &*s.name == "mx") {
         let mut words = s.value.split_whitespace().map(str::to_lowercase);

@@ -146,7 +146,7 @@ mod tests {
                 let hit: Vec<&str> = of_mailboxes
                     .iter()
                     .filter(|r| expression.is_match(r.example).unwrap())
-                    // Apple says it of a mailbox and means how much is sent.
+                    // Apple names a mailbox in this reply, and means the amount of mail that is sent.
                     .filter(|r| !r.example.contains("deferred due to excessive volume"))
                     .map(|r| r.example)
                     .collect();

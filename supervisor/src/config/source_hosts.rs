@@ -70,11 +70,11 @@ pub fn within(network: Network, local: &[IpAddr]) -> Vec<IpAddr> {
     let hosts = 1u32.checked_shl(128u32.saturating_sub(u32::from(network.bits))).filter(|n| *n <= LOOPBACK_MAX);
     match (IpAddr::from(network.first()).to_canonical(), hosts) {
         (IpAddr::V4(first), Some(hosts)) if first.is_loopback() => {
-            // That one is for all.
+            // 127.255.255.255 is the broadcast address of the network.
             let all = (first.to_bits()..=first.to_bits() + (hosts - 1)).map(Ipv4Addr::from_bits);
             all.filter(|ip| *ip != Ipv4Addr::new(127, 255, 255, 255)).map(IpAddr::V4).collect()
         }
-        // Addresses of a link are none without the link.
+        // Link-local addresses cannot be used without the name of their interface.
         _ => local.iter().copied().filter(|ip| network.contains(*ip) && !is_link_local(*ip)).collect(),
     }
 }

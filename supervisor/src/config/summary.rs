@@ -37,7 +37,7 @@ pub fn as_text(found: &[&Diagnostic], files: &SourceFiles, all: bool) -> String 
 
 /// What findings have in common that are alike: the words of their messages but for those that look like names and figures.
 fn kind(d: &Diagnostic) -> (bool, &'static str, String) {
-    // One file that is missing is not another.
+    // Two findings that different files are missing are not alike.
     let is_meant =
         |w: &&str| d.code == "missing-file" || !w.contains(|c: char| c.is_ascii_digit() || "\"'./@$<>*".contains(c));
     (d.is_error, d.code, d.message.split_whitespace().filter(is_meant).collect::<Vec<_>>().join(" "))
@@ -83,7 +83,7 @@ mod tests {
             }
             text.push_str("</virtual-mta>\n");
         }
-        // Something else at the end is not lost among them.
+        // A finding of another kind at the end is printed all the same.
         text.push_str("domain-macro nobody a.test\n");
         let said = summary(&text, false);
         assert!(text.lines().count() > 3500 && said.lines().count() < 50, "{said}");
