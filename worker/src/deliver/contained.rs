@@ -213,38 +213,33 @@ mod tests {
         });
     }
 
-    /// What no [`contained`] is around is given back as well: the lease of a connection ends with its task.
-    #[test]
-    fn a_connection_whose_task_panics_is_counted_no_more_and_another_is_opened() {
+    /// All that a connection counted in is given back behind a panic at a place, and its mail is delivered.
+    fn is_given_back_behind(place: &'static str) {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         LocalSet::new().block_on(&runtime, async {
             let shard = shard(dir.path()).await;
             let rules = DomainRules { smtp_hosts: format!("[127.0.0.1]:{}", receiver().await), ..Default::default() };
             let (_, path) = queued(&shard, rules).await;
-            PANICS_AT.set("carry");
+            PANICS_AT.set(place);
             shard.pump(path);
-            until("its mail goes by another", || {
+            until(place, || {
                 PANICS_AT.get().is_empty() && shard.scheduler().recipients == 0 && nothing_is_kept(&shard, path)
             })
             .await;
         });
     }
 
+    /// What no [`contained`] is around is given back as well: the lease of a connection ends with its task.
+    #[test]
+    fn a_connection_whose_task_panics_is_counted_no_more_and_another_is_opened() {
+        is_given_back_behind("carry");
+    }
+
     /// A path that counts one which is gone among its idle connections would wait for it to take the next message.
     #[test]
     fn a_connection_that_panics_while_it_idles_does_not_count_as_idle() {
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        LocalSet::new().block_on(&runtime, async {
-            let shard = shard(dir.path()).await;
-            let rules = DomainRules { smtp_hosts: format!("[127.0.0.1]:{}", receiver().await), ..Default::default() };
-            let (_, path) = queued(&shard, rules).await;
-            PANICS_AT.set("idle");
-            shard.pump(path);
-            until("it is forgotten", || PANICS_AT.get().is_empty() && nothing_is_kept(&shard, path)).await;
-            assert_eq!(shard.scheduler().recipients, 0);
-        });
+        is_given_back_behind("idle");
     }
 
     #[test]

@@ -42,8 +42,7 @@ impl Ownership {
         self.map = map;
     }
 
-    fn released(&self, owners_before: impl Iterator<Item = u8>, destination: &str) -> bool {
-        let mut owners_before = owners_before;
+    fn released(&self, mut owners_before: impl Iterator<Item = u8>, destination: &str) -> bool {
         owners_before.all(|o| match self.outstanding.get(&o) {
             None => true,
             Some(None) => false,

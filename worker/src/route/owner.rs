@@ -318,6 +318,7 @@ mod tests {
             let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
             let (mut now, mut answers) = connected(&shard, 2).await;
             let (mut before, mut answers_before) = connected(&shard, 1).await;
+            // It may be closed by now.
             let _ = before.write_all(&offer(mesh::HANDOFF)).await;
             assert!(answers_before.next(&mut before).await.unwrap().is_none(), "nothing is answered there");
             now.write_all(&offer(mesh::HANDOFF_KEPT)).await.unwrap();

@@ -18,16 +18,20 @@ impl<M> Id<M> {
     /// Names nothing.
     pub const NOTHING: Self = Id { place: u32::MAX, born: u32::MAX, kind: PhantomData };
 
+    fn new(place: u32, born: u32) -> Self {
+        Id { place, born, kind: PhantomData }
+    }
+
     /// One for tests that have no arena.
     #[cfg(test)]
     pub fn numbered(place: u32) -> Self {
-        Id { place, born: 0, kind: PhantomData }
+        Id::new(place, 0)
     }
 
     /// One that was taken when another arena took that one.
     #[cfg(test)]
     pub fn numbered_as<N>(other: Id<N>) -> Self {
-        Id { place: other.place, born: other.born, kind: PhantomData }
+        Id::new(other.place, other.born)
     }
 
     /// The place in the arena. One that comes later may have it.
@@ -59,7 +63,7 @@ impl<M: Copy, T> Arena<M, T> {
         let born = self.born;
         self.born = born.wrapping_add(1);
         let place = u32::try_from(self.values.insert((born, value)));
-        Id { place: place.expect("fewer than 2³² values fit in memory"), born, kind: PhantomData }
+        Id::new(place.expect("fewer than 2³² values fit in memory"), born)
     }
 
     /// The value, if it is there.
@@ -72,11 +76,6 @@ impl<M: Copy, T> Arena<M, T> {
         self.values.get_mut(id.place as usize).filter(|(born, _)| *born == id.born).map(|(_, value)| value)
     }
 
-    /// Whether it is there.
-    pub fn contains(&self, id: Id<M>) -> bool {
-        self.get(id).is_some()
-    }
-
     /// Takes a value out, if it is there.
     pub fn remove(&mut self, id: Id<M>) -> Option<T> {
         self.get(id)?;
@@ -86,32 +85,19 @@ impl<M: Copy, T> Arena<M, T> {
     /// What lies at a place now.
     pub fn at(&self, place: u32) -> Option<(Id<M>, &T)> {
         let (born, value) = self.values.get(place as usize)?;
-        Some((Id { place, born: *born, kind: PhantomData }, value))
+        Some((Id::new(place, *born), value))
     }
 
     /// All values in the order of their places, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Id<M>, &mut T)> {
-        self.values
-            .iter_mut()
-            .map(|(place, (born, value))| (Id { place: place as u32, born: *born, kind: PhantomData }, value))
+        // Places fit: `insert` has checked.
+        self.values.iter_mut().map(|(place, (born, value))| (Id::new(place as u32, *born), value))
     }
 
     /// All values in the order of their places.
     pub fn iter(&self) -> impl Iterator<Item = (Id<M>, &T)> {
-        self.values.iter().map(|(place, (born, value))| {
-            // Places fit: `insert` has checked.
-            (Id { place: place as u32, born: *born, kind: PhantomData }, value)
-        })
-    }
-
-    /// Values.
-    pub fn len(&self) -> usize {
-        self.values.len()
-    }
-
-    /// There is none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        // Places fit: `insert` has checked.
+        self.values.iter().map(|(place, (born, value))| (Id::new(place as u32, *born), value))
     }
 
     /// Values that there is memory for.
@@ -155,8 +141,8 @@ mod tests {
         assert_eq!((arena.remove(a), arena.remove(a)), (Some("a"), None));
         let c = arena.insert("c");
         assert_eq!((c.place(), c == a), (a.place(), false));
-        assert!(!arena.contains(a) && arena.get_mut(a).is_none() && arena.remove(a).is_none());
-        assert_eq!((arena.get(c), arena.at(c.place()), arena.len()), (Some(&"c"), Some((c, &"c")), 2));
+        assert!(arena.get(a).is_none() && arena.get_mut(a).is_none() && arena.remove(a).is_none());
+        assert_eq!((arena.get(c), arena.at(c.place()), arena.iter().count()), (Some(&"c"), Some((c, &"c")), 2));
         assert_eq!(arena.iter().collect::<Vec<_>>(), [(c, &"c"), (b, &"b")]);
     }
 }

@@ -21,6 +21,7 @@ impl NameIndex {
 
     /// Adds a place that is not there, whose names are known by now.
     pub fn insert<'a>(&mut self, place: u32, names: impl Fn(u32) -> Option<(&'a str, &'a str)>) {
+        // Whatever lies at a place in the table has names. One without would not be found, and be made anew.
         let hash = |place: &u32| self.hasher.hash_one(names(*place).unwrap_or_default());
         self.places.insert_unique(hash(&place), place, hash);
     }
