@@ -10,11 +10,13 @@ type Module = Vec<String>;
 const OF_THE_SCHEDULE: [&str; 6] =
     ["crate::classify::outcome", "crate::connect::protection", "hashbrown", "proptest", "slab", "smallvec"];
 
-/// What `engine/` may import besides: the configuration in force, which is read and nothing else, and the form in which a spool
-/// passes what it found.
-const OF_THE_ENGINE: [&str; 6] = [
+/// What `engine/` may import besides: the configuration and the reply rules in force, which are read and nothing else, and the form in which
+/// a spool passes what it found.
+const OF_THE_ENGINE: [&str; 8] = [
     "crate::classify::outcome",
+    "crate::classify::reply_patterns",
     "crate::config::Config",
+    "crate::connect::protection",
     "crate::engine",
     "crate::prepare::vmta_name",
     "crate::schedule",

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use ipc::dice::HashMap;
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
@@ -55,22 +54,8 @@ impl Heat {
             let used = cpu.saturating_sub(self.cpu).as_micros() * 1000 / lasted.as_micros().max(1);
             (self.at, self.cpu) = (Instant::now(), cpu);
             self.busy_permille = used.min(1000) as u32;
-            self.hottest = hottest(shard);
+            self.hottest = shard.decide(|e, _| e.hottest());
         }
         (self.busy_permille, self.hottest.clone())
     }
-}
-
-fn hottest(shard: &Shard) -> Option<(String, u32)> {
-    let mut s = shard.scheduler_mut();
-    let mut all: HashMap<&str, u64> = HashMap::default();
-    for (_, p) in s.paths.iter_mut() {
-        let taken = std::mem::take(&mut p.taken);
-        if taken > 0 {
-            *all.entry(&p.destination).or_default() += u64::from(taken);
-        }
-    }
-    let sum: u64 = all.values().sum();
-    let (destination, most) = all.into_iter().max_by_key(|(_, n)| *n)?;
-    Some((destination.to_owned(), (most * 1000 / sum.max(1)) as u32))
 }

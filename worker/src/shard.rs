@@ -7,7 +7,7 @@ pub mod life;
 mod news;
 mod upkeep;
 
-use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -337,22 +337,23 @@ impl Shard {
 
     /// Queues and paths, to look at.
     pub fn scheduler(&self) -> Ref<'_, Scheduler> {
-        Ref::map(self.engine.borrow(), |e| &e.scheduler)
+        Ref::map(self.engine.borrow(), |e| e.scheduler())
     }
 
-    /// Queues and paths, to change where nothing has to be decided by it.
-    pub fn scheduler_mut(&self) -> RefMut<'_, Scheduler> {
-        RefMut::map(self.engine.borrow_mut(), |e| &mut e.scheduler)
+    /// Queues and paths, for tests to bring about what they are about.
+    #[cfg(test)]
+    pub fn scheduler_mut(&self) -> std::cell::RefMut<'_, Scheduler> {
+        std::cell::RefMut::map(self.engine.borrow_mut(), |e| e.scheduler_mut())
     }
 
     /// What operators paused and disabled.
     pub fn switches(&self) -> Ref<'_, Switches> {
-        Ref::map(self.engine.borrow(), |e| &e.switches)
+        Ref::map(self.engine.borrow(), |e| e.switches())
     }
 
     /// What is known of paths that have no mail here.
     pub fn inherited(&self) -> Ref<'_, Inherited> {
-        Ref::map(self.engine.borrow(), |e| &e.inherited)
+        Ref::map(self.engine.borrow(), |e| e.inherited())
     }
 
     /// How many connections may take long to open, see [`crate::deliver::slow`].
@@ -539,7 +540,7 @@ impl Shard {
         }
         let changed = map.epoch > before;
         let map = Rc::new(map);
-        self.decide(|e, _| e.ownership.set_map(Rc::clone(&map)));
+        self.decide(|e, _| e.set_map(Rc::clone(&map)));
         *self.map.borrow_mut() = map;
         self.ended_or_moved.notify_waiters();
         changed

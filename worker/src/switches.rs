@@ -52,14 +52,11 @@ impl Obeyed {
 pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     if let Some((_, jobs)) = values.iter().find(|(name, _)| name == JOBS_KEPT_AS) {
         let names = String::from_utf8_lossy(jobs).lines().map(str::to_owned).collect::<Vec<_>>();
-        shard.scheduler_mut().jobs.set_paused(names);
+        shard.decide(|e, _| e.set_paused_jobs(names));
     }
     let Some((_, value)) = values.iter().find(|(name, _)| name == KEPT_AS) else { return };
     match stored::read::<Switches>(value) {
-        Ok(s) => shard.decide(|e, _| {
-            e.switches = s;
-            e.apply_orders();
-        }),
+        Ok(s) => shard.decide(|e, _| e.set_switches(s)),
         Err(e) => tracing::warn!(error = %e, "pauses in the spool cannot be read; forgotten"),
     }
 }
@@ -75,9 +72,8 @@ pub fn take(shard: &Shard, all: AllSwitches) {
     shard.spool.put(KEPT_AS, stored::bytes(&all.queues));
     shard.spool.put(JOBS_KEPT_AS, all.jobs.join("\n").into_bytes());
     shard.decide(|e, _| {
-        e.switches = all.queues;
-        e.scheduler.jobs.set_paused(all.jobs);
-        e.apply_orders();
+        e.set_paused_jobs(all.jobs);
+        e.set_switches(all.queues);
     });
     crate::standing_orders::take(shard, all.given);
 }
@@ -100,12 +96,7 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder, by: &str) -> Result<Obeyed, S
         // A slip of the pen: nothing is kept for it.
         return Ok(Obeyed::default());
     }
-    let kept = shard.decide(|e, _| {
-        let before = e.switches.clone();
-        e.switches.forget_over(now);
-        e.switches.note(order)?;
-        Ok::<bool, String>(e.switches != before)
-    })?;
+    let kept = shard.decide(|e, now| e.note_order(order, now))?;
     if kept {
         shard.spool.put(KEPT_AS, stored::bytes(&*shard.switches()));
         crate::standing_orders::note(shard, order, by);
@@ -116,7 +107,7 @@ pub fn obey(shard: &Rc<Shard>, order: &QueueOrder, by: &str) -> Result<Obeyed, S
         QueueAction::Schedule { recipients } => {
             let mut done = Obeyed::default();
             for id in &queues {
-                let changed = schedule(shard, *id, *recipients, now);
+                let changed = shard.decide(|e, now| e.end_waits(*id, *recipients, now));
                 done.count(|| queue_name(shard, *id), changed);
             }
             done
@@ -160,13 +151,7 @@ fn meant(shard: &Shard, order: &QueueOrder) -> (Vec<QueueId>, Vec<PathId>) {
         if made >= PATHS_MADE_MAX {
             break;
         }
-        made += shard.decide(|e, now| {
-            let members = e.scheduler.queues.get(*id).filter(|q| q.recipients > 0).map_or(0, |q| q.members.len());
-            for member in 0..members {
-                let _ = e.path_for(*id, member, now);
-            }
-            members
-        });
+        made += shard.decide(|e, now| e.make_all_paths(*id, now));
     }
     let paths = meant::paths(shard, &shard.scheduler(), &order.of, &queues);
     (queues, paths)
@@ -181,22 +166,18 @@ pub fn pause_job(shard: &Rc<Shard>, job: &str, paused: bool, by: &str) -> Result
     if job.len() > text::JOB_NAME_MAX || !text::is_fit(job) {
         return Err(format!("a job's name has at most {} printable characters", text::JOB_NAME_MAX));
     }
-    let (recipients, changed, kept) = {
-        let jobs = &mut shard.scheduler_mut().jobs;
-        let mut names: Vec<String> = jobs.paused().map(str::to_owned).collect();
-        let was = names.iter().any(|n| n == job);
-        names.retain(|n| n != job);
-        if paused {
-            names.push(job.to_owned());
-        }
-        if names.len() > PAUSED_JOBS_MAX {
-            return Err(format!("{PAUSED_JOBS_MAX} jobs are paused already; resume some"));
-        }
-        let kept = names.join("\n");
-        jobs.set_paused(names);
-        let has = jobs.iter().find(|(_, j)| &*j.name == job).map_or(0, |(_, j)| j.recipients);
-        (has, was != paused, kept)
-    };
+    let mut names: Vec<String> = shard.scheduler().jobs.paused().map(str::to_owned).collect();
+    let was = names.iter().any(|n| n == job);
+    names.retain(|n| n != job);
+    if paused {
+        names.push(job.to_owned());
+    }
+    if names.len() > PAUSED_JOBS_MAX {
+        return Err(format!("{PAUSED_JOBS_MAX} jobs are paused already; resume some"));
+    }
+    let (changed, kept) = (was != paused, names.join("\n"));
+    shard.decide(|e, _| e.set_paused_jobs(names));
+    let recipients = shard.scheduler().jobs.iter().find(|(_, j)| &*j.name == job).map_or(0, |(_, j)| j.recipients);
     if changed {
         shard.spool.put(JOBS_KEPT_AS, kept.into_bytes());
         crate::standing_orders::note_job(shard, job, by);
@@ -231,7 +212,7 @@ fn path_name(shard: &Shard, id: PathId) -> String {
 fn set_modes(shard: &Rc<Shard>, order: &QueueOrder, paths: &[PathId], backoff: bool, now: i64) -> Obeyed {
     let mut done = Obeyed::default();
     for id in paths {
-        let changed = set_mode(shard, *id, backoff, now);
+        let changed = shard.decide(|e, now| e.set_mode(*id, backoff, now));
         done.count(|| path_name(shard, *id), changed);
     }
     if !backoff {
@@ -249,50 +230,6 @@ fn set_modes(shard: &Rc<Shard>, order: &QueueOrder, paths: &[PathId], backoff: b
     done
 }
 
-fn set_mode(shard: &Rc<Shard>, id: PathId, backoff: bool, now: i64) -> bool {
-    let (turn, forced) = {
-        let mut s = shard.scheduler_mut();
-        let Some(p) = s.paths.get_mut(id) else { return false };
-        let was_forced = p.forced;
-        let turn = if backoff { p.enter_backoff(now) } else { p.leave_backoff(now) };
-        if turn.is_some() || backoff {
-            p.forced = true;
-        }
-        (turn, p.forced != was_forced)
-    };
-    if let Some(turn) = turn {
-        shard.decide(|e, now| e.mode_changed(id, turn, "set queue", now));
-    } else if forced {
-        shard.decide(|e, now| e.note_mode(id, now));
-    }
-    turn.is_some() || forced
-}
-
-/// Ends the wait of a queue's paths, and of its recipients where wanted.
-fn schedule(shard: &Shard, id: QueueId, recipients: bool, now: i64) -> bool {
-    let s = &mut *shard.scheduler_mut();
-    let Some(q) = s.queues.get_mut(id) else { return false };
-    let mut changed = false;
-    if recipients && !q.waiting.is_empty() {
-        changed = true;
-    }
-    if changed {
-        s.promote_all(id);
-    }
-    let Some(q) = s.queues.get_mut(id) else { return false };
-    changed |= q.retry_at_ms() > now;
-    q.retry_now();
-    for p in &q.pullers {
-        let Some(p) = s.paths.get_mut(p.path) else { continue };
-        changed |= p.retry_at_ms > now;
-        p.retry_at_ms = 0;
-        if p.connect_again_ms.max(p.ask_again_ms) > 0 {
-            (p.connect_again_ms, p.ask_again_ms) = (0, 0);
-        }
-    }
-    changed
-}
-
 fn set_source(
     shard: &Rc<Shard>,
     order: &QueueOrder,
@@ -303,27 +240,11 @@ fn set_source(
     let address: IpAddr = ip.parse().map_err(|_| format!("expected an IP address, found {ip:?}"))?;
     let mut done = Obeyed::default();
     let mut set = Vec::new();
-    let config = shard.config();
-    {
-        let s = &mut *shard.scheduler_mut();
-        for id in paths {
-            let Some(p) = s.paths.get_mut(*id) else { continue };
-            let known = p.sources.iter().any(|s| s.ip == address && s.disabled_until_ms > 0);
-            // What never goes from this address has nothing to switch.
-            if !known && !config.source_addresses(p.vmta).contains(&address) {
-                continue;
-            }
-            let changed = match p.sources.iter().find(|s| s.ip == address) {
-                Some(s) => s.disabled_until_ms != until_ms,
-                None => until_ms > 0,
-            };
-            done.count(|| p.name(), changed);
-            if changed {
-                p.source(address).disabled_until_ms = until_ms;
-                set.push(*id);
-                // Connections that wait look at it.
-                shard.idle.wake_all(*id);
-            }
+    for id in paths {
+        let Some(changed) = shard.decide(|e, _| e.set_source(*id, address, until_ms)) else { continue };
+        done.count(|| path_name(shard, *id), changed);
+        if changed {
+            set.push(*id);
         }
     }
     if until_ms == 0 {

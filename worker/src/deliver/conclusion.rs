@@ -22,6 +22,7 @@ use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
 use crate::clock;
 use crate::connect::tls;
+use crate::engine::failures::Judgement;
 use crate::holds::{Pieces, Work, doing};
 use crate::prepare::content::Content;
 use crate::report::dsn;
@@ -147,22 +148,18 @@ pub(super) async fn conclude(
         shard.decide(|e, now| e.mode_changed(path.id, change, "backoff-to-normal-after-delivery", now));
     }
     let waits = !retry.is_empty();
-    {
-        let mut s = shard.scheduler_mut();
-        if waits {
-            s.retry(batch, &retry, due);
-            path.is_done_with(&retry);
-        }
-        let settled = (!ended.is_empty()).then(|| {
-            path.is_done_with(&ended);
-            let last = s.settle(batch.queue, batch.slot, ended.len());
-            Settled { key, recipients: ended, last, rows }
-        });
-        drop(s);
-        if waits || settled.is_some() {
-            let outcomes = Outcomes { settled, entries: updates, rows: t_rows, ..Default::default() };
-            recorded::record(shard, outcomes, reports);
-        }
+    if waits {
+        shard.decide(|e, _| e.retry(batch, &retry, due));
+        path.is_done_with(&retry);
+    }
+    let settled = (!ended.is_empty()).then(|| {
+        path.is_done_with(&ended);
+        let last = shard.decide(|e, _| e.settle(batch.queue, batch.slot, ended.len()));
+        Settled { key, recipients: ended, last, rows }
+    });
+    if waits || settled.is_some() {
+        let outcomes = Outcomes { settled, entries: updates, rows: t_rows, ..Default::default() };
+        recorded::record(shard, outcomes, reports);
     }
     if waits {
         // The rest of this queue was rerouted while these recipients were in flight: they are sent the same way.
@@ -241,7 +238,7 @@ pub(super) async fn without_suppressed(
         return Some(batch);
     }
     // The receiver never sees these recipients, so they use up none of its rate.
-    shard.scheduler_mut().not_attempted(path.id, path.source, refused.len() as u64, clock::now_ns() as i64);
+    shard.decide(|e, now| e.not_attempted(path.id, path.source, refused.len() as u64, now));
     path.rates().not_attempted(&shard.ledger, refused.len() as u64);
     batch.recipients.retain(|r| !refused.iter().any(|(out, _)| out == r));
     conclude(shard, path, &batch, e, body, refused, &Attempt::default()).await;
@@ -260,28 +257,14 @@ fn judge(
     if verdicts.iter().all(|(_, v)| v.stage == Stage::Suppressed) {
         return None;
     }
-    let s = &mut *shard.scheduler_mut();
     let failure = verdicts
         .iter()
         .rev()
         .find(|(_, v)| v.outcome != Outcome::Delivered)
         .map(|(_, v)| Rc::new(Failure::at(v.clone(), &at.host, &at.ip).recorded(&path.rules)));
-    if let (Some(q), Some(f)) = (s.queues.get_mut(path.queue), &failure) {
-        q.last_failure = Some(Rc::clone(f));
-    }
-    if delivered > 0 {
-        let rolled_up = s.queues.get_mut(path.queue).and_then(|q| q.rolled_up.as_mut());
-        rolled_up.into_iter().for_each(|r| r.retry_step = 0);
-    }
-    let p = s.paths.get_mut(path.id)?;
-    failure.into_iter().for_each(|f| p.failed(clock::now_ms(), f));
-    if delivered > 0 {
-        return p.delivered(clock::now_ms());
-    }
-    if health::speak_ill(shard.config().bounce_rules(), verdicts.iter().map(|(_, v)| v)) {
-        p.judged(false);
-    }
-    None
+    let speaks_ill = || health::speak_ill(shard.config().bounce_rules(), verdicts.iter().map(|(_, v)| v));
+    let judgement = Judgement { failure, delivered: delivered > 0, speaks_ill: delivered == 0 && speaks_ill() };
+    shard.decide(|e, now| e.judge(path.id, path.queue, judgement, now))
 }
 
 /// The reports that the sender asked for, each of so many recipients at most.
@@ -483,7 +466,7 @@ async fn bounce_refused(shard: Rc<Shard>, id: QueueId, entry: Entry) {
 
 /// Bounces everything that waits in a queue.
 pub(super) async fn bounce_queue(shard: &Rc<Shard>, path: &ServedPath, id: QueueId, f: &Failure) {
-    let waiting = shard.scheduler_mut().drain(id);
+    let waiting = shard.decide(|e, _| e.drain(id));
     let at = Attempt::of_failure(f);
     let mut waiting = InHand::new(shard, id, waiting.into_iter().map(|(entry, _)| entry));
     while let Some(entry) = waiting.next() {
@@ -602,11 +585,12 @@ pub(crate) fn unreadable_in(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolEr
 }
 
 fn set_aside(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolError) {
-    let mut s = shard.scheduler_mut();
-    if matches!(e, spool::SpoolError::Unreadable { .. }) {
-        // The message is in quarantine, which operators look after; the queue goes on without it.
-        s.settle(batch.queue, batch.slot, batch.recipients.len());
-    } else {
-        s.hold(batch, &batch.recipients, clock::now_ms() + 60_000, batch.attempts);
-    }
+    shard.decide(|engine, now| {
+        if matches!(e, spool::SpoolError::Unreadable { .. }) {
+            // The message is in quarantine, which operators look after; the queue goes on without it.
+            engine.settle(batch.queue, batch.slot, batch.recipients.len());
+        } else {
+            engine.hold(batch, &batch.recipients, now.ms() + 60_000, batch.attempts);
+        }
+    });
 }

@@ -12,7 +12,7 @@ use super::conclusion::{Attempt, conclude, unreadable};
 use super::contained::{contained, hold_after_panic, rest_after_panic};
 use super::decision::{Circumstances, Decision, decide};
 use super::interruption::OpenConnection;
-use super::lease::{Blocked, Lease};
+use super::lease::Lease;
 use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
 use super::path::{ServedPath, Waits, for_local_delivery, path_of};
@@ -26,6 +26,7 @@ use super::transaction;
 use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
 use crate::clock;
+use crate::engine::connections::Blocked;
 use crate::log_limit;
 use crate::prepare::content::Content;
 use crate::route::stored::load;
@@ -95,11 +96,7 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
     match connected {
         Ok(Some((path, session, held))) => {
             lease.opened(path.origin.as_ref().map(|_| (session.host.clone(), session.parameters.clone())));
-            shard.decide(|e, _| {
-                if let Some(p) = e.scheduler.paths.get_mut(id) {
-                    e.line.learn(p, true);
-                }
-            });
+            shard.decide(|e, _| e.session_began(id));
             let shard = Rc::clone(shard);
             tasks::begin("connection", move || carry(shard, lease, path, session, held));
         }
@@ -267,7 +264,6 @@ async fn serve(shard: &Rc<Shard>, path: &mut ServedPath, mut s: ClientSession, e
         {
             break;
         }
-        let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (path.rates(), &shard.ledger);
         // How many recipients the host takes in a transaction, and how many messages in a session.
         let lesson = shard.learned.of(&s.host);
@@ -279,12 +275,13 @@ async fn serve(shard: &Rc<Shard>, path: &mut ServedPath, mut s: ClientSession, e
         }
         let most = [u64::from(lesson.recipients_max), u64::from(offered.rcpt_max)];
         let most = most.into_iter().filter(|n| *n != 0).min().unwrap_or(u64::MAX);
-        let mut shared = |n: u64, bytes| rates.grant(ledger, n.min(most), bytes, now_ns);
         let serves = |q: &Queue| carries_mail_of(path, &s, q);
-        let next = shard.scheduler_mut().next(path.id, path.source, now_ns, &serves, &mut shared);
+        let next = shard.decide(|e, now| {
+            let mut shared = |n: u64, bytes| rates.grant(ledger, n.min(most), bytes, now.ns);
+            e.next_batch(path.id, path.source, &serves, &mut shared, now)
+        });
         match next {
             Next::Send(batch) => {
-                shard.decide(|e, now| e.note_rate(path.id, now));
                 path.carries(shard, batch.queue);
                 let ordinary = batch.ordinary;
                 let (queue, key, whole) = (batch.queue, batch.key, batch.whole());
@@ -294,7 +291,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut ServedPath, mut s: ClientSession, e
                     hold_after_panic(shard, path, &Batch::of(queue, key, whole));
                     false
                 });
-                shard.scheduler_mut().free(path.id, ordinary);
+                shard.decide(|e, _| e.is_through_with_batch(path.id, ordinary));
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
                 if !more {
@@ -342,12 +339,10 @@ async fn wait_for_work(
     limit: Duration,
     entry: &OpenConnection,
 ) -> bool {
-    {
-        let mut sch = shard.scheduler_mut();
-        let Some(p) = sch.paths.get_mut(id) else { return false };
-        p.idle += 1;
+    if !shard.decide(|e, _| e.begins_to_idle(id)) {
+        return false;
     }
-    let _idles = AtEnd(|| shard.scheduler_mut().paths.get_mut(id).into_iter().for_each(|p| p.idle -= 1));
+    let _idles = AtEnd(|| shard.decide(|e, _| e.ends_to_idle(id)));
     tasks::may_panic("idle");
     let waiting = shard.idle.join(id);
     let (stop, end) = (shard.stop_signal(), entry.end());
@@ -478,32 +473,18 @@ async fn carry_out(shard: &Rc<Shard>, path: &ServedPath, s: &ClientSession, batc
         }
     }
     if let Some(fault) = d.fault.as_ref().filter(|_| d.failed_here) {
-        let mut sch = shard.scheduler_mut();
-        let failure = sch.shared_failure(fault.failure());
-        let ill = health::speak_ill(shard.config().bounce_rules(), [&failure.verdict].into_iter());
-        if let Some(q) = sch.queues.get_mut(batch.queue) {
-            q.last_failure = Some(Rc::clone(&failure));
-        }
-        if let Some(p) = sch.paths.get_mut(path.id) {
-            if ill {
-                p.judged(false);
-            }
-            p.failed(clock::now_ms(), failure);
-        }
+        let failure = fault.failure();
+        let speaks_ill = health::speaks_ill(shard.config().bounce_rules(), &failure.verdict);
+        shard.decide(|e, now| e.session_failed(path.id, batch.queue, failure, speaks_ill, now));
     }
     if d.skips_host {
         skip_host(shard, path, &s.host);
     }
     let failure = |v: &Verdict| Failure::at(v.clone(), &s.host, &s.peer.ip().to_string());
     if let Some(v) = &d.defers_path {
-        let ill = health::speaks_ill(shard.config().bounce_rules(), v);
-        let mut sch = shard.scheduler_mut();
-        let now = clock::now_ms();
-        if let Some(p) = sch.paths.get_mut(path.id).filter(|p| p.retry_at_ms <= now) {
-            p.defer(now, Rc::new(failure(v).recorded(&path.rules)), ill);
-            let at = p.retry_at_ms;
-            sch.wake_at(path.id, at);
-        }
+        let speaks_ill = health::speaks_ill(shard.config().bounce_rules(), v);
+        let failure = failure(v).recorded(&path.rules);
+        shard.decide(|e, now| e.defer_path(path.id, failure, speaks_ill, now));
     }
     if let Some(v) = &d.bounces_queue {
         bounce_queues(shard, path, &failure(v)).await;
@@ -530,6 +511,6 @@ fn tell_of_fault(shard: &Shard, path: &ServedPath, fault: &SessionFault, reused:
 /// Bytes that were counted before they were sent, and did not arrive.
 fn give_volume_back(shard: &Shard, path: &ServedPath, content: &Content) {
     let bytes = (content.body[0].len() + content.body[1].len()) as u64;
-    shard.scheduler_mut().not_transferred(path.id, path.source, bytes, clock::now_ns() as i64);
+    shard.decide(|e, now| e.not_transferred(path.id, path.source, bytes, now));
     path.rates().not_transferred(&shard.ledger, bytes);
 }

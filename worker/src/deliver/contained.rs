@@ -35,14 +35,10 @@ fn tell(shard: &Shard, path: &str, task: &'static str, then: &str) {
 /// What connects or serves for a path panicked: it waits for its retry, or the same would happen
 /// again at once.
 pub(super) fn rest_after_panic(shard: &Shard, id: PathId) {
-    let s = &mut *shard.scheduler_mut();
-    let failure = s.shared_failure(Failure::own("4.3.0", "an error of this server; see its log"));
-    let name = s.paths.get(id).map(|p| p.name()).unwrap_or_default();
+    let name = shard.scheduler().paths.get(id).map(|p| p.name()).unwrap_or_default();
     tell(shard, &name, "connection", "its mail waits for the retry of the path");
-    let Some(p) = s.paths.get_mut(id) else { return };
-    p.defer(clock::now_ms(), failure, true);
-    let at = p.retry_at_ms;
-    s.wake_at(id, at);
+    let failure = Failure::own("4.3.0", "an error of this server; see its log");
+    shard.decide(|e, now| e.path_rests(id, failure, true, now));
 }
 
 /// What became of a batch is not known of all its recipients, for the attempt panicked: those wait
@@ -52,7 +48,7 @@ pub(super) fn hold_after_panic(shard: &Shard, path: &ServedPath, batch: &Batch) 
     let recipients = format!("{} recipients of message {} are tried again later", left.len(), batch.key);
     tell(shard, &path.name, "attempt", &recipients);
     let due = clock::now_ms() + path.rules.retry_recipients_after.as_millis() as i64;
-    shard.scheduler_mut().retry(batch, &left, due);
+    shard.decide(|e, _| e.retry(batch, &left, due));
 }
 
 /// How long what was in hand waits when a panic ends who had it.
@@ -85,10 +81,9 @@ impl Drop for InHand {
             return;
         }
         let due = clock::now_ms() + HELD_MS;
-        let mut s = self.shard.scheduler_mut();
         for entry in self.now.take().into_iter().chain(self.left.drain(..)) {
             let batch = Batch::of(self.queue, 0, entry);
-            s.hold(&batch, &batch.recipients, due, batch.attempts);
+            self.shard.decide(|e, _| e.hold(&batch, &batch.recipients, due, batch.attempts));
         }
     }
 }
@@ -123,7 +118,7 @@ mod tests {
         let id = crate::shard::alone::queued(shard, &["0@d.test", "1@d.test"]).await;
         shard.decide(|e, now| {
             let path = e.path_for(id, 0, now).unwrap();
-            let p = e.scheduler.paths.get_mut(path).unwrap();
+            let p = e.scheduler_mut().paths.get_mut(path).unwrap();
             (p.rules, p.retry_at_ms) = (Rc::new(rules), 0);
             (id, path)
         })

@@ -67,12 +67,12 @@ pub async fn delete(shard: &Rc<Shard>, d: &Deletion, after: Option<u64>) -> Resu
     for id in queues {
         // What is under way ends as the receiver says; whose slot is another message's by now stays.
         let taken = {
-            let s = &mut *shard.scheduler_mut();
-            let all = s.queues.get(id).is_some_and(|q| q.is_named_by(&d.of));
-            s.take_out(id, |message, slot, r| {
+            let all = shard.scheduler().queues.get(id).is_some_and(|q| q.is_named_by(&d.of));
+            let is_meant = |message: u64, slot: Slot, r: u16| {
                 let is = |m: &Meant| m.key == message && (all || m.chose) && m.recipients.binary_search(&r).is_ok();
                 wanted.get(&slot).is_some_and(is)
-            })
+            };
+            shard.decide(|e, _| e.take_out(id, is_meant))
         };
         for t in taken {
             deleted += t.recipients.len() as u64;
@@ -171,7 +171,7 @@ async fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>,
         }
     }
     shard.counters.bounced.set(shard.counters.bounced.get() + n as u64);
-    let last = shard.scheduler_mut().settle(id, slot, n);
+    let last = shard.decide(|e, _| e.settle(id, slot, n));
     let mut told = Vec::new();
     if let (true, Some(path)) = (d.dsn, path)
         && let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)

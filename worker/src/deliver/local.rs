@@ -38,20 +38,20 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut ServedPath) {
         if shard.stopping() || shard.spool.holds_deliveries() || !path.refresh(shard) {
             return;
         }
-        let now_ns = clock::now_ns() as i64;
         let (rates, ledger) = (path.rates(), &shard.ledger);
-        let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now_ns);
-        let next = shard.scheduler_mut().next(path.id, None, now_ns, &|_| true, &mut shared);
+        let next = shard.decide(|e, now| {
+            let mut shared = |n, bytes| rates.grant(ledger, n, bytes, now.ns);
+            e.next_batch(path.id, None, &|_| true, &mut shared, now)
+        });
         // A rate that asks to wait has set the path's timer.
         let Next::Send(batch) = next else { return };
-        shard.decide(|e, now| e.note_rate(path.id, now));
         path.carries(shard, batch.queue);
         let ordinary = batch.ordinary;
         let (queue, key, whole) = (batch.queue, batch.key, batch.whole());
         if contained(std::pin::pin!(attempt(shard, path, batch))).await.is_none() {
             hold_after_panic(shard, path, &Batch::of(queue, key, whole));
         }
-        shard.scheduler_mut().free(path.id, ordinary);
+        shard.decide(|e, _| e.is_through_with_batch(path.id, ordinary));
         tokio::task::yield_now().await;
     }
 }

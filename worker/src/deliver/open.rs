@@ -7,7 +7,6 @@ use ipc::layers::NO_VMTA;
 
 use super::bounce::{bounce_queues, bounce_those};
 use super::conclusion::account_for_queue;
-use super::limit_queue::ASK_AGAIN_MS;
 use super::path::{ServedPath, Waits};
 use super::reply_effects::apply_reply_rules;
 use super::security::Security;
@@ -22,14 +21,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::{Family, Search};
 use crate::connect::protection::Parameters;
+use crate::engine::connections::{Blocked, OpenedFor};
 use crate::log_limit;
 use crate::route::rollup;
-use crate::schedule::{Queue, QueueId};
 use crate::shard::Shard;
 use crate::tasks::may_panic;
 
-/// After a connection was refused while others of the path are open, milliseconds.
-const CONNECT_AGAIN_MS: i64 = 5_000;
 /// Hosts of a domain that rolled up by which others' connections may carry its mail.
 const HOSTS_SHARED: usize = 8;
 /// What a Cisco PIX leaves of a greeting.
@@ -92,21 +89,9 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitP
         rollup::join(shard, path.id, &domain, &queue);
         return None;
     }
-    let (skipped, is_retry) = {
-        let s = &mut *shard.scheduler_mut();
-        let now = clock::now_ms();
-        let no_mx = hosts.iter().all(|h| h.implicit);
-        let p = s.paths.get_mut(path.id)?;
-        for q in p.queues.iter() {
-            s.queues
-                .get_mut(q)
-                .filter(|q| q.origin() == path.origin.as_ref())
-                .into_iter()
-                .for_each(|q| q.no_mx = no_mx);
-        }
-        p.skipped_hosts.retain(|(_, until)| *until > now);
-        (p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>(), p.retry_step > 0)
-    };
+    let no_mx = hosts.iter().all(|h| h.implicit);
+    let skipped = shard.decide(|e, now| e.hosts_found(path.id, path.origin.as_ref(), no_mx, now))?;
+    let is_retry = shard.scheduler().paths.get(path.id)?.retry_step > 0;
     if path.origin.is_some() {
         let mut known = Vec::new();
         for h in hosts.iter().take(HOSTS_SHARED) {
@@ -114,7 +99,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitP
                 known.push((h.name.clone(), s.required.then(|| Rc::new(s.parameters))));
             }
         }
-        if !note_hosts(shard, path, known) {
+        if !shard.decide(|e, now| e.note_hosts(path.id, opened_for(path), Rc::from(known), now)) {
             return None;
         }
     }
@@ -214,13 +199,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitP
     }
     if let (Some(f), None) = (full, &last) {
         // No host failed, so nothing is noted against the path.
-        let mut s = shard.scheduler_mut();
-        let at = shard.limit_queue.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
-        if let Some(p) = s.paths.get_mut(path.id) {
-            p.ask_again_ms = at;
-            (p.blocked_until_ms, p.blocked_by) = (at + 2 * ASK_AGAIN_MS, Some(f.by));
-        }
-        s.wake_at(path.id, at);
+        let until_ms = shard.limit_queue.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
+        shard.decide(|e, _| e.is_blocked(path.id, Blocked { until_ms, by: Some(f.by) }));
         return None;
     }
     if crowded && last.is_none() {
@@ -231,12 +211,8 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitP
         true => Failure::own("4.4.1", "no address of the receiver fits the source address"),
         false => Failure::own("4.4.1", "every host of the receiver is left out (skip-mx)"),
     };
-    if last.is_none()
-        && !skipped.is_empty()
-        && let Some(p) = shard.scheduler_mut().paths.get_mut(path.id)
-    {
-        // The retry begins with the first host again.
-        p.skipped_hosts.clear();
+    if last.is_none() && !skipped.is_empty() {
+        shard.decide(|e, _| e.skip_no_host(path.id));
     }
     failed(shard, path, last.unwrap_or_else(none_left));
     None
@@ -272,33 +248,15 @@ fn greylists(config: &Config, f: &Failure) -> bool {
     f.verdict.remote && health::is_greylisting(config.bounce_rules(), &f.verdict)
 }
 
-/// Notes the hosts of a domain that rolled up; false when they are new here and a connection that
-/// is open can carry its mail.
-fn note_hosts(shard: &Shard, path: &ServedPath, known: Vec<(String, Option<Rc<Parameters>>)>) -> bool {
-    let s = &mut *shard.scheduler_mut();
-    let (Some(q), Some(p)) = (s.queues.get_mut(path.queue), s.paths.get(path.id)) else { return false };
-    if !is_opened_for(path, q) {
-        return false;
-    }
-    let Some(r) = &mut q.rolled_up else { return true };
-    let new = r.hosts.is_empty();
-    r.hosts = Rc::from(known);
-    r.hosts_ms = clock::now_ms();
-    let served = new && p.serves(q);
-    if served {
-        shard.idle.wake_one(path.id);
-    }
-    !served
+/// The queue that the connection is to be opened for.
+fn opened_for(path: &ServedPath) -> OpenedFor<'_> {
+    OpenedFor { queue: path.queue, destination: &path.destination, origin: path.origin.as_ref() }
 }
 
 /// No host took the session. Where hosts of one domain fail, other domains that share the path go on. A reply of the receiver counts for the
 /// whole path; so does a failure while other connections of the path go on, and one of a member of a pool.
 fn failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
-    let alone = {
-        let s = shard.scheduler();
-        let of_domain = s.queues.get(path.queue).is_some_and(|q| is_opened_for(path, q) && q.members.len() == 1);
-        of_domain && s.paths.get(path.id).is_some_and(|p| p.connections == 0)
-    };
+    let alone = shard.engine().is_of_domain_alone(path.id, opened_for(path));
     if path.origin.is_none() || failure.verdict.remote || !alone {
         return queue_failed(shard, path, failure);
     }
@@ -307,12 +265,7 @@ fn failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
         tracing::info!(shard = shard.number, queue = path.name, domain = path.origin.as_deref(), error = %failure, "domain deferred");
     }
     account_for_queue(shard, path, &failure);
-    shard.scheduler_mut().defer_queue(path.queue, clock::now_ms(), failure);
-}
-
-/// Whether `q` is still the queue that the connection was to be opened for: its number may have been given to another queue since.
-fn is_opened_for(path: &ServedPath, q: &Queue) -> bool {
-    q.origin() == path.origin.as_ref() && *q.destination() == path.destination
+    shard.decide(|e, now| e.defer_queue(path.queue, failure, now));
 }
 
 /// Puts the path back in line, because too many connections take long already, in all or to the address that this one was for. So receivers
@@ -323,13 +276,8 @@ pub(super) fn wait_for_turn(shard: &Shard, path: &ServedPath) {
         Waits::ForNames | Waits::ForOutcomes => String::new(),
     };
     let text = format!("so many connections{to} are waited for that this one has its turn later");
-    let s = &mut *shard.scheduler_mut();
-    let failure = s.shared_failure(Failure::own("4.4.1", text));
-    let Some(p) = s.paths.get_mut(path.id) else { return };
-    p.connect_again_ms = p.connect_again_ms.max(shard.openers.turn_ms(clock::now_ms()));
-    p.failed(clock::now_ms(), failure);
-    let at = p.connect_again_ms;
-    s.wake_at(path.id, at);
+    let until_ms = shard.openers.turn_ms(clock::now_ms());
+    shard.decide(|e, now| e.waits_for_turn(path.id, until_ms, Failure::own("4.4.1", text), now));
 }
 
 /// An attempt that has waited for long gives way to others, and counts as failed.
@@ -361,10 +309,7 @@ fn rest_for_others(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
 
 /// Leaves a host out of what the path tries, for a while.
 pub(super) fn skip_host(shard: &Shard, path: &ServedPath, host: &str) {
-    if let Some(p) = shard.scheduler_mut().paths.get_mut(path.id) {
-        p.skipped_hosts.retain(|(h, _)| h != host);
-        p.skipped_hosts.push((host.to_owned(), clock::now_ms() + SKIP_HOST_MS));
-    }
+    shard.decide(|e, now| e.skip_host(path.id, host, now.ms() + SKIP_HOST_MS));
 }
 
 /// Why there is no session.
@@ -498,30 +443,8 @@ fn path_failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure, by_rule: 
         tracing::info!(shard = shard.number, queue = path.name, error = %failure, "queue deferred");
     }
     account_for_queue(shard, path, &failure);
-    shard.decide(|e, _| e.scheduler.paths.get(path.id).into_iter().for_each(|p| e.line.learn(p, false)));
-    let s = &mut *shard.scheduler_mut();
-    let failure = s.shared_failure(failure);
-    let Some(p) = s.paths.get_mut(path.id) else { return };
-    let now = clock::now_ms();
-    for q in p.queues.iter() {
-        s.queues.get_mut(q).into_iter().for_each(|q| q.last_failure = Some(Rc::clone(&failure)));
-    }
-    // Several connections that fail together are one failure.
-    let at = if p.retry_at_ms <= now && (p.connections == 0 || by_rule) {
-        p.defer(now, failure, ill);
-        p.retry_at_ms
-    } else {
-        // The connections that are open go on; one more is tried later.
-        p.failed(now, failure);
-        p.connect_again_ms = p.connect_again_ms.max(now + CONNECT_AGAIN_MS);
-        p.connect_again_ms
-    };
-    s.wake_at(path.id, at);
     // Other members of a pool carry on what waits.
-    let queues = s.paths.get(path.id).map(|p| p.queues.clone()).unwrap_or_default();
-    let shared: Vec<QueueId> =
-        queues.iter().filter(|q| s.queues.get(*q).is_some_and(|q| q.members.len() > 1)).collect();
-    queues.iter().filter(|q| !shared.contains(q)).for_each(|q| s.drop_contents(q));
+    let shared = shard.decide(|e, now| e.path_failed(path.id, failure, ill, by_rule, now));
     let shard = Rc::clone(shard);
     if !shared.is_empty() {
         crate::tasks::begin("pools", move || async move { shared.into_iter().for_each(|q| shard.pump_queue(q)) });

@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use ipc::backoff::Mode;
 use ipc::rules::{ANY_CONNECTIONS, DomainRules};
-use ipc::snapshot::ArchivedVirtualMta;
 
 use super::shared_limits::SharedRates;
 use super::slow::SlowAt;
 use crate::classify::reply_rules::ReplyRules;
 use crate::clock;
+use crate::engine::connections::Departure;
 use crate::schedule::{Batch, PathId, QueueId};
 use crate::shard::Shard;
 
@@ -107,7 +107,7 @@ impl ServedPath {
 
     /// Recipients of the batch in hand that were not attempted go back to the front.
     pub(super) fn put_back(&self, shard: &Shard, batch: &Batch, recipients: &[u16]) {
-        shard.scheduler_mut().put_back(batch, recipients);
+        shard.decide(|e, _| e.put_back(batch, recipients));
         self.is_done_with(recipients);
     }
 
@@ -137,60 +137,21 @@ fn leads_elsewhere(before: &Rc<DomainRules>, now: &Rc<DomainRules>) -> bool {
     !Rc::ptr_eq(before, now) && of(before) != of(now)
 }
 
-/// A source address in turn that may open a connection now, and its EHLO name.
-///
-/// # Errors
-/// When one may, Unix milliseconds; `i64::MAX` where only an event can tell.
-fn next_source(
-    p: &mut crate::schedule::Path,
-    vmta: &ArchivedVirtualMta,
-    now_ms: i64,
-) -> Result<Option<(IpAddr, String)>, i64> {
-    let hosts = &vmta.source_hosts;
-    let mut soonest = i64::MAX;
-    for i in 0..hosts.len() {
-        let h = &hosts[(p.source_turn as usize + i) % hosts.len()];
-        let Ok(ip) = h.ip.as_str().parse() else { continue };
-        let ready = p.source_ready_ms(ip);
-        if ready <= now_ms {
-            p.source_turn = ((p.source_turn as usize + i + 1) % hosts.len()) as u16;
-            return Ok(Some((ip, h.name.as_str().to_owned())));
-        }
-        soonest = soonest.min(ready);
-    }
-    if hosts.is_empty() { Ok(None) } else { Err(soonest) }
-}
-
 /// What a connection of path `id` needs to know; counts it at its source address.
 ///
 /// # Errors
 /// When there may be a source address for it, Unix milliseconds.
 pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<ServedPath>, i64> {
     let config = shard.config();
-    let mut s = shard.scheduler_mut();
-    let picked = s.unserved(id, clock::now_ms());
-    let s = &mut *s;
-    let Some(p) = s.paths.get_mut(id) else { return Ok(None) };
-    let Some(queue) = picked.or(p.queues.first()) else { return Ok(None) };
+    let Some(Departure { queue, source, is_counted }) = shard.decide(|e, now| e.departs(id, now))? else {
+        return Ok(None);
+    };
+    let s = shard.scheduler();
+    let Some(p) = s.paths.get(id) else { return Ok(None) };
     let vmta = config.snapshot.get().vmtas.get(p.vmta as usize);
-    let mut hello = vmta.map(|v| v.host_name.as_str().to_owned()).unwrap_or_default();
-    let mut source = None;
-    if let Some((ip, name)) = vmta.map(|v| next_source(p, v, clock::now_ms())).transpose()?.flatten() {
-        source = Some(ip);
-        if !name.is_empty() {
-            hello = name;
-        }
-    }
-    if hello.is_empty() {
-        hello.clone_from(&config.global.host_name);
-    }
-    let counted = source.is_some() && p.limits_sources();
-    if let Some(ip) = source.filter(|_| counted) {
-        let rate = p.rules.source_ip_max_connect_rate.of(ip);
-        let s = p.source(ip);
-        s.connections += 1;
-        s.paces.connect.advance(rate, clock::now_ns() as i64, 1);
-    }
+    let of_vmta = vmta.map(|v| v.host_name.as_str().to_owned());
+    let (source, of_source) = source.unzip();
+    let mut names = of_source.into_iter().chain(of_vmta).filter(|n| !n.is_empty());
     Ok(Some(ServedPath {
         id,
         destination: Rc::clone(&p.destination),
@@ -205,9 +166,9 @@ pub(super) fn path_of(shard: &Shard, id: PathId) -> Result<Option<ServedPath>, i
         origin: s.queues.get(queue).and_then(|q| q.origin().cloned()),
         queue,
         pool: None,
-        hello,
+        hello: names.next().unwrap_or_else(|| config.global.host_name.clone()),
         source,
-        counted,
+        counted: is_counted,
         waits: Cell::default(),
         group: Cell::default(),
         slow_at: RefCell::default(),

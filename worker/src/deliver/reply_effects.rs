@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::path::ServedPath;
-use crate::classify::reply_patterns::{Effects, Patterns, Route, Switch};
+use crate::classify::reply_patterns::{Effects, Patterns, Route};
 use crate::clock;
 use crate::log_limit;
 use crate::shard::Shard;
@@ -35,21 +35,7 @@ fn apply(
     if matching.is_empty() {
         return None;
     }
-    let now = clock::now_ms();
-    let (effects, place, change) = {
-        let mut s = shard.scheduler_mut();
-        let p = s.paths.get_mut(path.id)?;
-        let (effects, place) = patterns.effects(matching, &mut p.matches, now);
-        let change = match effects.mode {
-            Some(Switch::ToBackoff(None)) => p.enter_backoff(now),
-            Some(Switch::ToBackoff(Some(ms))) => {
-                p.enter_backoff_until(now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX / 4)), now)
-            }
-            Some(Switch::ToNormal) => p.leave_backoff(now),
-            None => None,
-        };
-        (effects, place.unwrap_or_default().to_owned(), change)
-    };
+    let (effects, place, change) = shard.decide(|e, now| e.apply_reply_rules(path.id, patterns, matching, now))?;
     if effects != Effects::default() && log_limit::allows_line("reply matches a rule", &path.name) {
         tracing::info!(shard = shard.number, path = path.name, rule = place, reply, ?effects, "reply matches a rule");
     }

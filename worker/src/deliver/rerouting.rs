@@ -160,11 +160,11 @@ fn meant(order: &RerouteOrder) -> Deletion {
 /// Queues with mail that an order means, with where their mail would go; `None` for those that it is in already.
 fn ways(e: &mut Engine, d: &Deletion, to: &str, now: Now) -> Vec<(QueueId, Option<(String, String)>)> {
     let is_meant = |q: &Queue| q.recipients > 0 && q.is_meant_by(&d.of);
-    let meant: Vec<QueueId> = e.scheduler.queues.iter().filter(|(_, q)| is_meant(q)).map(|(id, _)| id).collect();
+    let meant: Vec<QueueId> = e.scheduler().queues.iter().filter(|(_, q)| is_meant(q)).map(|(id, _)| id).collect();
     let mut way = |id: QueueId| {
-        let (key, from) = e.scheduler.queues.get(id).map(|q| (Rc::clone(&q.key), q.full_name()))?;
+        let (key, from) = e.scheduler().queues.get(id).map(|q| (Rc::clone(&q.key), q.full_name()))?;
         let target = e.queue_for(&key, to, now);
-        let name = e.scheduler.queues.get(target).map(Queue::full_name).unwrap_or_default();
+        let name = e.scheduler().queues.get(target).map(Queue::full_name).unwrap_or_default();
         Some((id, (target != id).then_some((from, name))))
     };
     meant.into_iter().filter_map(&mut way).collect()
@@ -173,7 +173,7 @@ fn ways(e: &mut Engine, d: &Deletion, to: &str, now: Now) -> Vec<(QueueId, Optio
 /// What would move now, and what would not, of the queues all of whose mail is meant.
 fn outlook(e: &mut Engine, d: &Deletion, to: &str, now: Now) -> Outlook {
     let ways = ways(e, d, to, now);
-    let s = &e.scheduler;
+    let s = e.scheduler();
     let job = d.job_id.as_ref().map(|name| s.jobs.iter().find(|(_, j)| *j.name == **name));
     let job = job.map(|found| found.map(|(id, j)| (id, j.recipients)));
     let (mut found, mut is_whole) = (Rerouted::default(), true);
@@ -222,11 +222,12 @@ fn take_out(
     now: Now,
 ) -> (Vec<Leaving>, Vec<Sent>) {
     let ways = ways(e, d, to, now);
-    let s = &mut e.scheduler;
     let mut moves: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut by_slot: BTreeMap<Slot, Vec<(QueueId, TakenOut)>> = BTreeMap::new();
     for (id, way) in ways {
-        let (Some(way), Some(q)) = (way, s.queues.get(id)) else { continue };
+        let Some(way) = way else { continue };
+        let s = e.scheduler();
+        let Some(q) = s.queues.get(id) else { continue };
         let all = q.is_named_by(&d.of);
         // Whose slot is another message's by now stays.
         let is_meant = |key: u64, slot: Slot| wanted.get(&slot).is_some_and(|w| w.key == key && (all || w.chose));
@@ -236,7 +237,7 @@ fn take_out(
                 q.entries().filter(|e| is_meant(key(e), e.slot)).map(|e| e.len()).sum()
             }
             false => {
-                let taken = s.take_out(id, |key, slot, _| is_meant(key, slot));
+                let taken = e.take_out(id, |key, slot, _| is_meant(key, slot));
                 let n = taken.iter().map(|t| t.recipients.len() as u64).sum::<u64>();
                 taken.into_iter().for_each(|t| by_slot.entry(t.entry.slot).or_default().push((id, t)));
                 n
@@ -292,7 +293,7 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
         }
         let mut settled = Settled { key: l.key, ..Settled::default() };
         for (id, t) in &l.taken {
-            settled.last = shard.scheduler_mut().settle(*id, t.entry.slot, t.recipients.len());
+            settled.last = shard.decide(|e, _| e.settle(*id, t.entry.slot, t.recipients.len()));
             settled.recipients.extend(&t.recipients);
         }
         let receivers = shard.spool.conclude(Outcomes { settled: Some(settled), reports, ..Outcomes::default() });
@@ -312,8 +313,10 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
 fn put_back(shard: &Rc<Shard>, l: &Leaving) {
     for (id, t) in &l.taken {
         let batch = Batch::of(*id, l.key, t.entry);
-        shard.scheduler_mut().hold(&batch, &t.recipients, t.due_ms, t.entry.attempts);
-        shard.pump_queue(*id);
+        shard.decide(|e, now| {
+            e.hold(&batch, &t.recipients, t.due_ms, t.entry.attempts);
+            e.pump_queue(*id, now);
+        });
     }
 }
 
@@ -428,12 +431,12 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
     let mut twice = 0;
     for id in queues {
         let is_ended = |key: u64, at: Slot, r: u16| ended.get(&(key, at)).is_some_and(|some| some.contains(&r));
-        let taken = shard.scheduler_mut().take_out(id, is_ended);
+        let taken = shard.decide(|e, _| e.take_out(id, is_ended));
         for t in taken {
             twice += t.recipients.len();
             let slot = t.entry.slot;
             let Some(key) = shard.scheduler().messages.get(slot as usize).map(|m| m.key) else { continue };
-            let last = shard.scheduler_mut().settle(id, slot, t.recipients.len());
+            let last = shard.decide(|e, _| e.settle(id, slot, t.recipients.len()));
             shard.spool.settle(Settled { key, recipients: t.recipients, last, rows: Vec::new() });
         }
     }

@@ -10,6 +10,9 @@
 //! shards, on orders of operators, and on what other shards know.
 
 mod action;
+mod batches;
+pub mod connections;
+pub mod failures;
 pub mod inherited;
 mod intake;
 pub mod line;
@@ -22,12 +25,14 @@ mod path_states;
 mod releases;
 mod reload;
 mod state;
+mod upkeep;
 mod ways;
 
 pub use action::{Action, News};
 pub use intake::Intake;
 pub use now::Now;
 pub use state::{Engine, Tasks};
+pub use upkeep::Aged;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -28,17 +28,17 @@ pub struct Tasks {
 #[derive(Debug)]
 pub struct Engine<C> {
     /// Queues and paths.
-    pub scheduler: Scheduler<C>,
+    pub(super) scheduler: Scheduler<C>,
     pub(super) config: Rc<Config>,
     pub(super) ledger: Rc<Ledger>,
     /// Which destinations are this shard's.
-    pub ownership: Ownership,
+    pub(super) ownership: Ownership,
     /// What is known of paths that have no mail here.
-    pub inherited: Inherited,
+    pub(super) inherited: Inherited,
     /// What operators paused and disabled.
-    pub switches: Switches,
+    pub(super) switches: Switches,
     /// Paths that wait for their turn to open connections.
-    pub line: Line,
+    pub(super) line: Line,
     /// Turns of pools' members at destinations that are new.
     pub(super) pool_turns: HashMap<Rc<str>, u32>,
     pub(super) tasks: Tasks,
@@ -60,6 +60,32 @@ impl<C: HeldContent> Engine<C> {
             tasks: Tasks::default(),
             actions: Vec::new(),
         }
+    }
+
+    /// Queues and paths, to look at.
+    pub fn scheduler(&self) -> &Scheduler<C> {
+        &self.scheduler
+    }
+
+    /// What operators paused and disabled, to look at.
+    pub fn switches(&self) -> &Switches {
+        &self.switches
+    }
+
+    /// What is known of paths that have no mail here, to look at.
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
+    }
+
+    /// Another map of shards is in force; [`Engine::begins_epoch`] follows where it is of another epoch.
+    pub fn set_map(&mut self, map: Rc<ShardMap>) {
+        self.ownership.set_map(map);
+    }
+
+    /// Queues and paths, for tests to bring about what they are about.
+    #[cfg(test)]
+    pub fn scheduler_mut(&mut self) -> &mut Scheduler<C> {
+        &mut self.scheduler
     }
 
     /// Tells the engine what the shard's tasks are doing, before it decides something.

@@ -28,7 +28,7 @@ use crate::route::links::{close, is_there};
 use crate::route::moves::{Offer, Unanswered};
 use crate::route::stored::load;
 use crate::schedule::{Batch, Entry, QueueId};
-use crate::shard::Shard;
+use crate::shard::{Scheduler, Shard};
 use crate::tasks::{self, AtEnd};
 
 /// How long a new owner may take for one message.
@@ -99,12 +99,12 @@ pub fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
 /// were tried or settled since had been refused by the owner. It stays here: offered in part under the same identity, the owner would
 /// answer as if it were the whole.
 fn take_out(shard: &Rc<Shard>, owner: u8, noted: &[Offered]) -> Vec<Offer> {
+    let has_mail = |s: &Scheduler| s.queues.iter().filter(|(_, q)| q.recipients > 0).map(|(id, _)| id).collect();
+    let queues: Vec<QueueId> = has_mail(&shard.scheduler());
     let mut all = Vec::new();
-    let mut s = shard.scheduler_mut();
-    let queues: Vec<QueueId> = s.queues.iter().filter(|(_, q)| q.recipients > 0).map(|(id, _)| id).collect();
     for queue in queues {
         let is_noted = |o: &Offered, key: u64, r: u16| o.key == key && (o.start..o.end).contains(&r);
-        let taken = s.take_out(queue, |key, _, r| noted.iter().any(|o| is_noted(o, key, r)));
+        let taken = shard.decide(|e, _| e.take_out(queue, |key, _, r| noted.iter().any(|o| is_noted(o, key, r))));
         for t in taken {
             let batch = Batch::of(queue, t.key, t.entry);
             let mut rest = t.recipients;
@@ -119,7 +119,7 @@ fn take_out(shard: &Rc<Shard>, owner: u8, noted: &[Offered]) -> Vec<Offer> {
                 all.extend(batch.entries(&whole).into_iter().map(offer));
             }
             if !rest.is_empty() {
-                s.hold(&batch, &rest, 0, t.entry.attempts);
+                shard.decide(|e, _| e.hold(&batch, &rest, 0, t.entry.attempts));
             }
         }
     }
@@ -187,7 +187,8 @@ async fn move_to(shard: &Rc<Shard>, owner: u8, queues: Vec<QueueId>) {
         {
             // A queue that is held opens no connection and gives out nothing more to send. What is in flight ends, and what
             // that leaves in the queue is found in the next round.
-            entries.extend(shard.scheduler_mut().drain(id).into_iter().map(|(e, due)| (id, e, due)));
+            let waiting = shard.decide(|e, _| e.drain(id));
+            entries.extend(waiting.into_iter().map(|(entry, due)| (id, entry, due)));
         }
         let next = entries.drain(..entries.len().min(AT_ONCE));
         let some: Vec<Offer> = next
@@ -279,7 +280,7 @@ async fn hand_over(shard: &Rc<Shard>, some: Vec<Offer>, asked: bool) -> bool {
 
 fn put_back(shard: &Shard, id: QueueId, entry: Entry, due: i64) {
     let batch = Batch::of(id, 0, entry);
-    shard.scheduler_mut().hold(&batch, &batch.recipients, due, batch.attempts);
+    shard.decide(|e, _| e.hold(&batch, &batch.recipients, due, batch.attempts));
 }
 
 /// Hands over one message; false when it stays in its queue. `unanswered` is there, before and after, where its owner may have it.
@@ -343,7 +344,7 @@ async fn move_one<'a>(shard: &'a Rc<Shard>, o: &Offer, unanswered: &mut Option<U
         sleep(RETRY).await;
     }
     let recipients: Vec<u16> = (entry.start..entry.end).collect();
-    let last = shard.scheduler_mut().settle(id, entry.slot, recipients.len());
+    let last = shard.decide(|e, _| e.settle(id, entry.slot, recipients.len()));
     shard.spool.settle(Settled { key, recipients, last, rows: Vec::new() });
     true
 }

@@ -1,12 +1,15 @@
-//! What holds a path up.
+//! What holds a path and its queues up.
 
 use ipc::layers::NO_VMTA;
 use ipc::rules::Rate;
 
 use super::cause::Cause;
+use super::ids::QueueId;
 use super::limit::Holder;
+use super::message::HeldContent;
 use super::path::Path;
-use super::queue::Queue;
+use super::queue::{Puller, Queue};
+use super::scheduler::Scheduler;
 
 /// What holds a path up now in sending the mail of a queue.
 pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
@@ -64,4 +67,39 @@ pub fn of_path(q: &Queue, p: &Path, may_pull: bool, now_ms: i64) -> Cause {
         return Cause::ConnectPause;
     }
     if p.connecting > 0 { Cause::Connecting } else { Cause::Receiver }
+}
+
+impl<C: HeldContent> Scheduler<C> {
+    /// Counts the seconds since the last time for a queue that has work.
+    pub fn count_cause(&mut self, id: QueueId, now_ms: i64) {
+        let Some(q) = self.queues.get(id).filter(|q| q.recipients > 0) else { return };
+        let cause = self.cause_of(id, q, now_ms);
+        if let Some(q) = self.queues.get_mut(id) {
+            q.history.count(cause, now_ms);
+        }
+    }
+
+    /// What holds a queue up now: what does so with the path that is held up least.
+    pub fn cause_of(&self, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
+        if self.has_paused_jobs_only(q) {
+            return Cause::Paused;
+        }
+        let of_puller = |p: &Puller| {
+            let path = self.paths.get(p.path)?;
+            Some(of_path(q, path, self.may_pull(id, p.path, now_ms), now_ms))
+        };
+        let none = if q.paused {
+            Cause::Paused
+        } else if q.ready.is_empty() {
+            Cause::Recipients
+        } else {
+            Cause::Connecting
+        };
+        q.pullers.iter().filter_map(of_puller).min().unwrap_or(none)
+    }
+
+    /// Mail is ready, and all of it belongs to jobs that an operator paused.
+    pub fn has_paused_jobs_only(&self, q: &Queue) -> bool {
+        !q.ready.is_empty() && q.ready.next(|j| self.jobs.may_go(j)).is_none()
+    }
 }

@@ -88,9 +88,9 @@ pub(crate) async fn queued(shard: &Rc<Shard>, recipients: &[&str]) -> QueueId {
     let received_ms = e.received_unix_ms;
     let m = Message { key, received_ms, body_len: 20, left: count, notify_delay: false, job: 0, content: None };
     shard.decide(|e, now| {
-        let slot = e.scheduler.add("", m);
+        let slot = e.scheduler_mut().add("", m);
         let id = e.queue_for(&destination, "", now);
-        e.scheduler.enqueue(id, Entry { slot, start: 0, end: count, priority: 50, attempts: 0 }, 0, received_ms);
+        e.scheduler_mut().enqueue(id, Entry { slot, start: 0, end: count, priority: 50, attempts: 0 }, 0, received_ms);
         id
     })
 }

@@ -53,8 +53,10 @@ impl Shard {
         keep::restore(&self, &values);
         last_failures::restore(&self, &values);
         paths::restore(&self, values);
-        self.scheduler_mut().has_recalled();
-        self.decide(|e, now| e.cut_rates(now));
+        self.decide(|e, now| {
+            e.has_recalled();
+            e.cut_rates(now);
+        });
         Ok(())
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::Shard;
 use crate::clock;
 use crate::deliver::shared_limits::wake_first;
+use crate::engine::Aged;
 use crate::holds::{Pieces, Work, doing};
-use crate::schedule::{PathId, QueueId, Timer};
+use crate::schedule::QueueId;
 use crate::tasks::{self, Panicked};
 
 /// When what a timer was for panicked, it is tried again after this time, milliseconds.
@@ -16,8 +17,6 @@ const TIMED_AGAIN_MS: i64 = 60_000;
 const SWEPT_MAX: usize = 1024;
 /// The spool's index follows within 2 s, milliseconds.
 const GIVE_BACK_AFTER_MS: i64 = 4_000;
-/// How long the hosts of a domain that rolled up count for connections of others, milliseconds.
-const HOSTS_MS: i64 = 300_000;
 
 impl Shard {
     /// Drives what depends on time: retries, waiting recipients, rates, expiry.
@@ -36,22 +35,18 @@ impl Shard {
                 }
             }
             let now = clock::now_ms();
-            let due = self.scheduler_mut().due(now);
+            let due = self.decide(|e, now| e.due(now));
             let mut pieces = Pieces::default();
             for timer in due {
-                let pumped = tasks::contained(|| match timer {
-                    Timer::Queue(id) => self.pump_queue(id),
-                    Timer::Path(id) => self.pump(id),
-                });
-                if let Err(panic) = pumped {
+                if let Err(panic) = tasks::contained(|| self.decide(|e, now| e.on_timer(timer, now))) {
                     panic.tell("timers");
-                    self.time_again(timer, now + TIMED_AGAIN_MS);
+                    self.decide(|e, _| e.time_again(timer, now + TIMED_AGAIN_MS));
                 }
                 pieces.pause().await;
             }
             for place in self.limit_queue.woken(&self.ledger, self.number, now) {
                 let id = self.scheduler().paths.at(place).map(|(id, _)| id);
-                if !id.is_some_and(|id| self.asks_again(id, now)) {
+                if !id.is_some_and(|id| self.decide(|e, now| e.asks_again(id, now))) {
                     // It has no use for it any more: the next one has.
                     let keys = self.ledger.withdraw_all(self.number, place, now);
                     keys.into_iter().for_each(|k| wake_first(&self, k, id));
@@ -59,8 +54,7 @@ impl Shard {
             }
             if std::mem::replace(&mut held, self.spool.holds_deliveries()) && !held {
                 tracing::info!(shard = self.number, "delivery goes on: what came of it can be written again");
-                let ids: Vec<QueueId> = self.scheduler().queues.iter().map(|(id, _)| id).collect();
-                ids.into_iter().for_each(|id| self.pump_queue(id));
+                self.decide(|e, now| e.pump_all(now));
             }
             if now - sweep >= 1000 {
                 sweep = now;
@@ -68,34 +62,6 @@ impl Shard {
             }
             tokio::task::yield_now().await;
         }
-    }
-
-    /// A path asks anew for what was in its way, which others have given back; whether it opens a connection with it.
-    fn asks_again(&self, id: PathId, now: i64) -> bool {
-        let opening = {
-            let mut s = self.scheduler_mut();
-            let Some(p) = s.paths.get_mut(id) else { return false };
-            p.ask_again_ms = if p.ask_again_ms > now { 0 } else { p.ask_again_ms };
-            p.connecting
-        };
-        self.pump(id);
-        let opens = |p: &crate::schedule::Path| {
-            p.connecting > opening || p.waits_to_open || (p.connecting > 0 && p.is_lively(now))
-        };
-        self.scheduler().paths.get(id).is_some_and(opens)
-    }
-
-    /// What a timer was for panicked: that is tried once more, later.
-    fn time_again(&self, timer: Timer, at_ms: i64) {
-        let mut s = self.scheduler_mut();
-        let paths: Vec<PathId> = match timer {
-            Timer::Path(id) => vec![id],
-            Timer::Queue(id) => {
-                let of_queue = s.queues.get(id);
-                of_queue.iter().flat_map(|q| q.pullers.iter().map(|p| p.path)).collect()
-            }
-        };
-        paths.into_iter().for_each(|id| s.wake_at(id, at_ms));
     }
 
     /// Looks for expired and delayed mail, ends backoff whose time is over, and forgets empty
@@ -110,11 +76,13 @@ impl Shard {
         let tell = |panic: Panicked| panic.tell("upkeep");
         for place in queues {
             let id = self.scheduler().queues.at(place as u32).map(|(id, _)| id);
-            id.into_iter().for_each(|id| tasks::contained(|| self.look_after_queue(id, now)).unwrap_or_else(tell));
+            id.into_iter().for_each(|id| tasks::contained(|| self.look_after_queue(id)).unwrap_or_else(tell));
         }
         for place in paths {
             let id = self.scheduler().paths.at(place as u32).map(|(id, _)| id);
-            id.into_iter().for_each(|id| tasks::contained(|| self.look_after_path(id)).unwrap_or_else(tell));
+            id.into_iter().for_each(|id| {
+                tasks::contained(|| self.decide(|e, now| e.look_after_path(id, now))).unwrap_or_else(tell)
+            });
         }
         self.decide(|e, now| e.sweep_inherited(now));
         crate::log_limit::sweep();
@@ -125,7 +93,7 @@ impl Shard {
     /// written down, and freed, what became of it.
     fn give_memory_back(&self, now: i64) {
         let at = self.give_back_ms.get();
-        if self.scheduler_mut().shrink() || self.openers.openings.fell() {
+        if self.decide(|e, _| e.shrink()) || self.openers.openings.fell() {
             self.give_back_ms.set(now + GIVE_BACK_AFTER_MS);
         } else if at != 0 && at <= now {
             self.give_back_ms.set(0);
@@ -139,54 +107,20 @@ impl Shard {
         self.give_back_ms.set(clock::now_ms() + GIVE_BACK_AFTER_MS);
     }
 
-    fn look_after_queue(self: &Rc<Self>, id: QueueId, now: i64) {
-        let expired = self.scheduler_mut().expired(id, now);
+    fn look_after_queue(self: &Rc<Self>, id: QueueId) {
+        let Aged { expired, delayed } = self.decide(|e, now| e.look_for_age(id, now));
         if !expired.is_empty() {
             let shard = Rc::clone(self);
             tasks::begin("expiry", move || crate::deliver::conclusion::expire(shard, id, expired));
         }
-        let delayed = self.scheduler_mut().delayed(id, now);
         if !delayed.is_empty() {
             let shard = Rc::clone(self);
             tasks::begin("reports of delays", move || crate::deliver::conclusion::report_delays(shard, id, delayed));
         }
-        let waits = {
-            let mut s = self.scheduler_mut();
-            if let Some(q) = s.queues.get_mut(id).filter(|q| q.paused && crate::meant::is_left_over(self, q)) {
-                // Nothing comes here that the pause could hold.
-                q.paused = false;
-            }
-            if let Some(q) = s.queues.get_mut(id).filter(|q| q.recipients == 0 && !q.sent_on_from.is_empty()) {
-                // Mail that is sent on again says it again.
-                q.sent_on_from = Box::default();
-            }
-            s.forget_queue(id);
-            let r = s.queues.get_mut(id).and_then(|q| q.rolled_up.as_mut());
-            if let Some(r) = r.filter(|r| !r.hosts.is_empty() && now - r.hosts_ms > HOSTS_MS) {
-                r.hosts = Rc::from([]);
-            }
-            crate::why::count(&mut s, id, now);
-            s.queues.get(id).filter(|q| !q.ready.is_empty() && q.may_go(now)).map(|q| q.pullers.is_empty())
-        };
-        match waits {
-            // A path that let others go first, whose probe is due, or whose connections hang.
-            Some(false) => {
-                self.decide(|e, now| {
-                    e.pump_pullers(id, now);
-                    e.pump_another_member(id, now);
-                });
-            }
-            Some(true) => self.pump_queue(id),
-            None => {}
+        let of_queue = self.scheduler().queues.get(id).map(|q| q.paused && crate::meant::is_left_over(self, q));
+        if let Some(is_left_over) = of_queue {
+            self.decide(|e, now| e.look_after_queue(id, is_left_over, now));
         }
-    }
-
-    fn look_after_path(&self, id: PathId) {
-        self.decide(|e, now| {
-            e.keep_up(id, now);
-            e.end_backoff(id, now);
-            e.forget_path(id, now);
-        });
     }
 }
 

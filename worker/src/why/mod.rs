@@ -19,39 +19,6 @@ use crate::schedule::limit::{Holder, Limit};
 use crate::schedule::{Path, Queue, QueueId};
 use crate::shard::{Scheduler, Shard};
 
-/// Counts the seconds since the last time for a queue that has work.
-pub fn count(s: &mut Scheduler, id: QueueId, now_ms: i64) {
-    let Some(q) = s.queues.get(id).filter(|q| q.recipients > 0) else { return };
-    let cause = of_queue(s, id, q, now_ms);
-    if let Some(q) = s.queues.get_mut(id) {
-        q.history.count(cause, now_ms);
-    }
-}
-
-/// The cause of a queue is that of the path which is held up least.
-fn of_queue(s: &Scheduler, id: QueueId, q: &Queue, now_ms: i64) -> Cause {
-    if has_paused_jobs_only(s, q) {
-        return Cause::Paused;
-    }
-    let of_path = |p: &crate::schedule::queue::Puller| {
-        let path = s.paths.get(p.path)?;
-        Some(held_up::of_path(q, path, s.may_pull(id, p.path, now_ms), now_ms))
-    };
-    let none = if q.paused {
-        Cause::Paused
-    } else if q.ready.is_empty() {
-        Cause::Recipients
-    } else {
-        Cause::Connecting
-    };
-    q.pullers.iter().filter_map(of_path).min().unwrap_or(none)
-}
-
-/// Mail is ready, and all of it belongs to jobs that an operator paused.
-fn has_paused_jobs_only(s: &Scheduler, q: &Queue) -> bool {
-    !q.ready.is_empty() && q.ready.next(|j| s.jobs.may_go(j)).is_none()
-}
-
 /// Whether a queue has work and matches, by itself or by one of its paths.
 pub fn is_meant(s: &Scheduler, q: &Queue, of: &QueuePattern) -> bool {
     let path_is_meant = || {
@@ -91,14 +58,14 @@ pub fn row(shard: &Shard, s: &Scheduler, id: QueueId, q: &Queue) -> WhyRow {
     let mut causes: Vec<WhyCause> = of_disk(shard).into_iter().collect();
     let paths = q.pullers.iter().filter_map(|p| Some((p.path, s.paths.get(p.path)?)));
     causes.extend(paths.map(|(path_id, path)| {
-        let cause = match has_paused_jobs_only(s, q) {
+        let cause = match s.has_paused_jobs_only(q) {
             true => Cause::Paused,
             false => held_up::of_path(q, path, s.may_pull(id, path_id, now), now),
         };
         of.path(cause, path)
     }));
     if q.pullers.is_empty() {
-        causes.push(of.queue(of_queue(s, id, q, now)));
+        causes.push(of.queue(s.cause_of(id, q, now)));
     }
     WhyRow {
         queue: q.name(),
