@@ -6,8 +6,9 @@ use ipc::ledger::Ledger;
 
 /// Pause before a limit that is reached is asked again, milliseconds.
 pub const ASK_AGAIN_MS: i64 = 100;
-/// A shard that waits for a place looks so often whether another gave one back, milliseconds.
-const LOOK_EVERY_MS: i64 = 5;
+/// A shard that waits for a place is told when another gave one back ([`ipc::mesh::PLACE_FREE`]). It looks so often by itself besides: the shard
+/// that gave it back may have died before it told, milliseconds.
+const LOOK_EVERY_MS: i64 = 100;
 /// Time between two that ask.
 const ASK_EVERY_NS: i64 = 400_000;
 /// `queue-priority` where nothing is said.

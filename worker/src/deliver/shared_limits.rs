@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use ipc::ledger::requests::Ask;
 use ipc::ledger::shared_limits::key;
 use ipc::ledger::{Class, Ledger, Place, Slot};
+use ipc::mesh;
 use ipc::message::normalise_domain;
 use ipc::pace::Pacing;
 use ipc::rules::{ANY_CONNECTIONS, DomainRules, Rate};
@@ -43,7 +44,10 @@ impl Full {
 pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
     let now = crate::clock::now_ms();
     match shard.ledger.first_to_ask(key, now) {
-        Some(ask) if ask.shard != shard.number => shard.ledger.wake(&ask, now),
+        Some(ask) if ask.shard != shard.number => {
+            shard.ledger.wake(&ask, now);
+            shard.handoffs.tell(ask.shard, mesh::PLACE_FREE);
+        }
         Some(ask) if by.map(PathId::place) != Some(ask.path) => {
             shard.limit_queue.wake(ask.path);
             shard.timers.notify_one();

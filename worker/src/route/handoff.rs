@@ -235,6 +235,16 @@ impl Handoffs {
         Some(rx)
     }
 
+    /// Tells a shard something that needs neither a value nor an answer, unless the same waits to be written already. A shard that is not
+    /// connected does without.
+    pub fn tell(&self, owner: u8, kind: u8) {
+        let Some(link) = self.links.borrow().get(&owner).filter(|l| l.connected.get()).map(Rc::clone) else { return };
+        let header = Header::new(kind, 0, 0).encode();
+        if link.queue.borrow().back().is_none_or(|last| last.header != header) {
+            link.send(OutgoingFrame { header, archive: Bytes::new(), body: [Bytes::new(), Bytes::new()] });
+        }
+    }
+
     /// Tells every connected shard something that needs no answer. A shard that is not connected does without.
     pub fn tell_all(&self, kind: u8, archive: &Bytes) {
         for link in self.links.borrow().values().filter(|l| l.connected.get()) {

@@ -106,6 +106,8 @@ async fn serve_one(shard: &Rc<Shard>, io: MeshStream) -> Result<(), FrameError> 
                 let news: mesh::RolledUp = ipc::frame::unarchive(mesh::ROLLED_UP, &f.archive)?;
                 shard.rollups.learn(&news.domain, &news.queue);
             }
+            // The loop that looks at timers looks in the ledger which place it is.
+            (mesh::PLACE_FREE, Speaker::Origin(_)) => shard.timers.notify_one(),
             (mesh::INJECT, Speaker::Client) => {
                 let answer = inject(shard, f).await?;
                 let archive = ipc::frame::archive(&answer);
@@ -265,6 +267,7 @@ mod tests {
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
+    use crate::deliver::shared_limits::wake_first;
 
     /// A connection of shard 1 to `shard`, which it opened then.
     async fn connected(shard: &Rc<Shard>, opened_ns: i64) -> (DuplexStream, FrameReader) {
@@ -337,6 +340,35 @@ mod tests {
             let (_asking, _) = said_hello(&shard, Speaker::Claimant(1)).await;
             offering.write_all(&offer(mesh::HANDOFF)).await.unwrap();
             assert_eq!(answers.next(&mut offering).await.unwrap().unwrap().header.kind, mesh::ACCEPTED);
+        };
+        LocalSet::new().run_until(all).await;
+    }
+
+    #[tokio::test]
+    async fn a_place_that_another_shard_asked_for_is_told_to_it_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
+        let link = shard.handoffs.link(1);
+        let ask = ipc::ledger::requests::Ask { key: 7, priority: 50, shard: 1, path: 3, has: 0 };
+        assert!(shard.ledger.request(&ask, crate::clock::now_ms()));
+        wake_first(&shard, 7, None);
+        assert!(link.queue.borrow().is_empty(), "nobody is connected");
+        link.connected.set(true);
+        wake_first(&shard, 7, None);
+        wake_first(&shard, 7, None);
+        let told: Vec<u8> = link.queue.borrow().iter().map(|f| Header::decode(&f.header).unwrap().kind).collect();
+        assert_eq!(told, [mesh::PLACE_FREE]);
+        assert_eq!(shard.ledger.woken(1, crate::clock::now_ms()), [3]);
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_is_told_of_a_place_looks_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = async {
+            let shard = crate::shard::alone::shard(folder.path(), ShardMap::first(2, Vec::new()), |_| ()).await;
+            let (mut other, _) = connected(&shard, 1).await;
+            other.write_all(&Header::new(mesh::PLACE_FREE, 0, 0).encode()).await.unwrap();
+            shard.timers.notified().await;
         };
         LocalSet::new().run_until(all).await;
     }
