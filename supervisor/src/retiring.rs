@@ -3,27 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use ipc::control::Heartbeat;
+use crate::fleet::{Known, Seen};
 
 /// Heartbeats that came later than this after a question was raised answer it: what they tell was looked at behind it.
 const ANSWERED_AFTER: Duration = Duration::from_secs(1);
-
-/// What is known of a shard.
-#[derive(Debug, Clone, Copy)]
-pub struct Known<'a> {
-    /// Shard number.
-    pub number: u8,
-    /// It has a process.
-    pub runs: bool,
-    /// Its process serves, and has not been told to stop.
-    pub serves: bool,
-    /// Its last heartbeat; of a process that has ended, the number of recipients in it.
-    pub heartbeat: &'a Heartbeat,
-    /// When that came.
-    pub beat_at: Instant,
-    /// Its last process said, as it ended, that everything is on disk and in accounting files.
-    pub left_complete: bool,
-}
 
 impl Known<'_> {
     /// Its process says that nothing is queued, and nothing waits to be written, and said so after `since`: one that is still reading
@@ -38,17 +21,6 @@ impl Known<'_> {
     fn has_none_open_at(&self, other: u8, since: Instant) -> bool {
         self.beat_at > since && self.heartbeat.shares_open_at.as_ref().is_some_and(|at| !at.contains(&other))
     }
-}
-
-/// What the supervisor knows.
-#[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
-    /// The shard map's epoch.
-    pub epoch: u64,
-    /// Shards that own destinations.
-    pub owners: &'a [u8],
-    /// All shards.
-    pub shards: &'a [Known<'a>],
 }
 
 /// What is done next.
@@ -128,6 +100,8 @@ impl Retiring {
 
 #[cfg(test)]
 mod tests {
+    use ipc::control::Heartbeat;
+
     use super::*;
 
     /// A shard that serves, has nothing, and said so at that time.
@@ -144,7 +118,16 @@ mod tests {
         let mut step = |now: u64, owners: &[u8], of: [(&Heartbeat, u64); 2], runs: bool, left_complete: bool| {
             let shards = [(0, true), (1, runs)].map(|(number, runs)| {
                 let (heartbeat, s) = of[usize::from(number)];
-                Known { number, runs, serves: runs, heartbeat, beat_at: at(s), left_complete }
+                Known {
+                    number,
+                    runs,
+                    serves: runs,
+                    has_served: true,
+                    is_down: false,
+                    heartbeat,
+                    beat_at: at(s),
+                    left_complete,
+                }
             });
             r.step(at(now), Seen { epoch: 7, owners, shards: &shards })
         };
@@ -178,6 +161,8 @@ mod tests {
             number: 1,
             runs: true,
             serves: true,
+            has_served: true,
+            is_down: false,
             heartbeat: &own,
             beat_at: Instant::now(),
             left_complete: false,

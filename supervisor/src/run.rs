@@ -4,6 +4,7 @@ mod in_force;
 mod keys;
 mod memory;
 mod reload;
+mod scale;
 mod spread;
 mod told;
 
@@ -14,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use ipc::control::{Rows, RowsOf};
 use ipc::ledger::Ledger;
 use ipc::limits::SHARDS_MAX;
 use ipc::shard_map::ShardMap;
@@ -29,7 +29,6 @@ use crate::config::compile::Overrides;
 use crate::config::source::Source;
 use crate::config::{self, Compiled};
 use crate::configurations::{self, By};
-use crate::retiring::{Known, Retiring, Seen, Step, Waits};
 use crate::shards::{Slot, State, control, life};
 use crate::state::{ANSWER_WAIT, LET_GO_WAIT, Supervisor};
 use crate::suppression::Suppression;
@@ -166,6 +165,7 @@ async fn serve(
         started: SystemTime::now(),
         gone: Cell::default(),
         automatic: RefCell::default(),
+        ordering: tokio::sync::RwLock::default(),
         questions: RefCell::default(),
         next_question: Cell::new(0),
     });
@@ -185,7 +185,7 @@ async fn serve(
     }
     if !left_over.is_empty() {
         tracing::info!(shards = ?left_over, "spools of more shards than there are workers now; their mail is handed over");
-        spawn_local(drain_left_over(Rc::clone(&sup), u32::from(workers)));
+        spawn_local(scale::retire_left_over(Rc::clone(&sup), workers));
     }
     spawn_local(life::watch(Rc::clone(&sup)));
     spawn_local(rotate_files(Rc::clone(&sup)));
@@ -204,13 +204,6 @@ async fn serve(
 fn shards_left_over(spools: &[PathBuf], workers: u8) -> Vec<u8> {
     let has_log = |n: u8| spools.iter().any(|s| s.join(format!("shard-{n:02}/log")).exists());
     (workers..SHARDS_MAX as u8).filter(|n| has_log(*n)).collect()
-}
-
-async fn drain_left_over(sup: Rc<Supervisor>, workers: u32) {
-    sup.until(Duration::from_secs(86_400), Supervisor::all_serve).await;
-    if let Err(e) = sup.retire_above(workers).await {
-        tracing::warn!("{e}");
-    }
 }
 
 /// Binds a listener; `None` when workers that survived a supervisor hold it and will hand it
@@ -255,15 +248,6 @@ fn workers_for(configured: Option<u32>, cpus: usize) -> u8 {
 }
 
 impl Supervisor {
-    /// A worker came back whose number is above those wanted: it hands its mail over and ends.
-    pub fn take_surplus(self: &Rc<Self>, number: u8, cpu: usize) {
-        self.slots.borrow_mut().push(Slot::new(number, cpu));
-        self.tell_map();
-        spawn_local(life::keep(Rc::clone(self), number));
-        let workers = self.map.borrow().shards.len() as u32;
-        spawn_local(drain_left_over(Rc::clone(self), workers));
-    }
-
     /// Restarts one shard.
     ///
     /// # Errors
@@ -289,140 +273,6 @@ impl Supervisor {
             Ok(format!("shard {number} restarted"))
         } else {
             Err(format!("shard {number} did not come back in time"))
-        }
-    }
-
-    /// Changes the number of workers.
-    ///
-    /// # Errors
-    /// A sentence when the number is out of range or mail does not move in time.
-    pub async fn scale(self: &Rc<Self>, workers: u32, wait: bool) -> Result<String, String> {
-        if workers == 0 || workers as usize > SHARDS_MAX {
-            return Err(format!("expected a number of workers from 1 to {}, found {workers}", SHARDS_MAX));
-        }
-        if !self.until(Duration::from_secs(5), Self::settled_where_up).await {
-            return Err("the last change of the number of workers is still under way: destinations are being released; try again in a moment".into());
-        }
-        if self.map.borrow().shards.len() as u32 == workers {
-            return Ok(format!("{workers} workers"));
-        }
-        let cpus = cpus_to_pin(&self.compiled.borrow().worker_cpus);
-        for n in 0..workers as u8 {
-            if self.slot(n, |_| ()).is_none() {
-                self.slots.borrow_mut().push(Slot::new(n, cpu_of(n, &cpus)));
-                spawn_local(life::keep(Rc::clone(self), n));
-            }
-        }
-        let old = self.map.borrow().clone();
-        let new = |n: u8| !old.shards.contains(&n);
-        // One that has served and is down keeps nobody from taking part.
-        let wanted = |s: &Slot| u32::from(s.number) < workers && new(s.number);
-        let serve = |s: &Self| s.slots.borrow().iter().filter(|s| wanted(s)).all(|s| s.has_served);
-        if !self.until(Duration::from_secs(60), serve).await {
-            return Err("the new workers do not serve; see the log".into());
-        }
-        if (0..workers as u8).any(new) {
-            let known = self.ask_those(|n| old.shards.first() == Some(&n), RowsOf::Switches).await;
-            if let Some(Rows::Switches(all)) = known.into_iter().next() {
-                self.ask_those(new, RowsOf::TakeSwitches(all)).await;
-            }
-        }
-        let spread = self.map.borrow().spread.clone();
-        self.publish_map(workers as u8, spread);
-        let sup = Rc::clone(self);
-        let retire = spawn_local(async move { sup.retire_above(workers).await });
-        if !wait {
-            return Ok(format!("scaling to {workers} workers"));
-        }
-        // A shard that is to leave is waited for, and one that may have something open there; but not by an operator where one of
-        // them does not run.
-        let is_any_down = |s: &Self| s.slots.borrow().iter().any(Slot::is_down);
-        self.until(Duration::from_secs(3600), |s| retire.is_finished() || is_any_down(s)).await;
-        if retire.is_finished() {
-            retire.await.map_err(|e| format!("shards could not be retired: {e}"))??;
-        }
-        if !self.until(Duration::from_secs(600), Self::settled_where_up).await {
-            return Err("some destinations still have connections at their owner before; see the log".into());
-        }
-        let slots = self.slots.borrow();
-        let down: Vec<String> = slots.iter().filter(|s| s.is_down()).map(|s| s.number.to_string()).collect();
-        Ok(match down.is_empty() {
-            true => format!("{workers} workers"),
-            false => format!("{workers} workers; shard {} is down, and what belongs to it waits", down.join(", ")),
-        })
-    }
-
-    /// Shards that own nothing any more hand their mail over and end.
-    async fn retire_above(self: Rc<Self>, workers: u32) -> Result<(), String> {
-        let leaving: Vec<u8> =
-            self.slots.borrow().iter().map(|s| s.number).filter(|n| u32::from(*n) >= workers).collect();
-        for number in leaving {
-            if self.slot_mut(number, |s| std::mem::replace(&mut s.leaving, true)).unwrap_or(true) {
-                // Somebody else is at it.
-                self.until(Duration::from_secs(3600), |s| s.slot(number, |s| !s.leaving).unwrap_or(true)).await;
-                continue;
-            }
-            let done = self.retire(number).await;
-            self.slot_mut(number, |s| s.leaving = false);
-            done?;
-        }
-        Ok(())
-    }
-
-    /// Ends one shard that owns nothing any more, as [`Retiring`] decides.
-    async fn retire(self: &Rc<Self>, number: u8) -> Result<(), String> {
-        let mut retiring = Retiring::of(number);
-        loop {
-            let mut step = Step::Wait;
-            let decides = |s: &Self| {
-                let (map, slots) = (s.map.borrow(), s.slots.borrow());
-                let shards: Vec<Known<'_>> = slots.iter().map(Slot::known).collect();
-                let seen = Seen { epoch: map.epoch, owners: &map.shards, shards: &shards };
-                step = retiring.step(std::time::Instant::now(), seen);
-                step != Step::Wait
-            };
-            self.until(Duration::from_secs(3600), decides).await;
-            match step {
-                Step::Stays => return Ok(()),
-                Step::Stop => {
-                    self.slot_mut(number, |s| s.retired = true);
-                    self.tell_to_stop(number);
-                }
-                Step::StartAgain if !self.stopping.get() => {
-                    tracing::info!(
-                        shard = number,
-                        "mail, or what came of it, was not all on disk when the shard ended; it is started again to hand over what is left"
-                    );
-                    self.slot_mut(number, |s| s.retired = false);
-                    spawn_local(life::keep(Rc::clone(self), number));
-                }
-                Step::StartAgain | Step::Gone => {
-                    let mut gone = self.gone.get();
-                    self.slot(number, |s| gone.add(&s.totals()));
-                    self.gone.set(gone);
-                    self.slots.borrow_mut().retain(|s| s.number != number);
-                    if !self.stopping.get() {
-                        // It has nothing that others offered it: they need not ask it any more.
-                        self.tell_map();
-                        tracing::info!(shard = number, "the shard is gone: the others have its mail");
-                    }
-                    return Ok(());
-                }
-                Step::Wait => match retiring.waits() {
-                    Waits::ForMap => {
-                        return Err(format!(
-                            "shard {number} has not taken the shard map in an hour; it goes on handing over its mail"
-                        ));
-                    }
-                    Waits::UntilEmpty(_) => {
-                        return Err(format!("shard {number} still holds mail; it goes on handing it over"));
-                    }
-                    // On a disk that is slow it takes long; it is no less its end that counts.
-                    Waits::ForEnd => {
-                        tracing::warn!(shard = number, "the shard was told to stop an hour ago, and has not ended")
-                    }
-                },
-            }
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::accounting::AccountingFiles;
 use crate::config::{Compiled, Overrides};
+use crate::fleet::{Known, Seen};
 use crate::listen;
 use crate::load::Automatic;
 use crate::shards::{Slot, State, Totals};
@@ -84,6 +85,8 @@ pub struct Supervisor {
     pub gone: Cell<Totals>,
     /// Destinations that `spread auto` has spread over several shards.
     pub automatic: RefCell<Automatic>,
+    /// Held, by as many as wish, while shards are given an operator's order; by one alone while new shards are told of all orders before.
+    pub ordering: tokio::sync::RwLock<()>,
     /// Questions to workers that are not answered yet, by number.
     pub questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,
     /// Number of the next question.
@@ -304,7 +307,7 @@ impl Supervisor {
 
     /// Puts the next shard map in force.
     pub fn publish_map(&self, workers: u8, spread: Vec<Spread>) {
-        let map = match self.settled_where_up() {
+        let map = match self.seen(|seen| seen.is_settled()) {
             true => self.map.borrow().next(workers, spread),
             false => self.map.borrow().next_unsettled(workers, spread),
         };
@@ -325,19 +328,16 @@ impl Supervisor {
         }
     }
 
-    /// Every destination that the last map moved has been released by its owner before.
-    pub fn settled(&self) -> bool {
-        let epoch = self.map.borrow().epoch;
-        self.slots.borrow().iter().all(|s| s.state == State::Serving && s.heartbeat.settled_epoch == epoch)
+    /// Looks at what is known of the shards.
+    pub fn seen<T>(&self, look: impl FnOnce(Seen<'_>) -> T) -> T {
+        let (map, slots) = (self.map.borrow(), self.slots.borrow());
+        let shards: Vec<Known<'_>> = slots.iter().map(Slot::known).collect();
+        look(Seen { epoch: map.epoch, owners: &map.shards, shards: &shards })
     }
 
-    /// The same as far as shards are up: those that are down have no connections.
-    pub fn settled_where_up(&self) -> bool {
-        let epoch = self.map.borrow().epoch;
-        self.slots
-            .borrow()
-            .iter()
-            .all(|s| s.is_down() || (s.state == State::Serving && s.heartbeat.settled_epoch == epoch))
+    /// Every destination that the last map moved has been released by its owner before, and all shards serve.
+    pub fn settled(&self) -> bool {
+        self.all_serve() && self.seen(|seen| seen.is_settled())
     }
 
     /// Every listener goes along: a worker takes those it does not have.

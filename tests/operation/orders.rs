@@ -327,3 +327,24 @@ fn orders_that_stand_are_listed_once_with_who_gave_them_when_and_how_they_are_ta
     engine.run(&["set", "queue", "--mode=normal", "d.test/a"]);
     assert_eq!(shown(&engine, &[]), Vec::<serde_json::Value>::new());
 }
+
+#[test]
+fn a_new_worker_knows_what_is_paused_where_the_first_does_not_answer() {
+    let r = Receiver::start();
+    let engine = Engine::start(2, &format!("{VMTAS}<domain *>\n {}\n</domain>", r.hosts()));
+    engine.run(&["pause", "queue", "*/a"]);
+    let hung = nix::unistd::Pid::from_raw(engine.workers()[0]);
+    nix::sys::signal::kill(hung, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // The supervisor kills the worker that hangs, and starts another; the command waits for that.
+    engine.run(&["scale", "3"]);
+    let destinations: Vec<String> = (0..16).map(|n| format!("d{n}.test")).collect();
+    destinations.iter().for_each(|d| send(&engine, &format!("u@{d}"), "a"));
+    eventually("all of it is queued", WAIT, || engine.queued() == 16);
+    let queues = engine.json(&["show", "queues", "--json"]);
+    for d in destinations {
+        let queue = format!("{d}/a");
+        let row = queues.as_array().and_then(|all| all.iter().find(|q| q["queue"] == queue.as_str()));
+        assert_eq!(row.map(|q| &q["paused"]), Some(&true.into()), "{queue}");
+    }
+    assert_eq!(r.unique(), 0);
+}

@@ -32,6 +32,7 @@ pub async fn ordered(sup: &Rc<Supervisor>, order: QueueOrder, by: String) -> Res
     if let QueueAction::DisableSource { ip, .. } = &order.action {
         check_source(&sup.compiled.borrow().snapshot, ip, &order.of)?;
     }
+    let _ordering = sup.ordering.read().await;
     let shards = sup.slots.borrow().len();
     let (mut came, mut answered) = (Came::default(), 0);
     for rows in sup.ask_workers(RowsOf::Ordered { order: order.clone(), by }).await {

@@ -315,6 +315,7 @@ async fn page(sup: &Rc<Supervisor>, of: Listed, at: Place) -> Answer {
 }
 
 async fn pause_job(sup: &Rc<Supervisor>, job: String, paused: bool, by: String) -> Result<String, String> {
+    let _ordering = sup.ordering.read().await;
     let shards = sup.slots.borrow().len();
     let (mut recipients, mut changed, mut answered) = (0, 0, 0);
     for rows in sup.ask_workers(RowsOf::PauseJob { job: job.clone(), paused, by }).await {

@@ -183,7 +183,6 @@ fn hear(sup: &Rc<Supervisor>, number: u8, message: ToSupervisor) {
                 s.serving_since = Some(Instant::now());
                 s.is_alive();
                 s.left_complete = false;
-                s.has_served = true;
             });
             sup.bring_up_to_date(number);
         }

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use orders::Orders;
 use process::Process;
 
-use crate::retiring::Known;
+use crate::fleet::Known;
 
 /// Folders of accounting files that are remembered behind a change of the configuration.
 const FOLDERS_BEFORE_MAX: usize = 16;
@@ -117,8 +117,8 @@ pub struct Slot {
     pub reload_error: Option<String>,
     /// Not to be started again.
     pub retired: bool,
-    /// One of its processes has served: it can.
-    pub has_served: bool,
+    /// One of the processes before this one has served.
+    has_served: bool,
     /// Its mail is being handed over, so that it can be retired.
     pub leaving: bool,
     /// The last process said that everything is on disk and in accounting files, and what it left in the heartbeat before.
@@ -162,12 +162,14 @@ impl Slot {
         all
     }
 
-    /// What decides whether it may leave.
+    /// What scaling and retiring decide by.
     pub fn known(&self) -> Known<'_> {
         Known {
             number: self.number,
             runs: self.process.is_some(),
             serves: self.state == State::Serving,
+            has_served: self.has_served || self.serving_since.is_some(),
+            is_down: self.is_down(),
             heartbeat: &self.heartbeat,
             beat_at: self.beat_at,
             left_complete: self.left_complete,
@@ -228,6 +230,7 @@ impl Slot {
     /// The process ended: when to start the next one. At once after it has served, then 1 s
     /// doubling to 60 s; anew after 10 s of serving.
     pub fn ended(&mut self) -> Duration {
+        self.has_served |= self.serving_since.is_some();
         let served = self.serving_since.take().map(|t| t.elapsed()).unwrap_or_default();
         if served >= Duration::from_secs(10) {
             self.delay = Duration::ZERO;
@@ -254,5 +257,17 @@ mod tests {
         assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
         s.serving_since = Instant::now().checked_sub(Duration::from_secs(11));
         assert_eq!(s.ended().as_secs(), 0);
+    }
+
+    #[test]
+    fn one_that_was_adopted_while_it_served_has_served() {
+        let mut s = Slot::new(0, 0);
+        assert!(!s.known().has_served);
+        s.ended();
+        assert!(!s.known().has_served, "it ended before");
+        s.serving_since = Some(Instant::now());
+        assert!(s.known().has_served);
+        s.ended();
+        assert!(s.known().has_served);
     }
 }

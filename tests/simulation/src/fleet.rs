@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ipc::control::Heartbeat;
 use ipc::shard_map::ShardMap;
-use supervisor::retiring::{Known, Retiring, Seen, Step};
+use supervisor::fleet::{Known, Seen};
+use supervisor::retiring::{Retiring, Step};
+use supervisor::scaling::{self, Scaling, Trouble};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 use worker::config::Config;
@@ -18,7 +20,7 @@ use crate::world::World;
 
 /// Time between two looks at what is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long `scale` waits for the change before it, and for new shards.
+/// How long an operator asks again for a change while the one before is under way.
 const SCALE_WAIT: Duration = Duration::from_secs(60);
 
 impl World {
@@ -40,28 +42,9 @@ impl World {
         }
     }
 
-    /// Waits until something is so; false when it is not in time, or the supervisor that waits is gone.
-    async fn until(&self, wait: Duration, is_so: impl Fn() -> bool) -> bool {
-        let (until, supervisor) = (Instant::now() + wait, self.supervisor.get());
-        while !is_so() {
-            if Instant::now() >= until || self.is_over() || self.supervisor.get() != supervisor {
-                return false;
-            }
-            sleep(LOOK_EVERY).await;
-        }
-        true
-    }
-
     /// Shards that have a process, or are to have one.
     pub fn wanted(&self) -> impl Iterator<Item = &Host> {
         self.hosts.iter().filter(|h| h.is_wanted.get())
-    }
-
-    /// Every destination that the last map moved has been released by the shard that owned it before.
-    fn is_settled(&self) -> bool {
-        let epoch = self.map.borrow().epoch;
-        let is_it = |h: &Host| h.shard().is_some_and(|s| s.engine().is_settled() && s.map.borrow().epoch == epoch);
-        self.wanted().all(is_it)
     }
 
     /// Changes the number of shards, as `sluice scale` does. One change at a time: another is refused meanwhile.
@@ -128,9 +111,7 @@ impl World {
         let (world, supervisor) = (Rc::clone(self), self.supervisor.get());
         self.is_scaling.set(true);
         spawn_local(async move {
-            for host in world.hosts.iter().filter(|h| surplus.contains(&h.number)) {
-                world.retire(host, supervisor).await;
-            }
+            world.retire_above(configured.len(), supervisor).await;
             if world.supervisor.get() == supervisor {
                 world.is_scaling.set(false);
             }
@@ -151,40 +132,70 @@ impl World {
         }
     }
 
+    /// Makes the change as the supervisor decides. Where the change before is still under way, it is asked for again.
     async fn scale_now(self: &Rc<Self>, workers: u8) {
-        if !self.until(SCALE_WAIT, || self.is_settled()).await || usize::from(workers) > self.hosts.len() {
+        if usize::from(workers) > self.hosts.len() {
             return;
         }
-        let (before, supervisor) = (self.map.borrow().clone(), self.supervisor.get());
-        let is_new = |n: u8| !before.shards.contains(&n);
-        self.hosts.iter().filter(|h| h.number < workers).for_each(|h| h.is_wanted.set(true));
-        let new: Vec<&Host> = self.hosts.iter().filter(|h| h.number < workers && is_new(h.number)).collect();
-        if !self.until(SCALE_WAIT, || new.iter().all(|h| h.shard().is_some())).await {
-            return;
-        }
-        let first = before.shards.first().and_then(|n| self.hosts.get(usize::from(*n)));
-        if let Some(all) = first.and_then(Host::shard).map(|s| switches::all(&s)) {
-            for host in &new {
-                let all = all.clone();
-                host.order(move |shard| switches::take(shard, all));
+        let (supervisor, until) = (self.supervisor.get(), Instant::now() + SCALE_WAIT);
+        let mut scaling = Scaling::to(workers, Instant::now().into_std());
+        loop {
+            if self.is_over() || self.supervisor.get() != supervisor {
+                return;
+            }
+            match self.seen(None, |seen| scaling.step(Instant::now().into_std(), seen)) {
+                scaling::Step::Wait => sleep(LOOK_EVERY).await,
+                scaling::Step::IsSo => return,
+                scaling::Step::Start(new) => {
+                    self.hosts.iter().filter(|h| new.contains(&h.number)).for_each(|h| h.is_wanted.set(true));
+                }
+                scaling::Step::Tell(new) => match self.tell_switches(&new) {
+                    true => scaling.are_told(),
+                    false => sleep(LOOK_EVERY).await,
+                },
+                scaling::Step::Publish => break,
+                scaling::Step::GiveUp(Trouble::Unsettled) if Instant::now() < until => {
+                    scaling = Scaling::to(workers, Instant::now().into_std());
+                }
+                scaling::Step::GiveUp(trouble) => {
+                    self.note(|| format!("{workers} shards: {trouble}"));
+                    let owners = self.map.borrow().shards.len();
+                    return self.retire_above(owners, supervisor).await;
+                }
             }
         }
         self.note(|| format!("{workers} shards"));
-        let spread = before.spread.clone();
-        let map = before.next(workers, spread);
-        *self.map.borrow_mut() = map;
+        let map = self.map.borrow().clone();
+        *self.map.borrow_mut() = map.next(workers, map.spread.clone());
         self.tell_map();
-        for host in self.hosts.iter().filter(|h| h.number >= workers && h.is_wanted.get()) {
+        self.retire_above(usize::from(workers), supervisor).await;
+    }
+
+    /// Tells new shards what operators paused, as one that owns destinations knows it; whether there is one.
+    fn tell_switches(&self, new: &[u8]) -> bool {
+        let owners = self.map.borrow().shards.clone();
+        let mut known = owners.iter().filter_map(|n| self.hosts.get(usize::from(*n))?.shard());
+        let Some(all) = known.next().map(|s| switches::all(&s)) else { return false };
+        for host in self.hosts.iter().filter(|h| new.contains(&h.number)) {
+            let all = all.clone();
+            host.order(move |shard| switches::take(shard, all));
+        }
+        true
+    }
+
+    /// Ends shards that own nothing any more, one after the other.
+    async fn retire_above(self: &Rc<Self>, owners: usize, supervisor: u32) {
+        for host in self.hosts[owners..].iter().filter(|h| h.is_wanted.get()) {
             self.retire(host, supervisor).await;
         }
-        self.until(SCALE_WAIT, || self.is_settled()).await;
     }
 
     /// Ends a shard that owns nothing any more, as the supervisor decides.
     async fn retire(&self, host: &Host, supervisor: u32) {
         let mut retiring = Retiring::of(host.number);
         while !self.is_over() && self.supervisor.get() == supervisor {
-            match self.step(&mut retiring, host.number) {
+            let step = self.seen(Some(host.number), |seen| retiring.step(Instant::now().into_std(), seen));
+            match step {
                 Step::Wait => sleep(LOOK_EVERY).await,
                 Step::Stop => {
                     host.is_wanted.set(false);
@@ -192,20 +203,22 @@ impl World {
                     host.stop();
                 }
                 Step::StartAgain => host.is_wanted.set(true),
-                Step::Gone => return self.tell_map(),
+                Step::Gone => {
+                    host.has_served.set(false);
+                    return self.tell_map();
+                }
                 Step::Stays => return,
             }
         }
     }
 
-    /// What is to be done about a shard that leaves.
-    fn step(&self, retiring: &mut Retiring, number: u8) -> Step {
-        let there: Vec<&Host> = self.hosts.iter().filter(|h| h.is_there() || h.number == number).collect();
+    /// Looks at what is known of the shards that are there, and of `also`.
+    fn seen<T>(&self, also: Option<u8>, look: impl FnOnce(Seen<'_>) -> T) -> T {
+        let there: Vec<&Host> = self.hosts.iter().filter(|h| h.is_there() || Some(h.number) == also).collect();
         let heartbeats: Vec<Heartbeat> = there.iter().map(|h| h.heartbeat()).collect();
         let shards: Vec<Known<'_>> = there.iter().zip(&heartbeats).map(|(h, b)| h.known(b)).collect();
         let map = self.map.borrow();
-        let seen = Seen { epoch: map.epoch, owners: &map.shards, shards: &shards };
-        retiring.step(Instant::now().into_std(), seen)
+        look(Seen { epoch: map.epoch, owners: &map.shards, shards: &shards })
     }
 
     /// Gives all shards a configuration, by the number of what is different in it.

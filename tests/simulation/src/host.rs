@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipc::control::Heartbeat;
 use spool::memory::{Fault, MemoryDisk, MemoryIndex};
-use supervisor::retiring::Known;
+use supervisor::fleet::Known;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
@@ -59,6 +59,8 @@ pub struct Host {
     heard: RefCell<(Heartbeat, Instant, bool)>,
     /// The last process left in order, nothing was queued, and everything was on disk.
     pub has_left_nothing: Cell<bool>,
+    /// One of its processes has served since the supervisor knows it.
+    pub has_served: Cell<bool>,
     /// Records of its log that rotted.
     pub rotted: RefCell<Vec<Rotted>>,
     lives: Cell<u32>,
@@ -103,6 +105,7 @@ impl Host {
             is_wanted: Cell::new(is_wanted),
             heard: RefCell::new((Heartbeat::default(), Instant::now(), false)),
             has_left_nothing: Cell::new(false),
+            has_served: Cell::new(false),
             rotted: RefCell::default(),
             lives: Cell::new(0),
             process: RefCell::default(),
@@ -127,6 +130,8 @@ impl Host {
             number: self.number,
             runs: self.life().is_some(),
             serves: self.shard().is_some() && !is_told_to_stop,
+            has_served: self.has_served.get(),
+            is_down: false,
             heartbeat,
             beat_at: beat_at.into_std(),
             left_complete: *left_complete,
@@ -153,6 +158,7 @@ impl Host {
     /// Another supervisor has heard nothing of it.
     pub fn is_unheard(&self) {
         *self.heard.borrow_mut() = (Heartbeat::default(), Instant::now(), false);
+        self.has_served.set(self.shard().is_some());
     }
 
     /// Tells the process that runs to do something; nobody hears it where none does.
@@ -240,6 +246,7 @@ impl Host {
             if let Some(p) = &mut *self.process.borrow_mut() {
                 p.shard = Rc::downgrade(&shard);
             }
+            self.has_served.set(true);
             // A shard that begins to serve is given the map that it missed.
             shard.follow_map(world.map_for_shards());
             let obeys = Rc::clone(&shard);
