@@ -25,8 +25,8 @@ use pipe::Pipe;
 const BUFFER_FILE_MAX: u64 = 4 << 20;
 
 /// The accounting files, and the programs that read some of them. What touches the disk is done
-/// beside the loop, one piece after the other: a disk that does not answer keeps nobody waiting but
-/// who asked for it.
+/// beside the loop, one piece after the other: a disk that does not answer delays only the commands
+/// that need it.
 #[derive(Debug)]
 pub struct AccountingFiles {
     files: RefCell<FilesInUse>,

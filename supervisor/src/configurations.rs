@@ -17,10 +17,10 @@ use crate::config::{self, Overrides};
 
 /// Configurations that are kept.
 const KEPT_MAX: usize = 50;
-/// Bytes of one whose text is kept, and of all.
+/// Bytes of a configuration whose text is kept, at most, and of all texts together.
 const TEXT_BYTES_MAX: usize = 16 << 20;
 const ALL_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of what is told of one.
+/// Bytes of the sentence that is told of a configuration, at most.
 const ENTRY_BYTES_MAX: u64 = 64 << 10;
 /// Folder in the data folder.
 const FOLDER: &str = "configurations";

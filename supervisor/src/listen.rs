@@ -68,7 +68,7 @@ pub async fn serve_each<S: 'static, F: Future<Output = ()> + 'static>(
 }
 
 /// Places of the connections that a listener may have at once: they never take the descriptors that workers are started
-/// with. When all are taken, whoever comes gets the place of the connection that has been silent longest.
+/// with. When all are taken, a new connection gets the place of the one that has been silent longest.
 #[derive(Debug)]
 pub struct Places {
     most: usize,

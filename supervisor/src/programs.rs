@@ -25,7 +25,8 @@ const PROGRAM_WAIT: Duration = Duration::from_secs(600);
 const TELL_EVERY: Duration = Duration::from_secs(60);
 const COMMAND_SHOWN: usize = 200;
 
-/// Those of one worker. They are killed with what it has of the supervisor: nobody would hear how they ended.
+/// The programs that one worker has asked for. They are killed when the worker's connection to the supervisor ends, for the worker would not hear how they
+/// ended.
 pub struct Programs {
     sup: Rc<Supervisor>,
     orders: Rc<Orders>,

@@ -36,7 +36,7 @@ impl ipc::stored::Stored for Rates {
 }
 
 impl Rates {
-    /// Those of a ledger that still count, or may have counted while nobody looked.
+    /// The rates of a ledger that still count, or may have counted since the last look.
     fn of(ledger: &Ledger, at_ns: i64, is_last: bool) -> Rates {
         Rates { at_ns, is_last, all: ledger.rates(at_ns - UNSEEN_NS) }
     }
@@ -54,7 +54,7 @@ impl Rates {
             let clock_ns = match (k.ahead == Ahead::default(), may_be_taken) {
                 (true, _) => k.clock_ns,
                 (false, true) => most_ns,
-                // Later only when somebody set this machine's clock back.
+                // It can be later only where this machine's clock was set back.
                 (false, false) => k.clock_ns.min(most_ns),
             };
             Kept { clock_ns, ..k }

@@ -14,8 +14,8 @@ use nix::unistd::{setegid, seteuid, setgid, setgroups, setuid};
 /// Links that a path may lead through.
 const LINKS_MAX: usize = 40;
 
-/// Becomes `user` if started as root. Of the folders it needs, those that root has to make become its own; those that
-/// are there stay whose they are.
+/// Becomes `user` if started as root. Of the folders that the server needs, root makes those that are missing and
+/// gives them to the user; folders that are there keep their owner.
 ///
 /// # Errors
 /// A sentence when the user exists and yet cannot be become, or could not write to a folder.
@@ -47,11 +47,11 @@ fn take_over(folder: &Path, user: &str) -> Result<(), String> {
     })
 }
 
-/// Makes a folder that is missing and gives it to a user. Root does so only where nobody else could have had a hand in
-/// what the path leads to; behind a folder that is somebody else's, the user makes the rest itself.
+/// Makes a folder that is missing and gives it to a user. Root does so only where every folder of the path is root's alone, so that no other user
+/// can lead the path elsewhere; behind a folder of another user, the server makes the rest itself as `run-as-user`.
 fn make_for(folder: &Path, uid: Uid, gid: Gid) -> io::Result<()> {
     along(folder, |at, name, is_last| {
-        // Its user passes through those above, and nobody else is in the last.
+        // The user passes through the folders above, which everybody may; the last is for the user and its group.
         let made = make(at, name, if is_last { 0o750 } else { 0o755 })?;
         if is_last {
             fchown(&made, Some(uid), Some(gid))?;
@@ -69,8 +69,8 @@ pub fn root_would_make(folder: &Path) -> io::Result<bool> {
     along(folder, |_, _, _| Ok(None))
 }
 
-/// Goes along a path as far as nobody but root could have had a hand in it. What is missing there `missing` makes, from the
-/// folder, the name, and whether it is the last; or ends the way by making nothing, which is answered by true.
+/// Walks a path as far as its folders are root's alone. For each part that is missing, calls `missing` with the folder, the name, and whether it is
+/// the last part; where `missing` makes nothing the walk ends there, and this answers true.
 fn along(
     folder: &Path,
     mut missing: impl FnMut(&OwnedFd, &OsStr, bool) -> io::Result<Option<OwnedFd>>,
@@ -98,7 +98,7 @@ fn along(
         if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFLNK {
             links += 1;
             if found.st_uid != 0 {
-                // Somebody else laid it, in a folder such as /tmp.
+                // Another user made the link, in a folder such as /tmp.
                 return Ok(false);
             }
             if links > LINKS_MAX {
@@ -147,7 +147,7 @@ fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     })
 }
 
-/// Nobody but root can put anything there, or as in /tmp nobody can move what is root's.
+/// Only root can put anything into the folder; or, as in /tmp, other users can but cannot move what is root's.
 fn is_roots_alone(folder: &FileStat) -> bool {
     let mode = Mode::from_bits_truncate(folder.st_mode);
     let others_write = mode.contains(Mode::S_IWOTH) || (mode.contains(Mode::S_IWGRP) && folder.st_gid != 0);

@@ -174,7 +174,7 @@ async fn serve(
     spawn_local(Rc::clone(&sup).watch_keys());
     spawn_local(Rc::clone(&sup).watch_memory());
     spawn_local(Rc::clone(&sup).compare_keys());
-    // Workers are given the configuration with its keys: who else may be in the group is no worker.
+    // Workers are given the configuration with its keys, so this socket is not for the group, in which there may be other users than the server's.
     spawn_local(control::serve(Rc::clone(&sup), socket(&run_dir, "supervisor.sock", 0o600)?));
     spawn_local(operator::server::serve(Rc::clone(&sup), socket(&run_dir, "control.sock", 0o660)?));
     if http_port != 0 {
@@ -283,7 +283,7 @@ impl Supervisor {
     /// As [`Supervisor::rotate_accounting`].
     pub async fn rotate_now(self: &Rc<Self>, file: String) -> Result<(), String> {
         self.until(ANSWER_WAIT, Self::may_rotate).await;
-        // It goes on when nobody waits for it any more.
+        // The rotation goes on when the command that asked for it has stopped waiting.
         let sup = Rc::clone(self);
         let rotated = spawn_local(async move { sup.rotate_accounting(Some(file)).await });
         match tokio::time::timeout(ANSWER_WAIT, rotated).await {
@@ -386,7 +386,7 @@ impl Supervisor {
         tracing::info!("stopping");
         self.stopping.set(true);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        // Closed in every process, the kernel refuses whom nobody would greet any more.
+        // When every process has closed a listening socket, the kernel refuses connections that no worker would greet any more.
         self.listeners.borrow_mut().clear();
         let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
         for n in numbers {

@@ -76,7 +76,7 @@ impl Pipe {
             if let Err(error) = runtime.map(feed) {
                 tracing::error!(%error, "a program that reads accounting rows cannot be fed");
             }
-            // Nobody may wait for it.
+            // The task that waits for the end may have ended itself.
             let _ = ending.send(());
         });
         if let Err(error) = thread {
@@ -160,7 +160,7 @@ struct Group(Option<u32>);
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(pid) = self.0.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1) {
-            // Nobody may be left.
+            // All processes of the group may have ended already.
             let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
     }

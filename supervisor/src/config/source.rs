@@ -58,7 +58,7 @@ impl Given {
     }
 }
 
-/// A pipe that whoever gave the command made for it.
+/// Whether a file is a pipe that the operator's shell made for the command.
 fn is_own_pipe(file: &Path) -> bool {
     file == Path::new("/dev/stdin") || file.starts_with("/dev/fd") || file.starts_with("/proc/self/fd")
 }

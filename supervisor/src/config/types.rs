@@ -283,7 +283,7 @@ impl Type {
                 false => one(text).map(|_| keep()),
             },
             Type::File | Type::ListFile => one(text).map(|_| keep()),
-            // Without the password, which is nobody's business but of who reads the key.
+            // The password behind the path stays out of the value: only the code that reads the key needs it.
             Type::Certificate => one(certificate(text).0).map(|path| Value::Text(path.to_owned()).into()),
             Type::SourceHost => source_hosts::parse(text).map(|_| keep()),
             Type::DomainKey => domain_key(text).map(|_| keep()),

@@ -23,7 +23,7 @@ pub struct Folder {
     pub at_start: bool,
 }
 
-/// What whoever would run the server cannot write to: started as root that is `run-as-user`, else the user who asks.
+/// Folders that the user of the server cannot write to. That user is `run-as-user` where root asks, and else the one who asks.
 pub fn unwritable(run_as_user: &str, run_as_root: bool, folders: &[Folder]) -> Vec<Diagnostic> {
     let is_root = nix::unistd::geteuid().is_root();
     let user = User::from_name(run_as_user).ok().flatten().filter(|_| is_root && !run_as_root);

@@ -149,7 +149,7 @@ pub fn act(target: &Target, request: Request) -> Result<(), Failure> {
     }
 }
 
-/// All pages of a listing. Whose rows they are is for `take` to say.
+/// Asks for all pages of a listing. `take` picks the rows of the listing out of each answer.
 pub(super) fn pages<R>(
     target: &Target,
     of: &Listed,

@@ -263,7 +263,7 @@ pub enum Sort {
 }
 
 impl Sort {
-    /// Sorts rows that are by name, whose recipients and kilobytes `of` tells.
+    /// Sorts rows, which come in the order of their names. `of` answers the recipients and kilobytes of a row.
     fn apply<R>(self, rows: &mut [R], of: impl Fn(&R) -> (u64, u64)) {
         match self {
             Sort::Name => {}

@@ -73,7 +73,7 @@ fn joined(rows: Vec<MessageRow>) -> Option<MessageRow> {
     let mut rows = rows.into_iter();
     let mut all = rows.next()?;
     rows.for_each(|r| all.recipients.extend(r.recipients));
-    // Of one whose mail was rerouted the old record says nothing that the new one does not.
+    // Of a recipient whose mail was rerouted there are two records; the old one says nothing that the new one does not.
     let is_elsewhere =
         |a: &str, rs: &[ipc::operator::MessageRecipientRow]| rs.iter().any(|r| r.recipient == a && r.state != "ended");
     let known = all.recipients.clone();

@@ -118,7 +118,7 @@ pub fn check_via(snapshot: &Snapshot, via: &str) -> Result<(), String> {
     Err(format!("there is no virtual MTA or pool {via}{near}"))
 }
 
-/// A source address that somebody has whose mail an order may mean.
+/// Checks that a source address is one of a virtual MTA whose mail an order may mean.
 fn check_source(snapshot: &Snapshot, ip: &str, of: &QueuePattern) -> Result<(), String> {
     let Ok(wanted) = ip.parse::<IpAddr>() else { return Err(format!("expected an IP address, found {ip:?}")) };
     let has = |v: &usize| {

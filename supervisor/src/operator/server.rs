@@ -101,7 +101,7 @@ impl Connection {
 
 async fn serve_one(sup: Rc<Supervisor>, mut connection: Connection) {
     let user = connection.io.peer_cred().ok().map(|c| c.uid());
-    // An import is its connection's: whoever goes away in the middle has imported nothing.
+    // An import lives as long as its connection: a command that is ended in the middle has imported nothing.
     let mut import = None;
     loop {
         let (answer, more) = match connection.next().await {

@@ -65,7 +65,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells of keys whose record is not theirs: receivers do not verify what they sign.
+    /// Warns of DKIM keys whose published record holds another key: receivers cannot verify what they sign.
     pub(super) async fn compare_keys(self: Rc<Self>) {
         let (keys, name_servers, udp_bytes) = {
             let compiled = self.compiled.borrow();

@@ -106,7 +106,7 @@ impl Supervisor {
                 None => Ok(NO_FILE.into()),
             };
         }
-        // Without systemd there is nobody to tell, and with it a reload goes on all the same.
+        // Without systemd there is no socket to tell, and where telling fails the reload goes on all the same.
         let _ = sd_notify::notify(&[
             sd_notify::NotifyState::Reloading,
             sd_notify::NotifyState::monotonic_usec_now().unwrap_or(sd_notify::NotifyState::Reloading),

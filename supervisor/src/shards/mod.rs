@@ -192,8 +192,8 @@ impl Slot {
         }
     }
 
-    /// Sends an order; false when there is nobody to hear it: who begins to serve is told everything
-    /// but questions. Questions are refused too while too many wait.
+    /// Sends an order; false where no worker is connected. A worker that begins to serve is told everything it missed but questions. Questions are
+    /// refused too while too many wait.
     pub fn order(&self, what: ToWorker, fds: Vec<OwnedFd>) -> bool {
         self.orders.as_ref().is_some_and(|o| o.give(what, fds))
     }

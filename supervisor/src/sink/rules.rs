@@ -133,7 +133,7 @@ impl Rules {
         self.all.iter().map(|r| (r.text.as_str(), r.hits))
     }
 
-    /// How long the client waits, and what comes then. The first rule whose pattern and condition hold decides; a slow one
+    /// Answers how long the client waits for the reply, and the reply. The first rule whose pattern and condition hold decides; a slow one
     /// adds its time and the next ones are asked.
     pub fn decide(&mut self, stage: Stage, from: &str, recipients: &[String], now: Instant) -> (Duration, Verdict) {
         let mut wait = Duration::ZERO;
@@ -241,7 +241,7 @@ fn rule(words: &[String], line: &str) -> Result<Rule, String> {
         }
     }
     let action = action_of(action, argument)?;
-    // A domain alone means everybody there.
+    // A domain alone means every address there.
     let pattern = match pattern.contains(['@', '*']) {
         true => pattern.to_lowercase(),
         false => format!("*@{}", pattern.to_lowercase()),

@@ -9,7 +9,7 @@ use crate::schedule::PathId;
 use crate::shard::Shard;
 
 /// A connection's place in the counts of its shard, its path and its source address. Dropped, it is in none of them any more, whatever
-/// ended it, and the path may open another. What limits over several paths count is in [`super::shared_limits::Held`], which has to be
+/// ended it, and the path may open another. What limits over several paths count is in [`super::shared_limits::LimitPlaces`], which has to be
 /// dropped before.
 pub(super) struct Lease {
     shard: Rc<Shard>,

@@ -270,7 +270,7 @@ impl Compiler<'_> {
         true
     }
 
-    /// Takes a file that a `<domain>` directive names along for the workers, who may not read it.
+    /// Puts the content of a file that a `<domain>` directive names into the snapshot for the workers, which may not read the file.
     pub(super) fn pem_file(&mut self, s: &Statement, path: &str) {
         if path.is_empty() || self.has_pem(path) {
             return;

@@ -246,7 +246,7 @@ struct Compiler<'s> {
     listeners: Listeners,
     /// TLS of listeners that do not say otherwise.
     tls: TlsLines,
-    /// Files in PEM that were read, or are left to somebody who may.
+    /// Files in PEM that were read, or that this process may not read and another will.
     pem_files: HashSet<String>,
     /// Programs that were looked for.
     programs: HashSet<String>,
@@ -405,7 +405,7 @@ impl<'s> Compiler<'s> {
             (false, true) if matches!(d.kind, Type::Word | Type::Path) => Ok(Value::Text(s.value.to_string()).into()),
             _ => d.kind.parse(&s.value),
         };
-        // What the files of somebody else name is not opened with the rights of this process.
+        // A file that another user's configuration names is not opened with the rights of this process.
         let opens = self.reader.source.opens_named_files();
         let parsed = parsed.and_then(|p| if opens { d.kind.named_file(&s.value).map(|()| p) } else { Ok(p) });
         match parsed {
@@ -433,7 +433,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// 0 is no limit but where max-smtp-out of a queue is meant, as with PowerMTA, and some who write it want to send nothing.
+    /// Warns of a limit of 0. It means no limit, as with PowerMTA, except for `max-smtp-out` of a queue; some operators write it to send nothing.
     fn zero(&mut self, block: &'static str, s: &Statement) {
         let sends_none = matches!(&*s.name, "max-smtp-out" | "backoff-max-smtp-out") && !block.starts_with("virtual");
         let is_limit = s.name.ends_with("-rate")

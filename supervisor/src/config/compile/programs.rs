@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Compiler, Statement};
 
 impl Compiler<'_> {
-    /// Warns of a command whose program cannot be started: what is for it would wait. Each program is looked for once.
+    /// Warns of a command whose program cannot be started: the mail or the rows that the program is to get would wait. Each program is looked for once.
     pub(super) fn program(&mut self, s: &Statement, command: &str) {
         let Some(program) = worker::programs::words(command).into_iter().next() else { return };
         // One that macros choose is known when mail comes.
