@@ -154,7 +154,7 @@ pub(super) async fn conclude(
     }
     let settled = (!ended.is_empty()).then(|| {
         path.is_done_with(&ended);
-        let last = shard.decide(|e, _| e.settle(batch.queue, batch.slot, ended.len()));
+        let last = shard.decide(|e, _| e.settle(batch.queue, batch.slot, key, ended.len()));
         Settled { key, recipients: ended, last, rows }
     });
     if waits || settled.is_some() {
@@ -551,7 +551,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
                 updates.push(UpdateEntry { key, recipient: r, state });
             }
         }
-        let waits_still = shard.scheduler().messages.get(entry.slot as usize).is_some_and(|m| m.key == key);
+        let waits_still = shard.scheduler().message(entry.slot, key).is_some();
         if waits_still && !updates.is_empty() {
             let at = Attempt::of_failure(&failure);
             let reports = reports(&shard, &path, e, &content.body, &verdicts, &at, |_| true).await;
@@ -588,7 +588,7 @@ fn set_aside(shard: &Rc<Shard>, batch: &Batch, e: &spool::SpoolError) {
     shard.decide(|engine, now| {
         if matches!(e, spool::SpoolError::Unreadable { .. }) {
             // The message is in quarantine, which operators look after; the queue goes on without it.
-            engine.settle(batch.queue, batch.slot, batch.recipients.len());
+            engine.settle(batch.queue, batch.slot, batch.key, batch.recipients.len());
         } else {
             engine.hold(batch, &batch.recipients, now.ms() + 60_000, batch.attempts);
         }

@@ -171,7 +171,7 @@ async fn end(shard: &Rc<Shard>, id: QueueId, t: &TakenOut, content: Rc<Content>,
         }
     }
     shard.counters.bounced.set(shard.counters.bounced.get() + n as u64);
-    let last = shard.decide(|e, _| e.settle(id, slot, n));
+    let last = shard.decide(|e, _| e.settle(id, slot, key, n));
     let mut told = Vec::new();
     if let (true, Some(path)) = (d.dsn, path)
         && let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope)

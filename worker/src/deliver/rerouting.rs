@@ -293,7 +293,7 @@ async fn write_anew(shard: &Rc<Shard>, leaving: Vec<Leaving>, to: &str) -> Resul
         }
         let mut settled = Settled { key: l.key, ..Settled::default() };
         for (id, t) in &l.taken {
-            settled.last = shard.decide(|e, _| e.settle(*id, t.entry.slot, t.recipients.len()));
+            settled.last = shard.decide(|e, _| e.settle(*id, t.entry.slot, l.key, t.recipients.len()));
             settled.recipients.extend(&t.recipients);
         }
         let receivers = shard.spool.conclude(Outcomes { settled: Some(settled), reports, ..Outcomes::default() });
@@ -434,10 +434,8 @@ pub async fn restore(shard: &Rc<Shard>, values: &[(String, Vec<u8>)]) {
         let taken = shard.decide(|e, _| e.take_out(id, is_ended));
         for t in taken {
             twice += t.recipients.len();
-            let slot = t.entry.slot;
-            let Some(key) = shard.scheduler().messages.get(slot as usize).map(|m| m.key) else { continue };
-            let last = shard.decide(|e, _| e.settle(id, slot, t.recipients.len()));
-            shard.spool.settle(Settled { key, recipients: t.recipients, last, rows: Vec::new() });
+            let last = shard.decide(|e, _| e.settle(id, t.entry.slot, t.key, t.recipients.len()));
+            shard.spool.settle(Settled { key: t.key, recipients: t.recipients, last, rows: Vec::new() });
         }
     }
     if twice > 0 {

@@ -68,6 +68,13 @@ pub enum News {
         /// Its mail waits.
         held: bool,
     },
+    /// Recipients of a message ended that had ended before, by an error of this program.
+    SettledTwice {
+        /// The message's key in the spool.
+        key: u64,
+        /// How many recipients.
+        recipients: usize,
+    },
     /// All source addresses of a path are left out.
     SourcesDisabled {
         /// The path.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::action::{Action, News};
 use super::now::Now;
 use super::state::Engine;
 use crate::schedule::message::HeldContent;
@@ -47,9 +48,13 @@ impl<C: HeldContent> Engine<C> {
         self.scheduler.hold(batch, recipients, due_ms, attempts);
     }
 
-    /// So many recipients of a message ended, which were out of their queue. Answers whether none of the message is left.
-    pub fn settle(&mut self, id: QueueId, slot: Slot, recipients: usize) -> bool {
-        self.scheduler.settle(id, slot, recipients)
+    /// So many recipients of the message of a key ended, which were out of their queue. Answers whether none of the message is left.
+    pub fn settle(&mut self, id: QueueId, slot: Slot, key: u64, recipients: usize) -> bool {
+        self.scheduler.settle(id, slot, key, recipients).unwrap_or_else(|| {
+            // An error of this program. Settled as before, the recipients of another message would be taken for ended.
+            self.act(Action::Tell(News::SettledTwice { key, recipients }));
+            false
+        })
     }
 
     /// Takes all that waits out of a queue, with the times that it waits for, Unix milliseconds.

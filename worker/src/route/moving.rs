@@ -344,7 +344,7 @@ async fn move_one<'a>(shard: &'a Rc<Shard>, o: &Offer, unanswered: &mut Option<U
         sleep(RETRY).await;
     }
     let recipients: Vec<u16> = (entry.start..entry.end).collect();
-    let last = shard.decide(|e, _| e.settle(id, entry.slot, recipients.len()));
+    let last = shard.decide(|e, _| e.settle(id, entry.slot, key, recipients.len()));
     shard.spool.settle(Settled { key, recipients, last, rows: Vec::new() });
     true
 }

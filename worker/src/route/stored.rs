@@ -11,7 +11,7 @@ use crate::shard::Shard;
 
 /// Envelope and content of a message: from memory before the first attempt, else from disk.
 pub async fn load(shard: &Rc<Shard>, slot: u32, key: u64) -> Result<Rc<Content>, spool::SpoolError> {
-    let held = shard.scheduler().messages.get(slot as usize).and_then(|m| m.content.clone());
+    let held = shard.scheduler().message(slot, key).and_then(|m| m.content.clone());
     if let Some(c) = held {
         return Ok(c);
     }

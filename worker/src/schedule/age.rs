@@ -80,7 +80,8 @@ mod tests {
         s.put_back(&b, &[1, 2]);
         assert!(s.expired(id, 4_999).is_empty());
         assert_eq!(s.expired(id, 5_000).iter().map(Entry::len).sum::<u64>(), 3);
-        assert!(s.settle(id, b.slot, 3));
+        assert_eq!(s.settle(id, b.slot, b.key, 3), Some(true));
+        assert_eq!(s.settle(id, b.slot, b.key, 3), None, "it has ended");
     }
 
     #[test]

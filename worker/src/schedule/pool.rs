@@ -110,7 +110,7 @@ mod tests {
                 if let Next::Send(b) =
                     s.next(*p, None, (from_ms + turn * 10) * 1_000_000, &|_| true, &mut |n, _| Grant::all(n))
                 {
-                    s.settle(b.queue, b.slot, 1);
+                    s.settle(b.queue, b.slot, b.key, 1);
                     got[i] += 1;
                 }
             }

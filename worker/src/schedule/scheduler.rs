@@ -501,9 +501,15 @@ impl<C: HeldContent> Scheduler<C> {
         slots.into_iter().for_each(|s| self.drop_content(s));
     }
 
-    /// Recipients ended; answers whether nothing is left of the message.
-    pub fn settle(&mut self, id: QueueId, slot: Slot, n: usize) -> bool {
-        let Some(m) = self.messages.get_mut(slot as usize) else { return false };
+    /// The message of a key in the spool at a slot; `None` where it has ended, and the slot may be another message's.
+    pub fn message(&self, slot: Slot, key: u64) -> Option<&Message<C>> {
+        self.messages.get(slot as usize).filter(|m| m.key == key)
+    }
+
+    /// Recipients of the message of a key ended; answers whether nothing is left of it. `None` where all of it had ended before, and nothing
+    /// was done.
+    pub fn settle(&mut self, id: QueueId, slot: Slot, key: u64, n: usize) -> Option<bool> {
+        let m = self.messages.get_mut(slot as usize).filter(|m| m.key == key)?;
         m.left = m.left.saturating_sub(n as u16);
         let (last, body_len) = (m.left == 0, u64::from(m.body_len));
         self.jobs.leave(m.job, n as u64, last.then_some(body_len));
@@ -519,7 +525,7 @@ impl<C: HeldContent> Scheduler<C> {
             self.messages.remove(slot as usize);
             self.queued_bytes = self.queued_bytes.saturating_sub(body_len);
         }
-        last
+        Some(last)
     }
 }
 

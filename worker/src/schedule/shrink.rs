@@ -30,7 +30,7 @@ mod tests {
         let m = |key| Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
         let slots: Vec<u32> = (0..10_000).map(|key| s.add("", m(key))).collect();
         assert!(!s.shrink());
-        slots.into_iter().for_each(|slot| assert!(s.settle(QueueId::NOTHING, slot, 1)));
+        (0..).zip(slots).for_each(|(key, slot)| assert_eq!(s.settle(QueueId::NOTHING, slot, key, 1), Some(true)));
         assert!(s.shrink() && s.messages.capacity() == 0 && !s.shrink());
     }
 }

@@ -176,7 +176,7 @@ fn day(seed: u64, adaptive: bool) -> Day {
                     match receivers[r].answer(member, b.key, now, &mut dice) {
                         Reply::Taken => {
                             s.paths[*path].delivered(now);
-                            s.settle(b.queue, b.slot, 1);
+                            s.settle(b.queue, b.slot, b.key, 1);
                             delays.push((now - received[&b.key]) / 1000);
                             last = now;
                         }

@@ -76,7 +76,7 @@ impl World {
         for r in recipients {
             *self.ended.entry((batch.key, *r)).or_default() += 1;
         }
-        self.s.settle(batch.queue, batch.slot, recipients.len());
+        assert!(self.s.settle(batch.queue, batch.slot, batch.key, recipients.len()).is_some());
     }
 
     /// A transaction is over: some recipients are taken, some refused for now.

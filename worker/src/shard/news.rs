@@ -21,6 +21,14 @@ pub(super) fn tell(shard: u8, news: News) {
         News::SourcesDisabled { path } if allows_line("All SMTP sources are disabled", &path) => {
             tracing::warn!(shard, path, "All SMTP sources for queue {path} are now disabled.");
         }
+        News::SettledTwice { key, recipients } => {
+            tracing::error!(
+                shard,
+                key,
+                recipients,
+                "recipients of a message ended that had ended before: an error of this program"
+            );
+        }
         News::ModeChanged { .. } | News::Rerouted { .. } | News::SourcesDisabled { .. } => {}
     }
 }
