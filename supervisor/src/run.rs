@@ -257,10 +257,14 @@ impl Supervisor {
         let old = self
             .slot_mut(number, |s| {
                 s.delay = Duration::ZERO;
+                // One that is down is not left waiting for the end of its delay.
+                s.start_now.notify_waiters();
                 s.pid()
             })
             .ok_or_else(|| format!("there is no shard {number}; `sluice shard list` names them"))?;
-        self.tell_to_stop(number);
+        if old != 0 {
+            self.tell_to_stop(number);
+        }
         if !wait {
             return Ok(format!("shard {number} restarts"));
         }

@@ -88,6 +88,25 @@ fn a_worker_that_hangs_is_replaced() {
 }
 
 #[test]
+fn a_shard_that_is_down_starts_at_once_when_an_operator_restarts_it() {
+    let engine = Engine::start(2, "");
+    let (spool, away) = (engine.path().join("spool/shard-01"), engine.path().join("away"));
+    let worker = engine.workers()[1];
+    std::fs::rename(&spool, &away).unwrap();
+    std::fs::write(&spool, "a file in the place of a folder").unwrap();
+    Engine::kill(worker);
+    let waits = || engine.log().contains("starting it again after a delay shard=1 seconds=16");
+    eventually("it has failed five times", Duration::from_secs(60), waits);
+    std::fs::remove_file(&spool).unwrap();
+    std::fs::rename(&away, &spool).unwrap();
+    engine.run(&["shard", "restart", "--no-wait", "1"]);
+    eventually("it serves before its delay is over", Duration::from_secs(10), || {
+        let rows = engine.json(&["show", "shards", "--json"]);
+        rows.as_array().is_some_and(|r| r.len() == 2 && r.iter().all(|s| s["state"] == "serving"))
+    });
+}
+
+#[test]
 fn fewer_workers_after_a_restart_drain_what_the_others_left() {
     let r = Receiver::start();
     r.script(|s| s.greeting = "421 later");

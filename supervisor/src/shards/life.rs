@@ -40,7 +40,8 @@ pub async fn keep(sup: Rc<Supervisor>, number: u8) {
         sup.slot_mut(number, |s| s.restarts += 1);
         if !wait.is_zero() {
             tracing::warn!(shard = number, seconds = wait.as_secs(), "worker ended; starting it again after a delay");
-            tokio::time::sleep(wait).await;
+            let start_now = sup.slot(number, |s| Rc::clone(&s.start_now)).unwrap_or_default();
+            let _ = tokio::time::timeout(wait, start_now.notified()).await;
         }
     }
     sup.slot_mut(number, |s| s.state = State::Waiting);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ipc::control::{AccountingFile, Heartbeat, ToWorker};
 use std::os::fd::OwnedFd;
+use tokio::sync::Notify;
 
 use orders::Orders;
 use process::Process;
@@ -95,6 +96,8 @@ pub struct Slot {
     pub serving_since: Option<Instant>,
     /// Delay before the next start.
     pub delay: Duration,
+    /// Ends a delay that goes on.
+    pub start_now: Rc<Notify>,
     /// To its control connection.
     pub orders: Option<Rc<Orders>>,
     /// Last heartbeat.
@@ -138,6 +141,7 @@ impl Slot {
             started: now,
             serving_since: None,
             delay: Duration::ZERO,
+            start_now: Rc::default(),
             orders: None,
             heartbeat: Heartbeat::default(),
             past: Totals::default(),
