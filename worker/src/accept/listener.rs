@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client_place::ClientPlace;
 use super::own_name;
+use super::quick_ack::QuickAck;
 use super::receiving::MemoryShare;
 use super::refusals;
 use super::session::{Event, ServerSession, Transaction};
@@ -66,6 +67,7 @@ pub async fn accept(shard: Rc<Shard>, address: String, listener: Rc<TcpListener>
                 let (shard, address) = (Rc::clone(&shard), address.clone());
                 let _ = stream.set_nodelay(true);
                 let local = stream.local_addr().ok();
+                let stream = QuickAck::new(stream);
                 tasks::begin("client", move || async move { serve(shard, &address, stream, peer, local).await });
                 turn += 1;
                 if turn % ACCEPTS_PER_TURN == 0 {

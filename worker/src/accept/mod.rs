@@ -7,6 +7,7 @@ pub mod client_place;
 pub mod listener;
 pub mod own_name;
 pub mod places;
+mod quick_ack;
 pub mod receiving;
 pub mod refusals;
 pub mod session;
