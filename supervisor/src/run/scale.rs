@@ -10,7 +10,7 @@ use tokio::task::spawn_local;
 use worker::rights::{cpu_of, cpus_to_pin};
 
 use crate::retiring::{self, Retiring, Waits};
-use crate::scaling::{Scaling, Step};
+use crate::scaling::{Scaling, Step, Trouble};
 use crate::shards::{Slot, life};
 use crate::state::Supervisor;
 
@@ -64,6 +64,7 @@ impl Supervisor {
                     false => tokio::time::sleep(TOLD_AGAIN_AFTER).await,
                 },
                 Step::Publish => break,
+                Step::GiveUp(Trouble::Unsettled) => return Err(Trouble::Unsettled.to_string()),
                 Step::GiveUp(trouble) => {
                     let owners = self.map.borrow().shards.len() as u8;
                     spawn_local(retire_left_over(Rc::clone(self), owners));
