@@ -28,8 +28,8 @@ pub const RELEASE: u8 = 8;
 pub const ROLLED_UP: u8 = 10;
 /// Origin → owner: archive [`Open`].
 pub const OPEN: u8 = 11;
-/// Origin → owner: a place under a limit over all shards, which the owner asked for, may be free; the ledger says which
-/// ([`crate::ledger::requests`]). No archive.
+/// Origin → owner: a place under a limit over all shards, for which the hearing shard has a request in the ledger, may be free; a mark on the
+/// request says which ([`crate::ledger::requests`]). No archive.
 pub const PLACE_FREE: u8 = 12;
 /// Client → worker: archive [`Inject`], raw: message. Answered by [`INJECTED`].
 pub const INJECT: u8 = 6;

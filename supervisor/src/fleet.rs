@@ -14,9 +14,9 @@ pub struct Known<'a> {
     pub runs: bool,
     /// Its process serves, and has not been told to stop.
     pub serves: bool,
-    /// One of its processes has served: it can.
+    /// One of its processes has served, so its spool can be opened.
     pub has_served: bool,
-    /// It has no process, and the last ones did not serve for long: nobody waits for it.
+    /// It has no process, and the last ones did not serve for long.
     pub is_down: bool,
     /// Its last heartbeat; of a process that has ended, the number of recipients in it.
     pub heartbeat: &'a Heartbeat,

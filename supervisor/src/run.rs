@@ -165,6 +165,7 @@ async fn serve(
         started: SystemTime::now(),
         gone: Cell::default(),
         automatic: RefCell::default(),
+        scaling: tokio::sync::Mutex::default(),
         ordering: tokio::sync::RwLock::default(),
         questions: RefCell::default(),
         next_question: Cell::new(0),

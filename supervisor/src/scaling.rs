@@ -17,6 +17,9 @@ const TOLD_WITHIN: Duration = Duration::from_secs(60);
 /// Why the number of shards does not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Trouble {
+    /// Another change is being made.
+    #[error("another change of the number of workers is under way; try again when it is over")]
+    Busy,
     /// Destinations that the last change moved are still with the shards that owned them before.
     #[error(
         "the last change of the number of workers is still under way: destinations are being released; try again in a moment"
@@ -78,30 +81,42 @@ impl Scaling {
         (self.waits, self.since) = (waits, now);
     }
 
-    /// Those to whom [`Step::Tell`] was to be told have it on disk.
+    /// The shards of [`Step::Tell`] have on disk what operators switched.
     pub fn are_told(&mut self) {
         self.waits = Waits::ForNothing;
+    }
+
+    /// Shards that were started for this change.
+    pub fn started(&self) -> &[u8] {
+        &self.started
     }
 
     /// What is to be done now; to be asked again whenever something changes. What it answers has been done when it is asked next, but for
     /// [`Step::Tell`], which may have been tried in vain.
     pub fn step(&mut self, now: Instant, seen: Seen<'_>) -> Step {
         let since = now.saturating_duration_since(self.since);
-        let is_new = |s: &&Known<'_>| s.number < self.workers && !seen.owners.contains(&s.number);
-        let new = seen.shards.iter().filter(is_new);
-        match self.waits {
-            Waits::UntilSettled if seen.is_settled() => {
-                if seen.owners.len() == usize::from(self.workers) {
-                    return Step::IsSo;
+        if self.waits == Waits::UntilSettled {
+            return match seen.is_settled() {
+                true if seen.owners.len() == usize::from(self.workers) => Step::IsSo,
+                true => {
+                    self.wait(Waits::UntilServing, now);
+                    Step::Start(self.missing(seen))
                 }
-                self.wait(Waits::UntilServing, now);
-                let is_there = |n: &u8| seen.shards.iter().any(|s| s.number == *n);
-                self.started = (0..self.workers).filter(|n| !is_there(n)).collect();
-                Step::Start(self.started.clone())
-            }
-            Waits::UntilSettled if since >= SETTLES_WITHIN => Step::GiveUp(Trouble::Unsettled),
+                false if since >= SETTLES_WITHIN => Step::GiveUp(Trouble::Unsettled),
+                false => Step::Wait,
+            };
+        }
+        // One that was leaving since the change before may have gone meanwhile.
+        let missing = self.missing(seen);
+        if !missing.is_empty() {
+            self.waits = Waits::UntilServing;
+            return Step::Start(missing);
+        }
+        let is_new = |s: &&Known<'_>| s.number < self.workers && !seen.owners.contains(&s.number);
+        let mut new = seen.shards.iter().filter(is_new);
+        match self.waits {
             // One that has served and is down keeps nobody from taking part.
-            Waits::UntilServing if new.clone().all(|s| s.has_served) => {
+            Waits::UntilServing if new.all(|s| s.has_served) => {
                 self.wait(Waits::UntilTold, now);
                 self.step(now, seen)
             }
@@ -120,6 +135,14 @@ impl Scaling {
             Waits::ForNothing => Step::Publish,
             Waits::UntilSettled | Waits::UntilServing => Step::Wait,
         }
+    }
+
+    /// Wanted shards that are not there; they are noted as started.
+    fn missing(&mut self, seen: Seen<'_>) -> Vec<u8> {
+        let is_there = |n: &u8| seen.shards.iter().any(|s| s.number == *n);
+        let missing: Vec<u8> = (0..self.workers).filter(|n| !is_there(n)).collect();
+        self.started.extend(&missing);
+        missing
     }
 }
 
@@ -163,6 +186,20 @@ mod tests {
         assert_eq!(step(&mut s, at(4), &[0, 1], "ssss"), Step::Tell(vec![2, 3]));
         s.are_told();
         assert_eq!(step(&mut s, at(5), &[0, 1], "ssss"), Step::Publish);
+    }
+
+    #[test]
+    fn one_that_leaves_while_more_are_wanted_is_started_again() {
+        let now = Instant::now();
+        let mut s = Scaling::to(4, now);
+        assert_eq!(step(&mut s, now, &[0, 1], "sss"), Step::Start(vec![3]));
+        assert_eq!(step(&mut s, now, &[0, 1], "ssss"), Step::Tell(vec![2, 3]));
+        // Shard 3 is gone: it was leaving since the change before.
+        assert_eq!(step(&mut s, now, &[0, 1], "sss"), Step::Start(vec![3]));
+        assert_eq!(step(&mut s, now, &[0, 1], "sss_"), Step::Wait);
+        assert_eq!(step(&mut s, now, &[0, 1], "ssss"), Step::Tell(vec![2, 3]));
+        s.are_told();
+        assert_eq!(step(&mut s, now, &[0, 1], "sss"), Step::Start(vec![3]), "also when all was told");
     }
 
     #[test]

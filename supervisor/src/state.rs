@@ -85,7 +85,9 @@ pub struct Supervisor {
     pub gone: Cell<Totals>,
     /// Destinations that `spread auto` has spread over several shards.
     pub automatic: RefCell<Automatic>,
-    /// Held, by as many as wish, while shards are given an operator's order; by one alone while new shards are told of all orders before.
+    /// Held while the number of workers is being changed, up to the next shard map: one change at a time.
+    pub scaling: tokio::sync::Mutex<()>,
+    /// Read: an operator's order is being given to the shards. Write: new shards are being told the orders that stand.
     pub ordering: tokio::sync::RwLock<()>,
     /// Questions to workers that are not answered yet, by number.
     pub questions: RefCell<HashMap<u64, oneshot::Sender<Rows>>>,

@@ -187,12 +187,11 @@ impl Ledger {
         all.min_by_key(|r| rank(&r.ask, r.posted_ms)).map(|r| r.ask)
     }
 
-    /// Tells a request of another shard that what it waits for was given back; it looks there often, see
-    /// [`Ledger::woken`].
-    pub fn wake(&self, ask: &Ask, now_ms: i64) {
-        if let Some(r) = self.request_of(ask, now_ms) {
-            self.request_cell(r.index).woken.store(1, SeqCst);
-        }
+    /// Marks a request of another shard: what it waits for was given back. That shard finds it with [`Ledger::woken`]. Answers whether it
+    /// was not marked before.
+    pub fn wake(&self, ask: &Ask, now_ms: i64) -> bool {
+        let marked = |r: Request| self.request_cell(r.index).woken.swap(1, SeqCst) == 0;
+        self.request_of(ask, now_ms).is_some_and(marked)
     }
 
     /// Paths of `shard` that others told of a place since it looked last.

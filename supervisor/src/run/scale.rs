@@ -11,7 +11,7 @@ use worker::rights::{cpu_of, cpus_to_pin};
 
 use crate::retiring::{self, Retiring, Waits};
 use crate::scaling::{Scaling, Step, Trouble};
-use crate::shards::{Slot, life};
+use crate::shards::{Slot, State, life};
 use crate::state::Supervisor;
 
 /// How long one step is waited for, before it is said that it is still under way.
@@ -19,8 +19,7 @@ const STEP_WAIT: Duration = Duration::from_secs(3600);
 /// Pause before new workers that could not be told something are told again.
 const TOLD_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// Shards from `workers` up, whose spools are left from an earlier run with more workers or whose start came to nothing, hand over their mail
-/// and end, once all serve.
+/// Shards from `workers` up, whose spools are left from an earlier run with more workers, hand over their mail and end, once all serve.
 pub(super) async fn retire_left_over(sup: Rc<Supervisor>, workers: u8) {
     sup.until(Duration::from_secs(86_400), Supervisor::all_serve).await;
     if let Err(e) = sup.retire_above(workers).await {
@@ -47,6 +46,7 @@ impl Supervisor {
         let Some(workers) = in_range else {
             return Err(format!("expected a number of workers from 1 to {SHARDS_MAX}, found {workers}"));
         };
+        let Ok(one_at_a_time) = self.scaling.try_lock() else { return Err(Trouble::Busy.to_string()) };
         let mut scaling = Scaling::to(workers, Instant::now());
         loop {
             let mut step = Step::Wait;
@@ -64,16 +64,16 @@ impl Supervisor {
                     false => tokio::time::sleep(TOLD_AGAIN_AFTER).await,
                 },
                 Step::Publish => break,
-                Step::GiveUp(Trouble::Unsettled) => return Err(Trouble::Unsettled.to_string()),
                 Step::GiveUp(trouble) => {
-                    let owners = self.map.borrow().shards.len() as u8;
-                    spawn_local(retire_left_over(Rc::clone(self), owners));
+                    let started = scaling.started().to_vec();
+                    spawn_local(Rc::clone(self).end_all(started));
                     return Err(trouble.to_string());
                 }
             }
         }
         let spread = self.map.borrow().spread.clone();
         self.publish_map(workers, spread);
+        drop(one_at_a_time);
         let sup = Rc::clone(self);
         let retire = spawn_local(async move { sup.retire_above(workers).await });
         if !wait {
@@ -106,35 +106,68 @@ impl Supervisor {
         }
     }
 
+    /// Ends shards that were started for more owners than there are in the end. What lies in the spool of one that cannot serve is left to the
+    /// next start of the server.
+    async fn end_all(self: Rc<Self>, started: Vec<u8>) {
+        for number in started {
+            let serves = self.slot(number, |s| s.known().has_served);
+            let is_owner = self.map.borrow().shards.contains(&number);
+            match serves {
+                _ if is_owner => {}
+                Some(true) => {
+                    if let Err(e) = self.retire_one(number).await {
+                        tracing::warn!("{e}");
+                    }
+                }
+                Some(false) => {
+                    self.slot_mut(number, |s| {
+                        s.retired = true;
+                        s.start_now.notify_waiters();
+                        s.kill();
+                    });
+                    let has_ended = |s: &Self| s.slot(number, |s| s.process.is_none()).unwrap_or(true);
+                    if self.until(STEP_WAIT, has_ended).await {
+                        self.slots.borrow_mut().retain(|s| s.number != number);
+                        tracing::error!(shard = number, "the new worker could not serve and is not started again");
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
     /// Tells new shards what operators paused and disabled, as one that owns destinations knows it; whether all have it on disk. No order is
     /// given meanwhile: it would be undone at the new ones.
     async fn tell_switches(&self, new: &[u8]) -> bool {
         let _no_order = self.ordering.write().await;
         let owners = self.map.borrow().shards.clone();
-        for owner in owners {
-            let known = self.ask_those(|n| n == owner, RowsOf::Switches).await;
-            if let Some(Rows::Switches(all)) = known.into_iter().next() {
-                let answers = self.ask_those(|n| new.contains(&n), RowsOf::TakeSwitches(all)).await;
-                return answers.iter().filter(|a| matches!(a, Rows::Done { .. })).count() == new.len();
-            }
-        }
-        false
+        let serving = |n: u8| owners.contains(&n) && self.slot(n, |s| s.state == State::Serving).unwrap_or(false);
+        let which: Vec<u8> = owners.iter().copied().filter(|n| serving(*n)).collect();
+        let known = self.ask_those(|n| which.contains(&n), RowsOf::Switches).await;
+        let Some(Rows::Switches(all)) = known.into_iter().next() else { return false };
+        let answers = self.ask_those(|n| new.contains(&n), RowsOf::TakeSwitches(all)).await;
+        answers.iter().filter(|a| matches!(a, Rows::Done { .. })).count() == new.len()
     }
 
     /// Shards that own nothing any more hand their mail over and end.
     async fn retire_above(self: Rc<Self>, workers: u8) -> Result<(), String> {
         let leaving: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).filter(|n| *n >= workers).collect();
         for number in leaving {
-            if self.slot_mut(number, |s| std::mem::replace(&mut s.leaving, true)).unwrap_or(true) {
-                // Somebody else is at it.
-                self.until(STEP_WAIT, |s| s.slot(number, |s| !s.leaving).unwrap_or(true)).await;
-                continue;
-            }
-            let done = self.retire(number).await;
-            self.slot_mut(number, |s| s.leaving = false);
-            done?;
+            self.retire_one(number).await?;
         }
         Ok(())
+    }
+
+    /// One shard that owns nothing any more hands its mail over and ends.
+    async fn retire_one(self: &Rc<Self>, number: u8) -> Result<(), String> {
+        if self.slot_mut(number, |s| std::mem::replace(&mut s.leaving, true)).unwrap_or(true) {
+            // Another task retires it already.
+            self.until(STEP_WAIT, |s| s.slot(number, |s| !s.leaving).unwrap_or(true)).await;
+            return Ok(());
+        }
+        let done = self.retire(number).await;
+        self.slot_mut(number, |s| s.leaving = false);
+        done
     }
 
     /// Ends one shard that owns nothing any more, as [`Retiring`] decides.
@@ -182,7 +215,7 @@ impl Supervisor {
                     Waits::UntilEmpty(_) => {
                         return Err(format!("shard {number} still holds mail; it goes on handing it over"));
                     }
-                    // On a disk that is slow it takes long; it is no less its end that counts.
+                    // On a slow disk the end takes long. It is waited for all the same: another process may not use the spool before.
                     Waits::ForEnd => {
                         tracing::warn!(shard = number, "the shard was told to stop an hour ago, and has not ended")
                     }

@@ -96,7 +96,7 @@ pub struct Slot {
     pub serving_since: Option<Instant>,
     /// Delay before the next start.
     pub delay: Duration,
-    /// Ends a delay that goes on.
+    /// Ends the delay before the next start, where one is going on.
     pub start_now: Rc<Notify>,
     /// To its control connection.
     pub orders: Option<Rc<Orders>>,

@@ -21,7 +21,7 @@ pub struct QuickAck {
 }
 
 impl QuickAck {
-    /// Of a connection on which the client speaks next, or this server.
+    /// Takes over a connection from which nothing has been read yet.
     pub fn new(stream: TcpStream) -> QuickAck {
         QuickAck { stream, is_unanswered: false }
     }

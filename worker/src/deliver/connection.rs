@@ -101,7 +101,7 @@ async fn open_one(shard: &Rc<Shard>, id: PathId) {
             tasks::begin("connection", move || carry(shard, lease, path, session, held));
         }
         Ok(None) => {}
-        Err(blocked) => lease.is_blocked(blocked),
+        Err(blocked) => lease.block(blocked),
     }
 }
 
@@ -291,7 +291,7 @@ async fn serve(shard: &Rc<Shard>, path: &mut ServedPath, mut s: ClientSession, e
                     hold_after_panic(shard, path, &Batch::of(queue, key, whole));
                     false
                 });
-                shard.decide(|e, _| e.is_through_with_batch(path.id, ordinary));
+                shard.decide(|e, _| e.end_batch(path.id, ordinary));
                 messages += 1;
                 let max = path.rules.max_errors_per_connection;
                 if !more {
@@ -474,7 +474,8 @@ async fn carry_out(shard: &Rc<Shard>, path: &ServedPath, s: &ClientSession, batc
     }
     if let Some(fault) = d.fault.as_ref().filter(|_| d.failed_here) {
         let failure = fault.failure();
-        let speaks_ill = health::speaks_ill(shard.config().bounce_rules(), &failure.verdict);
+        // A session that a reply ended was ended in answer to a command of the mail's: it may be about the mailbox.
+        let speaks_ill = health::speak_ill(shard.config().bounce_rules(), std::iter::once(&failure.verdict));
         shard.decide(|e, now| e.session_failed(path.id, batch.queue, failure, speaks_ill, now));
     }
     if d.skips_host {

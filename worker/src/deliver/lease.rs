@@ -36,7 +36,7 @@ impl Lease {
     }
 
     /// A limit does not let it be opened.
-    pub fn is_blocked(&mut self, blocked: Blocked) {
+    pub fn block(&mut self, blocked: Blocked) {
         self.counts.blocked = Some(blocked);
     }
 }

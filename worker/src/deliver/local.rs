@@ -51,7 +51,7 @@ pub(super) async fn serve(shard: &Rc<Shard>, path: &mut ServedPath) {
         if contained(std::pin::pin!(attempt(shard, path, batch))).await.is_none() {
             hold_after_panic(shard, path, &Batch::of(queue, key, whole));
         }
-        shard.decide(|e, _| e.is_through_with_batch(path.id, ordinary));
+        shard.decide(|e, _| e.end_batch(path.id, ordinary));
         tokio::task::yield_now().await;
     }
 }

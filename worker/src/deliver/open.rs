@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::connect::mx::{Family, Search};
 use crate::connect::protection::Parameters;
-use crate::engine::connections::{Blocked, OpenedFor};
+use crate::engine::connections::Blocked;
 use crate::log_limit;
 use crate::route::rollup;
 use crate::shard::Shard;
@@ -99,7 +99,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitP
                 known.push((h.name.clone(), s.required.then(|| Rc::new(s.parameters))));
             }
         }
-        if !shard.decide(|e, now| e.note_hosts(path.id, opened_for(path), Rc::from(known), now)) {
+        if !shard.decide(|e, now| e.note_hosts(path.id, path.queue, Rc::from(known), now)) {
             return None;
         }
     }
@@ -200,7 +200,7 @@ pub(super) async fn open(shard: &Rc<Shard>, path: &ServedPath, held: &mut LimitP
     if let (Some(f), None) = (full, &last) {
         // No host failed, so nothing is noted against the path.
         let until_ms = shard.limit_queue.again_ms(f.is_asked, path.rules.queue_priority, clock::now_ns() as i64);
-        shard.decide(|e, _| e.is_blocked(path.id, Blocked { until_ms, by: Some(f.by) }));
+        shard.decide(|e, _| e.block(path.id, Blocked { until_ms, by: Some(f.by) }));
         return None;
     }
     if crowded && last.is_none() {
@@ -248,15 +248,10 @@ fn greylists(config: &Config, f: &Failure) -> bool {
     f.verdict.remote && health::is_greylisting(config.bounce_rules(), &f.verdict)
 }
 
-/// The queue that the connection is to be opened for.
-fn opened_for(path: &ServedPath) -> OpenedFor<'_> {
-    OpenedFor { queue: path.queue, destination: &path.destination, origin: path.origin.as_ref() }
-}
-
 /// No host took the session. Where hosts of one domain fail, other domains that share the path go on. A reply of the receiver counts for the
 /// whole path; so does a failure while other connections of the path go on, and one of a member of a pool.
 fn failed(shard: &Rc<Shard>, path: &ServedPath, failure: Failure) {
-    let alone = shard.engine().is_of_domain_alone(path.id, opened_for(path));
+    let alone = shard.engine().is_of_domain_alone(path.id, path.queue);
     if path.origin.is_none() || failure.verdict.remote || !alone {
         return queue_failed(shard, path, failure);
     }

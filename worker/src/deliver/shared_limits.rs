@@ -43,16 +43,15 @@ impl Full {
 /// place back because another limit was in its way: it would ask for the same place again and again.
 pub fn wake_first(shard: &Shard, key: u64, by: Option<PathId>) {
     let now = crate::clock::now_ms();
-    match shard.ledger.first_to_ask(key, now) {
-        Some(ask) if ask.shard != shard.number => {
-            shard.ledger.wake(&ask, now);
+    let Some(ask) = shard.ledger.first_to_ask(key, now) else { return };
+    if ask.shard != shard.number {
+        let is_new = shard.ledger.wake(&ask, now);
+        if is_new {
             shard.handoffs.tell(ask.shard, mesh::PLACE_FREE);
         }
-        Some(ask) if by.map(PathId::place) != Some(ask.path) => {
-            shard.limit_queue.wake(ask.path);
-            shard.timers.notify_one();
-        }
-        _ => {}
+    } else if by.map(PathId::place) != Some(ask.path) {
+        shard.limit_queue.wake(ask.path);
+        shard.timers.notify_one();
     }
 }
 

@@ -29,7 +29,7 @@ impl<C: HeldContent> Engine<C> {
     }
 
     /// A connection of a path is through with a batch.
-    pub fn is_through_with_batch(&mut self, id: PathId, ordinary: bool) {
+    pub fn end_batch(&mut self, id: PathId, ordinary: bool) {
         self.scheduler.free(id, ordinary);
     }
 

@@ -14,7 +14,7 @@ use crate::connect::protection::Parameters;
 use crate::schedule::limit::Limit;
 use crate::schedule::message::HeldContent;
 use crate::schedule::queue::Hosts;
-use crate::schedule::{Path, PathId, Queue, QueueId};
+use crate::schedule::{Path, PathId, QueueId};
 
 /// A path that found a limit full is not said to be held up by it any more when it has not asked again for so long, milliseconds.
 const BLOCKED_LINGERS_MS: i64 = 200;
@@ -50,29 +50,6 @@ pub struct Ended {
     pub host: Option<(String, Option<Parameters>)>,
     /// A limit did not let it be opened.
     pub blocked: Option<Blocked>,
-}
-
-/// A queue that a connection was opened for may have ended since, and its number may be another queue's: these are the names it had.
-#[derive(Debug, Clone, Copy)]
-pub struct OpenedFor<'a> {
-    /// The queue.
-    pub queue: QueueId,
-    /// Its destination.
-    pub destination: &'a Rc<str>,
-    /// The domain whose hosts take the mail, where that is not the destination.
-    pub origin: Option<&'a Rc<str>>,
-}
-
-impl OpenedFor<'_> {
-    /// Whether `q` is still that queue.
-    fn is(&self, q: &Queue) -> bool {
-        q.origin() == self.origin && q.destination() == self.destination
-    }
-
-    /// That queue, if it is still there.
-    pub fn find<'s, C: HeldContent>(&self, s: &'s crate::schedule::scheduler::Scheduler<C>) -> Option<&'s Queue> {
-        s.queues.get(self.queue).filter(|q| self.is(q))
-    }
 }
 
 /// A source address in turn that may open a connection now, and its EHLO name.
@@ -155,7 +132,7 @@ impl<C: HeldContent> Engine<C> {
             p.connecting -= 1;
         }
         if let Some(blocked) = of.blocked {
-            self.is_blocked(id, blocked);
+            self.block(id, blocked);
         }
         if let Some(p) = self.scheduler.paths.get_mut(id) {
             p.rest(now.ms());
@@ -163,7 +140,7 @@ impl<C: HeldContent> Engine<C> {
     }
 
     /// A limit does not let a path open a connection before a time.
-    pub fn is_blocked(&mut self, id: PathId, Blocked { until_ms, by }: Blocked) {
+    pub fn block(&mut self, id: PathId, Blocked { until_ms, by }: Blocked) {
         let Some(p) = self.scheduler.paths.get_mut(id) else { return };
         p.ask_again_ms = until_ms;
         // It asks again and again: the cause lasts until a connection is opened.
@@ -207,13 +184,11 @@ impl<C: HeldContent> Engine<C> {
         Some(p.skipped_hosts.iter().map(|(h, _)| h.clone()).collect())
     }
 
-    /// Notes the hosts of a domain that rolled up; false when they are new here and a connection that
+    /// Notes the hosts of a domain that rolled up, at its queue; false when they are new here and a connection that
     /// is open can carry its mail.
-    pub fn note_hosts(&mut self, id: PathId, of: OpenedFor, hosts: Hosts, now: Now) -> bool {
+    pub fn note_hosts(&mut self, id: PathId, queue: QueueId, hosts: Hosts, now: Now) -> bool {
         let s = &mut self.scheduler;
-        let (Some(q), Some(p)) = (s.queues.get_mut(of.queue).filter(|q| of.is(q)), s.paths.get(id)) else {
-            return false;
-        };
+        let (Some(q), Some(p)) = (s.queues.get_mut(queue), s.paths.get(id)) else { return false };
         let Some(r) = &mut q.rolled_up else { return true };
         let are_new = r.hosts.is_empty();
         (r.hosts, r.hosts_ms) = (hosts, now.ms());

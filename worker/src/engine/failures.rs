@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use super::connections::OpenedFor;
 use super::now::Now;
 use super::state::Engine;
 use crate::classify::outcome::Failure;
@@ -115,9 +114,9 @@ impl<C: HeldContent> Engine<C> {
     }
 
     /// Whether a failure is one domain's alone: no connection of the path is open, and the queue is no pool's.
-    pub fn is_of_domain_alone(&self, id: PathId, of: OpenedFor) -> bool {
+    pub fn is_of_domain_alone(&self, id: PathId, queue: QueueId) -> bool {
         let s = &self.scheduler;
-        of.find(s).is_some_and(|q| q.members.len() == 1) && s.paths.get(id).is_some_and(|p| p.connections == 0)
+        s.queues.get(queue).is_some_and(|q| q.members.len() == 1) && s.paths.get(id).is_some_and(|p| p.connections == 0)
     }
 
     /// A queue waits for the hosts of its own domain; others that share its path go on.

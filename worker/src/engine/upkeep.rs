@@ -56,12 +56,12 @@ impl<C: HeldContent> Engine<C> {
         Aged { expired: s.expired(id, now.ms()), delayed: s.delayed(id, now.ms()) }
     }
 
-    /// Looks after a queue: forgets it, or what it knows, where that is of no use any more, and sends what waits in it. `is_left_over`
-    /// says that its mail has gone elsewhere.
-    pub fn look_after_queue(&mut self, id: QueueId, is_left_over: bool, now: Now) {
+    /// Looks after a queue: forgets it, or what it knows, where that is of no use any more, and sends what waits in it. `ends_pause`
+    /// says that it is paused, and that its mail goes elsewhere.
+    pub fn look_after_queue(&mut self, id: QueueId, ends_pause: bool, now: Now) {
         let s = &mut self.scheduler;
         if let Some(q) = s.queues.get_mut(id) {
-            if is_left_over {
+            if ends_pause {
                 // Nothing comes here that a pause could hold.
                 q.paused = false;
             }

@@ -22,8 +22,8 @@ use crate::shard::Shard;
 const OWNER_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a client waits at most while a part of its message is on disk and the rest cannot be written. RFC 5321 4.5.3.2.6
-/// has clients wait ten minutes; half of that leaves room for the last attempt, which may take long too.
-const LAST_WAIT: Duration = Duration::from_secs(300);
+/// has clients wait ten minutes, and many wait five: this leaves room for the last attempt, which takes its time too.
+const LAST_WAIT: Duration = Duration::from_secs(240);
 
 /// How long after a share could not be written it is tried again.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_millis(500);

@@ -117,9 +117,9 @@ impl Shard {
             let shard = Rc::clone(self);
             tasks::begin("reports of delays", move || crate::deliver::conclusion::report_delays(shard, id, delayed));
         }
-        let of_queue = self.scheduler().queues.get(id).map(|q| q.paused && crate::meant::is_left_over(self, q));
-        if let Some(is_left_over) = of_queue {
-            self.decide(|e, now| e.look_after_queue(id, is_left_over, now));
+        let ends_pause = self.scheduler().queues.get(id).map(|q| q.paused && crate::meant::is_left_over(self, q));
+        if let Some(ends_pause) = ends_pause {
+            self.decide(|e, now| e.look_after_queue(id, ends_pause, now));
         }
     }
 }
