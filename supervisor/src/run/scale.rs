@@ -141,9 +141,9 @@ impl Supervisor {
     async fn tell_switches(&self, new: &[u8]) -> bool {
         let _no_order = self.ordering.write().await;
         let owners = self.map.borrow().shards.clone();
-        let serving = |n: u8| owners.contains(&n) && self.slot(n, |s| s.state == State::Serving).unwrap_or(false);
-        let which: Vec<u8> = owners.iter().copied().filter(|n| serving(*n)).collect();
-        let known = self.ask_those(|n| which.contains(&n), RowsOf::Switches).await;
+        let serves = |n: &u8| self.slot(*n, |s| s.state == State::Serving).unwrap_or(false);
+        let serving: Vec<u8> = owners.into_iter().filter(serves).collect();
+        let known = self.ask_those(|n| serving.contains(&n), RowsOf::Switches).await;
         let Some(Rows::Switches(all)) = known.into_iter().next() else { return false };
         let answers = self.ask_those(|n| new.contains(&n), RowsOf::TakeSwitches(all)).await;
         answers.iter().filter(|a| matches!(a, Rows::Done { .. })).count() == new.len()

@@ -40,7 +40,8 @@ pub async fn keep(sup: Rc<Supervisor>, number: u8) {
         sup.slot_mut(number, |s| s.restarts += 1);
         if !wait.is_zero() {
             tracing::warn!(shard = number, seconds = wait.as_secs(), "worker ended; starting it again after a delay");
-            let start_now = sup.slot(number, |s| Rc::clone(&s.start_now)).unwrap_or_default();
+            let Some(start_now) = sup.slot(number, |s| Rc::clone(&s.start_now)) else { break };
+            // Whether the delay is over or an operator has ended it, the next process is started.
             let _ = tokio::time::timeout(wait, start_now.notified()).await;
         }
     }

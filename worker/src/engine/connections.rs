@@ -16,7 +16,8 @@ use crate::schedule::message::HeldContent;
 use crate::schedule::queue::Hosts;
 use crate::schedule::{Path, PathId, QueueId};
 
-/// A path that found a limit full is not said to be held up by it any more when it has not asked again for so long, milliseconds.
+/// A path that found a limit full is not said to be held up by it any more when it has not asked again for so long,
+/// milliseconds: twice the pause before it asks ([`crate::deliver::limit_queue::ASK_AGAIN_MS`]).
 const BLOCKED_LINGERS_MS: i64 = 200;
 
 /// From where a connection goes, and for which queue it is opened.

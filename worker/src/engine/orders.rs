@@ -105,6 +105,7 @@ impl<C: HeldContent> Engine<C> {
     pub fn make_all_paths(&mut self, id: QueueId, now: Now) -> usize {
         let members = self.scheduler.queues.get(id).filter(|q| q.recipients > 0).map_or(0, |q| q.members.len());
         for member in 0..members {
+            // The path is made for orders to find it.
             let _ = self.path_for(id, member, now);
         }
         members
