@@ -4,6 +4,7 @@
 //! compare-and-swap, so a kill at any instant leaks nothing: the supervisor frees the slots
 //! of a dead worker by their tag.
 
+pub mod failures;
 mod rates;
 pub mod requests;
 pub mod shared_limits;
@@ -14,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::descriptors::{Mapping, shared_memfd};
-use crate::limits::{LEDGER_CELLS, LEDGER_PACES, LEDGER_REQUESTS, LEDGER_SLOTS, SHARDS_MAX};
+use crate::limits::{LEDGER_CELLS, LEDGER_FAILURES, LEDGER_PACES, LEDGER_REQUESTS, LEDGER_SLOTS, SHARDS_MAX};
 pub use rates::{Ahead, Kept, Refused};
 pub use shared_limits::Place;
 
@@ -41,7 +42,8 @@ const REQUESTS_AT: usize = PACES_AT + LEDGER_PACES * rates::WORDS * 8;
 const WINDOWS_AT: usize = REQUESTS_AT + LEDGER_REQUESTS * requests::WORDS * 8;
 const CLOCK_AT: usize = WINDOWS_AT + LEDGER_PACES * window::BUCKETS * 8;
 const REQUESTS_USED_AT: usize = CLOCK_AT + 8;
-const BYTES: usize = REQUESTS_USED_AT + 8;
+const FAILURES_AT: usize = REQUESTS_USED_AT + 8;
+const BYTES: usize = FAILURES_AT + LEDGER_FAILURES * 8;
 
 /// The mapped ledger of one process.
 #[derive(Debug)]
@@ -118,6 +120,11 @@ impl Ledger {
 
     fn requests(&self) -> &[AtomicU64] {
         self.map.atomics_64(REQUESTS_AT, requests::WORDS * LEDGER_REQUESTS)
+    }
+
+    /// Words of failures to authenticate, see [`failures`].
+    fn failures(&self) -> &[AtomicU64] {
+        self.map.atomics_64(FAILURES_AT, LEDGER_FAILURES)
     }
 
     /// Takes a slot for `shard` if fewer than `limit` are taken. `hint` spreads the search;

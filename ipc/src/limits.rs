@@ -3,7 +3,7 @@
 
 /// Version of every frame and archive layout on control, mesh and operator channels.
 /// Peers with another version are refused in the first frame.
-pub const PROTOCOL_VERSION: u8 = 13;
+pub const PROTOCOL_VERSION: u8 = 14;
 
 /// Largest archive in one frame, in bytes. The largest legitimate ones are the envelope of
 /// a message with [`RECIPIENTS_PER_MESSAGE_MAX`] recipients and a page of [`PAGE_BYTES`].
@@ -40,6 +40,9 @@ pub const LEDGER_CELLS: usize = 131_072;
 
 /// Rates that the ledger counts over all shards.
 pub const LEDGER_PACES: usize = 65_536;
+
+/// Addresses and users whose failures to authenticate the ledger counts at once.
+pub const LEDGER_FAILURES: usize = 65_536;
 
 /// Paths that may ask for a place at once.
 pub const LEDGER_REQUESTS: usize = 256;

@@ -201,7 +201,8 @@ pub struct Envelope {
     /// [`kept`] bits: fields that stand in front of the stored content and do not go out. They lie
     /// where envelopes had nothing before.
     pub kept: u8,
-    /// EHLO name of the submitter.
+    /// EHLO name of the submitter, and behind a blank the user that it authenticated as: an EHLO name has no blank. See
+    /// [`source_name`].
     pub source_name: String,
     /// Address of the submitter; empty for other than SMTP.
     pub source_ip: String,
@@ -219,7 +220,22 @@ pub struct Envelope {
     pub recipients: Vec<Recipient>,
 }
 
+/// [`Envelope::source_name`] of an EHLO name and a user; `user` is empty where nobody authenticated.
+pub fn source_name(hello: &str, user: &str) -> String {
+    if user.is_empty() { hello.to_owned() } else { format!("{hello} {user}") }
+}
+
 impl ArchivedEnvelope {
+    /// EHLO name of the submitter.
+    pub fn hello(&self) -> &str {
+        self.source_name.split_once(' ').map_or(self.source_name.as_str(), |(hello, _)| hello)
+    }
+
+    /// The user that the submitter authenticated as (`<smtp-user>`); empty for none.
+    pub fn smtp_user(&self) -> &str {
+        self.source_name.split_once(' ').map_or("", |(_, user)| user)
+    }
+
     /// Its identity as a share, if it was or is one.
     pub fn handoff_id(&self) -> Option<HandoffId> {
         self.handoff.as_ref().map(|h| HandoffId {

@@ -528,6 +528,8 @@ pub struct MessageRow {
     pub source_ip: String,
     /// EHLO name of the submitter.
     pub source_name: String,
+    /// User that the submitter authenticated as; empty for none.
+    pub smtp_user: String,
     /// `7bit` or `8bitmime`.
     pub body: String,
     /// SMTPUTF8 was given.

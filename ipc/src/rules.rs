@@ -461,6 +461,11 @@ rules! {
         "reject-iprev-check-permerror" RejectIprevCheckPermerror reject_iprev_check_permerror: bool = false;
         "reject-iprev-check-fail" RejectIprevCheckFail reject_iprev_check_fail: bool = false;
         "rewrite-list" RewriteList rewrite_list: String = String::new();
+        "allow-auth" AllowAuth allow_auth: bool = true;
+        "allow-unencrypted-plain-auth" AllowUnencryptedPlainAuth allow_unencrypted_plain_auth: bool = false;
+        "require-starttls-before-auth" RequireStarttlsBeforeAuth require_starttls_before_auth: bool = false;
+        "smtp-max-auth-failure-rate" SmtpMaxAuthFailureRate smtp_max_auth_failure_rate: Rate = Rate::UNLIMITED;
+        "broken-auth-clients" BrokenAuthClients broken_auth_clients: bool = false;
     }
 }
 

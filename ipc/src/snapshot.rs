@@ -11,7 +11,7 @@ use crate::descriptors::{Mapping, sealed_memfd, trusted_root};
 use crate::dice::HashMap;
 use crate::frame::FrameError;
 use crate::layers::{Layers, NO_VMTA};
-use crate::network::Network;
+use crate::network::{ArchivedNetwork, Network};
 use crate::pattern_lists::PatternList;
 use crate::reply_rules::{ReplyList, ReplyListsInForce};
 use crate::rollup::Rollup;
@@ -30,6 +30,10 @@ pub struct Snapshot {
     pub sources: Vec<Source>,
     /// `<source-group>` blocks.
     pub source_groups: Vec<SourceGroup>,
+    /// `<smtp-user>` blocks.
+    pub smtp_users: Vec<SmtpUser>,
+    /// Secret of this installation, by which names that no user has are given salts that last. The supervisor sets it.
+    pub salt_key: [u8; 32],
     /// Virtual MTAs; the first is `{default}`.
     pub vmtas: Vec<VirtualMta>,
     /// Index of a virtual MTA by lower-case name.
@@ -284,6 +288,26 @@ pub struct Source {
     pub settings: Vec<Setting>,
 }
 
+/// A `<smtp-user>`.
+#[derive(Clone, Default, Archive, Serialize, Deserialize)]
+pub struct SmtpUser {
+    /// Its name, as written.
+    pub name: String,
+    /// Its password, in one of the forms that `password` takes; empty for a user with a certificate.
+    pub password: String,
+    /// SHA-256 of the certificate that it shows; empty for a user with a password.
+    pub certificate: Vec<u8>,
+    /// Named source that overlays all others, lower case.
+    pub source: String,
+}
+
+impl std::fmt::Debug for SmtpUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A password is not shown.
+        f.debug_struct("SmtpUser").field("name", &self.name).field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
 /// A `<source-group>`.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct SourceGroup {
@@ -503,18 +527,17 @@ impl ArchivedSnapshot {
         networks.map(|n| Network { base: n.base, bits: n.bits }).filter(|n| !n.is_everybody())
     }
 
-    /// Resolves the directives in force for a client at `ip` on a listener with the named
-    /// source `overlay`.
-    pub fn source_rules(&self, ip: Option<IpAddr>, overlay: &str) -> SourceRules {
+    /// Resolves the directives in force for a client at `ip`, and over these those of named sources: a listener's, then a user's.
+    /// An empty name is none.
+    pub fn source_rules(&self, ip: Option<IpAddr>, named: &[&str]) -> SourceRules {
         let mut rules = SourceRules::default();
-        for s in self.sources.iter() {
-            let applies = match s.network.as_ref() {
-                Some(n) => ip.is_some_and(|ip| Network { base: n.base, bits: n.bits }.contains(ip)),
-                None => !overlay.is_empty() && s.name.eq_ignore_ascii_case(overlay),
-            };
-            if applies {
-                s.settings.iter().for_each(|s| rules.apply(s));
-            }
+        let contains = |n: &ArchivedNetwork, ip| Network { base: n.base, bits: n.bits }.contains(ip);
+        let of_address =
+            self.sources.iter().filter(|s| s.network.as_ref().zip(ip).is_some_and(|(n, ip)| contains(n, ip)));
+        of_address.flat_map(|s| s.settings.iter()).for_each(|s| rules.apply(s));
+        for name in named.iter().filter(|n| !n.is_empty()) {
+            let of_name = self.sources.iter().filter(|s| s.network.is_none() && s.name.eq_ignore_ascii_case(name));
+            of_name.flat_map(|s| s.settings.iter()).for_each(|s| rules.apply(s));
         }
         rules
     }

@@ -14,8 +14,9 @@ use crate::operator::{self, configurations, listings, suppress, why};
 use crate::{Failure, acct, run, sink, title};
 use commands::{
     Bounce, Command, ConfigCommand, Disable, Dkim, Enable, Of, Paused, Reroute, Rotate, Set, ShardCommand, Show,
+    UserCommand,
 };
-pub use commands::{Cli, WorkerCli};
+pub use commands::{Cli, HashForm, WorkerCli};
 
 /// Runs a worker until it is told to stop.
 ///
@@ -126,6 +127,9 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             print(said.as_bytes())?;
             if well { Ok(()) } else { Err(Failure::Failed("not every key is published".into())) }
         }
+        Command::User { what: UserCommand::Hash { form, iterations } } => {
+            print(crate::user::hash(form, iterations)?.as_bytes())
+        }
         Command::Rotate { what: Rotate::Acct { file } } => {
             let file = file.unwrap_or_default();
             client::act(&control, ipc::operator::Request::RotateAccounting { file })
@@ -150,8 +154,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Config { what: ConfigCommand::Diff { new, config, output } } => {
             operator::config::diff(&control, &new, config.as_deref(), output.json)
         }
-        Command::Config { what: ConfigCommand::Trace { file, from, to, header, client, source, lookup, output } } => {
-            let asked = config::trace::Asked { from, to, headers: header, client, source, lookup };
+        Command::Config {
+            what: ConfigCommand::Trace { file, from, to, header, client, source, user, lookup, output },
+        } => {
+            let asked = config::trace::Asked { from, to, headers: header, client, source, user, lookup };
             operator::config::trace(&file, &asked, output.json)
         }
         Command::Config { what: ConfigCommand::Log { diff, output } } => {

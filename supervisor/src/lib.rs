@@ -18,6 +18,7 @@ mod rates;
 pub mod retiring;
 mod rights;
 mod run;
+mod salt_key;
 pub mod scaling;
 mod shards;
 mod sink;
@@ -25,6 +26,7 @@ mod state;
 mod status;
 mod suppression;
 mod title;
+mod user;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

@@ -120,6 +120,7 @@ async fn serve(
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
     compiled.snapshot.generation = 1;
+    compiled.snapshot.salt_key = crate::salt_key::of(&compiled.data_dir)?;
     crate::queue_time::restore(&compiled.data_dir);
     let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
     ledger.set_ahead(worker::clock::ahead_ns());

@@ -24,7 +24,8 @@ pub fn pem() -> String {
     format!("{cert}{key}")
 }
 
-fn certificate() -> CertificateDer<'static> {
+/// The certificate of the tests' servers.
+pub fn certificate() -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(made().0.as_bytes()).unwrap()
 }
 

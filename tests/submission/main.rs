@@ -1,6 +1,7 @@
 //! How mail comes in: who may, in which form, and what is refused.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod auth;
 mod limits;
 mod listeners;
 mod memory;

@@ -150,7 +150,7 @@ fn what_is_withheld_is_said() {
         assert!(text.contains(&warning) && text.contains("0 errors"), "{text}");
     }
     let text = said("<source 0/0>\n always-allow-relaying yes\n require-auth true\n</source>");
-    assert!(text.contains("warning[withheld]: no client can authenticate yet"), "{text}");
+    assert!(text.contains("warning[contradiction]: require-auth, and there is no <smtp-user>"), "{text}");
     // Lines that say what happens anyway.
     for config in [
         "<source 0/0>\n check-spf-inbound no\n log-data no\n allow-auth no\n reject-spf-check-fail yes\n</source>",

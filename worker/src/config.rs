@@ -12,6 +12,7 @@ use ipc::reply_rules::THEN;
 use ipc::rules::DomainRules;
 use ipc::snapshot::{ArchivedDomainKey, Global, MappedSnapshot};
 
+use crate::accept::auth::users::Users;
 use crate::accept::places::Places;
 use crate::classify::bounce_rules::Rules;
 use crate::classify::reply_patterns::Patterns;
@@ -49,6 +50,8 @@ pub struct Config {
     pub global: Rc<Global>,
     /// How `total-max-smtp-in` is shared.
     pub places: Places,
+    /// `<smtp-user>`s.
+    pub users: Arc<Users>,
     /// Listener → named source and TLS.
     listeners: Vec<(String, String, Option<ClientTls>)>,
     /// By what it is known that mail would come back to this server.
@@ -96,13 +99,17 @@ impl Config {
     /// A sentence naming what cannot be used.
     pub fn of(snapshot: MappedSnapshot) -> Result<Config, String> {
         let global = Rc::new(snapshot.get().global().map_err(|e| e.to_string())?);
+        let users = Arc::new(Users::of(snapshot.get())?);
         let mut listeners = Vec::new();
         for l in snapshot.get().listeners.iter() {
             let l: ipc::snapshot::Listener =
                 rkyv::deserialize::<_, rkyv::rancor::Error>(l).map_err(|e| e.to_string())?;
             let tls = match l.tls.pem.as_str() {
                 "" => None,
-                _ => Some(ClientTls { config: crate::connect::tls::listener(&l.tls)?, immediate: l.tls.immediate }),
+                _ => {
+                    let config = crate::connect::tls::listener(&l.tls, users.have_certificates())?;
+                    Some(ClientTls { config, immediate: l.tls.immediate })
+                }
             };
             listeners.push((l.address, l.source, tls));
         }
@@ -116,6 +123,7 @@ impl Config {
             snapshot,
             global,
             places,
+            users,
             listeners,
             own_server,
             pattern_lists,

@@ -147,7 +147,8 @@ fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, kno
         size: content.body.iter().map(Bytes::len).sum::<usize>() as u64,
         source: format!("{:?}", e.source_type).to_lowercase(),
         source_ip: e.source_ip.as_str().to_owned(),
-        source_name: e.source_name.as_str().to_owned(),
+        source_name: e.hello().to_owned(),
+        smtp_user: e.smtp_user().to_owned(),
         body: if e.body_type == ipc::message::ArchivedBodyType::EightBit { "8bitmime" } else { "7bit" }.to_owned(),
         smtputf8: e.smtputf8,
         ret: match e.ret {

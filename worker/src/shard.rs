@@ -23,6 +23,7 @@ use spool::layout::UpdateEntry;
 use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 
+use crate::accept::auth::attempts::Attempts;
 use crate::accept::budget::Receiving;
 use crate::accept::strangers::Strangers;
 use crate::account::file::Shown;
@@ -157,6 +158,8 @@ pub struct Shard {
     pub accounting: RefCell<Arc<Shown>>,
     /// Threads that make signatures by slow keys.
     pub signers: Signers,
+    /// Checks of passwords.
+    pub attempts: Attempts,
     /// Statistics.
     pub counters: Counters,
     /// Messages that are being received.
@@ -243,6 +246,7 @@ impl Shard {
             suppression: lists,
             accounting: RefCell::new(accounting),
             signers: Signers::default(),
+            attempts: Attempts::default(),
             counters: Counters::default(),
             receiving: Receiving::default(),
             programs: Programs::default(),

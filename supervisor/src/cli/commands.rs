@@ -7,6 +7,8 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipc::queue_orders::{Deletion, QueuePattern};
 
+use worker::accept::auth::stored::{ITERATIONS, ITERATIONS_MAX, ITERATIONS_MIN};
+
 use crate::config::value::duration;
 use crate::operator::listings::{ShownQueues, Sort};
 use crate::operator::output::Output;
@@ -132,6 +134,11 @@ pub(super) enum Command {
     Bounce {
         #[command(subcommand)]
         what: Bounce,
+    },
+    /// Passwords of those that applications authenticate as
+    User {
+        #[command(subcommand)]
+        what: UserCommand,
     },
     /// Make DKIM keys, and check that they are published
     Dkim {
@@ -521,6 +528,34 @@ pub(super) enum Dkim {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum UserCommand {
+    /// Print what `password` of an <smtp-user> is to say, for a password that is asked for, or that standard input has on its first line
+    ///
+    /// A form that proves passwords and does not show them. argon2id is the hardest to guess from, and clients have to send the
+    /// password (PLAIN, LOGIN); with scram-sha-256 they need not (SCRAM-SHA-256).
+    Hash {
+        /// How the password is stored
+        #[arg(long, value_enum, default_value_t)]
+        form: HashForm,
+        /// Iterations of scram-sha-256: more of them make guessing, and each check, take longer
+        #[arg(long, value_name = "N", default_value_t = ITERATIONS, value_parser = clap::value_parser!(u32).range(i64::from(ITERATIONS_MIN)..=i64::from(ITERATIONS_MAX)))]
+        iterations: u32,
+    },
+}
+
+/// Forms of stored passwords.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum HashForm {
+    /// For PLAIN and LOGIN
+    #[default]
+    #[value(name = "argon2id")]
+    Argon2id,
+    /// For SCRAM-SHA-256, PLAIN and LOGIN
+    #[value(name = "scram-sha-256")]
+    ScramSha256,
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum Rotate {
     /// Accounting files, or one of them
     Acct {
@@ -561,7 +596,7 @@ pub(super) enum ConfigCommand {
         /// Look up the domain's mail hosts, to say which queue its mail rolls up to
         #[arg(long, conflicts_with = "source")]
         lookup: bool,
-        /// Show what is in force for a client instead: its address, the name of a <source>, or both as in 192.0.2.1,NAME
+        /// Show what is in force for a client instead: its address, names of <source>s, or both as in 192.0.2.1,NAME
         #[arg(long, value_name = "IP|NAME", conflicts_with_all = ["destination", "via"])]
         source: Option<String>,
         /// Show only this directive, with everything that it overrode
@@ -599,6 +634,9 @@ pub(super) enum ConfigCommand {
         /// Named <source> of the listener that the client comes to
         #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
         source: String,
+        /// <smtp-user> that the client has authenticated as
+        #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+        user: String,
         /// Look up mail hosts, to say which queue mail rolls up to
         #[arg(long)]
         lookup: bool,

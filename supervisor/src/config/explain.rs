@@ -234,25 +234,25 @@ fn queue_of(s: &ArchivedSnapshot, domain: &str, via: Via, rolled_up: Option<&Rol
     }
 }
 
-/// Every directive that is in force for a client, by name, with the `<source>` and the line that says so. `who` is an address, the
-/// name of a `<source>`, or both with a comma between, as for a client of a listener that has one. `only` names one directive.
+/// Every directive that is in force for a client, by name, with the `<source>` and the line that says so. `who` is an address, names of
+/// `<source>`s, or both, with commas between: a listener's source stands before a user's, whose lines win. `only` names one directive.
 ///
 /// # Errors
 /// A sentence when a name is none.
 pub fn explain_source(s: &ArchivedSnapshot, who: &str, only: &str) -> Result<Vec<Explained>, String> {
-    let (mut ip, mut name) = (None, String::new());
-    for part in who.split(',').map(str::trim) {
+    let (mut ip, mut names) = (None, Vec::new());
+    for part in who.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         match part.parse::<IpAddr>() {
             Ok(found) => ip = Some(found),
-            Err(_) => name = part.to_lowercase(),
+            Err(_) => names.push(part.to_lowercase()),
         }
     }
     let blocks = || s.written.iter().filter(|w| w.block.as_str() == "source");
     let network_of = |w: &ArchivedWritten| ipc::network::parse(w.name.as_str());
-    let is_named = |w: &ArchivedWritten| network_of(w).is_none() && w.name.as_str().to_lowercase() == name;
-    if !name.is_empty() && !blocks().any(is_named) {
+    let is_named = |w: &ArchivedWritten, name: &str| network_of(w).is_none() && w.name.as_str().to_lowercase() == name;
+    if let Some(name) = names.iter().find(|n| !blocks().any(|w| is_named(w, n))) {
         let known: Vec<&str> = blocks().filter(|w| network_of(w).is_none()).map(|w| w.name.as_str()).collect();
-        let near = perhaps(&name, known.into_iter());
+        let near = perhaps(name, known.into_iter());
         return Err(format!("{who}: expected an address, or the name of a <source>{near}"));
     }
     let wanted = directives::canonical(&only.to_ascii_lowercase()).to_owned();
@@ -263,10 +263,10 @@ pub fn explain_source(s: &ArchivedSnapshot, who: &str, only: &str) -> Result<Vec
         return Err(format!("{only} is no directive of <source>{near}"));
     }
     // Wider networks first, as for clients; named ones come last.
-    let mut apply: Vec<(u8, &ArchivedWritten)> = blocks()
+    let mut apply: Vec<(usize, &ArchivedWritten)> = blocks()
         .filter_map(|w| match network_of(w) {
-            Some(n) => ip.is_some_and(|ip| n.contains(ip)).then_some((n.bits, w)),
-            None => (!name.is_empty() && is_named(w)).then_some((u8::MAX, w)),
+            Some(n) => ip.is_some_and(|ip| n.contains(ip)).then_some((usize::from(n.bits), w)),
+            None => names.iter().position(|n| is_named(w, n)).map(|at| (usize::from(u8::MAX) + at, w)),
         })
         .collect();
     apply.sort_by_key(|(bits, _)| *bits);

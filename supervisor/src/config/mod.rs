@@ -35,7 +35,7 @@ pub mod writable;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-pub use compile::{Compiled, Overrides, compile, compile_from};
+pub use compile::{Compiled, Overrides, compile, compile_from, users_by_form};
 use ipc::operator::{GivenFile, GivenFiles, GivenInclude};
 use ipc::snapshot::MappedSnapshot;
 use worker::config::Config;

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use ipc::message::{Envelope, MessageId, PRIORITY_DEFAULT, Recipient, SourceType};
@@ -58,6 +59,8 @@ pub struct Asked {
     pub client: IpAddr,
     /// The named source of the listener that it comes to; empty for none.
     pub source: String,
+    /// The user that the client has authenticated as; empty for none.
+    pub user: String,
     /// DNS may be asked which queue a domain's mail hosts roll up to.
     pub lookup: bool,
 }
@@ -145,12 +148,15 @@ impl Suppresses for Listed {
 pub fn trace(snapshot: MappedSnapshot, asked: &Asked) -> Result<Trace, String> {
     let config = Rc::new(Config::of(snapshot)?);
     let snapshot = config.snapshot.get();
-    let who = match asked.source.as_str() {
-        "" => asked.client.to_string(),
-        name => format!("{},{name}", asked.client),
-    };
+    if !asked.user.is_empty() && !config.users.has(&asked.user) {
+        return Err(format!("there is no <smtp-user {}>", asked.user));
+    }
+    let of_user = config.users.source_of(&asked.user);
+    // {auth} need not be defined.
+    let of_user = if snapshot.sources.iter().any(|s| s.name.as_str() == of_user) { of_user } else { "" };
+    let who = format!("{},{},{of_user}", asked.client, asked.source);
     let of_source = explain_source(snapshot, &who, "")?;
-    let rules = snapshot.source_rules(Some(asked.client), &asked.source.to_lowercase());
+    let rules = snapshot.source_rules(Some(asked.client), &[&asked.source.to_lowercase(), of_user]);
     let (mut replies, taken) = conversation(&config, &rules, asked)?;
     let source = of_source.iter().filter(|e| e.origin.line > 0).map(Line::of).collect();
     let (mut virtual_mta, mut job, mut recipients) = (None, String::new(), Vec::new());
@@ -226,7 +232,11 @@ fn conversation(
     }
     let suppresses: Rc<dyn Suppresses> = Rc::new(Listed(Rc::clone(config)));
     let name = config.global.host_name.clone();
-    let mut session = ServerSession::new(name, Rc::new(rules.clone()), Rc::clone(&config.global), suppresses, false);
+    let (global, users) = (Rc::clone(&config.global), Arc::clone(&config.users));
+    let mut session = ServerSession::new(name, Rc::new(rules.clone()), global, suppresses, users, false);
+    if !asked.user.is_empty() {
+        session.has_shown_certificate_of(&asked.user, Rc::new(rules.clone()));
+    }
     let utf8 = if addresses().all(|a| a.is_ascii()) { "" } else { " SMTPUTF8" };
     let mut say = |line: &str| {
         session.out.clear();
@@ -260,9 +270,10 @@ fn prepared(
     let from = Submitter {
         source_type: SourceType::Smtp,
         name: "client".into(),
+        user: asked.user.clone(),
         ip: Some(asked.client),
         local: None,
-        protocol: "ESMTP",
+        protocol: if asked.user.is_empty() { "ESMTP" } else { "ESMTPA" },
         vmta: String::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;

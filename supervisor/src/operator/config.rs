@@ -34,12 +34,16 @@ pub fn check(file: &Path, data_dir: Option<PathBuf>, hide_pending: bool, all: bo
     };
     let shown = checked.diagnostics.iter().filter(|d| !hide_pending || d.code != "pending");
     let (errors, warnings): (Vec<&Diagnostic>, Vec<&Diagnostic>) = shown.clone().partition(|d| d.is_error);
+    let users = config::users_by_form(&checked.compiled.snapshot.smtp_users);
     if json {
         let list =
             |all: &[&Diagnostic]| -> Vec<serde_json::Value> { all.iter().map(|d| d.as_json(&checked.files)).collect() };
         let v = serde_json::json!({
             "errors": list(&errors), "warnings": list(&warnings),
             "more_errors": checked.left_out.errors, "more_warnings": checked.left_out.warnings,
+            "smtp_users": users.iter().map(|(form, mechanisms, n)| serde_json::json!({
+                "form": form, "mechanisms": mechanisms, "users": n,
+            })).collect::<Vec<_>>(),
         });
         print(format!("{v:#}\n").as_bytes())?;
     } else {
@@ -49,6 +53,10 @@ pub fn check(file: &Path, data_dir: Option<PathBuf>, hide_pending: bool, all: bo
             let first = if more > 0 { format!(" (the first {shown} are shown)") } else { String::new() };
             format!("{} {what}{}{first}", shown + more, if shown + more == 1 { "" } else { "s" })
         };
+        for (form, mechanisms, n) in &users {
+            let users = if *n == 1 { "smtp-user" } else { "smtp-users" };
+            text.push_str(&format!("{n} {users} by {form}: {}\n", mechanisms.join(", ")));
+        }
         let left_out = checked.left_out;
         let errors = count(errors.len(), left_out.errors, "error");
         let warnings = count(warnings.len(), left_out.warnings, "warning");

@@ -93,6 +93,7 @@ fn head(m: &MessageRow) -> String {
         ("sender", sender.to_owned()),
         ("received", m.received.clone()),
         ("from", from.collect::<Vec<_>>().join(" ")),
+        ("smtp user", m.smtp_user.clone()),
         ("size", format!("{} bytes, {}{utf8}", m.size, m.body)),
         ("vmta", vmtas.join(" ")),
         ("job", m.job.clone()),

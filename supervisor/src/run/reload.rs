@@ -150,6 +150,7 @@ impl Supervisor {
                 }
             }
         }
+        compiled.snapshot.salt_key = self.compiled.borrow().snapshot.salt_key;
         loop {
             let generation = self.generation.get() + 1;
             compiled.snapshot.generation = generation;

@@ -531,7 +531,7 @@ fn check_snapshot(bytes: &[u8]) {
     let Ok(s) = rkyv::access::<ArchivedSnapshot, rkyv::rancor::Error>(bytes) else { return };
     let _ = s.global().expect("what validates");
     for ip in ["127.0.0.1", "::1"] {
-        let _ = s.source_rules(ip.parse().ok(), "name");
+        let _ = s.source_rules(ip.parse().ok(), &["name", "user"]);
     }
     let _ = (s.domain_rules("a.b.test", 0), s.domain_rules("[127.0.0.1]", 7));
 }

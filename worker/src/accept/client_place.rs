@@ -1,5 +1,6 @@
 //! A client's place under `total-max-smtp-in` and the limits of its group, address and network.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -18,6 +19,8 @@ use crate::tasks;
 
 /// A network has so many times those of an address.
 const ADDRESSES_PER_NETWORK: u64 = 2;
+/// What places under the limit of a group are named for.
+const GROUP: &str = "source-group";
 /// How often a shard that has strangers looks whether places are scarce.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A client that was told to make room still counts for its address and network for so long. Otherwise it could come back at once
@@ -28,8 +31,8 @@ const AWAY: Duration = Duration::from_secs(10);
 pub struct ClientPlace {
     shard: Rc<Shard>,
     slot: Option<Slot>,
-    /// Under the limit of its group.
-    of_group: Option<Place>,
+    /// Its group, empty for none, and the place that it has under the group's limit.
+    of_group: RefCell<(String, Option<Place>)>,
     /// Under the limits of its address and network.
     under: Vec<Place>,
     /// It may have to make room.
@@ -46,14 +49,19 @@ impl ClientPlace {
         let places = &config.places;
         let group = places.group(&rules.source_group);
         let is_known = config.snapshot.get().knows(ip) || group.is_some_and(|g| !g.reserved.is_empty());
-        let mut taken =
-            ClientPlace { shard: Rc::clone(shard), slot: None, of_group: None, under: Vec::new(), stranger: None };
+        let mut taken = ClientPlace {
+            shard: Rc::clone(shard),
+            slot: None,
+            of_group: RefCell::default(),
+            under: Vec::new(),
+            stranger: None,
+        };
         let place = |key, limit, why| match limit {
             0 => Ok(None),
             _ => shard.ledger.take_place(key, shard.number, limit, u64::from(hint)).ok_or(why).map(Some),
         };
         if let Some(g) = group {
-            taken.of_group = place(key("source-group", &g.name), g.max, NoPlace::OfGroup)?;
+            taken.of_group.replace((g.name.clone(), place(key(GROUP, &g.name), g.max, NoPlace::OfGroup)?));
         }
         let usual = if is_known { 0 } else { places.per_address() };
         let per_address = rules.max_smtp_in_per_address.unwrap_or(usual);
@@ -85,6 +93,28 @@ impl ClientPlace {
         Ok(taken)
     }
 
+    /// The client is a user, whose source may be in another group than its address: it has a place under the limit of that group from now
+    /// on. False, and nothing changes, where the group has none left.
+    pub fn join_group(&self, rules: &SourceRules, hint: u16) -> bool {
+        let config = self.shard.config();
+        let Some(group) = config.places.group(&rules.source_group).filter(|g| g.name != self.of_group.borrow().0)
+        else {
+            return true;
+        };
+        let ledger = &self.shard.ledger;
+        let place = match group.max {
+            0 => None,
+            most => match ledger.take_place(key(GROUP, &group.name), self.shard.number, most, u64::from(hint)) {
+                Some(place) => Some(place),
+                None => return false,
+            },
+        };
+        if let (_, Some(before)) = self.of_group.replace((group.name.clone(), place)) {
+            ledger.give_place(before);
+        }
+        true
+    }
+
     /// Gives the place back to others; under the limits of its address and network the client counts on for a while.
     pub fn make_room(mut self) {
         let under = std::mem::take(&mut self.under);
@@ -98,7 +128,7 @@ impl ClientPlace {
 
 impl Drop for ClientPlace {
     fn drop(&mut self) {
-        let places = self.of_group.take().into_iter().chain(std::mem::take(&mut self.under));
+        let places = self.of_group.take().1.into_iter().chain(std::mem::take(&mut self.under));
         places.for_each(|p| self.shard.ledger.give_place(p));
         if let Some(slot) = self.slot.take() {
             self.shard.ledger.give(slot);

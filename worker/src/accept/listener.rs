@@ -7,19 +7,26 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use ipc::message::SourceType;
+use ipc::rules::SourceRules;
+use rustls::pki_types::CertificateDer;
 use spool::SpoolError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::auth::attempts;
+use super::auth::users::{Answer, Check};
 use super::client_place::ClientPlace;
 use super::own_name;
 use super::quick_ack::QuickAck;
 use super::receiving::MemoryShare;
 use super::refusals;
 use super::session::{Event, ServerSession, Transaction};
-use super::strangers::{Stranger, Waits};
+use super::strangers::Waits;
+use crate::clock;
+use crate::config::Config;
+use crate::connect::certificate::Certificate;
 use crate::holds::{Work, doing};
 use crate::log_limit;
 use crate::prepare::message::{Submitter, prepare};
@@ -94,7 +101,7 @@ pub async fn serve(
 ) {
     let config = shard.config();
     let ip = canonical(peer.ip());
-    let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &config.overlay_of(address)));
+    let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &[&config.overlay_of(address)]));
     let tls = config.tls_of(address);
     // To a client that begins with TLS words in clear mean nothing.
     let in_clear = !tls.as_ref().is_some_and(|t| t.immediate);
@@ -112,13 +119,17 @@ pub async fn serve(
     };
     let suppresses = Rc::clone(&shard) as Rc<dyn Suppresses>;
     let name = own_name::to_client(&config, &rules, local.map(|a| canonical(a.ip())));
-    let mut session = ServerSession::new(name, Rc::clone(&rules), Rc::clone(&config.global), suppresses, tls.is_some());
+    let global = Rc::clone(&config.global);
+    let users = Arc::clone(&config.users);
+    let mut session = ServerSession::new(name, Rc::clone(&rules), global, suppresses, users, tls.is_some());
     session.share = Some(MemoryShare::of(&shard, Some(peer.ip())));
     let mut client = Client {
         shard: &shard,
         peer,
         local,
-        stranger: place.stranger.as_ref(),
+        place: &place,
+        config: Rc::clone(&config),
+        overlay: config.overlay_of(address),
         made_room: false,
         rules,
         buf: BytesMut::new(),
@@ -167,8 +178,8 @@ async fn part(mut io: impl AsyncRead + AsyncWrite + Unpin) {
 }
 
 /// Resolves when a client has to leave its place to others.
-async fn has_to_leave(stranger: Option<&Stranger>) {
-    match stranger {
+async fn has_to_leave(place: &ClientPlace) {
+    match &place.stranger {
         Some(s) => s.has_to_leave().await,
         None => std::future::pending().await,
     }
@@ -183,11 +194,14 @@ struct Client<'a> {
     shard: &'a Rc<Shard>,
     peer: SocketAddr,
     local: Option<SocketAddr>,
-    /// Where no `<source>` names the client.
-    stranger: Option<&'a Stranger>,
+    place: &'a ClientPlace,
+    /// The configuration that the session began with.
+    config: Rc<Config>,
+    /// The named source of the listener; empty for none.
+    overlay: String,
     /// It had to leave its place to others.
     made_room: bool,
-    rules: Rc<ipc::rules::SourceRules>,
+    rules: Rc<SourceRules>,
     buf: BytesMut,
     began: Instant,
     /// When what is being waited for began: the last reply, or the last [`CONTENT_STEP`] bytes of content.
@@ -207,7 +221,7 @@ impl Client<'_> {
         self.note_wait(session);
         let done = tokio::select! {
             biased;
-            () = has_to_leave(self.stranger) => {
+            () = has_to_leave(self.place) => {
                 self.made_room = true;
                 return;
             }
@@ -216,6 +230,7 @@ impl Client<'_> {
         match done {
             Ok(Ok(mut stream)) => {
                 session.tls_started();
+                self.look_at_certificate(session, stream.get_ref().1.peer_certificates());
                 self.waits_since = Instant::now();
                 self.run(session, &mut stream, false).await;
                 part(stream).await;
@@ -227,7 +242,8 @@ impl Client<'_> {
 
     /// The client has to go on, or waits for us.
     fn note_wait(&self, session: &ServerSession) {
-        let Some(s) = self.stranger else { return };
+        // Where no `<source>` names the client, and it is no user's either.
+        let Some(s) = self.place.stranger.as_ref().filter(|_| session.user().is_empty()) else { return };
         let what = match session.between_messages() {
             true if session.hello.is_empty() => Waits::ForGreeting,
             true => Waits::BetweenMessages,
@@ -245,7 +261,7 @@ impl Client<'_> {
         self.note_wait(session);
         tokio::select! {
             biased;
-            () = has_to_leave(self.stranger) => {}
+            () = has_to_leave(self.place) => {}
             after = self.converse(session, io, fresh) => return after,
         }
         self.made_room = true;
@@ -356,12 +372,25 @@ impl Client<'_> {
                     if !session.out.is_empty() && self.send(session, io).await.is_err() {
                         return Some(After::Close);
                     }
-                    self.stranger.iter().for_each(|s| s.is_busy());
+                    self.is_busy();
                     let result = self.store(session, t).await;
                     result.as_ref().err().into_iter().for_each(|r| self.tell("content", r));
                     self.waits_since = Instant::now();
                     self.note_wait(session);
                     session.stored(result);
+                }
+                Event::Authenticate(check) => {
+                    if !session.out.is_empty() && self.send(session, io).await.is_err() {
+                        return Some(After::Close);
+                    }
+                    self.is_busy();
+                    let event = self.authenticate(session, check).await;
+                    self.waits_since = Instant::now();
+                    self.note_wait(session);
+                    if let Event::Close = event {
+                        let _ = self.send(session, io).await;
+                        return Some(After::Close);
+                    }
                 }
                 Event::StartTls => {
                     let injected = !self.buf.is_empty();
@@ -404,6 +433,56 @@ impl Client<'_> {
         written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
     }
 
+    /// The client waits for us.
+    fn is_busy(&self) {
+        self.place.stranger.iter().for_each(|s| s.is_busy());
+    }
+
+    /// The rules for the client as a user.
+    fn rules_of(&self, user: &str) -> Rc<SourceRules> {
+        let named = [self.overlay.as_str(), self.config.users.source_of(user)];
+        Rc::new(self.config.snapshot.get().source_rules(Some(canonical(self.peer.ip())), &named))
+    }
+
+    /// Has a claim checked, and takes the client for the user that it is. A user has a place under the limit of the group that its source is
+    /// in.
+    async fn authenticate(&mut self, session: &mut ServerSession, check: Check) -> Event {
+        let ip = canonical(self.peer.ip());
+        let rate = self.rules.smtp_max_auth_failure_rate;
+        let answer = attempts::attempt(self.shard, &self.config.users, ip, rate, check).await;
+        let Ok(Answer::Proven(name)) = &answer else { return session.checked(answer, None) };
+        let rules = self.rules_of(name);
+        if !self.place.join_group(&rules, self.peer.port()) {
+            let text =
+                format!("Too many connections of source group {} (max-smtp-in), try again later", rules.source_group);
+            return session.checked(Err(Refusal(454, "4.7.0", text)), None);
+        }
+        tracing::debug!(client = %ip, user = name, "authenticated");
+        self.rules = Rc::clone(&rules);
+        session.checked(answer, Some(rules))
+    }
+
+    /// Whoever shows the certificate of a user is that user.
+    fn look_at_certificate(&mut self, session: &mut ServerSession, shown: Option<&[CertificateDer<'_>]>) {
+        let Some(der) = shown.and_then(<[_]>::first) else { return };
+        let Some(user) = self.config.users.by_certificate(der) else { return };
+        let now_s = clock::wall_ms(clock::now_ms()) / 1000;
+        let ip = canonical(self.peer.ip());
+        if Certificate::of(der).is_none_or(|c| now_s < c.valid.0 || now_s > c.valid.1) {
+            if log_limit::allows_line_of_client("certificate has ended", &ip.to_string()) {
+                tracing::warn!(client = %ip, user, "the certificate of this user has ended, or has not begun: it counts for nothing");
+            }
+            return;
+        }
+        let rules = self.rules_of(user);
+        if !self.place.join_group(&rules, self.peer.port()) {
+            tracing::debug!(client = %ip, user, "no place for the user of a certificate under max-smtp-in of its group");
+            return;
+        }
+        session.has_shown_certificate_of(user, Rc::clone(&rules));
+        self.rules = rules;
+    }
+
     /// Something of a message was refused.
     fn tell(&self, command: &'static str, r: &Refusal) {
         refusals::tell(self.shard.number, canonical(self.peer.ip()), command, r);
@@ -428,18 +507,13 @@ impl Client<'_> {
         let from = Submitter {
             source_type: SourceType::Smtp,
             name: session.hello.clone(),
+            user: session.user().to_owned(),
             ip: Some(canonical(self.peer.ip())),
             local: self.local.map(|a| canonical(a.ip())),
-            protocol: match (t.mail.smtputf8, session.tls) {
-                _ if !session.esmtp => "SMTP",
-                (true, true) => "UTF8SMTPS",
-                (true, false) => "UTF8SMTP",
-                (false, true) => "ESMTPS",
-                (false, false) => "ESMTP",
-            },
+            protocol: protocol(session, t.mail.smtputf8),
             vmta: String::new(),
         };
-        let now = crate::clock::now_ms();
+        let now = clock::now_ms();
         let recipients = t.recipients.len() as u64;
         let (envelope, body) = prepare(&config, &self.rules, &from, id, now, t.mail, t.recipients, content).await?;
         let bytes = (body[0].len() + body[1].len()) as u64;
@@ -457,5 +531,20 @@ impl Client<'_> {
                 Err(Refusal(451, "4.3.0", "The spool cannot take mail now".into()))
             }
         }
+    }
+}
+
+/// `with` of Received (RFC 3848, RFC 6531 §4.3).
+fn protocol(session: &ServerSession, smtputf8: bool) -> &'static str {
+    match (smtputf8, session.tls, !session.user().is_empty()) {
+        _ if !session.esmtp => "SMTP",
+        (true, true, true) => "UTF8SMTPSA",
+        (true, true, false) => "UTF8SMTPS",
+        (true, false, true) => "UTF8SMTPA",
+        (true, false, false) => "UTF8SMTP",
+        (false, true, true) => "ESMTPSA",
+        (false, true, false) => "ESMTPS",
+        (false, false, true) => "ESMTPA",
+        (false, false, false) => "ESMTP",
     }
 }

@@ -1,6 +1,7 @@
 //! The SMTP server (RFC 5321). [`session`] is the protocol without sockets; [`listener`]
 //! gives it bytes and time; [`places`], [`client_place`] and [`strangers`] share the connections out; [`source`] decides who may do what.
 
+pub mod auth;
 pub mod blackhole;
 pub mod budget;
 pub mod client_place;

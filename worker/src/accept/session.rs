@@ -1,6 +1,9 @@
 //! The server's side of a session, without sockets: bytes in, replies and events out.
 
+mod authentication;
+
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::message::notify;
@@ -8,6 +11,9 @@ use ipc::rules::SourceRules;
 use ipc::snapshot::Global;
 use ipc::text;
 
+use super::auth::exchange::Exchange;
+use super::auth::mechanism::Mechanism;
+use super::auth::users::{Check, Users};
 use super::receiving::{self, MemoryShare};
 use super::source::{kept_back, may_relay};
 use crate::smtp::command::{self, Mail, Rcpt, Refusal};
@@ -38,6 +44,8 @@ pub enum Event {
     Message(Transaction),
     /// Negotiate TLS, then go on with [`ServerSession::tls_started`].
     StartTls,
+    /// Have this claim checked, then say [`ServerSession::checked`].
+    Authenticate(Check),
     /// Send what is there and close.
     Close,
 }
@@ -79,8 +87,10 @@ enum State {
     Data(Box<Transaction>),
     /// Content of a BDAT chunk, or why it is skipped (`None`: the client was told): bytes left, and whether it is the last.
     Chunk(Result<Box<Transaction>, Option<Refusal>>, u64, bool),
-    /// A message is being stored.
-    Storing,
+    /// The client's answer within AUTH.
+    Auth(Exchange),
+    /// The client waits for us: a message is being stored, or a claim checked.
+    Busy,
 }
 
 /// One client's session.
@@ -99,6 +109,13 @@ pub struct ServerSession {
     tls_available: bool,
     /// TLS is in use.
     pub tls: bool,
+    /// Those that clients can authenticate as.
+    users: Arc<Users>,
+    /// The user whose certificate the client has shown.
+    shown: Option<String>,
+    /// The user that the client has authenticated as.
+    user: Option<String>,
+    auth_failures: u32,
     /// Bytes of a line that is too long, which is passed over up to its end; 0 where none is.
     skipped: usize,
     /// The command in hand, if it is one of a transaction.
@@ -127,6 +144,7 @@ impl ServerSession {
         rules: Rc<SourceRules>,
         global: Rc<Global>,
         suppresses: Rc<dyn Suppresses>,
+        users: Arc<Users>,
         tls_available: bool,
     ) -> ServerSession {
         let mut s = ServerSession {
@@ -139,6 +157,10 @@ impl ServerSession {
             esmtp: false,
             tls_available,
             tls: false,
+            users,
+            shown: None,
+            user: None,
+            auth_failures: 0,
             skipped: 0,
             verb: "",
             refused: None,
@@ -160,7 +182,7 @@ impl ServerSession {
 
     /// No transaction is in progress.
     pub fn between_messages(&self) -> bool {
-        matches!(self.state, State::Fresh | State::Ready)
+        matches!(self.state, State::Fresh | State::Ready | State::Auth(_))
     }
 
     /// Content is expected rather than a command.
@@ -193,7 +215,7 @@ impl ServerSession {
     /// Takes input; answers how much was used and what to do next. Called again with the
     /// rest until it uses nothing.
     pub fn feed(&mut self, input: &[u8]) -> (usize, Event) {
-        match std::mem::replace(&mut self.state, State::Storing) {
+        match std::mem::replace(&mut self.state, State::Busy) {
             State::Data(mut t) => {
                 let (n, end) = t.content.as_mut().map_or((0, true), |c| c.data(input));
                 self.hold(&mut t);
@@ -204,7 +226,8 @@ impl ServerSession {
                 (n, Event::None)
             }
             State::Chunk(t, left, last) => self.feed_chunk(t, left, last, input),
-            State::Storing => (0, Event::None),
+            State::Busy => (0, Event::None),
+            State::Auth(exchange) => self.feed_auth(exchange, input),
             state => {
                 self.state = state;
                 self.feed_line(input)
@@ -291,7 +314,7 @@ impl ServerSession {
     fn command(&mut self, line: &str) -> Event {
         let (verb, arg) = line.split_once(' ').unwrap_or((line, ""));
         let upper = verb.to_ascii_uppercase();
-        self.verb = ["MAIL", "RCPT", "DATA", "BDAT"].into_iter().find(|v| *v == upper).unwrap_or_default();
+        self.verb = ["MAIL", "RCPT", "DATA", "BDAT", "AUTH"].into_iter().find(|v| *v == upper).unwrap_or_default();
         let result = match upper.as_str() {
             "EHLO" | "HELO" => self.hello(upper == "EHLO", arg.trim()),
             "MAIL" => self.mail(arg),
@@ -299,6 +322,7 @@ impl ServerSession {
             "DATA" => self.data(arg),
             "BDAT" if self.rules.allow_chunking => return self.bdat(arg),
             "STARTTLS" => return self.starttls(arg),
+            "AUTH" => return self.auth(arg),
             "RSET" => {
                 self.end_transaction();
                 self.reply(250, "2.0.0", "ok");
@@ -318,10 +342,10 @@ impl ServerSession {
                 Ok(())
             }
             "HELP" => {
-                self.reply(214, "2.0.0", "EHLO MAIL RCPT DATA BDAT RSET NOOP QUIT STARTTLS; see RFC 5321");
+                self.reply(214, "2.0.0", "EHLO MAIL RCPT DATA BDAT RSET NOOP QUIT STARTTLS AUTH; see RFC 5321");
                 Ok(())
             }
-            "EXPN" | "AUTH" | "ETRN" | "TURN" => Err(Refusal(502, "5.5.1", format!("{upper} is not offered here"))),
+            "EXPN" | "ETRN" | "TURN" => Err(Refusal(502, "5.5.1", format!("{upper} is not offered here"))),
             _ => Err(Refusal(500, "5.5.1", "Command not recognized".into())),
         };
         match result {
@@ -389,6 +413,13 @@ impl ServerSession {
         if r.allow_starttls && self.tls_available && !self.tls {
             lines.push("STARTTLS".into());
         }
+        let mechanisms: Vec<&str> = self.mechanisms().into_iter().map(Mechanism::name).collect();
+        if !mechanisms.is_empty() {
+            lines.push(format!("AUTH {}", mechanisms.join(" ")));
+            if r.broken_auth_clients {
+                lines.push(format!("AUTH={}", mechanisms.join(" ")));
+            }
+        }
         let last = lines.len() - 1;
         for (i, l) in lines.iter().enumerate() {
             let sep = if i == last { ' ' } else { '-' };
@@ -403,9 +434,13 @@ impl ServerSession {
             State::Fresh => return Err(Refusal(503, "5.5.1", "EHLO first".into())),
             _ => return Err(Refusal(503, "5.5.1", "A transaction is in progress; RSET first".into())),
         }
-        if self.rules.require_auth {
-            // RFC 4954 section 6. No session is authenticated: AUTH is not offered.
+        if self.rules.require_auth && self.user().is_empty() {
+            // RFC 4954 section 6.
             return Err(Refusal(530, "5.7.0", "Authentication required (require-auth)".into()));
+        }
+        if !self.rules.smtp_service {
+            // The source of a user says so: of others the session would not have begun.
+            return Err(Refusal(550, "5.7.1", "No mail is accepted from this user (smtp-service)".into()));
         }
         if let Some(directive) = self.rules.withheld() {
             return Err(command::withheld(directive));
@@ -561,7 +596,7 @@ impl ServerSession {
             self.reply(552, "5.3.4", "Chunk is larger than any message may be, closing");
             return Event::Close;
         }
-        let t = match std::mem::replace(&mut self.state, State::Storing) {
+        let t = match std::mem::replace(&mut self.state, State::Busy) {
             State::Mail(t) if self.fails(&t) => Err(Some(too_many())),
             State::Mail(mut t) if !t.recipients.is_empty() => {
                 let max = self.rules.max_message_size;
@@ -590,7 +625,8 @@ impl ServerSession {
         if !(self.rules.allow_starttls && self.tls_available) {
             return self.refuse(&Refusal(502, "5.5.1", "STARTTLS is not offered here".into()));
         }
-        if self.tls || !arg.is_empty() || !self.between_messages() {
+        // Behind AUTH the client would have to be forgotten (RFC 3207 section 4.2).
+        if self.tls || !arg.is_empty() || !self.between_messages() || self.user.is_some() {
             return match arg.is_empty() {
                 true => self.refuse(&Refusal(503, "5.5.1", "STARTTLS is not possible now".into())),
                 false => self.refuse(&Refusal(501, "5.5.4", "STARTTLS takes no argument".into())),
@@ -666,7 +702,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn session(rules: SourceRules) -> ServerSession {
-        ServerSession::new("mta.test".into(), Rc::new(rules), Rc::new(Global::default()), Rc::new(()), false)
+        ServerSession::new(
+            "mta.test".into(),
+            Rc::new(rules),
+            Rc::new(Global::default()),
+            Rc::new(()),
+            Arc::default(),
+            false,
+        )
     }
 
     fn run(s: &mut ServerSession, mut input: &[u8]) -> Vec<Event> {
@@ -710,7 +753,8 @@ mod tests {
             postmaster: vec!["ops@a.test".into(), "boss@b.test".into()],
             ..Default::default()
         };
-        let mut s = ServerSession::new("mta.test".into(), Rc::new(open()), Rc::new(global), Rc::new(()), false);
+        let mut s =
+            ServerSession::new("mta.test".into(), Rc::new(open()), Rc::new(global), Rc::new(()), Arc::default(), false);
         let events = run(
             &mut s,
             b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<Abuse@mta.test>\r\nRCPT TO:<abuse@x.test>\r\nDATA\r\n.\r\n",

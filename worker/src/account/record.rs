@@ -8,7 +8,7 @@ use super::field::STORED;
 use crate::prepare::vmta_name::name_or_default;
 
 /// A row of any type. Empty fields say that there is nothing to say.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Row {
     /// The type, see [`super::field::RecordType`].
     pub kind: u8,
@@ -22,6 +22,13 @@ pub struct Row {
     pub headers: Vec<(String, String)>,
     /// Lines that it stands for, if more than one: of an address that was given twice in a message two ended at once.
     pub times: usize,
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        let fields = std::array::from_fn(|_| String::new());
+        Row { kind: 0, logged_ms: 0, queued_ms: 0, fields, headers: Vec::new(), times: 0 }
+    }
 }
 
 /// Place of a field in [`STORED`].
@@ -176,6 +183,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
         row.set(const { stored("jobId") }, e.job_id.as_str());
         row.set(const { stored("envId") }, e.envid.as_str());
         row.set(const { stored("rcvSourceIp") }, e.source_ip.as_str());
+        row.set(const { stored("rcvSmtpUser") }, e.smtp_user());
         row.set(const { stored("rcvDestinationIp") }, e.local_ip.as_str());
         row.set(const { stored("messageId") }, MessageId(e.id.0).to_string());
         row.set(const { stored("shard") }, shard.to_string());
@@ -193,7 +201,7 @@ pub fn source_type(t: &ArchivedSourceType) -> &'static str {
 
 /// `srcMta`: name and address of the submitter.
 pub fn source_mta(e: &ArchivedEnvelope) -> String {
-    match (e.source_name.as_str(), e.source_ip.as_str()) {
+    match (e.hello(), e.source_ip.as_str()) {
         ("", "") => String::new(),
         (name, "") => name.to_owned(),
         (name, ip) => format!("{name} ({ip})"),

@@ -11,9 +11,10 @@ use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption, W
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, ProtocolVersion,
-    RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, HandshakeKind,
+    ProtocolVersion, RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
 };
 
 use super::certificate::Certificate;
@@ -281,20 +282,71 @@ pub fn identity(pem: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDe
     Ok((chain, key))
 }
 
-/// The configuration of a listener from its certificate chain and key in PEM.
+/// The configuration of a listener from its certificate chain and key in PEM. Clients may be asked for a certificate; whose it is, is
+/// looked up when they have shown it.
 ///
 /// # Errors
 /// A sentence saying what the PEM lacks, why the key does not fit, or that no suite is left.
-pub fn listener(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
+pub fn listener(tls: &ListenerTls, asks_for_certificates: bool) -> Result<Arc<ServerConfig>, String> {
     let (chain, key) = identity(&tls.pem)?;
     let suites = cipher_list::select(&tls.ciphers, &tls.suites)?;
-    ServerConfig::builder_with_provider(with_suites(suites))
+    let provider = with_suites(suites);
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&versions(!tls.bars_tls12, !tls.bars_tls13))
-        .map_err(|e| e.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map(Arc::new)
-        .map_err(|e| e.to_string())
+        .map_err(|e| e.to_string())?;
+    let builder = match asks_for_certificates {
+        true => builder.with_client_cert_verifier(Arc::new(AnyClient { provider })),
+        false => builder.with_no_client_auth(),
+    };
+    builder.with_single_cert(chain, key).map(Arc::new).map_err(|e| e.to_string())
+}
+
+/// Takes any certificate of a client that holds its key, and clients without. A certificate makes a client somebody only where a user has
+/// that very certificate, so nobody has to vouch for it.
+#[derive(Debug)]
+struct AnyClient {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_signature(&self.provider, message, cert, dss, false)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_signature(&self.provider, message, cert, dss, true)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Whether a certificate chain and key in PEM can be shown to receivers.
@@ -302,5 +354,5 @@ pub fn listener(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
 /// # Errors
 /// A sentence saying what the PEM lacks or why the key does not fit.
 pub fn check_identity(pem: &str) -> Result<(), String> {
-    listener(&ListenerTls { pem: pem.to_owned(), ..ListenerTls::default() }).map(drop)
+    listener(&ListenerTls { pem: pem.to_owned(), ..ListenerTls::default() }, false).map(drop)
 }

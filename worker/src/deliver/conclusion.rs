@@ -370,6 +370,7 @@ fn row(
     row.set(const { stored("bounceCat") }, category);
     row.set(const { stored("srcType") }, record::source_type(&e.source_type));
     row.set(const { stored("srcMta") }, record::source_mta(e));
+    row.set(const { stored("rcvSmtpUser") }, e.smtp_user());
     row.set(const { stored("dlvType") }, Type::of(path.rules.delivery_type).name());
     row.set(const { stored("dlvSourceIp") }, at.local.as_str());
     row.set(const { stored("dlvDestinationIp") }, at.ip.as_str());

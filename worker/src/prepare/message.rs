@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, priority};
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, priority, source_name};
 use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 use ipc::text;
@@ -25,6 +25,8 @@ pub struct Submitter {
     pub source_type: SourceType,
     /// EHLO name.
     pub name: String,
+    /// The user that it authenticated as; empty for none.
+    pub user: String,
     /// Client's address.
     pub ip: Option<IpAddr>,
     /// Our address.
@@ -97,7 +99,7 @@ fn envelope(
         suppress_dsn: rules.suppress_local_dsn,
         source_type: from.source_type,
         kept: 0,
-        source_name: from.name.clone(),
+        source_name: source_name(&from.name, &from.user),
         source_ip: from.ip.map(|i| i.to_string()).unwrap_or_default(),
         local_ip: from.local.map(|i| i.to_string()).unwrap_or_default(),
         handoff: None,

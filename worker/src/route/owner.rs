@@ -197,10 +197,11 @@ fn bare(address: &str) -> &str {
 async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
     let request: Inject = ipc::frame::unarchive(mesh::INJECT, &f.archive)?;
     let config = shard.config();
-    let rules = config.snapshot.get().source_rules(None, "{api}");
+    let rules = config.snapshot.get().source_rules(None, &["{api}"]);
     let from = Submitter {
         source_type: SourceType::Api,
         name: "sluice-inject".into(),
+        user: String::new(),
         ip: None,
         local: None,
         protocol: "local",

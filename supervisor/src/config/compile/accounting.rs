@@ -12,7 +12,6 @@ use super::{Accepted, Compiler, Diagnostic};
 const WRITTEN: &[u8] = b"dbtqr";
 /// Fields that have a column where they are asked for, and nothing in it: code of the warning, and why.
 const EMPTY: &[(&str, &str, &str)] = &[
-    ("rcvSmtpUser", "pending", "listeners offer no AUTH yet"),
     ("timeFirstAttempt", "pending", "the time of the first attempt is not kept yet"),
     ("timeImprinted", "obsolete", "nothing has imprinted mail since PowerMTA 4"),
 ];

@@ -36,6 +36,7 @@ impl<'s> Compiler<'s> {
         match tag {
             "source" => self.source(s),
             "source-group" => self.source_group(s),
+            "smtp-user" => self.smtp_user(s),
             "domain" => self.domains.push((Scope::Global, s)),
             "virtual-mta" => self.virtual_mta(s),
             "virtual-mta-pool" => self.pool(s),
@@ -204,14 +205,12 @@ impl<'s> Compiler<'s> {
             let (file, line) = (i.at.file, i.at.line);
             let accepted = self.check("source", i).and_then(Accepted::in_force);
             if let (Some(value), Some(key)) = (accepted, SourceKey::named(&i.name)) {
-                if (key, &value) == (SourceKey::RequireAuth, &Value::Flag(true)) {
-                    let message = "no client can authenticate yet: mail of these clients is refused with 530";
-                    self.warning(
-                        i.at,
-                        "withheld",
-                        message,
-                        "list the addresses that may send without in a <source> of their own",
-                    );
+                match (key, &value) {
+                    (SourceKey::RequireAuth, Value::Flag(true)) => {
+                        self.require_auth.get_or_insert(i.at);
+                    }
+                    (SourceKey::AllowUnencryptedPlainAuth, Value::Flag(true)) => self.allows_plain = true,
+                    _ => {}
                 }
                 settings.push(Setting { key: key as u16, file, line, value });
             }

@@ -68,6 +68,7 @@ impl<'s> Compiler<'s> {
         self.other_machine();
         self.clashing_ports(statements);
         self.reserved_places();
+        self.authentication();
         let (mut diagnostics, left_out) = std::mem::take(&mut self.reader.diagnostics).into_sorted();
         diagnostics.extend(self.reader.gave_up.take());
         diagnostics.sort_by_key(|d| d.at);

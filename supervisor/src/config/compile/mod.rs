@@ -14,6 +14,9 @@ mod receivers;
 mod references;
 mod rollup;
 mod shadowed;
+mod users;
+
+pub use users::users_by_form;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -176,6 +179,9 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         programs: HashSet::new(),
         blocks: HashMap::new(),
         reserved_in: Vec::new(),
+        users: HashMap::new(),
+        require_auth: None,
+        allows_plain: false,
         lines: Vec::new(),
         local_addresses: None,
         lasting_addresses: None,
@@ -254,6 +260,12 @@ struct Compiler<'s> {
     blocks: HashMap<&'static str, usize>,
     /// What `<source-group>`s reserve, and where.
     reserved_in: Vec<(u64, Span)>,
+    /// `<smtp-user>`s by name, as names are compared.
+    users: HashMap<String, Span>,
+    /// The first `require-auth yes`.
+    require_auth: Option<Span>,
+    /// Some source says `allow-unencrypted-plain-auth yes`.
+    allows_plain: bool,
     /// Lines of the block being checked, as written.
     lines: Vec<Setting>,
     /// `smtp-pattern-list`s of receivers' profiles, by domain.

@@ -1,0 +1,245 @@
+//! `<smtp-user>`: those that clients may authenticate as.
+
+use std::path::Path;
+
+use ipc::rules::Value;
+use ipc::snapshot::SmtpUser;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use worker::accept::auth::mechanism::Mechanism;
+use worker::accept::auth::stored::{NAME_MAX, StoredPassword, prepared, sha256};
+
+use super::{Accepted, Compiler, Diagnostic, Problem, Span, Statement};
+
+/// The source that holds for users that name none.
+const AUTH_SOURCE: &str = "{auth}";
+/// Bytes of a file with a client's certificate.
+const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
+
+/// How a user proves who it is, in the order of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Password,
+    System,
+    Certificate,
+}
+
+impl Method {
+    fn of(n: u64) -> Method {
+        match n {
+            1 => Method::System,
+            2 => Method::Certificate,
+            _ => Method::Password,
+        }
+    }
+}
+
+/// Names of the mechanisms that a stored password allows.
+fn allowed_by(password: &StoredPassword) -> Vec<&'static str> {
+    Mechanism::ALL.into_iter().filter(|m| password.allows(*m)).map(Mechanism::name).collect()
+}
+
+/// How users prove who they are, by which mechanisms, and how many users do so; in the order in which the first of each stands in the
+/// configuration.
+pub fn users_by_form(users: &[SmtpUser]) -> Vec<(&'static str, Vec<&'static str>, usize)> {
+    let mut forms: Vec<(&'static str, Vec<&'static str>, usize)> = Vec::new();
+    for u in users {
+        let (form, mechanisms) = match StoredPassword::read(&u.password) {
+            Ok(p) if u.certificate.is_empty() => (p.form(), allowed_by(&p)),
+            _ => ("certificate", vec![Mechanism::External.name()]),
+        };
+        match forms.iter_mut().find(|(f, ..)| *f == form) {
+            Some((.., n)) => *n += 1,
+            None => forms.push((form, mechanisms, 1)),
+        }
+    }
+    forms
+}
+
+impl<'s> Compiler<'s> {
+    pub(super) fn smtp_user(&mut self, s: &'s Statement) {
+        let name = &*s.value;
+        if name.len() > NAME_MAX || name.contains(char::is_control) {
+            let found = format!("{} octets", name.len());
+            let expected = format!("a name of at most {NAME_MAX} octets without control characters");
+            return self.problem(s, Problem::expected(&expected, &found));
+        }
+        if let Some(first) = self.users.insert(prepared(name), s.at) {
+            let message = format!("<smtp-user {name}> is defined again");
+            let d = Diagnostic::error(s.value_at(), "duplicate", message, "keep one of them");
+            return self.reader.diagnostics.push(d.with(first, "the first one"));
+        }
+        let mut user = SmtpUser { name: name.to_owned(), source: AUTH_SOURCE.into(), ..SmtpUser::default() };
+        let (mut method, mut password, mut certificate) = (Method::Password, None, None);
+        for i in &s.inside {
+            match (&*i.name, self.check("smtp-user", i).and_then(Accepted::in_force)) {
+                ("password", Some(Value::Text(t))) => password = Some((i, t)),
+                ("authentication-method", Some(Value::Number(n))) => {
+                    method = Method::of(n);
+                    if method == Method::System {
+                        let message = "authentication-method system: no program of this machine is asked for passwords";
+                        let help = "keep the password here, as `sluice user hash` prints it";
+                        self.error(i.value_at(), "unsupported", message, help);
+                    }
+                }
+                ("tls-certificate", Some(Value::Text(path))) => certificate = Some((i, path)),
+                ("source", Some(Value::Text(t))) => user.source = t.to_lowercase(),
+                _ => {}
+            }
+        }
+        match (method, password, certificate) {
+            (Method::Password, Some((i, value)), certificate) => {
+                user.password = self.password(i, value);
+                self.without_use(certificate.map(|(i, _)| i), "tls-certificate", "certificate");
+            }
+            (Method::Certificate, password, Some((i, path))) => {
+                user.certificate = self.certificate_of_client(i, &path);
+                self.without_use(password.map(|(i, _)| i), "password", "password");
+            }
+            (Method::Password, None, _) => self.lacks(s, "password", "`sluice user hash` prints the line's value"),
+            (Method::Certificate, _, None) => {
+                self.lacks(s, "tls-certificate", "name the file of the client's certificate")
+            }
+            (Method::System, ..) => {}
+        }
+        if !user.password.is_empty() || !user.certificate.is_empty() {
+            self.snapshot.smtp_users.push(user);
+        }
+    }
+
+    fn lacks(&mut self, s: &Statement, what: &str, help: &str) {
+        self.error(s.at, "missing-directive", format!("<smtp-user {}> has no {what}", &*s.value), help);
+    }
+
+    fn without_use(&mut self, line: Option<&Statement>, what: &str, method: &str) {
+        if let Some(i) = line {
+            let message = format!("{what} has no effect: the authentication-method of this user is another one");
+            self.warning(i.at, "no-effect", message, format!("remove the line, or say authentication-method {method}"));
+        }
+    }
+
+    /// A password as it is stored; empty where it cannot be.
+    fn password(&mut self, s: &Statement, value: String) -> String {
+        let stored = match StoredPassword::read(&value) {
+            Ok(stored) => stored,
+            Err(fault) => {
+                self.error(s.at, "bad-value", format!("password: {fault}"), "`sluice user hash` prints such a value");
+                return String::new();
+            }
+        };
+        if matches!(stored, StoredPassword::Plain(_)) {
+            let message = "password in plain text: whoever can read this file can send as this user";
+            let help = format!(
+                "`sluice user hash` makes one of it that only proves passwords; clients lose CRAM-MD5 by that (now: {})",
+                allowed_by(&stored).join(", ")
+            );
+            self.warning(s.at, "plain-password", message, help);
+        }
+        value
+    }
+
+    /// SHA-256 of the first certificate of a file; empty where there is none.
+    fn certificate_of_client(&mut self, s: &Statement, path: &str) -> Vec<u8> {
+        if !self.reader.source.opens_named_files() {
+            // What another user's file holds is not looked at; the line counts as one that has a certificate.
+            return vec![0];
+        }
+        let read =
+            self.reader.named_file(Path::new(path), CERTIFICATE_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
+        let first = read.and_then(|pem| {
+            CertificateDer::from_pem_slice(pem.as_bytes())
+                .map_err(|e| Problem::other(format!("{path}: expected a certificate in PEM: {e}")))
+        });
+        match first {
+            Ok(der) => sha256(&der).to_vec(),
+            Err(p) => {
+                self.problem(s, p);
+                Vec::new()
+            }
+        }
+    }
+
+    /// What users and sources ask for that cannot come together.
+    pub(super) fn authentication(&mut self) {
+        let require = std::mem::take(&mut self.require_auth);
+        if let Some(at) = require.filter(|_| self.users.is_empty()) {
+            let message = "require-auth, and there is no <smtp-user>: mail of these clients is refused with 530";
+            self.warning(
+                at,
+                "contradiction",
+                message,
+                "add a <smtp-user>, or list the addresses that may send without",
+            );
+        }
+        let has_tls = self.snapshot.listeners.iter().any(|l| !l.tls.pem.is_empty());
+        if has_tls || self.allows_plain || !self.reader.source.opens_named_files() {
+            return;
+        }
+        // Without TLS only what does not show the password is left.
+        let in_clear = |u: &SmtpUser| {
+            let stored = StoredPassword::read(&u.password).ok();
+            stored.is_some_and(|p| p.allows(Mechanism::ScramSha256))
+        };
+        let shut_out: Vec<(String, Span)> = self
+            .snapshot
+            .smtp_users
+            .iter()
+            .filter(|u| !in_clear(u))
+            .filter_map(|u| Some((u.name.clone(), *self.users.get(&prepared(&u.name))?)))
+            .collect();
+        for (name, at) in shut_out {
+            let message = format!("<smtp-user {name}> cannot authenticate: no listener has a certificate for TLS");
+            let help = "name one with smtp-server-tls-certificate and say allow-starttls yes in a <source>; or allow-unencrypted-plain-auth yes";
+            self.warning(at, "no-effect", message, help);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use worker::accept::auth::stored::{Form, ITERATIONS_MIN, made};
+
+    use crate::config::compile::compile_text;
+
+    /// Names and sources of users, and lines and codes of what is wrong.
+    fn found(text: &str) -> (Vec<String>, Vec<String>) {
+        let checked = compile_text(Path::new("c.conf"), text);
+        let users = checked.compiled.snapshot.smtp_users.iter().map(|u| format!("{} {}", u.name, u.source));
+        let wrong = checked.diagnostics.iter().filter(|d| d.code != "unused");
+        (users.collect(), wrong.map(|d| format!("{} {}", d.at.line, d.code)).collect())
+    }
+
+    #[test]
+    fn users_have_a_password_and_a_source() {
+        let scram = made("secret", Form::ScramSha256(ITERATIONS_MIN)).unwrap();
+        let text = format!(
+            "<smtp-user a@b.test>\n password {scram}\n source {{X}}\n</smtp-user>\n<smtp-user B>\n password plain\n</smtp-user>\n\
+             <source {{x}}>\n</source>\n"
+        );
+        assert_eq!(found(&text), (vec!["a@b.test {x}".into(), "B {auth}".into()], vec!["6 plain-password".into()]));
+    }
+
+    #[test]
+    fn what_nobody_can_log_in_by_is_told() {
+        let argon2id = made("secret", Form::Argon2id).unwrap();
+        let user = format!("<smtp-user a>\n password {argon2id}\n</smtp-user>\n");
+        assert_eq!(found(&user).1, ["1 no-effect"], "there is no TLS");
+        assert_eq!(found(&format!("{user}<source 0/0>\n allow-unencrypted-plain-auth yes\n</source>")).1, [""; 0]);
+        assert_eq!(found("<smtp-user a>\n</smtp-user>").1, ["1 missing-directive"]);
+        assert_eq!(
+            found("<smtp-user a>\n password x\n authentication-method system\n</smtp-user>").1,
+            ["3 unsupported"]
+        );
+        assert_eq!(found("<smtp-user a>\n authentication-method certificate\n</smtp-user>").1, ["1 missing-directive"]);
+        let twice = format!(
+            "{}<smtp-user a>\n password $argon2id$x\n</smtp-user>\n",
+            user.replace("<smtp-user a>", "<smtp-user b>")
+        );
+        assert_eq!(found(&twice).1, ["1 no-effect", "5 bad-value"]);
+        assert!(found(&format!("{user}{user}")).1.contains(&"4 duplicate".to_owned()));
+        assert_eq!(found("<source 0/0>\n require-auth yes\n</source>").1, ["2 contradiction"]);
+    }
+}

@@ -1,0 +1,63 @@
+//! The secret of an installation by which SCRAM salts are made for names that no user has: such a name must be asked with the same salt
+//! each time, over restarts too, as the name of a user is.
+
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Name of the file in the data folder; only its owner may read it.
+const FILE: &str = "salt-key";
+const BYTES: usize = 32;
+
+/// The secret, which is made where there is none yet.
+///
+/// # Errors
+/// A sentence where the file cannot be read or written.
+pub fn of(data_dir: &Path) -> Result<[u8; BYTES], String> {
+    let path = data_dir.join(FILE);
+    let cannot = |e: std::io::Error| format!("{}: {e}", path.display());
+    match std::fs::read(&path) {
+        Ok(bytes) => bytes.try_into().map_err(|b: Vec<u8>| {
+            format!(
+                "{}: expected {BYTES} bytes, found {}: remove the file, and another is made",
+                path.display(),
+                b.len()
+            )
+        }),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let key = worker::accept::auth::stored::secret().map_err(|e| e.to_string())?;
+            // In place as a whole or not at all, however the start ends.
+            let new = path.with_extension("new");
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)
+                .map_err(cannot)?;
+            file.write_all(&key).and_then(|()| file.sync_all()).map_err(cannot)?;
+            std::fs::rename(&new, &path).map_err(cannot)?;
+            Ok(key)
+        }
+        Err(e) => Err(cannot(e)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_and_nobody_else_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = of(dir.path()).unwrap();
+        assert!(key != [0; BYTES] && of(dir.path()).unwrap() == key);
+        let file = dir.path().join(FILE);
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::write(&file, "short").unwrap();
+        assert!(of(dir.path()).unwrap_err().contains("found 5: remove the file"));
+    }
+}
