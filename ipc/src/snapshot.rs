@@ -18,7 +18,7 @@ use crate::rollup::Rollup;
 use crate::rules::{DomainRules, Setting, SourceRules};
 
 /// Everything that workers need to know of the configuration.
-#[derive(Debug, Clone, Default, Archive, Serialize, Deserialize)]
+#[derive(Clone, Default, Archive, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Grows with each reload.
     pub generation: u64,
@@ -33,7 +33,7 @@ pub struct Snapshot {
     /// `<smtp-user>` blocks.
     pub smtp_users: Vec<SmtpUser>,
     /// Secret of this installation, by which names that no user has are given salts that last. The supervisor sets it.
-    pub salt_key: [u8; 32],
+    pub salt_key: SaltKey,
     /// Virtual MTAs; the first is `{default}`.
     pub vmtas: Vec<VirtualMta>,
     /// Index of a virtual MTA by lower-case name.
@@ -70,6 +70,17 @@ pub struct Snapshot {
     /// those who ask what is configured.
     pub written: Vec<Written>,
 }
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // It has passwords and keys in many places.
+        f.debug_struct("Snapshot").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+/// A secret of an installation.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SaltKey(pub [u8; 32]);
 
 /// A `domain-key`.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]

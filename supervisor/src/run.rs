@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use ipc::ledger::Ledger;
 use ipc::limits::SHARDS_MAX;
 use ipc::shard_map::ShardMap;
+use ipc::snapshot::SaltKey;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -120,7 +121,8 @@ async fn serve(
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
     compiled.snapshot.generation = 1;
-    compiled.snapshot.salt_key = crate::salt_key::of(&compiled.data_dir)?;
+    let users = compiled.snapshot.smtp_users.len();
+    compiled.snapshot.salt_key = crate::salt_key::for_users(users, SaltKey::default(), &compiled.data_dir);
     crate::queue_time::restore(&compiled.data_dir);
     let (ledger, ledger_fd) = Ledger::create().map_err(|e| format!("ledger: {e}"))?;
     ledger.set_ahead(worker::clock::ahead_ns());

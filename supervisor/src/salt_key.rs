@@ -5,15 +5,36 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use ipc::snapshot::SaltKey;
+use worker::accept::auth::stored::secret;
+
 /// Name of the file in the data folder; only its owner may read it.
 const FILE: &str = "salt-key";
 const BYTES: usize = 32;
 
-/// The secret, which is made where there is none yet.
+/// The secret for a configuration with so many users; `known` is the one that is in use. Without users there is no need for one.
+///
+/// A file that cannot be read or written stops nothing: another secret is used until the server ends, and the log says so.
+pub fn for_users(users: usize, known: SaltKey, data_dir: &Path) -> SaltKey {
+    if users == 0 || known != SaltKey::default() {
+        return known;
+    }
+    let kept = kept(data_dir).or_else(|reason| {
+        let why = "SCRAM asks with other salts after a restart, which tells names that nobody has from users";
+        tracing::warn!(reason, "{why}");
+        secret().map_err(|e| e.to_string())
+    });
+    kept.map(SaltKey).unwrap_or_else(|reason| {
+        tracing::error!(reason, "there is no secret for salts");
+        known
+    })
+}
+
+/// The secret in the data folder, which is made where there is none yet.
 ///
 /// # Errors
 /// A sentence where the file cannot be read or written.
-pub fn of(data_dir: &Path) -> Result<[u8; BYTES], String> {
+fn kept(data_dir: &Path) -> Result<[u8; BYTES], String> {
     let path = data_dir.join(FILE);
     let cannot = |e: std::io::Error| format!("{}: {e}", path.display());
     match std::fs::read(&path) {
@@ -25,16 +46,11 @@ pub fn of(data_dir: &Path) -> Result<[u8; BYTES], String> {
             )
         }),
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let key = worker::accept::auth::stored::secret().map_err(|e| e.to_string())?;
+            let key = secret().map_err(|e| e.to_string())?;
             // In place as a whole or not at all, however the start ends.
             let new = path.with_extension("new");
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)
-                .map_err(cannot)?;
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(cannot)?;
             file.write_all(&key).and_then(|()| file.sync_all()).map_err(cannot)?;
             std::fs::rename(&new, &path).map_err(cannot)?;
             Ok(key)
@@ -53,11 +69,15 @@ mod tests {
     #[test]
     fn it_is_made_once_and_nobody_else_reads_it() {
         let dir = tempfile::tempdir().unwrap();
-        let key = of(dir.path()).unwrap();
-        assert!(key != [0; BYTES] && of(dir.path()).unwrap() == key);
+        let key = kept(dir.path()).unwrap();
+        assert!(key != [0; BYTES] && kept(dir.path()).unwrap() == key);
         let file = dir.path().join(FILE);
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::write(&file, "short").unwrap();
-        assert!(of(dir.path()).unwrap_err().contains("found 5: remove the file"));
+        assert!(kept(dir.path()).unwrap_err().contains("found 5: remove the file"));
+        let none = SaltKey::default();
+        assert!(for_users(0, none, dir.path()) == none, "nobody needs one");
+        let other = for_users(1, none, dir.path());
+        assert!(other != none && other != SaltKey(key) && for_users(1, other, dir.path()) == other);
     }
 }

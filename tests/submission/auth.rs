@@ -100,6 +100,7 @@ fn addresses_and_users_that_fail_too_often_are_shut_out_by_all_shards() {
     }
     assert_eq!(attempt([127, 0, 2, 1], "b", "secret").0, 454, "the address is shut out");
     assert_eq!(attempt([127, 0, 2, 2], "a", "secret").0, 454, "and the user");
+    assert_eq!(attempt([127, 0, 2, 2], "\u{ff41}\u{ad}", "secret").0, 454, "however it is spelt");
     assert_eq!(attempt([127, 0, 2, 2], "b", "secret").0, 235, "nobody else");
     let log = engine.log();
     assert!(log.contains("authentication failed") && !log.contains("wrong"), "{log}");
@@ -195,6 +196,7 @@ fn a_user_is_one_as_long_as_the_configuration_says() {
     ));
     let mut open = connect([127, 0, 2, 1], engine.smtp);
     assert_eq!(plain(&mut open, "a", "secret").0, 235);
+    let mut before = connect([127, 0, 2, 1], engine.smtp);
     let mut shut = connect([127, 0, 2, 1], engine.smtp);
     assert_eq!(plain(&mut shut, "b", "other").0, 235);
     let (code, text) = shut.command("MAIL FROM:<s@x.test>").unwrap();
@@ -202,6 +204,10 @@ fn a_user_is_one_as_long_as_the_configuration_says() {
     engine.edit_config(user, "");
     engine.run(&["reload"]);
     assert_eq!(plain(&mut connect([127, 0, 2, 1], engine.smtp), "a", "secret").0, 535);
+    let (code, text) = open.command("MAIL FROM:<s@x.test>").unwrap();
+    assert!(code == 421 && text.contains("authenticate again"), "{text}");
+    // Nor does a session that began before know the user any more.
+    assert_eq!(plain(&mut before, "a", "secret").0, 535);
 }
 
 #[test]

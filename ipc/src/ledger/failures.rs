@@ -3,7 +3,8 @@
 //! A cell counts the failures of one name in the window that the first of them opened. It is one word (part of the name, when
 //! the window ends, how many), so that every change is one compare-and-swap. A cell whose window has ended serves another name; where
 //! all cells that a name may have count for others, it takes the one with the fewest failures. Somebody who fails from very many addresses
-//! can make a count be forgotten that way, and none be made up.
+//! can make a count be forgotten that way. Names are numbers that come of a secret (see `worker::accept::auth::attempts`), so that nobody
+//! can look for one that takes another's cell.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -15,10 +16,10 @@ use crate::limits::LEDGER_FAILURES;
 const PROBES: usize = 16;
 /// Failures that a cell can count.
 pub const FAILURES_MAX: u64 = COUNT_MASK;
-const COUNT_BITS: u32 = 16;
+const COUNT_BITS: u32 = 12;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-/// Times are seconds in so many bits; a window is [`WINDOW_MAX_S`] at most.
-const TIME_BITS: u32 = 24;
+/// Times are seconds in so many bits, which are eight years: no ledger gets so old. A window is [`WINDOW_MAX_S`] at most.
+const TIME_BITS: u32 = 28;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 /// Longest window: 90 days.
 pub const WINDOW_MAX_S: u64 = 90 * 86_400;
@@ -56,7 +57,7 @@ impl Ledger {
         (0..PROBES).map(move |i| (&all[(at + i) % LEDGER_FAILURES], hash >> NAME_SHIFT))
     }
 
-    /// Failures of a name (see [`super::shared_limits::key`]) in the window that is open at `now_s`, seconds of the clock that all
+    /// Failures of a name in the window that is open at `now_s`, seconds of the clock that all
     /// processes go by; and in how many seconds it ends.
     pub fn failures_of(&self, key: u64, now_s: u64) -> (u64, u64) {
         let cells = self.cells_of_failures(key).map(|(c, name)| (Cell::of(c.load(Relaxed)), name));
@@ -108,6 +109,7 @@ mod tests {
         let other = Ledger::open(&fd).unwrap();
         let (a, b) = (key("auth of user", "a"), key("auth of user", "b"));
         let start = (1 << TIME_BITS) - 5;
+        let years = |n: u64| n * 365 * 86_400;
         for i in 0..3 {
             ledger.count_failure(a, start + i, 60);
         }
@@ -116,6 +118,9 @@ mod tests {
         assert_eq!((ledger.failures_of(a, start + 59).0, ledger.failures_of(a, start + 60).0), (3, 0));
         ledger.count_failure(a, start + 60, 60);
         assert_eq!(ledger.failures_of(a, start + 60), (1, 60));
+        for later in [years(1), years(3), years(7)] {
+            assert_eq!(ledger.failures_of(a, start + later).0, 0, "it is over for good");
+        }
     }
 
     #[test]

@@ -147,8 +147,12 @@ fn blocks(old: &ArchivedSnapshot, new: &ArchivedSnapshot, all: &mut Vec<Change>)
     let by_name = |s: &ArchivedSnapshot| -> BTreeMap<(String, String), Lines> {
         let mut m: BTreeMap<(String, String), Lines> = BTreeMap::new();
         for b in s.written.iter() {
-            let name =
-                ipc::network::parse(b.name.as_str()).map_or_else(|| b.name.as_str().to_lowercase(), |n| n.to_string());
+            let name = match b.block.as_str() {
+                // Names of users count as they are written.
+                "smtp-user" => b.name.as_str().to_owned(),
+                _ => ipc::network::parse(b.name.as_str())
+                    .map_or_else(|| b.name.as_str().to_lowercase(), |n| n.to_string()),
+            };
             let into = m.entry((b.block.as_str().to_owned(), name)).or_default();
             for (row, values) in lines(&b.settings) {
                 into.entry(row).or_default().extend(values);
@@ -486,5 +490,9 @@ mod tests {
     fn a_secret_that_changes_is_told_without_it() {
         let text = |word: &str| format!("<domain d.test>\n auth-password {word}\n</domain>\n");
         assert_eq!(between(&text("a"), &text("b")), ["d.test: auth-password: changed"]);
+        let user = |name: &str, word: &str| format!("<smtp-user {name}>\n password {word}\n</smtp-user>\n");
+        let both = user("Shop", "a") + &user("shop", "a");
+        assert_eq!(between(&both, &user("shop", "a")), ["smtp-user Shop: gone"]);
+        assert_eq!(between(&user("shop", "a"), &user("shop", "b")), ["smtp-user shop: password: changed"]);
     }
 }

@@ -148,7 +148,7 @@ impl Suppresses for Listed {
 pub fn trace(snapshot: MappedSnapshot, asked: &Asked) -> Result<Trace, String> {
     let config = Rc::new(Config::of(snapshot)?);
     let snapshot = config.snapshot.get();
-    if !asked.user.is_empty() && !config.users.has(&asked.user) {
+    if !asked.user.is_empty() && config.users.written(&asked.user).is_none() {
         return Err(format!("there is no <smtp-user {}>", asked.user));
     }
     let of_user = config.users.source_of(&asked.user);

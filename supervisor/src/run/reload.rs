@@ -15,6 +15,7 @@ use crate::config::source::Source;
 use crate::config::{self, Compiled, map};
 use crate::configurations::{By, Text};
 use crate::listen;
+use crate::salt_key;
 use crate::shards::{Slot, State};
 use crate::state::Supervisor;
 
@@ -150,7 +151,12 @@ impl Supervisor {
                 }
             }
         }
-        compiled.snapshot.salt_key = self.compiled.borrow().snapshot.salt_key;
+        let (known, data_dir) = {
+            let in_force = self.compiled.borrow();
+            (in_force.snapshot.salt_key, in_force.data_dir.clone())
+        };
+        let users = compiled.snapshot.smtp_users.len();
+        compiled.snapshot.salt_key = beside(move || Ok(salt_key::for_users(users, known, &data_dir))).await?;
         loop {
             let generation = self.generation.get() + 1;
             compiled.snapshot.generation = generation;

@@ -230,9 +230,17 @@ impl Client<'_> {
         match done {
             Ok(Ok(mut stream)) => {
                 session.tls_started();
-                self.look_at_certificate(session, stream.get_ref().1.peer_certificates());
+                let known = self.look_at_certificate(session, stream.get_ref().1.peer_certificates());
                 self.waits_since = Instant::now();
-                self.run(session, &mut stream, false).await;
+                if let Err(refusal) = known {
+                    session.out.clear();
+                    session.reply(refusal.0, refusal.1, &refusal.2);
+                    self.tell("connection", &refusal);
+                    // Whether it hears why is no matter.
+                    let _ = self.send(session, &mut stream).await;
+                } else {
+                    self.run(session, &mut stream, false).await;
+                }
                 part(stream).await;
             }
             Ok(Err(e)) => tracing::debug!(peer = %self.peer, error = %e, "TLS handshake with a client failed"),
@@ -319,6 +327,11 @@ impl Client<'_> {
                     let _ = self.send(session, io).await;
                     return After::Close;
                 }
+            }
+            if session.between_messages() && self.is_disowned(session) {
+                session.reply(421, "4.7.0", "The configuration has changed, authenticate again");
+                let _ = self.send(session, io).await;
+                return After::Close;
             }
             if let Some(after) = self.consume(session, io).await {
                 return after;
@@ -449,38 +462,58 @@ impl Client<'_> {
     async fn authenticate(&mut self, session: &mut ServerSession, check: Check) -> Event {
         let ip = canonical(self.peer.ip());
         let rate = self.rules.smtp_max_auth_failure_rate;
-        let answer = attempts::attempt(self.shard, &self.config.users, ip, rate, check).await;
+        // That of now: who was a user when the session began may be none any more.
+        let config = self.shard.config();
+        let answer = attempts::attempt(self.shard, &config.users, ip, rate, check).await;
         let Ok(Answer::Proven(name)) = &answer else { return session.checked(answer, None) };
-        let rules = self.rules_of(name);
+        let Some(name) = config.users.written(name).map(str::to_owned) else {
+            return session.checked(Ok(Answer::Wrong), None);
+        };
+        self.config = config;
+        let rules = self.rules_of(&name);
         if !self.place.join_group(&rules, self.peer.port()) {
-            let text =
-                format!("Too many connections of source group {} (max-smtp-in), try again later", rules.source_group);
-            return session.checked(Err(Refusal(454, "4.7.0", text)), None);
+            return session.checked(Err(no_place(454, &rules)), None);
         }
         tracing::debug!(client = %ip, user = name, "authenticated");
         self.rules = Rc::clone(&rules);
-        session.checked(answer, Some(rules))
+        session.checked(Ok(Answer::Proven(name)), Some(rules))
     }
 
     /// Whoever shows the certificate of a user is that user.
-    fn look_at_certificate(&mut self, session: &mut ServerSession, shown: Option<&[CertificateDer<'_>]>) {
-        let Some(der) = shown.and_then(<[_]>::first) else { return };
-        let Some(user) = self.config.users.by_certificate(der) else { return };
+    ///
+    /// # Errors
+    /// The reply where the user cannot be served now.
+    fn look_at_certificate(
+        &mut self,
+        session: &mut ServerSession,
+        shown: Option<&[CertificateDer<'_>]>,
+    ) -> Result<(), Refusal> {
+        let Some(der) = shown.and_then(<[_]>::first).filter(|_| self.rules.allow_auth) else { return Ok(()) };
+        let users = Arc::clone(&self.config.users);
+        let Some(user) = users.by_certificate(der) else { return Ok(()) };
         let now_s = clock::wall_ms(clock::now_ms()) / 1000;
         let ip = canonical(self.peer.ip());
         if Certificate::of(der).is_none_or(|c| now_s < c.valid.0 || now_s > c.valid.1) {
             if log_limit::allows_line_of_client("certificate has ended", &ip.to_string()) {
                 tracing::warn!(client = %ip, user, "the certificate of this user has ended, or has not begun: it counts for nothing");
             }
-            return;
+            return Ok(());
         }
         let rules = self.rules_of(user);
         if !self.place.join_group(&rules, self.peer.port()) {
-            tracing::debug!(client = %ip, user, "no place for the user of a certificate under max-smtp-in of its group");
-            return;
+            return Err(no_place(421, &rules));
         }
         session.has_shown_certificate_of(user, Rc::clone(&rules));
         self.rules = rules;
+        self.is_busy();
+        Ok(())
+    }
+
+    /// The user that the client is, is none any more, or proves itself by something else: the configuration in force is another one.
+    fn is_disowned(&self, session: &ServerSession) -> bool {
+        let now = self.shard.config();
+        let user = session.user();
+        !user.is_empty() && !Rc::ptr_eq(&self.config, &now) && !self.config.users.agree_on(user, &now.users)
     }
 
     /// Something of a message was refused.
@@ -532,6 +565,16 @@ impl Client<'_> {
             }
         }
     }
+}
+
+/// The reply to a user for whom the group of its source has no place.
+fn no_place(code: u16, rules: &SourceRules) -> Refusal {
+    let status = if code == 421 { "4.3.2" } else { "4.7.0" };
+    Refusal(
+        code,
+        status,
+        format!("No free connection for source group {} (max-smtp-in), try again later", rules.source_group),
+    )
 }
 
 /// `with` of Received (RFC 3848, RFC 6531 §4.3).

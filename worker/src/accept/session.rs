@@ -111,9 +111,9 @@ pub struct ServerSession {
     pub tls: bool,
     /// Those that clients can authenticate as.
     users: Arc<Users>,
-    /// The user whose certificate the client has shown.
+    /// The user whose certificate the client has shown in the TLS handshake: it is that user, unless it authenticates as another.
     shown: Option<String>,
-    /// The user that the client has authenticated as.
+    /// The user that the client has authenticated as by AUTH.
     user: Option<String>,
     auth_failures: u32,
     /// Bytes of a line that is too long, which is passed over up to its end; 0 where none is.
@@ -273,7 +273,9 @@ impl ServerSession {
             self.skipped += n;
             if end.is_some() {
                 self.skipped = 0;
-                return (n, self.refuse(&Refusal(500, "5.5.2", "Line too long".into())));
+                // RFC 4954 section 6 has a status of its own for lines of AUTH.
+                let status = if self.verb == "AUTH" { "5.5.6" } else { "5.5.2" };
+                return (n, self.refuse(&Refusal(500, status, "Line too long".into())));
             }
             if self.skipped > SKIPPED_MAX {
                 self.reply(421, "4.7.0", "A line without end, closing");
@@ -410,7 +412,7 @@ impl ServerSession {
         if r.allow_smtputf8 {
             lines.push("SMTPUTF8".into());
         }
-        if r.allow_starttls && self.tls_available && !self.tls {
+        if r.allow_starttls && self.tls_available && !self.tls && self.user.is_none() {
             lines.push("STARTTLS".into());
         }
         let mechanisms: Vec<&str> = self.mechanisms().into_iter().map(Mechanism::name).collect();

@@ -210,6 +210,7 @@ impl<'s> Compiler<'s> {
                         self.require_auth.get_or_insert(i.at);
                     }
                     (SourceKey::AllowUnencryptedPlainAuth, Value::Flag(true)) => self.allows_plain = true,
+                    (SourceKey::AllowStarttls, Value::Flag(true)) => self.allows_starttls = true,
                     _ => {}
                 }
                 settings.push(Setting { key: key as u16, file, line, value });

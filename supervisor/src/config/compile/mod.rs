@@ -182,6 +182,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         users: HashMap::new(),
         require_auth: None,
         allows_plain: false,
+        allows_starttls: false,
         lines: Vec::new(),
         local_addresses: None,
         lasting_addresses: None,
@@ -266,6 +267,8 @@ struct Compiler<'s> {
     require_auth: Option<Span>,
     /// Some source says `allow-unencrypted-plain-auth yes`.
     allows_plain: bool,
+    /// Some source says `allow-starttls yes`.
+    allows_starttls: bool,
     /// Lines of the block being checked, as written.
     lines: Vec<Setting>,
     /// `smtp-pattern-list`s of receivers' profiles, by domain.

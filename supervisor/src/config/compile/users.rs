@@ -59,13 +59,14 @@ pub fn users_by_form(users: &[SmtpUser]) -> Vec<(&'static str, Vec<&'static str>
 impl<'s> Compiler<'s> {
     pub(super) fn smtp_user(&mut self, s: &'s Statement) {
         let name = &*s.value;
-        if name.len() > NAME_MAX || name.contains(char::is_control) {
+        let compared = prepared(name);
+        if name.len() > NAME_MAX || compared.is_empty() || compared.contains(char::is_control) {
             let found = format!("{} octets", name.len());
-            let expected = format!("a name of at most {NAME_MAX} octets without control characters");
+            let expected = format!("a name of 1 to {NAME_MAX} octets that can be seen");
             return self.problem(s, Problem::expected(&expected, &found));
         }
-        if let Some(first) = self.users.insert(prepared(name), s.at) {
-            let message = format!("<smtp-user {name}> is defined again");
+        if let Some(first) = self.users.insert(compared, s.at) {
+            let message = format!("<smtp-user {name}> is defined again, as names are compared (SASLprep, RFC 4013)");
             let d = Diagnostic::error(s.value_at(), "duplicate", message, "keep one of them");
             return self.reader.diagnostics.push(d.with(first, "the first one"));
         }
@@ -94,6 +95,11 @@ impl<'s> Compiler<'s> {
             }
             (Method::Certificate, password, Some((i, path))) => {
                 user.certificate = self.certificate_of_client(i, &path);
+                let same = |u: &&SmtpUser| u.certificate.len() > 1 && u.certificate == user.certificate;
+                if let Some(other) = self.snapshot.smtp_users.iter().find(same).map(|u| u.name.clone()) {
+                    let message = format!("tls-certificate: <smtp-user {other}> has the same certificate");
+                    self.error(i.value_at(), "duplicate", message, "each user with a certificate has one of its own");
+                }
                 self.without_use(password.map(|(i, _)| i), "password", "password");
             }
             (Method::Password, None, _) => self.lacks(s, "password", "`sluice user hash` prints the line's value"),
@@ -171,7 +177,8 @@ impl<'s> Compiler<'s> {
                 "add a <smtp-user>, or list the addresses that may send without",
             );
         }
-        let has_tls = self.snapshot.listeners.iter().any(|l| !l.tls.pem.is_empty());
+        let has_tls =
+            self.snapshot.listeners.iter().any(|l| !l.tls.pem.is_empty() && (l.tls.immediate || self.allows_starttls));
         if has_tls || self.allows_plain || !self.reader.source.opens_named_files() {
             return;
         }
@@ -188,7 +195,7 @@ impl<'s> Compiler<'s> {
             .filter_map(|u| Some((u.name.clone(), *self.users.get(&prepared(&u.name))?)))
             .collect();
         for (name, at) in shut_out {
-            let message = format!("<smtp-user {name}> cannot authenticate: no listener has a certificate for TLS");
+            let message = format!("<smtp-user {name}> cannot authenticate: no listener offers TLS");
             let help = "name one with smtp-server-tls-certificate and say allow-starttls yes in a <source>; or allow-unencrypted-plain-auth yes";
             self.warning(at, "no-effect", message, help);
         }
@@ -220,6 +227,15 @@ mod tests {
              <source {{x}}>\n</source>\n"
         );
         assert_eq!(found(&text), (vec!["a@b.test {x}".into(), "B {auth}".into()], vec!["6 plain-password".into()]));
+    }
+
+    #[test]
+    fn names_that_are_one_when_compared_are_one() {
+        let user = |name: &str| format!("<smtp-user {name}>\n password x\n</smtp-user>\n");
+        let codes = |a: &str, b: &str| found(&format!("{}{}", user(a), user(b))).1;
+        assert!(codes("shop", "sho\u{ad}p").contains(&"4 duplicate".to_owned()));
+        assert!(!codes("shop", "Shop").contains(&"4 duplicate".to_owned()));
+        assert!(codes("a", "\u{ad}").contains(&"4 bad-value".to_owned()));
     }
 
     #[test]

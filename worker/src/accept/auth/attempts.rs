@@ -1,11 +1,11 @@
 //! Checks of passwords: how many are made at once, and who has failed too often.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipc::dice::HashMap;
 use ipc::ledger::failures::FAILURES_MAX;
-use ipc::ledger::shared_limits::key;
 use ipc::network::Network;
 use ipc::rules::Rate;
 use ipc::text;
@@ -19,37 +19,60 @@ use crate::{clock, log_limit, rights};
 
 /// Checks that take long, at once in one shard: each may need much memory.
 const AT_ONCE: usize = 2;
-/// Checks that wait for those.
-const WAITING_MAX: u32 = 1000;
+/// Checks that are made or wait. One client has no more of them than are free then, so that the first has half of all.
+const CHECKS_MAX: u32 = 1000;
+
+/// Checks that are made or wait, by client (of IPv6 one /64).
+type Counted = HashMap<Network, u32>;
 
 /// The checks of a shard.
 #[derive(Debug)]
 pub struct Attempts {
     running: Semaphore,
-    waiting: Cell<u32>,
+    counted: RefCell<Counted>,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Attempts { running: Semaphore::new(AT_ONCE), waiting: Cell::new(0) }
+        Attempts { running: Semaphore::new(AT_ONCE), counted: RefCell::default() }
     }
 }
 
-/// One that waits; it counts until it is dropped.
-struct Waiting<'a>(&'a Cell<u32>);
+/// A check among those of its client; it counts until it is dropped.
+struct Place<'a> {
+    counted: &'a RefCell<Counted>,
+    client: Network,
+}
 
-impl Drop for Waiting<'_> {
+impl<'a> Place<'a> {
+    fn take(counted: &'a RefCell<Counted>, client: Network) -> Option<Place<'a>> {
+        let mut all = counted.borrow_mut();
+        let (own, taken) = (all.get(&client).copied().unwrap_or(0), all.values().sum::<u32>());
+        if own >= CHECKS_MAX.saturating_sub(taken) {
+            return None;
+        }
+        all.insert(client, own + 1);
+        Some(Place { counted, client })
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        let mut all = self.counted.borrow_mut();
+        match all.get_mut(&self.client) {
+            Some(n) if *n > 1 => *n -= 1,
+            _ => drop(all.remove(&self.client)),
+        }
     }
 }
 
 impl Attempts {
-    /// Makes a check unless `refusal` has a reply instead; one that takes long on a thread of its own, and `refusal` is asked when its turn
-    /// comes: those that waited together may have failed meanwhile.
+    /// Makes a check of a client unless `refusal` has a reply instead; one that takes long on a thread of its own, and `refusal` is asked
+    /// when its turn comes: those that waited together may have failed meanwhile.
     async fn make(
         &self,
         users: &Arc<Users>,
+        client: Network,
         check: Check,
         refusal: impl Fn() -> Option<Refusal>,
     ) -> Result<Answer, Refusal> {
@@ -57,11 +80,7 @@ impl Attempts {
         if users.is_quick(&check) {
             return Ok(users.check(check));
         }
-        if self.waiting.get() >= WAITING_MAX {
-            return Err(busy());
-        }
-        self.waiting.set(self.waiting.get() + 1);
-        let _waiting = Waiting(&self.waiting);
+        let _place = Place::take(&self.counted, client).ok_or_else(busy)?;
         let Ok(_one) = self.running.acquire().await else { return Err(busy()) };
         refusal().map_or(Ok(()), Err)?;
         let users = Arc::clone(users);
@@ -90,23 +109,26 @@ pub async fn attempt(
     check: Check,
 ) -> Result<Answer, Refusal> {
     let name = check.name().to_owned();
-    let address = Network::of_one_host(ip).to_string();
-    let keys = [key("failed to authenticate from", &address), key("failed to authenticate as", &name)];
-    let answer = shard.attempts.make(users, check, || locked(shard, &keys, rate)).await?;
+    let client = Network::of_one_host(ip);
+    let address = client.to_string();
+    let window_s = rate.per.as_secs().max(1);
+    // Of sources with other windows a user has a count for each.
+    let counts =
+        [users.secret_number("failed from", &address, window_s), users.secret_number("failed as", &name, window_s)];
+    let answer = shard.attempts.make(users, client, check, || locked(shard, &counts, rate)).await?;
     let tells = |what: &'static str| log_limit::allows_line_of_client(what, &address);
     let user = &*text::clean(&name, NAME_MAX);
     match answer {
         Answer::Wrong => {
             if rate.count > 0 {
-                let window_s = rate.per.as_secs().max(1);
-                keys.iter().for_each(|k| shard.ledger.count_failure(*k, now_s(), window_s));
+                counts.iter().for_each(|c| shard.ledger.count_failure(*c, now_s(), window_s));
             }
             if tells("authentication failed") {
                 tracing::warn!(shard = shard.number, client = %ip, user, "authentication failed");
             }
         }
         Answer::Unusable if tells("mechanism of no use") => {
-            // Without the word whether there is such a user: names that nobody has are likened to one.
+            // The line does not say whether there is such a user: it is written for names that nobody has as well.
             let shard = shard.number;
             tracing::info!(shard, client = %ip, user, "the mechanism is of no use for how the password is stored");
         }
@@ -119,11 +141,31 @@ fn now_s() -> u64 {
     (clock::now_ms() / 1000).unsigned_abs()
 }
 
-/// The reply where one of these names has failed as often as it may.
-fn locked(shard: &Shard, keys: &[u64], rate: Rate) -> Option<Refusal> {
+/// The reply where one of these has failed as often as it may.
+fn locked(shard: &Shard, counts: &[u64], rate: Rate) -> Option<Refusal> {
     let (most, now_s) = (rate.count.min(FAILURES_MAX), now_s());
-    let counted = keys.iter().map(|k| shard.ledger.failures_of(*k, now_s));
+    let counted = counts.iter().map(|c| shard.ledger.failures_of(*c, now_s));
     let seconds = counted.filter(|(n, _)| most > 0 && *n >= most).map(|(_, seconds)| seconds).max()?;
     let text = format!("Too many failures to authenticate (smtp-max-auth-failure-rate), try again in {seconds} s");
     Some(Refusal(454, "4.7.0", text))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_leaves_places_to_others() {
+        let attempts = Attempts::default();
+        let of = |last: u8| Network::of_one_host(IpAddr::from([192, 0, 2, last]));
+        let take = |last| Place::take(&attempts.counted, of(last));
+        let first: Vec<_> = std::iter::from_fn(|| take(1)).collect();
+        let second: Vec<_> = std::iter::from_fn(|| take(2)).collect();
+        assert_eq!((first.len(), second.len()), (500, 250));
+        drop(first);
+        assert!(take(3).is_some());
+        drop(second);
+        assert!(attempts.counted.borrow().is_empty());
+    }
 }

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::mechanism::{Malformed, Mechanism};
 use super::scram::{ClientFirst, Proof};
-use super::stored::{NAME_MAX, PASSWORD_MAX, secret};
+use super::stored::{NAME_MAX, PASSWORD_MAX, prepared, secret};
 use super::users::Check;
 
 /// Longest line of an exchange (RFC 4954 §4), CR LF included.
@@ -41,7 +41,7 @@ pub enum Exchange {
     ScramFirst,
     /// SCRAM: its last.
     ScramLast(Box<Proof>),
-    /// SCRAM: an empty line, for the client has heard that this server knows the password, too.
+    /// SCRAM: the client's empty answer to what proves that this server knows the password, too.
     ScramProven {
         /// Who the client is.
         name: String,
@@ -121,7 +121,7 @@ impl Exchange {
                 Next::Check(of_password(acts_for, name, password)?)
             }
             Exchange::LoginName => {
-                let name = named(std::str::from_utf8(message).map_err(|_| Malformed)?)?.to_owned();
+                let name = named(std::str::from_utf8(message).map_err(|_| Malformed)?)?;
                 Next::Ask(b"Password:".to_vec(), Exchange::LoginPassword { name })
             }
             Exchange::LoginPassword { name } => {
@@ -131,12 +131,13 @@ impl Exchange {
             Exchange::CramMd5 { challenge } => {
                 let text = std::str::from_utf8(message).map_err(|_| Malformed)?;
                 let (name, digest) = text.rsplit_once(' ').ok_or(Malformed)?;
-                let name = named(name)?.to_owned();
+                let name = named(name)?;
                 Next::Check(Check::CramMd5 { name, challenge, digest: digest_of(digest)? })
             }
             Exchange::ScramFirst => {
-                let first = ClientFirst::read(message)?;
-                named(&first.name)?;
+                let mut first = ClientFirst::read(message)?;
+                first.name = named(&first.name)?;
+                first.acts_for = prepared(&first.acts_for);
                 Next::Check(Check::ScramFirst(first))
             }
             Exchange::ScramLast(proof) => Next::Check(Check::ScramLast(proof, message.to_vec())),
@@ -145,27 +146,28 @@ impl Exchange {
             Exchange::External => {
                 let acts_for = std::str::from_utf8(message).map_err(|_| Malformed)?;
                 match shown {
-                    Some(name) if acts_for.is_empty() || acts_for == name => {
+                    Some(name) if acts_for.is_empty() || prepared(acts_for) == prepared(name) => {
                         Next::Check(Check::Proven { name: name.to_owned() })
                     }
-                    _ => Next::Check(Check::Nobody { name: acts_for.to_owned() }),
+                    _ => Next::Check(Check::Nobody { name: prepared(acts_for) }),
                 }
             }
         })
     }
 }
 
-fn named(name: &str) -> Result<&str, Malformed> {
-    Some(name).filter(|n| (1..=NAME_MAX).contains(&n.len())).ok_or(Malformed)
+/// A name as it is compared, whichever of its spellings a client uses.
+fn named(name: &str) -> Result<String, Malformed> {
+    Some(name).filter(|n| n.len() <= NAME_MAX).map(prepared).filter(|n| !n.is_empty()).ok_or(Malformed)
 }
 
 fn of_password(acts_for: &str, name: &str, password: &str) -> Result<Check, Malformed> {
-    let name = named(name)?.to_owned();
+    let name = named(name)?;
     if !(1..=PASSWORD_MAX).contains(&password.len()) {
         return Err(Malformed);
     }
     // Nobody acts in another's name.
-    Ok(match acts_for.is_empty() || acts_for == name {
+    Ok(match acts_for.is_empty() || prepared(acts_for) == name {
         true => Check::Password { name, password: password.to_owned() },
         false => Check::Nobody { name },
     })

@@ -26,9 +26,9 @@ pub const ARGON2_MEMORY_MAX_KIB: u32 = 256 << 10;
 pub const ARGON2_PASSES_MAX: u32 = 20;
 /// Of hashes that `sluice user hash` makes: memory in KiB, passes, lanes.
 const ARGON2_NEW: (u32, u32, u32) = (19_456, 2, 1);
-/// Octets of a name or a password.
+/// Octets of a name.
 pub const NAME_MAX: usize = 255;
-/// The same of a password.
+/// Octets of a password.
 pub const PASSWORD_MAX: usize = 1024;
 const SALT_BYTES: usize = 16;
 const KEY_BYTES: usize = digest::SHA256_OUTPUT_LEN;
@@ -114,7 +114,7 @@ pub fn secret<const N: usize>() -> Result<[u8; N], StoredFault> {
     Ok(bytes)
 }
 
-/// Whether two secrets are the same, which of their bytes differ and how long they are changes nothing of how long that takes.
+/// Whether two secrets are the same. The comparison takes as long wherever they differ, and whatever their lengths are.
 pub fn same(a: &[u8], b: &[u8]) -> bool {
     constant_time::verify_slices_are_equal(&sha256(a), &sha256(b)).is_ok()
 }

@@ -1,11 +1,14 @@
 //! The users of a configuration, and what a client's claim to be one of them is worth.
 //!
-//! A name that nobody has is treated as one that somebody has: it is likened to one of the users, always the same one, and checked
-//! against what that user's password is stored in, at the same cost and with questions of the same form. Which names there are can so be told
-//! neither by the answers nor by the time that they take.
+//! A name that nobody has is treated as one that somebody has: it is likened to one of the users, the same one as long as there is that user,
+//! and checked against what that user's password is stored in, at the same cost and with questions of the same form. Which names there are
+//! can so be told neither by the answers nor by the time that they take.
+//!
+//! Names are compared as SASLprep makes them (RFC 4013), which the exchange has done to those that clients say.
 
 use hmac::Mac as _;
 use ipc::dice::HashMap;
+use ipc::ledger::shared_limits::mixed;
 use ipc::snapshot::ArchivedSnapshot;
 
 use super::exchange::{Exchange, chance};
@@ -86,19 +89,26 @@ pub enum Answer {
 }
 
 struct User {
-    name: String,
+    /// As the configuration has it.
+    written: String,
     password: Option<StoredPassword>,
     certificate: Vec<u8>,
     source: String,
+    /// By which names that nobody has are likened to it.
+    likeness: u64,
 }
 
 /// All users.
 #[derive(Default)]
 pub struct Users {
     all: Vec<User>,
+    /// By prepared name.
     by_name: HashMap<String, usize>,
     /// Those that have a password.
     with_password: Vec<usize>,
+    /// Mechanisms that some password allows.
+    allowed: Vec<Mechanism>,
+    have_certificates: bool,
     salt_key: [u8; 32],
 }
 
@@ -114,48 +124,64 @@ impl Users {
     /// # Errors
     /// A sentence naming the user whose password cannot be used.
     pub fn of(snapshot: &ArchivedSnapshot) -> Result<Users, String> {
-        let mut users = Users { salt_key: snapshot.salt_key, ..Users::default() };
+        let mut users = Users { salt_key: snapshot.salt_key.0, ..Users::default() };
         for u in snapshot.smtp_users.iter() {
-            let name = prepared(&u.name);
+            let (written, name) = (u.name.as_str().to_owned(), prepared(&u.name));
             let read = Some(u.password.as_str()).filter(|p| !p.is_empty()).map(StoredPassword::read);
-            let password = read.transpose().map_err(|e| format!("<smtp-user {name}>: password: {e}"))?;
+            let password = read.transpose().map_err(|e| format!("<smtp-user {written}>: password: {e}"))?;
             let n = users.all.len();
             users.with_password.extend(password.is_some().then_some(n));
-            users.by_name.insert(name.clone(), n);
-            users.all.push(User {
-                name,
-                password,
-                certificate: u.certificate.to_vec(),
-                source: u.source.as_str().into(),
-            });
+            let likeness = users.number(&[b"user", name.as_bytes()]);
+            users.by_name.insert(name, n);
+            let (certificate, source) = (u.certificate.to_vec(), u.source.as_str().to_owned());
+            users.have_certificates |= !certificate.is_empty();
+            users.all.push(User { written, password, certificate, source, likeness });
         }
+        let allow = |m: &Mechanism| users.passwords().any(|p| p.allows(*m));
+        users.allowed = Mechanism::ALL.into_iter().filter(allow).collect();
         Ok(users)
     }
 
-    /// Whether some user can prove itself by a mechanism; of EXTERNAL only whoever has shown a certificate can.
+    /// Whether some user can prove itself by a mechanism. Of EXTERNAL that is never said: only a client that has shown its certificate can.
     pub fn allow(&self, mechanism: Mechanism) -> bool {
-        self.passwords().any(|p| p.allows(mechanism))
+        self.allowed.contains(&mechanism)
     }
 
     /// Whether clients are to be asked for certificates.
     pub fn have_certificates(&self) -> bool {
-        self.all.iter().any(|u| !u.certificate.is_empty())
+        self.have_certificates
     }
 
-    /// The user with a certificate, given in DER.
+    /// The name, as written, of the user with a certificate, given in DER.
     pub fn by_certificate(&self, der: &[u8]) -> Option<&str> {
         let digest = sha256(der);
-        self.all.iter().find(|u| u.certificate == digest).map(|u| u.name.as_str())
+        self.all.iter().find(|u| u.certificate == digest).map(|u| u.written.as_str())
     }
 
-    /// Whether there is a user of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.user(name).is_some()
+    /// The name of a user as the configuration has it; `name` in any spelling that is the same name.
+    pub fn written(&self, name: &str) -> Option<&str> {
+        self.user(&prepared(name)).map(|u| u.written.as_str())
     }
 
     /// The named source whose rules hold for a user, in lower case.
     pub fn source_of(&self, name: &str) -> &str {
-        self.user(name).map_or("", |u| u.source.as_str())
+        self.user(&prepared(name)).map_or("", |u| u.source.as_str())
+    }
+
+    /// Whether a user proves who it is by the same password or certificate here as in another configuration.
+    pub fn agree_on(&self, name: &str, other: &Users) -> bool {
+        let name = prepared(name);
+        let of = |users: &Users| users.user(&name).map(|u| (u.password.clone(), u.certificate.clone()));
+        of(self).is_some_and(|own| of(other).is_some_and(|o| own == o))
+    }
+
+    /// A number for something that is counted over all shards, which nobody outside can compute.
+    pub fn secret_number(&self, what: &str, name: &str, window_s: u64) -> u64 {
+        self.number(&[what.as_bytes(), &window_s.to_le_bytes(), name.as_bytes()])
+    }
+
+    fn number(&self, pieces: &[&[u8]]) -> u64 {
+        mac(&self.salt_key, pieces).iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
     }
 
     /// A check takes no longer than a few hashes.
@@ -182,9 +208,9 @@ impl Users {
         if let Some(own) = self.user(name).and_then(|u| u.password.as_ref()) {
             return Some((own, true));
         }
-        let hash = mac(&self.salt_key, &[b"likeness", name.as_bytes()]);
-        let number = hash.iter().take(8).fold(0u64, |n, b| n << 8 | u64::from(*b));
-        let like = self.with_password.get((number % self.with_password.len().max(1) as u64) as usize)?;
+        // The user that fits best: a user that comes or goes changes what it is for few names.
+        let own = self.number(&[b"likeness", name.as_bytes()]);
+        let like = self.with_password.iter().max_by_key(|n| mixed(own, self.all[**n].likeness))?;
         Some((self.all[*like].password.as_ref()?, false))
     }
 
@@ -199,13 +225,11 @@ impl Users {
         let outcome = |name: String, is_right: bool| if is_right { Answer::Proven(name) } else { Answer::Wrong };
         match check {
             Check::Password { name, password } => {
-                let (name, password) = (prepared(&name), prepared(&password));
                 let Some((stored, is_own)) = self.stored(&name) else { return Answer::Wrong };
-                let is_right = stored.is(&password);
+                let is_right = stored.is(&prepared(&password));
                 outcome(name, is_right && is_own)
             }
             Check::CramMd5 { name, challenge, digest } => {
-                let name = prepared(&name);
                 let Some((StoredPassword::Plain(password), is_own)) = self.stored(&name) else {
                     return Answer::Unusable;
                 };
@@ -213,12 +237,10 @@ impl Users {
                 outcome(name, is_right && is_own)
             }
             Check::ScramFirst(first) => {
-                let name = prepared(&first.name);
-                let acts_for_itself = first.acts_for.is_empty() || prepared(&first.acts_for) == name;
-                let Some((verifier, is_own)) = self.verifier(&name) else { return Answer::Unusable };
+                let Some((verifier, is_own)) = self.verifier(&first.name) else { return Answer::Unusable };
                 let Some(nonce) = chance() else { return Answer::Unavailable };
-                let (mut proof, asked) = Proof::ask(first, verifier, !is_own || !acts_for_itself, &nonce);
-                proof.name = name;
+                let acts_for_itself = first.acts_for.is_empty() || first.acts_for == first.name;
+                let (proof, asked) = Proof::ask(first, verifier, !is_own || !acts_for_itself, &nonce);
                 Answer::Ask(asked.into_bytes(), Exchange::ScramLast(Box::new(proof)))
             }
             Check::ScramLast(proof, message) => match proof.check(&message) {
@@ -229,7 +251,7 @@ impl Users {
             Check::Proven { name } => Answer::Proven(name),
             Check::Nobody { name } => {
                 // As long as for a wrong password.
-                std::hint::black_box(self.stored(&prepared(&name)).is_some_and(|(p, _)| p.is("")));
+                std::hint::black_box(self.stored(&name).is_some_and(|(p, _)| p.is("")));
                 Answer::Wrong
             }
         }
@@ -265,7 +287,7 @@ mod tests {
     use super::super::exchange::Next;
     use super::super::stored::{Form, made};
     use super::*;
-    use ipc::snapshot::{MappedSnapshot, SmtpUser, Snapshot};
+    use ipc::snapshot::{MappedSnapshot, SaltKey, SmtpUser, Snapshot};
 
     fn users() -> Users {
         let user = |name: &str, password: String| SmtpUser {
@@ -280,7 +302,7 @@ mod tests {
             user("argon", made("secret", Form::Argon2id).unwrap()),
             SmtpUser { name: "cert".into(), certificate: sha256(b"der").to_vec(), ..Default::default() },
         ];
-        let snapshot = Snapshot { smtp_users, salt_key: [7; 32], ..Default::default() };
+        let snapshot = Snapshot { smtp_users, salt_key: SaltKey([7; 32]), ..Default::default() };
         Users::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap().get()).unwrap()
     }
 

@@ -115,7 +115,7 @@ impl ServerSession {
             Some(text) if !text.is_empty() && !exchange.lets_client_begin() => {
                 return refused(501, "5.7.0", &format!("With {} the server begins", mechanism.name()));
             }
-            // RFC 4954 section 4: what is empty is written so. msmtp says nothing behind the blank, and does not hear a question.
+            // RFC 4954 section 4: what is empty is written so. For EXTERNAL msmtp says nothing behind the blank, and does not hear a question.
             Some("=") => self.heard(exchange, b""),
             Some("") if mechanism == Mechanism::External => self.heard(exchange, b""),
             Some("") => self.begin_with_question(exchange),
@@ -253,7 +253,7 @@ mod tests {
             ["501 5.7.0", "501 5.5.2", "501 5.5.2"]
         );
         let long = "A".repeat(exchange::LINE_MAX);
-        assert_eq!(say(&mut s, &["AUTH PLAIN", &long, "NOOP"]), ["334", "500 5.5.2", "250 2.0.0"]);
+        assert_eq!(say(&mut s, &["AUTH PLAIN", &long, "NOOP"]), ["334", "500 5.5.6", "250 2.0.0"]);
         let fits = format!("{}=", "A".repeat(exchange::LINE_MAX - 7));
         assert_eq!(say(&mut s, &["AUTH PLAIN", &fits]), ["334", "501 5.5.2"]);
     }
