@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal};
 
-use worker::accept::auth::stored::{Form, PASSWORD_MAX, made};
+use worker::accept::auth::stored::{Form, ITERATIONS, PASSWORD_MAX, made};
 
 use crate::Failure;
 use crate::cli::HashForm;
@@ -11,11 +11,14 @@ use crate::cli::HashForm;
 ///
 /// # Errors
 /// When there is no password, it is too long, or what was entered twice differs.
-pub fn hash(form: HashForm, iterations: u32) -> Result<String, Failure> {
+pub fn hash(form: HashForm, iterations: Option<u32>) -> Result<String, Failure> {
+    if form == HashForm::Argon2id && iterations.is_some() {
+        return Err(Failure::Wrong("--iterations is for --form scram-sha-256".into()));
+    }
     let password = if std::io::stdin().is_terminal() { asked()? } else { read(std::io::stdin().lock())? };
     let form = match form {
         HashForm::Argon2id => Form::Argon2id,
-        HashForm::ScramSha256 => Form::ScramSha256(iterations),
+        HashForm::ScramSha256 => Form::ScramSha256(iterations.unwrap_or(ITERATIONS)),
     };
     made(&password, form).map(|value| value + "\n").map_err(|e| Failure::Wrong(e.to_string()))
 }

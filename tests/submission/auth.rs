@@ -236,6 +236,11 @@ fn a_check_says_which_mechanisms_each_form_allows() {
         "{said}"
     );
     assert!(said.contains("warning[plain-password]") && !said.contains("secret"), "{said}");
+    // A line that is mistyped does not show what it was to hide.
+    for line in ["password=hunter2", "pasword hunter2", "passwordhunter2", "pwd hunter2", "smtp-password \"hunter2\""] {
+        let (code, said) = checked(&format!("<smtp-user a>\n {line}\n</smtp-user>\n"));
+        assert!(code == Some(2) && !said.contains("hunter2"), "{said}");
+    }
     let (code, said) = checked("<smtp-user a>\n password SCRAM-SHA-256$secret\n</smtp-user>\n");
     assert!(
         code == Some(2) && said.contains("expected SCRAM-SHA-256$ITERATIONS") && !said.contains("$secret"),

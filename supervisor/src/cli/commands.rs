@@ -7,7 +7,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipc::queue_orders::{Deletion, QueuePattern};
 
-use worker::accept::auth::stored::{ITERATIONS, ITERATIONS_MAX, ITERATIONS_MIN};
+use worker::accept::auth::stored::{ITERATIONS_MAX, ITERATIONS_MIN};
 
 use crate::config::value::duration;
 use crate::operator::listings::{ShownQueues, Sort};
@@ -537,9 +537,9 @@ pub(super) enum UserCommand {
         /// How the password is stored
         #[arg(long, value_enum, default_value_t)]
         form: HashForm,
-        /// Iterations of scram-sha-256: more of them make guessing, and each check, take longer
-        #[arg(long, value_name = "N", default_value_t = ITERATIONS, value_parser = clap::value_parser!(u32).range(i64::from(ITERATIONS_MIN)..=i64::from(ITERATIONS_MAX)))]
-        iterations: u32,
+        /// Iterations of scram-sha-256 [default: 15000]: more of them make guessing, and each check, take longer
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(ITERATIONS_MIN)..=i64::from(ITERATIONS_MAX)))]
+        iterations: Option<u32>,
     },
 }
 

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
+use super::directives;
 use super::files::{SourceFiles, Span};
 
 /// Directives whose values reach no message and no excerpt: both end up in logs.
@@ -20,8 +21,6 @@ pub const KEPT_MAX: usize = 200;
 pub const WARNINGS_KEPT_MAX: usize = 4000;
 /// Characters of a message, of advice, and of a line in an excerpt.
 const TEXT_CHARS_MAX: usize = 1000;
-/// Bytes of a word that may be meant to be a name.
-const NAME_BYTES_MAX: usize = 64;
 /// Lines between two places that are still shown in one excerpt.
 const EXCERPT_LINES_MAX: u32 = 6;
 
@@ -210,6 +209,25 @@ impl PartialEq for ByPlace {
 
 impl Eq for ByPlace {}
 
+/// Words by which the name of a directive that holds a secret is recognised where it is mistyped; of two that fit the first counts.
+const SECRET_WORDS: &[&str] =
+    &["password", "passwort", "passwd", "pass", "pas", "pwd", "secret", "token", "api-key", "apikey"];
+
+/// What may be shown of a name that no directive has: what stands behind a word for a secret may be the secret.
+pub fn public_name(name: &str) -> &str {
+    let lower = name.to_ascii_lowercase();
+    if directives::all().iter().any(|d| d.name == lower) {
+        return name;
+    }
+    let end = SECRET_WORDS.iter().find_map(|w| lower.find(w).map(|at| at + w.len()));
+    end.map_or(name, |end| &name[..end])
+}
+
+/// No directive has this name, and one that holds a secret may have been meant.
+fn is_mistyped_secret(name: &str) -> bool {
+    !directives::all().iter().any(|d| d.name == name) && SECRET_WORDS.iter().any(|w| name.contains(w))
+}
+
 /// A line without the secret that it may hold.
 fn public_part(line: &str) -> &str {
     let end_of_word = |from: usize| {
@@ -219,7 +237,12 @@ fn public_part(line: &str) -> &str {
     };
     let name_end = end_of_word(0);
     let name = line[..name_end].trim().to_ascii_lowercase();
+    let shown = public_name(line[..name_end].trim_start());
     match () {
+        () if shown.len() < line[..name_end].trim_start().len() => {
+            &line[..name_end - line[..name_end].trim_start().len() + shown.len()]
+        }
+        () if is_mistyped_secret(&name) => &line[..name_end],
         () if SECRETS.contains(&name.as_str()) => &line[..name_end],
         () if WITH_PASSWORD.contains(&name.as_str()) => &line[..end_of_word(name_end)],
         () => line,
@@ -247,36 +270,6 @@ fn excerpt<'a>(files: &'a SourceFiles, places: &[(Span, AnnotationKind, &'a str)
         source.push('\n');
     }
     Snippet::source(source).line_start(first as usize).path(files.path(file).display().to_string()).annotations(spans)
-}
-
-/// The name among `all` that `word` was probably meant to be.
-pub fn nearest<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    if word.len() > NAME_BYTES_MAX {
-        return None;
-    }
-    let limit = 1 + word.len() / 4;
-    let near = all.filter(|n| n.len().abs_diff(word.len()) <= limit).map(|n| (distance(word, n), n));
-    near.filter(|(d, _)| *d <= limit).min().map(|(_, n)| n)
-}
-
-/// The end of a sentence that says `word` is no name: which of `all` was probably meant; empty where none is near.
-pub fn perhaps<'a>(word: &str, all: impl Iterator<Item = &'a str>) -> String {
-    nearest(word, all).map(|n| format!("; did you mean {n}?")).unwrap_or_default()
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -324,6 +317,11 @@ mod tests {
         for (line, shown) in [
             ("  password a b", "  password"),
             ("auth-password", "auth-password"),
+            (" pasword hunter2", " pas"),
+            (" smtp-password hunter2", " smtp-password"),
+            ("password=hunter2", "password"),
+            ("\"password\" hunter2", "\"password"),
+            ("max-smtp-uot 20", "max-smtp-uot 20"),
             ("\tTLS-Certificate  /c.pem  a secret", "\tTLS-Certificate  /c.pem"),
             ("smtp-client-certificate", "smtp-client-certificate"),
             ("  max-smtp-out 5 6", "  max-smtp-out 5 6"),
@@ -340,6 +338,5 @@ mod tests {
         files.add(std::path::Path::new("c"), text.into());
         let d = Diagnostic::error(Span { width: u16::MAX, ..at(1) }, "x", "y".repeat(1 << 20), "z".repeat(1 << 20));
         assert!(d.render(&files).len() < 16 << 10);
-        assert_eq!(nearest(&"a".repeat(1 << 20), ["b".repeat(1 << 20).as_str()].into_iter()), None);
     }
 }

@@ -11,9 +11,10 @@ use ipc::reply_rules::ReplyListsInForce;
 use ipc::rules::{ArchivedSetting, DomainKey, DomainRules, Value};
 use ipc::snapshot::{ArchivedSnapshot, ArchivedWritten};
 
-use super::diagnostic::{SECRETS, perhaps};
+use super::diagnostic::SECRETS;
 use super::directives::{self, Directive, Status};
 use super::landing::{self, RolledUp};
+use super::nearest::perhaps;
 use super::pattern::{pattern, pattern_key};
 use super::types::Type;
 

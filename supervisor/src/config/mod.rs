@@ -16,6 +16,7 @@ pub mod landing;
 pub mod lint;
 pub mod macros;
 pub mod manual;
+pub mod nearest;
 mod never;
 pub mod pattern;
 pub mod problem;

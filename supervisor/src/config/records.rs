@@ -4,7 +4,7 @@ use ipc::queue_orders::QueuePattern;
 use ipc::snapshot::QueueFilter;
 use worker::account::field::{self, RecordType, record_type};
 
-use super::diagnostic::nearest;
+use super::nearest::nearest;
 use super::problem::Problem;
 use super::value::items;
 

@@ -13,7 +13,7 @@ use super::composite::{
     http_access, identity, ip, is_in_vault, listener, mx_rollup, name_server, network, pattern_rule, queue, references,
     results, rewrite, suppressing_category, two, url,
 };
-use super::diagnostic::nearest;
+use super::nearest::nearest;
 use super::pattern::{pattern, pattern_key, regex};
 use super::problem::Problem;
 use super::value::{

@@ -1,8 +1,9 @@
 //! Names that the table of directives does not have, and those that were probably meant.
 
-use super::diagnostic::{Diagnostic, Diagnostics, nearest};
+use super::diagnostic::{Diagnostic, Diagnostics, public_name};
 use super::directives;
 use super::files::Span;
+use super::nearest::nearest;
 
 /// Says that a block, or the top level (`global`), knows no statement of the `name` that stands `at` a place, and what may be meant.
 pub fn name(diagnostics: &mut Diagnostics, block: &'static str, name: &str, at: Span) {
@@ -31,7 +32,8 @@ pub fn name(diagnostics: &mut Diagnostics, block: &'static str, name: &str, at: 
         (Some(n), None) => format!("did you mean {n}?"),
         (None, None) => "`sluice config directives` lists them all".to_owned(),
     };
-    diagnostics.push(Diagnostic::error(at, "unknown-directive", format!("{what} {} {place}", name), help));
+    let shown = public_name(name);
+    diagnostics.push(Diagnostic::error(at, "unknown-directive", format!("{what} {shown} {place}"), help));
 }
 
 /// Names that articles invent, and what does what they promise.

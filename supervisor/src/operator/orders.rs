@@ -9,7 +9,7 @@ use ipc::control::{Rows, RowsOf};
 use ipc::queue_orders::{QueueAction, QueueOrder, QueuePattern};
 use ipc::snapshot::Snapshot;
 
-use crate::config::diagnostic::perhaps;
+use crate::config::nearest::perhaps;
 use crate::state::Supervisor;
 
 /// Names that an answer shows.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::client::{Target, read};
 use super::output::{json, print};
 use crate::Failure;
-use crate::config::diagnostic::perhaps;
+use crate::config::nearest::perhaps;
 use crate::config::{directives, explain};
 
 /// Length of the line above the settings.

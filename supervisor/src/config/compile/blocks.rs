@@ -200,22 +200,18 @@ impl<'s> Compiler<'s> {
             Err(_) => self.block_name("source", s),
             Ok(()) => self.host_bits(s),
         }
-        let mut settings = Vec::new();
+        let (mut settings, mut flags) = (Vec::new(), Vec::new());
         for i in &s.inside {
             let (file, line) = (i.at.file, i.at.line);
             let accepted = self.check("source", i).and_then(Accepted::in_force);
             if let (Some(value), Some(key)) = (accepted, SourceKey::named(&i.name)) {
-                match (key, &value) {
-                    (SourceKey::RequireAuth, Value::Flag(true)) => {
-                        self.require_auth.get_or_insert(i.at);
-                    }
-                    (SourceKey::AllowUnencryptedPlainAuth, Value::Flag(true)) => self.allows_plain = true,
-                    (SourceKey::AllowStarttls, Value::Flag(true)) => self.allows_starttls = true,
-                    _ => {}
+                if let Value::Flag(yes) = value {
+                    flags.push((key, yes, i.at));
                 }
                 settings.push(Setting { key: key as u16, file, line, value });
             }
         }
+        self.auth.take(&flags);
         let name = if network.is_some() { String::new() } else { s.value.to_lowercase() };
         self.snapshot.sources.push(Source { network, name, settings });
     }

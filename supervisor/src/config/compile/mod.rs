@@ -26,11 +26,12 @@ use ipc::rules::{Setting, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
-use super::diagnostic::{Diagnostic, LeftOut, SECRETS, nearest};
+use super::diagnostic::{Diagnostic, LeftOut, SECRETS};
 use super::directives::{self, Directive, Status};
 use super::files::{SourceFiles, Span};
 use super::lint;
 use super::macros::Macros;
+use super::nearest::nearest;
 use super::pattern::pattern_key;
 use super::problem::Problem;
 use super::source::{NotRead, Source};
@@ -180,9 +181,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         blocks: HashMap::new(),
         reserved_in: Vec::new(),
         users: HashMap::new(),
-        require_auth: None,
-        allows_plain: false,
-        allows_starttls: false,
+        auth: users::SaidOfAuth::default(),
         lines: Vec::new(),
         local_addresses: None,
         lasting_addresses: None,
@@ -263,12 +262,8 @@ struct Compiler<'s> {
     reserved_in: Vec<(u64, Span)>,
     /// `<smtp-user>`s by name, as names are compared.
     users: HashMap<String, Span>,
-    /// The first `require-auth yes`.
-    require_auth: Option<Span>,
-    /// Some source says `allow-unencrypted-plain-auth yes`.
-    allows_plain: bool,
-    /// Some source says `allow-starttls yes`.
-    allows_starttls: bool,
+    /// What sources say of AUTH.
+    auth: users::SaidOfAuth,
     /// Lines of the block being checked, as written.
     lines: Vec<Setting>,
     /// `smtp-pattern-list`s of receivers' profiles, by domain.

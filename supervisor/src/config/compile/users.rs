@@ -1,20 +1,54 @@
 //! `<smtp-user>`: those that clients may authenticate as.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use ipc::rules::Value;
-use ipc::snapshot::SmtpUser;
+use ipc::rules::{SourceKey, Value};
+use ipc::snapshot::{Listener, SmtpUser, Source};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use worker::accept::auth::mechanism::Mechanism;
-use worker::accept::auth::stored::{NAME_MAX, StoredPassword, prepared, sha256};
+use worker::accept::auth::stored::{NAME_MAX, StoredPassword, looks_like_a_hash, prepared, sha256};
+use worker::connect::certificate::Certificate;
 
 use super::{Accepted, Compiler, Diagnostic, Problem, Span, Statement};
 
 /// The source that holds for users that name none.
 const AUTH_SOURCE: &str = "{auth}";
+const OFFER_TLS: &str =
+    "name a certificate with smtp-server-tls-certificate, and say allow-starttls yes in the <source> of these clients";
 /// Bytes of a file with a client's certificate.
 const CERTIFICATE_BYTES_MAX: u64 = 1 << 20;
+
+/// What sources say of AUTH that has to come together with other lines.
+#[derive(Debug, Default)]
+pub(super) struct SaidOfAuth {
+    /// The first `require-auth yes`.
+    required: Option<Span>,
+    /// The first beside `allow-auth no`.
+    required_and_not_allowed: Option<Span>,
+    /// The first `require-starttls-before-auth yes`.
+    requires_starttls: Option<Span>,
+    /// Some source says `allow-unencrypted-plain-auth yes`.
+    allows_plain: bool,
+    /// Some source says `allow-starttls yes`.
+    allows_starttls: bool,
+}
+
+impl SaidOfAuth {
+    /// Takes the lines of one source, and their places.
+    pub fn take(&mut self, lines: &[(SourceKey, bool, Span)]) {
+        let says =
+            |key, value| lines.iter().rfind(|(k, ..)| *k == key).filter(|(_, v, _)| *v == value).map(|(.., at)| *at);
+        let required = says(SourceKey::RequireAuth, true);
+        self.required = self.required.or(required);
+        let both = required.filter(|_| says(SourceKey::AllowAuth, false).is_some());
+        self.required_and_not_allowed = self.required_and_not_allowed.or(both);
+        self.requires_starttls = self.requires_starttls.or(says(SourceKey::RequireStarttlsBeforeAuth, true));
+        self.allows_plain |= says(SourceKey::AllowUnencryptedPlainAuth, true).is_some();
+        self.allows_starttls |= says(SourceKey::AllowStarttls, true).is_some();
+    }
+}
 
 /// How a user proves who it is, in the order of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +95,7 @@ impl<'s> Compiler<'s> {
         let name = &*s.value;
         let compared = prepared(name);
         if name.len() > NAME_MAX || compared.is_empty() || compared.contains(char::is_control) {
-            let found = format!("{} octets", name.len());
+            let found = if name.len() > NAME_MAX { format!("{} octets", name.len()) } else { name.to_owned() };
             let expected = format!("a name of 1 to {NAME_MAX} octets that can be seen");
             return self.problem(s, Problem::expected(&expected, &found));
         }
@@ -84,6 +118,8 @@ impl<'s> Compiler<'s> {
                     }
                 }
                 ("tls-certificate", Some(Value::Text(path))) => certificate = Some((i, path)),
+                // What is wrong with these lines was said.
+                ("password" | "tls-certificate", None) => return,
                 ("source", Some(Value::Text(t))) => user.source = t.to_lowercase(),
                 _ => {}
             }
@@ -133,7 +169,12 @@ impl<'s> Compiler<'s> {
                 return String::new();
             }
         };
-        if matches!(stored, StoredPassword::Plain(_)) {
+        if looks_like_a_hash(&value) && matches!(stored, StoredPassword::Plain(_)) {
+            let message =
+                "password: this looks like a hash of a form that is none here, and is taken for the password itself";
+            let help = "forms begin with $argon2id$ or SCRAM-SHA-256$: `sluice user hash` makes one of a password";
+            self.warning(s.at, "plain-password", message, help);
+        } else if matches!(stored, StoredPassword::Plain(_)) {
             let message = "password in plain text: whoever can read this file can send as this user";
             let help = format!(
                 "`sluice user hash` makes one of it that only proves passwords; clients lose CRAM-MD5 by that (now: {})",
@@ -157,7 +198,15 @@ impl<'s> Compiler<'s> {
                 .map_err(|e| Problem::other(format!("{path}: expected a certificate in PEM: {e}")))
         });
         match first {
-            Ok(der) => sha256(&der).to_vec(),
+            Ok(der) => {
+                let now_s = jiff::Timestamp::now().as_second();
+                if Certificate::of(&der).is_none_or(|c| now_s < c.valid.0 || now_s > c.valid.1) {
+                    let message =
+                        format!("{path}: this certificate has ended, or has not begun: it counts for nothing");
+                    self.warning(s.value_at(), "no-effect", message, "name the one that the client shows now");
+                }
+                sha256(&der).to_vec()
+            }
             Err(p) => {
                 self.problem(s, p);
                 Vec::new()
@@ -167,8 +216,7 @@ impl<'s> Compiler<'s> {
 
     /// What users and sources ask for that cannot come together.
     pub(super) fn authentication(&mut self) {
-        let require = std::mem::take(&mut self.require_auth);
-        if let Some(at) = require.filter(|_| self.users.is_empty()) {
+        if let Some(at) = self.auth.required.filter(|_| self.users.is_empty()) {
             let message = "require-auth, and there is no <smtp-user>: mail of these clients is refused with 530";
             self.warning(
                 at,
@@ -177,27 +225,52 @@ impl<'s> Compiler<'s> {
                 "add a <smtp-user>, or list the addresses that may send without",
             );
         }
-        let has_tls =
-            self.snapshot.listeners.iter().any(|l| !l.tls.pem.is_empty() && (l.tls.immediate || self.allows_starttls));
-        if has_tls || self.allows_plain || !self.reader.source.opens_named_files() {
+        if let Some(at) = self.auth.required_and_not_allowed {
+            let message = "require-auth and allow-auth no: mail of these clients is refused with 530";
+            self.warning(at, "contradiction", message, "remove one of the two lines");
+        }
+        self.lines_that_come_too_late();
+        let offers_tls = |l: &Listener| !l.tls.pem.is_empty() && (l.tls.immediate || self.auth.allows_starttls);
+        if self.snapshot.listeners.iter().any(offers_tls) || !self.reader.source.opens_named_files() {
             return;
         }
-        // Without TLS only what does not show the password is left.
-        let in_clear = |u: &SmtpUser| {
-            let stored = StoredPassword::read(&u.password).ok();
-            stored.is_some_and(|p| p.allows(Mechanism::ScramSha256))
+        if let Some(at) = self.auth.requires_starttls.filter(|_| !self.users.is_empty()) {
+            let message = "require-starttls-before-auth, and no listener offers TLS: nobody can authenticate there";
+            self.warning(at, "contradiction", message, OFFER_TLS);
+        }
+        let is_shut_out = |u: &SmtpUser| match StoredPassword::read(&u.password) {
+            Ok(p) if u.certificate.is_empty() => !self.auth.allows_plain && !p.allows(Mechanism::ScramSha256),
+            _ => true,
         };
-        let shut_out: Vec<(String, Span)> = self
-            .snapshot
-            .smtp_users
-            .iter()
-            .filter(|u| !in_clear(u))
-            .filter_map(|u| Some((u.name.clone(), *self.users.get(&prepared(&u.name))?)))
-            .collect();
+        let of = |u: &SmtpUser| Some((u.name.clone(), *self.users.get(&prepared(&u.name))?));
+        let all = self.snapshot.smtp_users.iter();
+        let shut_out: Vec<(String, Span)> = all.filter(|u| is_shut_out(u)).filter_map(of).collect();
         for (name, at) in shut_out {
             let message = format!("<smtp-user {name}> cannot authenticate: no listener offers TLS");
-            let help = "name one with smtp-server-tls-certificate and say allow-starttls yes in a <source>; or allow-unencrypted-plain-auth yes";
-            self.warning(at, "no-effect", message, help);
+            self.warning(at, "no-effect", message, OFFER_TLS);
+        }
+    }
+
+    /// Lines about how clients authenticate do nothing in a source that holds only once they have.
+    fn lines_that_come_too_late(&mut self) {
+        let of_users: HashSet<&str> = self.snapshot.smtp_users.iter().map(|u| u.source.as_str()).collect();
+        let of_listeners: HashSet<String> = self.snapshot.listeners.iter().map(|l| l.source.to_lowercase()).collect();
+        let late = |s: &&Source| of_users.contains(s.name.as_str()) && !of_listeners.contains(&s.name);
+        let lines = self.snapshot.sources.iter().filter(late).flat_map(|s| s.settings.iter());
+        let keys = [
+            SourceKey::AllowAuth,
+            SourceKey::AllowUnencryptedPlainAuth,
+            SourceKey::BrokenAuthClients,
+            SourceKey::RequireAuth,
+            SourceKey::RequireStarttlsBeforeAuth,
+            SourceKey::SmtpMaxAuthFailureRate,
+        ];
+        let about_auth =
+            lines.filter_map(|s| keys.iter().find(|k| **k as u16 == s.key).map(|k| ((s.file, s.line), *k)));
+        for (place, key) in about_auth.collect::<Vec<_>>() {
+            let message = format!("{} has no effect here: this source holds once a user has authenticated", key.name());
+            let help = "write it in the <source> of the clients' addresses, or of the listener";
+            self.warning(self.line_at(place), "no-effect", message, help);
         }
     }
 }
@@ -257,5 +330,12 @@ mod tests {
         assert_eq!(found(&twice).1, ["1 no-effect", "5 bad-value"]);
         assert!(found(&format!("{user}{user}")).1.contains(&"4 duplicate".to_owned()));
         assert_eq!(found("<source 0/0>\n require-auth yes\n</source>").1, ["2 contradiction"]);
+        let plain = "<smtp-user a>\n password x\n</smtp-user>\n";
+        let beside = |lines: &str| found(&format!("{plain}<source 0/0>\n{lines}</source>")).1;
+        assert_eq!(beside(" require-auth yes\n allow-auth no\n"), ["2 plain-password", "5 contradiction"]);
+        assert_eq!(beside(" require-starttls-before-auth yes\n"), ["2 plain-password", "5 contradiction"]);
+        let late =
+            format!("{plain}<source {{auth}}>\n max-message-size 1M\n smtp-max-auth-failure-rate 2/h\n</source>");
+        assert_eq!(found(&late).1, ["2 plain-password", "6 no-effect"]);
     }
 }

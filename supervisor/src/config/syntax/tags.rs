@@ -1,6 +1,7 @@
 //! Tags: which blocks they open and close, and what was meant where they do not match.
 
-use super::super::{diagnostic, directives};
+use super::super::directives;
+use super::super::nearest::nearest;
 use super::{Diagnostic, FileReader, Inside, Line, Lines, NESTING_MAX, Statement, before_nested_list};
 
 /// Lines that are looked at below a tag that does not match, and below all of them in a configuration.
@@ -105,8 +106,7 @@ impl FileReader<'_> {
         let Some(s) = self.open.pop() else { return };
         let name = block_of(&s);
         // Of a name that no block has it is said that it is wrong.
-        let is_misspelt =
-            !is_known(name) && is_known(word) && diagnostic::nearest(name, std::iter::once(word)).is_some();
+        let is_misspelt = !is_known(name) && is_known(word) && nearest(name, std::iter::once(word)).is_some();
         if !is_misspelt {
             let message = format!("expected </{name}>, found </{word}>");
             let help = format!("line {} opens <{name}>", s.at.line);

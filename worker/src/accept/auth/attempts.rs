@@ -17,7 +17,7 @@ use crate::shard::Shard;
 use crate::smtp::command::Refusal;
 use crate::{clock, log_limit, rights};
 
-/// Checks that take long, at once in one shard: each may need much memory.
+/// Checks that take long, at once in one shard: of those that need much memory, and of others.
 const AT_ONCE: usize = 2;
 /// Checks that are made or wait. One client has no more of them than are free then, so that the first has half of all.
 const CHECKS_MAX: u32 = 1000;
@@ -28,13 +28,16 @@ type Counted = HashMap<Network, u32>;
 /// The checks of a shard.
 #[derive(Debug)]
 pub struct Attempts {
-    running: Semaphore,
+    with_memory: Semaphore,
+    /// They take less time, and do not wait for those.
+    others: Semaphore,
     counted: RefCell<Counted>,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Attempts { running: Semaphore::new(AT_ONCE), counted: RefCell::default() }
+        let (with_memory, others) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE));
+        Attempts { with_memory, others, counted: RefCell::default() }
     }
 }
 
@@ -81,7 +84,8 @@ impl Attempts {
             return Ok(users.check(check));
         }
         let _place = Place::take(&self.counted, client).ok_or_else(busy)?;
-        let Ok(_one) = self.running.acquire().await else { return Err(busy()) };
+        let slots = if users.needs_memory(&check) { &self.with_memory } else { &self.others };
+        let Ok(_one) = slots.acquire().await else { return Err(busy()) };
         refusal().map_or(Ok(()), Err)?;
         let users = Arc::clone(users);
         let made = tokio::task::spawn_blocking(move || {

@@ -121,12 +121,16 @@ impl Exchange {
                 Next::Check(of_password(acts_for, name, password)?)
             }
             Exchange::LoginName => {
-                let name = named(std::str::from_utf8(message).map_err(|_| Malformed)?)?;
+                // A name that nobody can have is refused behind the password, which would be read as a command otherwise.
+                let name = std::str::from_utf8(message).map_err(|_| Malformed)?.to_owned();
                 Next::Ask(b"Password:".to_vec(), Exchange::LoginPassword { name })
             }
             Exchange::LoginPassword { name } => {
                 let password = std::str::from_utf8(message).map_err(|_| Malformed)?;
-                Next::Check(of_password("", &name, password)?)
+                match named(&name) {
+                    Ok(_) => Next::Check(of_password("", &name, password)?),
+                    Err(_) => Next::Check(Check::Nobody { name: String::new() }),
+                }
             }
             Exchange::CramMd5 { challenge } => {
                 let text = std::str::from_utf8(message).map_err(|_| Malformed)?;

@@ -24,6 +24,8 @@ pub const ITERATIONS: u32 = 15_000;
 pub const ARGON2_MEMORY_MAX_KIB: u32 = 256 << 10;
 /// Passes of Argon2id over its memory.
 pub const ARGON2_PASSES_MAX: u32 = 20;
+/// Lanes of Argon2id.
+pub const ARGON2_LANES_MAX: u32 = 16;
 /// Of hashes that `sluice user hash` makes: memory in KiB, passes, lanes.
 const ARGON2_NEW: (u32, u32, u32) = (19_456, 2, 1);
 /// Octets of a name.
@@ -49,14 +51,15 @@ pub enum StoredFault {
     Argon2(String),
     /// It would take too much.
     #[error(
-        "expected m (KiB of memory) of at most {ARGON2_MEMORY_MAX_KIB} and t (passes) of at most {ARGON2_PASSES_MAX}, found m={0},t={1}"
+        "expected m (KiB of memory) of at most {ARGON2_MEMORY_MAX_KIB}, t (passes) of at most {ARGON2_PASSES_MAX} and p (lanes) of \
+         at most {ARGON2_LANES_MAX}, found m={0},t={1},p={2}"
     )]
-    Argon2Cost(u32, u32),
+    Argon2Cost(u32, u32, u32),
     /// There is no salt to be had.
     #[error("this machine gives no random bytes")]
     NoChance,
     /// It is empty, or too long.
-    #[error("expected a password of 1 to {PASSWORD_MAX} octets, found {0}")]
+    #[error("expected a password of 1 to {PASSWORD_MAX} octets that can be seen, found {0}")]
     Length(usize),
 }
 
@@ -127,7 +130,7 @@ pub fn prepared(text: &str) -> String {
 /// A password as it is stored.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StoredPassword {
-    /// As it is, prepared.
+    /// As it is.
     Plain(String),
     /// For SCRAM-SHA-256.
     Scram(Verifier),
@@ -147,18 +150,17 @@ impl StoredPassword {
         if value.starts_with(ARGON2_PREFIX) {
             let hash = PasswordHash::new(value).map_err(|e| StoredFault::Argon2(e.to_string()))?;
             let params = Params::try_from(&hash).map_err(|e| StoredFault::Argon2(e.to_string()))?;
-            if hash.hash.is_none() || hash.salt.is_none() || hash.version.is_some_and(|v| v != Version::V0x13 as u32) {
+            if hash.hash.is_none() || hash.salt.is_none() || hash.version != Some(Version::V0x13 as u32) {
                 return Err(StoredFault::Argon2("version 19, a salt and a hash are needed".into()));
             }
-            if params.m_cost() > ARGON2_MEMORY_MAX_KIB || params.t_cost() > ARGON2_PASSES_MAX {
-                return Err(StoredFault::Argon2Cost(params.m_cost(), params.t_cost()));
+            let cost = (params.m_cost(), params.t_cost(), params.p_cost());
+            if cost.0 > ARGON2_MEMORY_MAX_KIB || cost.1 > ARGON2_PASSES_MAX || cost.2 > ARGON2_LANES_MAX {
+                return Err(StoredFault::Argon2Cost(cost.0, cost.1, cost.2));
             }
             return Ok(StoredPassword::Argon2id(value.to_owned()));
         }
-        match value.len() {
-            1..=PASSWORD_MAX => Ok(StoredPassword::Plain(prepared(value))),
-            n => Err(StoredFault::Length(n)),
-        }
+        fits(value)?;
+        Ok(StoredPassword::Plain(value.to_owned()))
     }
 
     /// What the form is called.
@@ -183,7 +185,7 @@ impl StoredPassword {
     /// Whether `password`, which is prepared, is the one. Takes as long as the form says.
     pub fn is(&self, password: &str) -> bool {
         match self {
-            StoredPassword::Plain(own) => same(own.as_bytes(), password.as_bytes()),
+            StoredPassword::Plain(own) => same(prepared(own).as_bytes(), password.as_bytes()),
             StoredPassword::Scram(v) => {
                 same(&Verifier::of(password, v.salt.clone(), v.iterations).stored_key, &v.stored_key)
             }
@@ -192,6 +194,27 @@ impl StoredPassword {
             }
         }
     }
+}
+
+/// A password that something can be made of: nothing is left of one that consists of what cannot be seen.
+fn fits(password: &str) -> Result<(), StoredFault> {
+    let is_empty = prepared(password).is_empty();
+    match password.len() {
+        1..=PASSWORD_MAX if !is_empty && !password.contains('\0') => Ok(()),
+        n => Err(StoredFault::Length(n)),
+    }
+}
+
+/// A value that looks like a hash of a form that is none here: it would be taken for the password itself.
+pub fn looks_like_a_hash(value: &str) -> bool {
+    let of_crypt = value
+        .strip_prefix('$')
+        .and_then(|v| v.split_once('$'))
+        .is_some_and(|(form, _)| !form.is_empty() && form.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+    let of_ldap = value.strip_prefix('{').and_then(|v| v.split_once('}')).is_some_and(|(form, hash)| {
+        !hash.is_empty() && !form.is_empty() && form.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    });
+    of_crypt || of_ldap || value.get(..6).is_some_and(|v| v.eq_ignore_ascii_case("SCRAM-")) && value.contains('$')
 }
 
 fn verifier(rest: &str) -> Result<Verifier, StoredFault> {
@@ -227,9 +250,7 @@ pub enum Form {
 /// # Errors
 /// [`StoredFault::Length`], [`StoredFault::NoChance`], or [`StoredFault::Argon2`] where the hash cannot be made.
 pub fn made(password: &str, form: Form) -> Result<String, StoredFault> {
-    if !(1..=PASSWORD_MAX).contains(&password.len()) {
-        return Err(StoredFault::Length(password.len()));
-    }
+    fits(password)?;
     let password = prepared(password);
     let salt = secret::<SALT_BYTES>()?.to_vec();
     match form {
@@ -287,6 +308,20 @@ mod tests {
         assert_eq!(server, "wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=");
         let text = format!("SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==${stored}:{server}");
         assert!(StoredPassword::read(&text).is_ok_and(|s| s == StoredPassword::Scram(v)));
+    }
+
+    #[test]
+    fn what_looks_like_a_hash_of_another_kind_is_known() {
+        for value in
+            ["scram-sha-256$4096:x$y:z", "SCRAM-SHA-1$x", "$2b$12$abc", "$6$salt$hash", "$argon2i$x", "{SSHA}abc"]
+        {
+            assert!(looks_like_a_hash(value), "{value}");
+        }
+        for value in ["pa$$word", "$ecret", "{x", "scramble", "$$x", "{}"] {
+            assert!(!looks_like_a_hash(value), "{value}");
+        }
+        assert!(StoredPassword::read("\u{ad}").is_err());
+        assert!(made("\u{ad}", Form::Argon2id).is_err() && made("a\0b", Form::Argon2id).is_err());
     }
 
     #[test]

@@ -195,6 +195,12 @@ impl Users {
         }
     }
 
+    /// A check needs much memory for as long as it takes: that of Argon2id.
+    pub fn needs_memory(&self, check: &Check) -> bool {
+        let takes_password = matches!(check, Check::Password { .. } | Check::Nobody { .. });
+        takes_password && matches!(self.stored(check.name()), Some((StoredPassword::Argon2id(_), _)))
+    }
+
     fn passwords(&self) -> impl Iterator<Item = &StoredPassword> {
         self.with_password.iter().filter_map(|n| self.all[*n].password.as_ref())
     }
@@ -233,7 +239,9 @@ impl Users {
                 let Some((StoredPassword::Plain(password), is_own)) = self.stored(&name) else {
                     return Answer::Unusable;
                 };
-                let is_right = cram_md5(password, &challenge).is_some_and(|d| same(&d, &digest));
+                // RFC 2195 knows no SASLprep: clients take the password as it is, or as newer mechanisms have it.
+                let is_of = |p: &str| cram_md5(p, &challenge).is_some_and(|d| same(&d, &digest));
+                let is_right = is_of(password) | is_of(&prepared(password));
                 outcome(name, is_right && is_own)
             }
             Check::ScramFirst(first) => {
@@ -269,7 +277,9 @@ impl Users {
                 (Verifier { iterations: v.iterations, salt: salt(v.salt.len()), stored_key, server_key }, false)
             }
             // What it is of, where it is nobody's, makes no difference: no proof is right.
-            (StoredPassword::Plain(p), is_own) => (Verifier::of(p, salt(SALT_BYTES), ITERATIONS_MIN), is_own),
+            (StoredPassword::Plain(p), is_own) => {
+                (Verifier::of(&prepared(p), salt(SALT_BYTES), ITERATIONS_MIN), is_own)
+            }
         })
     }
 }

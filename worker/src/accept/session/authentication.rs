@@ -94,6 +94,10 @@ impl ServerSession {
         if self.rules.require_starttls_before_auth && !self.tls {
             return refused(530, "5.7.0", "STARTTLS first (require-starttls-before-auth)");
         }
+        let arg = arg.trim_start_matches(' ');
+        if arg.is_empty() {
+            return refused(501, "5.5.4", "Expected AUTH MECHANISM [BASE64]");
+        }
         let (name, initial) = arg.split_once(' ').map_or((arg, None), |(n, i)| (n, Some(i.trim())));
         let offered = self.mechanisms();
         let mechanism = match Mechanism::named(name) {
@@ -228,7 +232,7 @@ mod tests {
         assert_eq!(say(&mut s, &[&right]), ["503 5.5.1"], "before EHLO");
         assert_eq!(say(&mut s, &["HELO c", &right]), ["250 mta.t", "503 5.5.1"]);
         assert_eq!(say(&mut s, &["EHLO c", "MAIL FROM:<>"]), ["250 AUTH", "530 5.7.0"]);
-        assert_eq!(say(&mut s, &["AUTH", "AUTH X", "AUTH EXTERNAL ="]), ["504 5.5.4"; 3]);
+        assert_eq!(say(&mut s, &["AUTH", "AUTH X", "AUTH EXTERNAL ="]), ["501 5.5.4", "504 5.5.4", "504 5.5.4"]);
         assert_eq!(say(&mut s, &[&right, &right, "STARTTLS"]), ["235 2.7.0", "503 5.5.1", "503 5.5.1"]);
         assert_eq!(s.user(), "u");
         assert_eq!(say(&mut s, &["RSET", "MAIL FROM:<>", &right]), ["250 2.0.0", "250 2.1.0", "503 5.5.1"]);
