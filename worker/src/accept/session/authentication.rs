@@ -115,14 +115,12 @@ impl ServerSession {
             return refused(454, "4.7.0", "No randomness for a challenge now, try again later");
         };
         Ok(match initial {
-            None => self.begin_with_question(exchange),
-            Some(text) if !text.is_empty() && !exchange.lets_client_begin() => {
+            None | Some("") => self.begin_with_question(exchange),
+            Some(_) if !exchange.lets_client_begin() => {
                 return refused(501, "5.7.0", &format!("With {} the server begins", mechanism.name()));
             }
-            // RFC 4954 section 4: what is empty is written so. For EXTERNAL msmtp says nothing behind the blank, and does not hear a question.
+            // RFC 4954 section 4: what is empty is written so.
             Some("=") => self.heard(exchange, b""),
-            Some("") if mechanism == Mechanism::External => self.heard(exchange, b""),
-            Some("") => self.begin_with_question(exchange),
             Some(text) => {
                 let message = decoded(text).map_err(|_| malformed_auth())?;
                 self.heard(exchange, &message)
