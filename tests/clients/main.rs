@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tests::engine::{Engine, binary};
 use tests::receiver::Receiver;
-use tests::{accounting, eventually, fed, tls};
+use tests::{accounting, eventually, fed, has, tls};
 
 /// A server that takes mail of users alone; their passwords are `secret`, stored in the form that their name says.
 struct Server {
@@ -80,22 +80,6 @@ impl Server {
     }
 }
 
-/// Whether a program runs, or a file is there.
-fn has(what: &str) -> bool {
-    let found = match what.starts_with('/') {
-        true => Path::new(what).exists(),
-        false => Command::new("sh").args(["-c", &format!("command -v {what}")]).output().unwrap().status.success(),
-    };
-    if !found {
-        println!("skipped: {what} is not installed");
-    }
-    found
-}
-
-fn here(script: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(script)
-}
-
 /// Packages that `install` put in their folder.
 fn installed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/clients")
@@ -103,6 +87,28 @@ fn installed() -> PathBuf {
 
 const SENDER: &str = "sender@x.test";
 const MESSAGE: &str = "Subject: x\r\n\r\nline\r\n.\r\n..dots\r\n";
+
+/// A program that runs a script of this folder.
+fn script(program: &str, name: &str) -> Command {
+    let mut c = Command::new(program);
+    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name));
+    c
+}
+
+/// A client sends as users whose passwords are stored in each form, with a mechanism for each. `start` is followed by host, port, user,
+/// password, mechanism, sender and recipient.
+fn sends_by_each_mechanism(server: &Server, client: &str, start: impl Fn() -> Command) {
+    for (mechanism, user) in [("PLAIN", "argon"), ("LOGIN", "scram"), ("CRAM-MD5", "plain")] {
+        sends(server, &format!("{client}-{mechanism}").to_lowercase(), user, Some(mechanism), start());
+    }
+}
+
+/// A client sends one mail to `NAME@d.test`; without a `mechanism` it chooses one itself.
+fn sends(server: &Server, name: &str, user: &str, mechanism: Option<&str>, mut start: Command) {
+    let (user, to) = (format!("{user}@users.test"), format!("{name}@d.test"));
+    start.args([server.host(), server.port()]).args([user.as_str(), "secret"]).args(mechanism);
+    server.receives(name, &user, start.args([SENDER, &to]));
+}
 
 #[test]
 fn nodemailer() {
@@ -112,13 +118,11 @@ fn nodemailer() {
     }
     let server = Server::start();
     for (n, module) in modules.iter().enumerate() {
-        for (mechanism, user) in [("PLAIN", "argon"), ("LOGIN", "scram"), ("CRAM-MD5", "plain")] {
-            let (name, user) = (format!("node{n}-{mechanism}").to_lowercase(), format!("{user}@users.test"));
-            let to = format!("{name}@d.test");
-            let mut c = Command::new("node");
-            c.arg(here("nodemailer.js")).arg(module).args([server.host(), server.port()]);
-            server.receives(&name, &user, c.args([&user, "secret", mechanism, SENDER, &to]));
-        }
+        sends_by_each_mechanism(&server, &format!("node{n}"), || {
+            let mut c = script("node", "nodemailer.js");
+            c.arg(module);
+            c
+        });
     }
 }
 
@@ -128,21 +132,13 @@ fn python() {
         return;
     }
     let server = Server::start();
-    for (mechanism, user) in [("PLAIN", "argon"), ("LOGIN", "scram"), ("CRAM-MD5", "plain")] {
-        let (name, user) = (format!("smtplib-{mechanism}").to_lowercase(), format!("{user}@users.test"));
-        let to = format!("{name}@d.test");
-        let mut c = Command::new("python3");
-        c.arg(here("by_smtplib.py")).args([server.host(), server.port()]);
-        server.receives(&name, &user, c.args([&user, "secret", mechanism, SENDER, &to]));
-    }
+    sends_by_each_mechanism(&server, "smtplib", || script("python3", "by_smtplib.py"));
     if has(&installed().join("aiosmtplib").display().to_string()) {
-        // It tries CRAM-MD5 first, which is of no use for how this password is stored, and goes on with another.
-        for user in ["plain@users.test", "scram@users.test"] {
-            let name = format!("aio-{}", &user[..5]);
-            let to = format!("{name}@d.test");
-            let mut c = Command::new("python3");
-            c.env("PYTHONPATH", installed()).arg(here("by_aiosmtplib.py")).args([server.host(), server.port()]);
-            server.receives(&name, user, c.args([user, "secret", SENDER, &to]));
+        // It tries CRAM-MD5 first, which is of no use for how one of the passwords is stored, and goes on with another.
+        for user in ["plain", "scram"] {
+            let mut c = script("python3", "by_aiosmtplib.py");
+            c.env("PYTHONPATH", installed());
+            sends(&server, &format!("aio-{user}"), user, None, c);
         }
     }
 }
@@ -155,19 +151,9 @@ fn php() {
         return;
     }
     let server = Server::start();
-    for (mechanism, user) in [("PLAIN", "argon"), ("LOGIN", "scram"), ("CRAM-MD5", "plain")] {
-        let (name, user) = (format!("phpmailer-{mechanism}").to_lowercase(), format!("{user}@users.test"));
-        let to = format!("{name}@d.test");
-        let mut c = Command::new("php");
-        c.arg(here("phpmailer.php")).args([server.host(), server.port()]);
-        server.receives(&name, &user, c.args([&user, "secret", mechanism, SENDER, &to]));
-    }
-    for user in ["plain@users.test", "argon@users.test"] {
-        let name = format!("symfony-{}", &user[..5]);
-        let to = format!("{name}@d.test");
-        let mut c = Command::new("php");
-        c.arg(here("symfony.php")).args([server.host(), server.port()]);
-        server.receives(&name, user, c.args([user, "secret", SENDER, &to]));
+    sends_by_each_mechanism(&server, "phpmailer", || script("php", "phpmailer.php"));
+    for user in ["plain", "argon"] {
+        sends(&server, &format!("symfony-{user}"), user, None, script("php", "symfony.php"));
     }
 }
 
@@ -176,14 +162,7 @@ fn perl() {
     if !has("perl") || !has("/usr/share/perl5/Authen/SASL.pm") || !has("/usr/share/perl5/IO/Socket/SSL.pm") {
         return;
     }
-    let server = Server::start();
-    for (mechanism, user) in [("PLAIN", "argon"), ("LOGIN", "scram"), ("CRAM-MD5", "plain")] {
-        let (name, user) = (format!("perl-{mechanism}").to_lowercase(), format!("{user}@users.test"));
-        let to = format!("{name}@d.test");
-        let mut c = Command::new("perl");
-        c.arg(here("net_smtp.pl")).args([server.host(), server.port()]);
-        server.receives(&name, &user, c.args([&user, "secret", mechanism, SENDER, &to]));
-    }
+    sends_by_each_mechanism(&Server::start(), "perl", || script("perl", "net_smtp.pl"));
 }
 
 #[test]

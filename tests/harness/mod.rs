@@ -8,13 +8,27 @@ pub mod client;
 pub mod dns;
 pub mod engine;
 pub mod policy_host;
+pub mod postfix;
 pub mod receiver;
 pub mod tarpit;
 pub mod tls;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+/// Whether a program is installed, or a file is there; says so where it is not.
+pub fn has(what: &str) -> bool {
+    let found = match what.starts_with('/') {
+        true => Path::new(what).exists(),
+        false => Command::new("sh").args(["-c", &format!("command -v {what}")]).output().unwrap().status.success(),
+    };
+    if !found {
+        println!("skipped: {what} is not installed");
+    }
+    found
+}
 
 /// Runs a program with this on its standard input, to its end.
 pub fn fed(command: &mut Command, input: &str) -> Output {

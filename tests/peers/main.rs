@@ -4,24 +4,15 @@
 
 mod dnssec;
 mod exim;
-mod postfix;
 
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use exim::Exim;
-use postfix::Postfix;
 use tests::engine::Engine;
-use tests::eventually;
+use tests::postfix::Postfix;
 use tests::receiver::Receiver;
-
-fn has(program: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap().status.success();
-    if !found {
-        println!("skipped: {program} is not installed");
-    }
-    found
-}
+use tests::{eventually, has};
 
 fn run(program: &str, args: &[&str]) -> Output {
     let out = Command::new(program).args(args).output().unwrap();

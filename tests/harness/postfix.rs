@@ -1,11 +1,12 @@
-//! A Postfix of our own: one listener, mailboxes for one domain, everything else refused.
+//! A Postfix of our own: as a receiver, with mailboxes for one domain and everything else refused, or as a client that sends everything to us.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tests::eventually;
+use crate::eventually;
 
 const MAIN: &str = "\
 compatibility_level = 3.6
@@ -23,6 +24,10 @@ mynetworks = 127.0.0.0/8
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 alias_maps =
+";
+
+/// Mailboxes for one domain.
+const RECEIVER: &str = "\
 local_recipient_maps =
 smtpd_relay_restrictions = reject_unauth_destination
 smtpd_recipient_restrictions =
@@ -33,6 +38,12 @@ virtual_mailbox_maps = static:all/
 virtual_uid_maps = static:@UID@
 virtual_gid_maps = static:@UID@
 virtual_minimum_uid = 1
+";
+
+/// As a client: what a listener takes from this machine goes to a relay.
+const CLIENT: &str = "\
+127.0.0.25:@PORT@ inet n - n - 20 smtpd
+tlsmgr unix - - n 1000? 1 tlsmgr
 ";
 
 const SMTPD: &str = "127.0.0.25:@PORT@ inet n - n - 20 smtpd\n";
@@ -73,12 +84,17 @@ impl Postfix {
 
     /// The same with more lines in its `main.cf`.
     pub fn start_with(more: &str) -> Option<Postfix> {
-        Self::start_as(SMTPD, more)
+        Self::start_as(SMTPD, &format!("{RECEIVER}{more}"))
     }
 
     /// The same with postscreen in front.
     pub fn start_behind_postscreen(more: &str) -> Option<Postfix> {
-        Self::start_as(POSTSCREEN, more)
+        Self::start_as(POSTSCREEN, &format!("{RECEIVER}{more}"))
+    }
+
+    /// One that takes mail of this machine and sends all of it as `main` says, more lines of its `main.cf`.
+    pub fn start_as_client(main: &str) -> Option<Postfix> {
+        Self::start_as(CLIENT, main)
     }
 
     fn start_as(listener: &str, more: &str) -> Option<Postfix> {
@@ -108,7 +124,7 @@ impl Postfix {
                 .replace("@PORT@", &port.to_string())
         };
         let conf = dir.path().join("conf");
-        std::fs::write(conf.join("main.cf"), fill(MAIN) + more).unwrap();
+        std::fs::write(conf.join("main.cf"), fill(MAIN) + &fill(more)).unwrap();
         std::fs::write(conf.join("master.cf"), fill(listener) + &fill(MASTER)).unwrap();
         let quiet =
             |c: &mut Command| c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -120,6 +136,11 @@ impl Postfix {
             std::net::TcpStream::connect(("127.0.0.25", port)).is_ok()
         });
         Some(started)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 25], self.port).into()
     }
 
     /// `smtp-hosts` that leads here.
