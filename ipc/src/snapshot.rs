@@ -32,7 +32,8 @@ pub struct Snapshot {
     pub source_groups: Vec<SourceGroup>,
     /// `<smtp-user>` blocks.
     pub smtp_users: Vec<SmtpUser>,
-    /// Secret of this installation, by which names that no user has are given salts that last. The supervisor sets it.
+    /// Secret of this installation, by which names that no user has are given salts that last, and failures to authenticate the
+    /// numbers that they are counted under. The supervisor sets it.
     pub salt_key: SaltKey,
     /// Virtual MTAs; the first is `{default}`.
     pub vmtas: Vec<VirtualMta>,

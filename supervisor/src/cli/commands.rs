@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipc::queue_orders::{Deletion, QueuePattern};
-
-use worker::accept::auth::stored::{ITERATIONS_MAX, ITERATIONS_MIN};
+use worker::accept::auth::stored::{ITERATIONS, ITERATIONS_MAX, ITERATIONS_MIN};
 
 use crate::config::value::duration;
 use crate::operator::listings::{ShownQueues, Sort};
@@ -537,10 +536,16 @@ pub(super) enum UserCommand {
         /// How the password is stored
         #[arg(long, value_enum, default_value_t)]
         form: HashForm,
-        /// Iterations of scram-sha-256 [default: 15000]: more of them make guessing, and each check, take longer
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(i64::from(ITERATIONS_MIN)..=i64::from(ITERATIONS_MAX)))]
+        #[arg(long, value_name = "N", help = iterations(), value_parser = clap::value_parser!(u32).range(i64::from(ITERATIONS_MIN)..=i64::from(ITERATIONS_MAX)))]
         iterations: Option<u32>,
     },
+}
+
+/// The default is none of clap's: beside another form the option is an error.
+fn iterations() -> String {
+    format!(
+        "Iterations of scram-sha-256 [default: {ITERATIONS}]: more of them make guessing, and each check, take longer"
+    )
 }
 
 /// Forms of stored passwords.

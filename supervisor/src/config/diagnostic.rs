@@ -213,19 +213,17 @@ impl Eq for ByPlace {}
 const SECRET_WORDS: &[&str] =
     &["password", "passwort", "passwd", "pass", "pas", "pwd", "secret", "token", "api-key", "apikey"];
 
-/// What may be shown of a name that no directive has: what stands behind a word for a secret may be the secret.
-pub fn public_name(name: &str) -> &str {
+/// Where the word for a secret ends in a name that no directive has; `None` in the names of directives, and where there is no such word.
+fn end_of_secret_word(name: &str) -> Option<usize> {
     let lower = name.to_ascii_lowercase();
-    if directives::all().iter().any(|d| d.name == lower) {
-        return name;
-    }
+    let is_known = directives::all().iter().any(|d| d.name == lower);
     let end = SECRET_WORDS.iter().find_map(|w| lower.find(w).map(|at| at + w.len()));
-    end.map_or(name, |end| &name[..end])
+    end.filter(|_| !is_known)
 }
 
-/// No directive has this name, and one that holds a secret may have been meant.
-fn is_mistyped_secret(name: &str) -> bool {
-    !directives::all().iter().any(|d| d.name == name) && SECRET_WORDS.iter().any(|w| name.contains(w))
+/// What may be shown of a name that no directive has: what stands behind a word for a secret may be the secret.
+pub fn public_name(name: &str) -> &str {
+    end_of_secret_word(name).map_or(name, |end| &name[..end])
 }
 
 /// A line without the secret that it may hold.
@@ -237,12 +235,11 @@ fn public_part(line: &str) -> &str {
     };
     let name_end = end_of_word(0);
     let name = line[..name_end].trim().to_ascii_lowercase();
-    let shown = public_name(line[..name_end].trim_start());
+    let indent = line.len() - line.trim_start().len();
+    if let Some(end) = end_of_secret_word(&name) {
+        return &line[..indent + end];
+    }
     match () {
-        () if shown.len() < line[..name_end].trim_start().len() => {
-            &line[..name_end - line[..name_end].trim_start().len() + shown.len()]
-        }
-        () if is_mistyped_secret(&name) => &line[..name_end],
         () if SECRETS.contains(&name.as_str()) => &line[..name_end],
         () if WITH_PASSWORD.contains(&name.as_str()) => &line[..end_of_word(name_end)],
         () => line,

@@ -56,10 +56,7 @@ impl ClientPlace {
             under: Vec::new(),
             stranger: None,
         };
-        let place = |key, limit, why| match limit {
-            0 => Ok(None),
-            _ => shard.ledger.take_place(key, shard.number, limit, u64::from(hint)).ok_or(why).map(Some),
-        };
+        let place = |key, limit, why| place_under(shard, key, limit, hint).ok_or(why);
         if let Some(g) = group {
             taken.of_group.replace((g.name.clone(), place(key(GROUP, &g.name), g.max, NoPlace::OfGroup)?));
         }
@@ -101,16 +98,9 @@ impl ClientPlace {
         else {
             return true;
         };
-        let ledger = &self.shard.ledger;
-        let place = match group.max {
-            0 => None,
-            most => match ledger.take_place(key(GROUP, &group.name), self.shard.number, most, u64::from(hint)) {
-                Some(place) => Some(place),
-                None => return false,
-            },
-        };
+        let Some(place) = place_under(&self.shard, key(GROUP, &group.name), group.max, hint) else { return false };
         if let (_, Some(before)) = self.of_group.replace((group.name.clone(), place)) {
-            ledger.give_place(before);
+            self.shard.ledger.give_place(before);
         }
         true
     }
@@ -134,6 +124,14 @@ impl Drop for ClientPlace {
             self.shard.ledger.give(slot);
             self.shard.session_count(-1);
         }
+    }
+}
+
+/// A place under a limit by name, and none where there is no limit (0); `None` where the limit has none left.
+fn place_under(shard: &Shard, key: u64, limit: u64, hint: u16) -> Option<Option<Place>> {
+    match limit {
+        0 => Some(None),
+        _ => shard.ledger.take_place(key, shard.number, limit, u64::from(hint)).map(Some),
     }
 }
 

@@ -101,7 +101,8 @@ pub async fn serve(
 ) {
     let config = shard.config();
     let ip = canonical(peer.ip());
-    let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &[&config.overlay_of(address)]));
+    let overlay = config.overlay_of(address);
+    let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &[&overlay]));
     let tls = config.tls_of(address);
     // To a client that begins with TLS words in clear mean nothing.
     let in_clear = !tls.as_ref().is_some_and(|t| t.immediate);
@@ -129,7 +130,7 @@ pub async fn serve(
         local,
         place: &place,
         config: Rc::clone(&config),
-        overlay: config.overlay_of(address),
+        overlay,
         made_room: false,
         rules,
         buf: BytesMut::new(),
@@ -330,6 +331,7 @@ impl Client<'_> {
             }
             if session.between_messages() && self.is_disowned(session) {
                 session.reply(421, "4.7.0", "The configuration has changed, authenticate again");
+                // Whether it hears why is no matter: the session ends.
                 let _ = self.send(session, io).await;
                 return After::Close;
             }
@@ -401,6 +403,7 @@ impl Client<'_> {
                     self.waits_since = Instant::now();
                     self.note_wait(session);
                     if let Event::Close = event {
+                        // Whether it hears why is no matter: the session ends.
                         let _ = self.send(session, io).await;
                         return Some(After::Close);
                     }

@@ -30,9 +30,10 @@ fn attribute(part: Option<&str>, letter: char) -> Result<&str, Malformed> {
 
 /// `=2C` and `=3D` of a name stand for a comma and an equals sign (RFC 5802 §5.1).
 fn name(text: &str) -> Result<String, Malformed> {
-    let mut pieces = text.split('=');
-    let mut out = pieces.next().unwrap_or_default().to_owned();
-    for p in pieces {
+    // Before the first sign, or all of it, nothing is escaped.
+    let (plain, escaped) = text.split_at(text.find('=').unwrap_or(text.len()));
+    let mut out = plain.to_owned();
+    for p in escaped.split('=').skip(1) {
         let (code, rest) = p.split_at_checked(2).ok_or(Malformed)?;
         out.push(match code {
             "2C" => ',',
