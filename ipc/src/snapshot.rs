@@ -262,7 +262,7 @@ pub struct SpoolDirectory {
 }
 
 /// An SMTP listener.
-#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Listener {
     /// `IP:PORT`, the listener's name everywhere.
     pub address: String,
@@ -270,13 +270,21 @@ pub struct Listener {
     pub source: String,
     /// TLS that its clients are offered.
     pub tls: ListenerTls,
+    /// `proxy-protocol from`: all clients come by way of these, which say with a PROXY header whom they speak for. Empty where clients
+    /// come themselves.
+    pub proxies: Vec<Network>,
+    /// `await-slot`: while `total-max-smtp-in` is reached, clients wait for their greeting.
+    pub await_slot: bool,
 }
 
 /// TLS of a listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct ListenerTls {
-    /// Certificate chain and key in PEM; empty for no TLS.
-    pub pem: String,
+    /// Files with a certificate chain and its key each, whose content is in [`Snapshot::pem_files`], in the order in which they are
+    /// looked through for the name that a client asks for. One that holds none yet is passed over; without any there is no TLS.
+    pub certificates: Vec<String>,
+    /// `tls-ca-file`: what clients' certificates have to be issued by to count; empty for no matter by whom.
+    pub ca_file: String,
     /// `immediate-tls`: from the first byte (RFC 8314 §3.3), in place of STARTTLS.
     pub immediate: bool,
     /// `tls-allow-tlsv1.2 no`

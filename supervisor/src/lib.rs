@@ -3,6 +3,7 @@
 mod accounting;
 mod acct;
 mod bounce;
+mod certificates;
 mod cli;
 pub mod config;
 mod configurations;

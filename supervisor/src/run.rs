@@ -1,8 +1,10 @@
 //! `sluice run`: start order, reload, scaling, stop.
 
+mod certificates;
 mod in_force;
 mod keys;
 mod memory;
+mod pem_files;
 mod reload;
 mod scale;
 mod spread;
@@ -175,7 +177,8 @@ async fn serve(
     });
     spawn_local(Rc::clone(&sup).keep_configuration(given, By::Start, None));
     spawn_local(Rc::clone(&sup).watch_load());
-    spawn_local(Rc::clone(&sup).watch_keys());
+    spawn_local(Rc::clone(&sup).watch_pem_files());
+    spawn_local(Rc::clone(&sup).watch_certificates());
     spawn_local(Rc::clone(&sup).watch_memory());
     spawn_local(Rc::clone(&sup).compare_keys());
     // Workers are given the configuration with its keys, so this socket is not for the group, in which there may be other users than the server's.

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod auth;
+mod certificates;
 mod limits;
 mod listeners;
 mod memory;
 mod protocol;
+mod proxied;
 mod withheld;
 
 use tests::engine::Engine;

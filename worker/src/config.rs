@@ -10,13 +10,14 @@ use ipc::dice::{HashMap, HashSet};
 use ipc::layers::NO_VMTA;
 use ipc::reply_rules::THEN;
 use ipc::rules::DomainRules;
-use ipc::snapshot::{ArchivedDomainKey, Global, MappedSnapshot};
+use ipc::snapshot::{ArchivedDomainKey, ArchivedSnapshot, Global, Listener, MappedSnapshot};
 
 use crate::accept::auth::users::Users;
 use crate::accept::places::Places;
 use crate::classify::bounce_rules::Rules;
 use crate::classify::reply_patterns::Patterns;
 use crate::connect::loops::OwnServer;
+use crate::connect::tls::{self, ClientTls};
 use crate::dkim::key::Key;
 use crate::dkim::options::Options;
 use crate::dkim::signature::DomainKey;
@@ -33,13 +34,13 @@ type Keys = Rc<[Vec<DomainKey>; 2]>;
 /// Rules, and the signatures that they ask for.
 type Signing = (Rc<DomainRules>, Rc<[Options]>);
 
-/// TLS that a listener's clients are offered.
+/// A listener, and what was made of its certificates.
 #[derive(Debug, Clone)]
-pub struct ClientTls {
-    /// Certificate, versions and suites.
-    pub config: Arc<rustls::ServerConfig>,
-    /// From the first byte, in place of STARTTLS.
-    pub immediate: bool,
+pub struct Listening {
+    /// As configured.
+    pub as_configured: Listener,
+    /// TLS that its clients are offered.
+    pub tls: Option<ClientTls>,
 }
 
 /// The configuration in force.
@@ -52,8 +53,7 @@ pub struct Config {
     pub places: Places,
     /// `<smtp-user>`s.
     pub users: Arc<Users>,
-    /// Listener → named source and TLS.
-    listeners: Vec<(String, String, Option<ClientTls>)>,
+    listeners: Vec<Rc<Listening>>,
     /// By what it is known that mail would come back to this server.
     pub own_server: OwnServer,
     /// `<pattern-list>`s.
@@ -100,19 +100,7 @@ impl Config {
     pub fn of(snapshot: MappedSnapshot) -> Result<Config, String> {
         let global = Rc::new(snapshot.get().global().map_err(|e| e.to_string())?);
         let users = Arc::new(Users::of(snapshot.get())?);
-        let mut listeners = Vec::new();
-        for l in snapshot.get().listeners.iter() {
-            let l: ipc::snapshot::Listener =
-                rkyv::deserialize::<_, rkyv::rancor::Error>(l).map_err(|e| e.to_string())?;
-            let tls = match l.tls.pem.as_str() {
-                "" => None,
-                _ => {
-                    let config = crate::connect::tls::listener(&l.tls, users.have_certificates())?;
-                    Some(ClientTls { config, immediate: l.tls.immediate })
-                }
-            };
-            listeners.push((l.address, l.source, tls));
-        }
+        let listeners = listening(snapshot.get(), users.have_certificates())?;
         let places = Places::of(snapshot.get(), global.total_max_smtp_in);
         let own_server = OwnServer::of(snapshot.get());
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
@@ -309,18 +297,32 @@ impl Config {
         Rc::clone(self.pools.borrow_mut().entry(pool).or_insert_with(of))
     }
 
-    /// The named source of a listener.
-    pub fn overlay_of(&self, address: &str) -> String {
-        self.listeners.iter().find(|l| l.0 == address).map(|l| l.1.clone()).unwrap_or_default()
+    /// The listener at `address`, unless there is none any more.
+    pub fn listener(&self, address: &str) -> Option<&Rc<Listening>> {
+        self.listeners.iter().find(|l| l.as_configured.address == address)
     }
+}
 
-    /// TLS of a listener.
-    pub fn tls_of(&self, address: &str) -> Option<ClientTls> {
-        self.listeners.iter().find(|l| l.0 == address).and_then(|l| l.2.clone())
+/// The listeners, with their TLS: what is the same for several is made once.
+fn listening(snapshot: &ArchivedSnapshot, asks_for_certificates: bool) -> Result<Vec<Rc<Listening>>, String> {
+    let pem = |path: &str| snapshot.pem_files.iter().find(|f| f.0.as_str() == path).map_or("", |f| f.1.as_str());
+    let mut all: Vec<Rc<Listening>> = Vec::new();
+    for l in snapshot.listeners.iter() {
+        let l: Listener = rkyv::deserialize::<_, rkyv::rancor::Error>(l).map_err(|e| e.to_string())?;
+        let same = all.iter().find(|other| other.as_configured.tls == l.tls).map(|other| other.tls.clone());
+        let tls = same.map_or_else(
+            || {
+                let certificates = l.tls.certificates.iter().map(|path| pem(path));
+                let certificates: Vec<&str> = certificates.filter(|pem| !pem.is_empty()).collect();
+                if certificates.is_empty() {
+                    return Ok(None);
+                }
+                let made = tls::listener(&l.tls, &certificates, pem(&l.tls.ca_file), asks_for_certificates);
+                made.map(Some).map_err(|e| format!("listener {}: {e}", l.address))
+            },
+            Ok,
+        )?;
+        all.push(Rc::new(Listening { as_configured: l, tls }));
     }
-
-    /// Whether the listener is configured.
-    pub fn has_listener(&self, address: &str) -> bool {
-        self.listeners.iter().any(|l| l.0 == address)
-    }
+    Ok(all)
 }

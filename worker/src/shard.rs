@@ -24,6 +24,7 @@ use spool::{NewMessage, RecipientState, Recovered, Spool, SpoolError};
 use tokio::sync::Notify;
 
 use crate::accept::auth::attempts::Attempts;
+use crate::accept::awaiting::Awaiting;
 use crate::accept::budget::Receiving;
 use crate::accept::strangers::Strangers;
 use crate::account::file::Shown;
@@ -172,6 +173,8 @@ pub struct Shard {
     pub sessions: Cell<u32>,
     /// Those of clients that no `<source>` names.
     pub strangers: Rc<Strangers>,
+    /// Clients that wait for a place.
+    pub awaiting: Awaiting,
     /// Outbound connections, those being opened included.
     pub connections: Cell<u32>,
     /// Tasks that open them.
@@ -253,6 +256,7 @@ impl Shard {
             delivers_only,
             sessions: Cell::new(0),
             strangers: Rc::default(),
+            awaiting: Awaiting::default(),
             connections: Cell::new(0),
             openers: Openers::default(),
             open: Connections::default(),
@@ -367,7 +371,7 @@ impl Shard {
 
     /// Whether a listener is still to be served.
     pub fn serves(&self, address: &str) -> bool {
-        !self.stopping() && self.config().has_listener(address)
+        !self.stopping() && self.config().listener(address).is_some()
     }
 
     /// The shard is stopping.

@@ -7,7 +7,7 @@ use ipc::network::Network;
 
 use super::pattern::{pattern, regex};
 use super::problem::Problem;
-use super::value::{items, number};
+use super::value::{items, list, number};
 
 /// Categories of refusals that are about the sender, the message or the route: no reason not to write to
 /// the recipient again.
@@ -151,6 +151,16 @@ pub fn network(t: &str) -> Result<(), Problem> {
     });
     let problem = Problem::expected("an IP address or a network such as 10.0.0.0/8", t);
     Err(if long { problem.help("the prefix length is out of range: at most 32, for IPv6 128") } else { problem })
+}
+
+/// Networks of `from NETWORK[,NETWORK…]`.
+pub(super) fn proxies(text: &str) -> Result<Vec<String>, Problem> {
+    let networks = match text.split_once(char::is_whitespace) {
+        Some((from, rest)) if from.eq_ignore_ascii_case("from") => list(rest),
+        _ => return Err(Problem::expected("from IP|NETWORK[,IP|NETWORK…]", text)),
+    };
+    networks.iter().try_for_each(|n| network(n).map_err(|p| p.at(n, text)))?;
+    Ok(networks)
 }
 
 pub(super) fn email(a: &str, of: &str) -> Result<(), Problem> {

@@ -125,6 +125,7 @@ pub fn example(d: &Directive) -> String {
         Type::Category => return "/mailbox full/ quota-issues".into(),
         Type::HostPort => "proxy.example.com:1080".into(),
         Type::ProxyClient => "192.0.2.30 out.example.com".into(),
+        Type::Proxies => "from 192.0.2.40,192.0.2.41".into(),
         Type::Words(_) => match d.name {
             "pickup" => "/var/spool/pickup /var/spool/pickup-bad".into(),
             _ => "192.0.2.10 proxy.example.com:1080 192.0.2.30 out.example.com".into(),

@@ -19,6 +19,7 @@ pub mod manual;
 pub mod nearest;
 mod never;
 pub mod pattern;
+pub mod pem;
 pub mod problem;
 pub mod profiles;
 pub mod records;

@@ -10,8 +10,8 @@ use ipc::rules::{ANY_CONNECTIONS, NEVER_MS, Value};
 
 use super::composite::{
     api_key, certificate, daily, domain, domain_key, domain_macro, email, field_name, header_name, host_port, hosts,
-    http_access, identity, ip, is_in_vault, listener, mx_rollup, name_server, network, pattern_rule, queue, references,
-    results, rewrite, suppressing_category, two, url,
+    http_access, identity, ip, is_in_vault, listener, mx_rollup, name_server, network, pattern_rule, proxies, queue,
+    references, results, rewrite, suppressing_category, two, url,
 };
 use super::nearest::nearest;
 use super::pattern::{pattern, pattern_key, regex};
@@ -167,6 +167,8 @@ pub enum Type {
     HostPort,
     /// `IP[:PORT] HOST-NAME`.
     ProxyClient,
+    /// `from NETWORK[,NETWORK…]`.
+    Proxies,
 }
 
 impl Type {
@@ -238,6 +240,7 @@ impl Type {
             "category" => Type::Category,
             "host-port" => Type::HostPort,
             "proxy-client" => Type::ProxyClient,
+            "proxies" => Type::Proxies,
             _ => return None,
         };
         Some(of)
@@ -366,6 +369,7 @@ impl Type {
                 name_server(address).map_err(|p| p.at(address, text))?;
                 domain(name).map(|_| keep())
             }
+            Type::Proxies => Ok(Value::TextList(proxies(text)?).into()),
         }
     }
 
@@ -424,6 +428,7 @@ impl Type {
                 format!("{network} {limit}")
             }
             Value::Text(t) => t.clone(),
+            Value::TextList(l) if self == Type::Proxies => format!("from {}", l.join(",")),
             Value::TextList(l) => l.join(", "),
         }
     }

@@ -19,6 +19,7 @@ use super::auth::attempts;
 use super::auth::users::{Answer, Check};
 use super::client_place::ClientPlace;
 use super::own_name;
+use super::proxied;
 use super::quick_ack::QuickAck;
 use super::receiving::MemoryShare;
 use super::refusals;
@@ -27,6 +28,7 @@ use super::strangers::Waits;
 use crate::clock;
 use crate::config::Config;
 use crate::connect::certificate::Certificate;
+use crate::connect::tls::ClientTls;
 use crate::holds::{Work, doing};
 use crate::log_limit;
 use crate::prepare::message::{Submitter, prepare};
@@ -96,17 +98,31 @@ pub async fn serve(
     shard: Rc<Shard>,
     address: &str,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: SocketAddr,
-    local: Option<SocketAddr>,
+    mut peer: SocketAddr,
+    mut local: Option<SocketAddr>,
 ) {
     let config = shard.config();
+    // It may have gone with a reload.
+    let Some(listening) = config.listener(address).cloned() else { return };
+    let (listener, tls) = (&listening.as_configured, &listening.tls);
+    if !listener.proxies.is_empty() {
+        match proxied::ends(&mut stream, canonical(peer.ip()), &listener.proxies).await {
+            Ok(Some(ends)) => (peer, local) = (ends.client, Some(ends.server)),
+            Ok(None) => {}
+            Err(e) => return e.tell(address, canonical(peer.ip())),
+        }
+    }
     let ip = canonical(peer.ip());
-    let overlay = config.overlay_of(address);
+    let overlay = listener.source.clone();
     let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &[&overlay]));
-    let tls = config.tls_of(address);
     // To a client that begins with TLS words in clear mean nothing.
     let in_clear = !tls.as_ref().is_some_and(|t| t.immediate);
-    let place = match ClientPlace::take(&shard, &rules, ip, peer.port()) {
+    let take = || ClientPlace::take(&shard, &rules, ip, peer.port());
+    let place = match listener.await_slot {
+        true => shard.awaiting.place(rules.smtp_command_timeout, take, || shard.stopping()).await,
+        false => take(),
+    };
+    let place = match place {
         Ok(place) => place,
         Err(none) => {
             let reply = none.reply(&config.global.host_name);
@@ -141,7 +157,7 @@ pub async fn serve(
     if session.may_serve() {
         let after = if in_clear { client.run(&mut session, &mut stream, true).await } else { After::StartTls };
         match (after, tls) {
-            (After::StartTls, Some(tls)) => client.run_tls(&mut session, stream, tls.config).await,
+            (After::StartTls, Some(tls)) => client.run_tls(&mut session, stream, tls).await,
             (After::StartTls, None) => {}
             (After::Close, _) => part(stream).await,
         }
@@ -216,9 +232,10 @@ impl Client<'_> {
         &mut self,
         session: &mut ServerSession,
         stream: impl AsyncRead + AsyncWrite + Unpin,
-        tls: Arc<rustls::ServerConfig>,
+        tls: &ClientTls,
     ) {
-        let handshake = timeout(self.rules.smtp_command_timeout, tokio_rustls::TlsAcceptor::from(tls).accept(stream));
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&tls.config));
+        let handshake = timeout(self.rules.smtp_command_timeout, acceptor.accept(stream));
         self.note_wait(session);
         let done = tokio::select! {
             biased;
@@ -231,7 +248,7 @@ impl Client<'_> {
         match done {
             Ok(Ok(mut stream)) => {
                 session.tls_started();
-                let known = self.look_at_certificate(session, stream.get_ref().1.peer_certificates());
+                let known = self.look_at_certificate(session, tls, stream.get_ref().1.peer_certificates());
                 self.waits_since = Instant::now();
                 if let Err(refusal) = known {
                     session.out.clear();
@@ -489,9 +506,11 @@ impl Client<'_> {
     fn look_at_certificate(
         &mut self,
         session: &mut ServerSession,
+        tls: &ClientTls,
         shown: Option<&[CertificateDer<'_>]>,
     ) -> Result<(), Refusal> {
-        let Some(der) = shown.and_then(<[_]>::first).filter(|_| self.rules.allow_auth) else { return Ok(()) };
+        let shown = shown.unwrap_or_default();
+        let Some(der) = shown.first().filter(|_| self.rules.allow_auth) else { return Ok(()) };
         let users = Arc::clone(&self.config.users);
         let Some(user) = users.by_certificate(der) else { return Ok(()) };
         let now_s = clock::wall_ms(clock::now_ms()) / 1000;
@@ -499,6 +518,12 @@ impl Client<'_> {
         if Certificate::of(der).is_none_or(|c| now_s < c.valid.0 || now_s > c.valid.1) {
             if log_limit::allows_line_of_client("certificate has ended", &ip.to_string()) {
                 tracing::warn!(client = %ip, user, "the certificate of this user has ended, or has not begun: it counts for nothing");
+            }
+            return Ok(());
+        }
+        if !tls.is_issued(shown) {
+            if log_limit::allows_line_of_client("certificate is of another issuer", &ip.to_string()) {
+                tracing::warn!(client = %ip, user, "none of tls-ca-file issued the certificate of this user: it counts for nothing");
             }
             return Ok(());
         }

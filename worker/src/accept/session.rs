@@ -408,6 +408,8 @@ impl ServerSession {
             (0, largest) => format!("SIZE {largest}"),
             (max, largest) => format!("SIZE {}", max.min(largest)),
         });
+        // RFC 9422.
+        lines.push(format!("LIMITS RCPTMAX={}", recipients_max(&self.rules).0));
         lines.push("DSN".into());
         if r.allow_smtputf8 {
             lines.push("SMTPUTF8".into());
@@ -487,11 +489,7 @@ impl ServerSession {
         }
         let arg =
             command::keyword(arg, "TO:").ok_or_else(|| Refusal(501, "5.5.4", "Expected RCPT TO:<address>".into()))?;
-        // What no message of ours can have is nothing that the configuration says.
-        let (limit, directive) = match self.rules.max_rcpt_per_message {
-            n if (1..=RECIPIENTS_PER_MESSAGE_MAX as u64).contains(&n) => (n, " (max-rcpt-per-message)"),
-            _ => (RECIPIENTS_PER_MESSAGE_MAX as u64, ""),
-        };
+        let (limit, directive) = recipients_max(&self.rules);
         if t.recipients.len() as u64 >= limit {
             t.too_many = true;
             return Err(Refusal(452, "4.5.3", format!("Too many recipients, the limit is {limit}{directive}")));
@@ -660,6 +658,15 @@ impl ServerSession {
                 Event::None
             }
         }
+    }
+}
+
+/// Recipients that a message may have, and the directive that says so, for a reply; empty where none does.
+fn recipients_max(rules: &SourceRules) -> (u64, &'static str) {
+    match rules.max_rcpt_per_message {
+        n if (1..=RECIPIENTS_PER_MESSAGE_MAX as u64).contains(&n) => (n, " (max-rcpt-per-message)"),
+        // What no message of ours can have is nothing that the configuration says.
+        _ => (RECIPIENTS_PER_MESSAGE_MAX as u64, ""),
     }
 }
 

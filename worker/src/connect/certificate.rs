@@ -133,6 +133,21 @@ impl<'a> Certificate<'a> {
         self.common_names().any(fits)
     }
 
+    /// The hosts that it is for, as written, with `*.` where it is for all of a domain: its alternative names, else its common names.
+    pub fn host_names(&self) -> Vec<String> {
+        let shown = |(tag, name): &(u8, &[u8])| match (*tag, name.len()) {
+            (DNS_NAME, _) => Some(String::from_utf8_lossy(name).into_owned()),
+            (IP_ADDRESS, 4) => <[u8; 4]>::try_from(*name).ok().map(|a| IpAddr::from(a).to_string()),
+            (IP_ADDRESS, 16) => <[u8; 16]>::try_from(*name).ok().map(|a| IpAddr::from(a).to_string()),
+            _ => None,
+        };
+        let names: Vec<String> = self.alternative_names().iter().filter_map(shown).collect();
+        match names.is_empty() {
+            true => self.common_names().map(|n| String::from_utf8_lossy(n).into_owned()).collect(),
+            false => names,
+        }
+    }
+
     fn alternative_names(&self) -> Vec<(u8, &'a [u8])> {
         let all = each(self.extensions).filter(|v| v.tag == SEQUENCE).flat_map(|v| each(v.inside));
         let value = |extension: Value<'a>| {

@@ -12,6 +12,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, HandshakeKind,
     ProtocolVersion, RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
@@ -282,30 +284,108 @@ pub fn identity(pem: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDe
     Ok((chain, key))
 }
 
-/// The configuration of a listener from its certificate chain and key in PEM. Clients may be asked for a certificate; whose it is, is
-/// looked up when they have shown it.
+/// TLS of a listener, from its certificates in PEM. Clients may be asked for a certificate, which `roots` in PEM, if there are any, say who
+/// issues; whose it is, is looked up when they have shown it.
 ///
 /// # Errors
-/// A sentence saying what the PEM lacks, why the key does not fit, or that no suite is left.
-pub fn listener(tls: &ListenerTls, asks_for_certificates: bool) -> Result<Arc<ServerConfig>, String> {
-    let (chain, key) = identity(&tls.pem)?;
+/// A sentence saying what the PEM lacks, why a key does not fit, or that no suite is left.
+pub fn listener(
+    tls: &ListenerTls,
+    pems: &[&str],
+    roots: &str,
+    asks_for_certificates: bool,
+) -> Result<ClientTls, String> {
     let suites = cipher_list::select(&tls.ciphers, &tls.suites)?;
     let provider = with_suites(suites);
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&versions(!tls.bars_tls12, !tls.bars_tls13))
         .map_err(|e| e.to_string())?;
+    let issued = match roots {
+        "" => None,
+        pem => Some(issued_by(pem, &provider)?),
+    };
     let builder = match asks_for_certificates {
-        true => builder.with_client_cert_verifier(Arc::new(AnyClient { provider })),
+        true => {
+            let hints = issued.as_ref().map(|v| v.root_hint_subjects().to_vec()).unwrap_or_default();
+            builder.with_client_cert_verifier(Arc::new(AnyClient { provider: Arc::clone(&provider), hints }))
+        }
         false => builder.with_no_client_auth(),
     };
-    builder.with_single_cert(chain, key).map(Arc::new).map_err(|e| e.to_string())
+    let certified = |pem: &&str| {
+        let (chain, key) = identity(pem)?;
+        CertifiedKey::from_der(chain, key, &provider).map(Arc::new).map_err(|e| e.to_string())
+    };
+    let certificates = pems.iter().map(certified).collect::<Result<_, _>>()?;
+    let config = Arc::new(builder.with_cert_resolver(Arc::new(ByName(certificates))));
+    Ok(ClientTls { config, issued, immediate: tls.immediate })
+}
+
+/// TLS that a listener's clients are offered.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    /// Certificates, versions and suites.
+    pub config: Arc<ServerConfig>,
+    /// What a client's certificate has to be issued by; `None` for no matter by whom.
+    issued: Option<Arc<dyn ClientCertVerifier>>,
+    /// From the first byte, in place of STARTTLS.
+    pub immediate: bool,
+}
+
+impl ClientTls {
+    /// Whether what a client has shown, its own certificate first, is issued by those that may.
+    pub fn is_issued(&self, shown: &[CertificateDer<'_>]) -> bool {
+        match (&self.issued, shown) {
+            (None, _) => true,
+            (Some(v), [own, others @ ..]) => v.verify_client_cert(own, others, UnixTime::now()).is_ok(),
+            (Some(_), []) => false,
+        }
+    }
+}
+
+/// A verifier of clients' certificates that one of the authorities in PEM issues.
+fn issued_by(pem: &str, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut store = RootCertStore::empty();
+    for c in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        store.add(c.map_err(|e| e.to_string())?).map_err(|e| format!("this is not an authority's certificate: {e}"))?;
+    }
+    if store.is_empty() {
+        return Err("expected certificates of authorities in PEM, found none".into());
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider));
+    builder.build().map_err(|e| e.to_string())
+}
+
+/// Whether certificates in PEM are those of authorities that clients' certificates may be issued by (`tls-ca-file`).
+///
+/// # Errors
+/// A sentence saying what is wrong with them.
+pub fn check_issuers(pem: &str) -> Result<(), String> {
+    issued_by(pem, &provider()).map(drop)
+}
+
+/// Certificates of a listener, chosen by the name that a client asks for (RFC 6066 section 3) and the signatures that it can verify.
+#[derive(Debug)]
+struct ByName(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let is_for = |c: &CertifiedKey, name: &str| {
+            c.end_entity_cert().ok().and_then(|der| Certificate::of(der)).is_some_and(|c| c.is_for(name))
+        };
+        let can_verify = |c: &CertifiedKey| c.key.choose_scheme(hello.signature_schemes()).is_some();
+        let named = hello.server_name().filter(|_| self.0.len() > 1);
+        let fits = named.and_then(|name| self.0.iter().find(|c| is_for(c, name) && can_verify(c)));
+        fits.or_else(|| self.0.iter().find(|c| can_verify(c))).or(self.0.first()).cloned()
+    }
 }
 
 /// Takes any certificate of a client that holds its key, and clients without. A certificate makes a client somebody only where a user has
-/// that very certificate, so nobody has to vouch for it.
+/// that very certificate, so nobody has to vouch for it here.
 #[derive(Debug)]
 struct AnyClient {
     provider: Arc<CryptoProvider>,
+    /// Names of those that issue certificates which count; empty for anybody.
+    hints: Vec<DistinguishedName>,
 }
 
 impl ClientCertVerifier for AnyClient {
@@ -314,7 +394,7 @@ impl ClientCertVerifier for AnyClient {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
+        &self.hints
     }
 
     fn verify_client_cert(
@@ -349,10 +429,11 @@ impl ClientCertVerifier for AnyClient {
     }
 }
 
-/// Whether a certificate chain and key in PEM can be shown to receivers.
+/// Whether a certificate chain and key in PEM can be shown to others.
 ///
 /// # Errors
 /// A sentence saying what the PEM lacks or why the key does not fit.
 pub fn check_identity(pem: &str) -> Result<(), String> {
-    listener(&ListenerTls { pem: pem.to_owned(), ..ListenerTls::default() }, false).map(drop)
+    let (chain, key) = identity(pem)?;
+    CertifiedKey::from_der(chain, key, &provider()).map(drop).map_err(|e| e.to_string())
 }

@@ -52,7 +52,7 @@ mod tests {
     use hickory_proto::rr::{RData, Record, RecordType};
     use ipc::ledger::Ledger;
     use ipc::shard_map::ShardMap;
-    use ipc::snapshot::{MappedSnapshot, Snapshot, VirtualMta};
+    use ipc::snapshot::{Listener, MappedSnapshot, Snapshot, VirtualMta};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
     use tokio::sync::mpsc;
     use tokio::task::{LocalSet, spawn_local};
@@ -67,6 +67,7 @@ mod tests {
     use crate::shard::life::SpoolContents;
 
     const OUR_IP: [u8; 4] = [192, 0, 2, 9];
+    const LISTENER: &str = "192.0.2.9:25";
     const RECEIVERS_IP: [u8; 4] = [192, 0, 2, 25];
 
     /// A name server that knows one domain.
@@ -169,6 +170,7 @@ mod tests {
         snapshot.global.host_name = "mta.test".into();
         snapshot.global.name_servers = vec!["192.0.2.53:53".into()];
         snapshot.global.relay_domains = vec!["d.test".into()];
+        snapshot.listeners.push(Listener { address: LISTENER.into(), ..Listener::default() });
         let config = Config::of(MappedSnapshot::map(&snapshot.seal().unwrap()).unwrap()).unwrap();
         let options =
             spool::Options { path: folder.into(), shard: 0, sync: false, min_free_bytes: 0, boot: String::new() };
@@ -215,7 +217,7 @@ mod tests {
             let (client, server) = duplex(4096);
             let (peer, local) = (([192, 0, 2, 1], 9999).into(), Some((OUR_IP, 25).into()));
             let served = Rc::clone(&shard);
-            spawn_local(async move { serve(served, "192.0.2.9:25", server, peer, local).await });
+            spawn_local(async move { serve(served, LISTENER, server, peer, local).await });
             let (read, mut write) = tokio::io::split(client);
             let mut replies = BufReader::new(read).lines();
             assert_eq!(replies.next_line().await.unwrap().unwrap().get(..4), Some("220 "));

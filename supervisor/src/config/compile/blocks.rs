@@ -6,7 +6,7 @@ use ipc::rules::{Setting, SourceKey, Value};
 use ipc::snapshot::{BouncePattern, Pool, Source, SourceGroup, SpoolDirectory, VirtualMta};
 
 use super::super::{composite, reply_rule};
-use super::listener_lines::TlsLines;
+use super::listener_lines::Lines;
 use super::{Accepted, Compiler, Problem, Statement, Status, directives};
 
 /// Blocks of one kind, but for those that there is one of for each domain, client or virtual MTA.
@@ -171,18 +171,19 @@ impl<'s> Compiler<'s> {
     }
 
     fn listener(&mut self, s: &'s Statement) {
-        let (mut source, mut tls) = (String::new(), TlsLines::default());
+        let (mut source, mut lines) = (String::new(), Lines::default());
         for i in &s.inside {
             if let Some(value) = self.check("smtp-listener", i).and_then(Accepted::in_force) {
                 match &*i.name {
                     "source" => source = i.value.to_string(),
-                    "tls-certificate" => tls.pem = Some(self.certificate(i)),
-                    name => tls.take(name, value),
+                    "tls-certificate" => lines.certificates.extend(self.certificate(i)),
+                    "tls-ca-file" => lines.ca_file = self.issuers(i),
+                    name => lines.take(name, value),
                 }
             }
         }
         match composite::listener(&s.value) {
-            Ok((listen, None)) => self.listeners.add(s.value_at(), listen, source, tls),
+            Ok((listen, None)) => self.listeners.add(s.value_at(), listen, source, lines),
             Ok(_) => self.problem(s, Problem::expected("IP:PORT alone; source is a line inside", &s.value)),
             Err(p) => self.problem(s, p),
         }

@@ -91,6 +91,7 @@ impl<'s> Compiler<'s> {
             run_as_user: if out.run_as_user.is_empty() { "sluice".into() } else { out.run_as_user },
             run_as_root: out.run_as_root,
             listens_nowhere: out.no_address,
+            pem_files: self.pem_files.into_iter().collect(),
         };
         Checked { compiled, diagnostics, left_out, included: self.reader.included, writes, files: self.reader.files }
     }
@@ -393,8 +394,7 @@ impl<'s> Compiler<'s> {
             let address = std::net::SocketAddr::new(ip, self.out.dummy_port).to_string();
             s.global.dummy_smtp.address.clone_from(&address);
             if !s.listeners.iter().any(|l| l.address == address) {
-                let (source, tls) = Default::default();
-                s.listeners.push(Listener { address, source, tls });
+                s.listeners.push(Listener { address, ..Listener::default() });
             }
         }
         // Wider networks first: what is narrower is applied over them. Named ones come last.

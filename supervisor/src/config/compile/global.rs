@@ -9,8 +9,20 @@ use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
 use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
 use super::super::{composite, encrypted_key, source_hosts};
-use super::listener_lines::TlsLines;
-use super::{Accepted, Compiler, Problem, Span, Statement, pattern_key};
+use super::listener_lines::Lines;
+use super::{Accepted, Compiler, Form, PemFile, Problem, Span, Statement, pattern_key};
+use crate::certificates::InForce;
+
+/// What became of a file that a directive names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is among the snapshot's files, at this place.
+    Now(usize),
+    /// It was taken for another line, or there is nothing to take.
+    Before,
+    /// It cannot be used, which was said.
+    Unusable,
+}
 
 impl Compiler<'_> {
     pub(super) fn global(&mut self, s: &Statement, v: Value) {
@@ -56,8 +68,14 @@ impl Compiler<'_> {
                 g.mx_connection_limits.push((pattern_key(host), n.trim().parse().unwrap_or(0)));
             }
             ("spool-min-free-space", Value::Number(n)) => self.out.min_free_space = n.saturating_mul(1 << 20),
-            ("smtp-server-tls-certificate", _) => self.tls.pem = Some(self.certificate(s)),
-            (name, v) if name.starts_with("smtp-server-tls-") => self.tls.take(name, v),
+            ("smtp-server-tls-certificate", _) => {
+                let path = self.certificate(s);
+                self.of_listeners.certificates.extend(path);
+            }
+            ("smtp-server-tls-ca-file", _) => self.of_listeners.ca_file = self.issuers(s),
+            (name, v) if name.starts_with("smtp-server-tls-") || name == "smtp-await-slot" => {
+                self.of_listeners.take(name, v);
+            }
             (_, Value::Text(t)) => self.global_text(s, t),
             _ => {}
         }
@@ -133,7 +151,7 @@ impl Compiler<'_> {
                     if !source.is_empty() {
                         self.reference("source", &source, s, "global");
                     }
-                    self.listeners.add(s.value_at(), listen, source, TlsLines::default());
+                    self.listeners.add(s.value_at(), listen, source, Lines::default());
                 }
             }
             _ => {}
@@ -157,28 +175,17 @@ impl Compiler<'_> {
         read.and_then(|pem| encrypted_key::in_plain(path, pem, password))
     }
 
-    /// The PEM of a certificate and key file.
-    pub(super) fn certificate(&mut self, s: &Statement) -> String {
+    /// The file of a certificate chain and its key, if it can be used.
+    pub(super) fn certificate(&mut self, s: &Statement) -> Option<String> {
         let (path, password) = composite::certificate(&s.value);
-        if !self.reader.source.opens_named_files() {
-            return String::new();
-        }
-        let usable = self.pem(path, password).and_then(|pem| {
-            let help = "the file holds the certificate chain and its private key in PEM";
-            let used = worker::connect::tls::check_identity(&pem)
-                .map_err(|e| Problem::other(format!("{path}: {e}")).help(help));
-            used.map(|_| pem)
-        });
-        match usable {
-            Ok(pem) => {
-                self.check_readers(path, s.value_at());
-                pem
-            }
-            Err(p) => {
-                self.problem(s, p);
-                String::new()
-            }
-        }
+        let taken = self.pem_file(s, path, Form::Identity, password);
+        (taken != Taken::Unusable).then(|| path.to_owned())
+    }
+
+    /// The file of those that issue clients' certificates, if it can be used.
+    pub(super) fn issuers(&mut self, s: &Statement) -> Option<String> {
+        let path = s.value.trim();
+        (self.pem_file(s, path, Form::Issuers, "") != Taken::Unusable).then(|| path.to_owned())
     }
 
     /// `<dns>`
@@ -254,41 +261,60 @@ impl Compiler<'_> {
     }
 
     fn is_usable_key(&mut self, s: &Statement, path: &str) -> bool {
-        if !self.has_pem(path) {
-            let Some(key) = self.take_pem(s, path, true, Key::from_pem) else { return false };
-            if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
-                let message = format!("the key in {path} has {} bits", key.bits());
-                let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
-                self.warning(s.value_at(), "short-key", message, help);
-            }
-            if key.algorithm().starts_with("rsa") && key.bits() > BITS_VERIFIED_MAX {
-                let message = format!("the key in {path} has {} bits", key.bits());
-                let help = format!("verifiers need not take more than {BITS_VERIFIED_MAX} (RFC 8301), and some do not");
-                self.warning(s.value_at(), "long-key", message, help);
-            }
+        let taken = match self.pem_file(s, path, Form::SigningKey, "") {
+            Taken::Unusable => return false,
+            Taken::Before => return true,
+            Taken::Now(i) => self.snapshot.pem_files.get(i),
+        };
+        let Some(key) = taken.and_then(|(_, pem)| Key::from_pem(pem).ok()) else { return true };
+        if key.algorithm().starts_with("rsa") && key.bits() < BITS_ADVISED {
+            let message = format!("the key in {path} has {} bits", key.bits());
+            let help = format!("receivers advise {BITS_ADVISED}: `sluice dkim generate` makes one");
+            self.warning(s.value_at(), "short-key", message, help);
+        }
+        if key.algorithm().starts_with("rsa") && key.bits() > BITS_VERIFIED_MAX {
+            let message = format!("the key in {path} has {} bits", key.bits());
+            let help = format!("verifiers need not take more than {BITS_VERIFIED_MAX} (RFC 8301), and some do not");
+            self.warning(s.value_at(), "long-key", message, help);
         }
         true
     }
 
-    /// Puts the content of a file that a `<domain>` directive names into the snapshot for the workers, which may not read the file.
-    pub(super) fn pem_file(&mut self, s: &Statement, path: &str) {
-        if path.is_empty() || self.has_pem(path) {
-            return;
+    /// Reads and checks a file that a directive names, and takes its content along for the workers, which may not read it. A file of
+    /// somebody else's configuration is not opened.
+    pub(super) fn pem_file(&mut self, s: &Statement, path: &str, form: Form, password: &str) -> Taken {
+        if path.is_empty() || !self.reader.source.opens_named_files() {
+            return Taken::Before;
         }
-        // What they hold is read again by the workers.
-        match &*s.name {
-            "smtp-client-certificate" => {
-                self.take_pem(s, path, true, worker::connect::tls::check_identity);
-            }
-            _ => {
-                self.take_pem(s, path, false, worker::connect::tls::check_roots);
-            }
+        let file = PemFile { path: path.to_owned(), form, password: password.to_owned() };
+        if self.pem_files.contains(&file) {
+            return Taken::Before;
         }
-    }
-
-    /// Whether a file was read, or is not ours to read.
-    fn has_pem(&self, path: &str) -> bool {
-        self.pem_files.contains(path) || !self.reader.source.opens_named_files()
+        let read = self.pem(path, password).and_then(|pem| {
+            let checked = form.check(&pem).map_err(|e| Problem::other(format!("{path}: {e}")));
+            let help = "the file holds the certificate chain and its private key in PEM";
+            checked.map(|()| pem).map_err(|p| if form == Form::Identity { p.help(help) } else { p })
+        });
+        let pem = match read {
+            Ok(pem) => pem,
+            Err(p) => {
+                self.problem(s, p);
+                return Taken::Unusable;
+            }
+        };
+        if form.is_secret() {
+            self.check_readers(path, s.value_at());
+        }
+        if let Some(warning) = InForce::of(path, &pem).filter(|_| form == Form::Identity).and_then(|c| c.warning()) {
+            self.warning(s.value_at(), "certificate-ends", format!("the certificate in {warning}"), "");
+        }
+        self.pem_files.insert(file);
+        let next = self.snapshot.pem_files.len();
+        let place = *self.pem_places.entry(path.to_owned()).or_insert(next);
+        if place == next {
+            self.snapshot.pem_files.push((path.to_owned(), pem));
+        }
+        Taken::Now(place)
     }
 
     /// The text of a file with a list, which can be done without: whether it is there was checked with the value.
@@ -303,40 +329,8 @@ impl Compiler<'_> {
         })
     }
 
-    /// Reads and checks a PEM file and takes it along; answers what `check` made of it.
-    fn take_pem<T>(
-        &mut self,
-        s: &Statement,
-        path: &str,
-        is_secret: bool,
-        check: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let password = match &*s.name {
-            "smtp-client-certificate" => composite::certificate(&s.value).1,
-            _ => "",
-        };
-        let read = self.pem(path, password).and_then(|pem| {
-            let made = check(&pem).map_err(|e| Problem::other(format!("{path}: {e}")))?;
-            Ok((made, pem))
-        });
-        match read {
-            Ok((made, pem)) => {
-                if is_secret {
-                    self.check_readers(path, s.value_at());
-                }
-                self.snapshot.pem_files.push((path.to_owned(), pem));
-                self.pem_files.insert(path.to_owned());
-                Some(made)
-            }
-            Err(p) => {
-                self.problem(s, p);
-                None
-            }
-        }
-    }
-
     /// Warns of a key that everybody may read.
-    pub(super) fn check_readers(&mut self, path: &str, at: Span) {
+    fn check_readers(&mut self, path: &str, at: Span) {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(path).map_or(0, |m| m.permissions().mode());
         if mode & 0o004 != 0 {

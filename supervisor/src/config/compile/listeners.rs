@@ -8,7 +8,7 @@ use worker::connect::own_addresses;
 
 use super::super::composite::Listen;
 use super::super::source_hosts::within;
-use super::listener_lines::{Asked, TlsLines};
+use super::listener_lines::{Asked, Lines};
 use super::{Compiler, Diagnostic, Span};
 
 /// Listeners of a server: they travel to a worker in one frame, with the snapshot, the ledger and `dummy-smtp-port`'s.
@@ -57,15 +57,15 @@ impl Compiler<'_> {
         if asked.is_empty() {
             let ip = self.out.smtp_ip.unwrap_or(IpAddr::from(Ipv4Addr::UNSPECIFIED));
             let address = SocketAddr::new(ip, self.out.smtp_port.unwrap_or(25)).to_string();
-            let tls = TlsLines::default().over(&self.tls);
-            self.snapshot.listeners.push(Listener { address, source: String::new(), tls });
+            let listener = Lines::default().listener(&self.of_listeners, address, String::new());
+            self.snapshot.listeners.push(listener);
         }
     }
 
     /// Says what of a listener's TLS cannot be.
     fn check_tls(&mut self, a: &Asked) {
-        let tls = a.tls.over(&self.tls);
-        let has_certificate = a.tls.pem.is_some() || self.tls.pem.is_some();
+        let tls = a.lines.listener(&self.of_listeners, String::new(), String::new()).tls;
+        let has_certificate = !tls.certificates.is_empty();
         if tls.immediate && !has_certificate {
             let help = "name the file with tls-certificate here, or with smtp-server-tls-certificate for all listeners";
             self.error(a.at, "missing-directive", "immediate-tls needs a certificate", help);
@@ -83,18 +83,17 @@ impl Compiler<'_> {
 
     /// Takes an address; breaks off where nothing more can be taken.
     fn listen(&mut self, a: &Asked, address: SocketAddr, taken: &mut Taken) -> ControlFlow<()> {
-        let address = address.to_string();
-        let tls = a.tls.over(&self.tls);
-        if let Some((before, l)) = taken.all.iter().find(|(_, l)| l.address == address) {
-            let is_same = l.source == a.source && l.tls == tls;
+        let new = a.lines.listener(&self.of_listeners, address.to_string(), a.source.clone());
+        if let Some((before, l)) = taken.all.iter().find(|(_, l)| l.address == new.address) {
+            let is_same = *l == new;
             // Of a network that is said once.
             if taken.told[usize::from(is_same)].replace(a.at) == Some(a.at) {
                 return ControlFlow::Continue(());
             }
-            let message = format!("listener {address} is given twice");
+            let message = format!("listener {} is given twice", new.address);
             let d = match is_same {
                 true => Diagnostic::warning(a.at, "duplicate", message, "remove one of them"),
-                false => Diagnostic::error(a.at, "duplicate", message, "they differ in source or TLS: keep one"),
+                false => Diagnostic::error(a.at, "duplicate", message, "they do not say the same: keep one"),
             };
             self.reader.diagnostics.push(d.with(*before, "the other one"));
             return ControlFlow::Continue(());
@@ -103,7 +102,7 @@ impl Compiler<'_> {
             self.error(a.at, "too-many-listeners", format!("more than {LISTENERS_MAX} listeners"), "");
             return ControlFlow::Break(());
         }
-        taken.all.push((a.at, Listener { address, source: a.source.clone(), tls }));
+        taken.all.push((a.at, new));
         ControlFlow::Continue(())
     }
 

@@ -33,6 +33,7 @@ use super::lint;
 use super::macros::Macros;
 use super::nearest::nearest;
 use super::pattern::pattern_key;
+use super::pem::{Form, PemFile};
 use super::problem::Problem;
 use super::source::{NotRead, Source};
 use super::syntax::{Reader, Statement};
@@ -40,7 +41,7 @@ use super::types::{Parsed, Type};
 use super::unknown;
 use super::value;
 use super::writable::{self, Folder};
-use listener_lines::{Listeners, TlsLines};
+use listener_lines::{Lines, Listeners};
 use names::Names;
 
 /// A configuration ready to be put in force.
@@ -64,6 +65,8 @@ pub struct Compiled {
     pub run_as_root: bool,
     /// `NETWORK:PORT` of listeners that stand for no address of this machine.
     pub listens_nowhere: Vec<String>,
+    /// What the files in [`Snapshot::pem_files`] have to hold.
+    pub pem_files: Vec<PemFile>,
 }
 
 /// A configuration and all that is wrong with it.
@@ -175,8 +178,9 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         members: Vec::new(),
         out: Global::default(),
         listeners: Listeners::default(),
-        tls: TlsLines::default(),
+        of_listeners: Lines::default(),
         pem_files: HashSet::new(),
+        pem_places: HashMap::new(),
         programs: HashSet::new(),
         blocks: HashMap::new(),
         reserved_in: Vec::new(),
@@ -250,10 +254,12 @@ struct Compiler<'s> {
     members: Vec<(u32, String, u32, Span)>,
     out: Global,
     listeners: Listeners,
-    /// TLS of listeners that do not say otherwise.
-    tls: TlsLines,
-    /// Files in PEM that were read, or that this process may not read and another will.
-    pem_files: HashSet<String>,
+    /// What listeners do that do not say otherwise.
+    of_listeners: Lines,
+    /// Files in PEM that were read.
+    pem_files: HashSet<PemFile>,
+    /// Their places in the snapshot.
+    pem_places: HashMap<String, usize>,
     /// Programs that were looked for.
     programs: HashSet<String>,
     /// Blocks at top level, by kind.
@@ -490,7 +496,12 @@ impl<'s> Compiler<'s> {
                 name => {
                     self.snapshot.has_queue_to |= name == "queue-to";
                     match (name, &a.value) {
-                        ("smtp-tls-ca-file" | "smtp-client-certificate", Value::Text(path)) => self.pem_file(s, path),
+                        ("smtp-tls-ca-file", Value::Text(path)) => {
+                            self.pem_file(s, path, Form::Roots, "");
+                        }
+                        ("smtp-client-certificate", Value::Text(_)) => {
+                            self.certificate(s);
+                        }
                         ("command", Value::Text(command)) => self.program(s, command),
                         ("file-destination", Value::Text(path)) => {
                             let folder = writable::fixed_folder(path);

@@ -230,7 +230,8 @@ impl<'s> Compiler<'s> {
             self.warning(at, "contradiction", message, "remove one of the two lines");
         }
         self.lines_that_come_too_late();
-        let offers_tls = |l: &Listener| !l.tls.pem.is_empty() && (l.tls.immediate || self.auth.allows_starttls);
+        let offers_tls =
+            |l: &Listener| !l.tls.certificates.is_empty() && (l.tls.immediate || self.auth.allows_starttls);
         if self.snapshot.listeners.iter().any(offers_tls) || !self.reader.source.opens_named_files() {
             return;
         }
