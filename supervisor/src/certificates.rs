@@ -1,68 +1,67 @@
 //! Certificates that listeners show: for which names, and until when.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use ipc::snapshot::Snapshot;
 use serde_json::{Value, json};
-use worker::connect::certificate::Certificate;
-use worker::connect::tls;
 
-/// Days before the end of a certificate from which the operator is told of it.
-pub const WARNED_DAYS: i64 = 30;
-const DAY_S: i64 = 86_400;
+use crate::acme::files::Trouble;
+use crate::config::Compiled;
+use crate::config::acme::Wanted;
+use crate::config::certificate::{DAY_S, InForce, now_s};
 
-/// A certificate in force.
+/// A certificate that listeners show, or are to show, and what an operator should know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InForce {
+pub struct Shown {
     /// Its file.
     pub path: String,
     /// Hosts that it is for.
     pub names: Vec<String>,
-    /// When it ends, Unix seconds.
-    pub ends: i64,
+    /// When it ends, Unix seconds; `None` where `<acme>` has none yet.
+    pub ends: Option<i64>,
+    /// What is wrong with it, or soon will be.
+    pub warning: Option<String>,
 }
 
-fn now_s() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
-}
-
-impl InForce {
-    /// That of a file with a chain and its key in PEM.
-    pub fn of(path: &str, pem: &str) -> Option<InForce> {
-        let (chain, _) = tls::identity(pem).ok()?;
-        let c = Certificate::of(chain.first()?)?;
-        Some(InForce { path: path.to_owned(), names: c.host_names(), ends: c.valid.1 })
-    }
-
-    /// Seconds until it ends; below 0 when it has.
-    pub fn left_s(&self) -> i64 {
-        self.ends - now_s()
-    }
-
-    /// What an operator should know of it; `None` where it lasts for long.
-    pub fn warning(&self) -> Option<String> {
-        let names = self.names.join(", ");
-        match self.left_s() {
-            left if left < 0 => Some(format!("{} ({names}) has ended: clients refuse it", self.path)),
-            left if left < WARNED_DAYS * DAY_S => {
-                Some(format!("{} ({names}) ends in {} days", self.path, left / DAY_S))
-            }
-            _ => None,
-        }
-    }
-
+impl Shown {
     /// For `status --json`.
     pub fn as_json(&self) -> Value {
-        let at = worker::shown_time(self.ends.saturating_mul(1000).max(0));
-        json!({ "file": self.path, "names": self.names, "ends": at, "expires_s": self.left_s(), "warning": self.warning() })
+        let at = self.ends.map(|s| worker::shown_time(s.saturating_mul(1000).max(0)));
+        let left = self.ends.map(|s| s - now_s());
+        json!({ "file": self.path, "names": self.names, "ends": at, "expires_s": left, "warning": self.warning })
     }
 }
 
-/// Those of all listeners, each once.
-pub fn in_force(snapshot: &Snapshot) -> Vec<InForce> {
+/// Those of all listeners, each once. `<acme>` renews its own: a word is said of them when that fails.
+pub fn shown(compiled: &Compiled, troubles: &HashMap<PathBuf, Trouble>) -> Vec<Shown> {
+    let snapshot = &compiled.snapshot;
     let mut paths: Vec<&String> = snapshot.listeners.iter().flat_map(|l| &l.tls.certificates).collect();
     paths.sort_unstable();
     paths.dedup();
-    let pem = |path: &&String| snapshot.pem_files.iter().find(|(p, _)| p == *path).map(|(p, pem)| InForce::of(p, pem));
-    paths.iter().filter_map(pem).flatten().collect()
+    let wanted = compiled.acme.iter().flat_map(|a| &a.certificates);
+    let wanted: HashMap<PathBuf, &Wanted> = wanted.map(|w| (w.path(&compiled.data_dir), w)).collect();
+    let one = |path: &String| {
+        let pem = snapshot.pem_files.iter().find(|(p, _)| p == path).map_or("", |(_, pem)| pem.as_str());
+        let in_force = InForce::of(path, pem);
+        let renewed = wanted.get(Path::new(path));
+        let trouble = troubles.get(Path::new(path)).map(|t| {
+            let next = worker::shown_time(t.next_s.saturating_mul(1000).max(0));
+            format!("{}; next attempt at {next}", t.error)
+        });
+        let warning = match (&in_force, renewed, trouble) {
+            (None, _, None) => Some(format!("{path} is not there yet")),
+            (None, _, Some(why)) => Some(format!("{path} could not be obtained: {why}")),
+            (Some(c), Some(_), Some(why)) => {
+                Some(format!("{path} ends in {} days and could not be renewed: {why}", c.left_s() / DAY_S))
+            }
+            (Some(c), Some(_), None) if c.left_s() >= 0 => None,
+            (Some(c), ..) => c.warning(),
+        };
+        let (names, ends) = match (in_force, renewed) {
+            (Some(c), _) => (c.names, Some(c.ends)),
+            (None, w) => (w.map(|w| w.names.clone()).unwrap_or_default(), None),
+        };
+        Shown { path: path.clone(), names, ends, warning }
+    };
+    paths.into_iter().map(one).collect()
 }

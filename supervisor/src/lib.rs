@@ -2,6 +2,7 @@
 
 mod accounting;
 mod acct;
+mod acme;
 mod bounce;
 mod certificates;
 mod cli;

@@ -35,7 +35,7 @@ use crate::configurations::{self, By};
 use crate::shards::{Slot, State, control, life};
 use crate::state::{ANSWER_WAIT, LET_GO_WAIT, Supervisor};
 use crate::suppression::Suppression;
-use crate::{Failure, http, listen, operator, rights};
+use crate::{Failure, acme, http, listen, operator, rights};
 
 /// How long workers may take to end behind their grace time: what they hold goes to disk.
 const STOP_WAIT: Duration = Duration::from_secs(20);
@@ -100,6 +100,7 @@ async fn serve(
             listeners.push((l.address.clone(), fd));
         }
     }
+    let challenges = compiled.acme.as_deref().map(acme::keep::bind);
     let run_dir = PathBuf::from(&compiled.snapshot.global.run_dir);
     let spools: Vec<PathBuf> = compiled.snapshot.global.spools.iter().map(|s| PathBuf::from(&s.path)).collect();
     let accounts: Vec<PathBuf> = compiled
@@ -123,6 +124,7 @@ async fn serve(
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
     compiled.snapshot.generation = 1;
+    acme::files::load(&mut compiled);
     let users = compiled.snapshot.smtp_users.len();
     compiled.snapshot.salt_key = crate::salt_key::for_users(users, SaltKey::default(), &compiled.data_dir);
     crate::queue_time::restore(&compiled.data_dir);
@@ -159,6 +161,7 @@ async fn serve(
         has_ledger: Cell::new(false),
         suppression,
         dkim_keys: Cell::default(),
+        acme: RefCell::default(),
         changed: Notify::new(),
         stopping: Cell::new(false),
         stop: Notify::new(),
@@ -179,6 +182,7 @@ async fn serve(
     spawn_local(Rc::clone(&sup).watch_load());
     spawn_local(Rc::clone(&sup).watch_pem_files());
     spawn_local(Rc::clone(&sup).watch_certificates());
+    spawn_local(acme::keep::keep(Rc::clone(&sup), challenges));
     spawn_local(Rc::clone(&sup).watch_memory());
     spawn_local(Rc::clone(&sup).compare_keys());
     // Workers are given the configuration with its keys, so this socket is not for the group, in which there may be other users than the server's.

@@ -13,6 +13,7 @@ use ipc::shard_map::{ShardMap, Spread};
 use tokio::sync::{Notify, oneshot};
 
 use crate::accounting::AccountingFiles;
+use crate::acme::files::Trouble;
 use crate::config::{Compiled, Overrides};
 use crate::fleet::{Known, Seen};
 use crate::listen;
@@ -59,6 +60,8 @@ pub struct Supervisor {
     pub returning: Cell<usize>,
     /// It is settled that the ledger here is the one that all workers use.
     pub has_ledger: Cell<bool>,
+    /// Certificates of `<acme>` that could not be obtained, by file.
+    pub acme: RefCell<HashMap<PathBuf, Trouble>>,
     /// Notified when a slot changes.
     pub changed: Notify,
     /// The server is stopping.

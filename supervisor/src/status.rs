@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use ipc::operator::ShardRow;
 use serde_json::{Value, json};
 
-use crate::certificates::{self, InForce};
+use crate::certificates::{self, Shown};
 use crate::state::Supervisor;
 
 fn local(t: SystemTime) -> String {
@@ -87,7 +87,7 @@ pub fn as_json(sup: &Supervisor) -> Value {
                 "refusals": slots.iter().filter_map(refusal).collect::<Vec<_>>(),
                 "accountingBehind": slots.iter().filter_map(accounting_behind).collect::<Vec<_>>(),
             },
-            "certificates": certificates::in_force(&c.snapshot).iter().map(InForce::as_json).collect::<Vec<_>>(),
+            "certificates": certificates::shown(&c, &sup.acme.borrow()).iter().map(Shown::as_json).collect::<Vec<_>>(),
             "shards": slots.iter().map(shard).collect::<Vec<_>>(),
             "status": state,
         } },
@@ -142,7 +142,7 @@ pub fn as_text(v: &Value) -> String {
     let waiting = s.pointer("/spool/accountingBehind").and_then(Value::as_array);
     refusals.extend(waiting.into_iter().flatten().map(behind));
     let ending = s["certificates"].as_array().into_iter().flatten().filter_map(|c| c["warning"].as_str());
-    refusals.extend(ending.map(|w| format!("  Ends     certificate {w}\n")));
+    refusals.extend(ending.map(|w| format!("  TLS      certificate {w}\n")));
     if let Some(panics) = s["panics"].as_u64().filter(|n| *n > 0) {
         refusals +=
             &format!("  Errors   panics of this program: {panics}, each told of in its log (\"ended by a panic\")\n");

@@ -3,9 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use rsa::pkcs1::EncodeRsaPublicKey;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 /// The name in the certificate.
 pub const NAME: &str = "mta.test";
@@ -273,4 +275,54 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// A client's side that takes whatever certificate it is shown.
+#[derive(Debug)]
+pub struct Anything {
+    pub provider: CryptoProvider,
+    /// It says that it verifies signatures of RSA keys alone.
+    pub rsa_only: bool,
+}
+
+impl Default for Anything {
+    fn default() -> Anything {
+        Anything { provider: rustls::crypto::aws_lc_rs::default_provider(), rsa_only: false }
+    }
+}
+
+impl ServerCertVerifier for Anything {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let all = self.provider.signature_verification_algorithms.supported_schemes();
+        all.into_iter().filter(|s| !self.rsa_only || format!("{s:?}").starts_with("RSA")).collect()
+    }
 }

@@ -1,8 +1,7 @@
 //! DANE over a zone that Knot DNS signs and Unbound validates.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,35 +12,10 @@ use tests::eventually;
 use tests::receiver::Receiver;
 use tests::tls::Authority;
 
+use crate::beside::{free_port, run};
 use crate::has;
 
 const WAIT: Duration = Duration::from_secs(30);
-
-/// A server that is killed when it is dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn run(dir: &Path, program: &str, args: &[&str]) -> Server {
-    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    let child =
-        Command::new(program).args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
-    Server(child.unwrap())
-}
-
-fn free_port(ip: &str) -> u16 {
-    loop {
-        let port = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port();
-        if UdpSocket::bind((ip, port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 #[test]
 fn dane_under_a_zone_that_is_signed_and_validated() {

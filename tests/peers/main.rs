@@ -2,8 +2,11 @@
 //! whose program is missing says so and passes; `tests/run` installs them where it can.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod acme;
+mod beside;
 mod dnssec;
 mod exim;
+mod haproxy;
 
 use std::process::{Command, Output};
 use std::time::Duration;

@@ -30,7 +30,7 @@ fn shown(at: SocketAddr, name: &str, rsa_only: bool) -> Vec<u8> {
     let suites = default.cipher_suites.iter().filter(|s| !rsa_only || format!("{s:?}").contains("_RSA_"));
     let provider = CryptoProvider { cipher_suites: suites.copied().collect(), ..default };
     let versions = if rsa_only { vec![&rustls::version::TLS12] } else { rustls::ALL_VERSIONS.to_vec() };
-    let verifier = Arc::new(Anything(provider.clone(), rsa_only));
+    let verifier = Arc::new(tls::Anything { provider: provider.clone(), rsa_only });
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&versions)
         .unwrap()
@@ -42,46 +42,6 @@ fn shown(at: SocketAddr, name: &str, rsa_only: bool) -> Vec<u8> {
     let mut io = std::net::TcpStream::connect(at).unwrap();
     session.complete_io(&mut io).unwrap();
     session.peer_certificates().unwrap()[0].to_vec()
-}
-
-/// Takes whatever it is shown, by keys that it says it can verify.
-#[derive(Debug)]
-struct Anything(CryptoProvider, bool);
-
-impl rustls::client::danger::ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &rustls::pki_types::CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &rustls::pki_types::CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        let all = self.0.signature_verification_algorithms.supported_schemes();
-        all.into_iter().filter(|s| !self.1 || format!("{s:?}").starts_with("RSA")).collect()
-    }
 }
 
 fn der(pem: &str) -> Vec<u8> {
@@ -135,7 +95,7 @@ fn a_certificate_whose_file_changes_is_in_force_without_a_reload() {
     assert_eq!((&ending[0]["file"], &ending[0]["names"][0]), (&file.as_str().into(), &"mta.test".into()));
     assert!(ending[0]["warning"].as_str().unwrap().ends_with("ends in 5 days"), "{ending}");
     assert!((4 * 86_400..=5 * 86_400 + 60).contains(&ending[0]["expires_s"].as_i64().unwrap()), "{ending}");
-    assert!(engine.run(&["status"]).contains("Ends     certificate "));
+    assert!(engine.run(&["status"]).contains("TLS      certificate "));
     eventually("the log says so", Duration::from_secs(5), || engine.log().contains("ends in 5 days"));
     let check = engine.sluice(&["config", "check", &engine.path().join("sluice.conf").display().to_string()]);
     assert!(String::from_utf8_lossy(&check.stdout).contains("certificate-ends"), "{check:?}");
@@ -146,7 +106,7 @@ fn a_certificate_whose_file_changes_is_in_force_without_a_reload() {
     written(folder.path(), "mta.pem", &second);
     eventually("it is in force", Duration::from_secs(20), || shown(at, "mta.test", false) == der(&second));
     assert_eq!(status()[0]["warning"], serde_json::Value::Null);
-    assert!(!engine.run(&["status"]).contains("Ends "));
+    assert!(!engine.run(&["status"]).contains("TLS "));
 }
 
 #[test]

@@ -9,8 +9,17 @@ use super::directives;
 use super::files::{SourceFiles, Span};
 
 /// Directives whose values reach no message and no excerpt: both end up in logs.
-pub const SECRETS: &[&str] =
-    &["password", "auth-password", "http-api-key", "api-key", "access-token", "volume-audit-api-key", "privacy-policy"];
+pub const SECRETS: &[&str] = &[
+    "password",
+    "auth-password",
+    "http-api-key",
+    "api-key",
+    "access-token",
+    "volume-audit-api-key",
+    "privacy-policy",
+    "external-account",
+    "dns-update",
+];
 
 /// Directives whose first word is a file and whose second is its password, which is a secret likewise.
 pub const WITH_PASSWORD: &[&str] = &["smtp-client-certificate", "smtp-server-tls-certificate", "tls-certificate"];

@@ -2,7 +2,9 @@
 //! ([`directives`], [`types`]) → compiled ([`compile`]). Every error is
 //! collected; [`lint`] finds what is legal and not meant.
 
+pub mod acme;
 pub mod builtin;
+pub mod certificate;
 pub mod compile;
 pub mod composite;
 pub mod diagnostic;

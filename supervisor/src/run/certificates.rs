@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::certificates::{self, InForce};
+use crate::certificates;
 use crate::state::Supervisor;
 
 /// Time between two looks; the first is at the start.
@@ -15,12 +15,13 @@ const TOLD_EVERY: Duration = Duration::from_secs(86_400);
 impl Supervisor {
     /// Tells of certificates of listeners that end soon, each day as long as they are in force.
     pub(super) async fn watch_certificates(self: Rc<Self>) {
-        let mut told: HashMap<(String, i64), Instant> = HashMap::new();
+        let mut told: HashMap<(String, Option<i64>), Instant> = HashMap::new();
         while !self.stopping.get() {
-            let ending: Vec<InForce> = certificates::in_force(&self.compiled.borrow().snapshot);
-            told.retain(|(path, ends), _| ending.iter().any(|c| c.path == *path && c.ends == *ends));
-            for c in &ending {
-                let Some(warning) = c.warning() else { continue };
+            let all = certificates::shown(&self.compiled.borrow(), &self.acme.borrow());
+            told.retain(|(path, ends), _| all.iter().any(|c| c.path == *path && c.ends == *ends));
+            // What is not there yet is told of when it cannot be obtained.
+            for c in all.iter().filter(|c| c.ends.is_some()) {
+                let Some(warning) = &c.warning else { continue };
                 let is_due = |at: &Instant| at.elapsed() >= TOLD_EVERY;
                 let key = (c.path.clone(), c.ends);
                 if told.get(&key).is_none_or(is_due) {

@@ -52,7 +52,7 @@ impl Supervisor {
             }
             let mut changed = Vec::new();
             for (f, now) in stamps(files).await {
-                if known.insert(f.clone(), now) != Some(now) {
+                if known.insert(f.clone(), now) != Some(now) && now.is_some() {
                     changed.push(f);
                 }
             }
@@ -65,7 +65,7 @@ impl Supervisor {
     }
 
     /// Reads files that changed; what cannot be used is left for its next change.
-    async fn take_pem_files(self: &Rc<Self>, changed: Vec<PemFile>) {
+    pub async fn take_pem_files(self: &Rc<Self>, changed: Vec<PemFile>) {
         let mut taken = Vec::new();
         let held = read(changed).await;
         {

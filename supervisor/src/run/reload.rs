@@ -10,6 +10,7 @@ use tokio::task::spawn_local;
 
 use super::told;
 use crate::accounting;
+use crate::acme;
 use crate::config::diff::Change;
 use crate::config::source::Source;
 use crate::config::{self, Compiled, map};
@@ -156,7 +157,12 @@ impl Supervisor {
             (in_force.snapshot.salt_key, in_force.data_dir.clone())
         };
         let users = compiled.snapshot.smtp_users.len();
-        compiled.snapshot.salt_key = beside(move || Ok(salt_key::for_users(users, known, &data_dir))).await?;
+        compiled = beside(move || {
+            compiled.snapshot.salt_key = salt_key::for_users(users, known, &data_dir);
+            acme::files::load(&mut compiled);
+            Ok(compiled)
+        })
+        .await?;
         loop {
             let generation = self.generation.get() + 1;
             compiled.snapshot.generation = generation;

@@ -116,7 +116,16 @@ pub async fn serve(
     let overlay = listener.source.clone();
     let rules = Rc::new(config.snapshot.get().source_rules(Some(ip), &[&overlay]));
     // To a client that begins with TLS words in clear mean nothing.
-    let in_clear = !tls.as_ref().is_some_and(|t| t.immediate);
+    let in_clear = !listener.tls.immediate;
+    if !in_clear && tls.is_none() {
+        if log_limit::allows_line("no certificate yet", address) {
+            tracing::warn!(
+                listener = address,
+                "a client was turned away: the listener speaks TLS and has no certificate yet"
+            );
+        }
+        return;
+    }
     let take = || ClientPlace::take(&shard, &rules, ip, peer.port());
     let place = match listener.await_slot {
         true => shard.awaiting.place(rules.smtp_command_timeout, take, || shard.stopping()).await,

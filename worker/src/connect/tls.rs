@@ -317,7 +317,7 @@ pub fn listener(
     };
     let certificates = pems.iter().map(certified).collect::<Result<_, _>>()?;
     let config = Arc::new(builder.with_cert_resolver(Arc::new(ByName(certificates))));
-    Ok(ClientTls { config, issued, immediate: tls.immediate })
+    Ok(ClientTls { config, issued })
 }
 
 /// TLS that a listener's clients are offered.
@@ -327,8 +327,6 @@ pub struct ClientTls {
     pub config: Arc<ServerConfig>,
     /// What a client's certificate has to be issued by; `None` for no matter by whom.
     issued: Option<Arc<dyn ClientCertVerifier>>,
-    /// From the first byte, in place of STARTTLS.
-    pub immediate: bool,
 }
 
 impl ClientTls {

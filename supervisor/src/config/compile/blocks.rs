@@ -50,6 +50,7 @@ impl<'s> Compiler<'s> {
             "address-list" | "suppression-list" => self.address_list(s),
             "bounce-category-patterns" => self.bounce_patterns(s),
             "mx-rollup-list" => self.rollup_list(s),
+            "acme" => self.acme(s),
             "dns" => self.dns(s),
             "bounce-processor" | "feedback-loop-processor" => {
                 self.pend(d, s);

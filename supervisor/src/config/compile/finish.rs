@@ -63,6 +63,7 @@ impl<'s> Compiler<'s> {
         let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
         self.withheld_of_virtual_mtas();
         self.listeners();
+        self.acme_certificates(&data_dir);
         self.defaults(&data_dir);
         self.local_aliases();
         self.other_machine();
@@ -91,6 +92,7 @@ impl<'s> Compiler<'s> {
             run_as_user: if out.run_as_user.is_empty() { "sluice".into() } else { out.run_as_user },
             run_as_root: out.run_as_root,
             listens_nowhere: out.no_address,
+            acme: self.acme,
             pem_files: self.pem_files.into_iter().collect(),
         };
         Checked { compiled, diagnostics, left_out, included: self.reader.included, writes, files: self.reader.files }

@@ -7,11 +7,11 @@ use ipc::snapshot::{DomainKey, SourceHost, SpoolDirectory};
 use worker::connect::own_addresses;
 use worker::dkim::key::{BITS_ADVISED, BITS_VERIFIED_MAX, Key};
 
+use super::super::certificate::InForce;
 use super::super::source::{BYTES_MAX, PEM_BYTES_MAX};
 use super::super::{composite, encrypted_key, source_hosts};
 use super::listener_lines::Lines;
 use super::{Accepted, Compiler, Form, PemFile, Problem, Span, Statement, pattern_key};
-use crate::certificates::InForce;
 
 /// What became of a file that a directive names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

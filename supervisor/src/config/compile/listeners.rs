@@ -65,7 +65,7 @@ impl Compiler<'_> {
     /// Says what of a listener's TLS cannot be.
     fn check_tls(&mut self, a: &Asked) {
         let tls = a.lines.listener(&self.of_listeners, String::new(), String::new()).tls;
-        let has_certificate = !tls.certificates.is_empty();
+        let has_certificate = !tls.certificates.is_empty() || self.acme.is_some();
         if tls.immediate && !has_certificate {
             let help = "name the file with tls-certificate here, or with smtp-server-tls-certificate for all listeners";
             self.error(a.at, "missing-directive", "immediate-tls needs a certificate", help);

@@ -1,6 +1,7 @@
 //! Statements to a snapshot; everything that is wrong is collected on the way.
 
 mod accounting;
+mod acme;
 mod address_list;
 mod blocks;
 mod finish;
@@ -20,12 +21,14 @@ pub use users::users_by_form;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipc::layers::{LayersBuilder, Scope};
 use ipc::rules::{Setting, Value};
 use ipc::shard_map::Spread;
 use ipc::snapshot::{Snapshot, SourceHost, VirtualMta, Written};
 
+use super::acme::Acme;
 use super::diagnostic::{Diagnostic, LeftOut, SECRETS};
 use super::directives::{self, Directive, Status};
 use super::files::{SourceFiles, Span};
@@ -65,6 +68,8 @@ pub struct Compiled {
     pub run_as_root: bool,
     /// `NETWORK:PORT` of listeners that stand for no address of this machine.
     pub listens_nowhere: Vec<String>,
+    /// `<acme>`
+    pub acme: Option<Arc<Acme>>,
     /// What the files in [`Snapshot::pem_files`] have to hold.
     pub pem_files: Vec<PemFile>,
 }
@@ -179,6 +184,8 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         out: Global::default(),
         listeners: Listeners::default(),
         of_listeners: Lines::default(),
+        acme: None,
+        acme_at: None,
         pem_files: HashSet::new(),
         pem_places: HashMap::new(),
         programs: HashSet::new(),
@@ -256,6 +263,9 @@ struct Compiler<'s> {
     listeners: Listeners,
     /// What listeners do that do not say otherwise.
     of_listeners: Lines,
+    /// `<acme>`, and where it stands.
+    acme: Option<Arc<Acme>>,
+    acme_at: Option<Span>,
     /// Files in PEM that were read.
     pem_files: HashSet<PemFile>,
     /// Their places in the snapshot.

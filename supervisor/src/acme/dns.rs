@@ -1,0 +1,167 @@
+//! Records of challenges: set and removed by a command of the operator's, or at a name server (RFC 2136, signed by RFC 8945).
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hickory_proto::op::{Message, Query, ResponseCode, update_message};
+use hickory_proto::rr::rdata::TXT;
+use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
+use hickory_proto::rr::{Name, RData, Record, RecordSet, RecordType, TSigner};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::{Instant, timeout};
+use worker::connect::mx::Resolver;
+use worker::ports::dns_of_the_system;
+
+use super::error::AcmeError;
+use crate::config::acme::{Acme, DnsUpdate};
+
+/// How long a command, or a name server, may take.
+const WAIT: Duration = Duration::from_secs(120);
+/// How long a record may take to be seen through this server's own name servers, and how often they are asked.
+const SEEN_WAIT: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Seconds that others may keep the record.
+const TTL: u32 = 60;
+/// Seconds by which clocks may differ (RFC 8945 §10 says 300).
+const FUDGE: u16 = 300;
+/// Bytes of what a command says that are shown.
+const SAID_MAX: usize = 500;
+
+/// What is done to a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Added to those of its name.
+    Add,
+    /// Removed from them.
+    Remove,
+}
+
+impl Change {
+    fn word(self) -> &'static str {
+        match self {
+            Change::Add => "add",
+            Change::Remove => "remove",
+        }
+    }
+}
+
+/// The name of the record for a name: that of all of a domain is the domain's (RFC 8555 §8.4).
+pub fn record_name(name: &str) -> String {
+    format!("_acme-challenge.{}", name.trim_start_matches("*."))
+}
+
+/// Adds or removes a TXT record.
+///
+/// # Errors
+/// [`AcmeError::Record`]
+pub async fn change(acme: &Acme, change: Change, name: &str, value: &str) -> Result<(), AcmeError> {
+    let done = async {
+        match &acme.dns_update {
+            Some(update) => by_update(update, change, name, value).await,
+            None => by_command(&acme.dns_command, change, name, value).await,
+        }
+    };
+    let late = || format!("it takes more than {} s", WAIT.as_secs());
+    let done = timeout(WAIT, done).await.unwrap_or_else(|_| Err(late()));
+    done.map_err(|why| AcmeError::Record { name: name.to_owned(), why })
+}
+
+async fn by_command(command: &[String], change: Change, name: &str, value: &str) -> Result<(), String> {
+    let [program, arguments @ ..] = command else { return Err("there is neither dns-command nor dns-update".into()) };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .args([change.word(), name, value])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| format!("{program}: {e}"))?;
+    let mut said = Vec::new();
+    if let Some(errors) = child.stderr.take() {
+        // What more it says is not waited for.
+        let _ = errors.take(SAID_MAX as u64).read_to_end(&mut said).await;
+    }
+    let status = child.wait().await.map_err(|e| format!("{program}: {e}"))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("{program} {}: {status}: {}", change.word(), ipc::text::clean_bytes(&said, SAID_MAX))),
+    }
+}
+
+async fn by_update(update: &DnsUpdate, change: Change, name: &str, value: &str) -> Result<(), String> {
+    let name = Name::from_ascii(format!("{name}.")).map_err(|e| e.to_string())?;
+    let zone = zone_of(update.server, &name).await?;
+    let mut set = RecordSet::new(name.clone(), RecordType::TXT, 0);
+    set.insert(Record::from_rdata(name, TTL, RData::TXT(TXT::new(vec![value.to_owned()]))), 0);
+    let mut message = match change {
+        Change::Add => update_message::append(set, zone, false, false),
+        Change::Remove => update_message::delete_by_rdata(set, zone, false),
+    };
+    let algorithm = TsigAlgorithm::from_name(Name::from_ascii(&update.algorithm).map_err(|e| e.to_string())?);
+    let key = Name::from_ascii(&update.key).map_err(|e| e.to_string())?;
+    let signer = TSigner::new(update.secret.clone(), algorithm, key, FUDGE).map_err(|e| e.to_string())?;
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let verifier = message.finalize(&signer, now_s).map_err(|e| e.to_string())?;
+    let answer = exchange(update.server, &message).await?;
+    let said = Message::from_vec(&answer).map_err(|e| e.to_string())?;
+    match said.metadata.response_code {
+        ResponseCode::NoError => {}
+        code => return Err(format!("{} says {code} (key {}, {})", update.server, update.key, update.algorithm)),
+    }
+    // Whoever has the key has done it.
+    match verifier.map(|mut v| v.verify(&answer)) {
+        Some(Err(e)) => Err(format!("the answer of {} is not signed by the key {}: {e}", update.server, update.key)),
+        _ => Ok(()),
+    }
+}
+
+/// The zone of a name, as a name server that has it says.
+async fn zone_of(server: SocketAddr, name: &Name) -> Result<Name, String> {
+    let mut zone = name.clone();
+    while !zone.is_root() {
+        let mut question = Message::query();
+        question.add_query(Query::query(zone.clone(), RecordType::SOA));
+        let answer = Message::from_vec(&exchange(server, &question).await?).map_err(|e| e.to_string())?;
+        if answer.answers.iter().any(|r| r.record_type() == RecordType::SOA && r.name == zone) {
+            return Ok(zone);
+        }
+        zone = zone.base_name();
+    }
+    Err(format!("{server} has no zone that {name} is in"))
+}
+
+async fn exchange(server: SocketAddr, message: &Message) -> Result<Vec<u8>, String> {
+    let failed = |e: std::io::Error| format!("{server}: {e}");
+    let bytes = message.to_vec().map_err(|e| e.to_string())?;
+    let length = u16::try_from(bytes.len()).map_err(|e| e.to_string())?;
+    let mut stream = TcpStream::connect(server).await.map_err(failed)?;
+    stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.map_err(failed)?;
+    let length = stream.read_u16().await.map_err(failed)?;
+    let mut answer = vec![0; usize::from(length)];
+    stream.read_exact(&mut answer).await.map_err(failed)?;
+    Ok(answer)
+}
+
+/// Waits until a record is seen by the server's name servers; false where it is not in the time that there is. The
+/// authority asks others, which may see it all the same.
+pub async fn is_seen(name_servers: &[String], udp_bytes: u16, name: &str, value: &str) -> bool {
+    let until = Instant::now() + SEEN_WAIT;
+    loop {
+        // Each look begins anew: what is not there is remembered as well.
+        let found = match Resolver::new(name_servers, udp_bytes, &dns_of_the_system()) {
+            Ok(r) => r.txt(name).await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        if found.iter().any(|t| t == value) {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,222 @@
+//! What lies in the data folder: the account, the certificates, and what failed of late.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use instant_acme::AccountCredentials;
+use serde::{Deserialize, Serialize};
+
+use super::error::AcmeError;
+use crate::config::Compiled;
+use crate::config::acme::{Acme, FOLDER, Wanted};
+use crate::config::pem::{Form, PemFile};
+
+/// Why a certificate is not there yet, or not renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Failures since the last success.
+    pub failures: u32,
+    /// The last one.
+    pub error: String,
+    /// When the next attempt is made, Unix seconds.
+    pub next_s: i64,
+    /// Of what was asked for, so that another configuration is tried at once.
+    asked: u64,
+}
+
+impl Trouble {
+    /// One more failure behind `before`, of what is `asked` for.
+    pub fn behind(before: Option<&Trouble>, asked: u64, error: &AcmeError, now_s: i64) -> Trouble {
+        let failures = before.map_or(0, |t| t.failures).saturating_add(1);
+        let next_s = now_s.saturating_add(error.wait(failures).as_secs() as i64);
+        Trouble { failures, error: ipc::text::clean(&error.to_string(), 500).into_owned(), next_s, asked }
+    }
+}
+
+/// What tells one configuration of a certificate from another. Secrets change nothing that a directory would count.
+pub fn asked(acme: &Acme, wanted: &Wanted) -> u64 {
+    let mut h = DefaultHasher::new();
+    (&acme.directory, &wanted.names, acme.challenge as u8, acme.listener, &acme.dns_command).hash(&mut h);
+    acme.dns_update.as_ref().map(|u| (u.server, &u.key, &u.algorithm)).hash(&mut h);
+    h.finish()
+}
+
+/// The files of certificates, whose content is taken into a configuration as far as they are there. Those of the configuration's own user
+/// are read: `config check` of somebody else does not look.
+pub fn load(compiled: &mut Compiled) {
+    let Some(acme) = &compiled.acme else { return };
+    for w in &acme.certificates {
+        let path = w.path(&compiled.data_dir).display().to_string();
+        let file = PemFile { path: path.clone(), form: Form::Identity, password: String::new() };
+        let pem = match file.read() {
+            Ok(pem) => pem,
+            Err(error) => {
+                if Path::new(&path).exists() {
+                    tracing::error!(
+                        path,
+                        error,
+                        "a certificate of <acme> cannot be used, and another one is asked for"
+                    );
+                }
+                String::new()
+            }
+        };
+        compiled.pem_files.push(file);
+        compiled.snapshot.pem_files.push((path, pem));
+    }
+}
+
+fn folder(data_dir: &Path) -> Result<PathBuf, AcmeError> {
+    let folder = data_dir.join(FOLDER);
+    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(AcmeError::File { path: folder.display().to_string(), error })
+        }
+        _ => Ok(folder),
+    }
+}
+
+/// Puts a file in its place as a whole, readable to its owner alone.
+fn write(path: &Path, text: &[u8]) -> Result<(), AcmeError> {
+    let failed = |error| AcmeError::File { path: path.display().to_string(), error };
+    let new = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
+    file.write_all(text).and_then(|()| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&new, path).map_err(failed)?;
+    let folder = path.parent().map_or_else(|| Ok(()), |f| std::fs::File::open(f)?.sync_all());
+    folder.map_err(failed)
+}
+
+/// Keeps a certificate and its key.
+///
+/// # Errors
+/// [`AcmeError::File`]
+pub fn keep_certificate(data_dir: &Path, wanted: &Wanted, pem: &str) -> Result<(), AcmeError> {
+    folder(data_dir)?;
+    write(&wanted.path(data_dir), pem.as_bytes())
+}
+
+/// The account at a directory has a file of its own.
+fn account_path(data_dir: &Path, directory: &str) -> Result<PathBuf, AcmeError> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' };
+    let name: String = directory.trim_start_matches("https://").chars().map(plain).take(100).collect();
+    Ok(folder(data_dir)?.join(format!("account-{name}.json")))
+}
+
+/// The account at a directory, if there is one.
+///
+/// # Errors
+/// [`AcmeError::File`]: a file that cannot be read is not made anew, for the authority counts accounts as well.
+pub fn account(data_dir: &Path, directory: &str) -> Result<Option<AccountCredentials>, AcmeError> {
+    let path = account_path(data_dir, directory)?;
+    let failed = |error| AcmeError::File { path: path.display().to_string(), error };
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| failed(e.into())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Keeps an account.
+///
+/// # Errors
+/// [`AcmeError::File`]
+pub fn keep_account(data_dir: &Path, directory: &str, account: &AccountCredentials) -> Result<(), AcmeError> {
+    let path = account_path(data_dir, directory)?;
+    let text = serde_json::to_vec(account);
+    let text = text.map_err(|e| AcmeError::File { path: path.display().to_string(), error: e.into() })?;
+    write(&path, &text)
+}
+
+fn trouble_path(data_dir: &Path, wanted: &Wanted) -> PathBuf {
+    wanted.path(data_dir).with_extension("failures.json")
+}
+
+/// What failed of late of what is `asked` for.
+pub fn trouble(data_dir: &Path, wanted: &Wanted, asked: u64) -> Option<Trouble> {
+    let text = std::fs::read(trouble_path(data_dir, wanted)).ok()?;
+    serde_json::from_slice::<Trouble>(&text).ok().filter(|t| t.asked == asked)
+}
+
+/// Keeps what failed, so that a restart does not try again at once; `None` when nothing does.
+pub fn keep_trouble(data_dir: &Path, wanted: &Wanted, trouble: Option<&Trouble>) {
+    let path = trouble_path(data_dir, wanted);
+    let kept = match trouble.and_then(|t| serde_json::to_vec(t).ok()) {
+        Some(text) => folder(data_dir).and_then(|_| write(&path, &text)),
+        None => match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(AcmeError::File { path: path.display().to_string(), error })
+            }
+            _ => Ok(()),
+        },
+    };
+    if let Err(error) = kept {
+        tracing::warn!(error = %error, "what failed of a certificate is not kept over a restart");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::acme::Challenge;
+
+    fn acme() -> Acme {
+        Acme {
+            directory: "https://ca.test:14000/dir".into(),
+            contacts: Vec::new(),
+            external_account: None,
+            certificates: vec![Wanted { names: vec!["*.mta.test".into(), "mta.test".into()] }],
+            challenge: Challenge::Dns01,
+            listener: "0.0.0.0:80".parse().unwrap(),
+            dns_command: Vec::new(),
+            dns_update: None,
+            ca_file: String::new(),
+        }
+    }
+
+    #[test]
+    fn failures_are_kept_for_what_was_asked_and_waits_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let (acme, mut other) = (acme(), acme());
+        other.challenge = Challenge::Http01;
+        let wanted = &acme.certificates[0];
+        let (asked_now, asked_then) = (asked(&acme, wanted), asked(&other, wanted));
+        let mut before: Option<Trouble> = None;
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            let t = Trouble::behind(before.as_ref(), asked_now, &AcmeError::Late, 1000);
+            waits.push(t.next_s - 1000);
+            keep_trouble(dir.path(), wanted, Some(&t));
+            before = trouble(dir.path(), wanted, asked_now);
+            assert_eq!(before, Some(t));
+        }
+        assert_eq!(waits, [300, 900, 2700, 7200, 21_600, 43_200, 43_200, 43_200]);
+        assert_eq!(trouble(dir.path(), wanted, asked_then), None, "another configuration is tried at once");
+        keep_trouble(dir.path(), wanted, None);
+        assert_eq!(trouble(dir.path(), wanted, asked_now), None);
+        let limited = serde_json::json!({ "type": "urn:ietf:params:acme:error:rateLimited", "detail": "x" });
+        let limited = AcmeError::from(instant_acme::Error::Api(serde_json::from_value(limited).unwrap()));
+        assert_eq!(Trouble::behind(None, 0, &limited, 0).next_s, 7200);
+    }
+
+    #[test]
+    fn keys_are_the_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = &acme().certificates[0];
+        keep_certificate(dir.path(), wanted, "x").unwrap();
+        let path = wanted.path(dir.path());
+        assert_eq!(path, dir.path().join("acme/_.mta.test.pem"));
+        let mode = |p: &Path| p.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert!(account(dir.path(), "https://ca.test/dir").unwrap().is_none());
+        std::fs::write(dir.path().join("acme/account-ca.test_dir.json"), "not JSON").unwrap();
+        assert!(account(dir.path(), "https://ca.test/dir").is_err());
+    }
+}
