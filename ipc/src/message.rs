@@ -114,6 +114,8 @@ pub mod kept {
     pub const DKIM_KEY: u8 = 2;
     /// The names of fields that do not go out: `remove-header` of the source.
     pub const REMOVED: u8 = 4;
+    /// Fields that are added when the message is delivered.
+    pub const ADDED: u8 = 8;
 }
 
 /// Identity of a share that one shard hands to another, see architecture "The life of a message" 4.

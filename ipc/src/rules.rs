@@ -205,6 +205,7 @@ impl FromValue for Rate {
 impl FromValue for String {
     const KINDS: &[&str] = &[
         "text",
+        "email",
         "word",
         "ref",
         "hosts",
@@ -466,6 +467,13 @@ rules! {
         "require-starttls-before-auth" RequireStarttlsBeforeAuth require_starttls_before_auth: bool = false;
         "smtp-max-auth-failure-rate" SmtpMaxAuthFailureRate smtp_max_auth_failure_rate: Rate = Rate::UNLIMITED;
         "broken-auth-clients" BrokenAuthClients broken_auth_clients: bool = false;
+        "jobid-header" JobidHeader jobid_header: String = String::new();
+        "jobid-prefix" JobidPrefix jobid_prefix: String = String::new();
+        "bcc" Bcc bcc: String = String::new();
+        "auto-qualify-domain" AutoQualifyDomain auto_qualify_domain: bool = true;
+        "disconnect-on-transient-error" DisconnectOnTransientError disconnect_on_transient_error: bool = false;
+        "add-x-virtual-mta-header" AddXVirtualMtaHeader add_x_virtual_mta_header: bool = false;
+        "date-header-time" DateHeaderTime date_header_time: u64 = 0;
     }
 }
 

@@ -136,6 +136,10 @@ pub struct Written {
 pub struct Global {
     /// Greeting and EHLO name.
     pub host_name: String,
+    /// `include-headers-from` at top level: fields that all mail is given when it comes in.
+    pub included_headers: String,
+    /// `domain-suffix`: what is put behind domains that have no dot; empty for none.
+    pub domain_suffix: String,
     /// Local domains: every `host-name` and the system's.
     pub local_domains: Vec<String>,
     /// Domain patterns of `relay-domain`.
@@ -217,6 +221,8 @@ impl Default for Global {
     fn default() -> Self {
         Global {
             host_name: "localhost".into(),
+            included_headers: String::new(),
+            domain_suffix: String::new(),
             local_domains: Vec::new(),
             relay_domains: Vec::new(),
             relay_addresses: Vec::new(),
@@ -365,6 +371,8 @@ pub struct VirtualMta {
     /// A directive of it, its pools or the top level that is not in force, and without which its mail would go otherwise
     /// than meant: the mail waits. Empty for none.
     pub withheld: String,
+    /// `include-headers-from`: fields that mail for it is given when it comes in, behind those of the top level.
+    pub included_headers: String,
 }
 
 /// A `smtp-source-host`.
@@ -387,6 +395,8 @@ pub struct Pool {
     pub domain_keys: Vec<DomainKey>,
     /// What stands in its block beside members and `<domain>`, as in [`VirtualMta::settings`].
     pub settings: Vec<Setting>,
+    /// `include-headers-from`, as in [`VirtualMta::included_headers`].
+    pub included_headers: String,
 }
 
 /// A virtual MTA of a pool.

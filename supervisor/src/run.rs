@@ -124,7 +124,8 @@ async fn serve(
         tracing::warn!(path = %run_dir.display(), error = %e, "the folder of the control socket stays open to others");
     }
     compiled.snapshot.generation = 1;
-    acme::files::load(&mut compiled);
+    let data_dir = compiled.data_dir.clone();
+    acme::files::load(&mut compiled, &data_dir);
     let users = compiled.snapshot.smtp_users.len();
     compiled.snapshot.salt_key = crate::salt_key::for_users(users, SaltKey::default(), &compiled.data_dir);
     crate::queue_time::restore(&compiled.data_dir);
@@ -162,6 +163,8 @@ async fn serve(
         suppression,
         dkim_keys: Cell::default(),
         acme: RefCell::default(),
+        acme_asked: Cell::default(),
+        data_dir,
         changed: Notify::new(),
         stopping: Cell::new(false),
         stop: Notify::new(),

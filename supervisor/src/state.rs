@@ -62,6 +62,10 @@ pub struct Supervisor {
     pub has_ledger: Cell<bool>,
     /// Certificates of `<acme>` that could not be obtained, by file.
     pub acme: RefCell<HashMap<PathBuf, Trouble>>,
+    /// An operator has put a configuration in force: what failed before is tried at once.
+    pub acme_asked: Cell<bool>,
+    /// The data folder that the server was started with.
+    pub data_dir: PathBuf,
     /// Notified when a slot changes.
     pub changed: Notify,
     /// The server is stopping.

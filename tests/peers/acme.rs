@@ -16,7 +16,10 @@ const WAIT: Duration = Duration::from_secs(60);
 
 /// Pebble, and the ports that it looks at.
 struct Pebble {
-    _server: Server,
+    server: Option<Server>,
+    config: PathBuf,
+    dns: String,
+    api: u16,
     directory: String,
     ca_file: PathBuf,
     http: u16,
@@ -47,12 +50,21 @@ impl Pebble {
         } });
         let file = dir.join("pebble.json");
         std::fs::write(&file, config.to_string()).unwrap();
-        let file = file.display().to_string();
-        let args = ["PEBBLE_VA_NOSLEEP=1", "pebble", "-config", &file, "-dnsserver", dns];
-        let server = run(dir, "env", &args);
-        eventually("Pebble serves", WAIT, || std::net::TcpStream::connect(("127.0.0.1", api)).is_ok());
         let directory = format!("https://localhost:{api}/dir");
-        Pebble { _server: server, directory, ca_file: dir.join("ca.pem"), http, tls }
+        let (dns, ca_file) = (dns.to_owned(), dir.join("ca.pem"));
+        let mut pebble = Pebble { server: None, config: file, dns, api, directory, ca_file, http, tls };
+        pebble.start_again();
+        pebble
+    }
+
+    /// It keeps nothing.
+    fn start_again(&mut self) {
+        drop(self.server.take());
+        let config = self.config.display().to_string();
+        let args = ["PEBBLE_VA_NOSLEEP=1", "pebble", "-config", &config, "-dnsserver", &self.dns];
+        self.server = Some(run(self.config.parent().unwrap(), "env", &args));
+        let api = self.api;
+        eventually("Pebble serves", WAIT, || std::net::TcpStream::connect(("127.0.0.1", api)).is_ok());
     }
 
     /// An `<acme>` with these lines besides, and a listener.
@@ -297,6 +309,32 @@ fn a_certificate_that_cannot_be_had_is_asked_for_less_and_less() {
     eventually("it is in force", WAIT, || shows(at, &["mail.mta.test"]));
     assert_eq!(certificates(&engine)[0]["warning"], serde_json::Value::Null);
     assert!(!engine.path().join("acme/mail.mta.test.failures.json").exists());
+}
+
+#[test]
+fn a_port_that_is_taken_and_an_account_that_is_forgotten_are_got_over() {
+    if !is_there() {
+        return;
+    }
+    let (_names, dir, dns, _) = names();
+    let mut pebble = Pebble::start(dir.path(), &dns.to_string(), 3600);
+    let at = listener();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", pebble.http)).unwrap();
+    let lines = format!(" domain mail.mta.test\n http-01-listener 127.0.0.1:{}\n", pebble.http);
+    let engine = Engine::start(1, &format!("name-server {dns}\n{}", pebble.config(at, &lines)));
+    let warning = || certificates(&engine)[0]["warning"].as_str().unwrap_or_default().to_owned();
+    eventually("the status says so", WAIT, || warning().contains("challenges cannot be answered: cannot listen on"));
+    std::thread::sleep(Duration::from_secs(11));
+    let log = engine.log();
+    assert!(log.matches("no certificate is asked for").count() == 1 && !log.contains("could not be obtained"), "{log}");
+    drop(taken);
+    engine.run(&["reload"]);
+    eventually("it is in force", WAIT, || shows(at, &["mail.mta.test"]));
+    pebble.start_again();
+    engine.edit_config("domain mail.mta.test", "domain mail.mta.test, second.mta.test");
+    engine.run(&["reload"]);
+    eventually("it is in force", WAIT, || shows(at, &["second.mta.test", "mail.mta.test"]));
+    assert!(engine.log().contains("does not know the ACME account any more"), "{}", engine.log());
 }
 
 #[test]

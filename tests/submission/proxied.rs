@@ -75,7 +75,12 @@ fn a_proxy_says_whom_it_speaks_for() {
     c.command("EHLO client.test").unwrap();
     assert_eq!(c.send("s@x.test", &["tls@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
     // What a proxy asks for itself, and for whom it does not say, counts as the proxy.
-    for header in [b"PROXY UNKNOWN\r\n".to_vec(), b"PROXY UNKNOWN ::1 ::1 1 2\r\n".to_vec(), version_2(0, 0, &[])] {
+    for header in [
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY UNKNOWN ::1 ::1 1 2\r\n".to_vec(),
+        version_2(0, 0, &[]),
+        version_2(0, 0x11, &[1]),
+    ] {
         let mut c = Client::dial_from([127, 0, 0, 2].into(), at[0]).unwrap();
         c.raw(&header).unwrap();
         assert_eq!(c.reply().unwrap().0, 220);

@@ -160,8 +160,8 @@ fn what_is_withheld_is_said() {
         let text = said(config);
         assert!(text.ends_with("0 errors, 0 warnings\n"), "{text}");
     }
-    let text = said("<domain *>\n log-data yes\n</domain>\n<source 0/0>\n auto-qualify-domain yes\n</source>");
-    assert!(text.contains("log-data is not in force yet") && text.contains("auto-qualify-domain is not"), "{text}");
+    let text = said("<domain *>\n log-data yes\n</domain>\n<source 0/0>\n allow-mailmerge yes\n</source>");
+    assert!(text.contains("log-data is not in force yet") && text.contains("allow-mailmerge is not"), "{text}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 use worker::connect::mx::Resolver;
 use worker::ports::dns_of_the_system;
+use worker::programs;
 
 use super::error::AcmeError;
 use crate::config::acme::{Acme, DnsUpdate};
@@ -57,11 +58,17 @@ pub fn record_name(name: &str) -> String {
 ///
 /// # Errors
 /// [`AcmeError::Record`]
-pub async fn change(acme: &Acme, change: Change, name: &str, value: &str) -> Result<(), AcmeError> {
+pub async fn change(
+    acme: &Acme,
+    change: Change,
+    name: &str,
+    value: &str,
+    cpus_of_workers: &[usize],
+) -> Result<(), AcmeError> {
     let done = async {
         match &acme.dns_update {
             Some(update) => by_update(update, change, name, value).await,
-            None => by_command(&acme.dns_command, change, name, value).await,
+            None => by_command(&acme.dns_command, change, name, value, cpus_of_workers).await,
         }
     };
     let late = || format!("it takes more than {} s", WAIT.as_secs());
@@ -69,23 +76,47 @@ pub async fn change(acme: &Acme, change: Change, name: &str, value: &str) -> Res
     done.map_err(|why| AcmeError::Record { name: name.to_owned(), why })
 }
 
-async fn by_command(command: &[String], change: Change, name: &str, value: &str) -> Result<(), String> {
+async fn by_command(
+    command: &[String],
+    change: Change,
+    name: &str,
+    value: &str,
+    cpus_of_workers: &[usize],
+) -> Result<(), String> {
     let [program, arguments @ ..] = command else { return Err("there is neither dns-command nor dns-update".into()) };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .args([change.word(), name, value])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| format!("{program}: {e}"))?;
-    let mut said = Vec::new();
-    if let Some(errors) = child.stderr.take() {
-        // What more it says is not waited for.
-        let _ = errors.take(SAID_MAX as u64).read_to_end(&mut said).await;
+    let mut started = Command::new(program);
+    started.args(arguments).args([change.word(), name, value]);
+    started.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = programs::start(started, cpus_of_workers.to_vec()).await;
+    let mut child = child.map_err(|e| format!("{program} cannot be started: {e}"))?;
+    let mut errors = child.stderr.take();
+    let (mut said, mut block) = (Vec::new(), [0; 4096]);
+    let status = loop {
+        // All that it says is read, or it would end at a closed pipe; what it leaves running is not waited for.
+        let read = async {
+            match &mut errors {
+                Some(e) => e.read(&mut block).await.unwrap_or(0),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            status = child.wait() => break status.map_err(|e| format!("{program}: {e}"))?,
+            n = read => {
+                let room = SAID_MAX.saturating_sub(said.len());
+                said.extend_from_slice(&block[..n.min(room)]);
+                if n == 0 {
+                    errors = None;
+                }
+            }
+        }
+    };
+    if let Some(mut e) = errors {
+        // What it said last.
+        let _ = timeout(Duration::from_millis(100), e.read(&mut block)).await.map(|n| {
+            let n = n.unwrap_or(0).min(SAID_MAX.saturating_sub(said.len()));
+            said.extend_from_slice(&block[..n]);
+        });
     }
-    let status = child.wait().await.map_err(|e| format!("{program}: {e}"))?;
     match status.success() {
         true => Ok(()),
         false => Err(format!("{program} {}: {status}: {}", change.word(), ipc::text::clean_bytes(&said, SAID_MAX))),
@@ -146,22 +177,27 @@ async fn exchange(server: SocketAddr, message: &Message) -> Result<Vec<u8>, Stri
     Ok(answer)
 }
 
-/// Waits until a record is seen by the server's name servers; false where it is not in the time that there is. The
-/// authority asks others, which may see it all the same.
-pub async fn is_seen(name_servers: &[String], udp_bytes: u16, name: &str, value: &str) -> bool {
+/// Waits until records are seen by the server's name servers; false where not all are in the time that there is. The authority
+/// asks others, which may see them all the same.
+pub async fn are_seen(name_servers: &[String], udp_bytes: u16, records: &[(String, String)]) -> bool {
     let until = Instant::now() + SEEN_WAIT;
-    loop {
+    let mut unseen: Vec<&(String, String)> = records.iter().collect();
+    while !unseen.is_empty() {
         // Each look begins anew: what is not there is remembered as well.
-        let found = match Resolver::new(name_servers, udp_bytes, &dns_of_the_system()) {
-            Ok(r) => r.txt(name).await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        if found.iter().any(|t| t == value) {
-            return true;
+        if let Ok(resolver) = Resolver::new(name_servers, udp_bytes, &dns_of_the_system()) {
+            let mut left = Vec::new();
+            for record in unseen {
+                let found = resolver.txt(&record.0).await.unwrap_or_default();
+                if !found.contains(&record.1) {
+                    left.push(record);
+                }
+            }
+            unseen = left;
         }
-        if Instant::now() >= until {
-            return false;
+        if unseen.is_empty() || Instant::now() >= until {
+            break;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+    unseen.is_empty()
 }

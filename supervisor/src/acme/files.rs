@@ -28,6 +28,12 @@ pub struct Trouble {
 }
 
 impl Trouble {
+    /// Challenges cannot be answered, so that nothing is asked for.
+    pub fn of_ports(asked: u64, reason: &str, next_s: i64) -> Trouble {
+        let error = format!("challenges cannot be answered: {reason}");
+        Trouble { failures: 0, error: ipc::text::clean(&error, 500).into_owned(), next_s, asked }
+    }
+
     /// One more failure behind `before`, of what is `asked` for.
     pub fn behind(before: Option<&Trouble>, asked: u64, error: &AcmeError, now_s: i64) -> Trouble {
         let failures = before.map_or(0, |t| t.failures).saturating_add(1);
@@ -36,34 +42,32 @@ impl Trouble {
     }
 }
 
-/// What tells one configuration of a certificate from another. Secrets change nothing that a directory would count.
+/// What tells one configuration of a certificate from another.
 pub fn asked(acme: &Acme, wanted: &Wanted) -> u64 {
     let mut h = DefaultHasher::new();
-    (&acme.directory, &wanted.names, acme.challenge as u8, acme.listener, &acme.dns_command).hash(&mut h);
-    acme.dns_update.as_ref().map(|u| (u.server, &u.key, &u.algorithm)).hash(&mut h);
+    (&acme.directory, &wanted.names, acme.challenge as u8, &acme.listeners, &acme.dns_command).hash(&mut h);
+    (&acme.contacts, &acme.external_account, &acme.roots).hash(&mut h);
+    acme.dns_update.as_ref().map(|u| (u.server, &u.key, &u.algorithm, &u.secret)).hash(&mut h);
     h.finish()
 }
 
-/// The files of certificates, whose content is taken into a configuration as far as they are there. Those of the configuration's own user
-/// are read: `config check` of somebody else does not look.
-pub fn load(compiled: &mut Compiled) {
+/// Takes the files of certificates, as far as they are there, into a configuration that a server puts in force. They lie in the data
+/// folder that it was started with, whatever a reload says.
+pub fn load(compiled: &mut Compiled, data_dir: &Path) {
     let Some(acme) = &compiled.acme else { return };
     for w in &acme.certificates {
-        let path = w.path(&compiled.data_dir).display().to_string();
+        let path = w.path(data_dir).display().to_string();
+        let configured = w.path(&compiled.data_dir).display().to_string();
+        let shown = compiled.snapshot.listeners.iter_mut().flat_map(|l| &mut l.tls.certificates);
+        shown.filter(|p| **p == configured).for_each(|p| p.clone_from(&path));
         let file = PemFile { path: path.clone(), form: Form::Identity, password: String::new() };
-        let pem = match file.read() {
-            Ok(pem) => pem,
-            Err(error) => {
-                if Path::new(&path).exists() {
-                    tracing::error!(
-                        path,
-                        error,
-                        "a certificate of <acme> cannot be used, and another one is asked for"
-                    );
-                }
-                String::new()
+        let pem = file.read().unwrap_or_else(|error| {
+            let is_missing = std::fs::metadata(&path).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+            if !is_missing {
+                tracing::error!(path, error, "a certificate of <acme> cannot be used, and another one is asked for");
             }
-        };
+            String::new()
+        });
         compiled.pem_files.push(file);
         compiled.snapshot.pem_files.push((path, pem));
     }
@@ -132,6 +136,16 @@ pub fn keep_account(data_dir: &Path, directory: &str, account: &AccountCredentia
     write(&path, &text)
 }
 
+/// Puts aside an account that the authority does not know any more.
+///
+/// # Errors
+/// [`AcmeError::File`]
+pub fn forget_account(data_dir: &Path, directory: &str) -> Result<(), AcmeError> {
+    let path = account_path(data_dir, directory)?;
+    let renamed = std::fs::rename(&path, path.with_extension("json.unknown"));
+    renamed.map_err(|error| AcmeError::File { path: path.display().to_string(), error })
+}
+
 fn trouble_path(data_dir: &Path, wanted: &Wanted) -> PathBuf {
     wanted.path(data_dir).with_extension("failures.json")
 }
@@ -174,10 +188,10 @@ mod tests {
             external_account: None,
             certificates: vec![Wanted { names: vec!["*.mta.test".into(), "mta.test".into()] }],
             challenge: Challenge::Dns01,
-            listener: "0.0.0.0:80".parse().unwrap(),
+            listeners: vec!["0.0.0.0:80".parse().unwrap()],
             dns_command: Vec::new(),
             dns_update: None,
-            ca_file: String::new(),
+            roots: String::new(),
         }
     }
 

@@ -40,14 +40,14 @@ pub struct Acme {
     pub certificates: Vec<Wanted>,
     /// `challenge`
     pub challenge: Challenge,
-    /// `http-01-listener` or `tls-alpn-01-listener`; not used with `dns-01`.
-    pub listener: SocketAddr,
+    /// Each `http-01-listener` or `tls-alpn-01-listener`; none with `dns-01`.
+    pub listeners: Vec<SocketAddr>,
     /// `dns-command` and its arguments; empty for none.
     pub dns_command: Vec<String>,
     /// `dns-update`
     pub dns_update: Option<DnsUpdate>,
-    /// `ca-file`, which the directory's certificate is verified by; empty for the system's roots.
-    pub ca_file: String,
+    /// What `ca-file` has, by which the directory's certificate is verified; empty for the system's roots.
+    pub roots: String,
 }
 
 /// A certificate.

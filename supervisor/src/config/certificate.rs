@@ -10,6 +10,9 @@ const WARNED_DAYS: i64 = 30;
 /// Seconds of a day.
 pub const DAY_S: i64 = 86_400;
 
+/// A certificate is renewed when less than this part of its time is left.
+const RENEWED_PART: i64 = 3;
+
 /// A certificate in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InForce {
@@ -39,6 +42,16 @@ impl InForce {
     /// Seconds until it ends; below 0 when it has.
     pub fn left_s(&self) -> i64 {
         self.ends - now_s()
+    }
+
+    /// Less than a third of its time is left: `<acme>` renews it.
+    pub fn is_due(&self) -> bool {
+        self.left_s() < (self.ends - self.begins) / RENEWED_PART
+    }
+
+    /// It is for all of these names, as they are written.
+    pub fn is_for_all(&self, names: &[String]) -> bool {
+        names.iter().all(|n| self.names.iter().any(|have| have.eq_ignore_ascii_case(n)))
     }
 
     /// What an operator should know of it; `None` where it lasts for long.

@@ -7,6 +7,7 @@ use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snip
 
 use super::directives;
 use super::files::{SourceFiles, Span};
+use super::nearest::nearest;
 
 /// Directives whose values reach no message and no excerpt: both end up in logs.
 pub const SECRETS: &[&str] = &[
@@ -230,6 +231,12 @@ fn end_of_secret_word(name: &str) -> Option<usize> {
     end.filter(|_| !is_known)
 }
 
+/// A name that no directive has, and that a directive with a secret was meant by.
+fn is_like_a_secret(name: &str) -> bool {
+    let is_known = directives::all().iter().any(|d| d.name == name);
+    !is_known && nearest(name, SECRETS.iter().chain(WITH_PASSWORD).copied()).is_some()
+}
+
 /// What may be shown of a name that no directive has: what stands behind a word for a secret may be the secret.
 pub fn public_name(name: &str) -> &str {
     end_of_secret_word(name).map_or(name, |end| &name[..end])
@@ -251,6 +258,7 @@ fn public_part(line: &str) -> &str {
     match () {
         () if SECRETS.contains(&name.as_str()) => &line[..name_end],
         () if WITH_PASSWORD.contains(&name.as_str()) => &line[..end_of_word(name_end)],
+        () if is_like_a_secret(&name) => &line[..name_end],
         () => line,
     }
 }

@@ -74,6 +74,7 @@ pub fn example(d: &Directive) -> String {
             "disable-acct-records" => "t,tq".into(),
             "receiver-profiles" => "google, yahoo".into(),
             "queue-filter" => "example.com/vmta1".into(),
+            "domain" => "mail.example.com, smtp.example.com".into(),
             _ => "X-Mailer, X-Originating-IP".into(),
         },
         Type::Headers | Type::FieldNames => "X-Mailer, X-Originating-IP".into(),
@@ -134,7 +135,7 @@ pub fn example(d: &Directive) -> String {
         Type::Proxies => "from 192.0.2.40,192.0.2.41".into(),
         Type::Words(_) => match d.name {
             "pickup" => "/var/spool/pickup /var/spool/pickup-bad".into(),
-            "external-account" => "account-number c2VjcmV0".into(),
+            "external-account" => "key-id c2VjcmV0".into(),
             "dns-update" => "192.0.2.53:53 key.example.com hmac-sha256 c2VjcmV0".into(),
             _ => "192.0.2.10 proxy.example.com:1080 192.0.2.30 out.example.com".into(),
         },
@@ -152,6 +153,7 @@ pub fn example(d: &Directive) -> String {
         _ => match d.name {
             "alias" => "info@example.com staff@example.com".into(),
             "custom-dsn-from-header" => "\"Mail System <mailer-daemon@example.com>\"".into(),
+            "dns-command" => "/usr/local/bin/set-record".into(),
             "command" => "\"/usr/local/bin/take --to=\\\"$to\\\"\"".into(),
             "file-destination" => "/var/mail/$domain".into(),
             "map-header-to-field" => "d header_X-Campaign jobId".into(),

@@ -1,6 +1,6 @@
 //! Keys and certificates whose files change: they are used without a reload, which would put other edits in force as well.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::time::Duration;
@@ -31,9 +31,9 @@ async fn stamps(files: Vec<PemFile>) -> Vec<(PemFile, Stamp)> {
 }
 
 /// What files hold.
-async fn read(files: Vec<PemFile>) -> Vec<(PemFile, Result<String, String>)> {
-    let read = |f: PemFile| {
-        let pem = f.read();
+async fn read(files: Vec<(PemFile, bool)>) -> Vec<((PemFile, bool), Result<String, String>)> {
+    let read = |f: (PemFile, bool)| {
+        let pem = f.0.read();
         (f, pem)
     };
     spawn_blocking(move || files.into_iter().map(read).collect()).await.unwrap_or_default()
@@ -52,50 +52,63 @@ impl Supervisor {
             }
             let mut changed = Vec::new();
             for (f, now) in stamps(files).await {
-                if known.insert(f.clone(), now) != Some(now) && now.is_some() {
-                    changed.push(f);
+                let before = known.insert(f.clone(), now);
+                if before != Some(now) && now.is_some() {
+                    changed.push((f, before.is_some()));
                 }
             }
             if !changed.is_empty() && self.generation.get() == generation {
-                self.take_pem_files(changed).await;
-                generation = self.generation.get();
+                generation = self.take_pem_files(changed).await.unwrap_or(generation);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Reads files that changed; what cannot be used is left for its next change.
-    pub async fn take_pem_files(self: &Rc<Self>, changed: Vec<PemFile>) {
-        let mut taken = Vec::new();
+    /// Reads files that changed, each with whether that is known rather than possible; what cannot be used is left for its next change.
+    /// Answers the generation that has them in force, unless nothing is another.
+    pub async fn take_pem_files(self: &Rc<Self>, changed: Vec<(PemFile, bool)>) -> Option<u64> {
         let held = read(changed).await;
-        {
-            let mut compiled = self.compiled.borrow_mut();
-            for (file, read) in held {
-                let (path, what) = (&file.path, file.form.what());
-                match read {
-                    Ok(pem) => {
-                        let held = compiled.snapshot.pem_files.iter_mut().find(|(p, _)| p == path);
-                        if held.is_some_and(|(_, old)| std::mem::replace(old, pem.clone()) != pem) {
-                            taken.push(file);
-                        }
-                    }
-                    Err(e) => {
-                        tracing::error!(path, error = %e, "a {what} changed and cannot be used; what was there before stays in force")
-                    }
-                }
-            }
-            if taken.is_empty() {
-                return;
-            }
-            if let Err(e) = self.publish(&mut compiled, self.generation.get() + 1) {
-                return tracing::error!(error = %e, "changed keys and certificates cannot be published");
+        let mut unusable = HashSet::new();
+        for ((file, has_changed), read) in &held {
+            let Err(e) = read else { continue };
+            // Another line may need less of the same file.
+            unusable.insert(file.path.clone());
+            let (path, what) = (&file.path, file.form.what());
+            if *has_changed {
+                let text = "changed and cannot be used; what was there before stays in force";
+                tracing::error!(path, error = %e, "a {what} {text}");
+            } else {
+                tracing::debug!(path, error = %e, "a {what} cannot be read again");
             }
         }
-        taken.iter().for_each(|f| tracing::info!(path = f.path, "a {} changed and is in force", f.form.what()));
+        let mut taken: Vec<(PemFile, String)> = Vec::new();
+        let mut compiled = self.compiled.borrow_mut();
+        for ((file, _), read) in held {
+            let Some(pem) = read.ok().filter(|_| !unusable.contains(&file.path)) else { continue };
+            let held = compiled.snapshot.pem_files.iter_mut().find(|(p, _)| *p == file.path);
+            if let Some((_, old)) = held.filter(|(_, old)| *old != pem) {
+                taken.push((file, std::mem::replace(old, pem)));
+            }
+        }
+        if taken.is_empty() {
+            return None;
+        }
+        let generation = self.generation.get() + 1;
+        if let Err(e) = self.publish(&mut compiled, generation) {
+            for (file, old) in taken {
+                let held = compiled.snapshot.pem_files.iter_mut().filter(|(p, _)| *p == file.path);
+                held.for_each(|f| f.1.clone_from(&old));
+            }
+            tracing::error!(error = %e, "changed keys and certificates cannot be published; they are looked at again when they change");
+            return None;
+        }
+        drop(compiled);
+        taken.iter().for_each(|(f, _)| tracing::info!(path = f.path, "a {} changed and is in force", f.form.what()));
         let numbers: Vec<u8> = self.slots.borrow().iter().map(|s| s.number).collect();
         numbers.into_iter().for_each(|n| self.send_reload(n));
-        if taken.iter().any(|f| f.form == Form::SigningKey) {
+        if taken.iter().any(|(f, _)| f.form == Form::SigningKey) {
             spawn_local(Rc::clone(self).compare_keys());
         }
+        Some(generation)
     }
 }

@@ -126,6 +126,7 @@ impl Supervisor {
     /// of this machine. All of it is done beside the loop, which must not wait for a disk, nor for a file that is long.
     async fn prepare(&self, source: Source, file: Option<PathBuf>) -> Result<Prepared, NotPrepared> {
         let _one_at_a_time = self.reading.lock().await;
+        let is_servers = matches!(source, Source::Server);
         let overrides = self.overrides.clone();
         let known = Known::of(&self.compiled.borrow());
         let read = move || {
@@ -157,9 +158,12 @@ impl Supervisor {
             (in_force.snapshot.salt_key, in_force.data_dir.clone())
         };
         let users = compiled.snapshot.smtp_users.len();
+        let of_start = self.data_dir.clone();
         compiled = beside(move || {
             compiled.snapshot.salt_key = salt_key::for_users(users, known, &data_dir);
-            acme::files::load(&mut compiled);
+            if is_servers {
+                acme::files::load(&mut compiled, &of_start);
+            }
             Ok(compiled)
         })
         .await?;
@@ -268,6 +272,7 @@ impl Supervisor {
         let settled = |s: &Slot| s.state != State::Serving || s.generation >= generation || s.reload_error.is_some();
         spawn_local(Rc::clone(self).spread_anew());
         spawn_local(Rc::clone(self).compare_keys());
+        self.acme_asked.set(true);
         self.accounting.feed_programs(true, &self.cpus_of_workers());
         if wait {
             self.until(Duration::from_secs(10), |s| s.slots.borrow().iter().all(settled)).await;

@@ -48,7 +48,7 @@ impl ClientPlace {
         let config = shard.config();
         let places = &config.places;
         let group = places.group(&rules.source_group);
-        let is_known = config.snapshot.get().knows(ip) || group.is_some_and(|g| !g.reserved.is_empty());
+        let is_known = Self::is_of_known(shard, rules, ip);
         let mut taken = ClientPlace {
             shard: Rc::clone(shard),
             slot: None,
@@ -88,6 +88,13 @@ impl ClientPlace {
         }
         shard.session_count(1);
         Ok(taken)
+    }
+
+    /// The configuration names the client: there are places that no stranger has.
+    pub fn is_of_known(shard: &Shard, rules: &SourceRules, ip: IpAddr) -> bool {
+        let config = shard.config();
+        let group = config.places.group(&rules.source_group);
+        config.snapshot.get().knows(ip) || group.is_some_and(|g| !g.reserved.is_empty())
     }
 
     /// The client is a user, whose source may be in another group than its address: it has a place under the limit of that group from now

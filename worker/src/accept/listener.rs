@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use ipc::message::SourceType;
+use ipc::network::Network;
 use ipc::rules::SourceRules;
 use rustls::pki_types::CertificateDer;
 use spool::SpoolError;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::auth::attempts;
 use super::auth::users::{Answer, Check};
+use super::awaiting::Who;
 use super::client_place::ClientPlace;
 use super::own_name;
 use super::proxied;
@@ -128,7 +130,13 @@ pub async fn serve(
     }
     let take = || ClientPlace::take(&shard, &rules, ip, peer.port());
     let place = match listener.await_slot {
-        true => shard.awaiting.place(rules.smtp_command_timeout, take, || shard.stopping()).await,
+        true => {
+            let who = match ClientPlace::is_of_known(&shard, &rules, ip) {
+                true => Who::Known(&rules.source_group),
+                false => Who::Stranger(Network::of_one_customer(ip)),
+            };
+            shard.awaiting.place(who, rules.smtp_command_timeout, take, || shard.stopping()).await
+        }
         false => take(),
     };
     let place = match place {
@@ -418,7 +426,9 @@ impl Client<'_> {
                     result.as_ref().err().into_iter().for_each(|r| self.tell("content", r));
                     self.waits_since = Instant::now();
                     self.note_wait(session);
-                    session.stored(result);
+                    if let Event::Close = session.stored(result) {
+                        return Some(After::Close);
+                    }
                 }
                 Event::Authenticate(check) => {
                     if !session.out.is_empty() && self.send(session, io).await.is_err() {

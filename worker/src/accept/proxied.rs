@@ -17,6 +17,8 @@ const HEADER_WAIT: Duration = Duration::from_secs(5);
 const HEADER_MAX: usize = 4096;
 /// Bytes of a header of version 1, its line end included.
 const LINE_MAX: usize = 107;
+/// Version 2 and the command LOCAL.
+const LOCAL: u8 = 0x20;
 /// By what version 2 begins.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -114,10 +116,12 @@ pub fn of_header(header: &[u8]) -> Result<Option<Ends>, Fault> {
         Some(Ends { client: of(client, from), server: of(server, to) })
     };
     if header.starts_with(SIGNATURE) {
+        // A health check of the proxy's own: whatever else stands there counts for nothing.
+        if header.get(SIGNATURE.len()) == Some(&LOCAL) {
+            return Ok(None);
+        }
         let h = v2::Header::try_from(header).map_err(|_| Fault::NoHeader)?;
         return Ok(match h.addresses {
-            // A health check of the proxy's own.
-            _ if h.command == v2::Command::Local => None,
             v2::Addresses::IPv4(a) => v4(a.source_address, a.source_port, a.destination_address, a.destination_port),
             v2::Addresses::IPv6(a) => v6(a.source_address, a.source_port, a.destination_address, a.destination_port),
             v2::Addresses::Unix(_) | v2::Addresses::Unspecified => None,

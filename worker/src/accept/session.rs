@@ -202,14 +202,22 @@ impl ServerSession {
     }
 
     fn refuse(&mut self, r: &Refusal) -> Event {
-        self.reply(r.0, r.1, &r.2);
         self.refused = Some((self.verb, r.clone()));
+        if self.leaves_instead_of(r) {
+            return Event::Close;
+        }
+        self.reply(r.0, r.1, &r.2);
         self.errors += 1;
         if self.errors > ERRORS_MAX {
             self.reply(421, "4.7.0", "Too many errors, closing");
             return Event::Close;
         }
         Event::None
+    }
+
+    /// `disconnect-on-transient-error`: the client is left without this reply.
+    fn leaves_instead_of(&self, r: &Refusal) -> bool {
+        self.rules.disconnect_on_transient_error && (400..500).contains(&r.0)
     }
 
     /// Takes input; answers how much was used and what to do next. Called again with the
@@ -451,7 +459,8 @@ impl ServerSession {
         }
         let arg = command::keyword(arg, "FROM:")
             .ok_or_else(|| Refusal(501, "5.5.4", "Expected MAIL FROM:<address>".into()))?;
-        let mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
+        let mut mail = command::mail(arg, self.rules.allow_smtputf8 && self.esmtp)?;
+        qualify(&mut mail.sender, suffix(&self.rules, &self.global));
         let max = self.rules.max_message_size;
         if max != 0 && mail.size > max {
             return Err(too_large(max));
@@ -503,7 +512,7 @@ impl ServerSession {
         let bare = arg.trim_start().get(..12).is_some_and(|a| a.eq_ignore_ascii_case("<postmaster>"));
         let owned = bare.then(|| format!("<postmaster@{}>{}", self.global.host_name, &arg.trim_start()[12..]));
         let given = owned.as_deref().unwrap_or(arg);
-        let (mut rcpt, destination) = match addressed(given, t.mail.smtputf8) {
+        let (mut rcpt, destination) = match addressed(given, t.mail.smtputf8, suffix(&self.rules, &self.global)) {
             Err(Refusal(_, "5.1.3", _)) if self.rules.accept_invalid_recipients && self.rules.always_allow_relaying => {
                 let (rcpt, text) = not_an_address(given);
                 t.recipients.push((rcpt, self.global.host_name.clone()));
@@ -653,6 +662,7 @@ impl ServerSession {
                 self.reply(250, "2.6.0", &format!("message received {id}"));
                 Event::None
             }
+            Err(r) if self.leaves_instead_of(&r) => Event::Close,
             Err(r) => {
                 self.reply(r.0, r.1, &r.2);
                 Event::None
@@ -661,12 +671,28 @@ impl ServerSession {
     }
 }
 
+/// What is put behind the domain of an address that has no dot; empty for nothing.
+fn suffix<'g>(rules: &SourceRules, global: &'g Global) -> &'g str {
+    if rules.auto_qualify_domain { &global.domain_suffix } else { "" }
+}
+
+/// Puts `suffix` behind the domain of an address that has no dot (`auto-qualify-domain`).
+fn qualify(address: &mut String, suffix: &str) {
+    let domain = address.rsplit_once('@').map_or("", |(_, domain)| domain);
+    if !suffix.is_empty() && !domain.is_empty() && !domain.contains('.') && !domain.starts_with('[') {
+        address.push('.');
+        address.push_str(suffix);
+    }
+}
+
 /// Recipients that a message may have, and the directive that says so, for a reply; empty where none does.
 fn recipients_max(rules: &SourceRules) -> (u64, &'static str) {
+    // A copy for `bcc` is one more.
+    let most = RECIPIENTS_PER_MESSAGE_MAX as u64 - u64::from(!rules.bcc.is_empty());
     match rules.max_rcpt_per_message {
-        n if (1..=RECIPIENTS_PER_MESSAGE_MAX as u64).contains(&n) => (n, " (max-rcpt-per-message)"),
+        n if (1..=most).contains(&n) => (n, " (max-rcpt-per-message)"),
         // What no message of ours can have is nothing that the configuration says.
-        _ => (RECIPIENTS_PER_MESSAGE_MAX as u64, ""),
+        _ => (most, ""),
     }
 }
 
@@ -689,8 +715,9 @@ fn too_many() -> Refusal {
 }
 
 /// The recipient of a RCPT and where it is queued.
-fn addressed(arg: &str, utf8: bool) -> Result<(Rcpt, String), Refusal> {
-    let rcpt = command::rcpt(arg, utf8)?;
+fn addressed(arg: &str, utf8: bool, suffix: &str) -> Result<(Rcpt, String), Refusal> {
+    let mut rcpt = command::rcpt(arg, utf8)?;
+    qualify(&mut rcpt.address, suffix);
     let destination = ipc::message::destination_of(&rcpt.address).map_err(|e| Refusal(501, "5.1.3", e))?;
     Ok((rcpt, destination))
 }

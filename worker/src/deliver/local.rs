@@ -15,8 +15,8 @@ use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::contained::{contained, hold_after_panic};
 use super::delivery_type::Type;
 use super::open::{keep_back, withheld};
+use super::outgoing_header::outgoing;
 use super::path::ServedPath;
-use super::removed_fields;
 use crate::classify::outcome::{Outcome, Stage, Verdict};
 use crate::regular_file::{self, Links};
 use crate::route::stored::load;
@@ -63,8 +63,8 @@ async fn attempt(shard: &Rc<Shard>, path: &ServedPath, batch: Batch) {
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
-    let body = removed_fields::without(&content, &path.rules);
     let began = clock::now_ms();
+    let body = outgoing(&content, &path.rules, &path.vmta_name, clock::wall_ms(began) / 1000);
     let mut verdicts = Vec::with_capacity(batch.recipients.len());
     for (i, r) in batch.recipients.iter().enumerate() {
         let v = match Type::of(path.rules.delivery_type) {

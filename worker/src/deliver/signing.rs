@@ -1,12 +1,12 @@
-//! A message as it goes by a path, without fields that do not go out and DKIM-signed: made once for all who ask for the same.
+//! A message as it goes by a path, with its header as it goes out and DKIM-signed: made once for all who ask for the same.
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 use ipc::rules::DomainRules;
 
+use super::outgoing_header::{differs, outgoing};
 use super::path::{ServedPath, path_of_queue};
-use super::removed_fields;
 use crate::clock;
 use crate::config::Config;
 use crate::dkim::options::Options;
@@ -23,12 +23,11 @@ const SIGNED_S: i64 = 300;
 /// Longest content whose hash is worked out between other work, bytes: a millisecond or so.
 const HASHED_HERE_MAX: usize = 256 << 10;
 
-/// The content as it goes by a path: without what its source and rules remove, behind as many signatures as the rules ask
-/// for and keys fit.
+/// The content as it goes by a path: its header as source and rules have it, behind as many signatures as the rules ask for and keys fit.
 pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content) -> [Bytes; 2] {
     let config = shard.config();
     let options = config.signing(&path.rules);
-    if options.is_empty() && !removed_fields::any(content, &path.rules) {
+    if options.is_empty() && !differs(content, &path.rules) {
         return content.body.clone();
     }
     let generation = config.snapshot.get().generation.to_native();
@@ -65,7 +64,7 @@ async fn sign(
 ) -> [Bytes; 2] {
     let vmta = shard.scheduler().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta, path.pool.as_deref());
-    let body = removed_fields::without(content, &path.rules);
+    let body = outgoing(content, &path.rules, &path.vmta_name, now_s);
     let mut message = Signable::of(&body);
     let mut fields = String::new();
     for o in options {
@@ -108,7 +107,7 @@ struct Means<'c> {
 impl<'c> Means<'c> {
     /// `None` where the message gets no such signature.
     fn of(config: &Config, o: &Options, content: &'c Content) -> Option<Means<'c>> {
-        let asked = content.dkim.as_ref().filter(|_| o.follows_message);
+        let asked = content.kept.dkim.as_ref().filter(|_| o.follows_message);
         if o.only_if_asked && asked.is_none() {
             return None;
         }
@@ -134,7 +133,8 @@ pub fn planned(
     now_s: i64,
 ) -> Vec<Result<String, String>> {
     let keys = config.domain_keys(vmta, pool);
-    let body = removed_fields::without(content, rules);
+    let name = config.snapshot.get().vmtas.get(vmta as usize).map_or("", |v| v.name.as_str());
+    let body = outgoing(content, rules, name, now_s);
     let mut message = Signable::of(&body);
     let mut one = |o: &Options| {
         let Means { asked, named } = Means::of(config, o, content)?;

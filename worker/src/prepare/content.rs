@@ -9,8 +9,7 @@ use ipc::rules::DomainRules;
 use rkyv::util::AlignedVec;
 use tokio::sync::OnceCell;
 
-use super::kept;
-use crate::dkim::request::Request;
+use super::kept::{self, Kept};
 use crate::schedule::message::HeldContent;
 
 /// What the allocations of one [`Content`] cost beside what lies in them: its own, the envelope, two
@@ -46,13 +45,11 @@ pub struct Content {
     pub envelope: AlignedVec<16>,
     /// Header as changed, and the rest, as it goes out.
     pub body: [Bytes; 2],
-    /// What it asks of its signature.
-    pub dkim: Option<Request>,
-    /// Names of its fields that do not go out, whatever the path.
-    pub removed: Vec<String>,
+    /// What is known of how it goes out.
+    pub kept: Kept,
     /// The content with the fields that are kept in front.
     stored: [Bytes; 2],
-    /// The same without fields that do not go out and behind its DKIM signatures, by what asked for that: made once for all recipients
+    /// The same with its header as it goes out and behind its DKIM signatures, by what asked for that: made once for all recipients
     /// and attempts as long as it is held.
     pub signed: RefCell<Vec<Signed>>,
 }
@@ -62,8 +59,8 @@ impl Content {
     pub fn new(envelope: AlignedVec<16>, body: [Bytes; 2]) -> Content {
         let marks = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&envelope).map_or(0, |e| e.kept);
         let stored = body.clone();
-        let (body, dkim, removed) = kept::part(body, marks);
-        Content { envelope, body, dkim, removed, stored, signed: RefCell::default() }
+        let (body, kept) = kept::part(body, marks);
+        Content { envelope, body, kept, stored, signed: RefCell::default() }
     }
 
     /// The content as it is stored.

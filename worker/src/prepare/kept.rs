@@ -10,8 +10,35 @@ use crate::dkim::request::Request;
 /// Longest field of a message that is kept, bytes.
 const FIELD_MAX: usize = 16 << 10;
 /// Names and marks of the fields, in the order that they are written in.
-const NAMES: [(&str, u8); 3] =
-    [("X-DKIM-Options", kept::DKIM_OPTIONS), ("X-DKIM-Key", kept::DKIM_KEY), ("Removed", kept::REMOVED)];
+const NAMES: [(&str, u8); 4] = [
+    ("X-DKIM-Options", kept::DKIM_OPTIONS),
+    ("X-DKIM-Key", kept::DKIM_KEY),
+    ("Removed", kept::REMOVED),
+    ("Added", kept::ADDED),
+];
+/// What `Added` says of a field that is known at delivery.
+const VMTA: &str = "x-virtual-mta";
+const DATE: &str = "date";
+
+/// What is known of how a message goes out.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// What it asks of its signature.
+    pub dkim: Option<Request>,
+    /// Names of its fields that do not go out, whatever the path.
+    pub removed: Vec<String>,
+    /// It names the virtual MTA that it leaves by (`add-x-virtual-mta-header`).
+    pub adds_vmta: bool,
+    /// It is dated when it is delivered (`date-header-time delivery`).
+    pub adds_date: bool,
+}
+
+impl Kept {
+    /// Fields are added at delivery.
+    pub fn adds(&self) -> bool {
+        self.adds_vmta || self.adds_date
+    }
+}
 
 /// What is kept of a message.
 #[derive(Debug, Default, Clone, Copy)]
@@ -22,6 +49,10 @@ pub struct Fields<'a> {
     pub dkim_key: Option<&'a [u8]>,
     /// Names of fields that do not go out (`remove-header` of its source).
     pub removed: &'a [String],
+    /// [`Kept::adds_vmta`]
+    pub adds_vmta: bool,
+    /// [`Kept::adds_date`]
+    pub adds_date: bool,
 }
 
 impl Fields<'_> {
@@ -29,9 +60,18 @@ impl Fields<'_> {
     pub fn keep(self) -> (Vec<u8>, u8) {
         let (mut head, mut marks) = (Vec::new(), 0);
         let removed = (!self.removed.is_empty()).then(|| format!(" {}", self.removed.join(",")));
+        let added: Vec<&str> = [(self.adds_vmta, VMTA), (self.adds_date, DATE)]
+            .into_iter()
+            .filter_map(|(on, n)| on.then_some(n))
+            .collect();
+        let added = (!added.is_empty()).then(|| format!(" {}", added.join(",")));
         let fits = |v: &&[u8]| v.len() <= FIELD_MAX;
-        let values =
-            [self.dkim_options.filter(fits), self.dkim_key.filter(fits), removed.as_deref().map(str::as_bytes)];
+        let values = [
+            self.dkim_options.filter(fits),
+            self.dkim_key.filter(fits),
+            removed.as_deref().map(str::as_bytes),
+            added.as_deref().map(str::as_bytes),
+        ];
         for ((name, mark), value) in NAMES.into_iter().zip(values) {
             let Some(value) = value else { continue };
             head.extend_from_slice(name.as_bytes());
@@ -44,10 +84,10 @@ impl Fields<'_> {
     }
 }
 
-/// Parts stored content into what goes out, what it asks of its signature, and the names of fields that do not go out.
-pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Option<Request>, Vec<String>) {
+/// Parts stored content into what came, and what is known of how it goes out.
+pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Kept) {
     if marks == 0 {
-        return (body, None, Vec::new());
+        return (body, Kept::default());
     }
     let (fields, _) = headers::parse(&body[0]);
     let own = &fields[..(marks.count_ones() as usize).min(fields.len())];
@@ -60,9 +100,11 @@ pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Option<Request>, Vec<St
     let asks = options.is_some() || key.is_some();
     let dkim = asks.then(|| Request::of(options.as_deref(), key.as_deref()));
     let removed = removed.iter().flat_map(|r| r.split(',')).map(str::to_owned).collect();
+    let added = value(kept::ADDED).unwrap_or_default();
+    let adds = |what: &str| added.split(',').any(|a| a == what);
     let end = own.last().map_or(0, |f| f.range.end);
     let [head, rest] = body;
-    ([head.slice(end..), rest], dkim, removed)
+    ([head.slice(end..), rest], Kept { dkim, removed, adds_vmta: adds(VMTA), adds_date: adds(DATE) })
 }
 
 #[cfg(test)]
@@ -73,27 +115,35 @@ mod tests {
     #[test]
     fn what_is_kept_in_front_does_not_go_out() {
         let removed = ["X-Mailer".to_owned(), "X-Id".to_owned()];
-        let all =
-            Fields { dkim_options: Some(b" s=Sel;\r\n d=d.test"), dkim_key: Some(b" rubbish"), removed: &removed };
+        let all = Fields {
+            dkim_options: Some(b" s=Sel;\r\n d=d.test"),
+            dkim_key: Some(b" rubbish"),
+            removed: &removed,
+            ..Fields::default()
+        };
         for (fields, asks) in [
             (all, true),
             (Fields { removed: &[], ..all }, true),
             (Fields { dkim_options: None, dkim_key: None, ..all }, false),
+            (Fields { adds_vmta: true, ..all }, true),
+            (Fields { adds_vmta: true, adds_date: true, removed: &[], ..all }, true),
+            (Fields { adds_date: true, ..Fields::default() }, false),
         ] {
             let (head, marks) = fields.keep();
             let stored = Bytes::from([&head[..], b"From: a@b\r\n\r\nx"].concat());
-            let (out, dkim, names) = part([stored.clone(), Bytes::new()], marks);
+            let (out, kept) = part([stored.clone(), Bytes::new()], marks);
             assert_eq!(out[0], b"From: a@b\r\n\r\nx"[..]);
-            assert_eq!(names, fields.removed);
+            assert_eq!(kept.removed, fields.removed);
+            assert_eq!((kept.adds_vmta, kept.adds_date), (fields.adds_vmta, fields.adds_date));
             assert_eq!(
-                dkim.as_ref().map(|r| (r.selector.as_str(), r.domain.as_str(), r.unusable_key)),
+                kept.dkim.as_ref().map(|r| (r.selector.as_str(), r.domain.as_str(), r.unusable_key)),
                 match asks {
                     true => Some(("Sel", "d.test", true)),
                     false => None,
                 }
             );
-            let (out, dkim, names) = part([stored.clone(), Bytes::new()], 0);
-            assert!(out[0] == stored && dkim.is_none() && names.is_empty());
+            let (out, kept) = part([stored.clone(), Bytes::new()], 0);
+            assert!(out[0] == stored && kept.dkim.is_none() && kept.removed.is_empty() && !kept.adds());
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, priority, source_name};
+use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify, priority, source_name};
 use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 use ipc::text;
@@ -64,6 +64,7 @@ pub async fn prepare(
         let mut e = envelope(rules, from, id, now_ms, mail, recipients, body_type);
         let (fields, end) = headers::parse_bounded(&content).map_err(too_much)?;
         let header = read_header(&mut e, config.snapshot.get(), rules, &fields, &content[..end])?;
+        e.job_id = prefixed(&rules.jobid_prefix, &e.job_id, &from.user);
         Ok((e, fields, header))
     })?;
     pieces.pause().await;
@@ -79,9 +80,16 @@ fn envelope(
     id: MessageId,
     now_ms: i64,
     mail: Mail,
-    recipients: Vec<(Rcpt, String)>,
+    mut recipients: Vec<(Rcpt, String)>,
     body_type: BodyType,
 ) -> Envelope {
+    if !rules.bcc.is_empty()
+        && let Ok(destination) = ipc::message::destination_of(&rules.bcc)
+    {
+        // What becomes of the copy is not the sender's business.
+        recipients
+            .push((Rcpt { address: rules.bcc.clone(), notify: notify::NEVER, orcpt: String::new() }, destination));
+    }
     Envelope {
         id,
         received_unix_ms: now_ms,
@@ -154,8 +162,11 @@ fn read_header<'a>(
     }
     let mut removed = Vec::new();
     let (mut hops, mut has_date, mut has_id) = (0u64, false, false);
-    let (mut dkim_options, mut dkim_key) = (None, None);
+    let (mut dkim_options, mut dkim_key, mut other_job) = (None, None, None);
     for f in fields {
+        if other_job.is_none() && !rules.jobid_header.is_empty() && f.name.eq_ignore_ascii_case(&rules.jobid_header) {
+            other_job = Some(f.value);
+        }
         match f.name.to_ascii_lowercase().as_str() {
             "received" => {
                 hops += 1;
@@ -219,6 +230,9 @@ fn read_header<'a>(
             _ => {}
         }
     }
+    if let Some(value) = other_job.filter(|_| e.job_id.is_empty()) {
+        e.job_id = as_job(&headers::unfolded(value));
+    }
     if hops > rules.max_message_hops && rules.max_message_hops != 0 {
         let text =
             format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
@@ -246,20 +260,31 @@ fn finish(
     // A key signs by the options that name its selector.
     let dkim_key = header.dkim_key.filter(|_| header.dkim_options.is_some());
     let dkim_options = header.dkim_options;
-    let (mut head, marks) = kept::Fields { dkim_options, dkim_key, removed: &rules.remove_header }.keep();
+    let adds_date = rules.add_date_header == 2 || (rules.add_date_header == 1 && !header.has_date);
+    let dated_at_delivery = adds_date && rules.date_header_time == 1;
+    let (mut head, marks) = kept::Fields {
+        dkim_options,
+        dkim_key,
+        removed: &rules.remove_header,
+        adds_vmta: rules.add_x_virtual_mta_header,
+        adds_date: dated_at_delivery,
+    }
+    .keep();
     e.kept = marks;
     let end = header.end;
     head.reserve(end + 512);
     if rules.add_received_header {
         received(&mut head, &e, global, rules, from);
     }
+    head.extend_from_slice(global.included_headers.as_bytes());
+    head.extend_from_slice(included_headers(config.snapshot.get(), &e.vmta).as_bytes());
     let mut at = 0;
     for r in &header.removed {
         head.extend_from_slice(&content[at..r.start]);
         at = r.end;
     }
     head.extend_from_slice(&content[at..end]);
-    if rules.add_date_header == 2 || (rules.add_date_header == 1 && !header.has_date) {
+    if adds_date && !dated_at_delivery {
         head.extend_from_slice(
             format!("Date: {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(e.received_unix_ms) / 1000)).as_bytes(),
         );
@@ -275,6 +300,30 @@ fn finish(
         head.extend_from_slice(b"\r\n");
     }
     (e, [Bytes::from(head), content.slice(end..)])
+}
+
+/// `include-headers-from` of a virtual MTA or pool.
+fn included_headers<'s>(snapshot: &'s ArchivedSnapshot, via: &str) -> &'s str {
+    let key = if via.is_empty() { DEFAULT_VMTA.to_owned() } else { via.to_lowercase() };
+    let index = |i: &rkyv::rend::u32_le| i.to_native() as usize;
+    let of_vmta = snapshot.vmta_by_name.get(key.as_str()).and_then(|i| snapshot.vmtas.get(index(i)));
+    let of_pool = || snapshot.pool_by_name.get(key.as_str()).and_then(|i| snapshot.pools.get(index(i)));
+    match of_vmta {
+        Some(v) => v.included_headers.as_str(),
+        None => of_pool().map_or("", |p| p.included_headers.as_str()),
+    }
+}
+
+/// Text as the name of a job: what such a name cannot have becomes `_`.
+fn as_job(text: &str) -> String {
+    let word = |c: char| if c.is_ascii_graphic() { c } else { '_' };
+    text.chars().map(word).take(text::JOB_NAME_MAX).collect()
+}
+
+/// The name of a job behind `jobid-prefix`, if there is a job: `{auth}` is the user that sends it.
+fn prefixed(prefix: &str, job: &str, user: &str) -> String {
+    let prefix = if prefix.eq_ignore_ascii_case("{auth}") { user } else { prefix };
+    if job.is_empty() || prefix.is_empty() { job.to_owned() } else { as_job(&format!("{prefix}{job}")) }
 }
 
 fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, value: &[u8]) -> Result<String, Refusal> {

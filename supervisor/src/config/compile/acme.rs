@@ -7,7 +7,8 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use ipc::rules::Value;
 
-use super::{Accepted, Compiler, Problem, Statement};
+use super::global::Taken;
+use super::{Accepted, Compiler, Form, Problem, Statement};
 use crate::config::acme::{Acme, Challenge, DIRECTORY, DnsUpdate, Wanted};
 
 /// Names of one certificate, as Let's Encrypt has it.
@@ -21,8 +22,8 @@ const ALGORITHMS: [&str; 3] = ["hmac-sha256", "hmac-sha384", "hmac-sha512"];
 #[derive(Default)]
 struct Lines {
     accepts_terms: bool,
-    http: Option<SocketAddr>,
-    tls: Option<SocketAddr>,
+    http: Vec<SocketAddr>,
+    tls: Vec<SocketAddr>,
     challenge: Challenge,
 }
 
@@ -38,10 +39,10 @@ impl Compiler<'_> {
             external_account: None,
             certificates: Vec::new(),
             challenge: Challenge::default(),
-            listener: SocketAddr::from(([0, 0, 0, 0], 80)),
+            listeners: Vec::new(),
             dns_command: Vec::new(),
             dns_update: None,
-            ca_file: String::new(),
+            roots: String::new(),
         };
         let mut lines = Lines::default();
         for i in &s.inside {
@@ -49,9 +50,16 @@ impl Compiler<'_> {
             self.acme_line(i, value, &mut acme, &mut lines);
         }
         acme.challenge = lines.challenge;
-        acme.listener = match lines.challenge {
-            Challenge::TlsAlpn01 => lines.tls.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 443))),
-            _ => lines.http.unwrap_or(acme.listener),
+        let everywhere = |port| [SocketAddr::from(([0; 4], port)), SocketAddr::from(([0u16; 8], port))].to_vec();
+        let (named, port) = match lines.challenge {
+            Challenge::Http01 => (std::mem::take(&mut lines.http), 80),
+            Challenge::TlsAlpn01 => (std::mem::take(&mut lines.tls), 443),
+            Challenge::Dns01 => (Vec::new(), 0),
+        };
+        acme.listeners = match (named.is_empty(), port) {
+            (_, 0) => Vec::new(),
+            (true, port) => everywhere(port),
+            (false, _) => named,
         };
         if !lines.accepts_terms {
             let help = "read the terms of the authority that directory names, and say accept-terms yes";
@@ -85,20 +93,24 @@ impl Compiler<'_> {
             ("accept-terms", Value::Flag(yes)) => lines.accepts_terms = yes,
             ("contact", Value::Text(t)) => acme.contacts.push(format!("mailto:{t}")),
             ("challenge", Value::Number(n)) => lines.challenge = Challenge::of(n),
-            ("ca-file", Value::Text(t)) => acme.ca_file = t,
+            ("ca-file", Value::Text(path)) => {
+                let taken = self.pem_file(i, &path, Form::Issuers, "");
+                let held = self.snapshot.pem_files.iter().find(|(p, _)| *p == path && taken != Taken::Unusable);
+                acme.roots = held.map(|(_, pem)| pem.clone()).unwrap_or_default();
+            }
             ("dns-command", Value::Text(t)) => {
                 self.program(i, &t);
                 acme.dns_command = worker::programs::words(&t);
             }
             ("http-01-listener" | "tls-alpn-01-listener", Value::Text(t)) => match t.parse() {
-                Ok(at) if &*i.name == "http-01-listener" => lines.http = Some(at),
-                Ok(at) => lines.tls = Some(at),
+                Ok(at) if &*i.name == "http-01-listener" => lines.http.push(at),
+                Ok(at) => lines.tls.push(at),
                 Err(_) => self.problem(i, Problem::expected("IP:PORT", &t)),
             },
             ("external-account", Value::Text(t)) => match external_account(&t) {
                 Some(account) => acme.external_account = Some(account),
                 None => {
-                    let help = "the authority gives both: external-account NUMBER KEY";
+                    let help = "the authority gives both: external-account ID KEY";
                     self.error(i.value_at(), "bad-value", "external-account: the key is not base64url", help);
                 }
             },
@@ -125,6 +137,7 @@ impl Compiler<'_> {
         };
         match names.iter().map(as_dns).collect::<Result<Vec<_>, _>>() {
             Err(p) => self.problem(i, p),
+            Ok(all) if all.is_empty() => self.problem(i, Problem::other("argument missing")),
             Ok(all) if all.len() > NAMES_MAX || acme.certificates.len() >= CERTIFICATES_MAX => {
                 let message =
                     format!("at most {NAMES_MAX} names of a certificate, and {CERTIFICATES_MAX} certificates");

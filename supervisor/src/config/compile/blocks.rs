@@ -289,6 +289,9 @@ impl<'s> Compiler<'s> {
                     self.snapshot.vmtas[index as usize].source_hosts.extend(hosts);
                 }
                 ("host-name", Some(Value::Text(t))) => self.snapshot.vmtas[index as usize].host_name = t,
+                ("include-headers-from", Some(Value::Text(path))) => {
+                    self.snapshot.vmtas[index as usize].included_headers = self.included_headers(i, &path);
+                }
                 ("domain-key", Some(Value::Text(t))) => {
                     let keys = self.domain_keys(i, &t);
                     self.snapshot.vmtas[index as usize].domain_keys.extend(keys);
@@ -356,9 +359,15 @@ impl<'s> Compiler<'s> {
                             self.pool_domains.entry(index).or_insert(s.at);
                         }
                         self.snapshot.pools[index as usize].settings.push(a.as_written(i));
-                        if let ("domain-key", Some(Value::Text(t))) = (&*i.name, a.in_force()) {
-                            let keys = self.domain_keys(i, &t);
-                            self.snapshot.pools[index as usize].domain_keys.extend(keys);
+                        match (&*i.name, a.in_force()) {
+                            ("domain-key", Some(Value::Text(t))) => {
+                                let keys = self.domain_keys(i, &t);
+                                self.snapshot.pools[index as usize].domain_keys.extend(keys);
+                            }
+                            ("include-headers-from", Some(Value::Text(path))) => {
+                                self.snapshot.pools[index as usize].included_headers = self.included_headers(i, &path);
+                            }
+                            _ => {}
                         }
                     }
                 }

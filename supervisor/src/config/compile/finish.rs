@@ -140,8 +140,14 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// The web port is the one of a listener.
+    /// The web port is the one of a listener, or a challenge's is.
     fn clashing_ports(&mut self, statements: &[Statement]) {
+        let of_challenge = self.acme.iter().flat_map(|a| &a.listeners).map(ToString::to_string);
+        let taken = of_challenge.into_iter().find(|a| self.snapshot.listeners.iter().any(|l| l.address == *a));
+        if let (Some(address), Some(at)) = (taken, self.acme_at) {
+            let message = format!("<acme> answers challenges at {address}, which is an smtp-listener, too");
+            self.error(at, "duplicate", message, "choose another port for one of them");
+        }
         let Some(port) = self.out.http_port.filter(|p| *p > 0) else { return };
         let clashes = |l: &Listener| {
             l.address

@@ -13,6 +13,9 @@ use super::super::{composite, encrypted_key, source_hosts};
 use super::listener_lines::Lines;
 use super::{Accepted, Compiler, Form, PemFile, Problem, Span, Statement, pattern_key};
 
+/// Bytes of a file with header fields that mail is given.
+const HEADERS_BYTES_MAX: u64 = 64 << 10;
+
 /// What became of a file that a directive names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
@@ -66,6 +69,14 @@ impl Compiler<'_> {
             ("mx-connection-limit", Value::Text(t)) => {
                 let (host, n) = t.split_once(char::is_whitespace).unwrap_or((&t, ""));
                 g.mx_connection_limits.push((pattern_key(host), n.trim().parse().unwrap_or(0)));
+            }
+            ("include-headers-from", Value::Text(path)) => {
+                self.snapshot.global.included_headers = self.included_headers(s, &path);
+            }
+            ("domain-suffix", Value::Text(t)) => {
+                // What goes behind a dot; a dot in front of it is how some write it.
+                let name = ipc::message::normalise_domain(t.trim_start_matches('.'));
+                g.domain_suffix = name.unwrap_or_default();
             }
             ("spool-min-free-space", Value::Number(n)) => self.out.min_free_space = n.saturating_mul(1 << 20),
             ("smtp-server-tls-certificate", _) => {
@@ -185,6 +196,7 @@ impl Compiler<'_> {
     /// The file of those that issue clients' certificates, if it can be used.
     pub(super) fn issuers(&mut self, s: &Statement) -> Option<String> {
         let path = s.value.trim();
+        self.issuers_at.get_or_insert(s.at);
         (self.pem_file(s, path, Form::Issuers, "") != Taken::Unusable).then(|| path.to_owned())
     }
 
@@ -315,6 +327,31 @@ impl Compiler<'_> {
             self.snapshot.pem_files.push((path.to_owned(), pem));
         }
         Taken::Now(place)
+    }
+
+    /// The header fields of a file, each of its lines with CR LF at its end; none where they cannot be used, which is said.
+    pub(super) fn included_headers(&mut self, s: &Statement, path: &str) -> String {
+        if !self.reader.source.opens_named_files() || path.is_empty() {
+            return String::new();
+        }
+        let read = self.reader.named_file(Path::new(path), HEADERS_BYTES_MAX).map_err(|e| Problem::missing(path, &e));
+        let fields = read.and_then(|text| {
+            let text: String = text.lines().filter(|l| !l.is_empty()).map(|l| format!("{l}\r\n")).collect();
+            let (_, end) = worker::prepare::headers::parse(text.as_bytes());
+            let wrong = text[end.min(text.len())..].lines().next().map(str::to_owned);
+            match wrong {
+                None if !text.contains('\0') => Ok(text),
+                line => {
+                    let found = line.unwrap_or_else(|| "a NUL".into());
+                    let p = Problem::expected(format_args!("header fields in {path}, NAME: VALUE"), &found);
+                    Err(p.help("a line that goes on begins with a blank"))
+                }
+            }
+        });
+        fields.unwrap_or_else(|p| {
+            self.problem(s, p);
+            String::new()
+        })
     }
 
     /// The text of a file with a list, which can be done without: whether it is there was checked with the value.

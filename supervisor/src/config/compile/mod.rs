@@ -19,7 +19,9 @@ mod users;
 
 pub use users::users_by_form;
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -184,6 +186,7 @@ fn compile_read(reader: Reader, statements: &[Statement], overrides: &Overrides)
         out: Global::default(),
         listeners: Listeners::default(),
         of_listeners: Lines::default(),
+        issuers_at: None,
         acme: None,
         acme_at: None,
         pem_files: HashSet::new(),
@@ -263,6 +266,8 @@ struct Compiler<'s> {
     listeners: Listeners,
     /// What listeners do that do not say otherwise.
     of_listeners: Lines,
+    /// The first `tls-ca-file` of a listener, or of all.
+    issuers_at: Option<Span>,
     /// `<acme>`, and where it stands.
     acme: Option<Arc<Acme>>,
     acme_at: Option<Span>,
@@ -292,6 +297,13 @@ struct Compiler<'s> {
     lasting_addresses: Option<Vec<std::net::IpAddr>>,
 }
 
+/// What tells one secret from another.
+fn mark_of(secret: &str) -> String {
+    let mut h = DefaultHasher::new();
+    secret.hash(&mut h);
+    format!("{:016x}", h.finish())
+}
+
 /// A value that was accepted, with the row of its directive.
 struct Accepted {
     row: usize,
@@ -308,6 +320,8 @@ impl Accepted {
         let value = match &self.value {
             // Of a line that begins with an expression that is part of what it says.
             Value::Text(t) if s.name.starts_with('/') => Value::Text(format!("{} {t}", s.name).trim_end().to_owned()),
+            // Whoever asks is told whether a secret is another one, and workers need not have those that are not for them.
+            Value::Text(t) if SECRETS.contains(&&*s.name) => Value::Text(mark_of(t)),
             v => v.clone(),
         };
         Setting { key: self.row as u16, file: s.at.file, line: s.at.line, value }

@@ -230,6 +230,11 @@ impl<'s> Compiler<'s> {
             self.warning(at, "contradiction", message, "remove one of the two lines");
         }
         self.lines_that_come_too_late();
+        let has_certificates = self.snapshot.smtp_users.iter().any(|u| !u.certificate.is_empty());
+        if let Some(at) = self.issuers_at.filter(|_| !has_certificates) {
+            let message = "tls-ca-file has no effect: no <smtp-user> has authentication-method certificate";
+            self.warning(at, "no-effect", message, "clients' certificates count for their users alone");
+        }
         let offers_tls =
             |l: &Listener| !l.tls.certificates.is_empty() && (l.tls.immediate || self.auth.allows_starttls);
         if self.snapshot.listeners.iter().any(offers_tls) || !self.reader.source.opens_named_files() {

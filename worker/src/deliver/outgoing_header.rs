@@ -1,4 +1,5 @@
-//! Fields that do not go out (`remove-header`). The stored message has them: accounting and rules see what came.
+//! The header as it goes out: without fields that do not (`remove-header`), and with those that are known when mail is delivered
+//! (`add-x-virtual-mta-header`, `date-header-time delivery`). The stored message is as it came: accounting and rules see that.
 
 use bytes::Bytes;
 use ipc::rules::DomainRules;
@@ -6,19 +7,42 @@ use ipc::rules::DomainRules;
 use crate::prepare::content::Content;
 use crate::prepare::headers;
 
-/// Whether any may have to go.
-pub fn any(content: &Content, rules: &DomainRules) -> bool {
-    !content.removed.is_empty() || !rules.remove_header.is_empty()
+/// Whether it may be another than the stored one.
+pub fn differs(content: &Content, rules: &DomainRules) -> bool {
+    content.kept.adds() || removes(content, rules)
+}
+
+fn removes(content: &Content, rules: &DomainRules) -> bool {
+    !content.kept.removed.is_empty() || !rules.remove_header.is_empty()
+}
+
+/// The content as it goes out through `vmta` at `now_s`, Unix seconds, but for signatures.
+pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, now_s: i64) -> [Bytes; 2] {
+    let body = without(content, rules);
+    if !content.kept.adds() {
+        return body;
+    }
+    let (fields, _) = headers::parse(&body[0]);
+    let has = |name: &str| fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
+    let mut head = String::new();
+    if content.kept.adds_vmta && !has("X-Virtual-MTA") {
+        head += &format!("X-Virtual-MTA: {vmta}\r\n");
+    }
+    if content.kept.adds_date && !has("Date") {
+        head += &format!("Date: {}\r\n", crate::rfc5322_date(now_s));
+    }
+    [Bytes::from([head.as_bytes(), &body[0]].concat()), body[1].clone()]
 }
 
 /// The content without the fields that its source, or the rules of its path, name.
-pub fn without(content: &Content, rules: &DomainRules) -> [Bytes; 2] {
+fn without(content: &Content, rules: &DomainRules) -> [Bytes; 2] {
     let body = &content.body;
-    if !any(content, rules) {
+    if !removes(content, rules) {
         return body.clone();
     }
     let (fields, end) = headers::parse(&body[0]);
-    let goes = |name: &str| content.removed.iter().chain(&rules.remove_header).any(|n| n.eq_ignore_ascii_case(name));
+    let goes =
+        |name: &str| content.kept.removed.iter().chain(&rules.remove_header).any(|n| n.eq_ignore_ascii_case(name));
     let mut head = Vec::with_capacity(body[0].len().min(end + 2));
     let mut at = 0;
     for f in fields.iter().filter(|f| goes(f.name)) {
@@ -47,12 +71,12 @@ mod tests {
 
     fn content(body: [&str; 2], removed: &[&str]) -> Content {
         let mut c = Content::new(rkyv::util::AlignedVec::new(), body.map(|b| Bytes::from(b.to_owned())));
-        c.removed = removed.iter().map(|r| (*r).to_owned()).collect();
+        c.kept.removed = removed.iter().map(|r| (*r).to_owned()).collect();
         c
     }
 
     fn left(body: [&str; 2], removed: &[&str]) -> String {
-        let all = without(&content(body, removed), &DomainRules::default());
+        let all = outgoing(&content(body, removed), &DomainRules::default(), "v", 0);
         all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect()
     }
 
@@ -64,6 +88,20 @@ mod tests {
             assert_eq!(left(parts, &["a", "c", "x-b"]), "\r\nX-B: text\r\n");
             assert_eq!(left(parts, &["X", "B", "X-B:"]), format!("{head}{body}"));
         }
+    }
+
+    #[test]
+    fn what_is_known_at_delivery_is_added_once() {
+        let with = |header: &str, removed: &[&str]| {
+            let mut c = content([header, "\r\nDate: body\r\n"], removed);
+            (c.kept.adds_vmta, c.kept.adds_date) = (true, true);
+            let all = outgoing(&c, &DomainRules::default(), "out-1", 86_400);
+            all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<String>()
+        };
+        let date = format!("Date: {}\r\n", crate::rfc5322_date(86_400));
+        assert_eq!(with("A: 1\r\n", &[]), format!("X-Virtual-MTA: out-1\r\n{date}A: 1\r\n\r\nDate: body\r\n"));
+        assert_eq!(with("date: x\r\nX-VIRTUAL-mta: y\r\n", &[]), "date: x\r\nX-VIRTUAL-mta: y\r\n\r\nDate: body\r\n");
+        assert_eq!(with("Date: x\r\n", &["date"]), format!("X-Virtual-MTA: out-1\r\n{date}\r\nDate: body\r\n"));
     }
 
     proptest! {
