@@ -1,6 +1,7 @@
 //! A message as it travels between shards and lies in the spool: identity, envelope,
 //! recipients.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -116,6 +117,8 @@ pub mod kept {
     pub const REMOVED: u8 = 4;
     /// Fields that are added when the message is delivered.
     pub const ADDED: u8 = 8;
+    /// The sender is another to each recipient, see [`super::verp`].
+    pub const VERP: u8 = 16;
 }
 
 /// Identity of a share that one shard hands to another, see architecture "The life of a message" 4.
@@ -227,7 +230,36 @@ pub fn source_name(hello: &str, user: &str) -> String {
     if user.is_empty() { hello.to_owned() } else { format!("{hello} {user}") }
 }
 
+/// The sender of a message to one of its recipients, so that a bounce tells which it is about (variable envelope return paths):
+/// `s@d` to `r@e` is `s-r=e@d`. What cannot stand in a local part without quotes is quoted.
+pub fn verp(sender: &str, recipient: &str) -> String {
+    let (Some((local, domain)), Some((to, host))) = (sender.rsplit_once('@'), recipient.rsplit_once('@')) else {
+        return sender.to_owned();
+    };
+    let inside = |l: &str| l.strip_prefix('"').and_then(|l| l.strip_suffix('"')).map(str::to_owned);
+    match (inside(local), inside(to)) {
+        (None, None) if !host.starts_with('[') => format!("{local}-{to}={host}@{domain}"),
+        (s, r) => {
+            let (s, r) = (s.unwrap_or_else(|| local.to_owned()), r.unwrap_or_else(|| to.to_owned()));
+            format!("\"{s}-{r}={host}\"@{domain}")
+        }
+    }
+}
+
 impl ArchivedEnvelope {
+    /// The sender is another to each recipient.
+    pub fn is_verp(&self) -> bool {
+        self.kept & kept::VERP != 0 && !self.sender.is_empty()
+    }
+
+    /// The sender to a recipient.
+    pub fn sender_to(&self, recipient: &str) -> Cow<'_, str> {
+        match self.is_verp() {
+            true => Cow::Owned(verp(&self.sender, recipient)),
+            false => Cow::Borrowed(self.sender.as_str()),
+        }
+    }
+
     /// EHLO name of the submitter.
     pub fn hello(&self) -> &str {
         self.source_name.split_once(' ').map_or(self.source_name.as_str(), |(hello, _)| hello)
@@ -345,6 +377,20 @@ pub fn parse_literal(literal: &str) -> Option<std::net::IpAddr> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sender_names_its_recipient() {
+        for (sender, to, expected) in [
+            ("n@b.test", "a@e.test", "n-a=e.test@b.test"),
+            ("n-1@b.test", "a+b=c@e.test", "n-1-a+b=c=e.test@b.test"),
+            ("\"n m\"@b.test", "a@e.test", "\"n m-a=e.test\"@b.test"),
+            ("n@b.test", "\"a\\\"@\"@e.test", "\"n-a\\\"@=e.test\"@b.test"),
+            ("n@b.test", "a@[192.0.2.1]", "\"n-a=[192.0.2.1]\"@b.test"),
+            ("", "a@e.test", ""),
+        ] {
+            assert_eq!(verp(sender, to), expected);
+        }
+    }
 
     #[test]
     fn one_spelling_for_a_destination() {

@@ -474,6 +474,7 @@ rules! {
         "disconnect-on-transient-error" DisconnectOnTransientError disconnect_on_transient_error: bool = false;
         "add-x-virtual-mta-header" AddXVirtualMtaHeader add_x_virtual_mta_header: bool = false;
         "date-header-time" DateHeaderTime date_header_time: u64 = 0;
+        "verp-default" VerpDefault verp_default: bool = false;
     }
 }
 

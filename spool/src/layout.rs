@@ -287,6 +287,8 @@ pub struct Summary {
     pub handoff: bool,
     /// The sender of some recipient wants to hear of delays (RFC 3461 NOTIFY=DELAY).
     pub notify_delay: bool,
+    /// Each recipient has a transaction of its own.
+    pub alone: bool,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
     /// x-job
@@ -309,10 +311,11 @@ impl Summary {
                 v.extend_from_slice(&self.body_len.to_le_bytes());
                 v.extend_from_slice(&self.received_unix_ms.to_le_bytes());
                 v.extend_from_slice(&(self.recipients.len() as u16).to_le_bytes());
-                let has_job = u8::from(!self.job.is_empty());
-                v.push(u8::from(self.handoff) | u8::from(self.notify_delay) << 1 | has_job << 2);
+                let has_job = !self.job.is_empty();
+                let flags = [self.handoff, self.notify_delay, has_job, self.alone];
+                v.push((0..).zip(flags).map(|(bit, on)| u8::from(on) << bit).sum());
                 put_text(&mut v, &self.vmta, 255);
-                if has_job > 0 {
+                if has_job {
                     put_text(&mut v, &self.job, 255);
                 }
             }
@@ -354,7 +357,7 @@ impl Summary {
             self.received_unix_ms = i64::from_le_bytes(take(v)?);
             let count = u16::from_le_bytes(take(v)?);
             let flags = take::<1>(v)?[0];
-            (self.handoff, self.notify_delay) = (flags & 1 != 0, flags & 2 != 0);
+            (self.handoff, self.notify_delay, self.alone) = (flags & 1 != 0, flags & 2 != 0, flags & 8 != 0);
             self.vmta = take_text(v)?;
             self.job = if flags & 4 != 0 { take_text(v)? } else { String::new() };
             self.recipients = Vec::with_capacity(usize::from(count));
@@ -520,7 +523,7 @@ mod tests {
                 state: RecipientState { due_unix_ms: due, delay_reports: 1, attempts: 3, last_reply: replies[i % replies.len()].clone() },
                 state_segment: 4,
             };
-            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), job: "j".repeat(n % 3), body_len: 5, notify_delay: n > 3, ..Default::default() };
+            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), job: "j".repeat(n % 3), body_len: 5, notify_delay: n > 3, alone: n % 2 == 1, ..Default::default() };
             let mut back = Summary::default();
             for (i, v) in s.encode().iter().enumerate() {
                 prop_assert!(back.decode_chunk(i as u16, v).is_some());
@@ -596,6 +599,7 @@ mod tests {
             received_unix_ms: -4,
             handoff: true,
             notify_delay: false,
+            alone: false,
             vmta: "v".into(),
             job: "a job".into(),
             recipients: vec![of("a.test", "421 4.7.0 later"), of("b.test", "421 4.7.0 later")],

@@ -530,6 +530,7 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
         received_unix_ms: s.received_unix_ms,
         handoff: s.handoff,
         notify_delay: s.notify_delay,
+        alone: s.alone,
         vmta: s.vmta.clone(),
         job: s.job.clone(),
         recipients,

@@ -84,6 +84,8 @@ pub struct Recovered {
     pub handoff: bool,
     /// The sender of some recipient wants to hear of delays (RFC 3461 NOTIFY=DELAY).
     pub notify_delay: bool,
+    /// Each recipient has a transaction of its own.
+    pub alone: bool,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
     /// x-job
@@ -529,6 +531,7 @@ impl Dirty {
             received_unix_ms: e.received_unix_ms.to_native(),
             handoff: e.is_kept_by(shard),
             notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
+            alone: e.is_verp(),
             vmta: e.vmta.as_str().to_owned(),
             job: e.job_id.as_str().to_owned(),
             recipients: e

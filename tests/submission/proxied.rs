@@ -77,7 +77,7 @@ fn a_proxy_says_whom_it_speaks_for() {
     // What a proxy asks for itself, and for whom it does not say, counts as the proxy.
     for header in [
         b"PROXY UNKNOWN\r\n".to_vec(),
-        b"PROXY UNKNOWN ::1 ::1 1 2\r\n".to_vec(),
+        b"PROXY UNKNOWN ::1 ::1 1 \xff and more\r\n".to_vec(),
         version_2(0, 0, &[]),
         version_2(0, 0x11, &[1]),
     ] {
@@ -136,6 +136,11 @@ fn clients_wait_for_a_place_where_the_listener_says_so() {
     }
     let (code, text) = Client::dial(at[1]).unwrap().reply().unwrap();
     assert!(code == 421 && text.contains("total-max-smtp-in"), "{text}");
+    // Those that leave, or do not wait for their turn to speak, wait no more.
+    (0..200).for_each(|_| drop(Client::dial(at[0]).unwrap()));
+    let mut early = Client::dial(at[0]).unwrap();
+    early.raw(b"EHLO client.test\r\n").unwrap();
+    assert_eq!(early.reply().unwrap().0, 554);
     for mut c in held.drain(..) {
         c.command("QUIT").unwrap();
     }

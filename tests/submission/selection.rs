@@ -169,3 +169,52 @@ fn what_is_known_at_delivery_is_written_then() {
     eventually("it arrives", WAIT, || r.message_to("c@d.test").is_some());
     assert!(r.message_to("c@d.test").unwrap().content.contains("X-Virtual-MTA: out-1\r\n"));
 }
+
+#[test]
+fn a_sender_is_another_to_each_recipient() {
+    let (r, mut engine) = start(
+        "<acct-file acct/jobs.csv>\n records r,d,b\n record-fields r rcpt,orig\n record-fields d rcpt,orig\n record-fields b rcpt,orig\n</acct-file>\n\
+         <source 127.0.0.2>\n always-allow-relaying yes\n verp-default yes\n</source>\n",
+    );
+    r.script(|s| s.answers = Some(("TO:<GONE@", "550 5.1.1 no such user")));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert!(c.command("EHLO client.test").unwrap().1.contains("250-VERP\r\n"));
+    assert_eq!(c.command("MAIL FROM:<n@back.test> VERP=x").unwrap().0, 501);
+    assert_eq!(c.command("MAIL FROM:<n@back.test> VERP").unwrap().0, 250);
+    for to in ["a@d.test", "b+c@d.test", "gone@d.test"] {
+        assert_eq!(c.command(&format!("RCPT TO:<{to}>")).unwrap().0, 250);
+    }
+    // What waits over a restart is known to be such mail.
+    engine.run(&["pause", "queue", "later.test/*"]);
+    assert_eq!(c.command("RCPT TO:<x@later.test>").unwrap().0, 250);
+    assert_eq!(c.command("RCPT TO:<y@later.test>").unwrap().0, 250);
+    assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
+    let report = "n-gone=d.test@back.test";
+    eventually("they arrive, and the report", WAIT, || {
+        r.message_to("a@d.test").is_some() && r.message_to(report).is_some()
+    });
+    eventually("the other too", WAIT, || r.message_to("b+c@d.test").is_some());
+    let sender = |to: &str| r.message_to(to).unwrap().mail;
+    assert!(sender("a@d.test").contains("<n-a=d.test@back.test>"), "{}", sender("a@d.test"));
+    assert!(sender("b+c@d.test").contains("<n-b+c=d.test@back.test>"));
+    assert!(sender(report).contains("<>") && r.message_to(report).unwrap().content.contains("gone@d.test"));
+    for to in ["a@d.test", "gone@d.test"] {
+        eventually("the row is written", WAIT, || row(&engine, to).is_some());
+        assert_eq!(row(&engine, to).unwrap(), format!("n-{}=d.test@back.test", to.split('@').next().unwrap()));
+    }
+    assert!(engine.stop());
+    engine.start_again();
+    engine.run(&["resume", "queue", "later.test/*"]);
+    eventually("they arrive", WAIT, || {
+        r.message_to("x@later.test").is_some() && r.message_to("y@later.test").is_some()
+    });
+    assert!(sender("y@later.test").contains("<n-y=later.test@back.test>"));
+    let mut c = Client::dial_from([127, 0, 0, 2].into(), engine.smtp).unwrap();
+    c.reply().unwrap();
+    c.command("EHLO client.test").unwrap();
+    assert_eq!(c.send("\"q s\"@back.test", &["e@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    assert_eq!(c.send("", &["f@d.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("they arrive", WAIT, || r.message_to("e@d.test").is_some() && r.message_to("f@d.test").is_some());
+    assert!(sender("e@d.test").contains("<\"q s-e=d.test\"@back.test>"), "{}", sender("e@d.test"));
+    assert!(sender("f@d.test").contains("<>"));
+}

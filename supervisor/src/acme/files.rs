@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::error::AcmeError;
 use crate::config::Compiled;
 use crate::config::acme::{Acme, FOLDER, Wanted};
+use crate::config::certificate::InForce;
 use crate::config::pem::{Form, PemFile};
 
 /// Why a certificate is not there yet, or not renewed.
@@ -63,14 +64,25 @@ pub fn load(compiled: &mut Compiled, data_dir: &Path) {
         let file = PemFile { path: path.clone(), form: Form::Identity, password: String::new() };
         let pem = file.read().unwrap_or_else(|error| {
             let is_missing = std::fs::metadata(&path).is_err_and(|e| e.kind() == ErrorKind::NotFound);
-            if !is_missing {
-                tracing::error!(path, error, "a certificate of <acme> cannot be used, and another one is asked for");
+            if is_missing {
+                return for_the_same_names(data_dir, w).unwrap_or_default();
             }
+            tracing::error!(path, error, "a certificate of <acme> cannot be used, and another one is asked for");
             String::new()
         });
         compiled.pem_files.push(file);
         compiled.snapshot.pem_files.push((path, pem));
     }
+}
+
+/// A certificate with its key that was obtained for other lines of `domain`, and is for all these names.
+fn for_the_same_names(data_dir: &Path, wanted: &Wanted) -> Option<String> {
+    let files = std::fs::read_dir(data_dir.join(FOLDER)).ok()?.flatten().map(|f| f.path());
+    let pems = files.filter(|p| p.extension().is_some_and(|e| e == "pem")).filter_map(|p| {
+        PemFile { path: p.display().to_string(), form: Form::Identity, password: String::new() }.read().ok()
+    });
+    let fits = |pem: &String| InForce::of("", pem).is_some_and(|c| c.is_for_all(&wanted.names) && !c.is_due());
+    pems.into_iter().find(fits)
 }
 
 fn folder(data_dir: &Path) -> Result<PathBuf, AcmeError> {
@@ -93,6 +105,17 @@ fn write(path: &Path, text: &[u8]) -> Result<(), AcmeError> {
     std::fs::rename(&new, path).map_err(failed)?;
     let folder = path.parent().map_or_else(|| Ok(()), |f| std::fs::File::open(f)?.sync_all());
     folder.map_err(failed)
+}
+
+/// Whether a certificate could be kept.
+///
+/// # Errors
+/// [`AcmeError::File`]
+pub fn can_be_kept(data_dir: &Path, wanted: &Wanted) -> Result<(), AcmeError> {
+    folder(data_dir)?;
+    let trial = wanted.path(data_dir).with_extension("trial");
+    write(&trial, b"a trial\n")?;
+    std::fs::remove_file(&trial).map_err(|error| AcmeError::File { path: trial.display().to_string(), error })
 }
 
 /// Keeps a certificate and its key.

@@ -91,6 +91,7 @@ pub async fn keep(sup: Rc<Supervisor>, mut bound: Option<Bound>) {
     let mut said = String::new();
     // What this process did last, whether or not it could be written to disk: nothing is asked for twice at once.
     let mut not_before: HashMap<u64, i64> = HashMap::new();
+    let mut failed: HashMap<u64, Trouble> = HashMap::new();
     while !sup.stopping.get() {
         let acme = sup.compiled.borrow().acme.clone();
         // An operator who puts a configuration in force has seen to what was wrong.
@@ -127,13 +128,17 @@ pub async fn keep(sup: Rc<Supervisor>, mut bound: Option<Bound>) {
                 note(&sup, &path, Some(Trouble::of_ports(asked, reason, next_s)));
                 continue;
             }
-            let before = files::trouble(data_dir, wanted, asked);
+            let before = failed.get(&asked).cloned().or_else(|| files::trouble(data_dir, wanted, asked));
             note(&sup, &path, before.clone());
             let of_before = before.as_ref().filter(|_| !is_asked).map_or(0, |t| t.next_s);
             if now_s() < of_before.max(not_before.get(&asked).copied().unwrap_or(0)) {
                 continue;
             }
-            let obtained = order::obtain(&acme, wanted, data_dir, &means(&sup, &answers)).await;
+            // The authority counts what it issues, also where it cannot be kept.
+            let obtained = match files::can_be_kept(data_dir, wanted) {
+                Ok(()) => order::obtain(&acme, wanted, data_dir, &means(&sup, &answers)).await,
+                Err(e) => Err(e),
+            };
             let kept = obtained.and_then(|pem| files::keep_certificate(data_dir, wanted, &pem));
             let names = wanted.names.join(", ");
             let trouble = kept.err().map(|error| {
@@ -144,6 +149,10 @@ pub async fn keep(sup: Rc<Supervisor>, mut bound: Option<Bound>) {
                 t
             });
             files::keep_trouble(data_dir, wanted, trouble.as_ref());
+            match &trouble {
+                Some(t) => failed.insert(asked, t.clone()),
+                None => failed.remove(&asked),
+            };
             not_before.insert(asked, trouble.as_ref().map_or(now_s() + ISSUED_WAIT_S, |t| t.next_s));
             if trouble.is_none() {
                 tracing::info!(names, file = %path.display(), "a certificate was issued");
@@ -152,7 +161,9 @@ pub async fn keep(sup: Rc<Supervisor>, mut bound: Option<Bound>) {
             }
             note(&sup, &path, trouble);
         }
-        not_before.retain(|asked, _| acme.certificates.iter().any(|w| files::asked(&acme, w) == *asked));
+        let all_asked: Vec<u64> = acme.certificates.iter().map(|w| files::asked(&acme, w)).collect();
+        not_before.retain(|asked, _| all_asked.contains(asked));
+        failed.retain(|asked, _| all_asked.contains(asked));
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

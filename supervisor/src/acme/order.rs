@@ -150,9 +150,13 @@ async fn prove(
             Challenge::TlsAlpn01 => by.answers.put_certificate(&name, key.digest().as_ref())?,
             Challenge::Dns01 => {
                 let (record, value) = (dns::record_name(&name), key.dns_value());
-                // It may be there though something went wrong.
-                records.push((record.clone(), value.clone()));
-                dns::change(acme, Change::Add, &record, &value, &by.cpus_of_workers).await?;
+                let added = dns::change(acme, Change::Add, &record, &value, &by.cpus_of_workers).await;
+                if let Err(e) = added {
+                    // It may be there all the same; that it was not is the usual case.
+                    let _ = dns::change(acme, Change::Remove, &record, &value, &by.cpus_of_workers).await;
+                    return Err(e);
+                }
+                records.push((record, value));
             }
         }
     }

@@ -58,6 +58,7 @@ impl InForce {
     pub fn warning(&self) -> Option<String> {
         let names = self.names.join(", ");
         match self.left_s() {
+            _ if self.begins > now_s() => Some(format!("{} ({names}) is not valid yet: clients refuse it", self.path)),
             left if left < 0 => Some(format!("{} ({names}) has ended: clients refuse it", self.path)),
             left if left < WARNED_DAYS * DAY_S => {
                 Some(format!("{} ({names}) ends in {} days", self.path, left / DAY_S))

@@ -53,6 +53,13 @@ impl Supervisor {
             let mut changed = Vec::new();
             for (f, now) in stamps(files).await {
                 let before = known.insert(f.clone(), now);
+                if now.is_none() && before.is_some_and(|b| b.is_some()) {
+                    let (path, what) = (&f.path, f.form.what());
+                    tracing::warn!(
+                        path,
+                        "the file of a {what} is gone; what was there stays in force until a restart or a reload"
+                    );
+                }
                 if before != Some(now) && now.is_some() {
                     changed.push((f, before.is_some()));
                 }

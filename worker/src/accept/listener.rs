@@ -49,6 +49,9 @@ const SESSIONS_ABOVE_MEAN: u32 = 16;
 /// of a local network, so that what such a client sent with its handshake has come.
 const EARLY_TALKER_WAIT: Duration = Duration::from_millis(3);
 
+/// What such a client is told.
+const EARLY: &str = "554 5.5.0 You spoke before the greeting\r\n";
+
 /// How long a client may take to close after the last reply.
 const PARTING_MAX: Duration = Duration::from_millis(200);
 /// A wait that no clock reaches.
@@ -135,7 +138,20 @@ pub async fn serve(
                 true => Who::Known(&rules.source_group),
                 false => Who::Stranger(Network::of_one_customer(ip)),
             };
-            shard.awaiting.place(who, rules.smtp_command_timeout, take, || shard.stopping()).await
+            let place = shard.awaiting.place(who, rules.smtp_command_timeout, take, || shard.stopping());
+            // Under TLS from the first byte the client begins; else one that says something now has not waited for its turn.
+            let mut early = [0];
+            tokio::select! {
+                biased;
+                place = place => place,
+                read = stream.read(&mut early), if in_clear => {
+                    if matches!(read, Ok(1)) {
+                        let _ = stream.write_all(EARLY.as_bytes()).await;
+                        refusals::tell_of_connection(shard.number, ip, EARLY);
+                    }
+                    return;
+                }
+            }
         }
         false => take(),
     };
@@ -322,11 +338,8 @@ impl Client<'_> {
         fresh: bool,
     ) -> After {
         if fresh && self.talks_early(io).await {
-            session.out.clear();
-            session.reply(554, "5.5.0", "You spoke before the greeting");
-            let ip = canonical(self.peer.ip());
-            refusals::tell_of_connection(self.shard.number, ip, &String::from_utf8_lossy(&session.out));
-            let _ = io.write_all(&session.out).await;
+            refusals::tell_of_connection(self.shard.number, canonical(self.peer.ip()), EARLY);
+            let _ = io.write_all(EARLY.as_bytes()).await;
             return After::Close;
         }
         if self.send(session, io).await.is_err() {
@@ -540,9 +553,9 @@ impl Client<'_> {
             }
             return Ok(());
         }
-        if !tls.is_issued(shown) {
+        if let Err(why) = tls.verified(shown) {
             if log_limit::allows_line_of_client("certificate is of another issuer", &ip.to_string()) {
-                tracing::warn!(client = %ip, user, "none of tls-ca-file issued the certificate of this user: it counts for nothing");
+                tracing::warn!(client = %ip, user, why, "the certificate of this user cannot be verified by tls-ca-file: it counts for nothing");
             }
             return Ok(());
         }

@@ -127,6 +127,10 @@ pub fn of_header(header: &[u8]) -> Result<Option<Ends>, Fault> {
             v2::Addresses::Unix(_) | v2::Addresses::Unspecified => None,
         });
     }
+    // What stands behind it counts for nothing.
+    if header.strip_prefix(b"PROXY UNKNOWN").is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'\r'))) {
+        return Ok(None);
+    }
     let h = v1::Header::try_from(header).map_err(|_| Fault::NoHeader)?;
     Ok(match h.addresses {
         v1::Addresses::Tcp4(a) => v4(a.source_address, a.source_port, a.destination_address, a.destination_port),

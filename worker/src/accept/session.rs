@@ -418,6 +418,7 @@ impl ServerSession {
         });
         // RFC 9422.
         lines.push(format!("LIMITS RCPTMAX={}", recipients_max(&self.rules).0));
+        lines.push("VERP".into());
         lines.push("DSN".into());
         if r.allow_smtputf8 {
             lines.push("SMTPUTF8".into());

@@ -173,7 +173,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
             headers: headers.to_vec(),
             ..Default::default()
         };
-        row.set(const { stored("orig") }, e.sender.as_str());
+        row.set(const { stored("orig") }, e.sender_to(&r.address).as_ref());
         row.set(const { stored("rcpt") }, r.address.as_str());
         row.set(const { stored("orcpt") }, r.orcpt.as_str());
         row.times = r.times_given();

@@ -330,12 +330,17 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Whether what a client has shown, its own certificate first, is issued by those that may.
-    pub fn is_issued(&self, shown: &[CertificateDer<'_>]) -> bool {
+    /// What a client has shown, its own certificate first, is issued by those that may.
+    ///
+    /// # Errors
+    /// A sentence saying what is wrong with it.
+    pub fn verified(&self, shown: &[CertificateDer<'_>]) -> Result<(), String> {
         match (&self.issued, shown) {
-            (None, _) => true,
-            (Some(v), [own, others @ ..]) => v.verify_client_cert(own, others, UnixTime::now()).is_ok(),
-            (Some(_), []) => false,
+            (None, _) => Ok(()),
+            (Some(v), [own, others @ ..]) => {
+                v.verify_client_cert(own, others, UnixTime::now()).map(drop).map_err(|e| e.to_string())
+            }
+            (Some(_), []) => Err("there is none".into()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What outcomes do to recipients: reports, accounting rows, and their records in the spool.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -294,9 +295,11 @@ pub(super) async fn reports(
             .filter(|(r, _)| outcome != Outcome::Deferred || delay_is_due(*r))
             .map(|(r, v)| dsn::Part { recipient: *r, verdict: v.clone(), action, remote: at.host.clone() })
             .collect();
-        for some in parts.chunks(dsn::RECIPIENTS_MAX) {
+        // A report to a sender that names its recipient is about that one.
+        let most = if e.is_verp() { 1 } else { dsn::RECIPIENTS_MAX };
+        for some in parts.chunks(most) {
             reports.extend(doing(Work::Report, || dsn::about(shard, e, some, body)));
-            if parts.len() > dsn::RECIPIENTS_MAX {
+            if parts.len() > most {
                 tokio::task::yield_now().await;
             }
         }
@@ -351,7 +354,8 @@ fn row(
         queued_ms: clock::wall_ms(e.received_unix_ms.to_native()),
         ..Default::default()
     };
-    row.set(const { stored("orig") }, e.sender.as_str());
+    let sender = rcpt.map_or(Cow::Borrowed(e.sender.as_str()), |r| e.sender_to(&r.address));
+    row.set(const { stored("orig") }, sender.as_ref());
     if let Some(r) = rcpt {
         row.set(const { stored("rcpt") }, r.address.as_str());
         row.set(const { stored("orcpt") }, r.orcpt.as_str());

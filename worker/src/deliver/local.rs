@@ -117,7 +117,7 @@ impl Macros<'_> {
         let (local, domain) = self.to.rsplit_once('@').unwrap_or((self.to, ""));
         Some(match name {
             "to" => cased(self.to),
-            "from" => cased(self.e.sender.as_str()),
+            "from" => cased(&self.e.sender_to(self.to)),
             "user" => local.split('+').next().unwrap_or_default().to_lowercase(),
             "domain" => domain.to_lowercase(),
             "envid" => self.e.envid.as_str().to_owned(),
@@ -179,7 +179,7 @@ async fn into_file(path: &ServedPath, e: &ArchivedEnvelope, r: u16, body: &[Byte
     let to = recipient(e, r).to_owned();
     let macros = Macros { e, to: &to, preserve_case: path.rules.macro_variables_preserve_case, for_path: true };
     let target = PathBuf::from(macros.replaced(&path.rules.file_destination));
-    let sender = e.sender.as_str().to_owned();
+    let sender = e.sender_to(&to).into_owned();
     let mut content = native(body);
     let format = path.rules.file_format;
     let written = tokio::task::spawn_blocking(move || {

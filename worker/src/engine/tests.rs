@@ -37,7 +37,16 @@ fn engine(total_max_smtp_out: u64, shards: u8) -> Engine<()> {
 fn queued(e: &mut Engine<()>, destination: &str, via: &str, n: u64) -> QueueId {
     let id = e.queue_for(destination, via, NOW);
     for key in 0..n {
-        let m = Message { key, received_ms: 0, body_len: 9, left: 1, notify_delay: false, job: 0, content: None };
+        let m = Message {
+            key,
+            received_ms: 0,
+            body_len: 9,
+            left: 1,
+            notify_delay: false,
+            alone: false,
+            job: 0,
+            content: None,
+        };
         let slot = e.scheduler.add("", m);
         e.scheduler.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, NOW.ms());
     }

@@ -10,11 +10,12 @@ use crate::dkim::request::Request;
 /// Longest field of a message that is kept, bytes.
 const FIELD_MAX: usize = 16 << 10;
 /// Names and marks of the fields, in the order that they are written in.
-const NAMES: [(&str, u8); 4] = [
+const NAMES: [(&str, u8); 5] = [
     ("X-DKIM-Options", kept::DKIM_OPTIONS),
     ("X-DKIM-Key", kept::DKIM_KEY),
     ("Removed", kept::REMOVED),
     ("Added", kept::ADDED),
+    ("Verp", kept::VERP),
 ];
 /// What `Added` says of a field that is known at delivery.
 const VMTA: &str = "x-virtual-mta";
@@ -53,6 +54,8 @@ pub struct Fields<'a> {
     pub adds_vmta: bool,
     /// [`Kept::adds_date`]
     pub adds_date: bool,
+    /// The sender is another to each recipient: the envelope's mark says so, and has a field like the others.
+    pub verp: bool,
 }
 
 impl Fields<'_> {
@@ -71,6 +74,7 @@ impl Fields<'_> {
             self.dkim_key.filter(fits),
             removed.as_deref().map(str::as_bytes),
             added.as_deref().map(str::as_bytes),
+            self.verp.then_some(&b" yes"[..]),
         ];
         for ((name, mark), value) in NAMES.into_iter().zip(values) {
             let Some(value) = value else { continue };
@@ -128,6 +132,7 @@ mod tests {
             (Fields { adds_vmta: true, ..all }, true),
             (Fields { adds_vmta: true, adds_date: true, removed: &[], ..all }, true),
             (Fields { adds_date: true, ..Fields::default() }, false),
+            (Fields { verp: true, ..Fields::default() }, false),
         ] {
             let (head, marks) = fields.keep();
             let stored = Bytes::from([&head[..], b"From: a@b\r\n\r\nx"].concat());

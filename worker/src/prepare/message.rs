@@ -61,9 +61,11 @@ pub async fn prepare(
     // What the client declared may be a habit; receivers without 8BITMIME take what is ASCII.
     let body_type = if is_ascii(&content).await { BodyType::SevenBit } else { BodyType::EightBit };
     let (mut e, fields, header) = doing(Work::Prepare, || -> Result<_, Refusal> {
+        let verp = (mail.verp || rules.verp_default) && !mail.sender.is_empty();
         let mut e = envelope(rules, from, id, now_ms, mail, recipients, body_type);
         let (fields, end) = headers::parse_bounded(&content).map_err(too_much)?;
         let header = read_header(&mut e, config.snapshot.get(), rules, &fields, &content[..end])?;
+        let header = Header { verp, ..header };
         e.job_id = prefixed(&rules.jobid_prefix, &e.job_id, &from.user);
         Ok((e, fields, header))
     })?;
@@ -146,6 +148,8 @@ struct Header<'a> {
     has_id: bool,
     dkim_options: Option<&'a [u8]>,
     dkim_key: Option<&'a [u8]>,
+    /// The sender is another to each recipient.
+    verp: bool,
 }
 
 /// Reads a header section, and puts into the envelope what its fields choose.
@@ -238,7 +242,7 @@ fn read_header<'a>(
             format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
         return Err(Refusal(554, "5.4.6", text));
     }
-    Ok(Header { end: section.len(), removed, has_date, has_id, dkim_options, dkim_key })
+    Ok(Header { end: section.len(), removed, has_date, has_id, dkim_options, dkim_key, verp: false })
 }
 
 /// Orders the recipients, and puts together what is stored.
@@ -268,6 +272,7 @@ fn finish(
         removed: &rules.remove_header,
         adds_vmta: rules.add_x_virtual_mta_header,
         adds_date: dated_at_delivery,
+        verp: header.verp,
     }
     .keep();
     e.kept = marks;

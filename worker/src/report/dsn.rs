@@ -50,14 +50,16 @@ pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &
     let config = shard.config();
     let id = shard.next_message_id();
     let now = clock::now_ms();
-    let Ok(destination) = ipc::message::destination_of(&e.sender) else { return None };
+    let first = parts.first().and_then(|p| e.recipients.get(usize::from(p.recipient)));
+    let to = e.sender_to(first.map_or("", |r| &r.address));
+    let Ok(destination) = ipc::message::destination_of(&to) else { return None };
     if !config.exit(&destination, "").rules.deliver_local_dsn {
         return None;
     }
-    let body = compose(&config.global, &id.to_string(), now, e, parts, content);
+    let body = compose(&config.global, &id.to_string(), now, (e, &to), parts, content);
     // By what is there: the virtual MTA of the message may be why it failed.
     let vmta = canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned();
-    let report = Envelope { vmta, ..super::envelope(&config.global, id, now, &e.sender, destination, &body) };
+    let report = Envelope { vmta, ..super::envelope(&config.global, id, now, &to, destination, &body) };
     Some(Report::new(shard, report, body))
 }
 
@@ -65,7 +67,7 @@ fn compose(
     global: &ipc::snapshot::Global,
     id: &str,
     now_ms: i64,
-    e: &ArchivedEnvelope,
+    (e, to): (&ArchivedEnvelope, &str),
     parts: &[Part],
     content: &[Bytes; 2],
 ) -> Vec<u8> {
@@ -89,7 +91,7 @@ fn compose(
     };
     let mut t = format!(
         "From: {from}\r\nTo: <{}>\r\nSubject: {subject}\r\nDate: {}\r\nMessage-ID: <{id}@{host}>\r\nAuto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\r\nThis is a delivery status notification in MIME format.\r\n\r\n--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\n",
-        e.sender,
+        to,
         crate::rfc5322_date(clock::wall_ms(now_ms) / 1000),
     );
     let mut words = format!("{sentence}\r\n\r\n");

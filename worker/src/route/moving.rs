@@ -381,6 +381,7 @@ mod tests {
             received_unix_ms: 1,
             handoff: true,
             notify_delay: false,
+            alone: false,
             vmta: String::new(),
             job: String::new(),
             recipients: vec![recipient],

@@ -90,7 +90,16 @@ mod tests {
         let (mut s, id) = with(DomainRules { notify_of_delay_every: every, ..Default::default() }, 1);
         let slot = s.add(
             "",
-            Message { key: 2, received_ms: 300, body_len: 1, left: 1, notify_delay: true, job: 0, content: None },
+            Message {
+                key: 2,
+                received_ms: 300,
+                body_len: 1,
+                left: 1,
+                notify_delay: true,
+                alone: false,
+                job: 0,
+                content: None,
+            },
         );
         s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 9000, 400);
         let mut told = |now| s.delayed(id, now).into_iter().map(|(e, due)| (e.slot, due)).collect::<Vec<_>>();

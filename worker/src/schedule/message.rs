@@ -24,6 +24,8 @@ pub struct Message<C> {
     pub left: u16,
     /// The sender of some of them wants to hear of delays.
     pub notify_delay: bool,
+    /// Each recipient has a transaction of its own.
+    pub alone: bool,
     /// What it belongs to, see [`Scheduler::add`].
     pub job: JobId,
     /// Envelope and content until the first attempt, within the memory budget.

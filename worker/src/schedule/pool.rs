@@ -95,7 +95,16 @@ mod tests {
             .collect();
         paths.iter().for_each(|p| s.paths[*p].connections = 1);
         for key in 0..n {
-            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
+            let m = Message {
+                key,
+                received_ms: 0,
+                body_len: 1,
+                left: 1,
+                notify_delay: false,
+                alone: false,
+                job: 0,
+                content: None,
+            };
             let slot = s.add("", m);
             s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, 0);
         }

@@ -393,6 +393,7 @@ impl<C: HeldContent> Scheduler<C> {
             return Next::Idle;
         };
         let most = match p.rules.max_rcpt_per_transaction {
+            _ if m.alone => 1,
             0 => entry.len(),
             n => n.min(entry.len()),
         };
@@ -551,7 +552,16 @@ pub(super) mod tests {
         s.path_of(id, 0, |m| (m.vmta, rules));
         let slot = s.add(
             "",
-            Message { key: 1, received_ms: 0, body_len: 100, left: n, notify_delay: true, job: 0, content: None },
+            Message {
+                key: 1,
+                received_ms: 0,
+                body_len: 100,
+                left: n,
+                notify_delay: true,
+                alone: false,
+                job: 0,
+                content: None,
+            },
         );
         s.enqueue(id, Entry { slot, start: 0, end: n, priority: 50, attempts: 0 }, 0, 0);
         (s, id)
@@ -592,7 +602,16 @@ pub(super) mod tests {
         let other = s.queue("d.test", "pool", || exit);
         assert_eq!(s.path_of(other, 0, |m| (m.vmta, rules)), Some((id.only_path(), New::ForQueue)));
         for key in 0..3 {
-            let m = Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
+            let m = Message {
+                key,
+                received_ms: 0,
+                body_len: 1,
+                left: 1,
+                notify_delay: false,
+                alone: false,
+                job: 0,
+                content: None,
+            };
             let slot = s.add("", m);
             s.enqueue(other, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, 0);
         }

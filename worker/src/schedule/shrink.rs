@@ -27,7 +27,16 @@ mod tests {
     #[test]
     fn tables_of_a_deep_queue_are_freed_with_it() {
         let mut s = Scheduler::<()>::default();
-        let m = |key| Message { key, received_ms: 0, body_len: 1, left: 1, notify_delay: false, job: 0, content: None };
+        let m = |key| Message {
+            key,
+            received_ms: 0,
+            body_len: 1,
+            left: 1,
+            notify_delay: false,
+            alone: false,
+            job: 0,
+            content: None,
+        };
         let slots: Vec<u32> = (0..10_000).map(|key| s.add("", m(key))).collect();
         assert!(!s.shrink());
         (0..).zip(slots).for_each(|(key, slot)| assert_eq!(s.settle(QueueId::NOTHING, slot, key, 1), Some(true)));

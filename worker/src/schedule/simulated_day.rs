@@ -156,8 +156,16 @@ fn day(seed: u64, adaptive: bool) -> Day {
         while let Some((at, r)) = arrivals.next_if(|(at, _)| *at <= now) {
             key += 1;
             received.insert(key, at);
-            let m =
-                Message { key, received_ms: at, body_len: 1000, left: 1, notify_delay: false, job: 0, content: None };
+            let m = Message {
+                key,
+                received_ms: at,
+                body_len: 1000,
+                left: 1,
+                notify_delay: false,
+                alone: false,
+                job: 0,
+                content: None,
+            };
             let slot = s.add("", m);
             s.enqueue(paths[r].0, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 0, now);
         }

@@ -61,6 +61,7 @@ impl World {
                 body_len: 1000,
                 left: n,
                 notify_delay: false,
+                alone: false,
                 job: 0,
                 content: None,
             },

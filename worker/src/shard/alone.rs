@@ -86,7 +86,16 @@ pub(crate) async fn queued(shard: &Rc<Shard>, recipients: &[&str]) -> QueueId {
     shard.spool.flush();
     let key = stored.await.unwrap().unwrap();
     let received_ms = e.received_unix_ms;
-    let m = Message { key, received_ms, body_len: 20, left: count, notify_delay: false, job: 0, content: None };
+    let m = Message {
+        key,
+        received_ms,
+        body_len: 20,
+        left: count,
+        notify_delay: false,
+        alone: false,
+        job: 0,
+        content: None,
+    };
     shard.decide(|e, now| {
         let slot = e.scheduler_mut().add("", m);
         let id = e.queue_for(&destination, "", now);

@@ -26,6 +26,8 @@ pub struct Mail {
     pub ret: Ret,
     /// ENVID=
     pub envid: String,
+    /// VERP, as PowerMTA has it: the sender is another to each recipient.
+    pub verp: bool,
 }
 
 /// Mail that a directive is about which is known and not in force: without it the mail would come in or go out otherwise
@@ -138,6 +140,7 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
         smtputf8: false,
         ret: Ret::Unset,
         envid: String::new(),
+        verp: false,
     };
     for (name, value) in parameters(params)? {
         match (name.as_str(), value.to_ascii_uppercase().as_str()) {
@@ -152,7 +155,8 @@ pub fn mail(arg: &str, allow_utf8: bool) -> Result<Mail, Refusal> {
             ("RET", "HDRS") => m.ret = Ret::Headers,
             ("ENVID", _) if xtext(value, 100) => m.envid = value.to_owned(),
             ("AUTH", _) => {}
-            ("BODY" | "RET" | "ENVID", _) => return malformed(&name, value),
+            ("VERP", "") => m.verp = true,
+            ("BODY" | "RET" | "ENVID" | "VERP", _) => return malformed(&name, value),
             _ => return unsupported(&name),
         }
     }

@@ -127,7 +127,7 @@ impl<'a> Outgoing<'a> {
     fn mail_command(&self, terms: &Terms, utf8: bool, out: &mut Vec<u8>) -> bool {
         let e = self.envelope;
         out.extend_from_slice(b"MAIL FROM:<");
-        out.extend_from_slice(e.sender.as_bytes());
+        out.extend_from_slice(e.sender_to(self.recipient(0).map_or("", |r| &r.address)).as_bytes());
         out.push(b'>');
         let plain = out.len();
         if terms.size.is_some() {

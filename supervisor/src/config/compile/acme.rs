@@ -1,6 +1,8 @@
 //! `<acme>`
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -50,17 +52,6 @@ impl Compiler<'_> {
             self.acme_line(i, value, &mut acme, &mut lines);
         }
         acme.challenge = lines.challenge;
-        let everywhere = |port| [SocketAddr::from(([0; 4], port)), SocketAddr::from(([0u16; 8], port))].to_vec();
-        let (named, port) = match lines.challenge {
-            Challenge::Http01 => (std::mem::take(&mut lines.http), 80),
-            Challenge::TlsAlpn01 => (std::mem::take(&mut lines.tls), 443),
-            Challenge::Dns01 => (Vec::new(), 0),
-        };
-        acme.listeners = match (named.is_empty(), port) {
-            (_, 0) => Vec::new(),
-            (true, port) => everywhere(port),
-            (false, _) => named,
-        };
         if !lines.accepts_terms {
             let help = "read the terms of the authority that directory names, and say accept-terms yes";
             self.error(s.at, "missing-directive", "<acme> without accept-terms yes: nothing is asked for", help);
@@ -73,6 +64,15 @@ impl Compiler<'_> {
             let help = "name a program with dns-command, or a name server with dns-update";
             self.error(s.at, "missing-directive", "challenge dns-01 has no way to set records", help);
         }
+        if !acme.dns_command.is_empty() && acme.dns_update.is_some() {
+            self.warning(s.at, "no-effect", "dns-command has no effect beside dns-update", "remove one of them");
+        }
+        for (named, of) in [(&lines.http, Challenge::Http01), (&lines.tls, Challenge::TlsAlpn01)] {
+            if !named.is_empty() && lines.challenge != of {
+                let message = "a listener for another challenge than the one of this block has no effect";
+                self.warning(s.at, "no-effect", message, "remove it, or choose its challenge");
+            }
+        }
         if lines.challenge != Challenge::Dns01 {
             if let Some(name) = acme.certificates.iter().flat_map(|w| &w.names).find(|n| n.starts_with("*.")) {
                 let message = format!("{name}: a certificate for all of a domain needs challenge dns-01");
@@ -83,6 +83,17 @@ impl Compiler<'_> {
                 self.warning(s.at, "no-effect", message, "");
             }
         }
+        let everywhere = |port| [SocketAddr::from(([0; 4], port)), SocketAddr::from(([0u16; 8], port))].to_vec();
+        let (named, port) = match lines.challenge {
+            Challenge::Http01 => (std::mem::take(&mut lines.http), 80),
+            Challenge::TlsAlpn01 => (std::mem::take(&mut lines.tls), 443),
+            Challenge::Dns01 => (Vec::new(), 0),
+        };
+        acme.listeners = match (named.is_empty(), port) {
+            (_, 0) => Vec::new(),
+            (true, port) => everywhere(port),
+            (false, _) => named,
+        };
         self.acme = Some(Arc::new(acme));
     }
 
@@ -135,6 +146,7 @@ impl Compiler<'_> {
             let problem = || Problem::expected("the name of a host, or *.DOMAIN", n).at(n, &i.value);
             fits.then(|| format!("{star}{host}")).ok_or_else(problem)
         };
+        let first = |all: &[String]| Wanted { names: all.first().cloned().into_iter().collect() };
         match names.iter().map(as_dns).collect::<Result<Vec<_>, _>>() {
             Err(p) => self.problem(i, p),
             Ok(all) if all.is_empty() => self.problem(i, Problem::other("argument missing")),
@@ -143,16 +155,20 @@ impl Compiler<'_> {
                     format!("at most {NAMES_MAX} names of a certificate, and {CERTIFICATES_MAX} certificates");
                 self.error(i.value_at(), "too-many", message, format!("{} names are here", all.len()));
             }
-            Ok(all) if acme.certificates.iter().any(|w| w.names.first() == all.first()) => {
+            Ok(all) if acme.certificates.iter().any(|w| w.path(Path::new("")) == first(&all).path(Path::new(""))) => {
                 let message = format!("{} begins another certificate already", all.first().map_or("", String::as_str));
                 self.error(i.value_at(), "duplicate", message, "names of one certificate stand in one line");
             }
-            Ok(names) => acme.certificates.push(Wanted { names }),
+            Ok(mut names) => {
+                let mut seen = HashSet::new();
+                names.retain(|n| seen.insert(n.clone()));
+                acme.certificates.push(Wanted { names });
+            }
         }
     }
 
     /// Has listeners show the certificates of `<acme>` as well, behind those that lines name.
-    pub(super) fn acme_certificates(&mut self, data_dir: &std::path::Path) {
+    pub(super) fn acme_certificates(&mut self, data_dir: &Path) {
         let Some(acme) = &self.acme else { return };
         let paths: Vec<String> = acme.certificates.iter().map(|w| w.path(data_dir).display().to_string()).collect();
         for l in &mut self.snapshot.listeners {
