@@ -119,6 +119,8 @@ pub mod kept {
     pub const ADDED: u8 = 8;
     /// The sender is another to each recipient, see [`super::verp`].
     pub const VERP: u8 = 16;
+    /// Fields that are another to each recipient.
+    pub const EACH: u8 = 32;
 }
 
 /// Identity of a share that one shard hands to another, see architecture "The life of a message" 4.
@@ -250,6 +252,11 @@ impl ArchivedEnvelope {
     /// The sender is another to each recipient.
     pub fn is_verp(&self) -> bool {
         self.kept & kept::VERP != 0 && !self.sender.is_empty()
+    }
+
+    /// Each recipient has a transaction of its own: the sender, or the content, is another to each.
+    pub fn is_alone(&self) -> bool {
+        self.is_verp() || self.kept & kept::EACH != 0
     }
 
     /// The sender to a recipient.

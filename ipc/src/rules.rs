@@ -206,6 +206,7 @@ impl FromValue for String {
     const KINDS: &[&str] = &[
         "text",
         "email",
+        "template",
         "word",
         "ref",
         "hosts",
@@ -475,6 +476,9 @@ rules! {
         "add-x-virtual-mta-header" AddXVirtualMtaHeader add_x_virtual_mta_header: bool = false;
         "date-header-time" DateHeaderTime date_header_time: u64 = 0;
         "verp-default" VerpDefault verp_default: bool = false;
+        "one-click-unsubscribe" OneClickUnsubscribe one_click_unsubscribe: String = String::new();
+        "cfbl-address" CfblAddress cfbl_address: String = String::new();
+        "feedback-id" FeedbackId feedback_id: String = String::new();
     }
 }
 

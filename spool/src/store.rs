@@ -531,7 +531,7 @@ impl Dirty {
             received_unix_ms: e.received_unix_ms.to_native(),
             handoff: e.is_kept_by(shard),
             notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
-            alone: e.is_verp(),
+            alone: e.is_alone(),
             vmta: e.vmta.as_str().to_owned(),
             job: e.job_id.as_str().to_owned(),
             recipients: e

@@ -218,3 +218,57 @@ fn a_sender_is_another_to_each_recipient() {
     assert!(sender("e@d.test").contains("<\"q s-e=d.test\"@back.test>"), "{}", sender("e@d.test"));
     assert!(sender("f@d.test").contains("<>"));
 }
+
+#[test]
+fn receivers_are_told_how_to_unsubscribe_and_complain() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key.pem");
+    std::fs::write(&key, rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem()).unwrap();
+    let (r, engine) = start(&format!(
+        "domain-key sel,x.test,{}\n<domain *>\n dkim-sign yes\n</domain>\n\
+         <source 127/8>\n one-click-unsubscribe https://u.test/?r=${{recipient}}&m=${{message-id}}\n cfbl-address fbl@x.test\n \
+         feedback-id ${{job}}:${{domain}}:news:x\n</source>\n",
+        key.display()
+    ));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let content = "From: s@x.test\r\nMessage-ID: <1@x.test>\r\nX-Job: j1\r\nSubject: x\r\n\r\nx";
+    assert_eq!(c.send("s@x.test", &["a+1@d.test", "b@d.test"], content).unwrap().0, 250);
+    eventually("both arrive", WAIT, || r.unique() == 2);
+    let [a, b] = ["a+1@d.test", "b@d.test"].map(|to| r.message_to(to).unwrap());
+    assert_eq!((a.rcpts.len(), b.rcpts.len()), (1, 1), "each by itself");
+    // A tag of the signature, which comes first.
+    let tag = |m: &tests::receiver::Message, name: &str| {
+        let field = m.content.strip_prefix("DKIM-Signature:").unwrap().replace("\r\n\t", "").replace("\r\n ", "");
+        let tags = field.lines().next().unwrap().split(';').map(str::trim);
+        tags.filter_map(|t| t.strip_prefix(name)).map(str::to_lowercase).next().unwrap()
+    };
+    for (m, to) in [(&a, "a%2B1%40d.test"), (&b, "b%40d.test")] {
+        let text = &m.content;
+        assert!(text.contains(&format!("List-Unsubscribe: <https://u.test/?r={to}&m=1%40x.test>\r\n")), "{text}");
+        assert!(text.contains("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"), "{text}");
+        assert!(text.contains("CFBL-Address: fbl@x.test; report=arf\r\nFeedback-ID: j1:x.test:news:x\r\n"), "{text}");
+        let signed = tag(m, "h=");
+        for name in ["list-unsubscribe", "list-unsubscribe-post", "cfbl-address", "feedback-id"] {
+            assert!(signed.split(':').any(|f| f.trim() == name), "{name}: {signed}");
+        }
+    }
+    assert_ne!(tag(&a, "b="), tag(&b, "b="));
+    let content = arrived(
+        &r,
+        &engine,
+        "c@d.test",
+        "List-Unsubscribe: <mailto:u@x.test>\r\nFeedback-ID: own\r\nFrom: s@x.test\r\n",
+    );
+    assert!(
+        !content.contains("u.test/") && !content.contains("One-Click") && !content.contains(":news:x"),
+        "{content}"
+    );
+    for (line, expected) in [
+        ("one-click-unsubscribe http://u.test/", "https://"),
+        ("feedback-id ${subject}", "expected one of recipient"),
+        ("cfbl-address nobody", "ADDRESS [arf|xarf]"),
+    ] {
+        let (code, said) = checked(&format!("<source 0/0>\n {line}\n</source>\n"));
+        assert!(code == Some(2) && said.contains(expected), "{said}");
+    }
+}

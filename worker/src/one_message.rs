@@ -183,19 +183,20 @@ pub async fn content(shard: &Rc<Shard>, id: MessageId) -> Result<Option<Vec<u8>>
     if bytes > SHOWN_MAX {
         return Err(format!("the message has {bytes} bytes, and at most {SHOWN_MAX} are shown"));
     }
-    let queue = {
+    let (queue, to) = {
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return Ok(None) };
         let waits = places(&shard.scheduler(), whose, e.recipients.len()).into_iter().find_map(|p| match p {
             Place::Waits(id, ..) => Some(id),
             Place::Elsewhere => None,
         });
         let Some(first) = e.recipients.first() else { return Ok(None) };
-        shard.decide(|engine, now| {
+        let queue = shard.decide(|engine, now| {
             let id = waits.unwrap_or_else(|| engine.queue_for(&first.destination, &e.vmta, now));
             // Keys are those of the virtual MTA that would send it.
             let _ = engine.path_for(id, 0, now);
             id
-        })
+        });
+        (queue, first.address.as_str().to_owned())
     };
-    Ok(as_sent(shard, queue, &content).await.map(|body| body.concat()))
+    Ok(as_sent(shard, queue, &content, &to).await.map(|body| body.concat()))
 }

@@ -132,6 +132,9 @@ pub fn example(d: &Directive) -> String {
             _ => "proxy.example.com:1080".into(),
         },
         Type::ProxyClient => "192.0.2.30 out.example.com".into(),
+        Type::Template("url") => "https://u.example.com/?r=${recipient}".into(),
+        Type::Template("cfbl") => "fbl@example.com arf".into(),
+        Type::Template(_) => "${job}:${domain}:news:example".into(),
         Type::Proxies => "from 192.0.2.40,192.0.2.41".into(),
         Type::Words(_) => match d.name {
             "pickup" => "/var/spool/pickup /var/spool/pickup-bad".into(),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use ipc::message::{Envelope, MessageId, PRIORITY_DEFAULT, Recipient, SourceType};
+use ipc::message::{ArchivedEnvelope, Envelope, MessageId, PRIORITY_DEFAULT, Recipient, SourceType};
 use ipc::rules::{ArchivedValue, DomainRules, REROUTES_MAX, SourceRules};
 use ipc::snapshot::{ArchivedSnapshot, MappedSnapshot};
 use serde::{Deserialize, Serialize};
@@ -423,7 +423,9 @@ fn signatures(
 ) -> Vec<Line> {
     const NAME: &str = "DKIM";
     let now_s = clock::wall_ms(clock::now_ms()) / 1000;
-    let planned = signing::planned(config, rules, (vmta, pool), content, now_s);
+    let envelope = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope);
+    let to = envelope.ok().and_then(|e| e.recipients.first()).map_or("", |r| r.address.as_str());
+    let planned = signing::planned(config, rules, (vmta, pool), content, to, now_s);
     let mut lines: Vec<Line> = planned
         .into_iter()
         .map(|made| match made {

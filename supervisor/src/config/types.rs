@@ -7,6 +7,7 @@ use std::path::Path;
 
 use ipc::network::Network;
 use ipc::rules::{ANY_CONNECTIONS, NEVER_MS, Value};
+use worker::prepare::feedback_headers::{self, Kind};
 
 use super::composite::{
     api_key, certificate, daily, domain, domain_key, domain_macro, email, field_name, header_name, host_port, hosts,
@@ -169,6 +170,8 @@ pub enum Type {
     ProxyClient,
     /// `from NETWORK[,NETWORK…]`.
     Proxies,
+    /// Text with `${NAME}` where values of a message go: of what kind.
+    Template(&'static str),
 }
 
 impl Type {
@@ -241,6 +244,7 @@ impl Type {
             "host-port" => Type::HostPort,
             "proxy-client" => Type::ProxyClient,
             "proxies" => Type::Proxies,
+            "template" => Type::Template(argument),
             _ => return None,
         };
         Some(of)
@@ -368,6 +372,14 @@ impl Type {
                 let (address, name) = two(text, "IP[:PORT] HOST-NAME")?;
                 name_server(address).map_err(|p| p.at(address, text))?;
                 domain(name).map(|_| keep())
+            }
+            Type::Template(argument) => {
+                let kind = match argument {
+                    "url" => Kind::Url,
+                    "cfbl" => Kind::Cfbl,
+                    _ => Kind::Text,
+                };
+                feedback_headers::check(kind, text).map(|()| keep()).map_err(Problem::other)
             }
             Type::Proxies => Ok(Value::TextList(proxies(text)?).into()),
         }

@@ -384,7 +384,8 @@ async fn attempt(
         tokio::task::yield_now().await;
         return true;
     };
-    let body = signed(shard, path, &content).await;
+    let to = batch.recipients.first().and_then(|r| e.recipients.get(usize::from(*r)));
+    let body = signed(shard, path, &content, to.map_or("", |r| &r.address)).await;
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
     let began = clock::now_ms();
     let content_sent = Rc::clone(&s.content_sent);

@@ -64,7 +64,8 @@ async fn attempt(shard: &Rc<Shard>, path: &ServedPath, batch: Batch) {
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
     let began = clock::now_ms();
-    let body = outgoing(&content, &path.rules, &path.vmta_name, clock::wall_ms(began) / 1000);
+    let to = batch.recipients.first().map_or("", |r| recipient(e, *r));
+    let body = outgoing(&content, &path.rules, &path.vmta_name, to, clock::wall_ms(began) / 1000);
     let mut verdicts = Vec::with_capacity(batch.recipients.len());
     for (i, r) in batch.recipients.iter().enumerate() {
         let v = match Type::of(path.rules.delivery_type) {

@@ -1,10 +1,11 @@
 //! The header as it goes out: without fields that do not (`remove-header`), and with those that are known when mail is delivered
-//! (`add-x-virtual-mta-header`, `date-header-time delivery`). The stored message is as it came: accounting and rules see that.
+//! (`add-x-virtual-mta-header`, `date-header-time delivery`, and what is another to each recipient). The stored message is as it came: accounting and rules see that.
 
 use bytes::Bytes;
 use ipc::rules::DomainRules;
 
 use crate::prepare::content::Content;
+use crate::prepare::feedback_headers;
 use crate::prepare::headers;
 
 /// Whether it may be another than the stored one.
@@ -16,8 +17,8 @@ fn removes(content: &Content, rules: &DomainRules) -> bool {
     !content.kept.removed.is_empty() || !rules.remove_header.is_empty()
 }
 
-/// The content as it goes out through `vmta` at `now_s`, Unix seconds, but for signatures.
-pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, now_s: i64) -> [Bytes; 2] {
+/// The content as it goes out through `vmta` at `now_s`, Unix seconds, to the recipient `to`, but for signatures.
+pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, to: &str, now_s: i64) -> [Bytes; 2] {
     let body = without(content, rules);
     if !content.kept.adds() {
         return body;
@@ -31,6 +32,7 @@ pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, now_s: i64) 
     if content.kept.adds_date && !has("Date") {
         head += &format!("Date: {}\r\n", crate::rfc5322_date(now_s));
     }
+    content.kept.of_each.iter().for_each(|line| head += &feedback_headers::to_recipient(line, to));
     [Bytes::from([head.as_bytes(), &body[0]].concat()), body[1].clone()]
 }
 
@@ -76,7 +78,7 @@ mod tests {
     }
 
     fn left(body: [&str; 2], removed: &[&str]) -> String {
-        let all = outgoing(&content(body, removed), &DomainRules::default(), "v", 0);
+        let all = outgoing(&content(body, removed), &DomainRules::default(), "v", "u@d.test", 0);
         all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect()
     }
 
@@ -95,7 +97,7 @@ mod tests {
         let with = |header: &str, removed: &[&str]| {
             let mut c = content([header, "\r\nDate: body\r\n"], removed);
             (c.kept.adds_vmta, c.kept.adds_date) = (true, true);
-            let all = outgoing(&c, &DomainRules::default(), "out-1", 86_400);
+            let all = outgoing(&c, &DomainRules::default(), "out-1", "u@d.test", 86_400);
             all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<String>()
         };
         let date = format!("Date: {}\r\n", crate::rfc5322_date(86_400));

@@ -24,7 +24,9 @@ const SIGNED_S: i64 = 300;
 const HASHED_HERE_MAX: usize = 256 << 10;
 
 /// The content as it goes by a path: its header as source and rules have it, behind as many signatures as the rules ask for and keys fit.
-pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content) -> [Bytes; 2] {
+///
+/// `to` is the recipient, or the first of several, for whom all is the same.
+pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content, to: &str) -> [Bytes; 2] {
     let config = shard.config();
     let options = config.signing(&path.rules);
     if options.is_empty() && !differs(content, &path.rules) {
@@ -32,6 +34,10 @@ pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content) 
     }
     let generation = config.snapshot.get().generation.to_native();
     let now_s = clock::wall_ms(clock::now_ms()) / 1000;
+    if !content.kept.of_each.is_empty() {
+        // Nobody else asks for the same.
+        return sign(shard, &config, path, content, to, &options, now_s).await;
+    }
     let body = {
         let mut known = content.signed.borrow_mut();
         // Times in a signature are those of a while ago at most.
@@ -45,13 +51,13 @@ pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content) 
         });
         Rc::clone(&known[at].body)
     };
-    body.get_or_init(|| sign(shard, &config, path, content, &options, now_s)).await.clone()
+    body.get_or_init(|| sign(shard, &config, path, content, to, &options, now_s)).await.clone()
 }
 
-/// The content as mail of queue `id` would be sent by the queue's first path.
-pub async fn as_sent(shard: &Shard, id: QueueId, content: &Content) -> Option<[Bytes; 2]> {
+/// The content as mail of queue `id` would be sent to a recipient by the queue's first path.
+pub async fn as_sent(shard: &Shard, id: QueueId, content: &Content, to: &str) -> Option<[Bytes; 2]> {
     let path = path_of_queue(shard, id)?;
-    Some(signed(shard, &path, content).await)
+    Some(signed(shard, &path, content, to).await)
 }
 
 async fn sign(
@@ -59,12 +65,13 @@ async fn sign(
     config: &Config,
     path: &ServedPath,
     content: &Content,
+    to: &str,
     options: &[Options],
     now_s: i64,
 ) -> [Bytes; 2] {
     let vmta = shard.scheduler().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
     let keys = config.domain_keys(vmta, path.pool.as_deref());
-    let body = outgoing(content, &path.rules, &path.vmta_name, now_s);
+    let body = outgoing(content, &path.rules, &path.vmta_name, to, now_s);
     let mut message = Signable::of(&body);
     let mut fields = String::new();
     for o in options {
@@ -124,17 +131,18 @@ fn lists<'a>(named: Option<&'a Rc<[DomainKey]>>, keys: &'a [Vec<DomainKey>; 2]) 
     }
 }
 
-/// Signatures that content would get through a virtual MTA, each with its field up to `b=`, or why one cannot be made.
+/// Signatures that content would get through a virtual MTA to a recipient, each with its field up to `b=`, or why one cannot be made.
 pub fn planned(
     config: &Config,
     rules: &Rc<DomainRules>,
     (vmta, pool): (u32, Option<&str>),
     content: &Content,
+    to: &str,
     now_s: i64,
 ) -> Vec<Result<String, String>> {
     let keys = config.domain_keys(vmta, pool);
     let name = config.snapshot.get().vmtas.get(vmta as usize).map_or("", |v| v.name.as_str());
-    let body = outgoing(content, rules, name, now_s);
+    let body = outgoing(content, rules, name, to, now_s);
     let mut message = Signable::of(&body);
     let mut one = |o: &Options| {
         let Means { asked, named } = Means::of(config, o, content)?;

@@ -9,13 +9,16 @@ use super::key::Key;
 use crate::classify::expression;
 
 /// Signed wherever a message has them.
-const ALWAYS: [&str; 29] = [
+const ALWAYS: [&str; 33] = [
+    "bimi-selector",
     "cc",
+    "cfbl-address",
     "content-description",
     "content-id",
     "content-transfer-encoding",
     "content-type",
     "date",
+    "feedback-id",
     "from",
     "in-reply-to",
     "list-archive",
@@ -39,6 +42,7 @@ const ALWAYS: [&str; 29] = [
     "sender",
     "subject",
     "to",
+    "x-csa-complaints",
 ];
 /// Never signed: they change on the way, or are not for receivers.
 const NEVER: [&str; 7] = ["bcc", "comments", "dkim-signature", "keywords", "received", "resent-bcc", "return-path"];

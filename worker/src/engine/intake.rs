@@ -60,7 +60,7 @@ impl<C: HeldContent> Engine<C> {
                 body_len,
                 left: e.recipients.len() as u16,
                 notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
-                alone: e.is_verp(),
+                alone: e.is_alone(),
                 job: 0,
                 content,
             },

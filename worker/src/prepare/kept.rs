@@ -10,12 +10,13 @@ use crate::dkim::request::Request;
 /// Longest field of a message that is kept, bytes.
 const FIELD_MAX: usize = 16 << 10;
 /// Names and marks of the fields, in the order that they are written in.
-const NAMES: [(&str, u8); 5] = [
+const NAMES: [(&str, u8); 6] = [
     ("X-DKIM-Options", kept::DKIM_OPTIONS),
     ("X-DKIM-Key", kept::DKIM_KEY),
     ("Removed", kept::REMOVED),
     ("Added", kept::ADDED),
     ("Verp", kept::VERP),
+    ("Each", kept::EACH),
 ];
 /// What `Added` says of a field that is known at delivery.
 const VMTA: &str = "x-virtual-mta";
@@ -32,12 +33,14 @@ pub struct Kept {
     pub adds_vmta: bool,
     /// It is dated when it is delivered (`date-header-time delivery`).
     pub adds_date: bool,
+    /// Fields that are another to each recipient, see [`super::feedback_headers`].
+    pub of_each: Vec<String>,
 }
 
 impl Kept {
     /// Fields are added at delivery.
     pub fn adds(&self) -> bool {
-        self.adds_vmta || self.adds_date
+        self.adds_vmta || self.adds_date || !self.of_each.is_empty()
     }
 }
 
@@ -56,6 +59,8 @@ pub struct Fields<'a> {
     pub adds_date: bool,
     /// The sender is another to each recipient: the envelope's mark says so, and has a field like the others.
     pub verp: bool,
+    /// [`Kept::of_each`]
+    pub of_each: &'a [String],
 }
 
 impl Fields<'_> {
@@ -68,6 +73,8 @@ impl Fields<'_> {
             .filter_map(|(on, n)| on.then_some(n))
             .collect();
         let added = (!added.is_empty()).then(|| format!(" {}", added.join(",")));
+        // No such field has a tab.
+        let of_each = (!self.of_each.is_empty()).then(|| format!(" {}", self.of_each.join("\t")));
         let fits = |v: &&[u8]| v.len() <= FIELD_MAX;
         let values = [
             self.dkim_options.filter(fits),
@@ -75,6 +82,7 @@ impl Fields<'_> {
             removed.as_deref().map(str::as_bytes),
             added.as_deref().map(str::as_bytes),
             self.verp.then_some(&b" yes"[..]),
+            of_each.as_deref().map(str::as_bytes),
         ];
         for ((name, mark), value) in NAMES.into_iter().zip(values) {
             let Some(value) = value else { continue };
@@ -106,9 +114,11 @@ pub fn part(body: [Bytes; 2], marks: u8) -> ([Bytes; 2], Kept) {
     let removed = removed.iter().flat_map(|r| r.split(',')).map(str::to_owned).collect();
     let added = value(kept::ADDED).unwrap_or_default();
     let adds = |what: &str| added.split(',').any(|a| a == what);
+    let of_each = value(kept::EACH).unwrap_or_default();
+    let of_each = of_each.split('\t').filter(|l| !l.is_empty()).map(str::to_owned).collect();
     let end = own.last().map_or(0, |f| f.range.end);
     let [head, rest] = body;
-    ([head.slice(end..), rest], Kept { dkim, removed, adds_vmta: adds(VMTA), adds_date: adds(DATE) })
+    ([head.slice(end..), rest], Kept { dkim, removed, adds_vmta: adds(VMTA), adds_date: adds(DATE), of_each })
 }
 
 #[cfg(test)]
@@ -119,6 +129,7 @@ mod tests {
     #[test]
     fn what_is_kept_in_front_does_not_go_out() {
         let removed = ["X-Mailer".to_owned(), "X-Id".to_owned()];
+        let each = ["A: <${recipient:url}>".to_owned(), "B: ${recipient}".to_owned()];
         let all = Fields {
             dkim_options: Some(b" s=Sel;\r\n d=d.test"),
             dkim_key: Some(b" rubbish"),
@@ -133,12 +144,13 @@ mod tests {
             (Fields { adds_vmta: true, adds_date: true, removed: &[], ..all }, true),
             (Fields { adds_date: true, ..Fields::default() }, false),
             (Fields { verp: true, ..Fields::default() }, false),
+            (Fields { of_each: &each, ..all }, true),
         ] {
             let (head, marks) = fields.keep();
             let stored = Bytes::from([&head[..], b"From: a@b\r\n\r\nx"].concat());
             let (out, kept) = part([stored.clone(), Bytes::new()], marks);
             assert_eq!(out[0], b"From: a@b\r\n\r\nx"[..]);
-            assert_eq!(kept.removed, fields.removed);
+            assert_eq!((kept.removed, kept.of_each), (fields.removed.to_vec(), fields.of_each.to_vec()));
             assert_eq!((kept.adds_vmta, kept.adds_date), (fields.adds_vmta, fields.adds_date));
             assert_eq!(
                 kept.dkim.as_ref().map(|r| (r.selector.as_str(), r.domain.as_str(), r.unusable_key)),

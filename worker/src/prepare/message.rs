@@ -10,6 +10,7 @@ use ipc::snapshot::{ArchivedSnapshot, Global};
 use ipc::text;
 use tokio::task::coop::consume_budget;
 
+use super::feedback_headers;
 use super::headers::{self, TooMuch};
 use super::kept;
 use super::pattern_list::Subject;
@@ -71,7 +72,7 @@ pub async fn prepare(
     })?;
     pieces.pause().await;
     by_pattern_list(&mut e, config, rules, &fields).await;
-    let prepared = doing(Work::Prepare, || finish(e, config, rules, from, &header, &content));
+    let prepared = doing(Work::Prepare, || finish(e, config, rules, from, (&header, &fields), &content));
     pieces.pause().await;
     Ok(prepared)
 }
@@ -251,7 +252,7 @@ fn finish(
     config: &Config,
     rules: &SourceRules,
     from: &Submitter,
-    header: &Header<'_>,
+    (header, fields): (&Header<'_>, &[headers::Field<'_>]),
     content: &Bytes,
 ) -> (Envelope, [Bytes; 2]) {
     let global = &*config.global;
@@ -264,6 +265,13 @@ fn finish(
     // A key signs by the options that name its selector.
     let dkim_key = header.dkim_key.filter(|_| header.dkim_options.is_some());
     let dkim_options = header.dkim_options;
+    let new_id = (rules.add_message_id_header && !header.has_id)
+        .then(|| format!("{}.{}@{}", e.id, global.host_id, global.host_name));
+    let message_id = new_id.clone().unwrap_or_else(|| {
+        let given = fields.iter().find(|f| f.name.eq_ignore_ascii_case("message-id"));
+        given.map(|f| headers::unfolded(f.value)).unwrap_or_default()
+    });
+    let feedback = feedback_headers::fields(rules, &e, fields, message_id.trim_matches(['<', '>']));
     let adds_date = rules.add_date_header == 2 || (rules.add_date_header == 1 && !header.has_date);
     let dated_at_delivery = adds_date && rules.date_header_time == 1;
     let (mut head, marks) = kept::Fields {
@@ -273,6 +281,7 @@ fn finish(
         adds_vmta: rules.add_x_virtual_mta_header,
         adds_date: dated_at_delivery,
         verp: header.verp,
+        of_each: &feedback.of_each,
     }
     .keep();
     e.kept = marks;
@@ -283,6 +292,7 @@ fn finish(
     }
     head.extend_from_slice(global.included_headers.as_bytes());
     head.extend_from_slice(included_headers(config.snapshot.get(), &e.vmta).as_bytes());
+    head.extend_from_slice(feedback.of_all.as_bytes());
     let mut at = 0;
     for r in &header.removed {
         head.extend_from_slice(&content[at..r.start]);
@@ -294,10 +304,8 @@ fn finish(
             format!("Date: {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(e.received_unix_ms) / 1000)).as_bytes(),
         );
     }
-    if rules.add_message_id_header && !header.has_id {
-        head.extend_from_slice(
-            format!("Message-ID: <{}.{}@{}>\r\n", e.id, global.host_id, global.host_name).as_bytes(),
-        );
+    if let Some(id) = new_id {
+        head.extend_from_slice(format!("Message-ID: <{id}>\r\n").as_bytes());
     }
     // Content without an empty line behind its header gets one, or the body would become
     // part of what was added, and a header alone what receivers complete in ways of their own.

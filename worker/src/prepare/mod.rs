@@ -3,6 +3,7 @@
 //! stays where it was received.
 
 pub mod content;
+pub mod feedback_headers;
 pub mod headers;
 pub mod kept;
 pub mod message;
