@@ -58,6 +58,11 @@ impl Server {
         let out = command.output().unwrap();
         let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
         assert!(out.status.success(), "{command:?}\n{said}");
+        self.has(name, user);
+    }
+
+    /// The mail to `NAME@d.test` arrives as it was sent and is said to be the user's.
+    fn has(&self, name: &str, user: &str) {
         let to = format!("{name}@d.test");
         eventually("the mail arrives", Duration::from_secs(20), || self.receiver.message_to(&to).is_some());
         let content = self.receiver.message_to(&to).unwrap().content;
@@ -123,6 +128,31 @@ fn nodemailer() {
             c.arg(module);
             c
         });
+    }
+}
+
+#[test]
+fn lettre() {
+    use ::lettre::address::Envelope;
+    use ::lettre::transport::smtp::authentication::{Credentials, Mechanism};
+    use ::lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
+    use ::lettre::{SmtpTransport, Transport};
+    let server = Server::start();
+    let root = Certificate::from_pem(tls::pem().as_bytes()).unwrap();
+    let tls = TlsParameters::builder(tls::NAME.to_owned()).add_root_certificate(root).build().unwrap();
+    for (name, mechanism, user) in [("plain", Mechanism::Plain, "argon"), ("login", Mechanism::Login, "scram")] {
+        let user = format!("{user}@users.test");
+        let transport = SmtpTransport::builder_dangerous(server.host())
+            .port(server.at.port())
+            .tls(Tls::Required(tls.clone()))
+            .credentials(Credentials::new(user.clone(), "secret".into()))
+            .authentication(vec![mechanism])
+            .build();
+        let to = format!("lettre-{name}");
+        let recipients = vec![format!("{to}@d.test").parse().unwrap()];
+        let envelope = Envelope::new(Some(SENDER.parse().unwrap()), recipients).unwrap();
+        transport.send_raw(&envelope, MESSAGE.as_bytes()).unwrap();
+        server.has(&to, &user);
     }
 }
 
