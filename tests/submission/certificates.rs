@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -128,11 +128,16 @@ fn the_key_of_a_certificate_that_changes_is_opened_by_its_password() {
     };
     let (file, first) = encrypted("mta.pem");
     let at: SocketAddr = format!("127.0.0.1:{}", tests::engine::free_port()).parse().unwrap();
-    let (_r, _engine) =
+    let (_r, engine) =
         start(&format!("<smtp-listener {at}>\n immediate-tls yes\n tls-certificate {file} geheim\n</smtp-listener>\n"));
     assert_eq!(shown(at, "mta.test", false), first);
     let (_, second) = encrypted("mta.pem");
     eventually("it is in force", Duration::from_secs(20), || shown(at, "mta.test", false) == second);
+    // A client that asks for an address writes nothing into the log.
+    let mut asks = Command::new("openssl");
+    asks.args(["s_client", "-connect", &at.to_string(), "-servername", "127.0.0.1"]).stdin(Stdio::null());
+    assert!(String::from_utf8_lossy(&asks.output().unwrap().stdout).contains("BEGIN CERTIFICATE"));
+    assert!(!engine.log().contains("SNI"), "{}", engine.log());
 }
 
 #[test]
