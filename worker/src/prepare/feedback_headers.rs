@@ -15,16 +15,17 @@ pub const NAMES: [&str; 7] = ["recipient", "sender", "job", "vmta", "envid", "me
 pub const TEMPLATE_MAX: usize = 500;
 /// Longest line of a header (RFC 5322 §2.1.1), CR LF excluded.
 const LINE_MAX: usize = 998;
-/// What stands for the recipient in a field that is written at delivery, as it is and within a URL.
+/// What stands for the recipient in a field that is written at delivery: within text, a URL and an address.
 const RECIPIENT: &str = "${recipient}";
 const RECIPIENT_IN_URL: &str = "${recipient:url}";
+const RECIPIENT_IN_ADDRESS: &str = "${recipient:address}";
 
 /// What a template is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A URL: values are percent-encoded (RFC 3986).
     Url,
-    /// An address, and `arf` or `xarf` behind it.
+    /// An address, and `arf` or `xarf` behind it: `@` of values is `=`, as with VERP.
     Cfbl,
     /// Text.
     Text,
@@ -89,7 +90,7 @@ pub fn fields(rules: &SourceRules, e: &Envelope, present: &[Field<'_>], message_
     if !rules.cfbl_address.is_empty() && lacks("CFBL-Address") {
         let (address, report) = rules.cfbl_address.split_once(' ').unwrap_or((&rules.cfbl_address, ""));
         let report = if report.trim() == "xarf" { "; report=xarf" } else { "; report=arf" };
-        lines.push(("CFBL-Address: ", Kind::Text, address.to_owned(), report));
+        lines.push(("CFBL-Address: ", Kind::Cfbl, address.to_owned(), report));
     }
     if !rules.feedback_id.is_empty() && lacks("Feedback-ID") {
         lines.push(("Feedback-ID: ", Kind::Text, rules.feedback_id.clone(), ""));
@@ -111,7 +112,8 @@ pub fn fields(rules: &SourceRules, e: &Envelope, present: &[Field<'_>], message_
 
 /// A field of [`Fields::of_each`] for one recipient, with CR LF; empty where it is longer than a line may be.
 pub fn to_recipient(line: &str, recipient: &str) -> String {
-    let line = line.replace(RECIPIENT_IN_URL, &in_url(recipient)).replace(RECIPIENT, &plain(recipient));
+    let line = line.replace(RECIPIENT_IN_URL, &in_url(recipient));
+    let line = line.replace(RECIPIENT_IN_ADDRESS, &in_address(recipient)).replace(RECIPIENT, &plain(recipient));
     if line.len() > LINE_MAX { String::new() } else { line + "\r\n" }
 }
 
@@ -126,7 +128,11 @@ fn expanded(template: &str, kind: Kind, e: &Envelope, message_id: &str) -> Strin
         let value = match (name, &e.recipients[..]) {
             ("recipient", [only]) => &only.address,
             ("recipient", _) => {
-                out += if kind == Kind::Url { RECIPIENT_IN_URL } else { RECIPIENT };
+                out += match kind {
+                    Kind::Url => RECIPIENT_IN_URL,
+                    Kind::Cfbl => RECIPIENT_IN_ADDRESS,
+                    Kind::Text => RECIPIENT,
+                };
                 continue;
             }
             ("sender", _) => &e.sender,
@@ -137,7 +143,11 @@ fn expanded(template: &str, kind: Kind, e: &Envelope, message_id: &str) -> Strin
             ("domain", _) => e.sender.rsplit_once('@').map_or("", |(_, domain)| domain),
             _ => "",
         };
-        out += &if kind == Kind::Url { in_url(value) } else { plain(value) };
+        out += &match kind {
+            Kind::Url => in_url(value),
+            Kind::Cfbl => in_address(value),
+            Kind::Text => plain(value),
+        };
     }
     out + rest
 }
@@ -149,6 +159,11 @@ fn in_url(value: &str) -> String {
         b => format!("%{b:02X}"),
     };
     value.bytes().map(encoded).collect()
+}
+
+/// A value within the local part of an address.
+fn in_address(value: &str) -> String {
+    plain(value).replace('@', "=")
 }
 
 /// A value within a field: what could be structure there, or stand for another value, is none.
@@ -200,7 +215,7 @@ mod tests {
     fn rules() -> SourceRules {
         SourceRules {
             one_click_unsubscribe: "https://u.test/?r=${recipient}&m=${message-id}".into(),
-            cfbl_address: "fbl-${job}@s.test xarf".into(),
+            cfbl_address: "fbl-${job}-${sender}@s.test xarf".into(),
             feedback_id: "${job}:${vmta}:${domain}:x".into(),
             ..SourceRules::default()
         }
@@ -211,7 +226,7 @@ mod tests {
         let made = fields(&rules(), &envelope(&["a+b@d.test"]), &[], "1@s.test");
         let expected = "List-Unsubscribe: <https://u.test/?r=a%2Bb%40d.test&m=1%40s.test>\r\n\
                         List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n\
-                        CFBL-Address: fbl-j_{recipient}__@s.test; report=xarf\r\n\
+                        CFBL-Address: fbl-j_{recipient}__-news=s.test@s.test; report=xarf\r\n\
                         Feedback-ID: j_{recipient}__:pool-1:s.test:x\r\n";
         assert_eq!((made.of_all.as_str(), made.of_each.len()), (expected, 0));
         let (has, _) = headers::parse(b"list-unsubscribe: <mailto:x@s.test>\r\nFEEDBACK-ID: y\r\n\r\n");
@@ -227,6 +242,10 @@ mod tests {
             to_recipient(&made.of_each[0], "b ü@d.test"),
             "List-Unsubscribe: <https://u.test/?r=b%20%C3%BC%40d.test&m=1%40s.test>\r\n"
         );
+        let address = SourceRules { cfbl_address: "fbl+${recipient}@s.test".into(), ..SourceRules::default() };
+        let made_for_each = fields(&address, &envelope(&["a@d.test", "b@d.test"]), &[], "");
+        let expected = "CFBL-Address: fbl+b=d.test@s.test; report=arf\r\n";
+        assert_eq!(to_recipient(&made_for_each.of_each[0], "b@d.test"), expected);
         assert_eq!(to_recipient(&made.of_each[0], &"x".repeat(LINE_MAX)), "");
     }
 
