@@ -494,6 +494,11 @@ impl MappedSnapshot {
 }
 
 impl Snapshot {
+    /// The text of a file in [`Snapshot::pem_files`].
+    pub fn pem(&self, path: &str) -> Option<&str> {
+        self.pem_files.iter().find(|f| f.0 == path).map(|f| f.1.as_str())
+    }
+
     /// Every `domain-key`, wherever it stands.
     pub fn all_domain_keys(&self) -> impl Iterator<Item = &DomainKey> {
         let of_pools = self.pools.iter().flat_map(|p| &p.domain_keys);
@@ -511,6 +516,11 @@ impl Snapshot {
 }
 
 impl ArchivedSnapshot {
+    /// The text of a file in [`Snapshot::pem_files`].
+    pub fn pem(&self, path: &str) -> Option<&str> {
+        self.pem_files.iter().find(|f| f.0.as_str() == path).map(|f| f.1.as_str())
+    }
+
     /// The server's settings as an owned copy.
     ///
     /// # Errors

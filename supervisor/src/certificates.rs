@@ -41,7 +41,7 @@ pub fn shown(compiled: &Compiled, troubles: &HashMap<PathBuf, Trouble>) -> Vec<S
     let wanted = compiled.acme.iter().flat_map(|a| &a.certificates);
     let wanted: HashMap<PathBuf, &Wanted> = wanted.map(|w| (w.path(&compiled.data_dir), w)).collect();
     let one = |path: &String| {
-        let pem = snapshot.pem_files.iter().find(|(p, _)| p == path).map_or("", |(_, pem)| pem.as_str());
+        let pem = snapshot.pem(path).unwrap_or_default();
         let in_force = InForce::of(path, pem);
         let renewed = wanted.get(Path::new(path));
         let trouble = troubles.get(Path::new(path)).map(|t| {

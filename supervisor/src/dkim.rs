@@ -116,7 +116,7 @@ pub fn keys_of(s: &Snapshot) -> Vec<Published> {
             keys.push(k);
         }
     }
-    let pem = |path: &str| s.pem_files.iter().find(|(p, _)| p == path).map_or(String::new(), |(_, pem)| pem.clone());
+    let pem = |path: &str| s.pem(path).unwrap_or_default().to_owned();
     keys.into_iter().map(|k| Published { of: k.clone(), pem: pem(&k.path) }).collect()
 }
 

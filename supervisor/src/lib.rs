@@ -22,6 +22,7 @@ mod rights;
 mod run;
 mod salt_key;
 pub mod scaling;
+mod secret_file;
 mod shards;
 mod sink;
 mod state;

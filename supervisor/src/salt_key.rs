@@ -1,12 +1,13 @@
 //! The secret of an installation by which SCRAM salts are made for names that no user has: such a name must be asked with the same salt
 //! each time, over restarts too, as the name of a user is.
 
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use ipc::snapshot::SaltKey;
 use worker::accept::auth::stored::secret;
+
+use crate::secret_file;
 
 /// Name of the file in the data folder; only its owner may read it.
 const FILE: &str = "salt-key";
@@ -47,12 +48,7 @@ fn kept(data_dir: &Path) -> Result<[u8; BYTES], String> {
         }),
         Err(e) if e.kind() == ErrorKind::NotFound => {
             let key = secret().map_err(|e| e.to_string())?;
-            // In place as a whole or not at all, however the start ends.
-            let new = path.with_extension("new");
-            let mut options = std::fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(cannot)?;
-            file.write_all(&key).and_then(|()| file.sync_all()).map_err(cannot)?;
-            std::fs::rename(&new, &path).map_err(cannot)?;
+            secret_file::write(&path, &key).map_err(cannot)?;
             Ok(key)
         }
         Err(e) => Err(cannot(e)),

@@ -219,10 +219,7 @@ impl Config {
     /// A key, read when it is first asked for. One that cannot be used was refused with the configuration.
     fn key(&self, path: &str) -> Option<Arc<Key>> {
         let mut known = self.keys.borrow_mut();
-        let read = || {
-            let pem = self.snapshot.get().pem_files.iter().find(|f| f.0.as_str() == path)?;
-            Key::from_pem(pem.1.as_str()).ok().map(Arc::new)
-        };
+        let read = || Key::from_pem(self.snapshot.get().pem(path)?).ok().map(Arc::new);
         known.entry(path.to_owned()).or_insert_with(read).clone()
     }
 
@@ -305,7 +302,7 @@ impl Config {
 
 /// The listeners, with their TLS: what is the same for several is made once.
 fn listening(snapshot: &ArchivedSnapshot, asks_for_certificates: bool) -> Result<Vec<Rc<Listening>>, String> {
-    let pem = |path: &str| snapshot.pem_files.iter().find(|f| f.0.as_str() == path).map_or("", |f| f.1.as_str());
+    let pem = |path: &str| snapshot.pem(path).unwrap_or_default();
     let mut all: Vec<Rc<Listening>> = Vec::new();
     for l in snapshot.listeners.iter() {
         let l: Listener = rkyv::deserialize::<_, rkyv::rancor::Error>(l).map_err(|e| e.to_string())?;

@@ -108,7 +108,7 @@ pub async fn serve(answers: Arc<Answers>, challenge: Challenge, listener: TcpLis
     let serve = |(io, _): (TcpStream, SocketAddr), _| {
         let acceptor = acceptor.clone();
         async move {
-            // The handshake is all that the authority wants.
+            // The handshake is all that the authority wants; whether it hears the end is no matter.
             if let Ok(Ok(mut stream)) = timeout(CONNECTION_WAIT, acceptor.accept(io)).await {
                 let _ = timeout(CONNECTION_WAIT, tokio::io::AsyncWriteExt::shutdown(&mut stream)).await;
             }

@@ -8,10 +8,10 @@ use hickory_proto::op::{Message, Query, ResponseCode, update_message};
 use hickory_proto::rr::rdata::TXT;
 use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
 use hickory_proto::rr::{Name, RData, Record, RecordSet, RecordType, TSigner};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
+use worker::connect::exchange::by_tcp;
 use worker::connect::mx::Resolver;
 use worker::ports::dns_of_the_system;
 use worker::programs;
@@ -111,7 +111,7 @@ async fn by_command(
         }
     };
     if let Some(mut e) = errors {
-        // What it said last.
+        // What it said last; where that is nothing, the wait has ended.
         let _ = timeout(Duration::from_millis(100), e.read(&mut block)).await.map(|n| {
             let n = n.unwrap_or(0).min(SAID_MAX.saturating_sub(said.len()));
             said.extend_from_slice(&block[..n]);
@@ -166,15 +166,8 @@ async fn zone_of(server: SocketAddr, name: &Name) -> Result<Name, String> {
 }
 
 async fn exchange(server: SocketAddr, message: &Message) -> Result<Vec<u8>, String> {
-    let failed = |e: std::io::Error| format!("{server}: {e}");
     let bytes = message.to_vec().map_err(|e| e.to_string())?;
-    let length = u16::try_from(bytes.len()).map_err(|e| e.to_string())?;
-    let mut stream = TcpStream::connect(server).await.map_err(failed)?;
-    stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.map_err(failed)?;
-    let length = stream.read_u16().await.map_err(failed)?;
-    let mut answer = vec![0; usize::from(length)];
-    stream.read_exact(&mut answer).await.map_err(failed)?;
-    Ok(answer)
+    by_tcp(server, &bytes).await.map_err(|e| format!("{server}: {e}"))
 }
 
 /// Waits until records are seen by the server's name servers; false where not all are in the time that there is. The authority
@@ -187,6 +180,7 @@ pub async fn are_seen(name_servers: &[String], udp_bytes: u16, records: &[(Strin
         if let Ok(resolver) = Resolver::new(name_servers, udp_bytes, &dns_of_the_system()) {
             let mut left = Vec::new();
             for record in unseen {
+                // Where that cannot be said now, it is asked again.
                 let found = resolver.txt(&record.0).await.unwrap_or_default();
                 if !found.contains(&record.1) {
                     left.push(record);

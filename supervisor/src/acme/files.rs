@@ -2,8 +2,8 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
@@ -13,7 +13,8 @@ use super::error::AcmeError;
 use crate::config::Compiled;
 use crate::config::acme::{Acme, FOLDER, Wanted};
 use crate::config::certificate::InForce;
-use crate::config::pem::{Form, PemFile};
+use crate::config::pem::PemFile;
+use crate::secret_file;
 
 /// Why a certificate is not there yet, or not renewed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +62,7 @@ pub fn load(compiled: &mut Compiled, data_dir: &Path) {
         let configured = w.path(&compiled.data_dir).display().to_string();
         let shown = compiled.snapshot.listeners.iter_mut().flat_map(|l| &mut l.tls.certificates);
         shown.filter(|p| **p == configured).for_each(|p| p.clone_from(&path));
-        let file = PemFile { path: path.clone(), form: Form::Identity, password: String::new() };
+        let file = PemFile::identity(path.clone());
         let pem = file.read().unwrap_or_else(|error| {
             let is_missing = std::fs::metadata(&path).is_err_and(|e| e.kind() == ErrorKind::NotFound);
             if is_missing {
@@ -78,9 +79,9 @@ pub fn load(compiled: &mut Compiled, data_dir: &Path) {
 /// A certificate with its key that was obtained for other lines of `domain`, and is for all these names.
 fn for_the_same_names(data_dir: &Path, wanted: &Wanted) -> Option<String> {
     let files = std::fs::read_dir(data_dir.join(FOLDER)).ok()?.flatten().map(|f| f.path());
-    let pems = files.filter(|p| p.extension().is_some_and(|e| e == "pem")).filter_map(|p| {
-        PemFile { path: p.display().to_string(), form: Form::Identity, password: String::new() }.read().ok()
-    });
+    // One that cannot be used is no help here; of the file that is meant the log was told.
+    let read = |p: PathBuf| PemFile::identity(p.display().to_string()).read().ok();
+    let pems = files.filter(|p| p.extension().is_some_and(|e| e == "pem")).filter_map(read);
     let fits = |pem: &String| InForce::of("", pem).is_some_and(|c| c.is_for_all(&wanted.names) && !c.is_due());
     pems.into_iter().find(fits)
 }
@@ -97,14 +98,7 @@ fn folder(data_dir: &Path) -> Result<PathBuf, AcmeError> {
 
 /// Puts a file in its place as a whole, readable to its owner alone.
 fn write(path: &Path, text: &[u8]) -> Result<(), AcmeError> {
-    let failed = |error| AcmeError::File { path: path.display().to_string(), error };
-    let new = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-    file.write_all(text).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&new, path).map_err(failed)?;
-    let folder = path.parent().map_or_else(|| Ok(()), |f| std::fs::File::open(f)?.sync_all());
-    folder.map_err(failed)
+    secret_file::write(path, text).map_err(|error| AcmeError::File { path: path.display().to_string(), error })
 }
 
 /// Whether a certificate could be kept.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -14,8 +14,8 @@ use super::answers::{self, Answers};
 use super::files::{self, Trouble};
 use super::order::{self, Means};
 use crate::config::acme::{Acme, Challenge, Wanted};
-use crate::config::certificate::InForce;
-use crate::config::pem::{Form, PemFile};
+use crate::config::certificate::{InForce, now_s};
+use crate::config::pem::PemFile;
 use crate::listen;
 use crate::state::Supervisor;
 
@@ -67,7 +67,7 @@ impl Serving {
         Serving { acme: Arc::clone(acme), tasks, failed: fails.then(|| (reason, Instant::now())) }
     }
 
-    /// It answers what this configuration wants answered, as far as it can for now.
+    /// It is for what this configuration wants answered. Where no port could be had, that holds until it is time to try again.
     fn serves(&self, acme: &Acme) -> bool {
         let is_same = self.acme.challenge == acme.challenge && self.acme.listeners == acme.listeners;
         is_same && self.failed.as_ref().is_none_or(|(_, since)| since.elapsed() < BIND_EVERY)
@@ -77,7 +77,7 @@ impl Serving {
     async fn end(self) {
         for t in self.tasks {
             t.abort();
-            // It ends by that.
+            // All that there is to hear is that it was aborted.
             let _ = t.await;
         }
     }
@@ -156,8 +156,7 @@ pub async fn keep(sup: Rc<Supervisor>, mut bound: Option<Bound>) {
             not_before.insert(asked, trouble.as_ref().map_or(now_s() + ISSUED_WAIT_S, |t| t.next_s));
             if trouble.is_none() {
                 tracing::info!(names, file = %path.display(), "a certificate was issued");
-                let file = PemFile { path: path.display().to_string(), form: Form::Identity, password: String::new() };
-                sup.take_pem_files(vec![(file, true)]).await;
+                sup.take_pem_files(vec![(PemFile::identity(path.display().to_string()), true)]).await;
             }
             note(&sup, &path, trouble);
         }
@@ -176,10 +175,6 @@ fn note(sup: &Supervisor, path: &Path, trouble: Option<Trouble>) {
     };
 }
 
-fn now_s() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
-}
-
 fn means(sup: &Supervisor, answers: &Arc<Answers>) -> Means {
     let cpus_of_workers = sup.cpus_of_workers();
     let c = sup.compiled.borrow();
@@ -192,6 +187,6 @@ fn means(sup: &Supervisor, answers: &Arc<Answers>) -> Means {
 fn is_due(sup: &Supervisor, path: &Path, wanted: &Wanted) -> bool {
     let compiled = sup.compiled.borrow();
     let shown = path.display().to_string();
-    let Some((_, pem)) = compiled.snapshot.pem_files.iter().find(|(p, _)| *p == shown) else { return false };
+    let Some(pem) = compiled.snapshot.pem(&shown) else { return false };
     InForce::of(&shown, pem).is_none_or(|c| !c.is_for_all(&wanted.names) || c.is_due())
 }

@@ -152,7 +152,7 @@ async fn prove(
                 let (record, value) = (dns::record_name(&name), key.dns_value());
                 let added = dns::change(acme, Change::Add, &record, &value, &by.cpus_of_workers).await;
                 if let Err(e) = added {
-                    // It may be there all the same; that it was not is the usual case.
+                    // It may be there all the same. That it was not is the usual case, and why is told of the first.
                     let _ = dns::change(acme, Change::Remove, &record, &value, &by.cpus_of_workers).await;
                     return Err(e);
                 }

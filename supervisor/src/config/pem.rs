@@ -70,6 +70,11 @@ impl std::fmt::Debug for PemFile {
 }
 
 impl PemFile {
+    /// A certificate chain and a key that no password protects.
+    pub fn identity(path: String) -> PemFile {
+        PemFile { path, form: Form::Identity, password: String::new() }
+    }
+
     /// Its text now, with the key in plain.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ async fn stamps(files: Vec<PemFile>) -> Vec<(PemFile, Stamp)> {
         let stamp = stamp(&f.path);
         (f, stamp)
     };
+    // A thread that ends by a panic has told the log, and the files are looked at again.
     spawn_blocking(move || files.into_iter().map(with_stamp).collect()).await.unwrap_or_default()
 }
 
@@ -36,6 +37,7 @@ async fn read(files: Vec<(PemFile, bool)>) -> Vec<((PemFile, bool), Result<Strin
         let pem = f.0.read();
         (f, pem)
     };
+    // Likewise, but that they are looked at again with their next change.
     spawn_blocking(move || files.into_iter().map(read).collect()).await.unwrap_or_default()
 }
 

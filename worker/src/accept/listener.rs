@@ -146,6 +146,7 @@ pub async fn serve(
                 place = place => place,
                 read = stream.read(&mut early), if in_clear => {
                     if matches!(read, Ok(1)) {
+                        // The client may have closed the connection already.
                         let _ = stream.write_all(EARLY.as_bytes()).await;
                         refusals::tell_of_connection(shard.number, ip, EARLY);
                     }

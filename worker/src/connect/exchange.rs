@@ -159,7 +159,11 @@ pub fn answer_of(bytes: &[u8], id: u16, question: &Question<'_>) -> Result<Optio
     Ok(fits(&answer, id, question).then_some(answer))
 }
 
-async fn by_tcp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
+/// Sends a message to a name server by TCP, and answers what comes back (RFC 1035 §4.2.2).
+///
+/// # Errors
+/// The socket's.
+pub async fn by_tcp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(&[&(query.len() as u16).to_be_bytes(), query].concat()).await?;
     let len = stream.read_u16().await?;

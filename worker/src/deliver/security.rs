@@ -210,21 +210,17 @@ impl Protection {
     }
 }
 
-fn pem<'a>(snapshot: &'a ArchivedSnapshot, path: &str) -> &'a str {
-    snapshot.pem_files.iter().find(|f| f.0.as_str() == path).map_or("", |f| f.1.as_str())
-}
-
 fn verified(snapshot: &ArchivedSnapshot, rules: &DomainRules) -> Trust {
     match rules.smtp_tls_ca_file.as_str() {
         "" => Trust::WebPki,
-        path => Trust::Roots(pem(snapshot, path).to_owned()),
+        path => Trust::Roots(snapshot.pem(path).unwrap_or_default().to_owned()),
     }
 }
 
 fn parameters(snapshot: &ArchivedSnapshot, rules: &DomainRules) -> Parameters {
     let identity = match rules.smtp_client_certificate.as_str() {
         "" => String::new(),
-        path => pem(snapshot, path).to_owned(),
+        path => snapshot.pem(path).unwrap_or_default().to_owned(),
     };
     Parameters {
         trust: Trust::Any,

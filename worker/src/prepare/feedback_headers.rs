@@ -7,7 +7,7 @@
 use ipc::message::Envelope;
 use ipc::rules::SourceRules;
 
-use super::headers::Field;
+use super::headers::{Field, unfolded};
 
 /// Names that may stand in a template.
 pub const NAMES: [&str; 7] = ["recipient", "sender", "job", "vmta", "envid", "message-id", "domain"];
@@ -77,8 +77,15 @@ pub struct Fields {
     pub of_each: Vec<String>,
 }
 
-/// The fields that a message lacks; `present` are those that it has.
-pub fn fields(rules: &SourceRules, e: &Envelope, present: &[Field<'_>], message_id: &str) -> Fields {
+/// The fields that a message lacks; `present` are those that it has, and `new_id` is the Message-ID that it is given, if it has none.
+pub fn fields(rules: &SourceRules, e: &Envelope, present: &[Field<'_>], new_id: Option<&str>) -> Fields {
+    let templates = [&rules.one_click_unsubscribe, &rules.cfbl_address, &rules.feedback_id];
+    if templates.iter().all(|t| t.is_empty()) {
+        return Fields::default();
+    }
+    let given = || present.iter().find(|f| f.name.eq_ignore_ascii_case("message-id"));
+    let message_id = new_id.map(str::to_owned).or_else(|| given().map(|f| unfolded(f.value))).unwrap_or_default();
+    let message_id = message_id.trim_matches(['<', '>']);
     let lacks = |name: &str| !present.iter().any(|f| f.name.eq_ignore_ascii_case(name));
     let mut lines = Vec::new();
     if !rules.one_click_unsubscribe.is_empty() && lacks("List-Unsubscribe") {
@@ -223,27 +230,27 @@ mod tests {
 
     #[test]
     fn templates_of_one_recipient_are_written_at_once() {
-        let made = fields(&rules(), &envelope(&["a+b@d.test"]), &[], "1@s.test");
+        let made = fields(&rules(), &envelope(&["a+b@d.test"]), &[], Some("1@s.test"));
         let expected = "List-Unsubscribe: <https://u.test/?r=a%2Bb%40d.test&m=1%40s.test>\r\n\
                         List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n\
                         CFBL-Address: fbl-j_{recipient}__-news=s.test@s.test; report=xarf\r\n\
                         Feedback-ID: j_{recipient}__:pool-1:s.test:x\r\n";
         assert_eq!((made.of_all.as_str(), made.of_each.len()), (expected, 0));
         let (has, _) = headers::parse(b"list-unsubscribe: <mailto:x@s.test>\r\nFEEDBACK-ID: y\r\n\r\n");
-        let made = fields(&rules(), &envelope(&["a@d.test"]), &has, "");
+        let made = fields(&rules(), &envelope(&["a@d.test"]), &has, None);
         assert!(made.of_all.starts_with("CFBL-Address: ") && made.of_all.matches("\r\n").count() == 1, "{made:?}");
     }
 
     #[test]
     fn of_several_recipients_each_has_its_own() {
-        let made = fields(&rules(), &envelope(&["a@d.test", "b@d.test"]), &[], "1@s.test");
+        let made = fields(&rules(), &envelope(&["a@d.test", "b@d.test"]), &[], Some("1@s.test"));
         assert!(made.of_each.len() == 1 && made.of_all.starts_with("List-Unsubscribe-Post: "), "{made:?}");
         assert_eq!(
             to_recipient(&made.of_each[0], "b ü@d.test"),
             "List-Unsubscribe: <https://u.test/?r=b%20%C3%BC%40d.test&m=1%40s.test>\r\n"
         );
         let address = SourceRules { cfbl_address: "fbl+${recipient}@s.test".into(), ..SourceRules::default() };
-        let made_for_each = fields(&address, &envelope(&["a@d.test", "b@d.test"]), &[], "");
+        let made_for_each = fields(&address, &envelope(&["a@d.test", "b@d.test"]), &[], None);
         let expected = "CFBL-Address: fbl+b=d.test@s.test; report=arf\r\n";
         assert_eq!(to_recipient(&made_for_each.of_each[0], "b@d.test"), expected);
         assert_eq!(to_recipient(&made.of_each[0], &"x".repeat(LINE_MAX)), "");

@@ -67,7 +67,9 @@ pub async fn prepare(
         let (fields, end) = headers::parse_bounded(&content).map_err(too_much)?;
         let header = read_header(&mut e, config.snapshot.get(), rules, &fields, &content[..end])?;
         let header = Header { verp, ..header };
-        e.job_id = prefixed(&rules.jobid_prefix, &e.job_id, &from.user);
+        if !rules.jobid_prefix.is_empty() && !e.job_id.is_empty() {
+            e.job_id = prefixed(&rules.jobid_prefix, &e.job_id, &from.user);
+        }
         Ok((e, fields, header))
     })?;
     pieces.pause().await;
@@ -267,11 +269,7 @@ fn finish(
     let dkim_options = header.dkim_options;
     let new_id = (rules.add_message_id_header && !header.has_id)
         .then(|| format!("{}.{}@{}", e.id, global.host_id, global.host_name));
-    let message_id = new_id.clone().unwrap_or_else(|| {
-        let given = fields.iter().find(|f| f.name.eq_ignore_ascii_case("message-id"));
-        given.map(|f| headers::unfolded(f.value)).unwrap_or_default()
-    });
-    let feedback = feedback_headers::fields(rules, &e, fields, message_id.trim_matches(['<', '>']));
+    let feedback = feedback_headers::fields(rules, &e, fields, new_id.as_deref());
     let adds_date = rules.add_date_header == 2 || (rules.add_date_header == 1 && !header.has_date);
     let dated_at_delivery = adds_date && rules.date_header_time == 1;
     let (mut head, marks) = kept::Fields {
@@ -333,10 +331,10 @@ fn as_job(text: &str) -> String {
     text.chars().map(word).take(text::JOB_NAME_MAX).collect()
 }
 
-/// The name of a job behind `jobid-prefix`, if there is a job: `{auth}` is the user that sends it.
+/// The name of a job behind `jobid-prefix`: `{auth}` is the user that sends it.
 fn prefixed(prefix: &str, job: &str, user: &str) -> String {
     let prefix = if prefix.eq_ignore_ascii_case("{auth}") { user } else { prefix };
-    if job.is_empty() || prefix.is_empty() { job.to_owned() } else { as_job(&format!("{prefix}{job}")) }
+    as_job(&format!("{prefix}{job}"))
 }
 
 fn chosen_vmta(snapshot: &ArchivedSnapshot, rules: &SourceRules, value: &[u8]) -> Result<String, Refusal> {

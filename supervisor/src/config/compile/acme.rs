@@ -106,8 +106,9 @@ impl Compiler<'_> {
             ("challenge", Value::Number(n)) => lines.challenge = Challenge::of(n),
             ("ca-file", Value::Text(path)) => {
                 let taken = self.pem_file(i, &path, Form::Issuers, "");
-                let held = self.snapshot.pem_files.iter().find(|(p, _)| *p == path && taken != Taken::Unusable);
-                acme.roots = held.map(|(_, pem)| pem.clone()).unwrap_or_default();
+                // A configuration of somebody else has the text of no file.
+                let held = self.snapshot.pem(&path).filter(|_| taken != Taken::Unusable);
+                acme.roots = held.unwrap_or_default().to_owned();
             }
             ("dns-command", Value::Text(t)) => {
                 self.program(i, &t);

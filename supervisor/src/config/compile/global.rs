@@ -76,6 +76,7 @@ impl Compiler<'_> {
             ("domain-suffix", Value::Text(t)) => {
                 // What goes behind a dot; a dot in front of it is how some write it.
                 let name = ipc::message::normalise_domain(t.trim_start_matches('.'));
+                // Whether it is a domain was checked with the value.
                 g.domain_suffix = name.unwrap_or_default();
             }
             ("spool-min-free-space", Value::Number(n)) => self.out.min_free_space = n.saturating_mul(1 << 20),
