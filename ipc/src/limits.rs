@@ -3,7 +3,7 @@
 
 /// Version of every frame and archive layout on control, mesh and operator channels.
 /// Peers with another version are refused in the first frame.
-pub const PROTOCOL_VERSION: u8 = 15;
+pub const PROTOCOL_VERSION: u8 = 16;
 
 /// Largest archive in one frame, in bytes. The largest legitimate ones are the envelope of
 /// a message with [`RECIPIENTS_PER_MESSAGE_MAX`] recipients and a page of [`PAGE_BYTES`].

@@ -59,6 +59,9 @@ pub struct Snapshot {
     pub domain_key_lists: Vec<(String, Vec<DomainKey>)>,
     /// `<address-list>`s.
     pub address_lists: Vec<AddressList>,
+    /// `alias`: an address as lists hold it, or `*@domain`, and the addresses that its mail goes to. None of these is an alias of another
+    /// address. Postmaster and abuse of local domains are among them (RFC 2142).
+    pub aliases: HashMap<String, Vec<String>>,
     /// `<bounce-category-patterns>`, in order.
     pub bounce_patterns: Vec<BouncePattern>,
     /// Files in PEM that directives name, by path.

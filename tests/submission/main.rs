@@ -8,6 +8,7 @@ mod listeners;
 mod memory;
 mod protocol;
 mod proxied;
+mod rewriting;
 mod selection;
 mod withheld;
 

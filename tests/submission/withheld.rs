@@ -62,19 +62,15 @@ fn checks_that_are_not_made_let_nobody_in() {
 }
 
 #[test]
-fn mail_for_aliases_and_processors_is_not_sent_elsewhere() {
+fn mail_for_processors_is_not_sent_elsewhere() {
     let (r, engine) = start(
-        "alias *@old.test new@d.test\nalias abuse staff@d.test\n<aliases>\n alias boss@d.test staff@d.test\n</aliases>\n\
-         <bounce-processor>\n deliver-matched-email no\n <address-list>\n  domain bounces.test\n  address fbl@d.test\n \
+        "<bounce-processor>\n deliver-matched-email no\n <address-list>\n  domain bounces.test\n  address fbl@d.test\n \
          </address-list>\n</bounce-processor>",
     );
     let mut c = from(1, &engine);
     assert_eq!(c.command("MAIL FROM:<s@x.test>").unwrap().0, 250);
     for (to, directive) in [
-        ("any@old.test", "alias"),
-        ("ABUSE@mta.test", "alias"),
         ("abuse@d.test", ""),
-        ("boss@d.test", "alias"),
         ("x-1@bounces.test", "bounce-processor"),
         ("fbl@d.test", "bounce-processor"),
         ("u@d.test", ""),
@@ -92,8 +88,8 @@ fn mail_for_aliases_and_processors_is_not_sent_elsewhere() {
     let file = engine.path().join("message");
     std::fs::write(&file, "Subject: x\r\n\r\nx\r\n").unwrap();
     let inject = |to: &str| engine.sluice(&["inject", "--from", "s@x.test", "--to", to, file.to_str().unwrap()]);
-    let refused = inject("any@old.test");
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("alias"), "{refused:?}");
+    let refused = inject("x-1@bounces.test");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("bounce-processor"), "{refused:?}");
     assert!(inject("v@d.test").status.success());
 }
 
@@ -138,7 +134,6 @@ fn what_is_withheld_is_said() {
         ("<source 0/0>\n check-spf-inbound yes\n</source>", "check-spf-inbound"),
         ("<domain *>\n check-spf-outbound yes\n</domain>", "check-spf-outbound"),
         ("<domain *>\n auth-username u\n auth-password p\n</domain>", "auth-username"),
-        ("alias a@b.test c@d.test", "alias"),
         ("<proxy p>\n server 127.0.0.1:9\n client 192.0.2.1 p.test\n</proxy>\nuse-proxy p", "use-proxy"),
         (
             "<bounce-processor>\n <address-list>\n  domain b.test\n </address-list>\n</bounce-processor>",

@@ -103,6 +103,8 @@ pub struct Trace {
 pub struct Way {
     /// Address.
     pub recipient: String,
+    /// The recipient that was given, where `alias` puts this one in its place; empty for none.
+    pub alias: String,
     /// `DOMAIN/VMTA` of the queue, and what put it there.
     pub queue: Line,
     /// What sent it to another virtual MTA than it chose.
@@ -307,8 +309,9 @@ fn chosen(
     let fields = headers::parse(header.as_bytes()).0;
     let mut decider =
         config.pattern_lists.of_message(&rules.pattern_list, Subject { sender: &e.sender, fields: &fields });
-    for r in &e.recipients {
-        if !decider.decide(&r.address).vmta.is_empty()
+    // As they were given: aliases come behind the choice.
+    for to in asked.to.iter().chain(e.recipients.iter().map(|r| &r.address)) {
+        if !decider.decide(to).vmta.is_empty()
             && let Some((file, line)) = decider.decided_at
         {
             let file = s.files.get(usize::from(file)).map_or("", |f| f.as_str()).to_owned();
@@ -362,7 +365,9 @@ fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Co
     };
     queue.value = format!("{destination}/{via}");
     let priority = ipc::message::priority(r.priority_given);
-    Ok(Way { recipient: r.address.clone(), queue, rerouted, priority, members })
+    // The session was given no ORCPT.
+    let alias = r.orcpt.split_once(';').map_or("", |(_, given)| given).to_owned();
+    Ok(Way { recipient: r.address.clone(), alias, queue, rerouted, priority, members })
 }
 
 /// As explain names what chose nothing.
@@ -497,7 +502,10 @@ pub fn text(t: &Trace) -> String {
         lines.push(format!("job {}", t.job));
     }
     for w in &t.recipients {
-        lines.push(w.recipient.clone());
+        lines.push(match w.alias.as_str() {
+            "" => w.recipient.clone(),
+            given => format!("{} (alias {given})", w.recipient),
+        });
         lines.extend([&w.queue].into_iter().chain(&w.rerouted).map(|l| shown(2, l)));
         if w.priority != PRIORITY_DEFAULT {
             lines.push(format!("  priority {}", w.priority));

@@ -541,18 +541,7 @@ impl ServerSession {
             rcpt.notify |= notify::NOT_TO_BE_SENT;
         }
         let text = format!("<{}> recipient ok", rcpt.address);
-        match responsible(&self.global, &rcpt.address, &destination) {
-            [] => t.recipients.push((rcpt, destination)),
-            targets => {
-                let orcpt = Some(rcpt.orcpt).filter(|o| !o.is_empty());
-                let orcpt = orcpt.unwrap_or_else(|| format!("rfc822;{}", rcpt.address));
-                for address in targets {
-                    let destination = ipc::message::destination_of(address).map_err(|e| Refusal(501, "5.1.3", e))?;
-                    let to = Rcpt { address: address.clone(), notify: rcpt.notify, orcpt: orcpt.clone() };
-                    t.recipients.push((to, destination));
-                }
-            }
-        }
+        t.recipients.push((rcpt, destination));
         self.since_mail = 0;
         self.reply(250, "2.1.5", &text);
         Ok(())
@@ -697,14 +686,6 @@ fn recipients_max(rules: &SourceRules) -> (u64, &'static str) {
     }
 }
 
-/// The addresses of the `postmaster` directive, if mail goes to postmaster or abuse at a domain of this host (RFC 2142).
-fn responsible<'a>(global: &'a Global, address: &str, destination: &str) -> &'a [String] {
-    let local = address.rsplit_once('@').map_or(address, |(l, _)| l);
-    let role = ["postmaster", "abuse"].iter().any(|r| local.eq_ignore_ascii_case(r));
-    let ours = global.host_name == destination || global.local_domains.iter().any(|d| d == destination);
-    if role && ours { &global.postmaster } else { &[] }
-}
-
 /// For `max-message-size`.
 pub(super) fn too_large(max: u64) -> Refusal {
     let max = if max == 0 { ipc::limits::CONTENT_BYTES_MAX as u64 } else { max };
@@ -780,26 +761,6 @@ mod tests {
         assert!(matches!(&events[..], [Event::Message(t)] if t.recipients.len() == 1));
         let out = String::from_utf8_lossy(&s.out);
         assert!(out.contains("354 ") && out.contains("250 2.6.0 message received id") && out.contains("221 "));
-    }
-
-    #[test]
-    fn role_addresses_of_this_host_reach_the_postmasters() {
-        let global = Global {
-            host_name: "mta.test".into(),
-            local_domains: vec!["mta.test".into()],
-            postmaster: vec!["ops@a.test".into(), "boss@b.test".into()],
-            ..Default::default()
-        };
-        let mut s =
-            ServerSession::new("mta.test".into(), Rc::new(open()), Rc::new(global), Rc::new(()), Arc::default(), false);
-        let events = run(
-            &mut s,
-            b"EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<Abuse@mta.test>\r\nRCPT TO:<abuse@x.test>\r\nDATA\r\n.\r\n",
-        );
-        let [Event::Message(t)] = &events[..] else { panic!("{events:?}") };
-        let to: Vec<&str> = t.recipients.iter().map(|(r, _)| r.address.as_str()).collect();
-        assert_eq!(to, ["ops@a.test", "boss@b.test", "abuse@x.test"]);
-        assert_eq!(t.recipients[1].0.orcpt, "rfc822;Abuse@mta.test");
     }
 
     #[test]

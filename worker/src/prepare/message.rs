@@ -10,11 +10,10 @@ use ipc::snapshot::{ArchivedSnapshot, Global};
 use ipc::text;
 use tokio::task::coop::consume_budget;
 
-use super::feedback_headers;
 use super::headers::{self, TooMuch};
-use super::kept;
 use super::pattern_list::Subject;
 use super::vmta_name::{DEFAULT_VMTA, canonical_name};
+use super::{aliases, feedback_headers, kept, recipients};
 use crate::config::Config;
 use crate::holds::{Pieces, Work, doing};
 use crate::smtp::command::{Mail, Rcpt, Refusal, withheld};
@@ -74,6 +73,8 @@ pub async fn prepare(
     })?;
     pieces.pause().await;
     by_pattern_list(&mut e, config, rules, &fields).await;
+    e.recipients = doing(Work::Prepare, || aliases::expand(config.snapshot.get(), e.recipients))?;
+    pieces.pause().await;
     let prepared = doing(Work::Prepare, || finish(e, config, rules, from, (&header, &fields), &content));
     pieces.pause().await;
     Ok(prepared)
@@ -85,15 +86,14 @@ fn envelope(
     id: MessageId,
     now_ms: i64,
     mail: Mail,
-    mut recipients: Vec<(Rcpt, String)>,
+    mut given: Vec<(Rcpt, String)>,
     body_type: BodyType,
 ) -> Envelope {
     if !rules.bcc.is_empty()
         && let Ok(destination) = ipc::message::destination_of(&rules.bcc)
     {
         // What becomes of the copy is not the sender's business.
-        recipients
-            .push((Rcpt { address: rules.bcc.clone(), notify: notify::NEVER, orcpt: String::new() }, destination));
+        given.push((Rcpt { address: rules.bcc.clone(), notify: notify::NEVER, orcpt: String::new() }, destination));
     }
     Envelope {
         id,
@@ -118,7 +118,7 @@ fn envelope(
         handoff: None,
         asked: None,
         moved: None,
-        recipients: super::recipients::each_once(recipients),
+        recipients: recipients::each_once(recipients::of_rcpt(given)),
     }
 }
 

@@ -2,6 +2,7 @@
 //! identity. The content is not copied: what changes becomes a new first piece, the rest
 //! stays where it was received.
 
+pub mod aliases;
 pub mod content;
 pub mod feedback_headers;
 pub mod headers;

@@ -6,37 +6,44 @@ use ipc::message::{Recipient, notify};
 
 use crate::smtp::command::Rcpt;
 
-/// Recipients of RCPT with their destinations, in the order in which they were given first. Applications that take To, Cc and
-/// Bcc as they are give an address twice: its mailbox gets one copy.
+/// Recipients of RCPT with their destinations.
+pub fn of_rcpt(given: Vec<(Rcpt, String)>) -> Vec<Recipient> {
+    let recipient = |(r, destination): (Rcpt, String)| Recipient {
+        address: r.address,
+        destination,
+        notify: r.notify,
+        priority_given: 0,
+        given_again: 0,
+        orcpt: r.orcpt,
+    };
+    given.into_iter().map(recipient).collect()
+}
+
+/// Recipients in the order in which they were given first. Applications that take To, Cc and Bcc as they are give an address twice: its
+/// mailbox gets one copy.
 ///
 /// Addresses are the same by their local part, octet for octet, and their domain, however that is spelled.
-pub fn each_once(given: Vec<(Rcpt, String)>) -> Vec<Recipient> {
+pub fn each_once(given: Vec<Recipient>) -> Vec<Recipient> {
     let again = first_of_each(&given);
+    if again.is_empty() {
+        return given;
+    }
     let mut all: Vec<Recipient> = Vec::with_capacity(given.len());
     // Where a recipient went: those behind one that was given again move up.
-    let mut places = Vec::with_capacity(if again.is_empty() { 0 } else { given.len() });
-    for (n, (r, destination)) in given.into_iter().enumerate() {
+    let mut places = Vec::with_capacity(given.len());
+    for (n, r) in given.into_iter().enumerate() {
         let first = again.get(n).filter(|first| **first != n).and_then(|first| places.get(*first).copied());
-        if !again.is_empty() {
-            places.push(first.unwrap_or(all.len()));
-        }
+        places.push(first.unwrap_or(all.len()));
         match first.and_then(|place: usize| all.get_mut(place)) {
             Some(of) => join(of, r),
-            None => all.push(Recipient {
-                address: r.address,
-                destination,
-                notify: r.notify,
-                priority_given: 0,
-                given_again: 0,
-                orcpt: r.orcpt,
-            }),
+            None => all.push(r),
         }
     }
     all
 }
 
 /// For each recipient the first of the same address; empty where all differ.
-fn first_of_each(given: &[(Rcpt, String)]) -> Vec<usize> {
+fn first_of_each(given: &[Recipient]) -> Vec<usize> {
     if given.len() < 2 {
         return Vec::new();
     }
@@ -45,17 +52,17 @@ fn first_of_each(given: &[(Rcpt, String)]) -> Vec<usize> {
     let firsts: Vec<usize> = given
         .iter()
         .enumerate()
-        .map(|(n, (r, destination))| {
+        .map(|(n, r)| {
             let local = r.address.rsplit_once('@').map_or(r.address.as_str(), |(local, _)| local);
-            *seen.entry((local, destination.as_str(), r.notify & notify::NO_ADDRESS)).or_insert(n)
+            *seen.entry((local, r.destination.as_str(), r.notify & notify::NO_ADDRESS)).or_insert(n)
         })
         .collect();
     if seen.len() == given.len() { Vec::new() } else { firsts }
 }
 
 /// Takes in what was said of the same address when it was given again.
-fn join(of: &mut Recipient, again: Rcpt) {
-    of.given_again = of.given_again.saturating_add(1);
+fn join(of: &mut Recipient, again: Recipient) {
+    of.given_again = of.given_again.saturating_add(again.given_again).saturating_add(1);
     // The spelling that every receiver takes.
     if !of.address.is_ascii() && again.address.is_ascii() {
         of.address = again.address;
@@ -86,7 +93,7 @@ mod tests {
     fn each(addresses: &[&str]) -> Vec<(String, u16)> {
         let rcpt = |a: &&str| Rcpt { address: (*a).to_owned(), notify: 0, orcpt: String::new() };
         let given = addresses.iter().map(|a| (rcpt(a), ipc::message::destination_of(a).unwrap_or_default())).collect();
-        each_once(given).into_iter().map(|r| (r.address, r.given_again)).collect()
+        each_once(of_rcpt(given)).into_iter().map(|r| (r.address, r.given_again)).collect()
     }
 
     #[test]

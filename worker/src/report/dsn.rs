@@ -60,7 +60,7 @@ pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &
     // By what is there: the virtual MTA of the message may be why it failed.
     let vmta = canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned();
     let report = Envelope { vmta, ..super::envelope(&config.global, id, now, &to, destination, &body) };
-    Some(Report::new(shard, report, body))
+    Some(Report::new(shard, super::to_aliases(&config, report), body))
 }
 
 fn compose(

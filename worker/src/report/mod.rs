@@ -7,6 +7,9 @@ pub mod recorded;
 use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify};
 use ipc::snapshot::Global;
 
+use crate::config::Config;
+use crate::prepare::aliases;
+
 /// A short mail to operators.
 #[derive(Debug)]
 pub struct Notice {
@@ -48,4 +51,14 @@ fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: 
             orcpt: String::new(),
         }],
     }
+}
+
+/// Mail of our own goes where aliases lead, like all mail.
+fn to_aliases(config: &Config, mut e: Envelope) -> Envelope {
+    // More of them than a message may have recipients no single address has.
+    if let Ok(to) = aliases::expand(config.snapshot.get(), e.recipients.clone()) {
+        e.recipients = to;
+        e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination));
+    }
+    e
 }

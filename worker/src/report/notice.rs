@@ -47,5 +47,5 @@ fn compose(shard: &Shard, to: &str, destination: String, subject: &str, text: &s
         line(subject)
     );
     let envelope = super::envelope(&config.global, id, now, to, destination, body.as_bytes());
-    (envelope, body)
+    (super::to_aliases(&config, envelope), body)
 }

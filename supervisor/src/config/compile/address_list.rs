@@ -58,29 +58,6 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// `alias`: mail to the address is for somebody else.
-    pub(super) fn alias(&mut self, s: &Statement, text: &str) {
-        let address = text.split_whitespace().next().unwrap_or_default();
-        if !address.contains('@') {
-            self.out.local_aliases.push(address.to_lowercase());
-            return;
-        }
-        let mut list = AddressList::default();
-        self.listed_address(s, address.strip_prefix('*').unwrap_or(address), &mut list);
-        self.withhold("alias", list);
-    }
-
-    /// Aliases of local parts, once it is known where they are.
-    pub(super) fn local_aliases(&mut self) {
-        let parts = std::mem::take(&mut self.out.local_aliases);
-        let domains = self.snapshot.global.local_domains.clone();
-        let at_each = |p: &String| domains.iter().map(|d| format!("{p}@{d}")).collect::<Vec<_>>();
-        let addresses: Vec<String> = parts.iter().flat_map(at_each).collect();
-        if !addresses.is_empty() {
-            self.withhold("alias", AddressList { addresses, ..Default::default() });
-        }
-    }
-
     /// Mail to these addresses is not taken as long as the directive is not in force.
     fn withhold(&mut self, directive: &str, mut list: AddressList) {
         list.name = format!("{{{directive}}}");

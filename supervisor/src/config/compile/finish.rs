@@ -65,7 +65,7 @@ impl<'s> Compiler<'s> {
         self.listeners();
         self.acme_certificates(&data_dir);
         self.defaults(&data_dir);
-        self.local_aliases();
+        self.aliases();
         self.other_machine();
         self.clashing_ports(statements);
         self.reserved_places();

@@ -3,6 +3,7 @@
 mod accounting;
 mod acme;
 mod address_list;
+mod aliases;
 mod blocks;
 mod finish;
 mod global;
@@ -240,8 +241,8 @@ struct Global {
     dummy_port: u16,
     /// Folders that are written to, relative to that of `data-dir` or not.
     writes: Vec<Folder>,
-    /// Local parts that are an `alias` at each local domain.
-    local_aliases: Vec<String>,
+    /// `alias` lines.
+    aliases: Vec<aliases::Line>,
 }
 
 struct Compiler<'s> {

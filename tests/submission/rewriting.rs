@@ -1,0 +1,105 @@
+//! Addresses that are others when mail leaves: aliases and rewrite lists.
+
+use std::time::Duration;
+
+use tests::client::Client;
+use tests::engine::{Engine, checked};
+use tests::{accounting, eventually};
+
+use crate::start;
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// The cells of delivered recipients behind the first, which names them, in order.
+fn rows(engine: &Engine) -> Vec<Vec<String>> {
+    let files = std::fs::read_dir(engine.path().join("acct")).unwrap().flatten();
+    let files = files.filter(|f| f.file_name().to_string_lossy().starts_with("rewritten"));
+    let lines: String = files.map(|f| std::fs::read_to_string(f.path()).unwrap()).collect();
+    let mut rows: Vec<_> = lines.lines().map(accounting::cells).filter(|c| c[0] == "d").collect();
+    rows.sort();
+    rows
+}
+
+#[test]
+fn mail_to_an_alias_goes_to_those_that_it_stands_for() {
+    let (r, engine) = start(
+        "<acct-file acct/rewritten.csv>\n records d\n record-fields d rcpt,orcpt,orig,vmta\n</acct-file>\n\
+         alias *@old.test keeper@new.test\nalias Team <Ann@d.test>, bob+x@d.test,list@d.test\n\
+         <aliases>\n alias list@d.test carl@d.test,ann@d.test,list@d.test\n alias root postmaster\n</aliases>\n\
+         relay-domain old.test\nhost-name mta.test\n<virtual-mta v>\n</virtual-mta>\n\
+         <pattern-list by-recipient>\n rcpt-to /^team@/ virtual-mta=v\n</pattern-list>\n\
+         <source 127.0.0.2>\n always-allow-relaying no\n</source>\n\
+         <source 127.0.0.3>\n always-allow-relaying yes\n pattern-list by-recipient\n</source>\n",
+    );
+    // Whether it may be sent is asked of the address that was given.
+    let mut c = Client::dial_from([127, 0, 0, 2].into(), engine.smtp).unwrap();
+    c.reply().unwrap();
+    c.command("EHLO client.test").unwrap();
+    c.command("MAIL FROM:<s@x.test>").unwrap();
+    for (to, code) in [
+        ("any@old.test", 250),
+        ("TEAM@mta.test", 250),
+        ("abuse@mta.test ORCPT=rfc822;a@b.test", 250),
+        ("keeper@new.test", 550),
+        ("list@d.test", 550),
+    ] {
+        let (to, more) = to.split_once(' ').unwrap_or((to, ""));
+        assert_eq!(c.command(&format!("RCPT TO:<{to}> {more}").trim_end().to_owned()).unwrap().0, code, "{to}");
+    }
+    assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
+    let mut expected = [
+        ["d", "Ann@d.test", "rfc822;TEAM@mta.test", "s@x.test", "{default}"],
+        // Spelled otherwise on the list: whether case matters is her server's to say.
+        ["d", "ann@d.test", "rfc822;TEAM@mta.test", "s@x.test", "{default}"],
+        ["d", "bob+x@d.test", "rfc822;TEAM@mta.test", "s@x.test", "{default}"],
+        ["d", "carl@d.test", "rfc822;TEAM@mta.test", "s@x.test", "{default}"],
+        ["d", "keeper@new.test", "rfc822;any@old.test", "s@x.test", "{default}"],
+        ["d", "list@d.test", "rfc822;TEAM@mta.test", "s@x.test", "{default}"],
+        ["d", "admin@mta.test", "rfc822;a@b.test", "s@x.test", "{default}"],
+    ];
+    expected.sort_unstable();
+    eventually("all is delivered", WAIT, || rows(&engine) == expected);
+    assert_eq!(r.unique(), 7);
+    // The virtual MTA is that of the address that was given, and operators' mail is led the same way.
+    let mut c = Client::dial_from([127, 0, 0, 3].into(), engine.smtp).unwrap();
+    c.reply().unwrap();
+    c.command("EHLO client.test").unwrap();
+    c.send("s@x.test", &["team@mta.test", "ann@d.test"], "Subject: y\r\n\r\nx").unwrap();
+    let file = engine.path().join("message");
+    std::fs::write(&file, "Subject: x\r\n\r\nx\r\n").unwrap();
+    let inject = engine.sluice(&["inject", "--from", "s@x.test", "--to", "root@mta.test", file.to_str().unwrap()]);
+    assert!(inject.status.success(), "{inject:?}");
+    let of = |rcpt: &str, vmta: &str| rows(&engine).iter().filter(|c| c[1] == rcpt && c[4] == vmta).count();
+    eventually("both are delivered", WAIT, || of("carl@d.test", "v") == 1 && of("admin@mta.test", "{default}") == 2);
+    eventually("each address once", WAIT, || of("ann@d.test", "v") == 2 && r.duplicates() > 0);
+}
+
+#[test]
+fn reports_follow_aliases() {
+    let (r, engine) = start(
+        "alias sender@x.test real@d.test\n<domain gone.test>\n type discard\n discard-as-bounce yes\n</domain>\n",
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("sender@x.test", &["u@gone.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
+    eventually("the report arrives", WAIT, || r.message_to("real@d.test").is_some());
+    assert!(r.message_to("real@d.test").unwrap().content.contains("Delivery Status Notification"));
+}
+
+#[test]
+fn lines_that_are_no_alias_are_refused() {
+    for (line, said) in [
+        ("alias a@b.test", "ADDRESS TARGET"),
+        ("alias * a@b.test", "expected an e-mail address, its local part, or *@DOMAIN"),
+        ("alias *@b_/.test a@b.test", "is not a domain name"),
+        ("alias a@b.test c@d.test,@e.test", "expected an e-mail address, found \"@e.test\""),
+        ("alias a@b.test c@d.test,,e@f.test", "expected an e-mail address"),
+    ] {
+        let (code, text) = checked(line);
+        assert!(code == Some(2) && text.contains(said), "{line}: {text}");
+    }
+    let (code, text) = checked("alias a@d.test b@d.test\nalias b@d.test a@d.test");
+    assert!(code == Some(0) && text.contains("warning[alias-circle]: aliases lead from a@d.test back"), "{text}");
+    let many: Vec<String> = (0..1001).map(|n| format!("u{n}@d.test")).collect();
+    let (code, text) = checked(&format!("alias all@d.test {}", many.join(",")));
+    assert!(code == Some(2) && text.contains("more than 1000 addresses"), "{text}");
+}
