@@ -492,7 +492,6 @@ impl SourceRules {
         match () {
             () if self.check_spf_inbound && spf => Some("check-spf-inbound"),
             () if self.check_iprev_inbound && iprev => Some("check-iprev-inbound"),
-            () if !self.rewrite_list.is_empty() => Some("rewrite-list"),
             () => None,
         }
     }

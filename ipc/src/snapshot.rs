@@ -62,6 +62,8 @@ pub struct Snapshot {
     /// `alias`: an address as lists hold it, or `*@domain`, and the addresses that its mail goes to. None of these is an alias of another
     /// address. Postmaster and abuse of local domains are among them (RFC 2142).
     pub aliases: HashMap<String, Vec<String>>,
+    /// `<rewrite-list>`s.
+    pub rewrite_lists: Vec<RewriteList>,
     /// `<bounce-category-patterns>`, in order.
     pub bounce_patterns: Vec<BouncePattern>,
     /// Files in PEM that directives name, by path.
@@ -108,6 +110,17 @@ pub struct AddressList {
     pub addresses: Vec<String>,
     /// What stands between the slashes of `/…/`.
     pub expressions: Vec<String>,
+}
+
+/// A `<rewrite-list>`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RewriteList {
+    /// Name in lower case.
+    pub name: String,
+    /// `mail-from`: `USER@DOMAIN` with `*` for any half, or `<>`; and what such a sender becomes, `*` for what it has there.
+    pub senders: Vec<(String, String)>,
+    /// `from-domain`: a domain pattern, and the domain that takes the place in From.
+    pub from_domains: Vec<(String, String)>,
 }
 
 /// A line of `<bounce-category-patterns>`.
@@ -376,6 +389,8 @@ pub struct VirtualMta {
     pub withheld: String,
     /// `include-headers-from`: fields that mail for it is given when it comes in, behind those of the top level.
     pub included_headers: String,
+    /// `rewrite-list` in lower case; empty where a line says that there is none, `None` where no line says anything.
+    pub rewrite_list: Option<String>,
 }
 
 /// A `smtp-source-host`.
@@ -400,6 +415,8 @@ pub struct Pool {
     pub settings: Vec<Setting>,
     /// `include-headers-from`, as in [`VirtualMta::included_headers`].
     pub included_headers: String,
+    /// `rewrite-list` in lower case, for members that say nothing of it; empty for none.
+    pub rewrite_list: String,
 }
 
 /// A virtual MTA of a pool.

@@ -86,6 +86,86 @@ fn reports_follow_aliases() {
 }
 
 #[test]
+fn senders_and_from_are_rewritten_on_the_way_out() {
+    let keys = tempfile::tempdir().unwrap();
+    let key = keys.path().join("key.pem");
+    std::fs::write(&key, rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem()).unwrap();
+    let files = keys.path().join("files");
+    let (r, engine) = start(&format!(
+        "<acct-file acct/rewritten.csv>\n records d\n record-fields d rcpt,orig\n</acct-file>\n\
+         <rewrite-list Own>\n mail-from *@x.test *@own.test\n from-domain [*.]x.test own.test\n</rewrite-list>\n\
+         <rewrite-list pools>\n mail-from s@* bounce@pool.test\n mail-from <> null@pool.test\n\
+         from-domain * pool.test\n</rewrite-list>\n\
+         <virtual-mta own>\n rewrite-list own\n</virtual-mta>\n<virtual-mta plain>\n</virtual-mta>\n\
+         <virtual-mta member>\n</virtual-mta>\n<virtual-mta never>\n rewrite-list \"\"\n</virtual-mta>\n\
+         <virtual-mta-pool all>\n virtual-mta member\n rewrite-list pools\n</virtual-mta-pool>\n\
+         <virtual-mta-pool two>\n virtual-mta never\n rewrite-list pools\n</virtual-mta-pool>\n\
+         domain-key s1,*,{}\n<domain *>\n dkim-sign yes\n</domain>\n\
+         <domain file.test>\n type file\n file-destination {}/\n file-format newfile-pickup\n</domain>\n\
+         <source 127.0.0.2>\n always-allow-relaying yes\n process-x-virtual-mta yes\n rewrite-list own\n</source>\n",
+        key.display(),
+        files.display(),
+    ));
+    let header = "From: \"a@x.test\" <A@X.test> (x.test),\r\n b@sub.x.test\r\nSubject: x\r\n\r\nFrom: a@x.test";
+    let mut c = Client::connect(engine.smtp).unwrap();
+    for (vmta, sender, to, verp) in [
+        ("own", "s@x.test", "own@d.test", ""),
+        ("own", "other@y.test", "other@d.test", ""),
+        ("own", "s@x.test", "verp@d.test", " VERP"),
+        ("plain", "s@x.test", "plain@d.test", ""),
+        ("all", "S@x.test", "pool@d.test", ""),
+        ("all", "", "null@d.test", ""),
+        ("two", "s@x.test", "never@d.test", ""),
+        ("own", "s@x.test", "u@file.test", ""),
+    ] {
+        assert_eq!(c.command(&format!("MAIL FROM:<{sender}>{verp}")).unwrap().0, 250);
+        assert_eq!(c.command(&format!("RCPT TO:<{to}>")).unwrap().0, 250);
+        assert_eq!(c.send_content(&format!("X-Virtual-MTA: {vmta}\r\n{header}")).unwrap().0, 250);
+    }
+    eventually("all arrive", WAIT, || r.unique() == 7 && engine.queued() == 0);
+    let own = "From: \"a@x.test\" <A@own.test> (x.test),\r\n b@own.test\r\n";
+    let pool = "From: \"a@x.test\" <A@pool.test> (x.test),\r\n b@pool.test\r\n";
+    let stays = "From: \"a@x.test\" <A@X.test> (x.test),\r\n b@sub.x.test\r\n";
+    for (to, sender, from, domain) in [
+        ("own@d.test", "s@own.test", own, "own.test"),
+        ("other@d.test", "other@y.test", own, "own.test"),
+        ("verp@d.test", "s-verp=d.test@own.test", own, "own.test"),
+        ("plain@d.test", "s@x.test", stays, "x.test"),
+        ("pool@d.test", "bounce@pool.test", pool, "pool.test"),
+        ("null@d.test", "null@pool.test", pool, "pool.test"),
+        ("never@d.test", "s@x.test", stays, "x.test"),
+    ] {
+        let m = r.message_to(to).unwrap();
+        assert!(m.mail.starts_with(&format!("MAIL FROM:<{sender}>")), "{to}: {}", m.mail);
+        assert!(m.content.contains(from) && m.content.ends_with("\r\n\r\nFrom: a@x.test\r\n"), "{to}: {}", m.content);
+        assert!(m.content.to_lowercase().contains(&format!("d={domain};")), "{to}: {}", m.content);
+    }
+    let file = std::fs::read_dir(&files).unwrap().flatten().next().unwrap();
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    assert!(text.starts_with("x-sender: s@own.test\n") && text.contains("<A@own.test>"), "{text}");
+    // Rows have the sender that the application gave, or by VERP what is made of it.
+    let orig = |to: &str| rows(&engine).into_iter().find(|c| c[1] == to).map(|c| c[2].clone());
+    eventually("rows are written", WAIT, || rows(&engine).len() == 8);
+    assert_eq!(orig("own@d.test").as_deref(), Some("s@x.test"));
+    assert_eq!(orig("pool@d.test").as_deref(), Some("S@x.test"));
+    assert_eq!(orig("verp@d.test").as_deref(), Some("s-verp=d.test@x.test"));
+    // That of a source is in force before all else.
+    let mut c = Client::dial_from([127, 0, 0, 2].into(), engine.smtp).unwrap();
+    c.reply().unwrap();
+    c.command("EHLO client.test").unwrap();
+    assert_eq!(c.send("s@x.test", &["source@d.test"], &format!("X-Virtual-MTA: all\r\n{header}")).unwrap().0, 250);
+    eventually("it arrives", WAIT, || r.message_to("source@d.test").is_some());
+    let m = r.message_to("source@d.test").unwrap();
+    assert!(m.mail.starts_with("MAIL FROM:<bounce@pool.test>") && m.content.contains(pool), "{}", m.content);
+    eventually("the row is written", WAIT, || orig("source@d.test").as_deref() == Some("s@own.test"));
+    // What would become of mail says the same.
+    let file = engine.path().join("sluice.conf");
+    let args = ["config", "trace", "--from", "s@x.test", "--to", "u@d.test", "--header", "X-Virtual-MTA: own"];
+    let said = engine.run(&[&args[..], &["--header", "From: a@x.test", file.to_str().unwrap()]].concat());
+    assert!(said.contains("sender <s@own.test> (rewrite-list own)") && said.contains("d=own.test"), "{said}");
+}
+
+#[test]
 fn lines_that_are_no_alias_are_refused() {
     for (line, said) in [
         ("alias a@b.test", "ADDRESS TARGET"),

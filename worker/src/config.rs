@@ -22,6 +22,7 @@ use crate::dkim::key::Key;
 use crate::dkim::options::Options;
 use crate::dkim::signature::DomainKey;
 use crate::prepare::pattern_list::PatternLists;
+use crate::prepare::rewrite_list::RewriteList;
 use crate::schedule::{Exit, Member};
 use crate::suppression::address_list::AddressLists;
 
@@ -60,6 +61,8 @@ pub struct Config {
     pub pattern_lists: PatternLists,
     /// `<address-list>`s.
     pub address_lists: AddressLists,
+    /// `<rewrite-list>`s by name.
+    rewrite_lists: HashMap<String, Rc<RewriteList>>,
     /// `<smtp-pattern-list>`s that were asked for, by name.
     patterns: RefCell<HashMap<String, Option<Rc<Patterns>>>>,
     /// What replies are classified by, from the first refusal on.
@@ -105,6 +108,8 @@ impl Config {
         let own_server = OwnServer::of(snapshot.get());
         let pattern_lists = PatternLists::of(&snapshot.get().pattern_lists);
         let address_lists = AddressLists::of(&snapshot.get().address_lists);
+        let lists = snapshot.get().rewrite_lists.iter();
+        let rewrite_lists = lists.map(|l| (l.name.as_str().to_owned(), Rc::new(RewriteList::of(l)))).collect();
         let (patterns, bounce_rules, keys, key_lists, named_keys, signing) = Default::default();
         let (single, pools, rules) = Default::default();
         Ok(Config {
@@ -116,6 +121,7 @@ impl Config {
             own_server,
             pattern_lists,
             address_lists,
+            rewrite_lists,
             patterns,
             bounce_rules,
             keys,
@@ -183,8 +189,7 @@ impl Config {
     /// DKIM keys of a virtual MTA, or of the pool that mail came by, or of its pool; and those of all.
     pub fn domain_keys(&self, vmta: u32, by_pool: Option<&str>) -> Keys {
         let s = self.snapshot.get();
-        let by_pool = by_pool.and_then(|p| s.pool_by_name.get(p.to_lowercase().as_str())).map(|i| i.to_native());
-        let pool = by_pool.or_else(|| s.pool_of(vmta));
+        let pool = self.pool(vmta, by_pool);
         if let Some(l) = self.key_lists.borrow().get(&(vmta, pool)) {
             return Rc::clone(l);
         }
@@ -194,6 +199,32 @@ impl Config {
         let lists = Rc::new([self.usable(own), self.usable(&s.domain_keys)]);
         self.key_lists.borrow_mut().insert((vmta, pool), Rc::clone(&lists));
         lists
+    }
+
+    /// A `<rewrite-list>`; none of a name that is empty, or that no list has.
+    pub fn rewrite_list(&self, name: &str) -> Option<Rc<RewriteList>> {
+        self.rewrite_lists.get(&name.to_lowercase()).cloned()
+    }
+
+    /// By what mail is rewritten that goes through a virtual MTA, and maybe came by a pool: the virtual MTA's own `rewrite-list`, else that of the
+    /// pool, or of the pool that the virtual MTA is in.
+    pub fn rewriting(&self, vmta: u32, by_pool: Option<&str>) -> Option<Rc<RewriteList>> {
+        if self.rewrite_lists.is_empty() {
+            return None;
+        }
+        let s = self.snapshot.get();
+        if let Some(own) = s.vmtas.get(vmta as usize).and_then(|v| v.rewrite_list.as_ref()) {
+            return self.rewrite_list(own);
+        }
+        let pool = self.pool(vmta, by_pool).and_then(|i| s.pools.get(i as usize))?;
+        self.rewrite_list(&pool.rewrite_list)
+    }
+
+    /// The pool that mail came by, or that its virtual MTA is in.
+    fn pool(&self, vmta: u32, by_pool: Option<&str>) -> Option<u32> {
+        let s = self.snapshot.get();
+        let by_pool = by_pool.and_then(|p| s.pool_by_name.get(p.to_lowercase().as_str())).map(|i| i.to_native());
+        by_pool.or_else(|| s.pool_of(vmta))
     }
 
     /// The keys of a `<domain-key-list>`; none of one that does not exist.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipc::message::{is_plain_domain, normalise_domain};
 use ipc::network::Network;
+use worker::suppression::normal_address;
 
 use super::pattern::{pattern, regex};
 use super::problem::Problem;
@@ -378,7 +379,13 @@ pub(super) fn rewrite(text: &str) -> Result<(), Problem> {
     if !target.is_ascii() {
         return Err(Problem::expected("an ASCII address", target).at(target, text));
     }
-    let fine = |t: &str| t == "<>" || t.rsplit_once('@').is_some_and(|(l, d)| !l.is_empty() && !d.is_empty());
+    // A half is whole or any; what is left has to be an address.
+    let fine = |t: &str| {
+        let halves = t.rsplit_once('@').filter(|(l, d)| [l, d].iter().all(|h| **h == "*" || !h.contains('*')));
+        let given = |half: &str, other: &str| if half == "*" { other.to_owned() } else { half.to_owned() };
+        let address = halves.map(|(l, d)| format!("{}@{}", given(l, "x"), given(d, "d.test")));
+        t == "<>" || address.is_some_and(|a| normal_address(&a).is_ok() && ipc::message::destination_of(&a).is_ok())
+    };
     match (fine(source), fine(target)) {
         (false, _) => Err(Problem::expected("an address, *@DOMAIN, USER@*, *@* or <>", source).at(source, text)),
         (_, false) => Err(Problem::expected("an address, *@DOMAIN, USER@* or *@*", target).at(target, text)),

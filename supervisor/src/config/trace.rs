@@ -126,6 +126,8 @@ pub struct Member {
     pub withheld: String,
     /// Addresses to send from, with their names; none for the system's choice.
     pub sources: Vec<String>,
+    /// The envelope sender, where `rewrite-list` makes it another; empty where it stays.
+    pub sender: String,
     /// Limits.
     pub limits: Vec<Line>,
     /// DKIM signatures: domain, selector and key, or why there is none.
@@ -389,8 +391,8 @@ fn member(
     let rules = config.rules(destination, vmta);
     let Some(of_vmta) = snapshot.vmtas.get(vmta as usize) else {
         let withheld = format!("{name}, which does not exist");
-        let (sources, limits, signatures) = Default::default();
-        return Ok(Member { virtual_mta: name.into(), weight, withheld, sources, limits, signatures });
+        let (sources, sender, limits, signatures) = Default::default();
+        return Ok(Member { virtual_mta: name.into(), weight, withheld, sources, sender, limits, signatures });
     };
     let all = explain(snapshot, destination, named(name), "", None)?;
     let limits =
@@ -405,9 +407,18 @@ fn member(
         weight,
         withheld,
         sources: sources.collect(),
+        sender: rewritten(config, vmta, pool, content),
         limits,
         signatures: signatures(config, &rules, vmta, pool, &all, content),
     })
+}
+
+/// The sender as a `rewrite-list` has it; empty where it stays.
+fn rewritten(config: &Config, vmta: u32, pool: Option<&str>, content: &Content) -> String {
+    let Some(list) = config.rewriting(vmta, pool) else { return String::new() };
+    let envelope = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope);
+    let sender = envelope.ok().and_then(|e| list.sender(&e.sender));
+    sender.map_or_else(String::new, |s| format!("<{s}> (rewrite-list {})", list.name))
 }
 
 fn limits_something(e: &Explained) -> bool {
@@ -519,6 +530,9 @@ pub fn text(t: &Trace) -> String {
             match m.sources.is_empty() {
                 true => lines.push("    from an address that the system chooses".into()),
                 false => lines.push(format!("    from {}", m.sources.join(", "))),
+            }
+            if !m.sender.is_empty() {
+                lines.push(format!("    sender {}", m.sender));
             }
             lines.extend(m.limits.iter().chain(&m.signatures).map(|l| shown(4, l)));
         }

@@ -29,6 +29,7 @@ use crate::clock;
 use crate::engine::connections::Blocked;
 use crate::log_limit;
 use crate::prepare::content::Content;
+use crate::prepare::rewrite_list::RewriteList;
 use crate::route::stored::load;
 use crate::schedule::{Batch, Next, PathId, Queue};
 use crate::shard::Shard;
@@ -385,7 +386,10 @@ async fn attempt(
         return true;
     };
     let to = batch.recipients.first().and_then(|r| e.recipients.get(usize::from(*r)));
-    let body = signed(shard, path, &content, to.map_or("", |r| &r.address)).await;
+    let to = to.map_or("", |r| r.address.as_str());
+    let body = signed(shard, path, &content, to).await;
+    let rewriting = path.rewriting(shard, &shard.config());
+    let sender = RewriteList::sender_to(rewriting.as_deref(), e, to);
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
     let began = clock::now_ms();
     let content_sent = Rc::clone(&s.content_sent);
@@ -403,7 +407,7 @@ async fn attempt(
     };
     let sent = tokio::select! {
         biased;
-        r = transaction::send(s, e, &batch.recipients, &body, &path.rules) => Some(r),
+        r = transaction::send(s, (e, &sender), &batch.recipients, &body, &path.rules) => Some(r),
         () = cut_in_time => None,
     };
     let Some(mut sent) = sent else {

@@ -14,10 +14,10 @@ use ipc::message::{ArchivedBodyType, ArchivedEnvelope};
 use super::conclusion::{Attempt, conclude, unreadable, without_suppressed};
 use super::contained::{contained, hold_after_panic};
 use super::delivery_type::Type;
-use super::open::{keep_back, withheld};
-use super::outgoing_header::outgoing;
+use super::outgoing_header::{Exit, outgoing};
 use super::path::ServedPath;
 use crate::classify::outcome::{Outcome, Stage, Verdict};
+use crate::prepare::rewrite_list::RewriteList;
 use crate::regular_file::{self, Links};
 use crate::route::stored::load;
 use crate::schedule::{Batch, Next};
@@ -30,10 +30,6 @@ const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Delivers what the scheduler gives until there is nothing left; counted as a connection.
 pub(super) async fn serve(shard: &Rc<Shard>, path: &mut ServedPath) {
-    // Of what keeps mail from receivers this alone would change what is written here.
-    if let Some(directive) = withheld(&shard.config(), path, shard).filter(|d| d == "rewrite-list") {
-        return keep_back(shard, path, &directive);
-    }
     loop {
         if shard.stopping() || shard.spool.holds_deliveries() || !path.refresh(shard) {
             return;
@@ -65,16 +61,19 @@ async fn attempt(shard: &Rc<Shard>, path: &ServedPath, batch: Batch) {
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
     let began = clock::now_ms();
     let to = batch.recipients.first().map_or("", |r| recipient(e, *r));
-    let body = outgoing(&content, &path.rules, &path.vmta_name, to, clock::wall_ms(began) / 1000);
+    let rewriting = path.rewriting(shard, &shard.config());
+    let exit = Exit { rules: &path.rules, vmta: &path.vmta_name, rewriting: rewriting.as_deref() };
+    let body = outgoing(&content, exit, to, clock::wall_ms(began) / 1000);
     let mut verdicts = Vec::with_capacity(batch.recipients.len());
     for (i, r) in batch.recipients.iter().enumerate() {
+        let sender = RewriteList::sender_to(rewriting.as_deref(), e, recipient(e, *r));
         let v = match Type::of(path.rules.delivery_type) {
             Type::Discard if path.rules.discard_as_bounce => {
                 Verdict { outcome: Outcome::Bounced, ..delivered("discarded") }
             }
             Type::Discard => delivered("discarded"),
-            Type::File => into_file(path, e, *r, &body).await,
-            Type::Pipe => match into_program(shard, path, e, *r, &body).await {
+            Type::File => into_file(path, (e, &sender), *r, &body).await,
+            Type::Pipe => match into_program(shard, path, (e, &sender), *r, &body).await {
                 Some(v) => v,
                 None => {
                     path.put_back(shard, &batch, &batch.recipients[i..]);
@@ -105,6 +104,7 @@ fn delivered(what: &str) -> Verdict {
 /// Values that `$NAME` stands for.
 struct Macros<'a> {
     e: &'a ArchivedEnvelope,
+    sender: &'a str,
     to: &'a str,
     preserve_case: bool,
     /// Nothing that a value holds may lead to another folder.
@@ -118,7 +118,7 @@ impl Macros<'_> {
         let (local, domain) = self.to.rsplit_once('@').unwrap_or((self.to, ""));
         Some(match name {
             "to" => cased(self.to),
-            "from" => cased(&self.e.sender_to(self.to)),
+            "from" => cased(self.sender),
             "user" => local.split('+').next().unwrap_or_default().to_lowercase(),
             "domain" => domain.to_lowercase(),
             "envid" => self.e.envid.as_str().to_owned(),
@@ -176,11 +176,11 @@ fn recipient(e: &ArchivedEnvelope, r: u16) -> &str {
     e.recipients.get(usize::from(r)).map_or("", |r| r.address.as_str())
 }
 
-async fn into_file(path: &ServedPath, e: &ArchivedEnvelope, r: u16, body: &[Bytes; 2]) -> Verdict {
+async fn into_file(path: &ServedPath, (e, sender): (&ArchivedEnvelope, &str), r: u16, body: &[Bytes; 2]) -> Verdict {
     let to = recipient(e, r).to_owned();
-    let macros = Macros { e, to: &to, preserve_case: path.rules.macro_variables_preserve_case, for_path: true };
+    let macros = Macros { e, sender, to: &to, preserve_case: path.rules.macro_variables_preserve_case, for_path: true };
     let target = PathBuf::from(macros.replaced(&path.rules.file_destination));
-    let sender = e.sender_to(&to).into_owned();
+    let sender = sender.to_owned();
     let mut content = native(body);
     let format = path.rules.file_format;
     let written = tokio::task::spawn_blocking(move || {
@@ -278,13 +278,13 @@ fn mbox(sender: &str, content: &[u8]) -> Vec<u8> {
 async fn into_program(
     shard: &Shard,
     path: &ServedPath,
-    e: &ArchivedEnvelope,
+    (e, sender): (&ArchivedEnvelope, &str),
     r: u16,
     body: &[Bytes; 2],
 ) -> Option<Verdict> {
     let to = recipient(e, r);
     let replaced = |word: &str, for_path: bool| {
-        Macros { e, to, preserve_case: path.rules.macro_variables_preserve_case, for_path }.replaced(word)
+        Macros { e, sender, to, preserve_case: path.rules.macro_variables_preserve_case, for_path }.replaced(word)
     };
     let command = &path.rules.command;
     let words = match programs::with_values(command, replaced) {

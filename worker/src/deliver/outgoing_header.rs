@@ -1,4 +1,4 @@
-//! The header as it goes out: without fields that do not (`remove-header`), and with those that are known when mail is delivered
+//! The header as it goes out: without fields that do not (`remove-header`), From by a `rewrite-list`, and with those that are known when mail is delivered
 //! (`add-x-virtual-mta-header`, `date-header-time delivery`, and what is another to each recipient). The stored message is as it came: accounting and rules see that.
 
 use bytes::Bytes;
@@ -7,19 +7,35 @@ use ipc::rules::DomainRules;
 use crate::prepare::content::Content;
 use crate::prepare::feedback_headers;
 use crate::prepare::headers;
+use crate::prepare::rewrite_list::RewriteList;
+
+/// The way that mail goes out by, as far as its header shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Exit<'a> {
+    /// Rules of the path.
+    pub rules: &'a DomainRules,
+    /// Name of the virtual MTA.
+    pub vmta: &'a str,
+    /// By what it is rewritten.
+    pub rewriting: Option<&'a RewriteList>,
+}
 
 /// Whether it may be another than the stored one.
-pub fn differs(content: &Content, rules: &DomainRules) -> bool {
-    content.kept.adds() || removes(content, rules)
+pub fn differs(content: &Content, exit: Exit<'_>) -> bool {
+    content.kept.adds() || removes(content, exit.rules) || rewrites(exit)
+}
+
+fn rewrites(exit: Exit<'_>) -> bool {
+    exit.rewriting.is_some_and(RewriteList::changes_header)
 }
 
 fn removes(content: &Content, rules: &DomainRules) -> bool {
     !content.kept.removed.is_empty() || !rules.remove_header.is_empty()
 }
 
-/// The content as it goes out through `vmta` at `now_s`, Unix seconds, to the recipient `to`, but for signatures.
-pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, to: &str, now_s: i64) -> [Bytes; 2] {
-    let body = without(content, rules);
+/// The content as it goes out at `now_s`, Unix seconds, to the recipient `to`, but for signatures.
+pub fn outgoing(content: &Content, exit: Exit<'_>, to: &str, now_s: i64) -> [Bytes; 2] {
+    let body = changed(content, exit);
     if !content.kept.adds() {
         return body;
     }
@@ -27,7 +43,7 @@ pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, to: &str, no
     let has = |name: &str| fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
     let mut head = String::new();
     if content.kept.adds_vmta && !has("X-Virtual-MTA") {
-        head += &format!("X-Virtual-MTA: {vmta}\r\n");
+        head += &format!("X-Virtual-MTA: {}\r\n", exit.vmta);
     }
     if content.kept.adds_date && !has("Date") {
         head += &format!("Date: {}\r\n", crate::rfc5322_date(now_s));
@@ -36,25 +52,24 @@ pub fn outgoing(content: &Content, rules: &DomainRules, vmta: &str, to: &str, no
     [Bytes::from([head.as_bytes(), &body[0]].concat()), body[1].clone()]
 }
 
-/// The content without the fields that its source, or the rules of its path, name.
-fn without(content: &Content, rules: &DomainRules) -> [Bytes; 2] {
+/// The content without the fields that its source, or the rules of its path, name, and with From as it is rewritten.
+fn changed(content: &Content, exit: Exit<'_>) -> [Bytes; 2] {
     let body = &content.body;
-    if !removes(content, rules) {
+    if !removes(content, exit.rules) && !rewrites(exit) {
         return body.clone();
     }
     let (fields, end) = headers::parse(&body[0]);
     let goes =
-        |name: &str| content.kept.removed.iter().chain(&rules.remove_header).any(|n| n.eq_ignore_ascii_case(name));
-    let mut head = Vec::with_capacity(body[0].len().min(end + 2));
-    let mut at = 0;
-    for f in fields.iter().filter(|f| goes(f.name)) {
-        head.extend_from_slice(&body[0][at..f.range.start]);
-        at = f.range.end;
-    }
-    if at == 0 {
+        |name: &str| content.kept.removed.iter().chain(&exit.rules.remove_header).any(|n| n.eq_ignore_ascii_case(name));
+    let removed = fields.iter().filter(|f| goes(f.name)).map(|f| (f.range.clone(), Vec::new()));
+    let rewritten = exit.rewriting.into_iter().flat_map(|list| list.changed(&fields)).filter(|(f, _)| !goes(f.name));
+    let mut edits: Vec<_> = removed.chain(rewritten.map(|(f, value)| (f.place_of_value(), value))).collect();
+    if edits.is_empty() {
         return body.clone();
     }
-    head.extend_from_slice(&body[0][at..end]);
+    edits.sort_unstable_by_key(|(place, _)| place.start);
+    let mut head = Vec::with_capacity(body[0].len().min(end + 2));
+    headers::edit(&body[0][..end], &edits, &mut head);
     // The header alone is copied where the rest is in one piece.
     let rest = match body[1].is_empty() {
         true => body[0].slice(end..),
@@ -78,7 +93,8 @@ mod tests {
     }
 
     fn left(body: [&str; 2], removed: &[&str]) -> String {
-        let all = outgoing(&content(body, removed), &DomainRules::default(), "v", "u@d.test", 0);
+        let exit = Exit { rules: &DomainRules::default(), vmta: "v", rewriting: None };
+        let all = outgoing(&content(body, removed), exit, "u@d.test", 0);
         all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect()
     }
 
@@ -97,7 +113,8 @@ mod tests {
         let with = |header: &str, removed: &[&str]| {
             let mut c = content([header, "\r\nDate: body\r\n"], removed);
             (c.kept.adds_vmta, c.kept.adds_date) = (true, true);
-            let all = outgoing(&c, &DomainRules::default(), "out-1", "u@d.test", 86_400);
+            let exit = Exit { rules: &DomainRules::default(), vmta: "out-1", rewriting: None };
+            let all = outgoing(&c, exit, "u@d.test", 86_400);
             all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect::<String>()
         };
         let date = format!("Date: {}\r\n", crate::rfc5322_date(86_400));

@@ -5,13 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use ipc::backoff::Mode;
+use ipc::layers::NO_VMTA;
 use ipc::rules::{ANY_CONNECTIONS, DomainRules};
 
 use super::shared_limits::SharedRates;
 use super::slow::SlowAt;
 use crate::classify::reply_rules::ReplyRules;
 use crate::clock;
+use crate::config::Config;
 use crate::engine::connections::Departure;
+use crate::prepare::rewrite_list::RewriteList;
 use crate::schedule::{Batch, PathId, QueueId};
 use crate::shard::Shard;
 
@@ -117,6 +120,16 @@ impl ServedPath {
         self.queue = queue;
         let s = shard.scheduler();
         self.pool = s.queues.get(queue).and_then(|q| q.pool().cloned());
+    }
+
+    /// Index of its virtual MTA.
+    pub(super) fn vmta(&self, shard: &Shard) -> u32 {
+        shard.scheduler().paths.get(self.id).map_or(NO_VMTA, |p| p.vmta)
+    }
+
+    /// By what its mail is rewritten.
+    pub(super) fn rewriting(&self, shard: &Shard, config: &Config) -> Option<Rc<RewriteList>> {
+        config.rewriting(self.vmta(shard), self.pool.as_deref())
     }
 
     /// Rates over all shards.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use ipc::rules::DomainRules;
 
-use super::outgoing_header::{differs, outgoing};
+use super::outgoing_header::{Exit, differs, outgoing};
 use super::path::{ServedPath, path_of_queue};
 use crate::clock;
 use crate::config::Config;
@@ -29,14 +29,16 @@ const HASHED_HERE_MAX: usize = 256 << 10;
 pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content, to: &str) -> [Bytes; 2] {
     let config = shard.config();
     let options = config.signing(&path.rules);
-    if options.is_empty() && !differs(content, &path.rules) {
+    let rewriting = path.rewriting(shard, &config);
+    let exit = Exit { rules: &path.rules, vmta: &path.vmta_name, rewriting: rewriting.as_deref() };
+    if options.is_empty() && !differs(content, exit) {
         return content.body.clone();
     }
     let generation = config.snapshot.get().generation.to_native();
     let now_s = clock::wall_ms(clock::now_ms()) / 1000;
     if !content.kept.of_each.is_empty() {
         // Nobody else asks for the same.
-        return sign(shard, &config, path, content, to, &options, now_s).await;
+        return sign(shard, &config, path, exit, content, to, &options, now_s).await;
     }
     let body = {
         let mut known = content.signed.borrow_mut();
@@ -51,7 +53,7 @@ pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content, 
         });
         Rc::clone(&known[at].body)
     };
-    body.get_or_init(|| sign(shard, &config, path, content, to, &options, now_s)).await.clone()
+    body.get_or_init(|| sign(shard, &config, path, exit, content, to, &options, now_s)).await.clone()
 }
 
 /// The content as mail of queue `id` would be sent to a recipient by the queue's first path.
@@ -60,18 +62,19 @@ pub async fn as_sent(shard: &Shard, id: QueueId, content: &Content, to: &str) ->
     Some(signed(shard, &path, content, to).await)
 }
 
+#[allow(clippy::too_many_arguments)] // each is a different thing, used once
 async fn sign(
     shard: &Shard,
     config: &Config,
     path: &ServedPath,
+    exit: Exit<'_>,
     content: &Content,
     to: &str,
     options: &[Options],
     now_s: i64,
 ) -> [Bytes; 2] {
-    let vmta = shard.scheduler().paths.get(path.id).map_or(ipc::layers::NO_VMTA, |p| p.vmta);
-    let keys = config.domain_keys(vmta, path.pool.as_deref());
-    let body = outgoing(content, &path.rules, &path.vmta_name, to, now_s);
+    let keys = config.domain_keys(path.vmta(shard), path.pool.as_deref());
+    let body = outgoing(content, exit, to, now_s);
     let mut message = Signable::of(&body);
     let mut fields = String::new();
     for o in options {
@@ -142,7 +145,8 @@ pub fn planned(
 ) -> Vec<Result<String, String>> {
     let keys = config.domain_keys(vmta, pool);
     let name = config.snapshot.get().vmtas.get(vmta as usize).map_or("", |v| v.name.as_str());
-    let body = outgoing(content, rules, name, to, now_s);
+    let rewriting = config.rewriting(vmta, pool);
+    let body = outgoing(content, Exit { rules, vmta: name, rewriting: rewriting.as_deref() }, to, now_s);
     let mut message = Signable::of(&body);
     let mut one = |o: &Options| {
         let Means { asked, named } = Means::of(config, o, content)?;

@@ -26,10 +26,10 @@ pub struct Sent {
     pub fault: Option<SessionFault>,
 }
 
-/// Sends a message to some of its recipients.
+/// Sends a message to some of its recipients, from `sender`.
 pub async fn send(
     s: &mut ClientSession,
-    e: &ArchivedEnvelope,
+    (e, sender): (&ArchivedEnvelope, &str),
     recipients: &[u16],
     body: &[Bytes; 2],
     rules: &DomainRules,
@@ -37,7 +37,7 @@ pub async fn send(
     let terms = Terms::of(&s.extensions, &s.lesson, rules);
     let reply_rules = std::rc::Rc::clone(&s.reply_rules);
     let rule_ends_recipient = |reply: &Reply| reply_rules.route_of(reply) == Some(Route::BounceRcpt);
-    let mut flight = Flight::of(Outgoing::of(e, recipients, body), terms, &rule_ends_recipient);
+    let mut flight = Flight::of(Outgoing::of((e, sender), recipients, body), terms, &rule_ends_recipient);
     let lost = fly(&mut flight, s, body, rules).await.err();
     let Ended { standings, too_many_after, fault } = flight.end(lost.is_some());
     Sent { standings, too_many_after, fault: fault.map(|f| s.fault_of(f)).or(lost) }

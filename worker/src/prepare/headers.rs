@@ -13,6 +13,26 @@ pub struct Field<'a> {
     pub range: Range<usize>,
     /// Bytes behind the colon, final CR LF excluded.
     pub value: &'a [u8],
+    /// Where they begin.
+    pub value_at: usize,
+}
+
+impl Field<'_> {
+    /// Where the value lies.
+    pub fn place_of_value(&self) -> Range<usize> {
+        self.value_at..self.value_at + self.value.len()
+    }
+}
+
+/// Appends a section to `out` with other bytes at some places, which are in order and do not overlap.
+pub fn edit(section: &[u8], edits: &[(Range<usize>, Vec<u8>)], out: &mut Vec<u8>) {
+    let mut at = 0;
+    for (place, bytes) in edits {
+        out.extend_from_slice(&section[at..place.start]);
+        out.extend_from_slice(bytes);
+        at = place.end;
+    }
+    out.extend_from_slice(&section[at..]);
 }
 
 /// Longest header section of a message that is accepted, bytes: what is said of a header below is said of so much.
@@ -68,7 +88,8 @@ fn parse_some(content: &[u8], most: usize) -> (Vec<Field<'_>>, usize) {
                 break;
             }
         }
-        fields.push(Field { name, range: at..end, value: content[at + colon + 1..end].trim_ascii_end() });
+        let value_at = at + colon + 1;
+        fields.push(Field { name, range: at..end, value: content[value_at..end].trim_ascii_end(), value_at });
         at = end;
     }
     (fields, at)

@@ -258,6 +258,10 @@ fn finish(
     content: &Bytes,
 ) -> (Envelope, [Bytes; 2]) {
     let global = &*config.global;
+    let rewriting = config.rewrite_list(&rules.rewrite_list);
+    if let Some(sender) = rewriting.as_ref().and_then(|list| list.sender(&e.sender)) {
+        e.sender = sender;
+    }
     // Recipients of one queue and priority must be neighbours; the order among equals is kept.
     let order = |r: &Recipient| std::cmp::Reverse(priority(r.priority_given));
     e.recipients.sort_by(|a, b| a.destination.cmp(&b.destination).then(order(a).cmp(&order(b))));
@@ -291,12 +295,12 @@ fn finish(
     head.extend_from_slice(global.included_headers.as_bytes());
     head.extend_from_slice(included_headers(config.snapshot.get(), &e.vmta).as_bytes());
     head.extend_from_slice(feedback.of_all.as_bytes());
-    let mut at = 0;
-    for r in &header.removed {
-        head.extend_from_slice(&content[at..r.start]);
-        at = r.end;
-    }
-    head.extend_from_slice(&content[at..end]);
+    let removed = header.removed.iter().map(|place| (place.clone(), Vec::new()));
+    let rewritten =
+        rewriting.iter().flat_map(|list| list.changed(fields)).map(|(f, value)| (f.place_of_value(), value));
+    let mut edits: Vec<_> = removed.chain(rewritten).collect();
+    edits.sort_unstable_by_key(|(place, _)| place.start);
+    headers::edit(&content[..end], &edits, &mut head);
     if adds_date && !dated_at_delivery {
         head.extend_from_slice(
             format!("Date: {}\r\n", crate::rfc5322_date(crate::clock::wall_ms(e.received_unix_ms) / 1000)).as_bytes(),

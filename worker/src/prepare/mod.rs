@@ -10,4 +10,5 @@ pub mod kept;
 pub mod message;
 pub mod pattern_list;
 pub mod recipients;
+pub mod rewrite_list;
 pub mod vmta_name;

@@ -97,8 +97,10 @@ impl Terms {
 /// A message as it goes to some of its recipients.
 #[derive(Debug, Clone, Copy)]
 pub struct Outgoing<'a> {
-    /// Sender, parameters and all recipients.
+    /// Parameters and all recipients.
     pub envelope: &'a ArchivedEnvelope,
+    /// Sender.
+    pub sender: &'a str,
     /// Those that are asked for, as places in the envelope.
     pub recipients: &'a [u16],
     /// Bytes of the content.
@@ -109,9 +111,13 @@ pub struct Outgoing<'a> {
 
 impl<'a> Outgoing<'a> {
     /// Content is header and body.
-    pub fn of(envelope: &'a ArchivedEnvelope, recipients: &'a [u16], content: &[bytes::Bytes; 2]) -> Outgoing<'a> {
-        let needs_utf8 = envelope.smtputf8 && !(envelope.sender.is_ascii() && content[0].is_ascii());
-        Outgoing { envelope, recipients, size: content[0].len() + content[1].len(), needs_utf8 }
+    pub fn of(
+        (envelope, sender): (&'a ArchivedEnvelope, &'a str),
+        recipients: &'a [u16],
+        content: &[bytes::Bytes; 2],
+    ) -> Outgoing<'a> {
+        let needs_utf8 = envelope.smtputf8 && !(sender.is_ascii() && content[0].is_ascii());
+        Outgoing { envelope, sender, recipients, size: content[0].len() + content[1].len(), needs_utf8 }
     }
 
     fn recipient(&self, place: usize) -> Option<&'a ArchivedRecipient> {
@@ -127,7 +133,7 @@ impl<'a> Outgoing<'a> {
     fn mail_command(&self, terms: &Terms, utf8: bool, out: &mut Vec<u8>) -> bool {
         let e = self.envelope;
         out.extend_from_slice(b"MAIL FROM:<");
-        out.extend_from_slice(e.sender_to(self.recipient(0).map_or("", |r| &r.address)).as_bytes());
+        out.extend_from_slice(self.sender.as_bytes());
         out.push(b'>');
         let plain = out.len();
         if terms.size.is_some() {
@@ -615,7 +621,7 @@ mod tests {
         let e = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&archive).unwrap();
         let all: Vec<u16> = (0..e.recipients.len() as u16).collect();
         let content = [bytes::Bytes::from_static(b"Subject: x\r\n\r\n"), bytes::Bytes::from_static(b"x\r\n")];
-        let mut flight = Flight::of(Outgoing::of(e, &all, &content), terms, NO_RULE);
+        let mut flight = Flight::of(Outgoing::of((e, &e.sender), &all, &content), terms, NO_RULE);
         let (mut said, mut codes) = (Vec::new(), codes.iter());
         let is_lost = loop {
             match flight.step() {

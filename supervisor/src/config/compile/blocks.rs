@@ -52,6 +52,7 @@ impl<'s> Compiler<'s> {
             "mx-rollup-list" => self.rollup_list(s),
             "acme" => self.acme(s),
             "dns" => self.dns(s),
+            "rewrite-list" => self.rewrite_list(s),
             "bounce-processor" | "feedback-loop-processor" => {
                 self.pend(d, s);
                 self.processor(tag, s);
@@ -292,6 +293,9 @@ impl<'s> Compiler<'s> {
                 ("include-headers-from", Some(Value::Text(path))) => {
                     self.snapshot.vmtas[index as usize].included_headers = self.included_headers(i, &path);
                 }
+                ("rewrite-list", Some(Value::Text(name))) => {
+                    self.snapshot.vmtas[index as usize].rewrite_list = Some(name.to_lowercase());
+                }
                 ("domain-key", Some(Value::Text(t))) => {
                     let keys = self.domain_keys(i, &t);
                     self.snapshot.vmtas[index as usize].domain_keys.extend(keys);
@@ -363,6 +367,9 @@ impl<'s> Compiler<'s> {
                             ("domain-key", Some(Value::Text(t))) => {
                                 let keys = self.domain_keys(i, &t);
                                 self.snapshot.pools[index as usize].domain_keys.extend(keys);
+                            }
+                            ("rewrite-list", Some(Value::Text(name))) => {
+                                self.snapshot.pools[index as usize].rewrite_list = name.to_lowercase();
                             }
                             ("include-headers-from", Some(Value::Text(path))) => {
                                 self.snapshot.pools[index as usize].included_headers = self.included_headers(i, &path);

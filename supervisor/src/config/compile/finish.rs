@@ -327,8 +327,6 @@ impl<'s> Compiler<'s> {
     fn withheld_of_virtual_mtas(&mut self) {
         let top: Vec<Setting> =
             self.snapshot.written.iter().filter(|w| w.block.is_empty()).flat_map(|w| w.settings.clone()).collect();
-        let rewriting = self.snapshot.pools.iter().filter(|p| asks_for(&p.settings, "rewrite-list") == Some(true));
-        let rewritten: HashSet<u32> = rewriting.flat_map(|p| p.members.iter().map(|m| m.vmta)).collect();
         let of_pools = self.snapshot.pools.iter().filter(|p| p.settings.iter().any(is_key_in_vault));
         let signed_by_pool: HashSet<u32> = of_pools.flat_map(|p| p.members.iter().map(|m| m.vmta)).collect();
         // A list may be asked for by any message.
@@ -347,7 +345,6 @@ impl<'s> Compiler<'s> {
                     asks_for(own, "smtp-proxy-source-host")
                         .unwrap_or_else(|| !has_sources && of_top("smtp-proxy-source-host")),
                 ),
-                ("rewrite-list", asks_for(own, "rewrite-list").unwrap_or_else(|| rewritten.contains(&(n as u32)))),
                 ("domain-key (of Vault)", in_vault),
             ];
             let withheld = all.iter().find(|(_, asks)| *asks).map_or("", |(name, _)| name);

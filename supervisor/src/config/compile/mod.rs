@@ -14,6 +14,7 @@ mod pattern_list;
 mod programs;
 mod receivers;
 mod references;
+mod rewrite_lists;
 mod rollup;
 mod shadowed;
 mod users;
