@@ -39,3 +39,4 @@ pub mod snapshot;
 pub mod stored;
 pub mod stream;
 pub mod text;
+pub mod windows;

@@ -8,6 +8,8 @@ use std::net::Ipv6Addr;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::windows::Windows;
+
 /// Identity of one accepted message, the same in every shard that holds a share of it.
 ///
 /// 48 bits of Unix milliseconds, 8 bits of shard, 72 bits of counter started from the
@@ -153,11 +155,30 @@ pub struct Recipient {
     /// How often the same address was given again: it is delivered once, and accounted as often as it was given. It lies where
     /// envelopes had nothing before.
     pub given_again: u16,
-    /// ORCPT= as given, xtext not decoded; empty when not given.
+    /// ORCPT= as given, xtext not decoded; empty when not given. Behind a NUL, where there is one, stand the windows of delivery, see
+    /// [`Recipient::set_windows`].
     pub orcpt: String,
 }
 
+impl Recipient {
+    /// Its mail is delivered within windows.
+    pub fn set_windows(&mut self, windows: &Windows) {
+        let orcpt = self.orcpt.split('\0').next().unwrap_or_default();
+        self.orcpt = format!("{orcpt}\0{}", windows.kept());
+    }
+}
+
 impl ArchivedRecipient {
+    /// ORCPT= as given; empty when not given.
+    pub fn orcpt(&self) -> &str {
+        self.orcpt.split_once('\0').map_or(self.orcpt.as_str(), |(orcpt, _)| orcpt)
+    }
+
+    /// The windows that its mail is delivered within; `None` for whenever it can be.
+    pub fn windows(&self) -> Option<Windows> {
+        self.orcpt.split_once('\0').and_then(|(_, windows)| Windows::of_kept(windows))
+    }
+
     /// How often the address was given.
     pub fn times_given(&self) -> usize {
         usize::from(self.given_again.to_native()) + 1
@@ -249,6 +270,14 @@ pub fn verp(sender: &str, recipient: &str) -> String {
 }
 
 impl ArchivedEnvelope {
+    /// When the last window of its recipients ends, queue time, milliseconds; 0 where some recipient has none.
+    pub fn windows_end_ms(&self) -> i64 {
+        let ends = |r: &ArchivedRecipient| r.windows().map(|w| w.ends_ms);
+        // A recipient without windows is seen at once.
+        let all: Option<Vec<i64>> = self.recipients.iter().map(ends).collect();
+        all.into_iter().flatten().max().unwrap_or(0)
+    }
+
     /// The sender is another to each recipient.
     pub fn is_verp(&self) -> bool {
         self.kept & kept::VERP != 0 && !self.sender.is_empty()

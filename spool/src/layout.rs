@@ -289,6 +289,8 @@ pub struct Summary {
     pub notify_delay: bool,
     /// Each recipient has a transaction of its own.
     pub alone: bool,
+    /// When the last of the windows ends that its mail is delivered within, Unix milliseconds; 0 for none.
+    pub windows_end_ms: i64,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
     /// x-job
@@ -312,11 +314,14 @@ impl Summary {
                 v.extend_from_slice(&self.received_unix_ms.to_le_bytes());
                 v.extend_from_slice(&(self.recipients.len() as u16).to_le_bytes());
                 let has_job = !self.job.is_empty();
-                let flags = [self.handoff, self.notify_delay, has_job, self.alone];
+                let flags = [self.handoff, self.notify_delay, has_job, self.alone, self.windows_end_ms != 0];
                 v.push((0..).zip(flags).map(|(bit, on)| u8::from(on) << bit).sum());
                 put_text(&mut v, &self.vmta, 255);
                 if has_job {
                     put_text(&mut v, &self.job, 255);
+                }
+                if self.windows_end_ms != 0 {
+                    v.extend_from_slice(&self.windows_end_ms.to_le_bytes());
                 }
             }
             let (mut room, mut before) = (REPLIES_BYTES_MAX, "");
@@ -360,6 +365,7 @@ impl Summary {
             (self.handoff, self.notify_delay, self.alone) = (flags & 1 != 0, flags & 2 != 0, flags & 8 != 0);
             self.vmta = take_text(v)?;
             self.job = if flags & 4 != 0 { take_text(v)? } else { String::new() };
+            self.windows_end_ms = if flags & 16 != 0 { i64::from_le_bytes(take(v)?) } else { 0 };
             self.recipients = Vec::with_capacity(usize::from(count));
         }
         while !v.is_empty() {
@@ -523,7 +529,7 @@ mod tests {
                 state: RecipientState { due_unix_ms: due, delay_reports: 1, attempts: 3, last_reply: replies[i % replies.len()].clone() },
                 state_segment: 4,
             };
-            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), job: "j".repeat(n % 3), body_len: 5, notify_delay: n > 3, alone: n % 2 == 1, ..Default::default() };
+            let s = Summary { recipients: (0..n).map(r).collect(), vmta: "v".into(), job: "j".repeat(n % 3), body_len: 5, notify_delay: n > 3, alone: n % 2 == 1, windows_end_ms: if n % 3 == 1 { 1 << 40 } else { 0 }, ..Default::default() };
             let mut back = Summary::default();
             for (i, v) in s.encode().iter().enumerate() {
                 prop_assert!(back.decode_chunk(i as u16, v).is_some());
@@ -600,6 +606,7 @@ mod tests {
             handoff: true,
             notify_delay: false,
             alone: false,
+            windows_end_ms: 0,
             vmta: "v".into(),
             job: "a job".into(),
             recipients: vec![of("a.test", "421 4.7.0 later"), of("b.test", "421 4.7.0 later")],

@@ -531,6 +531,7 @@ fn pass(key: u64, s: &Summary, each: &mut dyn FnMut(Recovered)) -> bool {
         handoff: s.handoff,
         notify_delay: s.notify_delay,
         alone: s.alone,
+        windows_end_ms: s.windows_end_ms,
         vmta: s.vmta.clone(),
         job: s.job.clone(),
         recipients,

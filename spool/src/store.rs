@@ -6,7 +6,7 @@ use std::io;
 
 use bytes::Bytes;
 use ipc::dice::HashMap;
-use ipc::message::{ArchivedEnvelope, HandoffId};
+use ipc::message::{ArchivedEnvelope, ArchivedRecipient, HandoffId};
 
 use crate::SpoolError;
 use crate::carried::{self, Carried, Seen};
@@ -86,6 +86,8 @@ pub struct Recovered {
     pub notify_delay: bool,
     /// Each recipient has a transaction of its own.
     pub alone: bool,
+    /// When the last of the windows ends that its mail is delivered within, Unix milliseconds; 0 for none.
+    pub windows_end_ms: i64,
     /// Virtual MTA or pool chosen.
     pub vmta: String,
     /// x-job
@@ -517,9 +519,11 @@ impl Dirty {
     pub(crate) fn fresh_summary(&self, shard: u8) -> Option<Summary> {
         let location = self.location?;
         // What came from elsewhere brought its state along.
-        let state = |e: &ArchivedEnvelope| {
-            e.moved.as_ref().map_or_else(RecipientState::default, |m| RecipientState {
-                due_unix_ms: m.due_unix_ms.to_native(),
+        let state = |e: &ArchivedEnvelope, r: &ArchivedRecipient| {
+            let opens_ms = r.windows().map_or(0, |w| w.due_ms);
+            let before = || RecipientState { due_unix_ms: opens_ms, ..Default::default() };
+            e.moved.as_ref().map_or_else(before, |m| RecipientState {
+                due_unix_ms: m.due_unix_ms.to_native().max(opens_ms),
                 delay_reports: m.delay_reports,
                 attempts: m.attempts,
                 last_reply: beginning(m.last_reply.as_str(), REPLY_BYTES_MAX).to_owned(),
@@ -532,6 +536,7 @@ impl Dirty {
             handoff: e.is_kept_by(shard),
             notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
             alone: e.is_alone(),
+            windows_end_ms: e.windows_end_ms(),
             vmta: e.vmta.as_str().to_owned(),
             job: e.job_id.as_str().to_owned(),
             recipients: e
@@ -541,7 +546,7 @@ impl Dirty {
                     destination: r.destination.as_str().to_owned(),
                     done: false,
                     priority: ipc::message::priority(r.priority_given),
-                    state: state(e),
+                    state: state(e, r),
                     state_segment: 0,
                 })
                 .collect(),

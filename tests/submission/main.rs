@@ -10,6 +10,7 @@ mod protocol;
 mod proxied;
 mod rewriting;
 mod selection;
+mod windows;
 mod withheld;
 
 use tests::engine::Engine;

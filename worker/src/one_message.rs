@@ -119,7 +119,7 @@ fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, kno
             next_attempt: String::new(),
             expires: String::new(),
             notify: notify_words(r.notify),
-            orcpt: r.orcpt.as_str().to_owned(),
+            orcpt: r.orcpt().to_owned(),
         };
         if let Place::Waits(id, due_ms, attempts) = place
             && let Some(q) = s.queues.get(id)
@@ -131,8 +131,9 @@ fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, kno
             row.state = if q.paused { "paused" } else { "waits" }.to_owned();
             row.attempts = row.attempts.max(attempts);
             row.next_attempt = crate::shown_if_to_come(next, now);
-            let expires =
-                e.received_unix_ms.to_native().saturating_add(q.rules.bounce_after.as_millis().min(1 << 50) as i64);
+            let bounce_after = q.rules.bounce_after.as_millis().min(1 << 50) as i64;
+            let by_age = e.received_unix_ms.to_native().saturating_add(bounce_after);
+            let expires = r.windows().map_or(by_age, |w| w.ends_ms);
             row.expires = crate::shown_time(clock::wall_ms(expires));
         }
         row

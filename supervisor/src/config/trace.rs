@@ -368,7 +368,8 @@ fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Co
     queue.value = format!("{destination}/{via}");
     let priority = ipc::message::priority(r.priority_given);
     // The session was given no ORCPT.
-    let alias = r.orcpt.split_once(';').map_or("", |(_, given)| given).to_owned();
+    let alias =
+        r.orcpt.split('\0').next().unwrap_or_default().split_once(';').map_or("", |(_, given)| given).to_owned();
     Ok(Way { recipient: r.address.clone(), alias, queue, rerouted, priority, members })
 }
 

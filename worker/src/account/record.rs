@@ -175,7 +175,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
         };
         row.set(const { stored("orig") }, e.sender_to(&r.address).as_ref());
         row.set(const { stored("rcpt") }, r.address.as_str());
-        row.set(const { stored("orcpt") }, r.orcpt.as_str());
+        row.set(const { stored("orcpt") }, r.orcpt());
         row.times = r.times_given();
         row.set(const { stored("srcType") }, source_type(&e.source_type));
         row.set(const { stored("srcMta") }, source_mta(e));

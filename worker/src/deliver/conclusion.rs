@@ -358,7 +358,7 @@ fn row(
     row.set(const { stored("orig") }, sender.as_ref());
     if let Some(r) = rcpt {
         row.set(const { stored("rcpt") }, r.address.as_str());
-        row.set(const { stored("orcpt") }, r.orcpt.as_str());
+        row.set(const { stored("orcpt") }, r.orcpt());
         if kind != b't' {
             row.times = r.times_given();
         }
@@ -498,16 +498,18 @@ async fn conclude_alone(
     }
 }
 
-/// Ends recipients that are older than `bounce-after`, with the last reply as their reason.
+/// Ends recipients that are older than `bounce-after`, or for whom no window is left, with the last reply as their reason.
 pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
     let mut entries = InHand::new(&shard, id, entries);
     let Some(path) = path_of_queue(&shard, id) else { return };
-    let never = || Rc::new(Failure::own("5.4.7", "no attempt was made within bounce-after"));
+    let never = |within| Rc::new(Failure::own("5.4.7", format!("no attempt was made within {within}")));
     let of_queue = shard.scheduler().queues.get(id).and_then(|q| q.last_failure.clone());
     while let Some(entry) = entries.next() {
         // A recipient that was never attempted gets no reply as its reason that the receiver gave about others.
         let of_all = |f: &Rc<Failure>| !f.verdict.remote || f.verdict.stage == Stage::Session;
-        let failure = of_queue.clone().filter(|f| entry.attempts > 0 || of_all(f)).unwrap_or_else(never);
+        let has_windows = shard.scheduler().messages.get(entry.slot as usize).is_some_and(|m| m.windows_end_s != 0);
+        let within = if has_windows { "the windows of its x-schedule" } else { "bounce-after" };
+        let failure = of_queue.clone().filter(|f| entry.attempts > 0 || of_all(f)).unwrap_or_else(|| never(within));
         let Some((key, content)) = content_of(&shard, &path, &entry).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
         let mut verdicts = Vec::new();

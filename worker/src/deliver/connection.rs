@@ -23,6 +23,7 @@ use super::shared_limits::{Full, LimitPlaces, SourceWants, Wants};
 use super::signing::signed;
 use super::slow::{EARLY, GRANTED, SLOW, Slow, all_of};
 use super::transaction;
+use super::windows::within_windows;
 use crate::classify::health;
 use crate::classify::outcome::{Failure, Outcome, Stage, Verdict};
 use crate::clock;
@@ -379,7 +380,11 @@ async fn attempt(
         }
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return true };
-    let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else {
+    let batch = match within_windows(shard, path, batch, e) {
+        Some(batch) => without_suppressed(shard, path, batch, e, &content.body).await,
+        None => None,
+    };
+    let Some(batch) = batch else {
         give_volume_back(shard, path, &content);
         // After many such messages in a row other tasks of the shard must have had their turn.
         tokio::task::yield_now().await;

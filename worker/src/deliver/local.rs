@@ -16,6 +16,7 @@ use super::contained::{contained, hold_after_panic};
 use super::delivery_type::Type;
 use super::outgoing_header::{Exit, outgoing};
 use super::path::ServedPath;
+use super::windows::within_windows;
 use crate::classify::outcome::{Outcome, Stage, Verdict};
 use crate::prepare::rewrite_list::RewriteList;
 use crate::regular_file::{self, Links};
@@ -58,6 +59,7 @@ async fn attempt(shard: &Rc<Shard>, path: &ServedPath, batch: Batch) {
         Err(e) => return unreadable(shard, path, &batch, &e),
     };
     let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { return };
+    let Some(batch) = within_windows(shard, path, batch, e) else { return };
     let Some(batch) = without_suppressed(shard, path, batch, e, &content.body).await else { return };
     let began = clock::now_ms();
     let to = batch.recipients.first().map_or("", |r| recipient(e, *r));

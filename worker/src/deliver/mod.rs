@@ -33,3 +33,4 @@ pub mod shared_limits;
 pub mod signing;
 pub mod slow;
 pub mod transaction;
+mod windows;

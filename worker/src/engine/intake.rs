@@ -6,7 +6,7 @@ use spool::Recovered;
 use super::action::Action;
 use super::now::Now;
 use super::state::Engine;
-use crate::schedule::message::{HeldContent, Message};
+use crate::schedule::message::{HeldContent, Message, windows_end_s};
 use crate::schedule::{Entry, QueueId, Slot};
 
 /// Queues that recipients of a message are put into at least, before others have their turn.
@@ -26,6 +26,8 @@ pub struct Intake {
     due_ms: i64,
     /// Whether every queue that recipients were put into so far waits for its retry; `None` while there was no queue.
     rests: Option<bool>,
+    /// All recipients so far wait for their windows, or for a time that another shard set.
+    waits: bool,
     /// Queues that have to be looked at.
     touched: Vec<QueueId>,
 }
@@ -61,11 +63,12 @@ impl<C: HeldContent> Engine<C> {
                 left: e.recipients.len() as u16,
                 notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
                 alone: e.is_alone(),
+                windows_end_s: windows_end_s(e.windows_end_ms()),
                 job: 0,
                 content,
             },
         );
-        Intake { slot, start: 0, due_ms, rests: None, touched: Vec::new() }
+        Intake { slot, start: 0, due_ms, rests: None, waits: true, touched: Vec::new() }
     }
 
     /// Queues recipients until `is_long` says that others have their turn, and starts what they wait for.
@@ -77,8 +80,13 @@ impl<C: HeldContent> Engine<C> {
             let first = &e.recipients[new.start];
             let (destination, given) = (first.destination.as_str(), first.priority_given);
             let sent = |r: &ArchivedRecipient| r.notify & notify::NOT_TO_BE_SENT == 0;
+            let opens_ms = |r: &ArchivedRecipient| r.windows().map_or(0, |w| w.due_ms);
+            let due_ms = new.due_ms.max(opens_ms(first));
             let alike = |r: &&ArchivedRecipient| {
-                r.destination == first.destination && r.priority_given == given && sent(r) == sent(first)
+                r.destination == first.destination
+                    && r.priority_given == given
+                    && sent(r) == sent(first)
+                    && new.due_ms.max(opens_ms(r)) == due_ms
             };
             let same = e.recipients[new.start..].iter().take_while(alike).count();
             let id = self.queue_for(destination, &e.vmta, now);
@@ -90,10 +98,11 @@ impl<C: HeldContent> Engine<C> {
             let entry = Entry { slot: new.slot, start: from, end, priority, attempts };
             let s = &mut self.scheduler;
             if sent(first) {
-                s.enqueue(id, entry, new.due_ms, now.ms());
+                s.enqueue(id, entry, due_ms, now.ms());
                 if let Some(m) = e.moved.as_ref().filter(|m| !m.last_reply.is_empty()) {
-                    s.recall(id, m.last_reply.as_str(), new.due_ms);
+                    s.recall(id, m.last_reply.as_str(), due_ms);
                 }
+                new.waits &= due_ms > now.ms();
                 new.touched.push(id);
             } else {
                 // A recipient that was accepted only to be bounced does not wait for its receiver.
@@ -103,7 +112,7 @@ impl<C: HeldContent> Engine<C> {
             new.start += same;
         }
         if !new.touched.is_empty() {
-            let rest = new.touched.iter().all(|id| self.scheduler.rests(*id, now.ms()));
+            let rest = new.waits || new.touched.iter().all(|id| self.scheduler.rests(*id, now.ms()));
             new.rests = Some(rest && new.rests != Some(false));
         }
         if new.is_over(e) && new.rests == Some(true) {
@@ -124,6 +133,7 @@ impl<C: HeldContent> Engine<C> {
                 left: r.recipients.len() as u16,
                 notify_delay: r.notify_delay,
                 alone: r.alone,
+                windows_end_s: windows_end_s(r.windows_end_ms),
                 job: 0,
                 content: None,
             },

@@ -44,6 +44,7 @@ fn queued(e: &mut Engine<()>, destination: &str, via: &str, n: u64) -> QueueId {
             left: 1,
             notify_delay: false,
             alone: false,
+            windows_end_s: 0,
             job: 0,
             content: None,
         };

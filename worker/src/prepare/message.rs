@@ -8,15 +8,16 @@ use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, no
 use ipc::rules::SourceRules;
 use ipc::snapshot::{ArchivedSnapshot, Global};
 use ipc::text;
+use ipc::windows::Windows;
 use tokio::task::coop::consume_budget;
 
 use super::headers::{self, TooMuch};
 use super::pattern_list::Subject;
 use super::vmta_name::{DEFAULT_VMTA, canonical_name};
-use super::{aliases, feedback_headers, kept, recipients};
+use super::{aliases, feedback_headers, kept, recipients, schedule_field};
 use crate::config::Config;
 use crate::holds::{Pieces, Work, doing};
-use crate::smtp::command::{Mail, Rcpt, Refusal, withheld};
+use crate::smtp::command::{Mail, Rcpt, Refusal};
 
 /// Where a message comes from.
 #[derive(Debug, Clone)]
@@ -151,6 +152,8 @@ struct Header<'a> {
     has_id: bool,
     dkim_options: Option<&'a [u8]>,
     dkim_key: Option<&'a [u8]>,
+    /// When it may be delivered (`x-schedule`); `None` for whenever it can be.
+    windows: Option<Windows>,
     /// The sender is another to each recipient.
     verp: bool,
 }
@@ -169,7 +172,7 @@ fn read_header<'a>(
     }
     let mut removed = Vec::new();
     let (mut hops, mut has_date, mut has_id) = (0u64, false, false);
-    let (mut dkim_options, mut dkim_key, mut other_job) = (None, None, None);
+    let (mut dkim_options, mut dkim_key, mut other_job, mut windows) = (None, None, None, None);
     for f in fields {
         if other_job.is_none() && !rules.jobid_header.is_empty() && f.name.eq_ignore_ascii_case(&rules.jobid_header) {
             other_job = Some(f.value);
@@ -215,8 +218,10 @@ fn read_header<'a>(
                 }
             }
             "x-schedule" => {
-                if rules.process_x_schedule {
-                    return Err(withheld("process-x-schedule"));
+                if rules.process_x_schedule && windows.is_none() {
+                    let now_ms = e.received_unix_ms;
+                    let read = schedule_field::windows(f.value, now_ms, crate::clock::wall_ms(now_ms));
+                    windows = Some(read.map_err(|why| Refusal(550, "5.6.0", why))?);
                 }
                 if !rules.retain_x_schedule {
                     removed.push(f.range.clone());
@@ -245,7 +250,7 @@ fn read_header<'a>(
             format!("Message has {hops} Received headers, the limit is {} (max-message-hops)", rules.max_message_hops);
         return Err(Refusal(554, "5.4.6", text));
     }
-    Ok(Header { end: section.len(), removed, has_date, has_id, dkim_options, dkim_key, verp: false })
+    Ok(Header { end: section.len(), removed, has_date, has_id, dkim_options, dkim_key, windows, verp: false })
 }
 
 /// Orders the recipients, and puts together what is stored.
@@ -259,6 +264,9 @@ fn finish(
 ) -> (Envelope, [Bytes; 2]) {
     let global = &*config.global;
     let rewriting = config.rewrite_list(&rules.rewrite_list);
+    if let Some(windows) = &header.windows {
+        e.recipients.iter_mut().for_each(|r| r.set_windows(windows));
+    }
     if let Some(sender) = rewriting.as_ref().and_then(|list| list.sender(&e.sender)) {
         e.sender = sender;
     }

@@ -11,4 +11,5 @@ pub mod message;
 pub mod pattern_list;
 pub mod recipients;
 pub mod rewrite_list;
+pub mod schedule_field;
 pub mod vmta_name;

@@ -75,11 +75,11 @@ impl RewriteList {
         fields
             .iter()
             .filter(|f| self.changes_header() && f.name.eq_ignore_ascii_case("From"))
-            .filter_map(|f| Some((f, self.from_field(f.value)?)))
+            .filter_map(|f| Some((f, self.with_domains(f.value)?)))
     }
 
     /// The value of a From field with other domains; `None` where they stay.
-    fn from_field(&self, value: &[u8]) -> Option<Vec<u8>> {
+    fn with_domains(&self, value: &[u8]) -> Option<Vec<u8>> {
         let (mut out, mut copied) = (Vec::new(), 0);
         for place in domains(value) {
             let Ok(domain) = std::str::from_utf8(&value[place.clone()]) else { continue };
@@ -225,7 +225,7 @@ mod tests {
                 "" => " A (me @old.test (or \\) x@old.test)) <a@new.test>, b@new.test\r\n\t, c@other.test",
                 m => m,
             };
-            let got = l.from_field(value.as_bytes()).map(|v| String::from_utf8_lossy(&v).into_owned());
+            let got = l.with_domains(value.as_bytes()).map(|v| String::from_utf8_lossy(&v).into_owned());
             assert_eq!(got.as_deref().unwrap_or("-"), made, "{value}");
         }
     }
@@ -234,7 +234,7 @@ mod tests {
         #[test]
         fn any_value_keeps_what_is_no_domain(value in "[a@.,;<>()\"\\\\=? o\r\n]{0,40}") {
             let l = list(&[], &[("*", "n.test")]);
-            let made = l.from_field(value.as_bytes()).unwrap_or_else(|| value.clone().into_bytes());
+            let made = l.with_domains(value.as_bytes()).unwrap_or_else(|| value.clone().into_bytes());
             let mut left = Vec::new();
             let mut at = 0;
             for d in domains(value.as_bytes()) {

@@ -114,8 +114,8 @@ fn compose(
     for p in parts {
         let Some(r) = e.recipients.get(usize::from(p.recipient)) else { continue };
         t.push_str("\r\n");
-        if !r.orcpt.is_empty() {
-            t.push_str(&format!("Original-Recipient: {}\r\n", plain(&decoded_xtext(&r.orcpt))));
+        if !r.orcpt().is_empty() {
+            t.push_str(&format!("Original-Recipient: {}\r\n", plain(&decoded_xtext(r.orcpt()))));
         }
         let kind = if r.address.is_ascii() { "rfc822" } else { "utf-8" };
         t.push_str(&format!(

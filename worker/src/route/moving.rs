@@ -382,6 +382,7 @@ mod tests {
             handoff: true,
             notify_delay: false,
             alone: false,
+            windows_end_ms: 0,
             vmta: String::new(),
             job: String::new(),
             recipients: vec![recipient],

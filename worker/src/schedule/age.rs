@@ -4,27 +4,35 @@ use std::cmp::Reverse;
 
 use super::entry::Entry;
 use super::ids::QueueId;
-use super::message::HeldContent;
+use super::message::{HeldContent, Message, windows_end_s};
 use super::queue::next_delay;
 use super::scheduler::Scheduler;
 
 impl<C: HeldContent> Scheduler<C> {
-    /// Takes recipients past `bounce-after` (and `bounce-upon-no-mx`) out of queue `id`, wherever they wait.
+    /// Takes recipients past `bounce-after` (and `bounce-upon-no-mx`), or the last of their windows, out of queue `id`, wherever they wait.
     pub fn expired(&mut self, id: QueueId, now_ms: i64) -> Vec<Entry> {
         let Some(q) = self.queues.get_mut(id) else { return Vec::new() };
         let limit = if q.no_mx { q.rules.bounce_after.min(q.rules.bounce_upon_no_mx) } else { q.rules.bounce_after };
         let limit = limit.as_millis().min(i64::MAX as u128 / 2) as i64;
-        if q.oldest_ms.saturating_add(limit) > now_ms {
+        let now_s = windows_end_s(now_ms);
+        let windows_end = self.windows_end_s.get(&id);
+        if q.oldest_ms.saturating_add(limit) > now_ms && windows_end.is_none_or(|end| *end > now_s) {
             return Vec::new();
         }
         let messages = &self.messages;
-        let mut oldest = i64::MAX;
+        let (mut oldest, mut first_end) = (i64::MAX, None);
         let mut old = Vec::new();
         let mut keep = |e: &Entry| {
             let Some(m) = messages.get(e.slot as usize) else { return false };
-            let alive = m.received_ms.saturating_add(limit) > now_ms;
+            let alive = match m.windows_end_s {
+                0 => m.received_ms.saturating_add(limit) > now_ms,
+                end => end > now_s,
+            };
             if alive {
                 oldest = oldest.min(m.received_ms);
+                if m.windows_end_s != 0 {
+                    first_end = Some(first_end.unwrap_or(u32::MAX).min(m.windows_end_s));
+                }
             } else {
                 old.push(*e);
             }
@@ -33,6 +41,11 @@ impl<C: HeldContent> Scheduler<C> {
         q.ready.retain(&mut keep);
         q.waiting.retain(|Reverse((_, e))| keep(e));
         q.oldest_ms = oldest;
+        if let Some(end) = first_end {
+            self.windows_end_s.insert(id, end);
+        } else {
+            self.windows_end_s.remove(&id);
+        }
         old
     }
 
@@ -50,7 +63,9 @@ impl<C: HeldContent> Scheduler<C> {
         let mut found = Vec::new();
         let waiting = q.waiting.iter().map(|Reverse((due, e))| (*e, i64::from(*due) * 1000));
         for (e, due) in q.ready.iter().map(|(_, e)| (e, 0)).chain(waiting) {
-            let Some(m) = messages.get(e.slot as usize).filter(|m| m.notify_delay) else { continue };
+            // What waits for its window is not late.
+            let may_be_late = |m: &&Message<C>| m.notify_delay && (m.windows_end_s == 0 || e.attempts > 0);
+            let Some(m) = messages.get(e.slot as usize).filter(may_be_late) else { continue };
             first = first.min(next_delay(m.received_ms, now_ms, every));
             if next_delay(m.received_ms, since - 1, every) <= now_ms {
                 found.push((e, due));
@@ -69,7 +84,6 @@ mod tests {
     use std::time::Duration;
 
     use super::super::batch::Next;
-    use super::super::message::Message;
     use ipc::rules::DomainRules;
 
     #[test]
@@ -85,6 +99,26 @@ mod tests {
     }
 
     #[test]
+    fn what_has_windows_ends_with_the_last_of_them() {
+        let (mut s, id) = with(DomainRules { bounce_after: Duration::from_secs(5), ..Default::default() }, 1);
+        let m = Message {
+            key: 2,
+            received_ms: 0,
+            body_len: 1,
+            left: 1,
+            notify_delay: true,
+            alone: false,
+            windows_end_s: 9,
+            job: 0,
+            content: None,
+        };
+        let slot = s.add("", m);
+        s.enqueue(id, Entry { slot, start: 0, end: 1, priority: 50, attempts: 0 }, 7_000, 0);
+        let mut slots = |now| s.expired(id, now).into_iter().map(|e| e.slot).collect::<Vec<_>>();
+        assert_eq!((slots(5_000), slots(8_999), slots(9_000)), (vec![0], vec![], vec![slot]));
+    }
+
+    #[test]
     fn delays_are_told_of_at_every_multiple() {
         let every = Duration::from_millis(1000);
         let (mut s, id) = with(DomainRules { notify_of_delay_every: every, ..Default::default() }, 1);
@@ -97,6 +131,7 @@ mod tests {
                 left: 1,
                 notify_delay: true,
                 alone: false,
+                windows_end_s: 0,
                 job: 0,
                 content: None,
             },

@@ -4,6 +4,11 @@ use std::rc::Rc;
 
 use super::job::JobId;
 
+/// Unix milliseconds as [`Message::windows_end_s`].
+pub fn windows_end_s(ms: i64) -> u32 {
+    u32::try_from(ms.max(0) / 1000).unwrap_or(u32::MAX)
+}
+
 /// Envelope and content of a message in memory: the schedule holds them until the first attempt, and knows nothing else of them.
 pub trait HeldContent {
     /// Bytes of memory that it takes, about.
@@ -26,6 +31,8 @@ pub struct Message<C> {
     pub notify_delay: bool,
     /// Each recipient has a transaction of its own.
     pub alone: bool,
+    /// When the last of the windows ends that its mail is delivered within, in place of `bounce-after`; Unix seconds, 0 for none.
+    pub windows_end_s: u32,
     /// What it belongs to, see [`Scheduler::add`].
     pub job: JobId,
     /// Envelope and content until the first attempt, within the memory budget.

@@ -103,6 +103,8 @@ pub struct Scheduler<C> {
     /// Bytes of content in all queues, once a message.
     pub queued_bytes: u64,
     pub(super) depth: Depth,
+    /// Queues with mail that has windows: when those of some of it end, or earlier, Unix seconds.
+    pub(super) windows_end_s: HashMap<QueueId, u32>,
 }
 
 impl<C> Default for Scheduler<C> {
@@ -124,6 +126,7 @@ impl<C> Default for Scheduler<C> {
             queues_with_mail: 0,
             queued_bytes: 0,
             depth: Depth::default(),
+            windows_end_s: HashMap::default(),
         }
     }
 }
@@ -274,6 +277,7 @@ impl<C: HeldContent> Scheduler<C> {
         self.leave_paths(id);
         if let Some(q) = self.queues.remove(id) {
             self.queue_by_name.remove(id.place(), q.names());
+            self.windows_end_s.remove(&id);
         }
     }
 
@@ -314,9 +318,9 @@ impl<C: HeldContent> Scheduler<C> {
     /// Puts recipients into a queue, due at `due_ms` (0: now).
     pub fn enqueue(&mut self, id: QueueId, entry: Entry, due_ms: i64, now_ms: i64) {
         self.count_in(id, &entry);
+        self.note_age(id, entry.slot);
         let Some(m) = self.messages.get(entry.slot as usize) else { return };
         let Some(q) = self.queues.get_mut(id) else { return };
-        q.oldest_ms = q.oldest_ms.min(m.received_ms);
         if m.notify_delay {
             q.delay_at_ms = q.delay_at_ms.min(next_delay(m.received_ms, now_ms, q.delay_every_ms()));
         }
@@ -434,16 +438,19 @@ impl<C: HeldContent> Scheduler<C> {
         }
     }
 
-    /// What was in flight while expiry was looked for was not seen there.
-    fn back(&mut self, id: QueueId, slot: Slot) {
-        if let (Some(q), Some(m)) = (self.queues.get_mut(id), self.messages.get(slot as usize)) {
-            q.oldest_ms = q.oldest_ms.min(m.received_ms);
+    /// An entry of this message is in the queue, new or back from being in flight, where looking for expiry did not see it.
+    fn note_age(&mut self, id: QueueId, slot: Slot) {
+        let (Some(q), Some(m)) = (self.queues.get_mut(id), self.messages.get(slot as usize)) else { return };
+        q.oldest_ms = q.oldest_ms.min(m.received_ms);
+        if m.windows_end_s != 0 {
+            let first = self.windows_end_s.entry(id).or_insert(m.windows_end_s);
+            *first = m.windows_end_s.min(*first);
         }
     }
 
     /// Puts a batch that was not attempted back in front.
     pub fn put_back(&mut self, batch: &Batch, recipients: &[u16]) {
-        self.back(batch.queue, batch.slot);
+        self.note_age(batch.queue, batch.slot);
         let Some(job) = self.messages.get(batch.slot as usize).map(|m| m.job) else { return };
         if let Some(q) = self.queues.get_mut(batch.queue) {
             for entry in batch.entries(recipients).into_iter().rev() {
@@ -467,7 +474,7 @@ impl<C: HeldContent> Scheduler<C> {
 
     /// Recipients wait until then, after so many attempts.
     pub fn hold(&mut self, batch: &Batch, recipients: &[u16], due_ms: i64, attempts: u8) {
-        self.back(batch.queue, batch.slot);
+        self.note_age(batch.queue, batch.slot);
         for entry in batch.entries(recipients) {
             self.wait(batch.queue, Entry { attempts, ..entry }, due_ms);
         }
@@ -559,6 +566,7 @@ pub(super) mod tests {
                 left: n,
                 notify_delay: true,
                 alone: false,
+                windows_end_s: 0,
                 job: 0,
                 content: None,
             },
@@ -609,6 +617,7 @@ pub(super) mod tests {
                 left: 1,
                 notify_delay: false,
                 alone: false,
+                windows_end_s: 0,
                 job: 0,
                 content: None,
             };

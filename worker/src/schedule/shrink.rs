@@ -34,6 +34,7 @@ mod tests {
             left: 1,
             notify_delay: false,
             alone: false,
+            windows_end_s: 0,
             job: 0,
             content: None,
         };

@@ -163,6 +163,7 @@ fn day(seed: u64, adaptive: bool) -> Day {
                 left: 1,
                 notify_delay: false,
                 alone: false,
+                windows_end_s: 0,
                 job: 0,
                 content: None,
             };

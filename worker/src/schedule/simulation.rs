@@ -62,6 +62,7 @@ impl World {
                 left: n,
                 notify_delay: false,
                 alone: false,
+                windows_end_s: 0,
                 job: 0,
                 content: None,
             },

@@ -93,6 +93,7 @@ pub(crate) async fn queued(shard: &Rc<Shard>, recipients: &[&str]) -> QueueId {
         left: count,
         notify_delay: false,
         alone: false,
+        windows_end_s: 0,
         job: 0,
         content: None,
     };

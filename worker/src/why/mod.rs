@@ -119,7 +119,20 @@ impl Of<'_> {
     fn queue(&self, cause: Cause) -> WhyCause {
         let vmta = self.q.members.first().map(|m| m.vmta);
         let c = self.named(cause, vmta, blame::own(&self.q.rules, cause, Mode::Normal), false);
-        WhyCause { until: self.until(cause, None), said: self.said(cause, None), ..c }
+        self.by_windows(cause, WhyCause { until: self.until(cause, None), said: self.said(cause, None), ..c })
+    }
+
+    /// The same where the first of those who wait does so for a window.
+    fn by_windows(&self, cause: Cause, c: WhyCause) -> WhyCause {
+        let first = self.q.waiting.peek().map(|std::cmp::Reverse((_, e))| *e).filter(|_| cause == Cause::Recipients);
+        let s = self.shard.scheduler();
+        let message = first.filter(|e| e.attempts == 0).and_then(|e| s.messages.get(e.slot as usize));
+        if message.is_none_or(|m| m.windows_end_s == 0) {
+            return c;
+        }
+        let of_nothing = WhyCause { said: String::new(), value: String::new(), origin: String::new(), ..c };
+        let note = "for the windows that their x-schedule names".to_owned();
+        WhyCause { directive: "process-x-schedule".to_owned(), is_default: false, note, ..of_nothing }
     }
 
     /// What holds a path up now.
@@ -137,7 +150,7 @@ impl Of<'_> {
             }
         };
         let since = p.mode == Mode::Backoff && p.mode_since_ms > 0;
-        WhyCause {
+        let of_path = WhyCause {
             path: p.name(),
             note,
             until: self.until(cause, Some(p)),
@@ -150,7 +163,8 @@ impl Of<'_> {
             idle: p.idle,
             connecting: p.connecting,
             ..c
-        }
+        };
+        self.by_windows(cause, of_path)
     }
 
     fn named(&self, cause: Cause, vmta: Option<u32>, blame: Option<Blame>, of_vmta: bool) -> WhyCause {
