@@ -3,6 +3,7 @@
 //! collected; [`lint`] finds what is legal and not meant.
 
 pub mod acme;
+mod aliases;
 pub mod builtin;
 pub mod certificate;
 pub mod compile;

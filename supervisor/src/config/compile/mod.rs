@@ -243,7 +243,7 @@ struct Global {
     /// Folders that are written to, relative to that of `data-dir` or not.
     writes: Vec<Folder>,
     /// `alias` lines.
-    aliases: Vec<aliases::Line>,
+    aliases: Vec<super::aliases::Line>,
 }
 
 struct Compiler<'s> {
