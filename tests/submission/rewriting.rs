@@ -44,7 +44,7 @@ fn mail_to_an_alias_goes_to_those_that_it_stands_for() {
         ("list@d.test", 550),
     ] {
         let (to, more) = to.split_once(' ').unwrap_or((to, ""));
-        assert_eq!(c.command(&format!("RCPT TO:<{to}> {more}").trim_end()).unwrap().0, code, "{to}");
+        assert_eq!(c.command(format!("RCPT TO:<{to}> {more}").trim_end()).unwrap().0, code, "{to}");
     }
     assert_eq!(c.send_content("Subject: x\r\n\r\nx").unwrap().0, 250);
     let mut expected = [
