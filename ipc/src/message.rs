@@ -155,30 +155,11 @@ pub struct Recipient {
     /// How often the same address was given again: it is delivered once, and accounted as often as it was given. It lies where
     /// envelopes had nothing before.
     pub given_again: u16,
-    /// ORCPT= as given, xtext not decoded; empty when not given. Behind a NUL, where there is one, stand the windows of delivery, see
-    /// [`Recipient::set_windows`].
+    /// ORCPT= as given, xtext not decoded; empty when not given.
     pub orcpt: String,
 }
 
-impl Recipient {
-    /// Its mail is delivered within windows.
-    pub fn set_windows(&mut self, windows: &Windows) {
-        let orcpt = self.orcpt.split('\0').next().unwrap_or_default();
-        self.orcpt = format!("{orcpt}\0{}", windows.kept());
-    }
-}
-
 impl ArchivedRecipient {
-    /// ORCPT= as given; empty when not given.
-    pub fn orcpt(&self) -> &str {
-        self.orcpt.split_once('\0').map_or(self.orcpt.as_str(), |(orcpt, _)| orcpt)
-    }
-
-    /// The windows that its mail is delivered within; `None` for whenever it can be.
-    pub fn windows(&self) -> Option<Windows> {
-        self.orcpt.split_once('\0').and_then(|(_, windows)| Windows::of_kept(windows))
-    }
-
     /// How often the address was given.
     pub fn times_given(&self) -> usize {
         usize::from(self.given_again.to_native()) + 1
@@ -234,7 +215,8 @@ pub struct Envelope {
     pub source_name: String,
     /// Address of the submitter; empty for other than SMTP.
     pub source_ip: String,
-    /// Our address that it connected to; empty for other than SMTP.
+    /// Our address that it connected to; empty for other than SMTP. Behind a blank, where there is one, stand the windows that the mail is
+    /// delivered within: see [`Envelope::set_windows`].
     pub local_ip: String,
     /// Set on shares that came over the mesh, and on shares kept under handoff.
     pub handoff: Option<HandoffId>,
@@ -246,6 +228,14 @@ pub struct Envelope {
     pub moved: Option<Moved>,
     /// The recipients of this share.
     pub recipients: Vec<Recipient>,
+}
+
+impl Envelope {
+    /// Its mail is delivered within windows.
+    pub fn set_windows(&mut self, windows: &Windows) {
+        let ip = self.local_ip.split(' ').next().unwrap_or_default();
+        self.local_ip = format!("{ip} {}", windows.kept());
+    }
 }
 
 /// [`Envelope::source_name`] of an EHLO name and a user; `user` is empty where nobody authenticated.
@@ -270,12 +260,14 @@ pub fn verp(sender: &str, recipient: &str) -> String {
 }
 
 impl ArchivedEnvelope {
-    /// When the last window of its recipients ends, queue time, milliseconds; 0 where some recipient has none.
-    pub fn windows_end_ms(&self) -> i64 {
-        let ends = |r: &ArchivedRecipient| r.windows().map(|w| w.ends_ms);
-        // A recipient without windows is seen at once.
-        let all: Option<Vec<i64>> = self.recipients.iter().map(ends).collect();
-        all.into_iter().flatten().max().unwrap_or(0)
+    /// Our address that the submitter connected to; empty for other than SMTP.
+    pub fn local_ip(&self) -> &str {
+        self.local_ip.split_once(' ').map_or(self.local_ip.as_str(), |(ip, _)| ip)
+    }
+
+    /// The windows that its mail is delivered within; `None` for whenever it can be.
+    pub fn windows(&self) -> Option<Windows> {
+        self.local_ip.split_once(' ').and_then(|(_, windows)| Windows::of_kept(windows))
     }
 
     /// The sender is another to each recipient.

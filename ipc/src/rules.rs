@@ -479,21 +479,9 @@ rules! {
         "one-click-unsubscribe" OneClickUnsubscribe one_click_unsubscribe: String = String::new();
         "cfbl-address" CfblAddress cfbl_address: String = String::new();
         "feedback-id" FeedbackId feedback_id: String = String::new();
-    }
-}
-
-impl SourceRules {
-    /// A directive for these clients that is not in force, and without which mail would come in that it is there to keep
-    /// out, or go out as it must not: their mail is refused.
-    pub fn withheld(&self) -> Option<&'static str> {
-        let spf = self.reject_spf_check_temperror || self.reject_spf_check_permerror || self.reject_spf_check_fail;
-        let iprev =
-            self.reject_iprev_check_temperror || self.reject_iprev_check_permerror || self.reject_iprev_check_fail;
-        match () {
-            () if self.check_spf_inbound && spf => Some("check-spf-inbound"),
-            () if self.check_iprev_inbound && iprev => Some("check-iprev-inbound"),
-            () => None,
-        }
+        "check-spf-inbound-max-void-lookups" CheckSpfInboundMaxVoidLookups check_spf_inbound_max_void_lookups: u64 = 2;
+        "trace-spf-check" TraceSpfCheck trace_spf_check: bool = false;
+        "trace-iprev-check" TraceIprevCheck trace_iprev_check: bool = false;
     }
 }
 
@@ -519,7 +507,6 @@ impl DomainRules {
     /// The same for connections to receivers: mail waits.
     pub fn withheld(&self) -> Option<&'static str> {
         match () {
-            () if self.check_spf_outbound => Some("check-spf-outbound"),
             () if !self.auth_username.is_empty() => Some("auth-username"),
             () if !self.auth_password.is_empty() => Some("auth-password"),
             () => None,

@@ -1,8 +1,8 @@
-//! Windows of delivery: the times at which a recipient's mail may be delivered (`x-schedule`).
+//! Windows of delivery: the times at which mail may be delivered (`x-schedule`).
 
 use std::fmt::Write;
 
-/// Windows of a recipient.
+/// Windows of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Windows {
     /// When the first of them begins, or the mail came, whichever is later; queue time, milliseconds.
@@ -19,7 +19,12 @@ impl Windows {
         self.all.iter().filter(|(_, end)| *end > now_s).map(|(start, _)| (*start).max(now_s)).min()
     }
 
-    /// As it is kept with a recipient.
+    /// When the last of them ends, Unix seconds.
+    pub fn ends_s(&self) -> Option<i64> {
+        self.all.iter().map(|(_, end)| *end).max()
+    }
+
+    /// As it is kept in an envelope.
     pub fn kept(&self) -> String {
         let mut out = format!("{} {}", self.due_ms, self.ends_ms);
         for (start, end) in &self.all {

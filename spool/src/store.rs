@@ -519,8 +519,10 @@ impl Dirty {
     pub(crate) fn fresh_summary(&self, shard: u8) -> Option<Summary> {
         let location = self.location?;
         // What came from elsewhere brought its state along.
-        let state = |e: &ArchivedEnvelope, r: &ArchivedRecipient| {
-            let opens_ms = r.windows().map_or(0, |w| w.due_ms);
+        // What is kept for another shard waits for that alone.
+        let opens_ms = |e: &ArchivedEnvelope| e.windows().filter(|_| !e.is_kept_by(shard)).map_or(0, |w| w.due_ms);
+        let state = |e: &ArchivedEnvelope| {
+            let opens_ms = opens_ms(e);
             let before = || RecipientState { due_unix_ms: opens_ms, ..Default::default() };
             e.moved.as_ref().map_or_else(before, |m| RecipientState {
                 due_unix_ms: m.due_unix_ms.to_native().max(opens_ms),
@@ -529,27 +531,35 @@ impl Dirty {
                 last_reply: beginning(m.last_reply.as_str(), REPLY_BYTES_MAX).to_owned(),
             })
         };
-        envelope_of(&self.envelope, |e| Summary {
-            location,
-            body_len: self.body_len,
-            received_unix_ms: e.received_unix_ms.to_native(),
-            handoff: e.is_kept_by(shard),
-            notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
-            alone: e.is_alone(),
-            windows_end_ms: e.windows_end_ms(),
-            vmta: e.vmta.as_str().to_owned(),
-            job: e.job_id.as_str().to_owned(),
-            recipients: e
-                .recipients
-                .iter()
-                .map(|r| IndexedRecipient {
-                    destination: r.destination.as_str().to_owned(),
-                    done: false,
-                    priority: ipc::message::priority(r.priority_given),
-                    state: state(e, r),
-                    state_segment: 0,
-                })
-                .collect(),
+        envelope_of(&self.envelope, |e| {
+            let state = state(e);
+            // A recipient that is only there to be bounced waits for no window.
+            let of = |r: &ArchivedRecipient| match r.notify & ipc::message::notify::NOT_TO_BE_SENT {
+                0 => state.clone(),
+                _ => RecipientState { due_unix_ms: 0, ..state.clone() },
+            };
+            Summary {
+                location,
+                body_len: self.body_len,
+                received_unix_ms: e.received_unix_ms.to_native(),
+                handoff: e.is_kept_by(shard),
+                notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
+                alone: e.is_alone(),
+                windows_end_ms: e.windows().map_or(0, |w| w.ends_ms),
+                vmta: e.vmta.as_str().to_owned(),
+                job: e.job_id.as_str().to_owned(),
+                recipients: e
+                    .recipients
+                    .iter()
+                    .map(|r| IndexedRecipient {
+                        destination: r.destination.as_str().to_owned(),
+                        done: false,
+                        priority: ipc::message::priority(r.priority_given),
+                        state: of(r),
+                        state_segment: 0,
+                    })
+                    .collect(),
+            }
         })
     }
 

@@ -11,6 +11,7 @@ const NS: u16 = 2;
 const CNAME: u16 = 5;
 const SOA: u16 = 6;
 const MX: u16 = 15;
+const PTR: u16 = 12;
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const TLSA: u16 = 52;
@@ -33,6 +34,7 @@ pub struct Name {
     pub aaaa: Vec<Ipv6Addr>,
     pub cname: Option<&'static str>,
     pub txt: Vec<String>,
+    pub ptr: Vec<&'static str>,
     /// Data of TLSA records.
     pub tlsa: Vec<Vec<u8>>,
     /// Answers carry AD: a resolver has validated them.
@@ -274,6 +276,7 @@ impl Dns {
                 known.txt.iter().map(strings).collect()
             }
             TLSA => known.tlsa.clone(),
+            PTR => known.ptr.iter().map(|n| encoded(n)).collect(),
             MX => known.mx.iter().map(|(p, h)| [&p.to_be_bytes()[..], &encoded(h)].concat()).collect(),
             _ => Vec::new(),
         };

@@ -10,6 +10,7 @@ mod protocol;
 mod proxied;
 mod rewriting;
 mod selection;
+mod sender_checks;
 mod windows;
 mod withheld;
 

@@ -29,7 +29,8 @@ fn mail_to_an_alias_goes_to_those_that_it_stands_for() {
          relay-domain old.test\nhost-name mta.test\n<virtual-mta v>\n</virtual-mta>\n\
          <pattern-list by-recipient>\n rcpt-to /^team@/ virtual-mta=v\n</pattern-list>\n\
          <source 127.0.0.2>\n always-allow-relaying no\n</source>\n\
-         <source 127.0.0.3>\n always-allow-relaying yes\n pattern-list by-recipient\n</source>\n",
+         <source 127.0.0.3>\n always-allow-relaying yes\n pattern-list by-recipient\n</source>\n\
+         <source 127.0.0.4>\n always-allow-relaying yes\n bcc team@mta.test\n</source>\n",
     );
     // Whether it may be sent is asked of the address that was given.
     let mut c = Client::dial_from([127, 0, 0, 2].into(), engine.smtp).unwrap();
@@ -67,6 +68,14 @@ fn mail_to_an_alias_goes_to_those_that_it_stands_for() {
     c.send("s@x.test", &["team@mta.test", "ann@d.test"], "Subject: y\r\n\r\nx").unwrap();
     let file = engine.path().join("message");
     std::fs::write(&file, "Subject: x\r\n\r\nx\r\n").unwrap();
+    // A copy that an alias leads to nobody is told of.
+    let mut hidden = Client::dial_from([127, 0, 0, 4].into(), engine.smtp).unwrap();
+    hidden.reply().unwrap();
+    hidden.command("EHLO client.test").unwrap();
+    hidden.send("s@x.test", &["bob+x@d.test"], "Subject: z\r\n\r\nx").unwrap();
+    let orcpts =
+        || rows(&engine).into_iter().filter(|c| c[3] == "s@x.test" && c[1] == "bob+x@d.test").map(|c| c[2].clone());
+    eventually("it is delivered", WAIT, || orcpts().any(|o| o.is_empty()));
     let inject = engine.sluice(&["inject", "--from", "s@x.test", "--to", "root@mta.test", file.to_str().unwrap()]);
     assert!(inject.status.success(), "{inject:?}");
     let of = |rcpt: &str, vmta: &str| rows(&engine).iter().filter(|c| c[1] == rcpt && c[4] == vmta).count();
@@ -158,6 +167,13 @@ fn senders_and_from_are_rewritten_on_the_way_out() {
     let m = r.message_to("source@d.test").unwrap();
     assert!(m.mail.starts_with("MAIL FROM:<bounce@pool.test>") && m.content.contains(pool), "{}", m.content);
     eventually("the row is written", WAIT, || orig("source@d.test").as_deref() == Some("s@own.test"));
+    // Reports of the server's own stay nobody's.
+    let refused = "X-Virtual-MTA: all\r\nSubject: x\r\n\r\nx";
+    r.script(|s| s.answers = Some(("RCPT TO:<REFUSED@D.TEST>", "550 5.1.1 nobody")));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    assert_eq!(c.send("s@d.test", &["refused@d.test"], refused).unwrap().0, 250);
+    eventually("the report arrives", WAIT, || r.message_to("s@d.test").is_some());
+    assert!(r.message_to("s@d.test").unwrap().mail.starts_with("MAIL FROM:<>"));
     // What would become of mail says the same.
     let file = engine.path().join("sluice.conf");
     let args = ["config", "trace", "--from", "s@x.test", "--to", "u@d.test", "--header", "X-Virtual-MTA: own"];
@@ -171,7 +187,9 @@ fn lines_that_are_no_alias_are_refused() {
         ("alias a@b.test", "ADDRESS TARGET"),
         ("alias * a@b.test", "expected an e-mail address, its local part, or *@DOMAIN"),
         ("alias *@b_/.test a@b.test", "is not a domain name"),
-        ("alias a@b.test c@d.test,@e.test", "expected an e-mail address, found \"@e.test\""),
+        ("alias a@b.test c@d.test,@e.test", "found \"@e.test\""),
+        ("alias info ann bob", "found \"ann bob\""),
+        ("alias info j\u{f6}rg@e.test", "whose local part is ASCII"),
         ("alias a@b.test c@d.test,,e@f.test", "expected an e-mail address"),
     ] {
         let (code, text) = checked(line);

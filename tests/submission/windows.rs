@@ -66,8 +66,21 @@ fn mail_ends_with_its_last_window() {
     eventually("both have ended", Duration::from_secs(60), || engine.queued() == 1);
     let ended = |to: &str| tests::accounting::rows(engine.path()).contains_key(&("b".to_owned(), to.to_owned()));
     eventually("rows are written", WAIT, || ended("tried@d.test") && ended("u@away.test"));
+    assert!(!ended("again@d.test"));
+    let said = tests::accounting::lines(engine.path()).join("\n");
+    assert!(
+        said.contains("no attempt was made within the windows of its x-schedule") || said.contains("5.4.7"),
+        "{said}"
+    );
     let message = engine.run(&["why", "d.test"]);
     assert!(message.contains("recipients wait"), "{message}");
+    // The windows of many recipients take the room of one.
+    let many: Vec<String> = (0..2000).map(|n| format!("u{n}@h{}.test", n % 2)).collect();
+    let to: Vec<&str> = many.iter().map(String::as_str).collect();
+    let windows: Vec<String> = (0..100).map(|n| window(7000 + n * 10, 7005 + n * 10)).collect();
+    let windows = windows.join(",\r\n\t");
+    assert_eq!(c.send("", &to, &content(&windows)).unwrap().0, 250);
+    eventually("all wait", WAIT, || engine.queued() == 2001);
 }
 
 #[test]
@@ -78,6 +91,7 @@ fn schedules_that_cannot_be_kept_are_refused() {
         (window(-10, -5), "all of its windows are over"),
         (window(10, 5), "ends before it begins"),
         ("tomorrow".to_owned(), "expected START / END"),
+        (format!("{}\r\nX-Schedule: {}", window(1, 5), window(1, 5)), "more than one x-schedule"),
     ] {
         let (code, text) = c.send("s@x.test", &["u@d.test"], &content(&windows)).unwrap();
         assert!(code == 550 && text.contains(" 5.6.0 ") && text.contains(why), "{code} {text}");

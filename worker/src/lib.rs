@@ -32,6 +32,7 @@ pub mod schedule;
 pub mod shard;
 mod signal;
 pub mod smtp;
+pub mod spf;
 mod standing_orders;
 pub mod suppression;
 pub mod switches;

@@ -119,7 +119,7 @@ fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, kno
             next_attempt: String::new(),
             expires: String::new(),
             notify: notify_words(r.notify),
-            orcpt: r.orcpt().to_owned(),
+            orcpt: r.orcpt.as_str().to_owned(),
         };
         if let Place::Waits(id, due_ms, attempts) = place
             && let Some(q) = s.queues.get(id)
@@ -133,8 +133,8 @@ fn row(shard: &Shard, whose: Whose, e: &ArchivedEnvelope, content: &Content, kno
             row.next_attempt = crate::shown_if_to_come(next, now);
             let bounce_after = q.rules.bounce_after.as_millis().min(1 << 50) as i64;
             let by_age = e.received_unix_ms.to_native().saturating_add(bounce_after);
-            let expires = r.windows().map_or(by_age, |w| w.ends_ms);
-            row.expires = crate::shown_time(clock::wall_ms(expires));
+            let by_windows = e.windows().and_then(|w| w.ends_s()).map(|s| s.saturating_mul(1000));
+            row.expires = crate::shown_time(by_windows.unwrap_or_else(|| clock::wall_ms(by_age)));
         }
         row
     };

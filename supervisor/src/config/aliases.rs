@@ -38,46 +38,49 @@ impl Aliases {
         self.0.contains_key(&key).then_some(key)
     }
 
-    /// The addresses that an alias leads to, those behind other aliases in their place. One that leads back to where it came from is an address
+    /// The addresses that an alias leads to, those behind other aliases in their place; `None` for more of them, or more aliases on the way, than
+    /// [`TARGETS_MAX`]. One that leads back to where it came from is an address
     /// itself: its name is added to `circles`, unless it names itself.
-    pub fn led_to(&self, key: &str, circles: &mut BTreeSet<String>) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut taken = BTreeSet::new();
-        self.walk(key, &mut vec![key.to_owned()], &mut taken, circles, &mut found);
-        found
+    pub fn led_to(&self, key: &str, circles: &mut BTreeSet<String>) -> Option<Vec<String>> {
+        let mut found = Found::default();
+        self.walk(key, &mut vec![key.to_owned()], circles, &mut found)?;
+        Some(found.targets)
     }
 
-    fn walk(
-        &self,
-        key: &str,
-        way: &mut Vec<String>,
-        taken: &mut BTreeSet<String>,
-        circles: &mut BTreeSet<String>,
-        found: &mut Vec<String>,
-    ) {
+    fn walk(&self, key: &str, way: &mut Vec<String>, circles: &mut BTreeSet<String>, found: &mut Found) -> Option<()> {
         for target in self.0.get(key).into_iter().flatten() {
-            if found.len().max(taken.len()) > TARGETS_MAX {
-                return;
-            }
-            let next = self.key_of(target);
-            match next {
+            match self.key_of(target) {
                 Some(next) if !way.contains(&next) && way.len() < DEPTH_MAX => {
                     // Where it leads is known already, wherever it comes up again.
-                    if taken.insert(next.clone()) {
+                    if found.aliases.insert(next.clone()) {
                         way.push(next.clone());
-                        self.walk(&next, way, taken, circles, found);
+                        self.walk(&next, way, circles, found)?;
                         way.pop();
                     }
                 }
                 own => {
                     circles.extend(own.filter(|own| own != key));
-                    if !found.contains(target) {
-                        found.push(target.clone());
+                    if found.known.insert(target.clone()) {
+                        found.targets.push(target.clone());
                     }
                 }
             }
+            if found.targets.len().max(found.aliases.len()) > TARGETS_MAX {
+                return None;
+            }
         }
+        Some(())
     }
+}
+
+/// What an alias leads to, as far as it was followed.
+#[derive(Debug, Default)]
+struct Found {
+    targets: Vec<String>,
+    /// The same, to look them up.
+    known: BTreeSet<String>,
+    /// Aliases on the way.
+    aliases: BTreeSet<String>,
 }
 
 #[cfg(test)]
@@ -90,7 +93,7 @@ mod tests {
             all.0.insert((*key).to_owned(), targets.iter().map(|t| (*t).to_owned()).collect());
         }
         let mut circles = BTreeSet::new();
-        (all.led_to(from, &mut circles).join(","), circles.len())
+        (all.led_to(from, &mut circles).unwrap_or_default().join(","), circles.len())
     }
 
     #[test]
@@ -117,6 +120,17 @@ mod tests {
         for pair in names.windows(2) {
             all.0.insert(pair[0].clone(), vec![pair[1].clone(), pair[1].to_uppercase()]);
         }
-        assert_eq!(all.led_to(&names[0], &mut BTreeSet::new()), ["a29@d", "A29@D"]);
+        assert_eq!(all.led_to(&names[0], &mut BTreeSet::new()), Some(vec!["a29@d".to_owned(), "A29@D".to_owned()]));
+    }
+    #[test]
+    fn too_much_is_said_whether_it_is_addresses_or_aliases() {
+        let named = |n: usize, of: &str| (0..n).map(|n| format!("{of}{n}@d")).collect::<Vec<String>>();
+        let mut all = Aliases::default();
+        all.0.insert("many@d".into(), named(TARGETS_MAX + 1, "t"));
+        all.0.insert("fits@d".into(), named(TARGETS_MAX, "t"));
+        all.0.insert("roles@d".into(), named(TARGETS_MAX + 1, "role"));
+        named(TARGETS_MAX + 1, "role").into_iter().for_each(|r| drop(all.0.insert(r, vec!["few@d".into()])));
+        let led_to = |key| all.led_to(key, &mut BTreeSet::new()).map(|t| t.len());
+        assert_eq!((led_to("fits@d"), led_to("many@d"), led_to("roles@d")), (Some(TARGETS_MAX), None, None));
     }
 }

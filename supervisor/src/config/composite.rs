@@ -2,9 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipc::message::{is_plain_domain, normalise_domain};
+use ipc::message::{destination_of, is_plain_domain, normalise_domain};
 use ipc::network::Network;
-use worker::suppression::normal_address;
 
 use super::pattern::{pattern, regex};
 use super::problem::Problem;
@@ -370,6 +369,11 @@ pub(super) fn results(text: &str, of: &str) -> Result<Vec<(&'static str, String)
     Ok(refs)
 }
 
+/// Whether mail could be sent to an address.
+fn is_recipient(address: &str) -> bool {
+    worker::smtp::command::rcpt(&format!("<{address}>"), true).is_ok() && destination_of(address).is_ok()
+}
+
 pub(super) fn rewrite(text: &str) -> Result<(), Problem> {
     let (source, target) = two(text, "SOURCE TARGET")?;
     if source == "<>" && target.contains('*') {
@@ -384,7 +388,7 @@ pub(super) fn rewrite(text: &str) -> Result<(), Problem> {
         let halves = t.rsplit_once('@').filter(|(l, d)| [l, d].iter().all(|h| **h == "*" || !h.contains('*')));
         let given = |half: &str, other: &str| if half == "*" { other.to_owned() } else { half.to_owned() };
         let address = halves.map(|(l, d)| format!("{}@{}", given(l, "x"), given(d, "d.test")));
-        t == "<>" || address.is_some_and(|a| normal_address(&a).is_ok() && ipc::message::destination_of(&a).is_ok())
+        t == "<>" || address.is_some_and(|a| is_recipient(&a))
     };
     match (fine(source), fine(target)) {
         (false, _) => Err(Problem::expected("an address, *@DOMAIN, USER@*, *@* or <>", source).at(source, text)),

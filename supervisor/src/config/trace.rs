@@ -19,6 +19,7 @@ use worker::prepare::headers;
 use worker::prepare::message::{Submitter, prepare};
 use worker::prepare::pattern_list::Subject;
 use worker::prepare::vmta_name::DEFAULT_VMTA;
+use worker::report::dsn::decoded_xtext;
 use worker::suppression::{Suppresses, normal_address};
 
 use super::explain::{Explained, Origin, explain, explain_source, written_at};
@@ -94,6 +95,8 @@ pub struct Trace {
     pub virtual_mta: Option<Line>,
     /// `x-job`; empty for none.
     pub job: String,
+    /// Windows that it is delivered within (`x-schedule`), in local time; empty for whenever it can be.
+    pub windows: Vec<String>,
     /// Recipients that are accepted.
     pub recipients: Vec<Way>,
 }
@@ -163,7 +166,7 @@ pub fn trace(snapshot: MappedSnapshot, asked: &Asked) -> Result<Trace, String> {
     let rules = snapshot.source_rules(Some(asked.client), &[&asked.source.to_lowercase(), of_user]);
     let (mut replies, taken) = conversation(&config, &rules, asked)?;
     let source = of_source.iter().filter(|e| e.origin.line > 0).map(Line::of).collect();
-    let (mut virtual_mta, mut job, mut recipients) = (None, String::new(), Vec::new());
+    let (mut virtual_mta, mut job, mut windows, mut recipients) = (None, String::new(), Vec::new(), Vec::new());
     if let Some(transaction) = taken {
         let header = header(asked);
         match prepared(&config, &rules, asked, transaction, &header) {
@@ -172,13 +175,21 @@ pub fn trace(snapshot: MappedSnapshot, asked: &Asked) -> Result<Trace, String> {
                 replies.push("250 2.6.0 message received".into());
                 virtual_mta = Some(chosen(snapshot, &config, &rules, &of_source, asked, &header, &envelope));
                 job.clone_from(&envelope.job_id);
+                windows = shown_windows(&content);
                 for r in &envelope.recipients {
                     recipients.push(way(&config, asked, &envelope, r, &content)?);
                 }
             }
         }
     }
-    Ok(Trace { source, replies, virtual_mta, job, recipients })
+    Ok(Trace { source, replies, virtual_mta, job, windows, recipients })
+}
+
+fn shown_windows(content: &Content) -> Vec<String> {
+    let envelope = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope);
+    let windows = envelope.ok().and_then(|e| e.windows()).unwrap_or_default();
+    let shown = |s: i64| worker::shown_time(s.saturating_mul(1000));
+    windows.all.iter().map(|(start, end)| format!("{} / {}", shown(*start), shown(*end))).collect()
 }
 
 impl Line {
@@ -244,7 +255,11 @@ fn conversation(
     let utf8 = if addresses().all(|a| a.is_ascii()) { "" } else { " SMTPUTF8" };
     let mut say = |line: &str| {
         session.out.clear();
-        let (_, event) = session.feed(format!("{line}\r\n").as_bytes());
+        let (_, mut event) = session.feed(format!("{line}\r\n").as_bytes());
+        if let Event::CheckSender(_) = event {
+            // Nobody is asked.
+            event = session.sender_checked(Ok(String::new()));
+        }
         (String::from_utf8_lossy(&session.out).trim_end().to_owned(), event)
     };
     say("EHLO client");
@@ -279,6 +294,7 @@ fn prepared(
         local: None,
         protocol: if asked.user.is_empty() { "ESMTP" } else { "ESMTPA" },
         vmta: String::new(),
+        results: t.results.clone(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let (id, content) = (MessageId([0; 16]), BytesMut::from(format!("{header}.\r\n").as_bytes()));
@@ -368,8 +384,7 @@ fn way(config: &Config, asked: &Asked, e: &Envelope, r: &Recipient, content: &Co
     queue.value = format!("{destination}/{via}");
     let priority = ipc::message::priority(r.priority_given);
     // The session was given no ORCPT.
-    let alias =
-        r.orcpt.split('\0').next().unwrap_or_default().split_once(';').map_or("", |(_, given)| given).to_owned();
+    let alias = r.orcpt.split_once(';').map_or_else(String::new, |(_, given)| decoded_xtext(given));
     Ok(Way { recipient: r.address.clone(), alias, queue, rerouted, priority, members })
 }
 
@@ -513,6 +528,7 @@ pub fn text(t: &Trace) -> String {
     if !t.job.is_empty() {
         lines.push(format!("job {}", t.job));
     }
+    lines.extend(t.windows.iter().map(|w| format!("delivered within {w}  (X-Schedule)")));
     for w in &t.recipients {
         lines.push(match w.alias.as_str() {
             "" => w.recipient.clone(),

@@ -1,6 +1,6 @@
 //! What clients send: `accept::session`, driven as `accept::listener` drives it.
 //!
-//! The input is a byte of rules, a byte that chooses `max-message-size`, a byte that cuts the
+//! The input is a byte of rules, a byte that chooses `max-message-size` and whether senders are checked, a byte that cuts the
 //! rest into pieces, a byte whose bits say which messages are stored, and the client's bytes.
 #![no_main]
 
@@ -14,6 +14,7 @@ use ipc::snapshot::{Global, MappedSnapshot, SmtpUser, Snapshot};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use worker::accept::auth::exchange;
 use worker::accept::auth::users::Users;
+use worker::accept::sender_checks::Sender;
 use worker::accept::session::{COMMAND_MAX, Event, REPLY_LINE_MAX, ServerSession, Transaction};
 use worker::smtp::command::{self, Refusal};
 use worker::smtp::content::{ContentFault, LINE_MAX};
@@ -189,6 +190,12 @@ impl Client {
                     self.replies(1..=2);
                     self.seen.closed = closes;
                 }
+                Event::CheckSender(sender) => {
+                    self.replies(0..=0);
+                    let event = self.session.sender_checked(found(&sender));
+                    self.replies(1..=2);
+                    self.seen.closed = matches!(event, Event::Close);
+                }
                 Event::StartTls => {
                     self.replies(1..=1);
                     self.session.tls_started();
@@ -211,6 +218,14 @@ impl Client {
     }
 }
 
+/// What checks of a sender find: of every second one that its mail is not taken.
+fn found(sender: &Sender) -> Result<String, Refusal> {
+    match sender.address.len() % 2 {
+        0 => Ok("spf=pass".to_owned()),
+        _ => Err(Refusal(550, "5.7.23", "no".to_owned())),
+    }
+}
+
 /// Runs a session as a sink of bytes, for what it holds.
 fn sink(rules: &Rc<SourceRules>, global: &Rc<Global>, all: &[u8], stored: u8) {
     let mut session = session(rules, global);
@@ -230,6 +245,11 @@ fn sink(rules: &Rc<SourceRules>, global: &Rc<Global>, all: &[u8], stored: u8) {
                 }
                 Event::Authenticate(check) => {
                     if let Event::Close = session.checked(Ok(USERS.check(check)), None) {
+                        return;
+                    }
+                }
+                Event::CheckSender(sender) => {
+                    if let Event::Close = session.sender_checked(found(&sender)) {
                         return;
                     }
                 }
@@ -256,6 +276,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         max_smtp_commands: if bit(6) { 20 } else { 0 },
         max_message_size,
         allow_unencrypted_plain_auth: bit(7),
+        check_spf_inbound: size >> 2 & 1 == 1,
         ..Default::default()
     });
     let global = Rc::new(Global { relay_domains: vec!["[*.]relay.test".into()], ..Default::default() });

@@ -25,6 +25,7 @@ use super::proxied;
 use super::quick_ack::QuickAck;
 use super::receiving::MemoryShare;
 use super::refusals;
+use super::sender_checks;
 use super::session::{Event, ServerSession, Transaction};
 use super::strangers::Waits;
 use crate::clock;
@@ -458,6 +459,24 @@ impl Client<'_> {
                         return Some(After::Close);
                     }
                 }
+                Event::CheckSender(sender) => {
+                    if !session.out.is_empty() && self.send(session, io).await.is_err() {
+                        return Some(After::Close);
+                    }
+                    self.is_busy();
+                    let resolver = Rc::clone(&self.shard.resolver.borrow());
+                    let ip = canonical(self.peer.ip());
+                    let results = sender_checks::check(&*resolver, &self.rules, ip, &sender).await;
+                    results.as_ref().err().into_iter().for_each(|r| self.tell("MAIL", r));
+                    self.waits_since = Instant::now();
+                    self.note_wait(session);
+                    let event = session.sender_checked(results);
+                    session.refused = None;
+                    if let Event::Close = event {
+                        let _ = self.send(session, io).await;
+                        return Some(After::Close);
+                    }
+                }
                 Event::StartTls => {
                     let injected = !self.buf.is_empty();
                     if injected {
@@ -606,6 +625,7 @@ impl Client<'_> {
             local: self.local.map(|a| canonical(a.ip())),
             protocol: protocol(session, t.mail.smtputf8),
             vmta: String::new(),
+            results: std::mem::take(&mut t.results),
         };
         let now = clock::now_ms();
         let recipients = t.recipients.len() as u64;

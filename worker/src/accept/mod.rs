@@ -13,6 +13,7 @@ pub mod proxied;
 mod quick_ack;
 pub mod receiving;
 pub mod refusals;
+pub mod sender_checks;
 pub mod session;
 pub mod source;
 pub mod strangers;

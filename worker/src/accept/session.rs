@@ -15,6 +15,7 @@ use super::auth::exchange::Exchange;
 use super::auth::mechanism::Mechanism;
 use super::auth::users::{Check, Users};
 use super::receiving::{self, MemoryShare};
+use super::sender_checks::{self, Sender};
 use super::source::{kept_back, may_relay};
 use crate::smtp::command::{self, Mail, Rcpt, Refusal};
 use crate::smtp::content::{ContentFault, ContentReader};
@@ -46,6 +47,8 @@ pub enum Event {
     StartTls,
     /// Have this claim checked, then say [`ServerSession::checked`].
     Authenticate(Check),
+    /// Have the client and its sender checked, then say [`ServerSession::sender_checked`].
+    CheckSender(Sender),
     /// Send what is there and close.
     Close,
 }
@@ -59,6 +62,8 @@ pub struct Transaction {
     pub recipients: Vec<(Rcpt, String)>,
     /// What they take in memory, about.
     recipients_bytes: u64,
+    /// What checks of the sender say, as Authentication-Results has it behind the name of the server; empty for none.
+    pub results: String,
     content: Option<ContentReader>,
     too_many: bool,
 }
@@ -89,6 +94,8 @@ enum State {
     Chunk(Result<Box<Transaction>, Option<Refusal>>, u64, bool),
     /// The client's answer within AUTH.
     Auth(Exchange),
+    /// The sender of MAIL is being checked.
+    Checking(Box<Transaction>),
     /// The client waits for us: a message is being stored, or a claim checked.
     Busy,
 }
@@ -234,7 +241,10 @@ impl ServerSession {
                 (n, Event::None)
             }
             State::Chunk(t, left, last) => self.feed_chunk(t, left, last, input),
-            State::Busy => (0, Event::None),
+            state @ (State::Busy | State::Checking(_)) => {
+                self.state = state;
+                (0, Event::None)
+            }
             State::Auth(exchange) => self.feed_auth(exchange, input),
             state => {
                 self.state = state;
@@ -327,7 +337,10 @@ impl ServerSession {
         self.verb = ["MAIL", "RCPT", "DATA", "BDAT", "AUTH"].into_iter().find(|v| *v == upper).unwrap_or_default();
         let result = match upper.as_str() {
             "EHLO" | "HELO" => self.hello(upper == "EHLO", arg.trim()),
-            "MAIL" => self.mail(arg),
+            "MAIL" => match self.mail(arg) {
+                Ok(event) => return event,
+                Err(r) => Err(r),
+            },
             "RCPT" => self.rcpt(arg),
             "DATA" => self.data(arg),
             "BDAT" if self.rules.allow_chunking => return self.bdat(arg),
@@ -441,7 +454,7 @@ impl ServerSession {
         Ok(())
     }
 
-    fn mail(&mut self, arg: &str) -> Result<(), Refusal> {
+    fn mail(&mut self, arg: &str) -> Result<Event, Refusal> {
         match &self.state {
             State::Ready => {}
             State::Fresh => return Err(Refusal(503, "5.5.1", "EHLO first".into())),
@@ -454,9 +467,6 @@ impl ServerSession {
         if !self.rules.smtp_service {
             // The source of a user says so: of others the session would not have begun.
             return Err(Refusal(550, "5.7.1", "No mail is accepted from this user (smtp-service)".into()));
-        }
-        if let Some(directive) = self.rules.withheld() {
-            return Err(command::withheld(directive));
         }
         let arg = command::keyword(arg, "FROM:")
             .ok_or_else(|| Refusal(501, "5.5.4", "Expected MAIL FROM:<address>".into()))?;
@@ -478,16 +488,41 @@ impl ServerSession {
                 return Err(receiving::no_room());
             }
         }
-        let text = format!("<{}> sender ok", mail.sender);
-        self.state = State::Mail(Box::new(Transaction {
+        let t = Box::new(Transaction {
             mail,
             recipients: Vec::new(),
             recipients_bytes: 0,
+            results: String::new(),
             content: None,
             too_many: false,
-        }));
+        });
+        if sender_checks::are_asked_for(&self.rules) {
+            let sender = Sender { hello: self.hello.clone(), address: t.mail.sender.clone() };
+            self.state = State::Checking(t);
+            return Ok(Event::CheckSender(sender));
+        }
+        self.begin(t);
+        Ok(Event::None)
+    }
+
+    /// MAIL is accepted.
+    fn begin(&mut self, t: Box<Transaction>) {
+        let text = format!("<{}> sender ok", t.mail.sender);
+        self.state = State::Mail(t);
         self.reply(250, "2.1.0", &text);
-        Ok(())
+    }
+
+    /// The sender was checked: what Authentication-Results says of it, or why its mail is not taken.
+    pub fn sender_checked(&mut self, results: Result<String, Refusal>) -> Event {
+        let State::Checking(mut t) = std::mem::replace(&mut self.state, State::Ready) else { return Event::None };
+        match results {
+            Ok(results) => {
+                t.results = results;
+                self.begin(t);
+                Event::None
+            }
+            Err(r) => self.refuse(&r),
+        }
     }
 
     fn rcpt(&mut self, arg: &str) -> Result<(), Refusal> {

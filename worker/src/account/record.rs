@@ -175,7 +175,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
         };
         row.set(const { stored("orig") }, e.sender_to(&r.address).as_ref());
         row.set(const { stored("rcpt") }, r.address.as_str());
-        row.set(const { stored("orcpt") }, r.orcpt());
+        row.set(const { stored("orcpt") }, r.orcpt.as_str());
         row.times = r.times_given();
         row.set(const { stored("srcType") }, source_type(&e.source_type));
         row.set(const { stored("srcMta") }, source_mta(e));
@@ -184,7 +184,7 @@ pub fn receipts(e: &ArchivedEnvelope, headers: &[(String, String)], shard: u8) -
         row.set(const { stored("envId") }, e.envid.as_str());
         row.set(const { stored("rcvSourceIp") }, e.source_ip.as_str());
         row.set(const { stored("rcvSmtpUser") }, e.smtp_user());
-        row.set(const { stored("rcvDestinationIp") }, e.local_ip.as_str());
+        row.set(const { stored("rcvDestinationIp") }, e.local_ip());
         row.set(const { stored("messageId") }, MessageId(e.id.0).to_string());
         row.set(const { stored("shard") }, shard.to_string());
         row

@@ -25,6 +25,8 @@ pub enum Stage {
     Transaction,
     /// Nothing: the recipient gets no mail from us, and no host was asked.
     Suppressed,
+    /// Nothing: the mail must not go out from here, and no host was asked.
+    Unasked,
 }
 
 /// What happened to a recipient in one attempt.

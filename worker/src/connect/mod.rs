@@ -15,4 +15,5 @@ pub mod name_servers;
 pub mod own_addresses;
 pub mod protection;
 pub mod secure_dns;
+mod sender_names;
 pub mod tls;

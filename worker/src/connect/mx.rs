@@ -326,6 +326,15 @@ impl Resolver {
         let _ = self.hosts(domain, rules, &search).await;
     }
 
+    /// What DNS says of a name.
+    ///
+    /// # Errors
+    /// A sentence when it cannot be known now.
+    pub(super) async fn found(&self, name: &str, kind: RecordType) -> Result<Rc<Found>, String> {
+        let asked = asked(name).map_err(|e| e.to_string())?;
+        self.dns.look_up(&asked, kind).await.map_err(|e| e.to_string())
+    }
+
     /// Texts of a name; none when it has none.
     ///
     /// # Errors
@@ -441,7 +450,7 @@ fn asked(name: &str) -> Result<Name, DnsFault> {
 
 /// A name as text without a final dot: octets as they are where they print, else as `\DDD` (RFC 1035 section 5.1). Empty for
 /// the root.
-fn text_of(name: &Name) -> String {
+pub(super) fn text_of(name: &Name) -> String {
     let mut text = String::with_capacity(name.len());
     for label in name.iter() {
         if !text.is_empty() {

@@ -104,7 +104,7 @@ pub(super) async fn conclude(
     };
     let (now, key) = (clock::now_ms(), batch.key);
     let before = delay_reports(shard, path, key, e, verdicts).await;
-    let due_reports = delay_reports_due(e.received_unix_ms.to_native(), now, &path.rules);
+    let due_reports = delay_reports_due(late_since_ms(e), now, &path.rules);
     let is_due = |r| due_reports > before.get(&r).copied().unwrap_or(0);
     let reports = reports(shard, path, e, body, verdicts, at, is_due).await;
     let size = (body[0].len() + body[1].len()) as u64;
@@ -254,8 +254,8 @@ fn judge(
     at: &Attempt,
     delivered: u64,
 ) -> Option<crate::schedule::path::ModeChange> {
-    // Verdicts on suppressed recipients are this server's own and say nothing of the path.
-    if verdicts.iter().all(|(_, v)| v.stage == Stage::Suppressed) {
+    // Where no host was asked the verdicts are this server's own and say nothing of the path.
+    if verdicts.iter().all(|(_, v)| matches!(v.stage, Stage::Suppressed | Stage::Unasked)) {
         return None;
     }
     let failure = verdicts
@@ -328,6 +328,11 @@ async fn delay_reports(
     all
 }
 
+/// From when on mail is late: it was accepted, and its first window has opened. Queue time, milliseconds.
+fn late_since_ms(e: &ArchivedEnvelope) -> i64 {
+    e.received_unix_ms.to_native().max(e.windows().map_or(0, |w| w.due_ms))
+}
+
 /// Delay reports that are due by now: one each time `notify-of-delay-every` has passed.
 fn delay_reports_due(received: i64, now: i64, rules: &DomainRules) -> u8 {
     let every = rules.notify_of_delay_every.as_millis().clamp(1, i64::MAX as u128) as i64;
@@ -358,7 +363,7 @@ fn row(
     row.set(const { stored("orig") }, sender.as_ref());
     if let Some(r) = rcpt {
         row.set(const { stored("rcpt") }, r.address.as_str());
-        row.set(const { stored("orcpt") }, r.orcpt());
+        row.set(const { stored("orcpt") }, r.orcpt.as_str());
         if kind != b't' {
             row.times = r.times_given();
         }
@@ -512,6 +517,15 @@ pub async fn expire(shard: Rc<Shard>, id: QueueId, entries: Vec<Entry>) {
         let failure = of_queue.clone().filter(|f| entry.attempts > 0 || of_all(f)).unwrap_or_else(|| never(within));
         let Some((key, content)) = content_of(&shard, &path, &entry).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
+        let now_ms = clock::now_ms();
+        let wall_s = clock::wall_ms(now_ms).div_euclid(1000);
+        if let Some(next_s) = e.windows().and_then(|w| w.next(wall_s)) {
+            // The machine's clock was set back: a window is left by it.
+            let batch = Batch::of(id, key, entry);
+            let due = now_ms + (next_s - wall_s) * 1000;
+            shard.decide(|e, _| e.hold(&batch, &batch.recipients, due, batch.attempts));
+            continue;
+        }
         let mut verdicts = Vec::new();
         let mut at = Attempt::of_failure(&failure);
         for r in entry.start..entry.end {
@@ -548,7 +562,7 @@ pub async fn report_delays(shard: Rc<Shard>, id: QueueId, entries: Vec<(Entry, i
         let Some(key) = shard.scheduler().messages.get(entry.slot as usize).map(|m| m.key) else { continue };
         let Ok(content) = load(&shard, entry.slot, key).await else { continue };
         let Ok(e) = rkyv::access::<ArchivedEnvelope, rkyv::rancor::Error>(&content.envelope) else { continue };
-        let due_reports = delay_reports_due(e.received_unix_ms.to_native(), clock::now_ms(), &path.rules);
+        let due_reports = delay_reports_due(late_since_ms(e), clock::now_ms(), &path.rules);
         let (mut verdicts, mut updates) = (Vec::new(), Vec::new());
         for r in (entry.start..entry.end).filter(|r| dsn::wanted(e, *r, &v.outcome)) {
             let state = shard.spool.state(key, r).await.ok().flatten().unwrap_or_default();

@@ -15,6 +15,7 @@ use super::interruption::OpenConnection;
 use super::lease::Lease;
 use super::limit_queue::ASK_AGAIN_MS;
 use super::open::{give_way, open, skip_host, wait_for_turn};
+use super::own_spf::allowed_by_spf;
 use super::path::{ServedPath, Waits, for_local_delivery, path_of};
 use super::reply_effects::apply_reply_rules;
 use super::session::ClientSession;
@@ -392,9 +393,15 @@ async fn attempt(
     };
     let to = batch.recipients.first().and_then(|r| e.recipients.get(usize::from(*r)));
     let to = to.map_or("", |r| r.address.as_str());
-    let body = signed(shard, path, &content, to).await;
-    let rewriting = path.rewriting(shard, &shard.config());
+    let config = shard.config();
+    let rewriting = path.rewriting(shard, &config);
     let sender = RewriteList::sender_to(rewriting.as_deref(), e, to);
+    let Some(batch) = allowed_by_spf(shard, path, batch, e, &sender, &content.body).await else {
+        give_volume_back(shard, path, &content);
+        tokio::task::yield_now().await;
+        return true;
+    };
+    let body = signed(shard, &config, path, &content, to).await;
     // Once the end of the content is on its way the receiver may have it: nothing is taken back.
     let began = clock::now_ms();
     let content_sent = Rc::clone(&s.content_sent);

@@ -23,6 +23,7 @@ pub mod open;
 pub mod open_connections;
 pub mod openers;
 mod outgoing_header;
+mod own_spf;
 pub mod path;
 mod reply_effects;
 pub mod rerouting;

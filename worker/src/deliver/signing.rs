@@ -26,10 +26,15 @@ const HASHED_HERE_MAX: usize = 256 << 10;
 /// The content as it goes by a path: its header as source and rules have it, behind as many signatures as the rules ask for and keys fit.
 ///
 /// `to` is the recipient, or the first of several, for whom all is the same.
-pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content, to: &str) -> [Bytes; 2] {
-    let config = shard.config();
+pub(super) async fn signed(
+    shard: &Shard,
+    config: &Config,
+    path: &ServedPath,
+    content: &Content,
+    to: &str,
+) -> [Bytes; 2] {
     let options = config.signing(&path.rules);
-    let rewriting = path.rewriting(shard, &config);
+    let rewriting = path.rewriting(shard, config);
     let exit = Exit { rules: &path.rules, vmta: &path.vmta_name, rewriting: rewriting.as_deref() };
     if options.is_empty() && !differs(content, exit) {
         return content.body.clone();
@@ -38,7 +43,7 @@ pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content, 
     let now_s = clock::wall_ms(clock::now_ms()) / 1000;
     if !content.kept.of_each.is_empty() {
         // Nobody else asks for the same.
-        return sign(shard, &config, path, exit, content, to, &options, now_s).await;
+        return sign(shard, config, path, exit, content, to, &options, now_s).await;
     }
     let body = {
         let mut known = content.signed.borrow_mut();
@@ -53,13 +58,13 @@ pub(super) async fn signed(shard: &Shard, path: &ServedPath, content: &Content, 
         });
         Rc::clone(&known[at].body)
     };
-    body.get_or_init(|| sign(shard, &config, path, exit, content, to, &options, now_s)).await.clone()
+    body.get_or_init(|| sign(shard, config, path, exit, content, to, &options, now_s)).await.clone()
 }
 
 /// The content as mail of queue `id` would be sent to a recipient by the queue's first path.
 pub async fn as_sent(shard: &Shard, id: QueueId, content: &Content, to: &str) -> Option<[Bytes; 2]> {
     let path = path_of_queue(shard, id)?;
-    Some(signed(shard, &path, content, to).await)
+    Some(signed(shard, &shard.config(), &path, content, to).await)
 }
 
 #[allow(clippy::too_many_arguments)] // each is a different thing, used once

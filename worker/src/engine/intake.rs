@@ -26,8 +26,6 @@ pub struct Intake {
     due_ms: i64,
     /// Whether every queue that recipients were put into so far waits for its retry; `None` while there was no queue.
     rests: Option<bool>,
-    /// All recipients so far wait for their windows, or for a time that another shard set.
-    waits: bool,
     /// Queues that have to be looked at.
     touched: Vec<QueueId>,
 }
@@ -53,7 +51,9 @@ impl<C: HeldContent> Engine<C> {
         body_len: u32,
         content: Option<std::rc::Rc<C>>,
     ) -> Intake {
-        let due_ms = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native());
+        let windows = e.windows();
+        let of_windows = windows.as_ref().map_or(0, |w| w.due_ms);
+        let due_ms = e.moved.as_ref().map_or(0, |m| m.due_unix_ms.to_native()).max(of_windows);
         let slot = self.scheduler.add(
             &e.job_id,
             Message {
@@ -63,12 +63,12 @@ impl<C: HeldContent> Engine<C> {
                 left: e.recipients.len() as u16,
                 notify_delay: e.recipients.iter().any(|r| r.notify & notify::DELAY != 0),
                 alone: e.is_alone(),
-                windows_end_s: windows_end_s(e.windows_end_ms()),
+                windows_end_s: windows_end_s(windows.as_ref().map_or(0, |w| w.ends_ms)),
                 job: 0,
                 content,
             },
         );
-        Intake { slot, start: 0, due_ms, rests: None, waits: true, touched: Vec::new() }
+        Intake { slot, start: 0, due_ms, rests: None, touched: Vec::new() }
     }
 
     /// Queues recipients until `is_long` says that others have their turn, and starts what they wait for.
@@ -80,13 +80,8 @@ impl<C: HeldContent> Engine<C> {
             let first = &e.recipients[new.start];
             let (destination, given) = (first.destination.as_str(), first.priority_given);
             let sent = |r: &ArchivedRecipient| r.notify & notify::NOT_TO_BE_SENT == 0;
-            let opens_ms = |r: &ArchivedRecipient| r.windows().map_or(0, |w| w.due_ms);
-            let due_ms = new.due_ms.max(opens_ms(first));
             let alike = |r: &&ArchivedRecipient| {
-                r.destination == first.destination
-                    && r.priority_given == given
-                    && sent(r) == sent(first)
-                    && new.due_ms.max(opens_ms(r)) == due_ms
+                r.destination == first.destination && r.priority_given == given && sent(r) == sent(first)
             };
             let same = e.recipients[new.start..].iter().take_while(alike).count();
             let id = self.queue_for(destination, &e.vmta, now);
@@ -98,11 +93,10 @@ impl<C: HeldContent> Engine<C> {
             let entry = Entry { slot: new.slot, start: from, end, priority, attempts };
             let s = &mut self.scheduler;
             if sent(first) {
-                s.enqueue(id, entry, due_ms, now.ms());
+                s.enqueue(id, entry, new.due_ms, now.ms());
                 if let Some(m) = e.moved.as_ref().filter(|m| !m.last_reply.is_empty()) {
-                    s.recall(id, m.last_reply.as_str(), due_ms);
+                    s.recall(id, m.last_reply.as_str(), new.due_ms);
                 }
-                new.waits &= due_ms > now.ms();
                 new.touched.push(id);
             } else {
                 // A recipient that was accepted only to be bounced does not wait for its receiver.
@@ -112,7 +106,8 @@ impl<C: HeldContent> Engine<C> {
             new.start += same;
         }
         if !new.touched.is_empty() {
-            let rest = new.waits || new.touched.iter().all(|id| self.scheduler.rests(*id, now.ms()));
+            let waits = new.due_ms > now.ms();
+            let rest = waits || new.touched.iter().all(|id| self.scheduler.rests(*id, now.ms()));
             new.rests = Some(rest && new.rests != Some(false));
         }
         if new.is_over(e) && new.rests == Some(true) {

@@ -1,5 +1,6 @@
 //! `alias`: mail to an address goes to others in its place.
 
+use ipc::dice::HashSet;
 use ipc::limits::RECIPIENTS_PER_MESSAGE_MAX;
 use ipc::message::{Recipient, notify};
 use ipc::snapshot::ArchivedSnapshot;
@@ -23,17 +24,23 @@ pub fn expand(snapshot: &ArchivedSnapshot, recipients: Vec<Recipient>) -> Result
         return Ok(recipients);
     }
     let mut out: Vec<Recipient> = Vec::with_capacity(recipients.len());
-    let mut expanded = false;
+    // Places of those that aliases name.
+    let mut named = Vec::new();
     for r in recipients {
         match targets(snapshot, &r) {
             None => out.push(r),
             Some(to) => {
-                expanded = true;
                 let orcpt = if r.orcpt.is_empty() { original(&r.address) } else { r.orcpt.clone() };
+                let before = out.len();
                 out.extend(to.filter_map(|address| {
                     let destination = ipc::message::destination_of(address).ok()?;
                     Some(Recipient { address: address.to_owned(), destination, orcpt: orcpt.clone(), ..r.clone() })
                 }));
+                named.extend(before..out.len());
+                if out.len() == before {
+                    // The configuration was checked: an alias leads somewhere.
+                    out.push(r);
+                }
             }
         }
         if out.len() > RECIPIENTS_PER_MESSAGE_MAX {
@@ -41,7 +48,20 @@ pub fn expand(snapshot: &ArchivedSnapshot, recipients: Vec<Recipient>) -> Result
             return Err(Refusal(554, "5.5.3", text));
         }
     }
-    Ok(if expanded { each_once(out) } else { out })
+    if named.is_empty() {
+        return Ok(out);
+    }
+    // Who was given directly has no original recipient by an alias, which may be that of a copy that nobody is to know of.
+    let is_named: HashSet<usize> = named.iter().copied().collect();
+    let key = |r: &Recipient| (r.address.rsplit_once('@').map_or("", |(l, _)| l).to_owned(), r.destination.clone());
+    let given: HashSet<_> =
+        out.iter().enumerate().filter(|(n, _)| !is_named.contains(n)).map(|(_, r)| key(r)).collect();
+    for n in named {
+        if given.contains(&key(&out[n])) {
+            out[n].orcpt.clear();
+        }
+    }
+    Ok(each_once(out))
 }
 
 /// The addresses that aliases name for a recipient; `None` where it stays what it is.
@@ -60,12 +80,24 @@ fn targets<'s>(snapshot: &'s ArchivedSnapshot, r: &Recipient) -> Option<impl Ite
 
 /// An address as ORCPT has it (RFC 3461 section 4.2; RFC 6533 section 3 where it is not ASCII).
 fn original(address: &str) -> String {
-    let kind = if address.is_ascii() { "rfc822" } else { "utf-8" };
+    let is_ascii = address.is_ascii();
     let written = |c: char| match c {
-        '\\' if kind == "utf-8" => "\\x{5C}".to_owned(),
+        '+' | '=' | '\\' if !is_ascii => format!("\\x{{{:X}}}", u32::from(c)),
         '!'..='~' if !"+=".contains(c) => c.to_string(),
-        c if c.is_ascii() => format!("+{:02X}", u32::from(c)),
+        c if is_ascii => format!("+{:02X}", u32::from(c)),
         c => format!("\\x{{{:X}}}", u32::from(c)),
     };
-    format!("{kind};{}", address.chars().map(written).collect::<String>())
+    format!("{};{}", if is_ascii { "rfc822" } else { "utf-8" }, address.chars().map(written).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn original_recipients_are_written_as_their_kind_wants() {
+        assert_eq!(original("a+b=c@d.test"), "rfc822;a+2Bb+3Dc@d.test");
+        assert_eq!(original("\"a b\"@d.test"), "rfc822;\"a+20b\"@d.test");
+        assert_eq!(original("\u{fc}+x@d.test"), "utf-8;\\x{FC}\\x{2B}x@d.test");
+    }
 }

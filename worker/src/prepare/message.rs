@@ -36,6 +36,8 @@ pub struct Submitter {
     pub protocol: &'static str,
     /// Virtual MTA chosen by other means than a header; empty for none.
     pub vmta: String,
+    /// What checks of it say, as Authentication-Results has it behind the name of the server; empty for none.
+    pub results: String,
 }
 
 /// Builds envelope and content. What takes long of a large message, or of one with many recipients, is done in pieces.
@@ -65,7 +67,8 @@ pub async fn prepare(
         let verp = (mail.verp || rules.verp_default) && !mail.sender.is_empty();
         let mut e = envelope(rules, from, id, now_ms, mail, recipients, body_type);
         let (fields, end) = headers::parse_bounded(&content).map_err(too_much)?;
-        let header = read_header(&mut e, config.snapshot.get(), rules, &fields, &content[..end])?;
+        let own = (!from.results.is_empty()).then_some(config.global.host_name.as_str());
+        let header = read_header(&mut e, config.snapshot.get(), rules, own, &fields, &content[..end])?;
         let header = Header { verp, ..header };
         if !rules.jobid_prefix.is_empty() && !e.job_id.is_empty() {
             e.job_id = prefixed(&rules.jobid_prefix, &e.job_id, &from.user);
@@ -163,6 +166,7 @@ fn read_header<'a>(
     e: &mut Envelope,
     snapshot: &ArchivedSnapshot,
     rules: &SourceRules,
+    checked_by: Option<&str>,
     fields: &[headers::Field<'a>],
     section: &[u8],
 ) -> Result<Header<'a>, Refusal> {
@@ -189,6 +193,10 @@ fn read_header<'a>(
                 if rules.add_date_header == 2 {
                     removed.push(f.range.clone());
                 }
+            }
+            // Results of our own are written by nobody else (RFC 8601 section 5).
+            "authentication-results" if checked_by.is_some_and(|host| is_result_of(host, f.value)) => {
+                removed.push(f.range.clone());
             }
             "message-id" => has_id = true,
             "x-virtual-mta" if rules.process_x_virtual_mta => {
@@ -218,7 +226,10 @@ fn read_header<'a>(
                 }
             }
             "x-schedule" => {
-                if rules.process_x_schedule && windows.is_none() {
+                if rules.process_x_schedule {
+                    if windows.is_some() {
+                        return Err(Refusal(550, "5.6.0", "Message has more than one x-schedule".into()));
+                    }
                     let now_ms = e.received_unix_ms;
                     let read = schedule_field::windows(f.value, now_ms, crate::clock::wall_ms(now_ms));
                     windows = Some(read.map_err(|why| Refusal(550, "5.6.0", why))?);
@@ -265,7 +276,7 @@ fn finish(
     let global = &*config.global;
     let rewriting = config.rewrite_list(&rules.rewrite_list);
     if let Some(windows) = &header.windows {
-        e.recipients.iter_mut().for_each(|r| r.set_windows(windows));
+        e.set_windows(windows);
     }
     if let Some(sender) = rewriting.as_ref().and_then(|list| list.sender(&e.sender)) {
         e.sender = sender;
@@ -300,6 +311,10 @@ fn finish(
     if rules.add_received_header {
         received(&mut head, &e, global, rules, from);
     }
+    if !from.results.is_empty() {
+        let line = format!("Authentication-Results: {};\r\n\t{}\r\n", global.host_name, from.results);
+        head.extend_from_slice(line.as_bytes());
+    }
     head.extend_from_slice(global.included_headers.as_bytes());
     head.extend_from_slice(included_headers(config.snapshot.get(), &e.vmta).as_bytes());
     head.extend_from_slice(feedback.of_all.as_bytes());
@@ -323,6 +338,19 @@ fn finish(
         head.extend_from_slice(b"\r\n");
     }
     (e, [Bytes::from(head), content.slice(end..)])
+}
+
+/// Whether an Authentication-Results field names a server as the one that checked.
+fn is_result_of(host: &str, value: &[u8]) -> bool {
+    let text = headers::shown(value, 500);
+    let mut id = text.as_str();
+    // Comments may stand before it.
+    while let Some(comment) = id.trim_start().strip_prefix('(') {
+        id = comment.split_once(')').map_or("", |(_, rest)| rest);
+    }
+    let ends = |c: char| c.is_whitespace() || ";/(".contains(c);
+    let id = id.trim_start().split(ends).next().unwrap_or_default();
+    id.trim_matches('"').trim_end_matches('.').eq_ignore_ascii_case(host)
 }
 
 /// `include-headers-from` of a virtual MTA or pool.

@@ -3,7 +3,7 @@
 use ipc::text;
 use ipc::windows::Windows;
 use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 
 use super::headers::unfolded;
 
@@ -11,6 +11,8 @@ use super::headers::unfolded;
 const WINDOWS_MAX: usize = 100;
 /// Characters of what is no window that the reply shows.
 const SHOWN_MAX: usize = 60;
+/// The form of a time.
+const TIME: &str = "0000-00-00 00:00:00";
 
 /// The windows that a field names, `START / END` with commas between them, each as `YYYY-MM-DD HH:MM:SS`, in the machine's time zone or with one behind it
 /// (`+0200`). `now_ms` is queue time, `wall_ms` the same as the machine's clock has it.
@@ -22,7 +24,8 @@ pub fn windows(value: &[u8], now_ms: i64, wall_ms: i64) -> Result<Windows, Strin
     let mut all = Vec::new();
     for window in value.split(',') {
         let found = || text::clean(window.trim(), SHOWN_MAX).into_owned();
-        let expected = || format!("x-schedule: expected START / END, each YYYY-MM-DD HH:MM:SS, found {:?}", found());
+        let expected =
+            || format!("x-schedule: expected START / END, each YYYY-MM-DD HH:MM:SS [+HHMM], found {:?}", found());
         let (start, end) = window.split_once('/').ok_or_else(expected)?;
         let (start, end) = (time(start).ok_or_else(expected)?, time(end).ok_or_else(expected)?);
         if end <= start {
@@ -45,11 +48,28 @@ pub fn windows(value: &[u8], now_ms: i64, wall_ms: i64) -> Result<Windows, Strin
 /// Unix seconds.
 fn time(text: &str) -> Option<i64> {
     let text = text.trim();
-    if let Ok(t) = jiff::Timestamp::strptime("%Y-%m-%d %H:%M:%S %z", text) {
-        return Some(t.as_second());
-    }
-    let local = DateTime::strptime("%Y-%m-%d %H:%M:%S", text).ok()?;
-    Some(local.to_zoned(TimeZone::system()).ok()?.timestamp().as_second())
+    let (local, zone) = text.split_at_checked(TIME.len())?;
+    let is_time = local.bytes().zip(TIME.bytes()).all(|(b, form)| match form {
+        b'0' => b.is_ascii_digit(),
+        form => b == form,
+    });
+    let local = DateTime::strptime("%Y-%m-%d %H:%M:%S", local).ok().filter(|_| is_time && !local.ends_with("60"))?;
+    let zone = match zone.trim_start() {
+        "" => TimeZone::system(),
+        "Z" | "UTC" | "GMT" => TimeZone::UTC,
+        offset => {
+            let (sign, digits) = (if offset.starts_with('-') { -1 } else { 1 }, offset.strip_prefix(['+', '-'])?);
+            let digits: String = digits.split(':').collect();
+            let is_offset = digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit());
+            let (hours, minutes) = digits.split_at_checked(2).filter(|_| is_offset)?;
+            let (hours, minutes): (i32, i32) = (hours.parse().ok()?, minutes.parse().ok()?);
+            if hours > 14 || minutes > 59 {
+                return None;
+            }
+            TimeZone::fixed(Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).ok()?)
+        }
+    };
+    Some(local.to_zoned(zone).ok()?.timestamp().as_second())
 }
 
 #[cfg(test)]
@@ -66,6 +86,10 @@ mod tests {
         assert_eq!(read(one, start).map(|w| w.due_ms), Ok(0), "it is open");
         let two = format!("{one},\r\n\t2030-01-02 02:00:00 +0200/2030-01-02 00:30:00 +0000");
         assert_eq!(read(&two, start + 30_000).map(|w| w.all.len()), Ok(2));
+        for zone in ["Z", " UTC", " +00:00", "+0000", " -0000"] {
+            let w = read(&format!("2030-01-01 00:00:00{zone} / 2031-01-01 00:00:00"), 0).unwrap_or_default();
+            assert_eq!(w.all.first().map(|w| w.0), Some(start), "{zone}");
+        }
         let local = read("2030-01-01 00:00:00 / 2030-01-01 00:00:01", 0).unwrap_or_default();
         assert_eq!(crate::local_time(local.all[0].0, "%Y-%m-%d %H:%M:%S"), "2030-01-01 00:00:00");
         for (wrong, why) in [
@@ -76,6 +100,10 @@ mod tests {
             ("2030-01-02 00:00:00 / 2030-01-01 00:00:00", "ends before it begins"),
             ("2000-01-01 00:00:00 / 2000-01-02 00:00:00", "are over"),
             ("2030-01-01 00:00:00 / 2030-01-02 00:00:00,", "expected START / END"),
+            ("2030-01-01 00:00:00 +2500 / 2030-01-02 00:00:00", "expected START / END"),
+            ("-001-01-01 00:00:00 / 2030-01-02 00:00:00", "expected START / END"),
+            ("2030-01-01 00:00:60 / 2030-01-02 00:00:00", "expected START / END"),
+            ("2030-01-01 00:00:00 CET / 2030-01-02 00:00:00", "expected START / END"),
         ] {
             assert!(read(wrong, start - 10).is_err_and(|e| e.contains(why)), "{wrong}");
         }

@@ -114,8 +114,8 @@ fn compose(
     for p in parts {
         let Some(r) = e.recipients.get(usize::from(p.recipient)) else { continue };
         t.push_str("\r\n");
-        if !r.orcpt().is_empty() {
-            t.push_str(&format!("Original-Recipient: {}\r\n", plain(&decoded_xtext(r.orcpt()))));
+        if !r.orcpt.is_empty() {
+            t.push_str(&format!("Original-Recipient: {}\r\n", plain(&decoded_xtext(&r.orcpt))));
         }
         let kind = if r.address.is_ascii() { "rfc822" } else { "utf-8" };
         t.push_str(&format!(
@@ -189,7 +189,7 @@ fn plain(text: &str) -> String {
 }
 
 /// xtext (RFC 3461 §4) as it was meant, if that is printable.
-fn decoded_xtext(text: &str) -> String {
+pub fn decoded_xtext(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some(c) = rest.chars().next() {

@@ -210,15 +210,13 @@ async fn inject(shard: &Rc<Shard>, f: Frame) -> Result<Injected, FrameError> {
             (_, Some(name)) => name.to_owned(),
             (name, None) => return Ok(Injected::Refused(format!("{name} is neither a virtual MTA nor a pool here"))),
         },
+        results: String::new(),
     };
     if request.recipients.len() > RECIPIENTS_PER_MESSAGE_MAX {
         let n = request.recipients.len();
         return Ok(Injected::Refused(format!(
             "expected at most {RECIPIENTS_PER_MESSAGE_MAX} recipients of one message, found {n}"
         )));
-    }
-    if let Some(directive) = rules.withheld() {
-        return Ok(Injected::Refused(crate::smtp::command::withheld(directive).2));
     }
     let mut recipients = Vec::new();
     for address in &request.recipients {

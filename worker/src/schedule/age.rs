@@ -29,9 +29,9 @@ impl<C: HeldContent> Scheduler<C> {
                 end => end > now_s,
             };
             if alive {
-                oldest = oldest.min(m.received_ms);
-                if m.windows_end_s != 0 {
-                    first_end = Some(first_end.unwrap_or(u32::MAX).min(m.windows_end_s));
+                match m.windows_end_s {
+                    0 => oldest = oldest.min(m.received_ms),
+                    end => first_end = Some(first_end.unwrap_or(u32::MAX).min(end)),
                 }
             } else {
                 old.push(*e);
@@ -63,8 +63,8 @@ impl<C: HeldContent> Scheduler<C> {
         let mut found = Vec::new();
         let waiting = q.waiting.iter().map(|Reverse((due, e))| (*e, i64::from(*due) * 1000));
         for (e, due) in q.ready.iter().map(|(_, e)| (e, 0)).chain(waiting) {
-            // What waits for its window is not late.
-            let may_be_late = |m: &&Message<C>| m.notify_delay && (m.windows_end_s == 0 || e.attempts > 0);
+            // What waits for its window is not late, and what was attempted in one is reported of by then.
+            let may_be_late = |m: &&Message<C>| m.notify_delay && m.windows_end_s == 0;
             let Some(m) = messages.get(e.slot as usize).filter(may_be_late) else { continue };
             first = first.min(next_delay(m.received_ms, now_ms, every));
             if next_delay(m.received_ms, since - 1, every) <= now_ms {

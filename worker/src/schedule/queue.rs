@@ -91,7 +91,7 @@ pub struct Queue {
     pub last_failure: Option<Rc<Failure>>,
     /// When a delay report may be due for someone who waits here, Unix milliseconds.
     pub delay_at_ms: i64,
-    /// Acceptance time of the oldest entry, or earlier.
+    /// Acceptance time of the oldest entry that has no windows, or earlier.
     pub oldest_ms: i64,
     /// What held it up of late.
     pub history: History,

@@ -321,7 +321,7 @@ impl<C: HeldContent> Scheduler<C> {
         self.note_age(id, entry.slot);
         let Some(m) = self.messages.get(entry.slot as usize) else { return };
         let Some(q) = self.queues.get_mut(id) else { return };
-        if m.notify_delay {
+        if m.notify_delay && m.windows_end_s == 0 {
             q.delay_at_ms = q.delay_at_ms.min(next_delay(m.received_ms, now_ms, q.delay_every_ms()));
         }
         if due_ms > now_ms {
@@ -441,8 +441,9 @@ impl<C: HeldContent> Scheduler<C> {
     /// An entry of this message is in the queue, new or back from being in flight, where looking for expiry did not see it.
     fn note_age(&mut self, id: QueueId, slot: Slot) {
         let (Some(q), Some(m)) = (self.queues.get_mut(id), self.messages.get(slot as usize)) else { return };
-        q.oldest_ms = q.oldest_ms.min(m.received_ms);
-        if m.windows_end_s != 0 {
+        if m.windows_end_s == 0 {
+            q.oldest_ms = q.oldest_ms.min(m.received_ms);
+        } else {
             let first = self.windows_end_s.entry(id).or_insert(m.windows_end_s);
             *first = m.windows_end_s.min(*first);
         }

@@ -178,9 +178,9 @@ fn rcpt_command(r: &ArchivedRecipient, dsn: bool, out: &mut Vec<u8>) -> bool {
         let given: Vec<&str> = names.iter().filter(|(bit, _)| r.notify & bit != 0).map(|(_, n)| *n).collect();
         out.extend_from_slice(format!(" NOTIFY={}", given.join(",")).as_bytes());
     }
-    if dsn && !r.orcpt().is_empty() {
+    if dsn && !r.orcpt.is_empty() {
         out.extend_from_slice(b" ORCPT=");
-        out.extend_from_slice(r.orcpt().as_bytes());
+        out.extend_from_slice(r.orcpt.as_bytes());
     }
     let has_more = out.len() > plain;
     out.extend_from_slice(b"\r\n");

@@ -10,6 +10,17 @@ use super::{Compiler, Diagnostic, Problem, Statement};
 
 /// Lines.
 const ALIASES_MAX: usize = 100_000;
+/// Addresses that all of them together may lead to: every worker has the list.
+const ALL_TARGETS_MAX: usize = 500_000;
+
+/// The halves of an address that mail can be sent to; the domain as A-labels.
+fn target_of(address: &str) -> Option<(String, String)> {
+    let (local, domain) = address.rsplit_once('@')?;
+    let domain = ipc::message::normalise_domain(domain).ok()?;
+    let spelled = if domain.starts_with('[') { domain.replace("[ipv6:", "[IPv6:") } else { domain };
+    worker::smtp::command::rcpt(&format!("<{local}@{spelled}>"), false).ok()?;
+    Some((local.to_owned(), spelled))
+}
 
 impl Compiler<'_> {
     /// Takes a line.
@@ -34,11 +45,12 @@ impl Compiler<'_> {
         for target in targets.split(',').map(str::trim) {
             let target = target.trim_start_matches('<').trim_end_matches('>');
             // A local part alone is one of this host.
-            let is_address = normal_address(target).is_ok() && ipc::message::destination_of(target).is_ok();
-            if target.is_empty() || (target.contains('@') && !is_address) {
-                return self.problem(s, Problem::expected("an e-mail address", target));
-            }
-            all.push(target.to_owned());
+            let full = if target.contains('@') { target.to_owned() } else { format!("{target}@localhost") };
+            let Some((local, domain)) = target_of(&full) else {
+                let expected = "an e-mail address whose local part is ASCII, as RCPT has it";
+                return self.problem(s, Problem::expected(expected, target));
+            };
+            all.push(if target.contains('@') { format!("{local}@{domain}") } else { local });
         }
         self.out.aliases.push(Line { source, targets: all, at: s.at });
     }
@@ -70,13 +82,18 @@ impl Compiler<'_> {
                 aliases.0.entry(format!("{role}@{d}")).or_insert_with(|| global.postmaster.clone());
             }
         }
-        let mut circles = BTreeSet::new();
+        let (mut circles, mut all) = (BTreeSet::new(), 0);
         for key in aliases.0.keys() {
-            let found = aliases.led_to(key, &mut circles);
-            if let (true, Some(at)) = (found.len() > TARGETS_MAX, at.get(key)) {
-                let message = format!("alias {key} leads to more than {TARGETS_MAX} addresses");
-                self.reader.diagnostics.push(Diagnostic::error(*at, "too-many-targets", message, ""));
-                return;
+            let at = at.get(key).copied().unwrap_or_default();
+            let Some(found) = aliases.led_to(key, &mut circles) else {
+                let message =
+                    format!("alias {key} leads to more than {TARGETS_MAX} addresses, or through as many aliases");
+                return self.error(at, "too-many-targets", message, "");
+            };
+            all += found.len();
+            if all > ALL_TARGETS_MAX {
+                let message = format!("aliases lead to more than {ALL_TARGETS_MAX} addresses in all");
+                return self.error(at, "too-many-targets", message, "name a mailing list in place of its members");
             }
             self.snapshot.aliases.insert(key.clone(), found);
         }

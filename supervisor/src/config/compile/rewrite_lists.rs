@@ -5,10 +5,17 @@ use ipc::snapshot::RewriteList;
 
 use super::{Accepted, Compiler, Statement, pattern_key};
 
+/// Lines of a list: each is compared with the sender of every message.
+const LINES_MAX: usize = 1000;
+
 impl<'s> Compiler<'s> {
     /// A list; one that is defined again goes on.
     pub(super) fn rewrite_list(&mut self, s: &'s Statement) {
         let mut list = RewriteList { name: s.value.to_lowercase(), ..Default::default() };
+        if s.inside.len() > LINES_MAX {
+            let message = format!("more than {LINES_MAX} lines in <rewrite-list {}>", &*s.value);
+            return self.error(s.at, "too-many-lines", message, "");
+        }
         for i in &s.inside {
             let value = self.check("rewrite-list", i).and_then(Accepted::in_force);
             let (name, Some(Value::Text(t))) = (&*i.name, value) else { continue };
