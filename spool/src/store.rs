@@ -518,21 +518,20 @@ impl Dirty {
     /// The summary of a message by its envelope, before any attempt.
     pub(crate) fn fresh_summary(&self, shard: u8) -> Option<Summary> {
         let location = self.location?;
-        // What came from elsewhere brought its state along.
-        // What is kept for another shard waits for that alone.
-        let opens_ms = |e: &ArchivedEnvelope| e.windows().filter(|_| !e.is_kept_by(shard)).map_or(0, |w| w.due_ms);
-        let state = |e: &ArchivedEnvelope| {
-            let opens_ms = opens_ms(e);
-            let before = || RecipientState { due_unix_ms: opens_ms, ..Default::default() };
-            e.moved.as_ref().map_or_else(before, |m| RecipientState {
-                due_unix_ms: m.due_unix_ms.to_native().max(opens_ms),
-                delay_reports: m.delay_reports,
-                attempts: m.attempts,
-                last_reply: beginning(m.last_reply.as_str(), REPLY_BYTES_MAX).to_owned(),
-            })
-        };
         envelope_of(&self.envelope, |e| {
-            let state = state(e);
+            let (windows, handoff) = (e.windows(), e.is_kept_by(shard));
+            // What is kept for another shard waits for that alone: a time to wait for tells that this shard has tried it itself.
+            let opens_ms = windows.as_ref().filter(|_| !handoff).map_or(0, |w| w.due_ms);
+            let state = match e.moved.as_ref() {
+                None => RecipientState { due_unix_ms: opens_ms, ..Default::default() },
+                // What came from elsewhere brought its state along.
+                Some(m) => RecipientState {
+                    due_unix_ms: m.due_unix_ms.to_native().max(opens_ms),
+                    delay_reports: m.delay_reports,
+                    attempts: m.attempts,
+                    last_reply: beginning(m.last_reply.as_str(), REPLY_BYTES_MAX).to_owned(),
+                },
+            };
             // A recipient that is only there to be bounced waits for no window.
             let of = |r: &ArchivedRecipient| match r.notify & ipc::message::notify::NOT_TO_BE_SENT {
                 0 => state.clone(),
@@ -542,10 +541,10 @@ impl Dirty {
                 location,
                 body_len: self.body_len,
                 received_unix_ms: e.received_unix_ms.to_native(),
-                handoff: e.is_kept_by(shard),
+                handoff,
                 notify_delay: e.recipients.iter().any(|r| r.notify & ipc::message::notify::DELAY != 0),
                 alone: e.is_alone(),
-                windows_end_ms: e.windows().map_or(0, |w| w.ends_ms),
+                windows_end_ms: windows.map_or(0, |w| w.ends_ms),
                 vmta: e.vmta.as_str().to_owned(),
                 job: e.job_id.as_str().to_owned(),
                 recipients: e
@@ -583,3 +582,55 @@ impl Dirty {
 
 /// Values kept with `put`, by name.
 pub type Values = Vec<(String, Vec<u8>)>;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ipc::message::{BodyType, Envelope, HandoffId, MessageId, Recipient, Ret, SourceType, notify};
+    use ipc::windows::Windows;
+
+    use super::*;
+
+    #[test]
+    fn mail_with_windows_waits_for_them_but_not_for_another_shard() {
+        let to = |notify| Recipient {
+            address: "a@d.test".into(),
+            destination: "d.test".into(),
+            notify,
+            priority_given: 0,
+            given_again: 0,
+            orcpt: String::new(),
+        };
+        let due = |origin: Option<u8>| {
+            let mut e = Envelope {
+                id: MessageId([1; 16]),
+                received_unix_ms: 5,
+                sender: String::new(),
+                vmta: String::new(),
+                job_id: String::new(),
+                envid: String::new(),
+                ret: Ret::Unset,
+                body_type: BodyType::SevenBit,
+                smtputf8: false,
+                suppress_dsn: false,
+                source_type: SourceType::Smtp,
+                kept: 0,
+                source_name: String::new(),
+                source_ip: String::new(),
+                local_ip: "192.0.2.1".into(),
+                handoff: origin.map(|origin| HandoffId { origin, incarnation: 0, sequence: 1 }),
+                asked: None,
+                moved: None,
+                recipients: vec![to(0), to(notify::NOT_TO_BE_SENT)],
+            };
+            e.set_windows(&Windows { due_ms: 900, ends_ms: 990, all: vec![(1, 2)] });
+            let envelope = Bytes::copy_from_slice(&ipc::frame::archive(&e));
+            let dirty = Dirty { location: Some(Location::default()), envelope, ..Default::default() };
+            let s = dirty.fresh_summary(3).unwrap();
+            assert_eq!(s.windows_end_ms, 990);
+            s.recipients.iter().map(|r| r.state.due_unix_ms).collect::<Vec<_>>()
+        };
+        // Its own, what another shard handed to it, and what it keeps for another.
+        assert_eq!((due(None), due(Some(1)), due(Some(3))), (vec![900, 0], vec![900, 0], vec![0, 0]));
+    }
+}

@@ -118,6 +118,38 @@ fn messages() -> Vec<String> {
 }
 
 #[test]
+fn what_is_made_where_mail_leaves_is_verified() {
+    if !has_dkimpy() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (file, record) = key(dir.path(), "e", &["--algorithm", "ed25519"]);
+    let r = Receiver::start();
+    let engine = Engine::start(
+        1,
+        &format!(
+            "domain-key e,sender.test,{file}\n<domain *>\n {}\n dkim-sign yes\n remove-header X-Gone\n</domain>\n\
+             <rewrite-list l>\n from-domain inside.test sender.test\n</rewrite-list>\n<virtual-mta v>\n rewrite-list l\n</virtual-mta>\n\
+             <source 127/8>\n default-virtual-mta v\n add-x-virtual-mta-header yes\n date-header-time delivery\n add-date-header yes\n \
+             one-click-unsubscribe https://u.test/${{recipient}}\n feedback-id ${{recipient}}:x\n</source>\n",
+            r.hosts()
+        ),
+    );
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let content = "X-Gone: 1\r\nFrom: \"A (b\" <a@inside.test>,\r\n b@inside. (c) test\r\nSubject: x\r\n\r\nbody";
+    assert_eq!(c.send("s@x.test", &["a@d.test", "b@d.test"], content).unwrap().0, 250);
+    eventually("both arrive", WAIT, || r.unique() == 2);
+    let both = ["a@d.test", "b@d.test"].map(|to| r.message_to(to).unwrap().content);
+    assert_ne!(tag(&fields(&both[0], "DKIM-Signature")[0], "b"), tag(&fields(&both[1], "DKIM-Signature")[0], "b"));
+    for content in &both {
+        assert!(content.contains("<a@sender.test>,\r\n b@sender.test\r\n"), "{content}");
+        assert_eq!(verified(content, &[("e", record.as_str())]), [true], "{content}");
+        let forged = content.replace("u.test/", "w.test/");
+        assert_eq!(verified(&forged, &[("e", record.as_str())]), [false]);
+    }
+}
+
+#[test]
 fn what_is_signed_is_verified_whatever_its_form() {
     if !has_dkimpy() {
         return;

@@ -7,6 +7,7 @@ mod beside;
 mod dnssec;
 mod exim;
 mod haproxy;
+mod spf;
 
 use std::process::{Command, Output};
 use std::time::Duration;
