@@ -405,6 +405,7 @@ rules! {
         "deliver-local-dsn" DeliverLocalDsn deliver_local_dsn: bool = true;
         "replace-smtp-421-service-response" ReplaceSmtp421ServiceResponse replace_smtp_421_service_response: bool = false;
         "retry-after-dns-error" RetryAfterDnsError retry_after_dns_error: Option<Duration> = None;
+        "bcc-upon-delivery" BccUponDelivery bcc_upon_delivery: String = String::new();
     }
 }
 

@@ -86,12 +86,36 @@ fn mail_to_an_alias_goes_to_those_that_it_stands_for() {
 #[test]
 fn reports_follow_aliases() {
     let (r, engine) = start(
-        "alias sender@x.test real@d.test\n<domain gone.test>\n type discard\n discard-as-bounce yes\n</domain>\n",
+        "alias sender@x.test real@d.test,other@e.test,third@f.test\n<domain gone.test>\n type discard\n discard-as-bounce yes\n</domain>\n",
     );
     let mut c = Client::connect(engine.smtp).unwrap();
     assert_eq!(c.send("sender@x.test", &["u@gone.test"], "Subject: x\r\n\r\nx").unwrap().0, 250);
-    eventually("the report arrives", WAIT, || r.message_to("real@d.test").is_some());
-    assert!(r.message_to("real@d.test").unwrap().content.contains("Delivery Status Notification"));
+    // Each destination has an owner, which sends to it.
+    for to in ["real@d.test", "other@e.test", "third@f.test"] {
+        eventually("the report arrives", WAIT, || r.message_to(to).is_some());
+        assert!(r.message_to(to).unwrap().content.contains("Delivery Status Notification"));
+    }
+    eventually("nothing is left", WAIT, || engine.queued() == 0);
+    assert_eq!((r.unique(), r.duplicates()), (3, 0));
+}
+
+#[test]
+fn what_was_delivered_is_copied() {
+    let (r, engine) = start(
+        "<domain copied.test>\n bcc-upon-delivery archive@a.test\n</domain>\n<domain a.test>\n bcc-upon-delivery archive@a.test\n</domain>\n\
+         <domain *.copied.test>\n bcc-upon-delivery \"\"\n</domain>\n",
+    );
+    r.script(|s| s.answers = Some(("RCPT TO:<NOBODY@", "550 5.1.1 nobody")));
+    let mut c = Client::connect(engine.smtp).unwrap();
+    let content = "X-Job: j1\r\nSubject: what\r\n\r\nbody";
+    assert_eq!(c.send("s@x.test", &["a@copied.test", "b@copied.test", "nobody@copied.test"], content).unwrap().0, 250);
+    assert_eq!(c.send("s@x.test", &["c@d.test", "d@x.copied.test"], content).unwrap().0, 250);
+    assert_eq!(c.send("", &["nobody@copied.test"], content).unwrap().0, 250);
+    eventually("all arrive", WAIT, || r.unique() == 6 && engine.queued() == 0);
+    let copies: Vec<_> = r.with(|s| s.messages.iter().filter(|m| m.rcpts == ["archive@a.test"]).cloned().collect());
+    assert_eq!(copies.len(), 1, "one for the transaction, and none of the copy");
+    assert!(copies[0].mail.starts_with("MAIL FROM:<>") && copies[0].content.ends_with("Subject: what\r\n\r\nbody\r\n"));
+    assert!(r.message_to("s@x.test").is_some(), "the report of whom nobody is");
 }
 
 #[test]

@@ -26,8 +26,8 @@ use crate::connect::tls;
 use crate::engine::failures::Judgement;
 use crate::holds::{Pieces, Work, doing};
 use crate::prepare::content::Content;
-use crate::report::dsn;
 use crate::report::recorded::{self, Report};
+use crate::report::{copy, dsn};
 use crate::route::stored::load;
 use crate::schedule::{Batch, Entry, QueueId};
 use crate::shard::{Shard, add};
@@ -268,7 +268,7 @@ fn judge(
     shard.decide(|e, now| e.judge(path.id, path.queue, judgement, now))
 }
 
-/// The reports that the sender asked for, each of so many recipients at most.
+/// The reports that the sender asked for, each of so many recipients at most, and the copy for `bcc-upon-delivery`.
 pub(super) async fn reports(
     shard: &Rc<Shard>,
     path: &ServedPath,
@@ -303,6 +303,10 @@ pub(super) async fn reports(
                 tokio::task::yield_now().await;
             }
         }
+    }
+    let delivered = verdicts.iter().any(|(_, v)| v.outcome == Outcome::Delivered);
+    if delivered && !path.rules.bcc_upon_delivery.is_empty() {
+        reports.extend(doing(Work::Report, || copy::of(shard, e, &path.rules.bcc_upon_delivery, body)));
     }
     reports
 }

@@ -8,7 +8,6 @@ use ipc::message::{ArchivedEnvelope, ArchivedRet, Envelope, notify};
 use crate::classify::outcome::{Outcome, Verdict};
 use crate::clock;
 use crate::prepare::headers;
-use crate::prepare::vmta_name::canonical_name;
 use crate::report::recorded::Report;
 use crate::shard::Shard;
 
@@ -44,23 +43,22 @@ pub fn wanted(e: &ArchivedEnvelope, recipient: u16, outcome: &Outcome) -> bool {
     }
 }
 
-/// A report about recipients of one message; `None` where no mail can go to its sender, or by `deliver-local-dsn no` of the
+/// A report about recipients of one message, to each destination that its sender's address leads to; none where no mail can go to its sender, or by `deliver-local-dsn no` of the
 /// sender's domain none is to.
-pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &[Bytes; 2]) -> Option<Report> {
+pub fn about(shard: &Rc<Shard>, e: &ArchivedEnvelope, parts: &[Part], content: &[Bytes; 2]) -> Vec<Report> {
     let config = shard.config();
     let id = shard.next_message_id();
     let now = clock::now_ms();
     let first = parts.first().and_then(|p| e.recipients.get(usize::from(p.recipient)));
     let to = e.sender_to(first.map_or("", |r| &r.address));
-    let Ok(destination) = ipc::message::destination_of(&to) else { return None };
+    let Ok(destination) = ipc::message::destination_of(&to) else { return Vec::new() };
     if !config.exit(&destination, "").rules.deliver_local_dsn {
-        return None;
+        return Vec::new();
     }
     let body = compose(&config.global, &id.to_string(), now, (e, &to), parts, content);
-    // By what is there: the virtual MTA of the message may be why it failed.
-    let vmta = canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned();
+    let vmta = super::vmta_of(&config, e);
     let report = Envelope { vmta, ..super::envelope(&config.global, id, now, &to, destination, &body) };
-    Some(Report::new(shard, super::to_aliases(&config, report), body))
+    Report::each(shard, &super::to_aliases(&config, report), &[Bytes::from(body), Bytes::new()])
 }
 
 fn compose(

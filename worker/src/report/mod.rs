@@ -1,14 +1,16 @@
 //! Mail that Sluice writes itself.
 
+pub mod copy;
 pub mod dsn;
 pub mod notice;
 pub mod recorded;
 
-use ipc::message::{BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify};
+use ipc::message::{ArchivedEnvelope, BodyType, Envelope, MessageId, Recipient, Ret, SourceType, notify};
 use ipc::snapshot::Global;
 
 use crate::config::Config;
 use crate::prepare::aliases;
+use crate::prepare::vmta_name::canonical_name;
 
 /// A short mail to operators.
 #[derive(Debug)]
@@ -51,6 +53,11 @@ fn envelope(global: &Global, id: MessageId, now_ms: i64, to: &str, destination: 
             orcpt: String::new(),
         }],
     }
+}
+
+/// The virtual MTA for mail about a message: by what is there, for that of the message may be why it failed.
+fn vmta_of(config: &Config, e: &ArchivedEnvelope) -> String {
+    canonical_name(config.snapshot.get(), &e.vmta).unwrap_or_default().to_owned()
 }
 
 /// Mail of our own goes where aliases lead, like all mail.

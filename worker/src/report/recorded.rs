@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ipc::message::Envelope;
+use ipc::message::{Envelope, Recipient};
 use rkyv::util::AlignedVec;
 use spool::{NewMessage, Outcomes};
 
@@ -30,15 +30,22 @@ impl std::fmt::Debug for Report {
 }
 
 impl Report {
-    /// Mail to one address.
-    pub fn new(shard: &Rc<Shard>, mut envelope: Envelope, body: Vec<u8>) -> Report {
+    /// Mail of the server's own: for each destination by itself, for each has an owner.
+    pub fn each(shard: &Rc<Shard>, envelope: &Envelope, body: &[Bytes; 2]) -> Vec<Report> {
+        let recipients = envelope.recipients.chunk_by(|a, b| a.destination == b.destination);
+        let of =
+            |some: &[Recipient]| Report::new(shard, Envelope { recipients: some.to_vec(), ..envelope.clone() }, body);
+        recipients.map(of).collect()
+    }
+
+    fn new(shard: &Rc<Shard>, mut envelope: Envelope, body: &[Bytes; 2]) -> Report {
         let owner = Some(owner_of_one(shard, &mut envelope)).filter(|o| *o != shard.number);
         let share = owner.map(|o| shard.handoffs.new_share(o));
         if let Some(s) = &share {
             envelope.handoff = Some(s.id);
             envelope.asked = Some(s.owner);
         }
-        Report { envelope: ipc::frame::archive(&envelope), body: [Bytes::from(body), Bytes::new()], share }
+        Report { envelope: ipc::frame::archive(&envelope), body: body.clone(), share }
     }
 }
 
