@@ -128,17 +128,12 @@ impl Macro {
         }
         let rest = &text[first.len_utf8()..];
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let kept = match &rest[..digits] {
-            "" => 0,
-            number => number
-                .parse::<usize>()
-                .unwrap_or(usize::MAX)
-                .max(1)
-                .min(if number.trim_start_matches('0').is_empty() { 0 } else { usize::MAX }),
+        let kept = match (&rest[..digits], rest[..digits].trim_start_matches('0')) {
+            ("", _) => 0,
+            // No part at all is none that could be left.
+            (_, "") => return None,
+            (_, number) => number.parse().unwrap_or(usize::MAX),
         };
-        if digits > 0 && kept == 0 {
-            return None;
-        }
         let rest = &rest[digits..];
         let (is_reversed, delimiters) = match rest.strip_prefix(['r', 'R']) {
             Some(d) => (true, d),

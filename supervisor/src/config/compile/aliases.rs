@@ -61,12 +61,17 @@ impl Compiler<'_> {
         let global = &self.snapshot.global;
         let (domains, host) = (global.local_domains.clone(), global.host_name.clone());
         let mut aliases = Aliases::default();
-        let mut at = BTreeMap::new();
+        let (mut at, mut written) = (BTreeMap::new(), 0);
         for line in lines {
             let sources = match line.source.contains('@') {
                 true => vec![line.source],
                 false => domains.iter().map(|d| format!("{}@{d}", line.source)).collect(),
             };
+            written += sources.len().saturating_mul(line.targets.len());
+            if written > ALL_TARGETS_MAX {
+                let message = format!("aliases name more than {ALL_TARGETS_MAX} addresses, at all local domains");
+                return self.error(line.at, "too-many-targets", message, "name a mailing list in place of its members");
+            }
             for source in sources {
                 let full = line.targets.iter().map(|t| match t.contains('@') {
                     true => t.clone(),
