@@ -57,7 +57,7 @@ fn mail_is_taken_from_whom_its_domain_names() {
         assert!(got == code && text.contains(said), "{sender}: {got} {text}");
     }
     // What is found stands in the message, and nobody else writes it. Commands behind MAIL may come at once.
-    let forged = "Authentication-Results: (x) mta.test; spf=pass\r\nauthentication-results: other.test; spf=pass\r\n";
+    let forged = "Authentication-Results: (x (a) \\) ) \"mta\\.test\" ; spf=pass\r\nauthentication-results: other.test; spf=pass\r\n";
     for (last, sender, to, says) in [
         (2, "s@pass.test", "a@d.test", "mta.test;\r\n\tspf=pass smtp.mailfrom=pass.test\r\n"),
         (2, "", "b@d.test", "mta.test;\r\n\tspf=pass smtp.helo=client.test\r\n"),
@@ -77,7 +77,7 @@ fn mail_is_taken_from_whom_its_domain_names() {
         eventually("it arrives", WAIT, || r.message_to(to).is_some());
         let content = r.message_to(to).unwrap().content;
         assert!(content.contains(says), "{content}");
-        assert!(!content.contains("(x) mta.test") && content.contains("other.test; spf=pass"), "{content}");
+        assert!(!content.contains("(x (a)") && content.contains("other.test; spf=pass"), "{content}");
     }
 }
 
@@ -89,6 +89,8 @@ fn clients_have_the_names_that_lead_back_to_them() {
     dns.host("good.test", [127, 0, 0, 2]);
     dns.set("3.0.0.127.in-addr.arpa", named("forged.test"));
     dns.host("forged.test", [127, 0, 0, 9]);
+    dns.set("6.0.0.127.in-addr.arpa", named("silent.test"));
+    dns.set("silent.test", Name { servfail: true, ..Name::default() });
     dns.set("5.0.0.127.in-addr.arpa", Name { servfail: true, ..Name::default() });
     let source = |rejects: &str| {
         let all =
@@ -110,6 +112,7 @@ fn clients_have_the_names_that_lead_back_to_them() {
         (3, 550, "5.7.25 Reverse DNS of 127.0.0.3 says fail: no name of the address has it as an address"),
         (4, 550, "5.7.25 Reverse DNS of 127.0.0.4 says permerror: the address has no name (PTR)"),
         (5, 451, "4.7.25 Reverse DNS of 127.0.0.5 says temperror"),
+        (6, 451, "4.7.25 Reverse DNS of 127.0.0.6 says temperror"),
         (17, 250, ""),
     ] {
         let (got, text) = from(last, &engine).command("MAIL FROM:<s@x.test>").unwrap();

@@ -342,15 +342,27 @@ fn finish(
 
 /// Whether an Authentication-Results field names a server as the one that checked.
 fn is_result_of(host: &str, value: &[u8]) -> bool {
-    let text = headers::shown(value, 500);
-    let mut id = text.as_str();
-    // Comments may stand before it.
-    while let Some(comment) = id.trim_start().strip_prefix('(') {
-        id = comment.split_once(')').map_or("", |(_, rest)| rest);
+    let text = headers::unfolded(value);
+    let (mut depth, mut is_quoted, mut id) = (0usize, false, String::new());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if depth > 0 || is_quoted => {
+                let next = chars.next();
+                id.extend(next.filter(|_| depth == 0));
+            }
+            '"' if depth == 0 => is_quoted = !is_quoted,
+            c if is_quoted => id.push(c),
+            // Comments may stand before it, and comments in these.
+            '(' => depth += 1,
+            ')' if depth > 0 => depth -= 1,
+            _ if depth > 0 => {}
+            c if c.is_whitespace() && id.is_empty() => {}
+            c if c.is_whitespace() || ";/".contains(c) => break,
+            c => id.push(c),
+        }
     }
-    let ends = |c: char| c.is_whitespace() || ";/(".contains(c);
-    let id = id.trim_start().split(ends).next().unwrap_or_default();
-    id.trim_matches('"').trim_end_matches('.').eq_ignore_ascii_case(host)
+    id.trim_end_matches('.').eq_ignore_ascii_case(host)
 }
 
 /// `include-headers-from` of a virtual MTA or pool.

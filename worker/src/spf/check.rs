@@ -422,6 +422,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_text_of_many_macros_is_expanded_as_far_as_a_name_goes() {
+        let many = format!("v=spf1 redirect={}.m.test", "%{S}".repeat(16_000));
+        let zone = Zone::of(&[("TXT m.test", &many)]);
+        // Expanded whole it takes gigabytes of small pieces.
+        let sender = format!("{}@m.test", "!".repeat(900));
+        for _ in 0..100 {
+            assert_eq!(says(&zone, "192.0.2.1", &sender).await, "permerror");
+        }
+    }
+
+    #[tokio::test]
     async fn a_record_that_is_wrong_anywhere_is_wrong() {
         for wrong in [
             "-all a:",

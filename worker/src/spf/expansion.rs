@@ -103,13 +103,21 @@ impl Text {
 
     /// What it stands for, as the name of a domain.
     pub fn expanded(&self, v: &Values<'_>) -> String {
-        let mut out = String::new();
-        for part in &self.0 {
-            match part {
-                Part::Literal(l) => out.push_str(l),
-                Part::Macro(m) => out.push_str(&m.expanded(v)),
+        // From the right: of more than a name has room for, the left is given up anyway.
+        let (mut parts, mut len) = (Vec::new(), 0);
+        for part in self.0.iter().rev() {
+            let text = match part {
+                Part::Literal(l) => l.clone(),
+                Part::Macro(m) => m.expanded(v),
+            };
+            len += text.len();
+            parts.push(text);
+            if len > NAME_MAX + 1 {
+                break;
             }
         }
+        parts.reverse();
+        let out = parts.concat();
         let mut name = out.strip_suffix('.').unwrap_or(&out);
         while name.len() > NAME_MAX {
             name = name.split_once('.').map_or("", |(_, rest)| rest);

@@ -25,13 +25,18 @@ pub const NAMES_MAX: usize = 10;
 /// Those of the names of an address that have it as an address of theirs (RFC 8601 section 2.7.3); how many of the first names were looked at is bounded.
 ///
 /// # Errors
-/// DNS says nothing of the address; of names that it says nothing of others may do.
+/// DNS does not answer for the address, or for a name of it where no other is confirmed.
 pub async fn confirmed(names: &impl Names, ip: IpAddr) -> Result<Vec<String>, Unanswered> {
-    let mut found = Vec::new();
+    let (mut found, mut unanswered) = (Vec::new(), None);
     for name in names.names_of(ip).await?.into_iter().take(NAMES_MAX) {
-        if names.addresses(&name, ip.is_ipv6()).await.is_ok_and(|all| all.contains(&ip)) {
-            found.push(name);
+        match names.addresses(&name, ip.is_ipv6()).await {
+            Ok(all) if all.contains(&ip) => found.push(name.to_ascii_lowercase()),
+            Ok(_) => {}
+            Err(why) => unanswered = Some(why),
         }
     }
-    Ok(found)
+    match unanswered {
+        Some(why) if found.is_empty() => Err(why),
+        _ => Ok(found),
+    }
 }
